@@ -1,0 +1,192 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab as fixtures: real hosts over real SSH for the modules, and a way to look at them that is none of ours.
+
+The test lab has its own containers (GPUFLEET_LAB=test) and is taken down at the end unless KEEP_LAB is set.
+    FLEET_HOSTS=n   how many hosts (default 3: gpu1 has 4 cards of 24 GiB, gpu2 four H200s, gpu3 two)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB_PY = ROOT / "tests" / "lab" / "lab.py"
+STATES = {"gpu1": "rtx4090x4", "gpu2": "h200x4", "gpu3": "h200x2"}
+
+
+class Run:
+    """One run of ansible or ansible-playbook: `rc`, `output`, `results` (one dict a task and host), `stats` by host."""
+
+    def __init__(self, rc: int, output: str, lines: List[Dict[str, Any]], seconds: float) -> None:
+        self.rc, self.output, self.seconds = rc, output, seconds
+        self.results = [line for line in lines if "result" in line]
+        self.stats: Dict[str, Dict[str, int]] = next((line["stats"] for line in lines if "stats" in line), {})
+
+    @property
+    def changed(self) -> int:
+        """Number of changed tasks over all hosts."""
+        return sum(host["changed"] for host in self.stats.values())
+
+    def of(self, action: str, host: Optional[str] = None) -> List[Dict[str, Any]]:
+        """Results of one action, by its short name or its FQCN, of one host or all."""
+        return [
+            line["result"]
+            for line in self.results
+            if action in (line["action"], line["action"].rpartition(".")[2]) and host in (None, line["host"])
+        ]
+
+
+class Lab:
+    """The running test lab."""
+
+    def __init__(self, hosts: int, cache: Path) -> None:
+        self.hosts = ["gpu%d" % number for number in range(1, hosts + 1)]
+        self.cache = cache
+        self.inventory = ""
+
+    def lab(self, *words: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess:
+        """Run lab.py; its output is in `.stdout`, errors included."""
+        done = subprocess.run(
+            [sys.executable, str(LAB_PY), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        assert not check or done.returncode == 0, "lab.py %s: exit %d\n%s" % (
+            " ".join(words),
+            done.returncode,
+            done.stdout,
+        )
+        return done
+
+    def up(self) -> None:
+        self.lab("up", "--hosts", str(len(self.hosts)))
+        self.inventory = self.lab("inventory").stdout.strip()
+
+    def down(self) -> None:
+        self.lab("down")
+
+    def sh(self, host: str, command: str, check: bool = True, timeout: float = 120) -> str:
+        """Output of a shell command run as root on a host, not through Ansible: the independent look."""
+        done = self.lab("exec", host, "--", "sh", "-c", command, check=False, timeout=timeout)
+        assert not check or done.returncode == 0, "%s: %s: exit %d\n%s" % (host, command, done.returncode, done.stdout)
+        return done.stdout
+
+    def state(self, host: str, name: Optional[str] = None, *faults: str) -> None:
+        """Switch a host's simulated GPUs, without faults unless named; no name: the state the host booted with."""
+        words = [word for fault in faults for word in ("--fault", fault)]
+        self.lab("state", host, name or STATES.get(host, "h200x4"), *words)
+
+    def reset(self, host: str) -> str:
+        """Make a host as it was after boot: its GPUs, no service of ours, no override, nothing failed. Returns its name."""
+        self.state(host)
+        self.sh(
+            host,
+            "systemctl list-unit-files --no-legend 'ollama*' 'fleet-*' | while read unit rest; do"
+            '   systemctl unmask --quiet $unit; case $unit in *@.service) systemctl stop "${unit%.service}*";;'
+            "   *) systemctl disable --quiet --now $unit;; esac; done 2>/dev/null;"
+            " umount -q /etc/systemd/system /etc 2>/dev/null;"
+            " rm -rf /etc/gpufleet /etc/systemd/system/ollama* /etc/systemd/system/fleet-*;"
+            " rm -rf /run/systemd/system/ollama* /run/systemd/system/fleet-*;"
+            " systemctl daemon-reload; systemctl reset-failed",
+        )
+        return host
+
+    def ansible(self, *words: str, env: Optional[Dict[str, str]] = None, timeout: float = 900) -> Run:
+        """Run a tool of ansible-core (`words[0]`) on the lab's inventory."""
+        results = self.cache / ("results-%d.jsonl" % time.monotonic_ns())
+        environment = dict(
+            os.environ,
+            ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"),
+            ANSIBLE_CALLBACK_PLUGINS=str(Path(__file__).parent / "callback_plugins"),
+            ANSIBLE_CALLBACKS_ENABLED="results",
+            ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
+            ANSIBLE_NOCOLOR="1",
+            GPUFLEET_RESULTS=str(results),
+            **(env or {}),
+        )
+        tool = Path(sys.executable).parent / words[0]
+        started = time.monotonic()
+        done = subprocess.run(
+            [str(tool), "-i", self.inventory, *words[1:]],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        seconds = time.monotonic() - started
+        lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+        return Run(done.returncode, done.stdout, lines, seconds)
+
+    def module(
+        self, host: str, name: str, args: Optional[Dict[str, Any]] = None, check: bool = False, **more: Any
+    ) -> Dict[str, Any]:
+        """Run one module over SSH and sudo, with --diff; its result, with `failed` and `seconds` always in it."""
+        action = name if "." in name else "gpufleet.inference." + name
+        words = ["--check"] if check else []
+        run = self.ansible(
+            "ansible", host, "--become", "--diff", "-m", action, "-a", json.dumps(args or {}), *words, **more
+        )
+        assert len(run.results) == 1, "no result of %s on %s:\n%s" % (action, host, run.output)
+        line = run.results[0]
+        return dict(line["result"], failed=line["status"] != "ok", seconds=run.seconds)
+
+    def playbook(self, path: str, *words: str, ok: bool = True, warnings: bool = False, **more: Any) -> Run:
+        """Run a playbook with --diff; unless told otherwise it must succeed and must warn of nothing."""
+        run = self.ansible("ansible-playbook", "--diff", path, *words, **more)
+        assert not ok or run.rc == 0, "%s: exit %d\n%s" % (path, run.rc, run.output)
+        assert warnings or not any(word in run.output for word in ("[WARNING]", "[DEPRECATION")), run.output
+        return run
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The lab, up, with FLEET_HOSTS hosts."""
+    os.environ.setdefault("GPUFLEET_LAB", "test")
+    running = Lab(int(os.environ.get("FLEET_HOSTS", "3")), tmp_path_factory.mktemp("fleet"))
+    running.up()
+    yield running
+    if not os.environ.get("KEEP_LAB"):
+        running.down()
+
+
+@pytest.fixture
+def fresh(lab: Lab) -> Callable[[str], str]:
+    """`fresh("gpu2")` resets a host and gives its name back."""
+    return lab.reset
+
+
+@pytest.fixture
+def host(lab: Lab) -> str:
+    """The first host, reset: 4 consumer cards."""
+    return lab.reset("gpu1")
+
+
+@pytest.fixture
+def sh(lab: Lab) -> Callable[..., str]:
+    return lab.sh
+
+
+@pytest.fixture
+def module(lab: Lab) -> Callable[..., Dict[str, Any]]:
+    return lab.module
+
+
+@pytest.fixture
+def run_playbook(lab: Lab) -> Callable[..., Run]:
+    return lab.playbook

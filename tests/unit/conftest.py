@@ -1,0 +1,52 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What unit tests share: run a module in this process, read a fixture file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture
+def run_module(capsys: pytest.CaptureFixture) -> Callable[..., Dict[str, Any]]:
+    """`run_module(main, args, check=False, diff=False, warnings=())` gives the result that the module printed.
+
+    `failed` is always in it. The warnings must be the given ones: each expected text is part of one warning, no other
+    may be there, and a deprecation never.
+    """
+
+    def run(
+        main: Callable[[], Any],
+        args: Optional[Dict[str, Any]] = None,
+        check: bool = False,
+        diff: bool = False,
+        warnings: tuple = (),
+    ) -> Dict[str, Any]:
+        values = dict(args or {}, _ansible_check_mode=check, _ansible_diff=diff)
+        capsys.readouterr()
+        with patch_module_args(values), pytest.raises(SystemExit):
+            main()
+        result = json.loads(capsys.readouterr().out)
+        result.setdefault("failed", False)
+        seen = [str(warning) for warning in result.get("warnings", [])]
+        assert len(seen) == len(warnings), "warnings: %s" % seen
+        for text in warnings:
+            assert any(text in warning for warning in seen), "no warning with %r among %s" % (text, seen)
+        assert not result.get("deprecations"), result["deprecations"]
+        return result
+
+    return run
+
+
+@pytest.fixture
+def fixture_text() -> Callable[[str], str]:
+    """`fixture_text("gpu/NAME")` is the text of a file under tests/unit/fixtures."""
+    return lambda name: (FIXTURES / name).read_text(encoding="utf-8")
