@@ -1,0 +1,192 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which GPUs a service gets: a wish (all, a list, a policy) and the facts in, devices out. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from typing import Any, Dict, List, Optional, Union
+
+_GIB = 1024 ** 3
+
+POLICY_KEYS = ("count", "min_memory_gib", "min_free_memory_gib", "model", "healthy", "exclude_display")
+
+
+class SelectionError(Exception):
+    """A wish that this host cannot fulfil; the message names the thing and what there is instead."""
+
+
+def select(devices: List[Dict[str, Any]], wanted: Union[str, List[Any], Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The devices a wish means.
+
+    :param devices: ``devices`` of the facts.
+    :param wanted: one of
+
+        * ``"all"``: every GPU of the host; one that is not healthy is an error, not left out in silence.
+        * a list of indexes, UUIDs and PCI bus ids, kept in its order. What a person names is obeyed even when its
+          health is in doubt, except for a GPU that no longer answers.
+        * a policy, a dict of ``count`` (int, the first so many of those that fit, by index; default all of them, at
+          least one), ``min_memory_gib`` (float, total), ``min_free_memory_gib`` (float, free at this moment: what the
+          service itself holds counts as taken), ``model`` (regular expression searched in the name, case ignored),
+          ``healthy`` (bool, default true), ``exclude_display`` (bool, default false: GPUs that drive a display).
+
+    :returns: devices out of ``devices``, at least one.
+    :raises SelectionError: nothing fits, a name is unknown or twice there, a GPU is unhealthy, lost, or cut into MIG
+        instances.
+    """
+    if not devices:
+        raise SelectionError("This host has no GPU to choose from; check gpu.fault and gpu.count of the gpu_facts module")
+    if wanted == "all":
+        chosen = _all(devices)
+    elif isinstance(wanted, dict):
+        chosen = _by_policy(devices, wanted)
+    elif isinstance(wanted, (list, tuple)):
+        chosen = _by_name(devices, wanted)
+    else:
+        raise SelectionError(
+            "GPUs are wanted as %r; expected \"all\", a list of indexes, UUIDs or PCI bus ids, or a policy with some of %s"
+            % (wanted, ", ".join(POLICY_KEYS))
+        )
+    for device in chosen:
+        if _cut_into_instances(device):
+            raise SelectionError(
+                "GPU %s is cut into MIG instances and cannot be used as a whole; "
+                "disable MIG on it (nvidia-smi -i %s -mig 0) or leave it out" % (label(device), device["index"])
+            )
+    return chosen
+
+
+def visible_devices(selected: List[Dict[str, Any]], devices: List[Dict[str, Any]], wanted: Any = None) -> str:
+    """The selection as a value of CUDA_VISIBLE_DEVICES.
+
+    Indexes (``0,1,2,3``) when every GPU of the host is of the same model and answers: then CUDA counts them as NVML
+    does. UUIDs otherwise, and when the wish named one. Never a mix: CUDA stops reading at the first of another kind.
+
+    :param selected: what select() gave.
+    :param devices: all devices of the facts.
+    :param wanted: the wish given to select(), looked at only for UUIDs.
+    """
+    by_uuid = isinstance(wanted, (list, tuple)) and any(str(name).upper().startswith("GPU-") for name in wanted)
+    counted_alike = len({device["name"] for device in devices}) == 1 and not any(
+        device["health"]["lost"] or _cut_into_instances(device) for device in devices
+    )
+    if counted_alike and not by_uuid:
+        return ",".join(str(device["index"]) for device in selected)
+    return ",".join(device["uuid"] for device in selected)
+
+
+def label(device: Dict[str, Any]) -> str:
+    """How messages name a GPU: ``0 (NVIDIA H200, GPU-…, 0000:00:06.0)``; unknown parts are left out."""
+    parts = [device[key] for key in ("name", "uuid", "pci_bus_id") if device[key]]
+    return "%s (%s)" % (device["index"], ", ".join(parts)) if parts else str(device["index"])
+
+
+def pci_bus_id(text: str) -> str:
+    """A PCI bus id in sysfs' form, ``0000:00:06.0``, from any of NVML's and CUDA's: ``00000000:00:06.0``, upper case."""
+    text = text.lower()
+    domain, _, rest = text.partition(":")
+    if rest.count(":") == 0:  # CUDA's short form, without a domain
+        domain, rest = "0", text
+    try:
+        return "%04x:%s" % (int(domain, 16), rest)
+    except ValueError:
+        return text
+
+
+def _all(devices: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    for device in devices:
+        if not device["health"]["ok"]:
+            raise SelectionError(
+                "all GPUs are wanted, but GPU %s is not healthy: %s; repair it, or choose with the policy {healthy: true} "
+                "or a list of the others" % (label(device), "; ".join(device["health"]["reasons"]))
+            )
+    return list(devices)
+
+
+def _by_name(devices: List[Dict[str, Any]], names: Union[List[Any], tuple]) -> List[Dict[str, Any]]:
+    if not names:
+        raise SelectionError("The list of wanted GPUs is empty; name at least one of %s" % _what_there_is(devices))
+    chosen = []  # type: List[Dict[str, Any]]
+    for name in names:
+        device = _find(devices, name)
+        if device is None:
+            raise SelectionError("There is no GPU %s on this host; there are %s" % (name, _what_there_is(devices)))
+        if device in chosen:
+            raise SelectionError("GPU %s is named twice in the list of wanted GPUs; name each once" % label(device))
+        if device["health"]["lost"]:
+            raise SelectionError(
+                "GPU %s is wanted but does not answer: %s" % (label(device), "; ".join(device["health"]["reasons"]))
+            )
+        chosen.append(device)
+    return chosen
+
+
+def _find(devices: List[Dict[str, Any]], name: Any) -> Optional[Dict[str, Any]]:
+    if isinstance(name, bool):
+        return None
+    text = str(name)
+    for device in devices:
+        if text.isdigit():
+            if device["index"] == int(text):
+                return device
+        elif text in (device["uuid"],) or (device["pci_bus_id"] and pci_bus_id(text) == device["pci_bus_id"]):
+            return device
+    return None
+
+
+def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any]) -> List[Dict[str, Any]]:
+    unknown = sorted(set(policy) - set(POLICY_KEYS))
+    if unknown:
+        raise SelectionError("The GPU policy has unknown keys: %s; known are %s" % (", ".join(unknown), ", ".join(POLICY_KEYS)))
+    rules = {key: value for key, value in policy.items() if value is not None}
+    try:
+        model = re.compile(rules["model"], re.IGNORECASE) if "model" in rules else None
+    except re.error as error:
+        raise SelectionError("The GPU policy's model %r is no regular expression: %s" % (rules["model"], error))
+    fitting, refused = [], []
+    for device in devices:
+        why = _why_not(device, rules, model)
+        if why:
+            refused.append("%s: %s" % (label(device), why))
+        else:
+            fitting.append(device)
+    count = rules.get("count")
+    if count is not None and count < 1:
+        raise SelectionError("The GPU policy's count is %s; expected at least 1" % count)
+    if len(fitting) < (count or 1):
+        raise SelectionError(
+            "The GPU policy wants %s but %d of %d GPUs fit it; left out: %s"
+            % ("%d GPUs" % count if count else "at least one GPU", len(fitting), len(devices), " | ".join(refused) or "none")
+        )
+    return fitting[:count]
+
+
+def _why_not(device: Dict[str, Any], rules: Dict[str, Any], model: Optional["re.Pattern"]) -> Optional[str]:
+    """Why a GPU does not fit a policy, or None when it does."""
+    if device["health"]["lost"] or (rules.get("healthy", True) and not device["health"]["ok"]):
+        return "; ".join(device["health"]["reasons"])
+    if _cut_into_instances(device):
+        return "cut into MIG instances"
+    if model and not (device["name"] and model.search(device["name"])):
+        return "its name does not match %r" % rules["model"]
+    if rules.get("exclude_display") and device["display_active"]:
+        return "it drives a display"
+    for key, memory in (("min_memory_gib", "total_bytes"), ("min_free_memory_gib", "free_bytes")):
+        if key in rules:
+            what = "memory" if memory == "total_bytes" else "free memory"
+            held = device["memory"][memory]
+            if held is None:
+                return "its %s is not known" % what
+            if held < float(rules[key]) * _GIB:
+                return "%.1f GiB of %s, less than %s" % (held / _GIB, what, rules[key])
+    return None
+
+
+def _cut_into_instances(device: Dict[str, Any]) -> bool:
+    return bool(device["mig"]["enabled"])
+
+
+def _what_there_is(devices: List[Dict[str, Any]]) -> str:
+    return ", ".join(label(device) for device in devices)
