@@ -90,7 +90,7 @@ class Lab:
         self.lab("state", host, name or STATES.get(host, "h200x4"), *words)
 
     def reset(self, host: str) -> str:
-        """Make a host as it was after boot: its GPUs, no service of ours, no override, nothing failed. Returns its name."""
+        """Make a host as after boot: its GPUs, no service of ours, no override, nothing failed. Gives its name back."""
         self.state(host)
         self.sh(
             host,

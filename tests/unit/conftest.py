@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
 import pytest
+from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture
-def run_module(capsys: pytest.CaptureFixture) -> Callable[..., Dict[str, Any]]:
+def run_module(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dict[str, Any]]:
     """`run_module(main, args, check=False, diff=False, warnings=())` gives the result that the module printed.
 
     `failed` is always in it. The warnings must be the given ones: each expected text is part of one warning, no other
     may be there, and a deprecation never.
     """
+    seen = []
+
+    monkeypatch.setattr(basic, "warn", lambda warning, **more: seen.append(str(warning)))
+    monkeypatch.setattr(basic, "deprecate", lambda msg, *args, **more: seen.append("DEPRECATED: %s" % msg))
 
     def run(
         main: Callable[[], Any],
@@ -31,16 +36,15 @@ def run_module(capsys: pytest.CaptureFixture) -> Callable[..., Dict[str, Any]]:
         warnings: tuple = (),
     ) -> Dict[str, Any]:
         values = dict(args or {}, _ansible_check_mode=check, _ansible_diff=diff)
+        seen.clear()
         capsys.readouterr()
         with patch_module_args(values), pytest.raises(SystemExit):
             main()
         result = json.loads(capsys.readouterr().out)
         result.setdefault("failed", False)
-        seen = [str(warning) for warning in result.get("warnings", [])]
         assert len(seen) == len(warnings), "warnings: %s" % seen
         for text in warnings:
             assert any(text in warning for warning in seen), "no warning with %r among %s" % (text, seen)
-        assert not result.get("deprecations"), result["deprecations"]
         return result
 
     return run
