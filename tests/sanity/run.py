@@ -1,0 +1,96 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run `ansible-test sanity` on a copy of this checkout: it wants to stand in ansible_collections/NAMESPACE/NAME.
+
+ansible-test's own environments are kept in the cache, under a HOME of their own; the bootstrap script that it would
+download is replaced by the ensurepip of the Python at hand, so that pip is all that goes out, and only once.
+    run.py [TEST...]    all tests, or those named
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference") / "sanity"
+PYTHON = "%d.%d" % sys.version_info[:2]
+TOOL = Path(sys.executable).parent / "ansible-test"
+
+# The workshop around the collection is no part of it: ruff looks after that.
+WORKSHOP = re.compile(r"tests/(?!unit/)|benchmarks/|\.")
+
+# ansible-core 2.19 asks for the script of pip 24.2, 2.20 and 2.21 for that of 25.2.
+PIPS = ("24_2", "25_2")
+GET_PIP = """
+import subprocess, sys
+subprocess.check_call([sys.executable, "-m", "ensurepip", "--default-pip"])
+words = [word for word in sys.argv[1:] if word not in ("--no-setuptools", "--no-wheel")]
+sys.exit(subprocess.call([sys.executable, "-m", "pip", "install"] + words))
+"""
+
+
+def copy_of_checkout() -> Path:
+    """A fresh copy of the collection's files that git tracks or would track."""
+    target = CACHE / "copy" / "ansible_collections" / "gpufleet" / "inference"
+    shutil.rmtree(CACHE / "copy", ignore_errors=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        source = ROOT / name
+        if name and source.is_file() and not WORKSHOP.match(name):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name)
+    return target
+
+
+def own_home() -> Path:
+    """A HOME that holds ansible-test's environments, the bootstrap script and the caller's pip settings."""
+    home = CACHE / "home"
+    for version in PIPS:
+        script = home / ".ansible" / "test" / "cache" / ("get_pip_%s.py" % version)
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(GET_PIP)
+    # ansible-test hands no PIP_… variable on: they go into pip's own file.
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], check=True, text=True, stdout=subprocess.PIPE
+    )
+    settings = dict(re.findall(r"^(?:global|:env:)\.([a-z-]+)='(.*)'$", listed.stdout, re.MULTILINE))
+    config = home / ".config" / "pip" / "pip.conf"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.touch(mode=0o600)
+    config.write_text("[global]\n" + "".join("%s = %s\n" % item for item in sorted(settings.items())))
+    return home
+
+
+def main(tests: List[str]) -> int:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+    environment.update(HOME=str(own_home()), LC_ALL="C.UTF-8")
+    command = [str(TOOL), "sanity", "--python", PYTHON, "--color", "no"]
+    for test in tests:
+        command += ["--test", test]
+    ran, failed = set(), set()
+    with subprocess.Popen(
+        command, cwd=copy_of_checkout(), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as running:
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            ran.update(re.findall(r'^Running sanity test "([a-z0-9-]+)"', line))
+            failed.update(re.findall(r"^([a-z0-9-]+)$", line))
+    failed &= ran
+    print("sanity: %d passed, %d failed" % (len(ran - failed), len(failed) or bool(running.returncode)))
+    return running.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
