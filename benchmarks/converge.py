@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What it costs to check a fleet that is already as declared: site.yml beside a playbook of builtin modules.
+
+    make bench                                  1, 4 and 16 lab hosts, 3 rounds
+    benchmarks/converge.py --hosts 4 --rounds 5
+
+Both playbooks run in turn (A B A B …) on the same hosts, so that a change in the machine's speed hits both; the
+figures are medians, and the ratio is taken round by round. Controller CPU is that of ansible-playbook and its
+children; the hosts' CPU is read from their control groups. The figure to trust is the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LAB = os.environ.get("GPUFLEET_LAB", "bench")
+PLAYBOOKS = {"site.yml": ROOT / "site.yml", "builtin modules": ROOT / "benchmarks" / "builtin.yml"}
+
+
+def lab(*words: str) -> str:
+    """Run the lab's own command line; its inventory path is the last line that `up` prints."""
+    command = [sys.executable, str(ROOT / "tests" / "lab" / "lab.py"), *words]
+    done = subprocess.run(command, env={**os.environ, "GPUFLEET_LAB": LAB}, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def play(playbook: Path, inventory: str, *extra: str) -> subprocess.CompletedProcess:
+    """One run of a playbook; it must not fail."""
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", inventory, str(playbook), *extra]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+    return done
+
+
+def host_cpu(count: int) -> float:
+    """CPU seconds used so far by all hosts of the lab."""
+    total = 0
+    for number in range(1, count + 1):
+        stat = subprocess.run(
+            ["podman", "exec", f"{LAB}-gpu{number}", "cat", "/sys/fs/cgroup/cpu.stat"],
+            capture_output=True, text=True, check=True,
+        ).stdout
+        total += int(re.search(r"usage_usec (\d+)", stat).group(1))
+    return total / 1e6
+
+
+def measure(playbook: Path, inventory: str, count: int) -> dict[str, float]:
+    """Seconds of wall clock, of the controller's CPU and of the hosts' CPU for one run."""
+    hosts, before, begun = host_cpu(count), resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = play(playbook, inventory)
+    wall, after = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    changed = re.findall(r"changed=(\d+)", done.stdout)
+    if len(changed) < count or set(changed) != {"0"}:
+        raise SystemExit(f"{playbook.name} is not converged: changed={changed}\n{done.stdout[-3000:]}")
+    return {
+        "wall": wall,
+        "controller": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "hosts": host_cpu(count) - hosts,
+    }
+
+
+def remote_calls(playbook: Path, inventory: str) -> int:
+    """Modules that one host was sent in a converged run, as ansible's own -vvv output names them."""
+    return len(re.findall(r"^<[^>]+> Using module file |^Using module file ", play(
+        playbook, inventory, "-vvv", "--limit", "gpu1").stdout, re.MULTILINE))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--rounds", type=int, default=3)
+    wanted = parser.parse_args()
+    print("| hosts | playbook | module calls a host | wall s | controller CPU s | hosts' CPU s | slower by |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    try:
+        for count in wanted.hosts:
+            inventory = lab("up", "--hosts", str(count)).split()[-1]
+            for playbook in PLAYBOOKS.values():
+                play(playbook, inventory)
+            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in PLAYBOOKS}
+            for _ in range(wanted.rounds):
+                for name, playbook in PLAYBOOKS.items():
+                    rounds[name].append(measure(playbook, inventory, count))
+            ratio = statistics.median(
+                theirs["wall"] / ours["wall"] for ours, theirs in zip(*rounds.values(), strict=True))
+            for name, runs in rounds.items():
+                figures = [statistics.median(run[what] for run in runs) for what in ("wall", "controller", "hosts")]
+                print(f"| {count} | {name} | {remote_calls(PLAYBOOKS[name], inventory)} | "
+                      + " | ".join(f"{figure:.1f}" for figure in figures)
+                      + f" | {'1' if name == 'site.yml' else f'{ratio:.1f}'} |", flush=True)
+    finally:
+        lab("down")
+
+
+if __name__ == "__main__":
+    main()
