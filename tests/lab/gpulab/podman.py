@@ -1,0 +1,138 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The only file that talks to podman."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+from pathlib import Path
+from typing import Dict, List, NamedTuple, NoReturn, Sequence
+
+from gpulab.errors import LabError
+
+# runc, as crun refuses a machine with both cgroup versions mounted.
+RUNTIME = "runc"
+
+# SYS_PTRACE: root reads other users' /proc/PID/environ. SYS_ADMIN: units mount, the simulator mounts. MKNOD: /dev/nvidia*.
+CAPABILITIES = ("SYS_PTRACE", "SYS_ADMIN", "MKNOD")
+
+# 195 is the major number of /dev/nvidiaN; no driver answers there, so opening a node that is allowed gives ENXIO.
+DEVICE_RULES = ("c 195:* rwm",)
+
+# What a lab host gets from this machine is mounted here and copied over its / before systemd starts.
+HANDED_IN = "/usr/local/share/gpufleet-lab"
+
+# With cgroup version 2 alone systemd enforces DeviceAllow=, as on a real GPU host.
+START = (
+    'if [ "$(stat -fc %%T /sys/fs/cgroup)" != cgroup2fs ]; then'
+    " umount -lR /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || exit 1; fi;"
+    " for tree in %s/*/; do cp -rP --remove-destination $tree. / || exit 1; done;"
+    " exec /sbin/init"
+) % HANDED_IN
+
+
+class Container(NamedTuple):
+    """One container as podman knows it. `alive`: its first process truly runs here, whatever podman remembers."""
+
+    name: str
+    id: str
+    alive: bool
+    ip: str
+    started_at: str
+    labels: Dict[str, str]
+
+
+def podman(*words: str, check: bool = True, timeout: float = 120, **more) -> subprocess.CompletedProcess:
+    """Run podman; stdout and stderr are text. Raises LabError when it fails, unless `check` is off."""
+    try:
+        done = subprocess.run(["podman", *words], capture_output=True, text=True, timeout=timeout, **more)
+    except subprocess.TimeoutExpired:
+        raise LabError("podman %s: no answer within %d s" % (" ".join(words), timeout)) from None
+    if check and done.returncode:
+        raise LabError("podman %s: exit %d: %s" % (" ".join(words), done.returncode, (done.stderr or done.stdout).strip()))
+    return done
+
+
+def execute(container: str, *command: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess:
+    """Run a command as root inside a container."""
+    return podman("exec", container, *command, check=check, timeout=timeout)
+
+
+def become_execute(container: str, command: Sequence[str], terminal: bool) -> NoReturn:
+    """Give this process over to a command inside a container."""
+    os.execvp("podman", ["podman", "exec", "-it" if terminal else "-i", container, *command])
+
+
+def containers(prefix: str) -> List[Container]:
+    """The containers named PREFIX1, PREFIX2, …"""
+    listed = podman("ps", "--all", "--noheading", "--format", "{{.Names}}", "--filter", "name=^%s[0-9]+$" % prefix)
+    names = listed.stdout.split()
+    if not names:
+        return []
+    found = []
+    for one in json.loads(podman("container", "inspect", *names).stdout):
+        networks = (one["NetworkSettings"].get("Networks") or {}).values()
+        found.append(
+            Container(
+                name=one["Name"],
+                id=one["Id"],
+                alive=one["State"]["Running"] and is_process_of(one["State"]["Pid"], one["Id"]),
+                ip=next((network["IPAddress"] for network in networks if network.get("IPAddress")), ""),
+                started_at=one["State"]["StartedAt"],
+                labels=one["Config"].get("Labels") or {},
+            )
+        )
+    return found
+
+
+def is_process_of(pid: int, container_id: str, proc: Path = Path("/proc")) -> bool:
+    """Whether PID is a process of that container: after a restart of the machine podman may name a stranger's."""
+    try:
+        return container_id in (proc / str(pid) / "cgroup").read_text()
+    except OSError:
+        return False
+
+
+def create(name: str, hostname: str, image: str, handed_in: Dict[str, Path], labels: Dict[str, str]) -> None:
+    """Start a new container whose first process is systemd.
+
+    `handed_in`: name → folder of this machine whose content is copied over the `/` of the host at each start.
+    """
+    limits = {
+        "nofile": min(10000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] % 2**63),
+        "nproc": min(9000, resource.getrlimit(resource.RLIMIT_NPROC)[1] % 2**63),
+    }
+    words = ["--runtime", RUNTIME, "run", "--detach", "--name", name, "--hostname", hostname]
+    words += ["--systemd=always", "--cgroupns=private", "--security-opt", "apparmor=unconfined"]
+    words += [word for capability in CAPABILITIES for word in ("--cap-add", capability)]
+    words += [word for rule in DEVICE_RULES for word in ("--device-cgroup-rule", rule)]
+    # Given, as the runtime would otherwise ask for more than a machine that cannot raise its hard limits has.
+    words += [word for limit, value in limits.items() for word in ("--ulimit", "%s=%d:%d" % (limit, value, value))]
+    words += [word for label in labels.items() for word in ("--label", "%s=%s" % label)]
+    for folder, path in handed_in.items():
+        words += ["--volume", "%s:%s/%s:ro" % (path, HANDED_IN, folder)]
+    podman(*words, image, "sh", "-c", START)
+
+
+def start(name: str) -> bool:
+    """Start a container that exists; False if podman cannot."""
+    return podman("start", name, check=False).returncode == 0
+
+
+def remove(names: Sequence[str]) -> None:
+    """Remove containers at once, running or not."""
+    if names:
+        podman("rm", "--force", "--time", "0", *names)
+
+
+def image_exists(image: str) -> bool:
+    return podman("image", "exists", image, check=False).returncode == 0
+
+
+def import_image(archive: Path, image: str) -> None:
+    """Make an image of a root file system's tar."""
+    podman("import", "--quiet", str(archive), image, timeout=600)
