@@ -15,12 +15,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference") / "sanity"
 PYTHON = "%d.%d" % sys.version_info[:2]
+OLDEST = "3.8"  # of the Pythons on GPU hosts
 TOOL = Path(sys.executable).parent / "ansible-test"
 
 # The workshop around the collection is no part of it: ruff looks after that.
@@ -73,23 +75,53 @@ def own_home() -> Path:
     return home
 
 
-def main(tests: List[str]) -> int:
+def target_python() -> Optional[Path]:
+    """A Python of the oldest version that a GPU host may have, if this machine has one that runs."""
+    folders = [Path(folder) for folder in os.get_exec_path()]
+    folders += (Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions").glob(OLDEST + ".*/bin")
+    for python in (folder / ("python" + OLDEST) for folder in folders):
+        if (
+            python.exists()
+            and subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL, check=False).returncode == 0
+        ):
+            return python
+    return None
+
+
+def ansible_test(words: List[str], copy: Path, path: str, home: Path) -> Counter:
+    """Run ansible-test sanity and count its tests."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
-    environment.update(HOME=str(own_home()), LC_ALL="C.UTF-8")
-    command = [str(TOOL), "sanity", "--python", PYTHON, "--color", "no"]
-    for test in tests:
-        command += ["--test", test]
+    environment.update(HOME=str(home), PATH=path, LC_ALL="C.UTF-8")
     ran, failed = set(), set()
     with subprocess.Popen(
-        command, cwd=copy_of_checkout(), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [str(TOOL), "sanity", "--color", "no", *words],
+        cwd=copy,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as running:
         for line in running.stdout:
             print(line, end="", flush=True)
             ran.update(re.findall(r'^Running sanity test "([a-z0-9-]+)"', line))
             failed.update(re.findall(r"^([a-z0-9-]+)$", line))
     failed &= ran
-    print("sanity: %d passed, %d failed" % (len(ran - failed), len(failed) or bool(running.returncode)))
-    return running.returncode
+    return Counter(passed=len(ran - failed), failed=len(failed) or int(running.returncode != 0))
+
+
+def main(tests: List[str]) -> int:
+    copy, home = copy_of_checkout(), own_home()
+    chosen = [word for test in tests for word in ("--test", test)]
+    count = ansible_test(["--python", PYTHON, *chosen], copy, os.environ["PATH"], home)
+    oldest = target_python()
+    if not oldest:
+        print("compile and import on Python %s: skipped, there is none on this machine" % OLDEST)
+        count["skipped"] = 2
+    elif not tests:
+        words = ["--python", OLDEST, "--test", "compile", "--test", "import"]
+        count += ansible_test(words, copy, "%s:%s" % (os.environ["PATH"], oldest.parent), home)
+    print("sanity: %d passed, %d failed, %d skipped" % (count["passed"], count["failed"], count["skipped"]))
+    return int(count["failed"] > 0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What must be true of the repository as a whole: nothing undocumented, untested, or tied to one machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Dict, List
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
+PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
+
+LICENCE = [
+    "# Copyright: (c) The gpufleet developers",
+    "# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)",
+    "# SPDX-License-Identifier: GPL-3.0-or-later",
+]
+
+# Hosts that a file may name in a URL: our own home, standards, the makers' documentation, and names for examples.
+URL_HOSTS = re.compile(
+    r"^(github\.com|galaxy\.ansible\.com|docs\.ansible\.com|forum\.ansible\.com|www\.gnu\.org|docs\.nvidia\.com"
+    r"|ollama\.com|semver\.org|localhost|127\.0\.0\.1|0\.0\.0\.0|\[?::1?\]?|\[::.*"
+    r"|([a-z0-9-]+\.)*example(\.[a-z]+)?|[a-z0-9-]+|10(\.\d+){3}|192\.168(\.\d+){2}|192\.0\.2\.\d+|.*[<{%$(].*)$"
+)
+# Folders that exist on one person's or one service's machine only.
+MACHINE_PATHS = re.compile(r"(?<![\w.~*])/(work|home/[a-z]\w+|root|opt/wheels|Users)/[\w.]")
+
+
+def tracked() -> List[Path]:
+    """All files of the repository, new ones too."""
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout.decode()
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def text_of(path: Path) -> str:
+    """Content of a text file, nothing of a binary one."""
+    content = path.read_bytes()
+    return "" if b"\0" in content else content.decode("utf-8")
+
+
+def load(path: Path) -> Dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_is_complete(module: str) -> None:
+    """A module has unit tests, is tried on the lab, stands in the action group and in the README."""
+    assert (ROOT / "tests/unit/plugins/modules" / ("test_%s.py" % module)).is_file()
+    assert any(module in path.read_text(encoding="utf-8") for path in (ROOT / "tests/fleet").glob("test_*.py"))
+    assert module in load(ROOT / "meta/runtime.yml")["action_groups"]["all"]
+    assert module in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_action_group_names_modules_only() -> None:
+    assert load(ROOT / "meta/runtime.yml")["action_groups"]["all"] == MODULES
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_role_is_complete(role: str) -> None:
+    """A role has a README, a molecule scenario, and defaults that are those of its argument specs."""
+    folder = ROOT / "roles" / role
+    assert (folder / "README.md").is_file()
+    assert (ROOT / "extensions/molecule" / role / "molecule.yml").is_file()
+    assert role in (ROOT / "README.md").read_text(encoding="utf-8")
+    options = load(folder / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    documented = {name: option["default"] for name, option in options.items() if "default" in option}
+    assert load(folder / "defaults/main.yml") == documented
+    assert all(name.startswith((role + "_", "gpufleet_")) for name in options), sorted(options)
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert [name for name in options if name not in readme] == []
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+def test_playbook_is_documented(playbook: str) -> None:
+    """A playbook can be called by its FQCN (an identifier) and stands in the README."""
+    assert playbook.isidentifier()
+    assert playbook in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_files_begin_with_the_licence() -> None:
+    without = []
+    for path in tracked():
+        if path.suffix == ".py" and path.stat().st_size:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            if lines[lines[0].startswith("#!") :][:3] != LICENCE:
+                without.append(str(path.relative_to(ROOT)))
+    assert without == []
+
+
+def test_nothing_names_one_machine() -> None:
+    """No path of a developer's or a build machine, and no URL of a host that the project does not answer for."""
+    found = []
+    for path in tracked():
+        if path in (Path(__file__), ROOT / "LICENSE"):
+            continue
+        for number, line in enumerate(text_of(path).splitlines(), 1):
+            hosts = re.findall(r"https?://([^\s/\"'`)>\]:,;\\]+|\[[^\]]*\])", line)
+            wrong = [host for host in hosts if not URL_HOSTS.match(host.rpartition("@")[2])]
+            wrong += MACHINE_PATHS.findall(line)
+            if wrong:
+                found.append("%s:%d: %s" % (path.relative_to(ROOT), number, wrong))
+    assert found == []
+
+
+def test_no_key_is_committed() -> None:
+    assert [path for path in tracked() if "PRIVATE KEY-----" in text_of(path) and path != Path(__file__)] == []
