@@ -31,7 +31,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     state.add_argument("host")
     state.add_argument("state")
     state.add_argument("--fault", action="append", default=[], metavar="FAULT[:INDEX]")
-    for name, text in (("exec", "run a command as root on a host"), ("ssh", "log in as user fleet, or run a command so")):
+    for name, text in (
+        ("exec", "run a command as root on a host"),
+        ("ssh", "log in as user fleet, or run a command so"),
+    ):
         one = commands.add_parser(name, help=text)
         one.add_argument("host")
         one.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND")
@@ -49,10 +52,10 @@ def become_root(cache: Path) -> None:
 def main() -> None:
     options = parse(sys.argv[1:])
     cache = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference").resolve()
+    cache.mkdir(parents=True, exist_ok=True)
     if os.geteuid():
         become_root(cache)
-    owner = (int(os.environ.get("SUDO_UID", 0)), int(os.environ.get("SUDO_GID", 0)))
-    lab = Lab(os.environ.get("GPUFLEET_LAB") or DEFAULT_NAME, cache, owner, lambda line: print("lab: " + line, flush=True))
+    lab = Lab(os.environ.get("GPUFLEET_LAB") or DEFAULT_NAME, cache, lambda line: print("lab: " + line, flush=True))
     words = getattr(options, "words", [])
     words = words[1:] if words[:1] == ["--"] else words
     if options.command == "up":
@@ -78,3 +81,5 @@ if __name__ == "__main__":
         main()
     except LabError as error:
         sys.exit("lab: %s" % error)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -33,12 +33,19 @@ APPLY = "/usr/local/lib/nvidia-sim/apply"
 STATES = {"gpu1": "rtx4090x4", "gpu3": "h200x2"}
 DEFAULT_STATE = "h200x4"
 
-BOOT_TIMEOUT = 120.0
+# Hosts brought up at once: more only wait for the same few processors.
+AT_ONCE = 4
 
-# Waits inside the host until systemd has finished booting, then says in what state, and the host's public key.
+# Refreshes what this machine hands in, waits until systemd has booted, says its state, and the host's public key.
 BOOTED = (
+    "cp -rP --remove-destination %s/machine/. / && "
     "until systemctl show --property Version >/dev/null 2>&1; do sleep 0.1; done;"
     " systemctl is-system-running --wait; cat /etc/ssh/ssh_host_ed25519_key.pub"
+) % podman.HANDED_IN
+
+STATUS = (
+    "systemctl is-system-running; sed -n 's/^state[ =:]*//p;q' /etc/nvidia-sim/state 2>/dev/null || echo -;"
+    " systemctl is-active ollama.service"
 )
 
 TOOLS = {"podman": "podman", podman.RUNTIME: podman.RUNTIME, "ssh-keygen": "openssh-client"}
@@ -59,14 +66,15 @@ def state_of(host: str) -> str:
 class Lab:
     """The lab called `name`: containers NAME-gpu1, NAME-gpu2, …, and its keys and inventory.
 
-    `cache`: folder for what is kept between runs. `owner`: uid and gid of the person whose lab it is; root's or not, the
-    keys and the inventory are theirs. `say` gets one line for each thing done.
+    `cache`: existing folder for what is kept between runs; its owner becomes the owner of the keys and of the
+    inventory, so that a lab brought up through sudo is the user's own. `say` gets one line for each thing done.
     """
 
-    def __init__(self, name: str, cache: Path, owner: Sequence[int], say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, cache: Path, say: Callable[[str], None]) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise LabError("GPUFLEET_LAB=%s: expected a name of lower case letters, digits and dashes" % name)
-        self.name, self.cache, self.owner, self.say = name, cache, owner, say
+        self.name, self.cache, self.say = name, cache, say
+        self.owner = (cache.stat().st_uid, cache.stat().st_gid)
         self.folder = cache / "lab" / name
         self.key = self.folder / "ssh" / "id_ed25519"
         self.known_hosts = self.folder / "ssh" / "known_hosts"
@@ -82,11 +90,17 @@ class Lab:
     def container(self, host: str) -> str:
         """Name of a host's container. Raises LabError when the lab has no such host running."""
         found = {one.name: one for one in podman.containers(self.prefix)}
-        name = "%s-%s" % (self.name, host)
+        name = self.name_of(host)
         if name not in found or not found[name].alive:
             running = [self.host(one) for one in found.values() if one.alive]
-            raise LabError("host %s does not run; running: %s (start hosts with `make lab-up`)" % (host, ", ".join(running) or "none"))
+            raise LabError(
+                "host %s does not run; running: %s (start hosts with `make lab-up`)"
+                % (host, ", ".join(running) or "none")
+            )
         return name
+
+    def name_of(self, host: str) -> str:
+        return "%s-%s" % (self.name, host)
 
     def host(self, container: Container) -> str:
         return container.name[len(self.name) + 1 :]
@@ -110,15 +124,19 @@ class Lab:
             simulator = simulator_tree()
             if simulator:
                 handed_in["simulator"] = simulator
-            label = spec_label(base, simulator)
-            self.start_hosts(hosts, base, handed_in, label)
-            keys = self.wait_booted(hosts)
-            addresses = self.write_inventory(hosts, keys)
-            with ThreadPoolExecutor(len(hosts)) as pool:
-                list(pool.map(lambda host: wait_ssh(host, addresses[host].ip), hosts))
-            if simulator:
-                for host in hosts:
+            label = spec_label(base, self.key.with_suffix(".pub").read_text(), simulator)
+            found = {one.name: one for one in podman.containers(self.prefix)}
+            podman.remove([name for name in found if name not in map(self.name_of, hosts)])
+
+            def bring_up(host: str) -> str:
+                key = self.ensure_host(host, found.get(self.name_of(host)), base, handed_in, label)
+                if simulator:
                     self.state(host, state_of(host), [])
+                return key
+
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                keys = dict(zip(hosts, pool.map(bring_up, hosts), strict=True))
+            self.write_inventory(keys)
         self.say("%d hosts up; inventory: %s" % (count, self.inventory))
 
     def down(self) -> None:
@@ -133,38 +151,41 @@ class Lab:
                     shutil.rmtree(folder)
         self.say("%d hosts removed" % len(names))
 
-    def start_hosts(self, hosts: Sequence[str], base: str, handed_in: Dict[str, Path], label: str) -> None:
-        """Leave running exactly the containers of these hosts, each made of this image and simulator."""
-        wanted = {"%s-%s" % (self.name, host): host for host in hosts}
-        found = {one.name: one for one in podman.containers(self.prefix)}
-        podman.remove([name for name in found if name not in wanted])
-        for name, host in wanted.items():
-            old = found.get(name)
-            if old and old.labels.get("gpufleet.spec") == label:
-                if old.alive or podman.start(name):
-                    continue
-            if old:
-                self.say("%s: made anew (stopped, or its image or simulator has changed)" % host)
-                podman.remove([name])
-            podman.create(name, host, base, handed_in, {"gpufleet.lab": self.name, "gpufleet.spec": label})
+    def ensure_host(self, host: str, old: Container | None, base: str, handed_in: Dict[str, Path], label: str) -> str:
+        """Leave the host running, booted and answering on SSH; its public host key.
 
-    def wait_booted(self, hosts: Sequence[str]) -> Dict[str, str]:
-        """Wait until systemd has booted on all hosts; host name → its public host key."""
+        An `old` container of the same label is kept, started if it stands still, and made anew if that does not help.
+        """
+        name = self.name_of(host)
+        if old:
+            reason = "its image, simulator or key has changed"
+            if old.labels.get("gpufleet.spec") == label:
+                try:
+                    if not old.alive:
+                        podman.start(name)
+                    # Units may have failed since, that is what the lab is for.
+                    return self.wait_booted(host, states=("running", "degraded"), timeout=30)
+                except LabError as error:
+                    reason = str(error)
+            self.say("%s is made anew: %s" % (host, reason))
+            podman.remove([name])
+        podman.create(name, host, base, handed_in, {"gpufleet.lab": self.name, "gpufleet.spec": label})
+        return self.wait_booted(host, states=("running",), timeout=120)
 
-        def wait(host: str) -> str:
-            name = "%s-%s" % (self.name, host)
-            done = podman.execute(name, "sh", "-c", BOOTED, check=False, timeout=BOOT_TIMEOUT)
-            state, _newline, key = done.stdout.partition("\n")
-            if done.returncode or state != "running":
-                failed = podman.execute(name, "systemctl", "--failed", "--no-legend", "--plain", check=False).stdout
-                raise LabError(
-                    "%s: systemd is %s, expected running. Failed units: %s. Look with `podman logs %s`; `make lab-down lab-up`"
-                    " makes the host anew" % (host, state or done.stderr.strip(), failed.strip() or "none", name)
-                )
-            return key
-
-        with ThreadPoolExecutor(8) as pool:
-            return dict(zip(hosts, pool.map(wait, hosts)))
+    def wait_booted(self, host: str, states: Sequence[str], timeout: float) -> str:
+        """Wait until a host's systemd has booted into one of these states and sshd answers; its public host key."""
+        name = self.name_of(host)
+        deadline = time.monotonic() + timeout
+        done = podman.execute(name, "sh", "-c", BOOTED, check=False, timeout=timeout)
+        state, _newline, key = done.stdout.partition("\n")
+        if done.returncode or state not in states:
+            failed = podman.execute(name, "systemctl", "--failed", "--no-legend", "--plain", check=False).stdout
+            raise LabError(
+                "%s: systemd is %s, expected %s; failed units: %s. Look with `podman logs %s`"
+                % (host, state or done.stderr.strip(), " or ".join(states), failed.strip() or "none", name)
+            )
+        wait_ssh(host, podman.address(name), deadline - time.monotonic())
+        return key
 
     # --- files
 
@@ -193,11 +214,11 @@ class Lab:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.key.with_suffix(".pub").read_text())
 
-    def write_inventory(self, hosts: Sequence[str], keys: Dict[str, str]) -> Dict[str, inventory.Address]:
-        """Write known_hosts and the inventory, each at one stroke; host name → address."""
+    def write_inventory(self, keys: Dict[str, str]) -> None:
+        """Write known_hosts and the inventory, each at one stroke. `keys`: host name → public host key."""
         found = {self.host(one): one for one in podman.containers(self.prefix)}
         addresses = {}
-        for host in hosts:
+        for host in keys:
             one = found[host]
             life = hashlib.sha256((one.id + one.started_at).encode()).hexdigest()[:8]
             addresses[host] = inventory.Address(one.ip, life)
@@ -207,7 +228,6 @@ class Lab:
         link = self.inventory.parent / "group_vars"
         if link != shared and not link.is_symlink():
             link.symlink_to(shared)
-        return addresses
 
     def replace(self, path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,29 +248,31 @@ class Lab:
     def state(self, host: str, name: str, faults: Sequence[str]) -> None:
         """Switch a host's simulated GPUs to the named state, with these faults laid over it."""
         words = [APPLY, name] + [word for fault in faults for word in ("--fault", fault)]
-        done = podman.execute("%s-%s" % (self.name, host), *words, check=False)
+        done = podman.execute(self.name_of(host), *words, check=False)
         if done.returncode:
             raise LabError("%s: state %s: %s" % (host, " ".join(words[1:]), (done.stderr or done.stdout).strip()))
 
     def ssh_command(self, host: str, command: Sequence[str]) -> List[str]:
         """The command line of ssh as user `fleet`."""
         found = {one.name: one for one in podman.containers(self.prefix)}
-        options = ["UserKnownHostsFile=\"%s\"" % self.known_hosts, "GlobalKnownHostsFile=/dev/null", "IdentitiesOnly=yes"]
+        options = ['UserKnownHostsFile="%s"' % self.known_hosts, "GlobalKnownHostsFile=/dev/null", "IdentitiesOnly=yes"]
         words = ["ssh", "-i", str(self.key)] + [word for option in options for word in ("-o", option)]
         return [*words, "fleet@" + found[self.container(host)].ip, *command]
 
     def status(self) -> str:
         """A table of the hosts."""
-        rows = [("HOST", "CONTAINER", "ADDRESS", "SYSTEMD", "GPUS", "OLLAMA")]
-        ask = (
-            "systemctl is-system-running; sed -n 's/^state[ =:]*//p;q' /etc/nvidia-sim/state 2>/dev/null || echo -;"
-            " systemctl is-active ollama.service"
-        )
-        for one in sorted(podman.containers(self.prefix), key=lambda one: int(one.name[len(self.prefix) :])):
-            said = podman.execute(one.name, "sh", "-c", ask, check=False).stdout.split() if one.alive else []
-            rows.append((self.host(one), "running" if one.alive else "dead", one.ip or "-", *(said + ["-"] * 3)[:3]))
+
+        def row(one: Container) -> Sequence[str]:
+            said = podman.execute(one.name, "sh", "-c", STATUS, check=False).stdout.split() if one.alive else []
+            return (self.host(one), "running" if one.alive else "dead", one.ip or "-", *(said + ["-"] * 3)[:3])
+
+        found = sorted(podman.containers(self.prefix), key=lambda one: int(one.name[len(self.prefix) :]))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            rows = [("HOST", "CONTAINER", "ADDRESS", "SYSTEMD", "GPUS", "OLLAMA"), *pool.map(row, found)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
 
 
 def check_tools() -> None:
@@ -261,7 +283,7 @@ def check_tools() -> None:
 
 def simulator_tree() -> Path | None:
     """Folder of the NVML simulator's files, built if need be, to be copied over a host's /."""
-    if not SIMULATOR.exists():
+    if not SIMULATOR.exists() or not (SIMULATOR.parent / "apply").exists():  # TEMPORARY
         return None
     done = subprocess.run([sys.executable, str(SIMULATOR), "path"], capture_output=True, text=True)
     if done.returncode:
@@ -269,9 +291,9 @@ def simulator_tree() -> Path | None:
     return Path(done.stdout.strip())
 
 
-def spec_label(base: str, simulator: Path | None) -> str:
+def spec_label(base: str, public_key: str, simulator: Path | None) -> str:
     """What a host is made of; one with another label is made anew."""
-    parts = [base, image.tree_hash(simulator) if simulator else "", podman.START, str(podman.DEVICE_RULES)]
+    parts = [base, public_key, image.tree_hash(simulator) if simulator else "", podman.START, str(podman.DEVICE_RULES)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
@@ -283,7 +305,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def wait_ssh(host: str, ip: str, timeout: float = 30.0) -> None:
+def wait_ssh(host: str, ip: str, timeout: float) -> None:
     """Wait until sshd answers with its banner."""
     deadline = time.monotonic() + timeout
     while True:
@@ -295,5 +317,5 @@ def wait_ssh(host: str, ip: str, timeout: float = 30.0) -> None:
         except OSError as error:
             problem = str(error)
         if time.monotonic() > deadline:
-            raise LabError("%s: sshd at %s does not answer after %d s: %s" % (host, ip, timeout, problem))
+            raise LabError("%s: sshd at %s does not answer: %s" % (host, ip, problem))
         time.sleep(0.1)

@@ -50,9 +50,9 @@ def build(archive: Path, say: Callable[[str], None]) -> None:
     sources = machine.read_apt_sources()
     if not sources or not shutil.which("mmdebstrap"):
         raise LabError(
-            "the lab's image cannot be built here: %s. Install mmdebstrap (apt-get install mmdebstrap) on a Debian machine"
-            " whose apt has a Debian mirror, or make the root file system elsewhere as tests/lab/README.md says and put its"
-            " tar to %s" % ("no mmdebstrap found" if sources else "apt here has no Debian mirror", archive)
+            "the lab's image cannot be built here: %s. Install mmdebstrap (apt-get install mmdebstrap) on a Debian"
+            " machine whose apt has a Debian mirror, or make the root file system elsewhere as tests/lab/README.md says"
+            " and put its tar to %s" % ("no mmdebstrap found" if sources else "apt here has no Debian mirror", archive)
         )
     say("building the image of a lab host from %s (once, about two minutes)" % sources[0].split()[1])
     archive.parent.mkdir(parents=True, exist_ok=True)

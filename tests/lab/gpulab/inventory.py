@@ -22,7 +22,12 @@ def render(hosts: Dict[str, Address], lab: str, key: str, known_hosts: str) -> s
 
     Args: host name → address; the lab's name; paths of the private key and of the known_hosts file.
     """
-    options = ["UserKnownHostsFile=\"%s\"" % known_hosts, "GlobalKnownHostsFile=/dev/null", "IdentitiesOnly=yes", "IdentityAgent=none"]
+    options = [
+        'UserKnownHostsFile="%s"' % known_hosts,
+        "GlobalKnownHostsFile=/dev/null",
+        "IdentitiesOnly=yes",
+        "IdentityAgent=none",
+    ]
     common = {
         "ansible_user": "fleet",
         "ansible_ssh_private_key_file": key,
@@ -34,7 +39,9 @@ def render(hosts: Dict[str, Address], lab: str, key: str, known_hosts: str) -> s
     for name, address in hosts.items():
         # A kept SSH connection must not outlive its host: another one may answer at the same address.
         control = "%%(directory)s/%s-%s-%s" % (lab, name, address.life)
-        lines.append("    %s: {ansible_host: %s, ansible_control_path: %s}" % (name, json.dumps(address.ip), json.dumps(control)))
+        lines.append(
+            "    %s: {ansible_host: %s, ansible_control_path: %s}" % (name, json.dumps(address.ip), json.dumps(control))
+        )
     return "\n".join(lines) + "\n"
 
 

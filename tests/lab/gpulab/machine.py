@@ -41,8 +41,8 @@ def ca_bundle(env: Mapping[str, str], is_file: Callable[[str], bool] = os.path.i
 def apt_sources(indextargets: str, read_text: Callable[[str], str] = lambda path: Path(path).read_text()) -> List[str]:
     """Lines of a sources.list for Debian 12 from the mirrors that apt uses here.
 
-    `indextargets` is the output of `apt-get indextargets --format APT_FORMAT`. A mirror of any Debian release will do, as
-    mirrors carry them all; repositories of others are left out. `mirror+file:` lists are resolved to their first entry.
+    `indextargets` is the output of `apt-get indextargets --format APT_FORMAT`. A mirror of any Debian release will do,
+    as mirrors carry them all; repositories of others are left out. `mirror+file:` lists give their first entry.
     """
     lines = []
     for target in indextargets.splitlines():
@@ -50,11 +50,15 @@ def apt_sources(indextargets: str, read_text: Callable[[str], str] = lambda path
         suite = codename or release
         if component != "main" or not (origin == "Debian" or (not origin and suite.startswith(RELEASE))):
             continue
-        kind = next((kind for kind in ("-security", "-updates", "-backports", "-proposed-updates") if suite.endswith(kind)), "")
+        kind = next(
+            (kind for kind in ("-security", "-updates", "-backports", "-proposed-updates") if suite.endswith(kind)), ""
+        )
         if kind not in ("", "-security", "-updates"):
             continue
         if uri.startswith("mirror+file:"):
-            mirrors = (line.split("#")[0].split() for line in read_text(uri[len("mirror+file:") :].rstrip("/")).splitlines())
+            mirrors = (
+                line.split("#")[0].split() for line in read_text(uri[len("mirror+file:") :].rstrip("/")).splitlines()
+            )
             uri = next(words[0] for words in mirrors if words)
         line = "deb %s %s main" % (uri, RELEASE + kind)
         if line not in lines:
@@ -65,8 +69,8 @@ def apt_sources(indextargets: str, read_text: Callable[[str], str] = lambda path
 def pip_config(texts: Iterable[str], env: Mapping[str, str], ca: bool) -> str:
     """A pip.conf that reaches the index as this machine does, from its own pip.conf texts and PIP_* variables.
 
-    The texts come in pip's order, the later wins; variables win over all. With `ca` the certificate is the bundle that the
-    host was given. Links to folders are left out: the host does not have them.
+    The texts come in pip's order, the later wins; variables win over all. With `ca` the certificate is the bundle that
+    the host was given. Links to folders are left out: the host does not have them.
     """
     found = {}
     for text in texts:

@@ -17,7 +17,7 @@ from gpulab.errors import LabError
 # runc, as crun refuses a machine with both cgroup versions mounted.
 RUNTIME = "runc"
 
-# SYS_PTRACE: root reads other users' /proc/PID/environ. SYS_ADMIN: units mount, the simulator mounts. MKNOD: /dev/nvidia*.
+# SYS_PTRACE: root reads other users' /proc/PID/environ. SYS_ADMIN: units and the simulator mount. MKNOD: /dev/nvidia*.
 CAPABILITIES = ("SYS_PTRACE", "SYS_ADMIN", "MKNOD")
 
 # 195 is the major number of /dev/nvidiaN; no driver answers there, so opening a node that is allowed gives ENXIO.
@@ -53,7 +53,9 @@ def podman(*words: str, check: bool = True, timeout: float = 120, **more) -> sub
     except subprocess.TimeoutExpired:
         raise LabError("podman %s: no answer within %d s" % (" ".join(words), timeout)) from None
     if check and done.returncode:
-        raise LabError("podman %s: exit %d: %s" % (" ".join(words), done.returncode, (done.stderr or done.stdout).strip()))
+        raise LabError(
+            "podman %s: exit %d: %s" % (" ".join(words), done.returncode, (done.stderr or done.stdout).strip())
+        )
     return done
 
 
@@ -118,9 +120,16 @@ def create(name: str, hostname: str, image: str, handed_in: Dict[str, Path], lab
     podman(*words, image, "sh", "-c", START)
 
 
-def start(name: str) -> bool:
-    """Start a container that exists; False if podman cannot."""
-    return podman("start", name, check=False).returncode == 0
+def start(name: str) -> None:
+    """Start a container that exists."""
+    podman("start", name)
+
+
+def address(name: str) -> str:
+    """IP address of a running container."""
+    return podman(
+        "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name
+    ).stdout.strip()
 
 
 def remove(names: Sequence[str]) -> None:
