@@ -1,24 +1,280 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The facts of a host's GPUs: NVML, else nvidia-smi, else procfs and sysfs, joined."""
+"""The facts of a host's GPUs: NVML, else nvidia-smi, else procfs and sysfs, joined into one picture."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, Sequence
+import glob
+import os
+import sys
+
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import (
+    child, faults, health, model, nvml, procfs, rdma, select, topology,
+)
+
+#: Leaves that procfs and sysfs know too.
+_ALSO_IN_KERNEL = (
+    "uuid", "name", "pci_bus_id", "pci_device_id", "minor", "vbios_version", "gsp_firmware_version", "numa_node",
+    "cpu_affinity",
+)
+_DRIVER = (
+    "version", "library_version", "nvml_version", "cuda_version", "branch", "loaded", "open_kernel_module",
+    "confidential_compute",
+)
 
 
 def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/") -> Dict[str, Any]:
     """Everything known of this host's GPUs, RDMA devices and their topology.
 
-    Reads in a child process with a time limit: a driver that hangs costs ``timeout`` seconds, never more.
+    Reads in a child process with a time limit: a driver that hangs costs `timeout` seconds, never more, and what was
+    read before it hung is kept.
 
     :param timeout: seconds for everything, default 10.
-    :param python_paths: folders searched for ``pynvml`` before the interpreter's own.
-    :param root: folder that holds ``proc``, ``sys`` and ``dev``; another one than ``/`` in tests.
-    :returns: the facts; trouble with GPUs stands under ``fault``, nothing is raised for it.
+    :param python_paths: folders searched for `pynvml` before the interpreter's own, such as site_packages() gives.
+    :param root: folder that holds `proc` and `sys`; another one than `/` in tests.
+    :returns: the facts as the gpu_facts module documents them; trouble with GPUs stands under `fault`, nothing is
+        raised for it.
     """
+    parts, ended = child.run(lambda emit: read(emit, python_paths, root), timeout)
+    return assemble(parts, ended, timeout)
+
+
+def site_packages(venv: str) -> List[str]:
+    """The folders in which a virtual environment keeps its modules; none when it is no virtual environment."""
+    return sorted(glob.glob(os.path.join(glob.escape(venv), "lib*", "python3*", "site-packages")))
+
+
+def read(emit: Callable[[str, Any], None], python_paths: Sequence[str], root: str) -> None:
+    """Read all sources, part by part, the harmless ones first: the driver may hang at any touch.
+
+    :param emit: takes `step`, `pci`, `rdma`, `library`, `kernel`, `kernel_gpus`, `source` and the parts of nvml.read().
+    """
+    emit("step", "reading sysfs")
+    pci = procfs.pci_gpus(root)
+    emit("pci", pci)
+    emit("rdma", rdma.read(root))
+    library = procfs.library(root)
+    emit("library", library)
+    emit("step", "reading /proc/driver/nvidia")
+    kernel = procfs.kernel_driver(root)
+    emit("kernel", kernel)
+    emit("kernel_gpus", procfs.kernel_gpus(root))
+    if not (pci or kernel["loaded"] or library["installed"]):
+        return
+    pynvml = _binding(python_paths)
+    if pynvml is not None:
+        emit("source", "nvml")
+        nvml.read(pynvml, emit, root)
+    else:
+        _read_with_smi(emit, root)
+
+
+def _binding(python_paths: Sequence[str]) -> Any:
+    """NVIDIA's binding, or None where there is none that works."""
+    if python_paths:
+        sys.path[:0] = list(python_paths)
+        sys.modules.pop("pynvml", None)  # the caller's own choice goes before what is already loaded
+    try:
+        import pynvml
+    except Exception:  # a broken installation may raise anything at import
+        return None
+    return pynvml if hasattr(pynvml, "nvmlInit") and hasattr(pynvml, "NVMLError") else None
+
+
+def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
+    # only here: hosts with pynvml need neither the XML parser nor a subprocess
+    import shutil
+    import subprocess
+
+    from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import smi
+
+    program = shutil.which("nvidia-smi", path="%s:/usr/bin:/usr/lib/wsl/lib" % os.environ.get("PATH", ""))
+    if not program:
+        return
+    emit("source", "nvidia-smi")
+    emit("step", "running nvidia-smi -q -x")
+    # errors are told on standard output
+    done = subprocess.run(
+        [program, "-q", "-x"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    text = done.stdout.decode("utf-8", "replace")
+    if done.returncode != 0:
+        fault = smi.fault_of_failure(done.returncode, text)
+        if fault:
+            emit("fault", fault)
+        return
+    try:
+        for name, data in smi.parse(text, root):
+            emit(name, data)
+    except smi.Unreadable as error:
+        emit("fault", faults.fault(faults.NVML_ERROR, str(error)))
+
+
+def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: float) -> Dict[str, Any]:
+    """Join the parts of read() into the facts. Pure.
+
+    :param parts: (name, data) in the order of reading; may stop anywhere.
+    :param ended: why the reading did not finish: `"timeout"`, the text of an error, or None.
+    :param timeout: the limit, for the message.
+    """
+    told = {"pci": [], "rdma": [], "kernel_gpus": [], "library": {}, "kernel": {}, "driver": {}}  # type: Dict[str, Any]
+    read_devices, mig_devices, pairs, link_ends = [], [], {}, {}
+    for name, data in parts:
+        if name == "device":
+            read_devices.append(data)
+        elif name == "mig_device":
+            mig_devices.append(data)
+        elif name == "link_ends":
+            link_ends[data[0]] = data[1]
+        elif name == "pairs":
+            pairs = {(low, high): states for low, high, states in data}
+        else:
+            told[name] = data
+
+    in_kernel = _known_to_kernel(told["pci"], told["kernel_gpus"])
+    fault = _host_fault(told, in_kernel, ended, timeout)
+    devices = [device for device, gone in read_devices]
+    silent = {device["index"]: gone["text"] for device, gone in read_devices if gone}
+    source = told.get("source")
+    if not devices and (fault or not source):
+        source = "procfs"
+    if fault or source == "procfs":
+        devices.extend(_unread(devices, in_kernel, fault))
+        if fault:
+            silent.update((device["index"], fault["text"]) for device in devices[len(read_devices):])
+    _complete(devices, in_kernel)
+    for device in devices:
+        device["health"] = health.health(device, silent.get(device["index"]))
+
+    places = [in_kernel.get(device["pci_bus_id"]) for device in devices]
+    by_nvml = bool(pairs) or source == "nvml"
     return {
-        "source": "procfs", "count": 0, "fault": None, "driver": {}, "devices": [], "topology": [], "rdma": [],
-        "mig_devices": [],
+        "source": source,
+        "count": len(devices),
+        "fault": fault or _lost_gpus(devices, read_devices),
+        "driver": _driver(told),
+        "devices": devices,
+        "topology": topology.from_nvml(devices, pairs, link_ends) if by_nvml else topology.from_sysfs(places),
+        "peer_to_peer": topology.peer_to_peer(devices, pairs),
+        "rdma": [_rdma_device(device, places) for device in told["rdma"]],
+        "mig_devices": mig_devices,
     }
+
+
+def _known_to_kernel(pci: List[Dict[str, Any]], kernel_gpus: List[Dict[str, Any]]) -> Dict[str, Dict[str, Any]]:
+    """GPUs by PCI bus id, in its order, with what the PCI bus and the kernel module say of each."""
+    found = {}  # type: Dict[str, Dict[str, Any]]
+    for gpu in pci + kernel_gpus:
+        found.setdefault(gpu["pci_bus_id"], {"path": [], "numa_node": None, "cpu_affinity": None}).update(gpu)
+    return {bus_id: found[bus_id] for bus_id in sorted(found)}
+
+
+def _host_fault(
+    told: Dict[str, Any], in_kernel: Dict[str, Any], ended: Optional[str], timeout: float
+) -> Optional[Dict[str, str]]:
+    """What is wrong with the host as a whole, or None."""
+    while_reading = " while %s" % told["step"] if "step" in told else ""
+    if ended == "timeout":
+        return faults.fault(
+            faults.DRIVER_HANG, "the NVIDIA driver did not answer within %g s%s" % (timeout, while_reading)
+        )
+    if ended:
+        return faults.fault(faults.NVML_ERROR, "reading the GPUs broke off%s: %s" % (while_reading, ended))
+    fault = told.get("fault")
+    installed, loaded = told["library"].get("installed"), told["kernel"].get("loaded")
+    if fault is None and "source" not in told and in_kernel:
+        if not installed:
+            fault = faults.fault(faults.LIBRARY_MISSING, "")
+        elif not loaded:
+            fault = faults.fault(faults.DRIVER_NOT_LOADED, "")
+    if fault is None:
+        return None
+    if not in_kernel and fault["code"] in (faults.DRIVER_NOT_LOADED, faults.LIBRARY_MISSING):
+        return None  # a host without GPUs, with or without the driver's user space
+    said = " (%s)" % fault["text"] if fault["text"] else ""
+    if fault["code"] == faults.DRIVER_MISMATCH:
+        fault["text"] = "the loaded kernel module is version %s, NVML's library version %s%s" % (
+            told["kernel"].get("version") or "unknown", _library_version(told) or "unknown", said
+        )
+    elif fault["code"] == faults.DRIVER_NOT_LOADED:
+        held = sorted({gpu["kernel_driver"] for gpu in in_kernel.values() if gpu.get("kernel_driver")} - {"nvidia"})
+        fault["text"] = "%d NVIDIA GPUs are on the PCI bus, but the kernel module is not loaded%s%s" % (
+            len(in_kernel), "; %s holds them" % ", ".join(held) if held else "", said
+        )
+    elif fault["code"] == faults.LIBRARY_MISSING:
+        fault["text"] = "%d NVIDIA GPUs are on the PCI bus, but libnvidia-ml.so.1 %s; the kernel module %s%s" % (
+            len(in_kernel),
+            "does not load" if installed else "is not installed",
+            "is loaded, version %s" % told["kernel"].get("version") if loaded else "is not loaded",
+            said,
+        )
+    return fault
+
+
+def _unread(
+    devices: List[Dict[str, Any]], in_kernel: Dict[str, Any], fault: Optional[Dict[str, str]]
+) -> List[Dict[str, Any]]:
+    """Devices for the GPUs that only the kernel knows of, in the order of the PCI bus."""
+    reason = fault["text"] if fault else "neither pynvml nor nvidia-smi is installed on this host"
+    answered = {device["pci_bus_id"] for device in devices}
+    found = []
+    for bus_id in in_kernel:
+        if bus_id not in answered:
+            device = model.blank(len(devices) + len(found), reason)
+            model.put(device, "pci_bus_id", bus_id)
+            found.append(device)
+    return found
+
+
+def _complete(devices: List[Dict[str, Any]], in_kernel: Dict[str, Dict[str, Any]]) -> None:
+    """Fill in, from procfs and sysfs, what a device's own source did not tell."""
+    nameless = [device for device in devices if not device["pci_bus_id"]]
+    taken = {device["pci_bus_id"] for device in devices}
+    left = [bus_id for bus_id in in_kernel if bus_id not in taken]
+    # GPUs that do not even tell their bus id are those left over, in the bus' order; when the numbers differ, who knows
+    if len(nameless) == len(left):
+        for device, bus_id in zip(nameless, left):
+            model.put(device, "pci_bus_id", bus_id)
+    for device in devices:
+        gpu = in_kernel.get(device["pci_bus_id"], {})
+        for leaf in _ALSO_IN_KERNEL:
+            if device[leaf] is None and gpu.get(leaf) is not None:
+                model.put(device, leaf, gpu[leaf])
+        if device["device_node"] is None and device["minor"] is not None:
+            model.put(device, "device_node", "/dev/nvidia%d" % device["minor"])
+        if gpu and device["numa_node"] is None:
+            model.refuse(device, "numa_node", "the firmware assigns the GPU to no NUMA node (sysfs says -1)")
+
+
+def _lost_gpus(devices: List[Dict[str, Any]], read_devices: Sequence[Tuple[Any, Any]]) -> Optional[Dict[str, str]]:
+    """The fault of a host on which single GPUs do not answer, or None."""
+    gone = [(device, fault) for device, fault in read_devices if fault]
+    if not gone:
+        return None
+    text = "; ".join("GPU %s does not answer: %s" % (select.label(device), fault["text"]) for device, fault in gone)
+    codes = {fault["code"] for device, fault in gone}
+    return faults.fault(faults.GPU_LOST if faults.GPU_LOST in codes else faults.NVML_ERROR, text)
+
+
+def _driver(told: Dict[str, Any]) -> Dict[str, Any]:
+    driver = dict.fromkeys(_DRIVER)
+    driver.update(told["kernel"])
+    driver.update((key, value) for key, value in told["driver"].items() if value is not None)
+    driver["loaded"] = bool(told["kernel"].get("loaded") or told["driver"].get("version"))
+    driver["library_version"] = _library_version(told)
+    return driver
+
+
+def _library_version(told: Dict[str, Any]) -> Optional[str]:
+    """Of NVML's library: out of its own version, which is CUDA's major number and the driver's, else its file's name."""
+    version = told["driver"].get("nvml_version")
+    return version.partition(".")[2] if version else told["library"].get("version")
+
+
+def _rdma_device(device: Dict[str, Any], places: Sequence[Optional[Dict[str, Any]]]) -> Dict[str, Any]:
+    shown = {key: value for key, value in device.items() if key != "path"}
+    shown["gpu_distances"] = [topology.distance(place, device) for place in places]
+    return shown
