@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import time
-
 from typing import Any, Callable, List, Optional, Tuple
 
 #: Gives one part of the result to the parent: (name, plain data).
@@ -59,7 +58,7 @@ def _be_child(work: Callable[[Emit], None], writing: int) -> None:
         def emit(name: str, data: Any) -> None:
             view = marshal.dumps((name, data))
             while view:
-                view = view[os.write(writing, view):]
+                view = view[os.write(writing, view) :]
 
         try:
             work(emit)

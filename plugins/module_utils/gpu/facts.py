@@ -8,20 +8,40 @@ from __future__ import annotations
 import glob
 import os
 import sys
-
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import (
-    child, faults, health, model, nvml, procfs, rdma, select, topology,
+    child,
+    faults,
+    health,
+    model,
+    nvml,
+    procfs,
+    rdma,
+    select,
+    topology,
 )
 
 #: Leaves that procfs and sysfs know too.
 _ALSO_IN_KERNEL = (
-    "uuid", "name", "pci_bus_id", "pci_device_id", "minor", "vbios_version", "gsp_firmware_version", "numa_node",
+    "uuid",
+    "name",
+    "pci_bus_id",
+    "pci_device_id",
+    "minor",
+    "vbios_version",
+    "gsp_firmware_version",
+    "numa_node",
     "cpu_affinity",
 )
 _DRIVER = (
-    "version", "library_version", "nvml_version", "cuda_version", "branch", "loaded", "open_kernel_module",
+    "version",
+    "library_version",
+    "nvml_version",
+    "cuda_version",
+    "branch",
+    "loaded",
+    "open_kernel_module",
     "confidential_compute",
 )
 
@@ -144,7 +164,7 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
     if fault or source == "procfs":
         devices.extend(_unread(devices, in_kernel, fault))
         if fault:
-            silent.update((device["index"], fault["text"]) for device in devices[len(read_devices):])
+            silent.update((device["index"], fault["text"]) for device in devices[len(read_devices) :])
     _complete(devices, in_kernel)
     for device in devices:
         device["health"] = health.health(device, silent.get(device["index"]))
@@ -197,12 +217,16 @@ def _host_fault(
     said = " (%s)" % fault["text"] if fault["text"] else ""
     if fault["code"] == faults.DRIVER_MISMATCH:
         fault["text"] = "the loaded kernel module is version %s, NVML's library version %s%s" % (
-            told["kernel"].get("version") or "unknown", _library_version(told) or "unknown", said
+            told["kernel"].get("version") or "unknown",
+            _library_version(told) or "unknown",
+            said,
         )
     elif fault["code"] == faults.DRIVER_NOT_LOADED:
         held = sorted({gpu["kernel_driver"] for gpu in in_kernel.values() if gpu.get("kernel_driver")} - {"nvidia"})
         fault["text"] = "%d NVIDIA GPUs are on the PCI bus, but the kernel module is not loaded%s%s" % (
-            len(in_kernel), "; %s holds them" % ", ".join(held) if held else "", said
+            len(in_kernel),
+            "; %s holds them" % ", ".join(held) if held else "",
+            said,
         )
     elif fault["code"] == faults.LIBRARY_MISSING:
         fault["text"] = "%d NVIDIA GPUs are on the PCI bus, but libnvidia-ml.so.1 %s; the kernel module %s%s" % (
@@ -269,7 +293,7 @@ def _driver(told: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _library_version(told: Dict[str, Any]) -> Optional[str]:
-    """Of NVML's library: out of its own version, which is CUDA's major number and the driver's, else its file's name."""
+    """Of NVML's library: out of its own version, which is CUDA's major number and the driver's, else of its file."""
     version = told["driver"].get("nvml_version")
     return version.partition(".")[2] if version else told["library"].get("version")
 

@@ -13,37 +13,38 @@ from typing import Any, Dict
 
 UNSUPPORTED = "unsupported"
 
-#: Every leaf of a device as a dotted path, in the order in which it is shown.
-LEAVES = (
-    "index", "uuid", "name", "pci_bus_id", "pci_device_id", "minor", "device_node", "serial", "board_part_number",
-    "vbios_version", "gsp_firmware_version", "brand", "architecture", "compute_capability", "module_id",
-    "virtualization_mode",
-    "memory.total_bytes", "memory.used_bytes", "memory.free_bytes", "memory.reserved_bytes",
-    "bar1.total_bytes", "bar1.used_bytes", "bar1.free_bytes",
-    "ecc.enabled", "ecc.pending", "ecc.volatile.corrected", "ecc.volatile.uncorrected", "ecc.aggregate.corrected",
-    "ecc.aggregate.uncorrected",
-    "remapped_rows.corrected", "remapped_rows.uncorrected", "remapped_rows.pending", "remapped_rows.failure",
-    "remapped_rows.spare_banks.full", "remapped_rows.spare_banks.high", "remapped_rows.spare_banks.partial",
-    "remapped_rows.spare_banks.low", "remapped_rows.spare_banks.none",
-    "retired_pages.single_bit", "retired_pages.double_bit", "retired_pages.pending",
-    "repair.channel_pending", "repair.tpc_pending",
-    "recovery_action",
-    "mig.enabled", "mig.pending", "mig.max_instances",
-    "power.usage_watts", "power.limit_watts", "power.enforced_limit_watts", "power.default_limit_watts",
-    "power.min_limit_watts", "power.max_limit_watts", "power.energy_joules",
-    "clocks.graphics_mhz", "clocks.sm_mhz", "clocks.memory_mhz", "clocks.video_mhz",
-    "clocks.max_graphics_mhz", "clocks.max_sm_mhz", "clocks.max_memory_mhz", "clocks.max_video_mhz",
-    "clocks_event_reasons",
-    "utilization.gpu_percent", "utilization.memory_percent",
-    "temperature.gpu_celsius", "temperature.memory_celsius", "temperature.shutdown_celsius",
-    "temperature.slowdown_celsius", "temperature.memory_max_celsius", "temperature.gpu_max_celsius",
-    "temperature.margin_celsius",
-    "fan_speed_percent", "persistence_mode", "compute_mode", "performance_state", "display_active",
-    "pcie.generation", "pcie.width", "pcie.max_generation", "pcie.max_width", "pcie.replay_count",
-    "nvlink.link_count", "nvlink.active_count",
-    "fabric.state", "fabric.status", "fabric.clique_id", "fabric.cluster_uuid",
-    "numa_node", "cpu_affinity", "processes",
+# A device's branches ("" is the trunk) and the leaves on each.
+_SHAPE = (
+    ("", "index uuid name pci_bus_id pci_device_id minor device_node serial board_part_number vbios_version"),
+    ("", "gsp_firmware_version brand architecture compute_capability module_id virtualization_mode"),
+    ("memory", "total_bytes used_bytes free_bytes reserved_bytes"),
+    ("bar1", "total_bytes used_bytes free_bytes"),
+    ("ecc", "enabled pending"),
+    ("ecc.volatile", "corrected uncorrected"),
+    ("ecc.aggregate", "corrected uncorrected"),
+    ("remapped_rows", "corrected uncorrected pending failure"),
+    ("remapped_rows.spare_banks", "full high partial low none"),
+    ("retired_pages", "single_bit double_bit pending"),
+    ("repair", "channel_pending tpc_pending"),
+    ("", "recovery_action"),
+    ("mig", "enabled pending max_instances"),
+    ("power", "usage_watts limit_watts enforced_limit_watts default_limit_watts min_limit_watts max_limit_watts"),
+    ("power", "energy_joules"),
+    ("clocks", "graphics_mhz sm_mhz memory_mhz video_mhz"),
+    ("clocks", "max_graphics_mhz max_sm_mhz max_memory_mhz max_video_mhz"),
+    ("", "clocks_event_reasons"),
+    ("utilization", "gpu_percent memory_percent"),
+    ("temperature", "gpu_celsius memory_celsius margin_celsius"),
+    ("temperature", "shutdown_celsius slowdown_celsius memory_max_celsius gpu_max_celsius"),
+    ("", "fan_speed_percent persistence_mode compute_mode performance_state display_active"),
+    ("pcie", "generation width max_generation max_width replay_count"),
+    ("nvlink", "link_count active_count"),
+    ("fabric", "state status clique_id cluster_uuid"),
+    ("", "numa_node cpu_affinity processes"),
 )
+
+#: Every leaf of a device as a dotted path, in the order in which it is shown.
+LEAVES = tuple("%s.%s" % (branch, leaf) if branch else leaf for branch, leaves in _SHAPE for leaf in leaves.split())
 
 #: Bits of the clocks' event reasons, in nvidia-smi's words.
 EVENT_REASONS = (

@@ -10,7 +10,6 @@ not have leaves its leaves at None with the reason; one that says that the GPU i
 from __future__ import annotations
 
 import ctypes
-
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import faults, model, processes
@@ -26,13 +25,34 @@ _MAX_NVLINKS = 18
 _CPU_WORDS = 16
 
 _BRANDS = {
-    1: "Quadro", 2: "Tesla", 3: "NVS", 4: "GRID", 5: "GeForce", 6: "Titan", 7: "NVIDIA Virtual Applications",
-    8: "NVIDIA Virtual PC", 9: "NVIDIA Virtual Compute Server", 10: "NVIDIA RTX Virtual Workstation",
-    11: "NVIDIA Cloud Gaming", 12: "Quadro RTX", 13: "NVIDIA RTX", 14: "NVIDIA", 15: "GeForce RTX", 16: "Titan RTX",
+    1: "Quadro",
+    2: "Tesla",
+    3: "NVS",
+    4: "GRID",
+    5: "GeForce",
+    6: "Titan",
+    7: "NVIDIA Virtual Applications",
+    8: "NVIDIA Virtual PC",
+    9: "NVIDIA Virtual Compute Server",
+    10: "NVIDIA RTX Virtual Workstation",
+    11: "NVIDIA Cloud Gaming",
+    12: "Quadro RTX",
+    13: "NVIDIA RTX",
+    14: "NVIDIA",
+    15: "GeForce RTX",
+    16: "Titan RTX",
 }
 _ARCHITECTURES = {
-    2: "Kepler", 3: "Maxwell", 4: "Pascal", 5: "Volta", 6: "Turing", 7: "Ampere", 8: "Ada Lovelace", 9: "Hopper",
-    10: "Blackwell", 13: "Rubin",
+    2: "Kepler",
+    3: "Maxwell",
+    4: "Pascal",
+    5: "Volta",
+    6: "Turing",
+    7: "Ampere",
+    8: "Ada Lovelace",
+    9: "Hopper",
+    10: "Blackwell",
+    13: "Rubin",
 }
 _COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
 _VIRTUALIZATION_MODES = {0: "none", 1: "pass-through", 2: "vgpu", 3: "host_vgpu", 4: "host_vsga"}
@@ -99,22 +119,42 @@ DATA = (
     ("compute_capability", "nvmlDeviceGetCudaComputeCapability", (), lambda pair: "%d.%d" % tuple(pair)),
     ("module_id", "nvmlDeviceGetModuleId", (), int),
     ("virtualization_mode", "nvmlDeviceGetVirtualizationMode", (), _named(_VIRTUALIZATION_MODES)),
-    ("memory.total_bytes memory.used_bytes memory.free_bytes memory.reserved_bytes", "memory_info_v2", (),
-     _members("total", "used", "free", "reserved")),
-    ("memory.total_bytes memory.used_bytes memory.free_bytes", "nvmlDeviceGetMemoryInfo", (),
-     _members("total", "used", "free")),
-    ("bar1.total_bytes bar1.used_bytes bar1.free_bytes", "nvmlDeviceGetBAR1MemoryInfo", (),
-     _members("bar1Total", "bar1Used", "bar1Free")),
+    (
+        "memory.total_bytes memory.used_bytes memory.free_bytes memory.reserved_bytes",
+        "memory_info_v2",
+        (),
+        _members("total", "used", "free", "reserved"),
+    ),
+    (
+        "memory.total_bytes memory.used_bytes memory.free_bytes",
+        "nvmlDeviceGetMemoryInfo",
+        (),
+        _members("total", "used", "free"),
+    ),
+    (
+        "bar1.total_bytes bar1.used_bytes bar1.free_bytes",
+        "nvmlDeviceGetBAR1MemoryInfo",
+        (),
+        _members("bar1Total", "bar1Used", "bar1Free"),
+    ),
     ("ecc.enabled ecc.pending", "nvmlDeviceGetEccMode", (), _each(bool)),
     ("ecc.volatile.corrected", "nvmlDeviceGetTotalEccErrors", (0, 0), int),
     ("ecc.volatile.uncorrected", "nvmlDeviceGetTotalEccErrors", (1, 0), int),
     ("ecc.aggregate.corrected", "nvmlDeviceGetTotalEccErrors", (0, 1), int),
     ("ecc.aggregate.uncorrected", "nvmlDeviceGetTotalEccErrors", (1, 1), int),
-    ("remapped_rows.corrected remapped_rows.uncorrected remapped_rows.pending remapped_rows.failure",
-     "nvmlDeviceGetRemappedRows", (), lambda rows: [rows[0], rows[1], bool(rows[2]), bool(rows[3])]),
-    ("remapped_rows.spare_banks.full remapped_rows.spare_banks.high remapped_rows.spare_banks.partial "
-     "remapped_rows.spare_banks.low remapped_rows.spare_banks.none", "nvmlDeviceGetRowRemapperHistogram", (),
-     _members("max", "high", "partial", "low", "none")),
+    (
+        "remapped_rows.corrected remapped_rows.uncorrected remapped_rows.pending remapped_rows.failure",
+        "nvmlDeviceGetRemappedRows",
+        (),
+        lambda rows: [rows[0], rows[1], bool(rows[2]), bool(rows[3])],
+    ),
+    (
+        "remapped_rows.spare_banks.full remapped_rows.spare_banks.high remapped_rows.spare_banks.partial "
+        "remapped_rows.spare_banks.low remapped_rows.spare_banks.none",
+        "nvmlDeviceGetRowRemapperHistogram",
+        (),
+        _members("max", "high", "partial", "low", "none"),
+    ),
     ("retired_pages.single_bit", "nvmlDeviceGetRetiredPages", (0,), len),
     ("retired_pages.double_bit", "nvmlDeviceGetRetiredPages", (1,), len),
     ("retired_pages.pending", "nvmlDeviceGetRetiredPagesPendingStatus", (), bool),
@@ -126,8 +166,12 @@ DATA = (
     ("power.limit_watts", "nvmlDeviceGetPowerManagementLimit", (), _thousandth),
     ("power.enforced_limit_watts", "nvmlDeviceGetEnforcedPowerLimit", (), _thousandth),
     ("power.default_limit_watts", "nvmlDeviceGetPowerManagementDefaultLimit", (), _thousandth),
-    ("power.min_limit_watts power.max_limit_watts", "nvmlDeviceGetPowerManagementLimitConstraints", (),
-     _each(_thousandth)),
+    (
+        "power.min_limit_watts power.max_limit_watts",
+        "nvmlDeviceGetPowerManagementLimitConstraints",
+        (),
+        _each(_thousandth),
+    ),
     ("power.energy_joules", "nvmlDeviceGetTotalEnergyConsumption", (), _thousandth),
     ("clocks.graphics_mhz", "nvmlDeviceGetClockInfo", (0,), int),
     ("clocks.sm_mhz", "nvmlDeviceGetClockInfo", (1,), int),
@@ -139,8 +183,12 @@ DATA = (
     ("clocks.max_video_mhz", "nvmlDeviceGetMaxClockInfo", (3,), int),
     ("clocks_event_reasons", "nvmlDeviceGetCurrentClocksEventReasons", (), model.event_reasons),
     ("clocks_event_reasons", "nvmlDeviceGetCurrentClocksThrottleReasons", (), model.event_reasons),
-    ("utilization.gpu_percent utilization.memory_percent", "nvmlDeviceGetUtilizationRates", (),
-     _members("gpu", "memory")),
+    (
+        "utilization.gpu_percent utilization.memory_percent",
+        "nvmlDeviceGetUtilizationRates",
+        (),
+        _members("gpu", "memory"),
+    ),
     ("temperature.gpu_celsius", "nvmlDeviceGetTemperatureV", (0,), int),
     ("temperature.gpu_celsius", "nvmlDeviceGetTemperature", (0,), int),
     ("temperature.memory_celsius", "field", (_FIELD_MEMORY_TEMPERATURE,), int),
@@ -184,10 +232,10 @@ class Library:
         except self.pynvml.NVMLError as error:
             code = getattr(error, "value", None)
             if code in _GONE:
-                raise Gone(code, str(error))
-            raise Refused(model.UNSUPPORTED if code in _UNSUPPORTED else str(error))
+                raise Gone(code, str(error)) from None
+            raise Refused(model.UNSUPPORTED if code in _UNSUPPORTED else str(error)) from None
         except Exception as error:  # a binding older than the way it is called here
-            raise Refused("%s: %s" % (type(error).__name__, error))
+            raise Refused("%s: %s" % (type(error).__name__, error)) from None
 
     def ask_or(self, default: Any, name: str, *arguments: Any) -> Any:
         """The same, with a default for what is not given."""
@@ -201,7 +249,7 @@ class Library:
         try:
             self.pynvml.nvmlInit()
         except self.pynvml.NVMLError as error:
-            raise Gone(getattr(error, "value", None), str(error))
+            raise Gone(getattr(error, "value", None), str(error)) from None
 
     def memory_info_v2(self, handle: Any) -> Any:
         version = getattr(self.pynvml, "nvmlMemory_v2", None)
@@ -231,9 +279,10 @@ def read(pynvml: Any, emit: Callable[[str, Any], None], root: str = "/") -> None
     """Read everything, part by part, so that what was read before a hang is not lost.
 
     :param pynvml: the binding.
-    :param emit: takes the parts, plain data each: ``step`` (what is about to be read), ``fault``, ``driver``, ``device``
-        ([device, None or the fault for which it does not answer]), ``mig_device``, ``pairs`` ([lower index, higher
-        index, states], see topology.from_nvml), ``link_ends`` ([index, active links by PCI bus id of their other end]).
+    :param emit: takes the parts, plain data each: ``step`` (what is about to be read), ``fault``, ``driver``,
+        ``device`` ([device, None or the fault for which it does not answer]), ``mig_device``, ``pairs`` ([lower index,
+        higher index, states], see topology.from_nvml), ``link_ends`` ([index, its active links by PCI bus id of their
+        other end]).
     :param root: where ``proc`` is, for the units of processes.
     """
     library = Library(pynvml)
@@ -272,7 +321,7 @@ def read_device(
         try:
             handle = library.ask("nvmlDeviceGetHandleByIndex", index)
         except Refused as refusal:
-            raise Gone(None, str(refusal))
+            raise Gone(None, str(refusal)) from None
         for leaves, function, arguments, convert in DATA:
             _read_datum(library, handle, device, leaves.split(), function, arguments, convert)
         if model.known(device, "minor"):
@@ -285,7 +334,12 @@ def read_device(
 
 
 def _read_datum(
-    library: Library, handle: Any, device: Dict[str, Any], leaves: List[str], function: str, arguments: Tuple[Any, ...],
+    library: Library,
+    handle: Any,
+    device: Dict[str, Any],
+    leaves: List[str],
+    function: str,
+    arguments: Tuple[Any, ...],
     convert: Callable[[Any], Any],
 ) -> None:
     if all(model.known(device, leaf) for leaf in leaves):
@@ -329,7 +383,8 @@ def _read_processes(library: Library, handle: Any, device: Dict[str, Any], root:
     found = {}  # type: Dict[int, Dict[str, Any]]
     try:
         for kind, function in (
-            ("compute", "nvmlDeviceGetComputeRunningProcesses"), ("graphics", "nvmlDeviceGetGraphicsRunningProcesses"),
+            ("compute", "nvmlDeviceGetComputeRunningProcesses"),
+            ("graphics", "nvmlDeviceGetGraphicsRunningProcesses"),
         ):
             for process in library.ask(function, handle):
                 known = found.get(process.pid)
@@ -380,28 +435,36 @@ def _mig_devices(library: Library, handle: Any, device: Dict[str, Any]) -> List[
         uuid = library.ask_or(None, "nvmlDeviceGetUUID", instance)
         memory = library.ask_or(None, "nvmlDeviceGetMemoryInfo", instance)
         name = library.ask_or(None, "nvmlDeviceGetName", instance)
-        found.append({
-            "uuid": None if uuid is None else _text(uuid),
-            "name": None if name is None else _text(name),
-            "gpu_uuid": device["uuid"],
-            "gpu_instance_id": library.ask_or(None, "nvmlDeviceGetGpuInstanceId", instance),
-            "compute_instance_id": library.ask_or(None, "nvmlDeviceGetComputeInstanceId", instance),
-            "memory": {
-                "total_bytes": memory.total if memory else None,
-                "used_bytes": memory.used if memory else None,
-                "free_bytes": memory.free if memory else None,
-            },
-        })
+        found.append(
+            {
+                "uuid": None if uuid is None else _text(uuid),
+                "name": None if name is None else _text(name),
+                "gpu_uuid": device["uuid"],
+                "gpu_instance_id": library.ask_or(None, "nvmlDeviceGetGpuInstanceId", instance),
+                "compute_instance_id": library.ask_or(None, "nvmlDeviceGetComputeInstanceId", instance),
+                "memory": {
+                    "total_bytes": memory.total if memory else None,
+                    "used_bytes": memory.used if memory else None,
+                    "free_bytes": memory.free if memory else None,
+                },
+            }
+        )
     return found
 
 
 def _pairs(library: Library, handles: Dict[int, Any]) -> List[List[Any]]:
     """Per pair of GPUs its topology level and its peer-to-peer states (reading, over NVLink)."""
     return [
-        [low, high, {
-            "level": library.ask_or(None, "nvmlDeviceGetTopologyCommonAncestor", handles[low], handles[high]),
-            "read": library.ask_or(None, "nvmlDeviceGetP2PStatus", handles[low], handles[high], 0),
-            "nvlink": library.ask_or(None, "nvmlDeviceGetP2PStatus", handles[low], handles[high], 2),
-        }]
-        for low in handles for high in handles if low < high
+        [
+            low,
+            high,
+            {
+                "level": library.ask_or(None, "nvmlDeviceGetTopologyCommonAncestor", handles[low], handles[high]),
+                "read": library.ask_or(None, "nvmlDeviceGetP2PStatus", handles[low], handles[high], 0),
+                "nvlink": library.ask_or(None, "nvmlDeviceGetP2PStatus", handles[low], handles[high], 2),
+            },
+        ]
+        for low in handles
+        for high in handles
+        if low < high
     ]

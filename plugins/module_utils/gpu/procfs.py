@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-
 from typing import Any, Dict, List, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import pci_bus_id
@@ -15,7 +14,13 @@ _NVIDIA = "0x10de"
 _GPU_CLASSES = ("0x0300", "0x0302")  # VGA and 3D controllers; audio functions and NVSwitches have others
 _LIBRARY = "libnvidia-ml.so."
 _LIBRARY_FOLDERS = (
-    "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib", "lib64", "lib", "usr/local/nvidia/lib64",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu",
+    "usr/lib64",
+    "usr/lib",
+    "lib64",
+    "lib",
+    "usr/local/nvidia/lib64",
     "usr/lib/wsl/lib",
 )
 
@@ -38,7 +43,7 @@ def listing(*parts: str) -> List[str]:
 
 
 def place(folder: str) -> Dict[str, Any]:
-    """Where a PCI device sits: ``path`` below /sys/devices, ``numa_node`` (None when sysfs says -1), ``cpu_affinity``."""
+    """Where a PCI device sits: ``path`` below /sys/devices, ``numa_node`` (None for -1), ``cpu_affinity``."""
     path = os.path.realpath(folder).partition("/devices/")[2]
     node = read_text(folder, "numa_node")
     return {
@@ -51,8 +56,8 @@ def place(folder: str) -> Dict[str, Any]:
 def pci_gpus(root: str = "/") -> List[Dict[str, Any]]:
     """NVIDIA's GPUs on the PCI bus, in its order, less those given away to virtual machines (vfio-pci).
 
-    :returns: ``pci_bus_id``, ``pci_device_id`` (``10de:2335``), ``kernel_driver`` (``nvidia``, ``nouveau``, None) and the keys of
-        place().
+    :returns: ``pci_bus_id``, ``pci_device_id`` (``10de:2335``), ``kernel_driver`` (``nvidia``, ``nouveau``, None) and
+        the keys of place().
     """
     found = []
     folder = os.path.join(root, "sys/bus/pci/devices")
@@ -92,9 +97,10 @@ def kernel_driver(root: str = "/") -> Dict[str, Any]:
 
 
 def kernel_gpus(root: str = "/") -> List[Dict[str, Any]]:
-    """The GPUs the kernel module holds: ``pci_bus_id``, ``uuid``, ``name``, ``minor``, ``vbios_version``, ``gsp_firmware_version``.
+    """The GPUs that the kernel module holds, in the order of the PCI bus.
 
-    A value the driver does not know yet, shown as question marks before a GPU is first used, is None.
+    :returns: ``pci_bus_id``, ``uuid``, ``name``, ``minor``, ``vbios_version``, ``gsp_firmware_version``; a value the
+        driver does not know yet, shown as question marks before a GPU is first used, is None.
     """
     found = []
     folder = os.path.join(root, "proc/driver/nvidia/gpus")
@@ -104,14 +110,16 @@ def kernel_gpus(root: str = "/") -> List[Dict[str, Any]]:
             key, _, value = line.partition(":")
             lines[key.strip()] = None if "?" in value else value.strip() or None
         minor, vbios = lines.get("Device Minor"), lines.get("Video BIOS")
-        found.append({
-            "pci_bus_id": pci_bus_id(name),
-            "uuid": lines.get("GPU UUID"),
-            "name": lines.get("Model"),
-            "minor": int(minor) if minor and minor.isdigit() else None,
-            "vbios_version": vbios.upper() if vbios else None,
-            "gsp_firmware_version": None if lines.get("GPU Firmware") == "N/A" else lines.get("GPU Firmware"),
-        })
+        found.append(
+            {
+                "pci_bus_id": pci_bus_id(name),
+                "uuid": lines.get("GPU UUID"),
+                "name": lines.get("Model"),
+                "minor": int(minor) if minor and minor.isdigit() else None,
+                "vbios_version": vbios.upper() if vbios else None,
+                "gsp_firmware_version": None if lines.get("GPU Firmware") == "N/A" else lines.get("GPU Firmware"),
+            }
+        )
     return found
 
 
@@ -123,7 +131,7 @@ def library(root: str = "/") -> Dict[str, Any]:
             if name.startswith(_LIBRARY):
                 installed = True
                 target = os.path.basename(os.path.realpath(os.path.join(root, folder, name)))
-                number = target[len(_LIBRARY):] if target.startswith(_LIBRARY) else ""
+                number = target[len(_LIBRARY) :] if target.startswith(_LIBRARY) else ""
                 if "." in number:
                     return {"installed": True, "version": number}
     return {"installed": installed, "version": version}

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-
 from typing import Any, Dict, List, Optional, Union
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.procfs import listing, place, read_text
@@ -73,7 +72,7 @@ def _rate(text: Optional[str]) -> Union[int, float, None]:
 
 
 def _roce_v2_gid_index(folder: str) -> Optional[int]:
-    """The first GID that is of RoCE v2 and of an IPv4 address: what NCCL_IB_GID_INDEX wants. None when there is none."""
+    """The first GID of RoCE v2 and of an IPv4 address, which is what NCCL_IB_GID_INDEX wants; None without one."""
     indexes = sorted(int(name) for name in listing(folder, "gids") if name.isdigit())
     for index in indexes:
         # unused entries refuse to be read

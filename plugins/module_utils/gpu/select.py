@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import re
-
 from typing import Any, Dict, List, Optional, Union
 
-_GIB = 1024 ** 3
+_GIB = 1024**3
 
 POLICY_KEYS = ("count", "min_memory_gib", "min_free_memory_gib", "model", "healthy", "exclude_display")
 
@@ -37,7 +36,7 @@ def select(devices: List[Dict[str, Any]], wanted: Union[str, List[Any], Dict[str
         instances.
     """
     if not devices:
-        raise SelectionError("This host has no GPU to choose from; check gpu.fault and gpu.count of the gpu_facts module")
+        raise SelectionError("This host has no GPU to choose from; see count and fault in what gpu_facts says of it")
     if wanted == "all":
         chosen = _all(devices)
     elif isinstance(wanted, dict):
@@ -46,7 +45,7 @@ def select(devices: List[Dict[str, Any]], wanted: Union[str, List[Any], Dict[str
         chosen = _by_name(devices, wanted)
     else:
         raise SelectionError(
-            "GPUs are wanted as %r; expected \"all\", a list of indexes, UUIDs or PCI bus ids, or a policy with some of %s"
+            "GPUs are wanted as %r; expected 'all', a list of indexes, UUIDs or PCI bus ids, or a policy of %s"
             % (wanted, ", ".join(POLICY_KEYS))
         )
     for device in chosen:
@@ -84,7 +83,7 @@ def label(device: Dict[str, Any]) -> str:
 
 
 def pci_bus_id(text: str) -> str:
-    """A PCI bus id in sysfs' form, ``0000:00:06.0``, from any of NVML's and CUDA's: ``00000000:00:06.0``, upper case."""
+    """A PCI bus id in sysfs' form, ``0000:00:06.0``, from NVML's ``00000000:00:06.0`` or CUDA's ``00:06.0``."""
     text = text.lower()
     domain, _, rest = text.partition(":")
     if rest.count(":") == 0:  # CUDA's short form, without a domain
@@ -99,8 +98,8 @@ def _all(devices: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     for device in devices:
         if not device["health"]["ok"]:
             raise SelectionError(
-                "all GPUs are wanted, but GPU %s is not healthy: %s; repair it, or choose with the policy {healthy: true} "
-                "or a list of the others" % (label(device), "; ".join(device["health"]["reasons"]))
+                "all GPUs are wanted, but GPU %s is not healthy: %s; repair it, or choose with the policy "
+                "{healthy: true} or a list of the others" % (label(device), "; ".join(device["health"]["reasons"]))
             )
     return list(devices)
 
@@ -131,7 +130,7 @@ def _find(devices: List[Dict[str, Any]], name: Any) -> Optional[Dict[str, Any]]:
         if text.isdigit():
             if device["index"] == int(text):
                 return device
-        elif text in (device["uuid"],) or (device["pci_bus_id"] and pci_bus_id(text) == device["pci_bus_id"]):
+        elif text == device["uuid"] or pci_bus_id(text) == device["pci_bus_id"]:
             return device
     return None
 
@@ -139,12 +138,16 @@ def _find(devices: List[Dict[str, Any]], name: Any) -> Optional[Dict[str, Any]]:
 def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any]) -> List[Dict[str, Any]]:
     unknown = sorted(set(policy) - set(POLICY_KEYS))
     if unknown:
-        raise SelectionError("The GPU policy has unknown keys: %s; known are %s" % (", ".join(unknown), ", ".join(POLICY_KEYS)))
+        raise SelectionError(
+            "The GPU policy has unknown keys: %s; known are %s" % (", ".join(unknown), ", ".join(POLICY_KEYS))
+        )
     rules = {key: value for key, value in policy.items() if value is not None}
     try:
         model = re.compile(rules["model"], re.IGNORECASE) if "model" in rules else None
     except re.error as error:
-        raise SelectionError("The GPU policy's model %r is no regular expression: %s" % (rules["model"], error))
+        raise SelectionError(
+            "The GPU policy's model %r is no regular expression: %s" % (rules["model"], error)
+        ) from None
     fitting, refused = [], []
     for device in devices:
         why = _why_not(device, rules, model)
@@ -158,7 +161,12 @@ def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any]) -> List[Di
     if len(fitting) < (count or 1):
         raise SelectionError(
             "The GPU policy wants %s but %d of %d GPUs fit it; left out: %s"
-            % ("%d GPUs" % count if count else "at least one GPU", len(fitting), len(devices), " | ".join(refused) or "none")
+            % (
+                "%d GPUs" % count if count else "at least one GPU",
+                len(fitting),
+                len(devices),
+                " | ".join(refused) or "none",
+            )
         )
     return fitting[:count]
 

@@ -9,7 +9,6 @@ nvidia-smi prints whole MiB and centiwatts, and leaves out the compute capabilit
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import faults, model, processes
@@ -55,6 +54,8 @@ def _device_id(text: str) -> str:
     return "%s:%s" % (text[-4:].lower(), text[-8:-4].lower())
 
 
+_HISTOGRAM = "remapped_rows/row_remapper_histogram/row_remapper_histogram_"
+
 # Leaf, the element's path, converter. A later row for a leaf that is already known is an older nvidia-smi's way.
 DATA = (
     ("uuid", "uuid", str),
@@ -83,11 +84,11 @@ DATA = (
     ("remapped_rows.uncorrected", "remapped_rows/remapped_row_unc", int),
     ("remapped_rows.pending", "remapped_rows/remapped_row_pending", _yes),
     ("remapped_rows.failure", "remapped_rows/remapped_row_failure", _yes),
-    ("remapped_rows.spare_banks.full", "remapped_rows/row_remapper_histogram/row_remapper_histogram_max", _number),
-    ("remapped_rows.spare_banks.high", "remapped_rows/row_remapper_histogram/row_remapper_histogram_high", _number),
-    ("remapped_rows.spare_banks.partial", "remapped_rows/row_remapper_histogram/row_remapper_histogram_partial", _number),
-    ("remapped_rows.spare_banks.low", "remapped_rows/row_remapper_histogram/row_remapper_histogram_low", _number),
-    ("remapped_rows.spare_banks.none", "remapped_rows/row_remapper_histogram/row_remapper_histogram_none", _number),
+    ("remapped_rows.spare_banks.full", _HISTOGRAM + "max", _number),
+    ("remapped_rows.spare_banks.high", _HISTOGRAM + "high", _number),
+    ("remapped_rows.spare_banks.partial", _HISTOGRAM + "partial", _number),
+    ("remapped_rows.spare_banks.low", _HISTOGRAM + "low", _number),
+    ("remapped_rows.spare_banks.none", _HISTOGRAM + "none", _number),
     ("retired_pages.single_bit", "retired_pages/multiple_single_bit_retirement/retired_count", int),
     ("retired_pages.double_bit", "retired_pages/double_bit_retirement/retired_count", int),
     ("retired_pages.pending", "retired_pages/pending_retirement", _yes),
@@ -163,7 +164,9 @@ def parse(text: str, root: str = "/") -> List[Tuple[str, Any]]:
     try:
         log = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise Unreadable("nvidia-smi -q -x printed something that is no XML (%s): %.200s" % (error, text.strip()))
+        raise Unreadable(
+            "nvidia-smi -q -x printed something that is no XML (%s): %.200s" % (error, text.strip())
+        ) from None
     parts = [("driver", {"version": _known(log, "driver_version"), "cuda_version": _known(log, "cuda_version")})]
     for index, gpu in enumerate(log.findall("gpu")):
         device = model.blank(index, _NOT_PRINTED)
@@ -269,12 +272,14 @@ def _mig_devices(gpu: ElementTree.Element, device: Dict[str, Any]) -> List[Dict[
         sizes = [_known(instance, "fb_memory_usage/%s" % name) for name in ("total", "used", "free")]
         total, used, free = [_bytes(size) if size else None for size in sizes]
         numbers = [_known(instance, name) for name in ("gpu_instance_id", "compute_instance_id")]
-        found.append({
-            "uuid": _known(instance, "uuid"),
-            "name": None,
-            "gpu_uuid": device["uuid"],
-            "gpu_instance_id": int(numbers[0]) if numbers[0] else None,
-            "compute_instance_id": int(numbers[1]) if numbers[1] else None,
-            "memory": {"total_bytes": total, "used_bytes": used, "free_bytes": free},
-        })
+        found.append(
+            {
+                "uuid": _known(instance, "uuid"),
+                "name": None,
+                "gpu_uuid": device["uuid"],
+                "gpu_instance_id": int(numbers[0]) if numbers[0] else None,
+                "compute_instance_id": int(numbers[1]) if numbers[1] else None,
+                "memory": {"total_bytes": total, "used_bytes": used, "free_bytes": free},
+            }
+        )
     return found
