@@ -39,7 +39,7 @@ def plain(value):
         return value.decode(errors="replace")
     if isinstance(value, ctypes.Structure):
         return {name: plain(getattr(value, name)) for name in members(value)}
-    if isinstance(value, ctypes.Array) or isinstance(value, (list, tuple)):
+    if isinstance(value, (ctypes.Array, list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, ctypes._SimpleCData):
         return value.value
@@ -62,7 +62,7 @@ def fill(target, value):
     if isinstance(target, ctypes.Structure):
         if not isinstance(value, dict):
             names = [name for name in members(target) if name not in ("version", "sensorType", "fan")]
-            value = dict(zip(names, value if isinstance(value, list) else [value]))
+            value = dict(zip(names, value if isinstance(value, list) else [value], strict=False))
         for name, item in value.items():
             if hasattr(target, name):
                 kind = members(target)[name]
@@ -132,7 +132,7 @@ class Library:
                 value = [value]
             elif not isinstance(value, list):
                 value = [value] * len(targets)  # pynvml returns one of several
-            for target, item in zip(targets, value):
+            for target, item in zip(targets, value, strict=False):
                 fill(target, item)
             return pynvml.NVML_SUCCESS
         return call
@@ -260,7 +260,7 @@ def derived(index, found):
             more[place.replace("State", "Version")] = "6"
     rows = found.get("nvmlDeviceGetRemappedRows", "!3")
     if rows[0] != "!":
-        for field, count in zip(range(142, 146), rows.split()):
+        for field, count in zip(range(142, 146), rows.split(), strict=True):
             more["nvmlDeviceGetFieldValues[%d]" % field] = "1 " + count
     return more
 
@@ -298,7 +298,7 @@ def convert(recording, report):
         Mismatch: pynvml would not return what was recorded.
     """
     devices = []
-    for index, (recorded, gpu) in enumerate(zip(recording["devices"], report.findall("gpu"))):
+    for index, (recorded, gpu) in enumerate(zip(recording["devices"], report.findall("gpu"), strict=True)):
         found = lines(recorded)
         found.update(from_smi(gpu))
         found.update(derived(index, found))
