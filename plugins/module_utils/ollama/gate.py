@@ -1,0 +1,345 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The proof that an Ollama service does what is declared of it.
+
+A process that is active and an API that answers 200 prove little: with a wrong CUDA_VISIBLE_DEVICES Ollama serves on
+the CPU without a word, and ``/api/ps`` goes on naming a model whose worker is dead. So the server's own start log is
+held against the declaration, one token is truly generated, and NVML must name the unit's own processes on the GPUs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, pci_bus_id
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, names, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Running, Verdict
+
+_GIB = 1024.0**3
+_LOG_DELAY = 2.0  # seconds that a line may need from the server to the journal
+_MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
+_LOG_LINES = 5000
+
+CPU_REASONS = (
+    "common reasons: the driver was not ready when the service started, /dev/nvidia-uvm is missing or not allowed to "
+    "the unit (PrivateDevices=, DeviceAllow=), OLLAMA_LLM_LIBRARY names no folder of the installation, or the "
+    "installation has no CUDA library for this driver"
+)
+
+
+class Fault(Exception):
+    """A check that failed; ``verdict`` says which and why."""
+
+    def __init__(self, name: str, message: str, **evidence: Any) -> None:
+        super().__init__(message)
+        self.verdict = Verdict(name, message, evidence)
+
+
+class OllamaGate:
+    """Called by the engine with the running unit, after a change and when there is none.
+
+    The verdicts, in the order in which they are looked for: ``crash_loop``, ``not_ready``, ``unproven`` (no start log),
+    ``misread``, ``cpu_fallback``, ``wrong_gpu``; with a model also ``model_missing``, ``load_failed``, ``stalled``,
+    ``partial_offload``, ``vram_missing``, ``spread_missing``; else ``ok``. Without a change nothing is loaded and
+    nothing is waited for: a model is then looked at only where it is loaded already.
+
+    :param effective: variable to value as the server must log it.
+    :param facts: GPU facts from before.
+    :param devices: the GPUs declared, out of the facts; empty when none were.
+    :param spread: whether every model must lie on all of them.
+    :param model: name of the model to prove with, or None.
+    :param gather: reads the GPU facts anew.
+    """
+
+    def __init__(
+        self,
+        *,
+        effective: Dict[str, str],
+        facts: Dict[str, Any],
+        devices: Sequence[Dict[str, Any]] = (),
+        spread: bool = False,
+        model: Optional[str] = None,
+        gather: Callable[[], Dict[str, Any]],
+    ) -> None:
+        self.effective = effective
+        self.facts = facts
+        self.devices = list(devices)
+        self.spread = spread
+        self.model = model
+        self.gather = gather
+        self.version: Optional[str] = None
+        """The server's version, once it answered."""
+        self.held: Dict[str, int] = {}
+        """Bytes that the unit holds per GPU's UUID, as last seen."""
+
+    def __call__(self, running: Running, changed: bool) -> Verdict:
+        try:
+            api = self._answers(running, changed)
+            start = self._start_log(running, changed)
+            if start is not None:
+                self._understood(start)
+                self._found_gpus(start)
+            if self.model and changed:
+                self._generates(api, running)
+            self._holds_memory(api, running, changed)
+        except Fault as fault:
+            return fault.verdict
+        return Verdict("ok")
+
+    # --- the checks, in the order in which they are made
+
+    def _answers(self, running: Running, changed: bool) -> Api:
+        written = running.environ.get("OLLAMA_HOST", "").strip().strip("\"'")
+        try:
+            address, port = settings.reachable_at(written or settings.DEFAULT_HOST)
+        except ValueError as error:
+            raise Fault("misread", "OLLAMA_HOST of the running process: %s" % error) from None
+        api, now = Api(address, port), time.monotonic()
+        # without a change a server that runs for long must answer at once; one that was just started may take longer
+        until = running.deadline if changed else min(running.deadline, max(now + 5, running.started_monotonic + 30))
+        pause = 0.02
+        while True:
+            if not running.alive():
+                raise self._died(running)
+            try:
+                self.version = api.version(timeout=max(0.1, min(2.0, until - time.monotonic())))
+                return api
+            except ApiError as error:
+                last = error
+            if time.monotonic() >= until:
+                raise Fault(
+                    "not_ready",
+                    "the process runs but its API does not answer: %s; expected an answer at %s within %.0f s of the start"
+                    % (last, api.url, until - running.started_monotonic),
+                    url=api.url,
+                )
+            time.sleep(pause)
+            pause = min(0.25, pause * 1.5)
+
+    def _died(self, running: Running) -> Fault:
+        failure = log.parse(running.journal(50)).failure or ""
+        advice = log.remedy(failure)
+        message = "the server gave up: %s" % failure if failure else "the server ended before its API answered"
+        return Fault("crash_loop", message + (": " + advice if advice else ""), last_words=failure)
+
+    def _start_log(self, running: Running, changed: bool) -> Optional[log.StartLog]:
+        """The start log; None when it is no longer in the journal of a server that runs for long."""
+        until = time.monotonic() + (_LOG_DELAY if changed else 0)
+        while True:
+            start = log.parse(running.journal(_LOG_LINES))
+            if start.failure and not start.listening:
+                # whoever answered on that port was not this server
+                raise self._died(running)
+            if start.config and start.listening and start.compute:
+                return start
+            if not changed:
+                return start if start.config else None
+            if not running.alive():
+                raise self._died(running)
+            if time.monotonic() >= until:
+                missing = [
+                    what
+                    for what, there in (
+                        ("server config", start.config),
+                        ("Listening on", start.listening),
+                        ("inference compute", start.compute),
+                    )
+                    if not there
+                ]
+                raise Fault(
+                    "unproven",
+                    "an Ollama answers, but this unit's own log of the start has no line with %s; expected it in the "
+                    "journal of %s (StandardOutput=, StandardError=, MaxLevelStore=)"
+                    % (" or ".join(repr(what) for what in missing), running.unit),
+                )
+            time.sleep(0.05)
+
+    def _understood(self, start: log.StartLog) -> None:
+        config = start.config or {}
+        wrong = {}
+        for variable, expected in sorted(self.effective.items()):
+            if variable not in config:
+                wrong[variable] = "server %s does not list it, so it has no such setting" % (start.version or "")
+            elif not settings.agrees(variable, expected, config[variable]):
+                wrong[variable] = "declared %s, understood %s" % (expected.rstrip(), config[variable] or "nothing")
+        if wrong:
+            raise Fault(
+                "misread",
+                "the server did not understand what is declared: %s"
+                % "; ".join("%s: %s" % item for item in sorted(wrong.items())),
+                variables=wrong,
+            )
+
+    def _found_gpus(self, start: log.StartLog) -> None:
+        if not start.compute or not (self.devices or self.facts["count"]):
+            return
+        found = [compute for compute in start.compute if not compute.on_cpu]
+        if not found:
+            raise Fault(
+                "cpu_fallback",
+                "the server found no GPU and serves on the CPU; this host has %d and %s is declared; %s"
+                % (self.facts["count"], self._declared(), CPU_REASONS),
+            )
+        if not self.devices:
+            return
+        if all(compute.pci_bus_id for compute in found):
+            seen = {pci_bus_id(compute.pci_bus_id) for compute in found}
+            own = {device["pci_bus_id"]: device for device in self.facts["devices"]}
+        elif all(compute.uuid for compute in found):
+            seen = {compute.uuid for compute in found}
+            own = {device["uuid"]: device for device in self.facts["devices"]}
+        elif len(found) != len(self.devices):
+            raise Fault(
+                "wrong_gpu", "the server found %d GPUs; expected the %d of %s"
+                % (len(found), len(self.devices), self._declared())
+            )
+        else:
+            return  # this server does not say which GPUs it found; their number is right
+        wanted = {key for key, device in own.items() if device in self.devices}
+        missing = [label(own[key]) for key in sorted(wanted - seen)]
+        others = [label(own[key]) for key in sorted(seen & set(own) - wanted)]
+        if missing or others:
+            raise Fault(
+                "wrong_gpu",
+                "the server found other GPUs than declared (%s): %s"
+                % (
+                    self._declared(),
+                    "; ".join(
+                        "%s %s" % (what, ", ".join(which))
+                        for what, which in (("it lacks", missing), ("it also uses", others))
+                        if which
+                    ),
+                ),
+                missing=missing,
+                others=others,
+            )
+
+    def _generates(self, api: Api, running: Running) -> None:
+        model = self.model or ""
+        allowed = max(1.0, running.deadline - time.monotonic())
+        try:
+            answer = api.one_token(model, allowed)
+        except ApiTimeout:
+            raise Fault(
+                "stalled",
+                "%s was asked for one token and gave none within %.0f s (timeout); the journal tells how far it came"
+                % (model, allowed),
+            ) from None
+        except ApiError as error:
+            if not running.alive():
+                raise self._died(running) from None
+            raise Fault("load_failed", "%s was asked for one token: %s" % (model, error)) from None
+        if answer.status == 404:
+            raise Fault("model_missing", "the server has no model %s: %s" % (model, answer.error))
+        if answer.status != 200:
+            raise Fault(
+                "load_failed", "%s cannot be served: HTTP %d: %s" % (model, answer.status, answer.error)
+            )
+        if answer.body.get("done") is not True or not answer.body.get("eval_count"):
+            raise Fault(
+                "stalled",
+                "%s answered with HTTP 200 but generated nothing (done: %s, eval_count: %s); expected one token"
+                % (model, answer.body.get("done"), answer.body.get("eval_count")),
+            )
+
+    def _holds_memory(self, api: Api, running: Running, changed: bool) -> None:
+        loaded = self._loaded(api)
+        if not (self.devices or self.facts["count"]):
+            return
+        if loaded is not None:
+            self._on_gpus(loaded)
+        facts, until = self.facts, time.monotonic() + _MEMORY_DELAY
+        while True:
+            if changed and self.model:
+                facts = self.gather()
+            try:
+                return self._held(facts, running.unit, loaded)
+            except Fault:
+                if not (changed and self.model) or time.monotonic() >= until:
+                    raise
+            time.sleep(0.1)
+
+    def _loaded(self, api: Api) -> Optional[Dict[str, Any]]:
+        """The entry of /api/ps for the model to prove with; None when none is asked for or it is not loaded."""
+        if not self.model:
+            return None
+        try:
+            loaded = api.loaded()
+        except ApiError as error:
+            raise Fault("not_ready", "the API broke down: %s" % error) from None
+        return next((entry for entry in loaded if names.same(str(entry.get("name", "")), self.model)), None)
+
+    def _on_gpus(self, loaded: Dict[str, Any]) -> None:
+        size, on_gpu = int(loaded.get("size") or 0), int(loaded.get("size_vram") or 0)
+        if not on_gpu:
+            raise Fault("cpu_fallback", "%s is loaded, but wholly on the CPU; %s" % (self.model, CPU_REASONS))
+        if on_gpu < size:
+            raise Fault(
+                "partial_offload",
+                "%s has %.1f of its %.1f GiB on GPUs, the rest runs on the CPU; give it more or larger GPUs, a shorter "
+                "context_length, fewer num_parallel or a smaller kv_cache_type"
+                % (self.model, on_gpu / _GIB, size / _GIB),
+                size=size,
+                size_vram=on_gpu,
+            )
+
+    def _held(self, facts: Dict[str, Any], unit: str, loaded: Optional[Dict[str, Any]]) -> None:
+        devices = facts["devices"]
+        self.held = held_by_unit(devices, unit)
+        by_uuid = {device["uuid"]: device for device in devices}
+        declared = {device["uuid"] for device in self.devices} or set(by_uuid)
+        elsewhere = [label(by_uuid[uuid]) for uuid in sorted(set(self.held) - declared)]
+        if elsewhere:
+            raise Fault(
+                "wrong_gpu",
+                "%s holds memory on GPUs that are not declared: %s; declared is %s"
+                % (unit, ", ".join(elsewhere), self._declared()),
+                others=elsewhere,
+            )
+        if loaded is None:
+            return
+        if facts["source"] not in ("nvml", "nvidia-smi"):
+            raise Fault(
+                "unproven",
+                "which process holds GPU memory cannot be read: neither NVML (pynvml) nor nvidia-smi works here; "
+                "the role gpu_host installs pynvml",
+            )
+        total, needed = sum(self.held.values()), int(loaded.get("size_vram") or 0)
+        if total < needed:
+            raise Fault(
+                "vram_missing",
+                "the server says that %s has %.1f GiB on GPUs, but the processes of %s hold %.1f GiB: its worker is dead "
+                "or runs outside the unit" % (self.model, needed / _GIB, unit, total / _GIB),
+                size_vram=needed,
+                held=total,
+            )
+        without = [label(by_uuid[uuid]) for uuid in sorted(declared - set(self.held))]
+        if self.spread and without:
+            raise Fault(
+                "spread_missing",
+                "%s is to be spread over %d GPUs, but nothing of it lies on %s"
+                % (self.model, len(declared), ", ".join(without)),
+                without=without,
+            )
+
+    def _declared(self) -> str:
+        if not self.devices:
+            return "no choice of GPUs"
+        return "CUDA_VISIBLE_DEVICES=%s" % self.effective.get("CUDA_VISIBLE_DEVICES", "")
+
+    def proven(self) -> List[Dict[str, Any]]:
+        """The declared GPUs, or all, each with what the unit holds there, for the module's result."""
+        return [
+            {
+                "index": device["index"],
+                "uuid": device["uuid"],
+                "name": device["name"],
+                "pci_bus_id": device["pci_bus_id"],
+                "held_bytes": self.held.get(device["uuid"], 0),
+            }
+            for device in (self.devices or self.facts["devices"])
+        ]

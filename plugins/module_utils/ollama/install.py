@@ -1,0 +1,534 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What must be on a host before Ollama's unit can run: user, directories, release, unit. Steps for the engine.
+
+A release is unpacked beside the one in use and taken by two links, so that a switch is atomic and the former release
+stays for the way back:
+
+    PREFIX/lib/gpufleet/ollama-SHA12/{bin/ollama,lib/ollama/…}
+    PREFIX/bin/ollama  -> ../lib/gpufleet/ollama-SHA12/bin/ollama
+    PREFIX/lib/ollama  -> gpufleet/ollama-SHA12/lib/ollama
+
+The server looks for its libraries at ``../lib/ollama`` from its real path (/proc/self/exe), so each release uses its
+own. Upstream's install.sh removes ``lib/ollama`` and unpacks over ``PREFIX``: with this layout it removes and replaces
+the links alone, and this collection takes over again at its next run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+USER = "ollama"
+HOME = "/usr/share/ollama"
+GROUPS = ("render", "video")
+UNIT_PATHS = (
+    "etc/systemd/system",
+    "run/systemd/system",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+)
+
+_UNIT = """\
+[Unit]
+Description=Ollama Service
+After=network-online.target
+
+[Service]
+ExecStart={prefix}/bin/ollama serve
+User={user}
+Group={user}
+Restart=always
+RestartSec=3
+Environment="PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+[Install]
+WantedBy=default.target
+"""
+
+
+class InstallError(Exception):
+    """An archive, directory or user is not as needed; the message names it and says what to do."""
+
+
+class UserStep:
+    """The system user that upstream's install.sh makes, in the groups that may open GPUs."""
+
+    restarts = True  # a process keeps the groups it was started with
+
+    def __init__(self, user: str = USER, home: str = HOME) -> None:
+        self.user, self.home = user, home
+        self._made_user = self._made_home = False
+        self._joined: List[str] = []
+
+    def needed(self) -> bool:
+        return not self._exists() or bool(self._missing_groups())
+
+    def diff(self) -> Dict[str, str]:
+        groups = self._missing_groups()
+        after = "user %s%s\n" % (self.user, " in groups %s" % ", ".join(groups) if groups else "")
+        return {"before": "", "after": after}
+
+    def apply(self) -> None:
+        if not self._exists():
+            self._made_home = not os.path.isdir(self.home)
+            _run(["useradd", "-r", "-s", "/bin/false", "-U", "-m", "-d", self.home, self.user])
+            self._made_user = True
+        for group in self._missing_groups():
+            _run(["usermod", "-a", "-G", group, self.user])
+            self._joined.append(group)
+
+    def undo(self) -> None:
+        if self._made_user:
+            _run(["userdel", self.user])
+            if self._made_home:
+                shutil.rmtree(self.home, ignore_errors=True)
+        else:
+            for group in self._joined:
+                _run(["gpasswd", "-d", self.user, group])
+
+    def _exists(self) -> bool:
+        import pwd
+
+        try:
+            pwd.getpwnam(self.user)
+        except KeyError:
+            return False
+        return True
+
+    def _missing_groups(self) -> List[str]:
+        import grp
+
+        missing = []
+        for group in GROUPS:
+            try:
+                if self.user not in grp.getgrnam(group).gr_mem:
+                    missing.append(group)
+            except KeyError:
+                continue
+        return missing
+
+
+class DirectoryStep:
+    """A directory that belongs to the service's user, made when it is not there; one that is there is left alone."""
+
+    restarts = False
+
+    def __init__(self, path: str, user: str) -> None:
+        self.path, self.user = path, user
+        self._made: List[str] = []
+
+    def needed(self) -> bool:
+        return not os.path.lexists(self.path)
+
+    def diff(self) -> Dict[str, str]:
+        return {"before": "", "after": "directory %s of %s\n" % (self.path, self.user)}
+
+    def apply(self) -> None:
+        import pwd
+
+        missing, path = [], self.path
+        while not os.path.lexists(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        for path in reversed(missing):
+            os.mkdir(path, 0o755)
+            os.chmod(path, 0o755)
+            self._made.append(path)
+        entry = pwd.getpwnam(self.user)
+        os.chown(self.path, entry.pw_uid, entry.pw_gid)
+
+    def undo(self) -> None:
+        for path in reversed(self._made):
+            try:
+                os.rmdir(path)
+            except OSError:
+                break  # something was put into it meanwhile, which is not ours to remove
+
+
+class ReleaseStep:
+    """One release of Ollama out of its archive, known by the archive's SHA-256.
+
+    :param sha256: 64 hex digits; the archive must have it.
+    :param archive: path on this host, an URL, or None where only ``needed`` and ``diff`` are asked for.
+    """
+
+    restarts = True
+
+    def __init__(self, sha256: str, archive: Optional[str] = None, prefix: str = "/usr/local") -> None:
+        self.sha256, self.archive, self.prefix = sha256, archive, prefix
+        self.name = "ollama-" + sha256[:12]
+        self.store = os.path.join(prefix, "lib", "gpufleet")
+        self.target = os.path.join(self.store, self.name)
+        self.links = (
+            (os.path.join(prefix, "bin", "ollama"), os.path.join("..", "lib", "gpufleet", self.name, "bin", "ollama")),
+            (os.path.join(prefix, "lib", "ollama"), os.path.join("gpufleet", self.name, "lib", "ollama")),
+        )
+        self._unpacked = False
+        self._before: List[Tuple[str, Optional[str]]] = []
+
+    def needed(self) -> bool:
+        return not self.unpacked() or any(_link(path) != to for path, to in self.links)
+
+    def diff(self) -> Dict[str, str]:
+        def shown(to: Optional[str], path: str) -> str:
+            return "%s -> %s\n" % (path, to) if to else ("%s\n" % path if os.path.lexists(path) else "")
+
+        return {
+            "before": "".join(shown(_link(path), path) for path, _to in self.links),
+            "after": "".join(shown(to, path) for path, to in self.links),
+        }
+
+    def apply(self) -> None:
+        if not self.unpacked():
+            self._prune()
+            self._unpack()
+        for path, to in self.links:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            self._before.append((path, self._set_aside(path)))
+            _point(path, to)
+
+    def undo(self) -> None:
+        for path, before in reversed(self._before):
+            if before is None:
+                os.unlink(path)
+            elif before.startswith("@"):
+                _point(path, before[1:])
+            else:
+                os.unlink(path)
+                os.rename(before, path)
+                _remove_empty(os.path.dirname(before), self.store)
+        self._before = []
+        if self._unpacked:
+            shutil.rmtree(self.target, ignore_errors=True)
+            _remove_empty(self.store, self.prefix)
+
+    def unpacked(self) -> bool:
+        """Whether the whole release lies on this host, in use or not."""
+        try:
+            with open(os.path.join(self.target, ".sha256"), encoding="ascii") as marker:
+                return marker.read().strip() == self.sha256
+        except OSError:
+            return False
+
+    def _set_aside(self, path: str) -> Optional[str]:
+        """Make room for a link: None, ``@TARGET`` of the link that was there, or where the vendor's own was moved to."""
+        if os.path.islink(path):
+            return "@" + os.readlink(path)
+        if not os.path.lexists(path):
+            return None
+        aside = os.path.join(self.store, "ollama-before-%s" % self.sha256[:12], os.path.relpath(path, self.prefix))
+        if os.path.lexists(aside):
+            shutil.rmtree(aside) if os.path.isdir(aside) else os.unlink(aside)
+        os.makedirs(os.path.dirname(aside), exist_ok=True)
+        os.rename(path, aside)
+        return aside
+
+    def _prune(self) -> None:
+        """Remove releases that neither are in use nor were before; each takes gigabytes."""
+        in_use = _link(self.links[0][0]) or ""
+        for name in os.listdir(self.store) if os.path.isdir(self.store) else ():
+            if name.startswith("ollama-") and name not in in_use.split("/"):
+                shutil.rmtree(os.path.join(self.store, name), ignore_errors=True)
+
+    def _unpack(self) -> None:
+        os.makedirs(self.store, mode=0o755, exist_ok=True)
+        beside = os.path.join(self.store, ".%s.part" % self.name)
+        shutil.rmtree(beside, ignore_errors=True)
+        os.mkdir(beside, 0o755)
+        self._unpacked = True
+        download = beside + ".download"
+        try:
+            archive = self.archive or ""
+            if is_url(archive):
+                fetch(archive, download, self.sha256)
+                archive = download
+            elif sha256_of(archive) != self.sha256:
+                raise InstallError(
+                    "%s has the SHA-256 %s; expected %s (archive_checksum)" % (archive, sha256_of(archive), self.sha256)
+                )
+            extract(archive, beside)
+            if not os.access(os.path.join(beside, "bin", "ollama"), os.X_OK):
+                raise InstallError(
+                    "%s holds no program bin/ollama; expected a release such as ollama-linux-amd64.tar.zst" % self.archive
+                )
+            os.makedirs(os.path.join(beside, "lib", "ollama"), exist_ok=True)
+            with open(os.path.join(beside, ".sha256"), "w", encoding="ascii") as marker:
+                marker.write(self.sha256 + "\n")
+            shutil.rmtree(self.target, ignore_errors=True)
+            os.rename(beside, self.target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+            if os.path.exists(download):
+                os.unlink(download)
+
+
+class UnitStep:
+    """The unit as upstream's install.sh writes it, only where systemd knows none of that name."""
+
+    restarts = False
+
+    def __init__(self, unit: str, prefix: str = "/usr/local", user: str = USER, root: str = "/") -> None:
+        name, at, _instance = unit.partition("@")
+        self.file = "%s@.service" % name if at else unit
+        self.path = os.path.join(root, UNIT_PATHS[0], self.file)
+        self.text = _UNIT.format(prefix=prefix, user=user)
+        self._names = {unit, self.file}
+        self._root = root
+        self._wrote = False
+
+    def needed(self) -> bool:
+        return not any(
+            os.path.lexists(os.path.join(self._root, folder, name)) for folder in UNIT_PATHS for name in self._names
+        )
+
+    def diff(self) -> Dict[str, str]:
+        return {"before": "", "after": self.text}
+
+    def apply(self) -> None:
+        beside = self.path + ".gpufleet"
+        try:
+            with open(beside, "w", encoding="ascii") as file:
+                file.write(self.text)
+            os.chmod(beside, 0o644)
+            os.rename(beside, self.path)
+        finally:
+            if os.path.exists(beside):
+                os.unlink(beside)
+        self._wrote = True
+
+    def undo(self) -> None:
+        if self._wrote and os.path.exists(self.path):
+            os.unlink(self.path)
+
+
+# --- archives
+
+
+def is_url(archive: str) -> bool:
+    return archive.startswith(("https://", "http://"))
+
+
+def sha256_of(path: str) -> str:
+    """:raises InstallError: the file cannot be read."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for chunk in iter(lambda: file.read(1 << 20), b""):
+                digest.update(chunk)
+    except OSError as error:
+        raise InstallError("The archive %s cannot be read: %s" % (path, error.strerror)) from None
+    return digest.hexdigest()
+
+
+def parse_checksum(written: str) -> str:
+    """The digest of ``sha256:HEX`` or ``HEX``.
+
+    :raises InstallError: it is none.
+    """
+    digest = written[len("sha256:") :] if written.startswith("sha256:") else written
+    if not re.match(r"[0-9a-fA-F]{64}\Z", digest):
+        raise InstallError("archive_checksum is %r; expected sha256: and 64 hex digits" % written)
+    return digest.lower()
+
+
+def fetch(url: str, path: str, sha256: str) -> None:
+    """Download to a file, and keep it only with the right digest.
+
+    :raises InstallError: the server refuses, cannot be reached, or sends something else.
+    """
+    import hashlib
+    import urllib.request  # 46 ms, paid only when a release is fetched
+
+    digest = hashlib.sha256()
+    try:
+        with urllib.request.build_opener().open(url, timeout=60) as source, open(path, "wb") as file:
+            for chunk in iter(lambda: source.read(1 << 20), b""):
+                digest.update(chunk)
+                file.write(chunk)
+    except (OSError, ValueError) as error:
+        raise InstallError("%s cannot be fetched: %s" % (url, error)) from None
+    if digest.hexdigest() != sha256:
+        raise InstallError("%s has the SHA-256 %s; expected %s (archive_checksum)" % (url, digest.hexdigest(), sha256))
+
+
+def extract(archive: str, folder: str) -> None:
+    """Unpack a ``.tgz`` or ``.tar.zst``, owned by root, nothing outside ``folder``.
+
+    :raises InstallError: it is neither, is damaged, needs a program that is not there, or holds unsafe names.
+    """
+    import tarfile
+
+    try:
+        with open(archive, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InstallError("The archive %s cannot be read: %s" % (archive, error.strerror)) from None
+    zstd = None
+    try:
+        if magic == b"\x28\xb5\x2f\xfd":
+            if not shutil.which("zstd"):
+                raise InstallError("%s is packed with zstd, and this host has no zstd; install the package zstd" % archive)
+            zstd = subprocess.Popen(["zstd", "-dcq", archive], stdout=subprocess.PIPE)
+            with tarfile.open(fileobj=zstd.stdout, mode="r|") as tar:
+                _unpack_members(tar, folder)
+            if zstd.wait():
+                raise InstallError("%s is damaged: zstd ends with status %d" % (archive, zstd.returncode))
+        elif magic[:2] == b"\x1f\x8b":
+            with tarfile.open(archive, mode="r|gz") as tar:
+                _unpack_members(tar, folder)
+        else:
+            raise InstallError("%s is neither a .tgz nor a .tar.zst archive" % archive)
+    except (tarfile.TarError, EOFError) as error:
+        raise InstallError("%s is damaged: %s" % (archive, error)) from None
+    except OSError as error:
+        raise InstallError("%s cannot be unpacked to %s: %s" % (archive, folder, error.strerror or error)) from None
+    finally:
+        if zstd is not None and zstd.stdout is not None:
+            zstd.stdout.close()
+            zstd.kill()
+            zstd.wait()
+
+
+def _unpack_members(tar: Any, folder: str) -> None:
+    for member in _safe(tar):
+        tar.extract(member, folder, set_attrs=False)
+        path = os.path.join(folder, member.name)
+        if member.isfile():
+            os.chmod(path, 0o755 if member.mode & stat.S_IXUSR else 0o644)
+        elif member.isdir():
+            os.chmod(path, 0o755)
+
+
+def _safe(tar: Any) -> Iterator[Any]:
+    for member in tar:
+        target = os.path.join(os.path.dirname(member.name), member.linkname) if member.issym() else member.linkname
+        for name in (member.name, target):
+            if os.path.isabs(name) or ".." in os.path.normpath(name).split("/"):
+                raise InstallError("The archive holds the unsafe name %r; it is not a release of Ollama" % name)
+        if not (member.isfile() or member.isdir() or member.issym() or member.islnk()):
+            raise InstallError("The archive holds a device, %r; it is not a release of Ollama" % member.name)
+        yield member
+
+
+# --- what may be wrong with a host before anything is touched
+
+
+def libraries(prefix: str) -> Optional[List[str]]:
+    """Names that OLLAMA_LLM_LIBRARY may have; None when there is no installation yet."""
+    folder = os.path.join(prefix, "lib", "ollama")
+    try:
+        return sorted(name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name)))
+    except OSError:
+        return None
+
+
+def default_store(user: str) -> Optional[str]:
+    """Where a server of this user keeps its models unless told otherwise; None while there is no such user."""
+    import pwd
+
+    try:
+        return os.path.join(pwd.getpwnam(user).pw_dir, ".ollama", "models")
+    except KeyError:
+        return None
+
+
+def refused(path: str, user: str) -> Optional[str]:
+    """What keeps a user from writing into a directory that exists, asked of the kernel as that user.
+
+    :returns: a message that names the first directory in the way, or None.
+    """
+    import grp
+    import pwd
+
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        return None  # not made yet
+    groups = [group.gr_gid for group in grp.getgrall() if user in group.gr_mem] + [entry.pw_gid]
+    parts = [part for part in path.split("/") if part]
+    steps = ["/" + "/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    if os.path.lexists(path) and not os.path.isdir(path):
+        return "%s is not a directory" % path
+    blocked = _first_blocked(steps, entry.pw_uid, entry.pw_gid, groups)
+    if blocked is None:
+        return None
+    at = os.stat(steps[blocked])
+    owner = "%s, mode %04o" % (_name_of(at.st_uid), stat.S_IMODE(at.st_mode))
+    if steps[blocked] == path:
+        return "%s cannot write into %s (owner %s); chown -R %s: %s" % (user, path, owner, user, path)
+    return "%s cannot enter %s (owner %s), a parent of %s; give it x there" % (user, steps[blocked], owner, path)
+
+
+def _first_blocked(steps: List[str], uid: int, gid: int, groups: List[int]) -> Optional[int]:
+    if os.geteuid() != 0:
+        return None  # only root can try as somebody else
+    child = os.fork()
+    if child == 0:
+        answer = 255
+        try:
+            os.setgroups(groups)
+            os.setgid(gid)
+            os.setuid(uid)
+            for index, step in enumerate(steps[:253]):
+                mode = os.W_OK | os.X_OK if index == len(steps) - 1 else os.X_OK
+                if not os.access(step, mode):
+                    answer = index
+                    break
+        finally:
+            os._exit(answer)
+    status = os.waitpid(child, 0)[1]
+    index = os.WEXITSTATUS(status)
+    return index if index < len(steps) and os.path.exists(steps[index]) else None
+
+
+def _name_of(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _run(command: List[str]) -> None:
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise InstallError("%s: %s" % (command[0], error.strerror)) from None
+    if done.returncode:
+        words = done.stdout.decode("utf-8", "replace").strip()
+        raise InstallError("%s: exit status %d: %s" % (" ".join(command), done.returncode, words))
+
+
+def _link(path: str) -> Optional[str]:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def _point(path: str, to: str) -> None:
+    beside = path + ".gpufleet"
+    if os.path.lexists(beside):
+        os.unlink(beside)
+    os.symlink(to, beside)
+    os.replace(beside, path)
+
+
+def _remove_empty(folder: str, stop: str) -> None:
+    """Remove a folder and its parents below ``stop`` while they are empty."""
+    while folder != stop and folder.startswith(stop):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            return
+        folder = os.path.dirname(folder)
