@@ -49,13 +49,19 @@ def become_root(cache: Path) -> None:
     os.execvp("sudo", ["sudo", "--preserve-env=" + ",".join(kept), sys.executable, *sys.argv])
 
 
+def say(line: str) -> None:
+    """Print a line in one piece: several hosts come up at the same time."""
+    sys.stdout.write("lab: %s\n" % line)
+    sys.stdout.flush()
+
+
 def main() -> None:
     options = parse(sys.argv[1:])
     cache = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference").resolve()
     cache.mkdir(parents=True, exist_ok=True)
     if os.geteuid():
         become_root(cache)
-    lab = Lab(os.environ.get("GPUFLEET_LAB") or DEFAULT_NAME, cache, lambda line: print("lab: " + line, flush=True))
+    lab = Lab(os.environ.get("GPUFLEET_LAB") or DEFAULT_NAME, cache, say)
     words = getattr(options, "words", [])
     words = words[1:] if words[:1] == ["--"] else words
     if options.command == "up":

@@ -36,6 +36,9 @@ DEFAULT_STATE = "h200x4"
 # Hosts brought up at once: more only wait for the same few processors.
 AT_ONCE = 4
 
+# Measured 5 on a booted host.
+INOTIFY_PER_HOST = 6
+
 # Refreshes what this machine hands in, waits until systemd has booted, says its state, and the host's public key.
 BOOTED = (
     "cp -rP --remove-destination %s/machine/. / && "
@@ -43,12 +46,13 @@ BOOTED = (
     " systemctl is-system-running --wait; cat /etc/ssh/ssh_host_ed25519_key.pub"
 ) % podman.HANDED_IN
 
+# A line each: systemd's state, the simulated GPUs (as the first line of their state file says), Ollama's unit.
 STATUS = (
-    "systemctl is-system-running; sed -n 's/^state[ =:]*//p;q' /etc/nvidia-sim/state 2>/dev/null || echo -;"
+    "systemctl is-system-running; echo $(sed -n '1s/^# applied: //p' /etc/nvidia-sim/state 2>&1);"
     " systemctl is-active ollama.service"
 )
 
-TOOLS = {"podman": "podman", podman.RUNTIME: podman.RUNTIME, "ssh-keygen": "openssh-client"}
+TOOLS = {"podman": "podman", podman.RUNTIME: podman.RUNTIME, "ssh-keygen": "openssh-client", "gcc": "gcc libc6-dev"}
 
 
 def host_names(count: int) -> List[str]:
@@ -92,7 +96,7 @@ class Lab:
         found = {one.name: one for one in podman.containers(self.prefix)}
         name = self.name_of(host)
         if name not in found or not found[name].alive:
-            running = [self.host(one) for one in found.values() if one.alive]
+            running = sorted((self.host(one) for one in found.values() if one.alive), key=lambda host: int(host[3:]))
             raise LabError(
                 "host %s does not run; running: %s (start hosts with `make lab-up`)"
                 % (host, ", ".join(running) or "none")
@@ -114,6 +118,7 @@ class Lab:
         """
         check_tools()
         hosts = host_names(count)
+        check_inotify(count)
         with self.locked():
             self.make_key()
             with locked(self.cache / "lab" / "image.lock"):
@@ -263,8 +268,13 @@ class Lab:
         """A table of the hosts."""
 
         def row(one: Container) -> Sequence[str]:
-            said = podman.execute(one.name, "sh", "-c", STATUS, check=False).stdout.split() if one.alive else []
-            return (self.host(one), "running" if one.alive else "dead", one.ip or "-", *(said + ["-"] * 3)[:3])
+            said, state = [], "running" if one.alive else "dead"
+            if one.alive:
+                try:
+                    said = podman.execute(one.name, "sh", "-c", STATUS, check=False, timeout=10).stdout.splitlines()
+                except LabError:
+                    state = "hangs"
+            return (self.host(one), state, one.ip or "-", *((line or "-") for line in (said + [""] * 3)[:3]))
 
         found = sorted(podman.containers(self.prefix), key=lambda one: int(one.name[len(self.prefix) :]))
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -276,14 +286,26 @@ class Lab:
 
 
 def check_tools() -> None:
-    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
+    """Raise LabError unless the programs that `up` calls are here."""
+    missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
-        raise LabError("the lab needs %s: apt-get install %s" % (", ".join(missing), " ".join(missing)))
+        packages = " ".join(TOOLS[tool] for tool in missing)
+        raise LabError("the lab needs %s, not found here: apt-get install %s" % (", ".join(missing), packages))
+
+
+def check_inotify(count: int, limit_file: Path = Path("/proc/sys/fs/inotify/max_user_instances")) -> None:
+    """Raise LabError if the kernel has too few inotify instances: systemd would not start on the last hosts."""
+    limit, needed = int(limit_file.read_text()), count * INOTIFY_PER_HOST
+    if limit < needed:
+        raise LabError(
+            "%d hosts need about %d inotify instances, fs.inotify.max_user_instances here is %d:"
+            " sysctl -w fs.inotify.max_user_instances=%d" % (count, needed, limit, 2 * needed)
+        )
 
 
 def simulator_tree() -> Path | None:
     """Folder of the NVML simulator's files, built if need be, to be copied over a host's /."""
-    if not SIMULATOR.exists() or not (SIMULATOR.parent / "apply").exists():  # TEMPORARY
+    if not SIMULATOR.exists():
         return None
     done = subprocess.run([sys.executable, str(SIMULATOR), "path"], capture_output=True, text=True)
     if done.returncode:
