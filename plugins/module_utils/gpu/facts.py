@@ -244,7 +244,7 @@ def _unread(
     """Devices for the GPUs that only the kernel knows of, in the order of the PCI bus."""
     reason = fault["text"] if fault else "neither pynvml nor nvidia-smi is installed on this host"
     answered = {device["pci_bus_id"] for device in devices}
-    found = []
+    found = []  # type: List[Dict[str, Any]]
     for bus_id in in_kernel:
         if bus_id not in answered:
             device = model.blank(len(devices) + len(found), reason)

@@ -74,7 +74,7 @@ class Gone(Exception):
 
     def __init__(self, nvml_code: Optional[int], text: str) -> None:
         super().__init__(text)
-        self.code = faults.BY_NVML_CODE.get(nvml_code, faults.NVML_ERROR)
+        self.code = faults.BY_NVML_CODE.get(nvml_code or 0, faults.NVML_ERROR)
 
 
 def _text(value: Any) -> str:

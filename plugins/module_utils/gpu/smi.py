@@ -167,7 +167,8 @@ def parse(text: str, root: str = "/") -> List[Tuple[str, Any]]:
         raise Unreadable(
             "nvidia-smi -q -x printed something that is no XML (%s): %.200s" % (error, text.strip())
         ) from None
-    parts = [("driver", {"version": _known(log, "driver_version"), "cuda_version": _known(log, "cuda_version")})]
+    driver = {"version": _known(log, "driver_version"), "cuda_version": _known(log, "cuda_version")}
+    parts = [("driver", driver)]  # type: List[Tuple[str, Any]]
     for index, gpu in enumerate(log.findall("gpu")):
         device = model.blank(index, _NOT_PRINTED)
         lost = any((element.text or "").strip().lower().startswith(_LOST) for element in gpu.iter())
@@ -225,8 +226,8 @@ def _read_leaf(
 
 def _read_ecc(gpu: ElementTree.Element, device: Dict[str, Any], kind: str, count: str) -> None:
     for names in _ECC[count]:
-        texts = [gpu.findtext("ecc_errors/%s/%s" % (kind, name)) for name in names]
-        if None in texts:
+        texts = [gpu.findtext("ecc_errors/%s/%s" % (kind, name), "") for name in names]
+        if "" in texts:
             continue
         leaf = "ecc.%s.%s" % (kind, count)
         try:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Sequence
 
-#: NVML's nvmlGpuTopologyLevel_t; 0 is two GPUs on one board, which nvidia-smi calls PIX too.
-LEVELS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
+#: NVML's nvmlGpuTopologyLevel_t; None when it was not told, 0 is two GPUs on one board, which nvidia-smi calls PIX too.
+LEVELS = {None: None, 0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 
 #: NVML's nvmlGpuP2PStatus_t in the words of nvidia-smi topo -p2p.
-P2P_STATUS = {0: "OK", 1: "CNS", 2: "GNS", 3: "TNS", 4: "DR", 5: "NS", 6: "U"}
+P2P_STATUS = {None: None, 0: "OK", 1: "CNS", 2: "GNS", 3: "TNS", 4: "DR", 5: "NS", 6: "U"}
 
 Matrix = List[List[Optional[str]]]
 
