@@ -41,6 +41,7 @@ options:
     description:
       - A virtual environment in which C(pynvml) is installed, by the package C(nvidia-ml-py).
       - It is searched before the Python that runs this module. Without C(pynvml) in either, C(nvidia-smi) is run.
+      - Left out, C(/opt/gpufleet/venv) is searched when it is there, where the role C(gpu_host) installs C(pynvml).
     type: path
 seealso:
   - module: gpufleet.inference.ollama_service
@@ -960,7 +961,7 @@ def main() -> None:
     timeout, venv = module.params["timeout"], module.params["venv"]
     if timeout <= 0:
         module.fail_json(msg="timeout is %g; expected a number of seconds above 0" % timeout)
-    python_paths = facts.site_packages(venv) if venv else []
+    python_paths = facts.site_packages(venv or facts.VENV)
     if venv and not python_paths:
         module.fail_json(
             msg="venv %s is no virtual environment: there is no lib/python3*/site-packages in it; create it and "

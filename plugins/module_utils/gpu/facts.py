@@ -22,6 +22,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import (
     topology,
 )
 
+#: Where the role gpu_host puts pynvml, on hosts whose own Python has none.
+VENV = "/opt/gpufleet/venv"
+
 #: Leaves that procfs and sysfs know too.
 _ALSO_IN_KERNEL = (
     "uuid",
