@@ -46,7 +46,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         return _result(outcome, "%s: override removed" % unit if outcome.changed else "%s: no override" % unit)
 
     def gather() -> Dict[str, Any]:
-        return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(params["venv"]))
+        return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
 
     facts = gather()
     devices, visible = _choose(params["visible_devices"], params["environment"], facts)

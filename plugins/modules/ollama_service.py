@@ -1,0 +1,413 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One Ollama service: installed, configured, proven on its GPUs, or put back as it was."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ollama_service
+short_description: Configure an Ollama service and prove it on the GPUs
+version_added: 0.1.0
+description:
+  - Installs Ollama when O(archive) is given, brings its environment to the declared values through a drop-in of the
+    unit, restarts it only when an effective value changed, and proves the result on the running process.
+  - Ollama never refuses a value. What it cannot read it replaces by a default, mostly in silence, and with a wrong
+    E(CUDA_VISIBLE_DEVICES) it serves on the CPU. So every value is checked by the server's own rules before anything
+    is touched; afterwards the server's own start log must show the declared values and the declared GPUs.
+  - With O(prove_model), one token is generated after a change, and NVML must name the unit's own processes on the
+    declared GPUs.
+  - When the proof fails, the former state is put back, the service runs as before, and the message says what was
+    found, what was expected and what to do.
+  - The vendor's unit file is never edited, and C(override.conf), the file of C(systemctl edit), is never written.
+    A drop-in that overrides ours is named in RV(shadowed).
+  - An option that is left out is not declared. Then the unit's own value holds, or Ollama's default.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+options:
+  name:
+    description: Name of the unit, with or without C(.service). V(ollama@second) is an instance of C(ollama@.service).
+    type: str
+    default: ollama
+  state:
+    description:
+      - V(present) brings the service to the declared state, enabled and running.
+      - V(absent) removes this collection's drop-in of the unit and restarts the service with what is left. Nothing is
+        uninstalled.
+    type: str
+    choices: [present, absent]
+    default: present
+  enabled:
+    description: Whether the service starts at boot.
+    type: bool
+    default: true
+  timeout:
+    description:
+      - Seconds within which the service must be up and proven, loading O(prove_model) included.
+      - A service that dies is noticed at once and not waited for.
+    type: int
+    default: 180
+  visible_devices:
+    description:
+      - The GPUs of the service, given to it as E(CUDA_VISIBLE_DEVICES).
+      - V(all), a list of indexes, UUIDs or PCI bus ids, or a policy, a dictionary with some of the keys C(count),
+        C(min_memory_gib), C(min_free_memory_gib), C(model) (regular expression searched in the GPU's name), C(healthy)
+        (default true) and C(exclude_display).
+      - A GPU that does not exist is refused before anything is touched. So are an unhealthy one under V(all), and a
+        policy that selects nothing.
+    type: raw
+  sched_spread:
+    description: Spread every model over all visible GPUs (E(OLLAMA_SCHED_SPREAD)), also one that fits a single GPU.
+    type: bool
+  keep_alive:
+    description:
+      - How long a model stays loaded after its last request (E(OLLAMA_KEEP_ALIVE)). A duration such as V(30m) or
+        V(1h30m), a number of seconds, V(-1) for ever, V(0) to unload at once. A request's own value wins.
+      - There is no unit for days, V(1d) is refused.
+    type: str
+  num_parallel:
+    description: Requests that one model serves at a time (E(OLLAMA_NUM_PARALLEL)). Multiplies the memory of the context.
+    type: int
+  max_loaded_models:
+    description: Models loaded at a time (E(OLLAMA_MAX_LOADED_MODELS)). V(0) means three for each GPU.
+    type: int
+  max_queue:
+    description: Requests that may wait before the server answers 503 (E(OLLAMA_MAX_QUEUE)).
+    type: int
+  context_length:
+    description:
+      - Tokens of context where a request or model names none (E(OLLAMA_CONTEXT_LENGTH)). V(0) lets Ollama choose by the
+        memory of the GPUs.
+    type: int
+  flash_attention:
+    description: Flash attention (E(OLLAMA_FLASH_ATTENTION)). Left out, Ollama chooses for each model.
+    type: bool
+  kv_cache_type:
+    description: Type of the context's cache (E(OLLAMA_KV_CACHE_TYPE)). The quantised ones need flash attention.
+    type: str
+    choices: [f16, q8_0, q4_0, f32, bf16, q4_1, iq4_nl, q5_0, q5_1]
+  gpu_overhead:
+    description:
+      - Memory of each GPU that Ollama leaves alone (E(OLLAMA_GPU_OVERHEAD)), as V(512MiB), V(1.5GB), or bytes.
+      - Since Ollama 0.30 it no longer steers where GGUF models go; use O(fit_target) there.
+    type: str
+  fit_target:
+    description:
+      - Memory of each GPU that llama.cpp keeps free (E(LLAMA_ARG_FIT_TARGET)), as V(2GiB), or a number of MiB. Since
+        Ollama 0.30.
+    type: str
+  fit:
+    description: Whether llama.cpp adapts what is not set to the free memory (E(LLAMA_ARG_FIT)). Since Ollama 0.30.
+    type: bool
+  load_timeout:
+    description: How long the loading of a model may stall (E(OLLAMA_LOAD_TIMEOUT)), written as O(keep_alive).
+    type: str
+  llm_library:
+    description:
+      - Folder under C(lib/ollama) to use instead of what Ollama detects (E(OLLAMA_LLM_LIBRARY)), such as V(cuda_v13).
+        One that does not exist is refused, as Ollama would serve on the CPU.
+    type: str
+  igpu_enable:
+    description: Use integrated GPUs (E(OLLAMA_IGPU_ENABLE)).
+    type: bool
+  vulkan:
+    description: Use Vulkan where there is no better library (E(OLLAMA_VULKAN)).
+    type: bool
+  host:
+    description:
+      - Where the server listens (E(OLLAMA_HOST)), as C(ADDRESS), C(ADDRESS:PORT), C(:PORT), IPv6 in brackets. Ollama's
+        default is V(127.0.0.1:11434).
+      - The API knows no authentication. On an address that others reach, anybody may use, pull and delete models.
+    type: str
+  origins:
+    description: Origins that browsers may call from, beside those of localhost (E(OLLAMA_ORIGINS)).
+    type: list
+    elements: str
+  models_dir:
+    description:
+      - Where models are stored (E(OLLAMA_MODELS)). Made for the service's user when it is not there. One that the user
+        may not write into is refused, with the first directory that is in the way.
+    type: path
+  noprune:
+    description: Keep blobs that no model uses (E(OLLAMA_NOPRUNE)).
+    type: bool
+  no_cloud:
+    description: Neither call ollama.com nor offer its models (E(OLLAMA_NO_CLOUD)).
+    type: bool
+  remotes:
+    description: Hosts from which remote models may be used (E(OLLAMA_REMOTES)).
+    type: list
+    elements: str
+  max_transfer_streams:
+    description: Parallel transfers of a pull or push of safetensors models (E(OLLAMA_MAX_TRANSFER_STREAMS)).
+    type: int
+  auth:
+    description: Sign requests between Ollama's client and server (E(OLLAMA_AUTH)). This protects nothing from others.
+    type: bool
+  go_template:
+    description: Use a model's own template (E(OLLAMA_GO_TEMPLATE)).
+    type: bool
+  log_level:
+    description: How much the server logs (E(OLLAMA_DEBUG)).
+    type: str
+    choices: [info, debug, trace]
+  debug_log_requests:
+    description: Write the bodies of requests to a temporary folder (E(OLLAMA_DEBUG_LOG_REQUESTS)), private ones too.
+    type: bool
+  https_proxy:
+    description:
+      - Proxy for pulls (E(HTTPS_PROXY)). One with a password is refused, as Ollama writes the URL into its log.
+    type: str
+  no_proxy:
+    description: Hosts that are reached without the proxy (E(NO_PROXY)).
+    type: str
+  environment:
+    description:
+      - Further variables of the process. Values that Ollama reads are checked as their options are; for a name that
+        Ollama does not know but that is close to one it does, there is a warning.
+    type: dict
+    default: {}
+  prove_model:
+    description:
+      - A model of the store that must answer. After a change it is loaded and generates one token, and NVML must name
+        the unit's processes on the declared GPUs, on all of them with O(sched_spread).
+      - Without a change nothing is loaded; the model is looked at only while it is loaded.
+    type: str
+  archive:
+    description:
+      - A release to install, C(ollama-linux-amd64.tar.zst) or an older C(.tgz). A file on the controller, a file on the
+        host with O(remote_src), or an URL. Left out, Ollama must be installed already.
+      - It is unpacked beside the release in use, under C(lib/gpufleet) of O(prefix), and taken by two links. The former
+        release stays for the way back. The user and the unit are made as upstream's C(install.sh) makes them, where
+        there are none.
+      - The file is sent only to hosts that do not have this release.
+      - A C(.tar.zst) needs the program C(zstd) on the host.
+    type: str
+  archive_checksum:
+    description:
+      - SHA-256 of O(archive), as V(sha256:HEX). Required for an URL.
+      - For a file on the controller, C(sha256sum.txt) beside it is read, as releases have it; without one the file is
+        hashed at each run. A file on the host is hashed at each run too.
+    type: str
+  remote_src:
+    description: Whether O(archive) lies on the host.
+    type: bool
+    default: false
+  prefix:
+    description: Where Ollama is installed, C(bin/ollama) and C(lib/ollama) below it.
+    type: path
+    default: /usr/local
+  facts_timeout:
+    description: Seconds that reading the GPUs may take.
+    type: float
+    default: 10.0
+seealso:
+  - module: gpufleet.inference.gpu_facts
+  - module: gpufleet.inference.systemd_override
+"""
+
+EXAMPLES = r"""
+- name: Serve on all four GPUs, every model spread over them and loaded for ever
+  gpufleet.inference.ollama_service:
+    visible_devices: all
+    sched_spread: true
+    keep_alive: "-1"
+
+- name: Install a release, and prove it with a model that is in the store
+  gpufleet.inference.ollama_service:
+    archive: https://ollama.com/download/ollama-linux-amd64.tar.zst?version=0.32.15
+    archive_checksum: sha256:0000000000000000000000000000000000000000000000000000000000000000
+    visible_devices: all
+    prove_model: llama3.3:70b
+
+- name: Two healthy GPUs of at least 40 GiB, none that drives a display
+  gpufleet.inference.ollama_service:
+    visible_devices:
+      count: 2
+      min_memory_gib: 40
+      exclude_display: true
+    num_parallel: 4
+    environment:
+      LLAMA_ARG_THREADS: "16"
+"""
+
+RETURN = r"""
+msg:
+  description: The outcome in one line, or what failed, what was expected and what to do.
+  returned: always
+  type: str
+  sample: ok · 4× NVIDIA H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 · spread · m70b holds 44.5 GiB on 4 GPUs · away for 1.9 s
+verdict:
+  description: What the proof found.
+  returned: when anything was looked at
+  type: dict
+  contains:
+    name:
+      description:
+        - V(ok), or one of V(crash_loop), V(not_ready), V(unproven), V(misread), V(cpu_fallback), V(wrong_gpu),
+          V(model_missing), V(load_failed), V(stalled), V(partial_offload), V(vram_missing), V(spread_missing),
+          or what the systemd_override module names.
+      returned: always
+      type: str
+      sample: ok
+    message:
+      description: What was found and what was expected.
+      returned: always
+      type: str
+    evidence:
+      description: The figures behind it.
+      returned: always
+      type: dict
+restarted:
+  description: Whether the service was restarted, or would be.
+  returned: when anything was looked at
+  type: bool
+reloaded:
+  description: Whether systemd read its units anew, or would.
+  returned: when anything was looked at
+  type: bool
+rolled_back:
+  description: Whether the former state was put back.
+  returned: when anything was looked at
+  type: bool
+unavailable_ms:
+  description: Milliseconds in which the service did not run because of this change.
+  returned: when anything was looked at
+  type: int
+  sample: 1900
+environment:
+  description: The declared variables as the running process has them.
+  returned: when anything was looked at
+  type: dict
+  sample: {CUDA_VISIBLE_DEVICES: "0,1,2,3", OLLAMA_KEEP_ALIVE: "-1", OLLAMA_SCHED_SPREAD: "1"}
+drift:
+  description: Variables whose declared value, value on disk and value in the running process differed.
+  returned: when anything was looked at
+  type: dict
+  sample: {OLLAMA_KEEP_ALIVE: {declared: "-1", on_disk: null, running: null}}
+shadowed:
+  description: Declared values that a drop-in sorted later overrides, with its path.
+  returned: when anything was looked at
+  type: list
+  elements: dict
+unit_state:
+  description: State of the unit, in the words of systemd.
+  returned: when anything was looked at
+  type: dict
+visible_devices:
+  description: The value of E(CUDA_VISIBLE_DEVICES), null when no GPUs are declared.
+  returned: success
+  type: str
+  sample: 0,1,2,3
+gpus:
+  description: The declared GPUs, or all of the host when none are.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    index:
+      description: Index, as NVML counts.
+      returned: always
+      type: int
+    uuid:
+      description: UUID.
+      returned: always
+      type: str
+    name:
+      description: Model.
+      returned: always
+      type: str
+    pci_bus_id:
+      description: PCI bus id in the form of sysfs.
+      returned: always
+      type: str
+    held_bytes:
+      description: Memory that the unit's own processes hold there.
+      returned: always
+      type: int
+version:
+  description: Version of the server that answered, null in check mode when there is something to change.
+  returned: success
+  type: str
+  sample: 0.32.15
+archive_needed:
+  description: The release is not on the host, and nothing was touched. The action plugin then sends O(archive).
+  returned: when O(archive) lies on the controller and the host needs it
+  type: bool
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install import InstallError
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import ServiceError
+
+
+def argument_spec():
+    return dict(
+        name=dict(type="str", default="ollama"),
+        state=dict(type="str", choices=["present", "absent"], default="present"),
+        enabled=dict(type="bool", default=True),
+        timeout=dict(type="int", default=180),
+        visible_devices=dict(type="raw"),
+        sched_spread=dict(type="bool"),
+        keep_alive=dict(type="str", no_log=False),
+        num_parallel=dict(type="int"),
+        max_loaded_models=dict(type="int"),
+        max_queue=dict(type="int"),
+        context_length=dict(type="int"),
+        flash_attention=dict(type="bool"),
+        kv_cache_type=dict(type="str", choices=list(settings.KV_CACHE_TYPES)),
+        gpu_overhead=dict(type="str"),
+        fit_target=dict(type="str"),
+        fit=dict(type="bool"),
+        load_timeout=dict(type="str"),
+        llm_library=dict(type="str"),
+        igpu_enable=dict(type="bool"),
+        vulkan=dict(type="bool"),
+        host=dict(type="str"),
+        origins=dict(type="list", elements="str"),
+        models_dir=dict(type="path"),
+        noprune=dict(type="bool"),
+        no_cloud=dict(type="bool"),
+        remotes=dict(type="list", elements="str"),
+        max_transfer_streams=dict(type="int"),
+        auth=dict(type="bool"),
+        go_template=dict(type="bool"),
+        log_level=dict(type="str", choices=list(settings.LOG_LEVELS)),
+        debug_log_requests=dict(type="bool"),
+        https_proxy=dict(type="str"),
+        no_proxy=dict(type="str"),
+        environment=dict(type="dict", default={}),
+        prove_model=dict(type="str"),
+        archive=dict(type="str"),
+        archive_checksum=dict(type="str"),
+        remote_src=dict(type="bool", default=False),
+        prefix=dict(type="path", default="/usr/local"),
+        facts_timeout=dict(type="float", default=10.0),
+    )
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    try:
+        result = service.bring(module.params, module.check_mode, module.warn)
+    except service.ArchiveNeeded:
+        module.exit_json(changed=False, archive_needed=True, msg="the release is not on this host yet")
+    except (service.Refused, InstallError) as error:
+        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
+    except ServiceError as error:
+        module.fail_json(**dict(error.outcome.as_result(), msg=error.message))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
