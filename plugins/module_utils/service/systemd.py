@@ -1,0 +1,431 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The only file that talks to systemd: systemctl, journalctl, systemd-analyze, and what /proc says of a process."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import pwd
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
+    UnitError,
+    dropin_directories,
+    order_dropins,
+    parse_environment_file,
+    template_of,
+)
+
+# Where systemd looks for units and drop-ins, the highest priority first (systemd.unit(5), table 1).
+UNIT_PATH = (
+    "/etc/systemd/system.control",
+    "/run/systemd/system.control",
+    "/run/systemd/transient",
+    "/run/systemd/generator.early",
+    "/etc/systemd/system",
+    "/etc/systemd/system.attached",
+    "/run/systemd/system",
+    "/run/systemd/system.attached",
+    "/run/systemd/generator",
+    "/usr/local/lib/systemd/system",
+    "/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/run/systemd/generator.late",
+)
+
+PROPERTIES = (
+    "Id",
+    "Names",
+    "LoadState",
+    "LoadError",
+    "ActiveState",
+    "SubState",
+    "UnitFileState",
+    "Transient",
+    "Type",
+    "RemainAfterExit",
+    "FragmentPath",
+    "DropInPaths",
+    "NeedDaemonReload",
+    "Environment",
+    "MainPID",
+    "InvocationID",
+    "NRestarts",
+    "Result",
+    "ExecMainPID",
+    "ExecMainCode",
+    "ExecMainStatus",
+    "ExecMainStartTimestampMonotonic",
+    "ControlGroup",
+    "TimeoutStopUSec",
+)
+
+ITEM = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)', re.DOTALL)
+ITEM_ESCAPE = re.compile(r"\\([0-7]{3}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
+LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "e": "\x1b", "s": " "}
+DURATION = re.compile(r"([0-9.]+)(us|ms|s|min|h|d|w|month|y)\b")
+SECONDS = {
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1,
+    "min": 60,
+    "h": 3600,
+    "d": 86400,
+    "w": 604800,
+    "month": 2629800,
+    "y": 31557600,
+}
+
+
+class ManagerError(Exception):
+    """systemd did not do what it was asked for; the message says what, and what it answered."""
+
+
+def split_items(text: str) -> List[str]:
+    """The items of a list property as ``systemctl show`` prints it, exactly."""
+
+    def decode(match: "re.Match[str]") -> str:
+        code = match.group(1)
+        if len(code) == 3:
+            return chr(int(code[1:], 16) if code[0] == "x" else int(code, 8))
+        return LETTERS.get(code, code)
+
+    return [
+        plain or ITEM_ESCAPE.sub(decode, quoted) for quoted, plain in (match.groups() for match in ITEM.finditer(text))
+    ]
+
+
+def seconds(text: str) -> Optional[float]:
+    """A time span as ``systemctl show`` prints it, such as ``1min 30s``; None for ``infinity`` or nothing."""
+    parts = DURATION.findall(text)
+    return sum(float(number) * SECONDS[unit] for number, unit in parts) if parts else None
+
+
+class Process:
+    """One process, told from a later one with the same PID by its start time."""
+
+    def __init__(self, pid: int, proc: str = "/proc") -> None:
+        self.pid = pid
+        self._stat = "%s/%d/stat" % (proc, pid)
+        self._born = self._start_time()
+
+    def _start_time(self) -> Optional[str]:
+        try:
+            with open(self._stat, encoding="utf-8", errors="replace") as stream:
+                fields = stream.read().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if fields[0] in "ZX" else fields[19]  # proc(5): state, starttime
+
+    def alive(self) -> bool:
+        return self._born is not None and self._start_time() == self._born
+
+    def ended_within(self, limit: float) -> bool:
+        """Wait until the process ends, ``limit`` seconds at most; whether it did."""
+        until = time.monotonic() + limit
+        try:
+            descriptor = os.pidfd_open(self.pid)  # type: ignore[attr-defined]  # Python 3.9, Linux 5.3
+        except (AttributeError, OSError):
+            while self.alive() and time.monotonic() < until:
+                time.sleep(0.02)
+            return not self.alive()
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if self.alive():  # the descriptor is of our process, not of a later one
+                poll.poll(max(0, limit) * 1000)
+        finally:
+            os.close(descriptor)
+        return not self.alive()
+
+
+class System:
+    """systemd of this host. ``root`` is put before the paths of files (for tests)."""
+
+    def __init__(self, root: str = "") -> None:
+        self.root = root
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def show(self, unit: str) -> Dict[str, str]:
+        """The unit's PROPERTIES as systemd prints them, by one call."""
+        out = self._call(["systemctl", "show", "--no-pager", "-p", ",".join(PROPERTIES), "--", unit])
+        return dict(line.split("=", 1) for line in out.split("\n") if "=" in line)
+
+    def load(self, names: Sequence[str]) -> List[Tuple[str, bytes]]:
+        """(path, content) of the unit file and the drop-ins that apply to a unit, in that order, from the disk.
+
+        ``names`` are the unit's own name and then its aliases.
+        """
+        found = []
+        for candidate in filter(None, (names[0], template_of(names[0]))):
+            paths = ["%s/%s" % (directory, candidate) for directory in UNIT_PATH]
+            fragment = next((path for path in paths if os.path.lexists(self.root + path)), None)
+            if fragment:
+                found.append(fragment)
+                break
+        directories = [
+            "%s/%s" % (base, directory)
+            for name in names
+            for base in UNIT_PATH
+            for directory in dropin_directories(name)
+        ]
+        directories += ["%s/%s.d" % (base, names[0].rpartition(".")[2]) for base in UNIT_PATH]
+        found += order_dropins((directory, self.names(directory)) for directory in directories)
+        return [(path, self.read(path) or b"") for path in found]
+
+    def names(self, directory: str) -> List[str]:
+        """What lies in a directory, nothing when there is none."""
+        try:
+            return os.listdir(self.root + directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def read(self, path: str) -> Optional[bytes]:
+        """The content of a file, None when it cannot be read."""
+        try:
+            with open(self.root + path, "rb") as stream:
+                return stream.read()
+        except OSError:
+            return None
+
+    def environment_files(self, pattern: str) -> Iterator[Tuple[str, bytes]]:
+        """(path, content) of the readable files that the pattern of an ``EnvironmentFile=`` names."""
+        for path in sorted(glob.glob(self.root + pattern)) if glob.has_magic(pattern) else [self.root + pattern]:
+            content = self.read(path[len(self.root) :])
+            if content is not None:
+                yield path[len(self.root) :], content
+
+    def environ(self, pid: int) -> Optional[Dict[str, str]]:
+        """The environment with which a process was executed; None when it is gone, or not executed yet."""
+        try:
+            with open("%s/proc/%d/comm" % (self.root, pid), encoding="utf-8", errors="replace") as stream:
+                between_fork_and_exec = stream.read(1) == "("  # systemd's child names itself so
+            with open("%s/proc/%d/environ" % (self.root, pid), "rb") as stream:
+                content = stream.read().decode("utf-8", "surrogateescape")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        except PermissionError as error:
+            raise ManagerError("%s: only root, with CAP_SYS_PTRACE in a container, may read it" % error) from error
+        found = dict(item.split("=", 1) for item in content.split("\0") if "=" in item)
+        return None if between_fork_and_exec and "INVOCATION_ID" not in found else found
+
+    def inherited(self) -> Dict[str, str]:
+        """The environment of systemd itself, from which ``PassEnvironment=`` takes."""
+        return self.environ(1) or {}
+
+    def process(self, pid: int) -> Process:
+        return Process(pid, self.root + "/proc")
+
+    def pids(self, control_group: str) -> List[int]:
+        """The processes of a control group and of those below it."""
+        found = []
+        for base in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
+            for directory, _below, files in os.walk(self.root + base + control_group) if control_group else ():
+                if "cgroup.procs" in files:
+                    path = os.path.join(directory, "cgroup.procs")
+                    found += [int(pid) for pid in (self.read(path[len(self.root) :]) or b"").split()]
+            if found:
+                break
+        return sorted(found)
+
+    def journal(self, invocation_id: str, lines: int) -> List[str]:
+        """The last lines of one invocation of a unit, systemd's own about it included, oldest first."""
+        fields = ["_SYSTEMD_INVOCATION_ID=" + invocation_id, "+", "INVOCATION_ID=" + invocation_id]
+        try:
+            out = self._call(["journalctl", "--quiet", "--no-pager", "-o", "cat", "-n", str(lines), *fields])
+        except ManagerError:
+            return []
+        return [line for line in out.split("\n") if line.strip()]
+
+    def sync_journal(self) -> None:
+        """Have journald write out what processes that are gone have said."""
+        try:
+            self._call(["journalctl", "--sync"], limit=10)
+        except ManagerError:
+            pass  # then the last line may be missing
+
+    def verify(self, unit: str, drop_in: str, content: bytes) -> List[str]:
+        """What systemd would ignore of our drop-in, found in a scratch directory that is gone afterwards."""
+        if not shutil.which("systemd-analyze"):
+            return []
+        with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:
+            path = "%s/%s.d/%s" % (scratch, unit, drop_in)
+            os.mkdir(os.path.dirname(path))
+            with open(path, "wb") as stream:
+                stream.write(content)
+            done = self._run(
+                ["systemd-analyze", "verify", "--man=no", unit], environment={"SYSTEMD_UNIT_PATH": scratch + ":"}
+            )
+        found = [line[len(path) + 1 :] for line in done.stderr.split("\n") if line.startswith(path + ":")]
+        return list(dict.fromkeys(found))
+
+    def specifiers(self, unit: str, fragment: str = "") -> Mapping[str, str]:
+        """What ``%`` and a letter stand for in this unit's files."""
+        stem, _dot, kind = unit.rpartition(".")
+        prefix, _at, instance = stem.partition("@")
+        machine, root = os.uname(), pwd.getpwuid(0)
+        release = self._os_release()
+        return {
+            "n": unit,
+            "N": stem,
+            "p": prefix,
+            "P": _unescape(prefix),
+            "i": instance,
+            "I": _unescape(instance),
+            "j": prefix.rpartition("-")[2],
+            "J": _unescape(prefix.rpartition("-")[2]),
+            "f": "/" + _unescape(instance or prefix),
+            "y": fragment,
+            "Y": os.path.dirname(fragment),
+            "d": "/run/credentials/" + unit,
+            "t": "/run",
+            "S": "/var/lib",
+            "C": "/var/cache",
+            "L": "/var/log",
+            "E": "/etc",
+            "T": "/tmp",
+            "V": "/var/tmp",
+            "u": root.pw_name,
+            "U": "0",
+            "g": "root",
+            "G": "0",
+            "h": root.pw_dir,
+            "s": root.pw_shell,
+            "H": machine.nodename,
+            "l": machine.nodename.partition(".")[0],
+            "v": machine.release,
+            "a": {"x86_64": "x86-64", "aarch64": "arm64"}.get(machine.machine, machine.machine),
+            "m": (self.read("/etc/machine-id") or b"").decode("ascii", "replace").strip(),
+            "b": (self.read("/proc/sys/kernel/random/boot_id") or b"").decode("ascii").strip().replace("-", ""),
+            "o": release.get("ID", ""),
+            "w": release.get("VERSION_ID", ""),
+            "B": release.get("BUILD_ID", ""),
+            "W": release.get("VARIANT_ID", ""),
+            "M": release.get("IMAGE_ID", ""),
+            "A": release.get("IMAGE_VERSION", ""),
+        }
+
+    def _os_release(self) -> Dict[str, str]:
+        content = self.read("/etc/os-release") or self.read("/usr/lib/os-release") or b""
+        try:
+            return {name: value for name, (value, _line) in parse_environment_file(content).items()}
+        except UnitError:
+            return {}
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        self._call(["systemctl", "daemon-reload"], limit=120)
+
+    def restart(self, unit: str, limit: float) -> Optional[str]:
+        """Restart and wait for the job, ``limit`` seconds at most; systemctl's words when it failed, else None."""
+        return self._job("restart", unit, limit)
+
+    def start(self, unit: str, limit: float) -> Optional[str]:
+        return self._job("start", unit, limit)
+
+    def stop(self, unit: str, limit: float) -> Optional[str]:
+        return self._job("stop", unit, limit)
+
+    def reset_failed(self, unit: str) -> None:
+        self._run(["systemctl", "reset-failed", "--", unit])  # fails when there is nothing to reset
+
+    def enable(self, unit: str) -> None:
+        self._call(["systemctl", "enable", "--quiet", "--", unit])
+
+    def disable(self, unit: str) -> None:
+        self._call(["systemctl", "disable", "--quiet", "--", unit])
+
+    def _job(self, verb: str, unit: str, limit: float) -> Optional[str]:
+        try:
+            done = self._run(["systemctl", verb, "--", unit], limit=limit)
+        except ManagerError as error:
+            return str(error)
+        return None if done.returncode == 0 else done.stderr.strip().partition("\n")[0] or "exit %d" % done.returncode
+
+    @contextmanager
+    def lock(self, unit: str, limit: float) -> Iterator[None]:
+        """Hold the lock of a unit; ManagerError names the holder when it is not free within ``limit`` seconds."""
+        path = "%s/run/lock/gpufleet-%s.lock" % (self.root, unit)
+        until = time.monotonic() + limit
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _same_file(descriptor, path):  # else its last holder has removed it
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, b"%d\n" % os.getpid())
+                    try:
+                        yield
+                        return
+                    finally:
+                        os.unlink(path)
+            except BlockingIOError:
+                holder = os.read(descriptor, 100).decode("ascii", "replace").strip() or "unknown"
+            else:
+                continue
+            finally:
+                os.close(descriptor)
+            if time.monotonic() > until:
+                raise ManagerError(
+                    "%s is being changed by another run, process %s, for more than %d s (lock %s): try again later"
+                    % (unit, holder, limit, path)
+                )
+            time.sleep(0.1)
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    def _run(
+        self, command: List[str], limit: float = 60, environment: Optional[Dict[str, str]] = None
+    ) -> "subprocess.CompletedProcess[str]":
+        try:
+            return subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(
+                    os.environ, LC_ALL="C", SYSTEMD_COLORS="0", SYSTEMD_LOG_TARGET="console", **(environment or {})
+                ),
+                timeout=limit,
+                check=False,
+                encoding="utf-8",
+                errors="surrogateescape",
+            )
+        except FileNotFoundError:
+            raise ManagerError("there is no %s: this host is not run by systemd" % command[0]) from None
+        except subprocess.TimeoutExpired:
+            raise ManagerError("%s did not finish within %d s" % (" ".join(command[:2]), limit)) from None
+
+    def _call(self, command: List[str], limit: float = 60) -> str:
+        done = self._run(command, limit)
+        if done.returncode:
+            said = done.stderr.strip() or "exit %d" % done.returncode
+            raise ManagerError("%s failed: %s" % (" ".join(command[:2]), said))
+        return done.stdout
+
+
+def _same_file(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _unescape(name: str) -> str:
+    """A part of a unit's name as it was before systemd-escape."""
+    raw = re.sub(
+        rb"\\x([0-9a-fA-F]{2})", lambda match: bytes([int(match.group(1), 16)]), name.replace("-", "/").encode()
+    )
+    return raw.decode("utf-8", "surrogateescape")
