@@ -24,7 +24,7 @@ SOURCES = ["nvml.c", "state.c"]
 COMPILER = ["gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared", "-fvisibility=hidden",
             "-pthread", "-Wl,-soname,libnvidia-ml.so.1"]
 HELPERS = {"apply": "usr/local/lib/nvidia-sim/apply", "nvml_sim.py": "usr/local/lib/nvidia-sim/nvml_sim.py",
-           "nvidia-sim": "usr/local/bin/nvidia-sim", "nvidia-smi": "usr/bin/nvidia-smi"}
+           "nvidia-sim": "usr/local/bin/nvidia-sim", "nvidia_smi.py": "usr/bin/nvidia-smi"}
 
 
 def inputs() -> list[Path]:
@@ -54,7 +54,7 @@ def build(folder: Path) -> None:
     for name, target in HELPERS.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(HERE / name, folder / target)
-        (folder / target).chmod(0o644 if name.endswith(".py") else 0o755)
+        (folder / target).chmod(0o644 if target.endswith(".py") else 0o755)
     shutil.copytree(HERE / "states", folder / "usr/local/lib/nvidia-sim/states")
 
 

@@ -21,6 +21,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 
+import nvidia_smi
 import pynvml
 
 
@@ -237,6 +238,25 @@ def from_smi(gpu):
     for item, tag in enumerate(("oem_object", "ecc_object", "pwr_object")):
         version = gpu.findtext("inforom_version/" + tag)
         found["nvmlDeviceGetInforomVersion[%d]" % item] = json.dumps(version) if words(version) else None
+    for kind, name in ((0, "correctable"), (1, "uncorrectable")):
+        for counter, group in ((0, "volatile"), (1, "aggregate")):
+            count = number("ecc_errors/%s/dram_%s" % (group, name))
+            found["nvmlDeviceGetMemoryErrorCounter[%d,%d,2]" % (kind, counter)] = count
+    sram = [number("ecc_errors/" + path) for path in (
+        "aggregate/sram_uncorrectable_parity", "aggregate/sram_uncorrectable_secded", "aggregate/sram_correctable",
+        "volatile/sram_uncorrectable_parity", "volatile/sram_uncorrectable_secded", "volatile/sram_correctable",
+        "aggregate_uncorrectable_sram_sources/sram_l2", "aggregate_uncorrectable_sram_sources/sram_sm",
+        "aggregate_uncorrectable_sram_sources/sram_pcie", "aggregate_uncorrectable_sram_sources/sram_microcontroller",
+        "aggregate_uncorrectable_sram_sources/sram_other")]
+    if None not in sram:
+        exceeded = gpu.findtext("ecc_errors/aggregate/sram_threshold_exceeded") == "Yes"
+        found["nvmlDeviceGetSramEccErrorStatus"] = " ".join(sram + ["1" if exceeded else "0"])
+    classes = [number("pci/pci_base_class"), number("pci/pci_sub_class")]
+    found["sysfs.class"] = "0x%02x%02x00" % tuple(map(int, classes))
+    for path, source in nvidia_smi.FIELDS:
+        text = gpu.findtext(path)
+        if source is None and path not in nvidia_smi.LISTS and text not in (None, "N/A"):
+            found["smi." + path] = json.dumps(text)
     for memory in gpu.findall("supported_clocks/supported_mem_clock"):
         place = "nvmlDeviceGetSupportedGraphicsClocks[%s]" % words(memory.findtext("value"))
         found[place] = " ".join(words(clock.text) for clock in memory.findall("supported_graphics_clock"))

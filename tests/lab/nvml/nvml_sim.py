@@ -57,6 +57,14 @@ def words(value: str) -> list:
     return shlex.split(value)
 
 
+def cpulist(masks: list) -> str:
+    """64-bit masks as Linux writes a set of CPUs or nodes: 0-31,64-95."""
+    numbers = [64 * i + bit for i, mask in enumerate(masks) for bit in range(64) if mask >> bit & 1]
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return ",".join(str(a) if a == b else "%d-%d" % (a, b) for a, b in zip(starts, ends, strict=True))
+
+
 # -- what a process holds ------------------------------------------------------------------------------------------
 
 
@@ -128,14 +136,14 @@ class Device:
     """A GPU, or a MIG device, that this process sees."""
 
     def __init__(self, nvml: Nvml, handle: ctypes.c_void_p):
-        self._nvml, self._handle = nvml, handle
+        self._nvml, self.handle = nvml, handle
 
     def call(self, function: str, *arguments) -> None:
-        self._nvml.call(function, self._handle, *arguments)
+        self._nvml.call(function, self.handle, *arguments)
 
     def get(self, key: str) -> list:
         """The words that the state has for a function, NvmlError where NVML would refuse."""
-        return self._nvml.get(key, self._handle)
+        return self._nvml.get(key, self.handle)
 
     @property
     def uuid(self) -> str:
