@@ -139,26 +139,25 @@ class Library:
         return call
 
 
-HANDLE = pynvml.c_nvmlDevice_t()
 LIVE = ("nvmlDeviceGetIndex", "nvmlDeviceIsMigDeviceHandle", "nvmlDeviceGetDeviceHandleFromMigDeviceHandle")
 DEFAULT = ("!%d" % pynvml.NVML_ERROR_NOT_SUPPORTED, "!%d" % pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
 PEER = ("nvmlDeviceGetTopologyCommonAncestor", "nvmlDeviceGetP2PStatus")
 
 
-def call(name, arguments):
-    """Call the recorded function of pynvml as the recording did.
+def call(recorded, handles, device=None):
+    """Call a function of pynvml as the recording did.
 
     Args:
-        name: the recorded name; a suffix that pynvml has no function for is its version argument.
-        arguments: the recorded numbers after the handle.
+        recorded: the recorded call, ``name`` or ``name[1,2]``: what follows the handle, a peer by its number.
+        handles: every device's handle.
+        device: whose answer it is; None for a function of the system.
     """
+    name, arguments = split(recorded)
     if name == "nvmlDeviceGetMemoryInfo_v2":
-        return pynvml.nvmlDeviceGetMemoryInfo(HANDLE, version=pynvml.nvmlMemory_v2)
+        return pynvml.nvmlDeviceGetMemoryInfo(device, version=pynvml.nvmlMemory_v2)
     if name in PEER:
-        arguments = [HANDLE] + arguments[1:]
-    if name.startswith("nvmlSystem"):
-        return getattr(pynvml, name)()
-    return getattr(pynvml, name)(HANDLE, *arguments)
+        arguments[0] = handles[arguments[0]]
+    return getattr(pynvml, name)(*([] if device is None else [device]), *arguments)
 
 
 def split(recorded):
@@ -178,14 +177,15 @@ def key(function, arguments):
 
 def lines(recorded):
     """The state's lines of one device or of the system: {key: value}, less what the library answers without one."""
-    found = {}
+    found, handle = {}, pynvml.c_nvmlDevice_t()
     for entry, outcome in recorded.items():
         name, arguments = split(entry)
+        device = None if name.startswith("nvmlSystem") else handle
         value = outcome.get("ok")
         library = pynvml.nvmlLib = Library(value)
         pynvml._nvmlGetFunctionPointer_cache.clear()
         if "ok" in outcome:
-            result = plain(call(name, arguments))
+            result = plain(call(entry, [handle] * 64, device))
             if result != value:
                 raise Mismatch("%s: recorded %r, pynvml gives %r" % (entry, value, result))
             text = " ".join(word for target in library.targets for word in tokens(target))
@@ -193,7 +193,7 @@ def lines(recorded):
             text = "!%d" % outcome["nvml_error"]
             library.value = 0
             try:
-                call(name, arguments)
+                call(entry, [handle] * 64, device)
             except (AttributeError, TypeError, ValueError, pynvml.NVMLError):
                 pass  # only the C function's name was wanted
         place = key(library.function or name, arguments)

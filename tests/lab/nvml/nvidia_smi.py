@@ -586,7 +586,7 @@ def chosen(nvml, wanted):
 
 def failure(error):
     """What nvidia-smi says when it cannot begin."""
-    if isinstance(error, OSError):
+    if error.code == 12:
         return 12, ("NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that the NVIDIA "
                     "Display Driver is properly installed and present in your system.\nPlease also try adding "
                     "directory that contains libnvidia-ml.so to your system PATH.")
@@ -641,7 +641,7 @@ def main():
             return query_processes(nvml, gpus, names(options.query_compute_apps), formats)
         else:
             summary(nvml, gpus)
-    except (OSError, NvmlError) as error:
+    except NvmlError as error:
         code, text = failure(error)
         print(text)
         return code

@@ -189,7 +189,11 @@ class Device:
     @property
     def mig_devices(self) -> list:
         found = []
-        for i in range(int(self.get("nvmlDeviceGetMaxMigDeviceCount")[0])):
+        try:
+            slots = int(self.get("nvmlDeviceGetMaxMigDeviceCount")[0])
+        except NvmlError:
+            slots = 0  # a card that knows no MIG
+        for i in range(slots):
             handle = ctypes.c_void_p()
             try:
                 self.call("nvmlDeviceGetMigDeviceHandleByIndex", i, ctypes.byref(handle))
@@ -203,12 +207,14 @@ class Nvml:
     """The library, loaded and initialised.
 
     Raises:
-        OSError: there is no libnvidia-ml.so.1.
-        NvmlError: nvmlInit refused.
+        NvmlError: nvmlInit refused; code 12 where there is no libnvidia-ml.so.1.
     """
 
     def __init__(self):
-        self._library = ctypes.CDLL("libnvidia-ml.so.1")
+        try:
+            self._library = ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            raise NvmlError(12, "NVML Shared Library Not Found") from None
         self._library.nvmlErrorString.restype = ctypes.c_char_p
         self.call("nvmlInit_v2")
 
