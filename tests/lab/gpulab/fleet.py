@@ -48,7 +48,7 @@ BOOTED = (
 
 # A line each: systemd's state, the simulated GPUs (as the first line of their state file says), Ollama's unit.
 STATUS = (
-    "systemctl is-system-running; echo $(sed -n '1s/^# applied: //p' /etc/nvidia-sim/state 2>&1);"
+    "systemctl is-system-running; echo $(sed -n '1s/^# applied: //p' /etc/nvidia-sim/state 2>/dev/null);"
     " systemctl is-active ollama.service"
 )
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -71,7 +72,11 @@ def become_execute(container: str, command: Sequence[str], terminal: bool) -> No
 
 def containers(prefix: str) -> List[Container]:
     """The containers named PREFIX1, PREFIX2, …"""
-    listed = podman("ps", "--all", "--noheading", "--format", "{{.Names}}", "--filter", "name=^%s[0-9]+$" % prefix)
+    words = ["ps", "--all", "--noheading", "--format", "{{.Names}}", "--filter", "name=^%s[0-9]+$" % prefix]
+    listed = podman(*words, check=False)
+    if listed.returncode:
+        forget_former_boot()
+        listed = podman(*words)
     names = listed.stdout.split()
     if not names:
         return []
@@ -89,6 +94,19 @@ def containers(prefix: str) -> List[Container]:
             )
         )
     return found
+
+
+def forget_former_boot(alive: Path = Path("/run/libpod/alive"), proc: Path = Path("/proc")) -> None:
+    """Let podman notice that the machine was restarted.
+
+    Podman knows it by this file being gone. Where /run outlives a restart the file stays, and podman fails on
+    containers that it takes for running. None runs when there is no conmon, the parent of each.
+    """
+    for path in proc.glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if path.read_text() == "conmon\n":
+                return
+    alive.unlink(missing_ok=True)
 
 
 def is_process_of(pid: int, container_id: str, proc: Path = Path("/proc")) -> bool:
