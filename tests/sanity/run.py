@@ -25,8 +25,8 @@ PYTHON = "%d.%d" % sys.version_info[:2]
 OLDEST = "3.8"  # of the Pythons on GPU hosts
 TOOL = Path(sys.executable).parent / "ansible-test"
 
-# The workshop around the collection is no part of it: ruff looks after that.
-WORKSHOP = re.compile(r"tests/(?!unit/)|benchmarks/|\.")
+# The workshop around the collection is not shipped: ruff looks after that.
+WORKSHOP = re.compile(r"tests/(?!config|sanity/ignore)|benchmarks/|\.")
 
 # ansible-core 2.19 asks for the script of pip 24.2, 2.20 and 2.21 for that of 25.2.
 PIPS = ("24_2", "25_2")
