@@ -48,6 +48,13 @@ class Files:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def mode(self, path: str) -> int:
+        """The permissions of a file, 0 when there is none."""
+        try:
+            return stat.S_IMODE(os.lstat(self.root + path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
     def changes(self) -> List[Wanted]:
         """The files that are not as wanted: content, mode or owner (root, that is whoever runs this)."""
         return [file for file in self.wanted if not self._as_wanted(file)]

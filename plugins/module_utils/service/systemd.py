@@ -134,7 +134,7 @@ class Process:
         """Wait until the process ends, ``limit`` seconds at most; whether it did."""
         until = time.monotonic() + limit
         try:
-            descriptor = os.pidfd_open(self.pid)  # type: ignore[attr-defined]  # Python 3.9, Linux 5.3
+            descriptor = os.pidfd_open(self.pid)  # Python 3.9, Linux 5.3
         except (AttributeError, OSError):
             while self.alive() and time.monotonic() < until:
                 time.sleep(0.02)
@@ -361,28 +361,23 @@ class System:
         until = time.monotonic() + limit
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _same_file(descriptor, path):  # else its last holder has removed it
-                    os.ftruncate(descriptor, 0)
-                    os.write(descriptor, b"%d\n" % os.getpid())
-                    try:
-                        yield
-                        return
-                    finally:
-                        os.unlink(path)
-            except BlockingIOError:
-                holder = os.read(descriptor, 100).decode("ascii", "replace").strip() or "unknown"
-            else:
-                continue
-            finally:
-                os.close(descriptor)
+            if _lock(descriptor, path):
+                break
+            holder = os.read(descriptor, 100).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
             if time.monotonic() > until:
                 raise ManagerError(
                     "%s is being changed by another run, process %s, for more than %d s (lock %s): try again later"
                     % (unit, holder, limit, path)
                 )
             time.sleep(0.1)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, b"%d\n" % os.getpid())
+            yield
+        finally:
+            os.unlink(path)
+            os.close(descriptor)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -416,10 +411,12 @@ class System:
         return done.stdout
 
 
-def _same_file(descriptor: int, path: str) -> bool:
+def _lock(descriptor: int, path: str) -> bool:
+    """Lock an open file unless somebody has; not when its last holder has meanwhile removed it from ``path``."""
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
+    except (BlockingIOError, FileNotFoundError):
         return False
 
 

@@ -1,0 +1,366 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Environment and settings of any systemd unit through a drop-in, proven on the running process."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: systemd_override
+short_description: Set environment and settings of a systemd unit and prove them on the running process
+version_added: 0.1.0
+description:
+  - Brings the environment and the settings of a unit to the declared values through this collection's own drop-in,
+    C(/etc/systemd/system/UNIT.d/zz-gpufleet.conf). The unit file itself is never edited, and C(override.conf), the file
+    of C(systemctl edit), is never written.
+  - What is declared is compared with all files of the unit, merged by the rules of systemd, and with the environment
+    of the running process. The unit is restarted only when a value in force changes or when the running process has
+    other values. A change of comments or order restarts nothing; neither does a change of what systemd itself acts on,
+    such as C(Restart=).
+  - After a restart the new process must have exactly the declared values, and must go on running. A process that dies
+    is noticed at once.
+  - On any failure the files, systemd and the unit are put back as they were. The message says what failed, shows the
+    last lines of the journal of the invocation that failed, and says whether the former state is back.
+  - A value reaches the process byte by byte. What systemd cannot carry, such as a NUL byte, invalid UTF-8 or a name
+    that is none, is refused before anything is changed.
+  - A declared value that another file would override is an error that names the file, the line and both values.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+    details:
+      - Secrets are never part of the difference.
+requirements:
+  - systemd 247 or later
+options:
+  unit:
+    description:
+      - Name of the unit. Without a suffix, C(.service) is meant.
+      - It must exist, unless O(state=absent). A template needs an instance name, such as V(vllm@chat.service).
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) makes the drop-in hold what is declared, and nothing else.
+      - V(absent) removes all that this module has written for the unit, and restarts the unit if it was running with
+        any of it.
+    type: str
+    choices: [present, absent]
+    default: present
+  environment:
+    description:
+      - Variables of the service's environment, taken literally. There is nothing to quote or to escape.
+      - A number is taken as it is written. V(true) and V(false) are refused, as programs differ in how they write them;
+        quote what the program expects.
+      - Every local user can read them. Use O(secret_environment) for secrets.
+    type: dict
+    default: {}
+  secret_environment:
+    description:
+      - Variables of the service's environment that nobody but root and the service itself may read.
+      - They are kept in C(/etc/gpufleet/UNIT.env), which only root can read, and are never shown or logged.
+    type: dict
+    default: {}
+  credentials:
+    description:
+      - Credentials of the service, see C(LoadCredential=) in C(systemd.exec(5)). The service reads the content of V(NAME)
+        from the file C($CREDENTIALS_DIRECTORY/NAME).
+      - Safer than O(secret_environment), as the processes that a service starts are not handed them. They are kept in
+        C(/etc/gpufleet/credentials/UNIT), which only root can read, and are never shown or logged.
+    type: dict
+    default: {}
+  settings:
+    description:
+      - Settings of the unit by section, in the words of systemd, specifiers such as C(%h) included.
+      - Each value is one line. A list gives one line for each item; an empty first item clears what the unit had before.
+      - V(true) and V(false) are written as C(yes) and C(no).
+      - What systemd would ignore, such as an unknown setting, is an error.
+    type: dict
+    default: {}
+  enabled:
+    description: Whether the unit starts at boot. Left alone by default.
+    type: bool
+  started:
+    description:
+      - Whether the unit runs. Left alone by default, that is a unit that runs is restarted when it has to be, and one
+        that does not run is not started.
+    type: bool
+  timeout:
+    description:
+      - Seconds within which the new process must be up, counted from its start.
+      - Also how long to wait for another run that is changing the same unit.
+    type: int
+    default: 60
+  settle:
+    description:
+      - Seconds for which the new process is watched. One that dies within them has failed, and the former state is put
+        back.
+    type: float
+    default: 2
+seealso:
+  - module: gpufleet.inference.ollama_service
+  - module: ansible.builtin.systemd_service
+notes:
+  - Run it as root (C(become)).
+"""
+
+EXAMPLES = r"""
+---
+- name: Serve on four GPUs, and keep models loaded
+  gpufleet.inference.systemd_override:
+    unit: ollama
+    environment:
+      CUDA_VISIBLE_DEVICES: 0,1,2,3
+      OLLAMA_SCHED_SPREAD: 1
+      OLLAMA_KEEP_ALIVE: -1
+    started: true
+
+- name: Give vLLM its token, more open files and a longer stop
+  gpufleet.inference.systemd_override:
+    unit: vllm@chat.service
+    secret_environment:
+      HF_TOKEN: "{{ vault_hf_token }}"
+    settings:
+      Service:
+        LimitNOFILE: 65535
+        TimeoutStopSec: 120
+
+- name: Replace the command of a service and hand it a key as a credential
+  gpufleet.inference.systemd_override:
+    unit: gateway
+    settings:
+      Service:
+        ExecStart: ["", "/usr/local/bin/gateway --key-file %d/api-key"]
+    credentials:
+      api-key: "{{ vault_gateway_key }}"
+
+- name: Take back all of it
+  gpufleet.inference.systemd_override:
+    unit: gateway
+    state: absent
+"""
+
+RETURN = r"""
+verdict:
+  description:
+    - V(ok), or the name of what was found wrong.
+    - V(refused) and V(shadowed) are found before anything is changed. V(crash_loop), V(failed), V(timeout),
+      V(unproven), V(not_loaded), V(not_written), V(not_enabled), V(not_stopped) and V(not_done) lead back to the former
+      state.
+  returned: always
+  type: str
+  sample: ok
+evidence:
+  description: What the verdict rests on, such as the unit's state and the last lines of its journal.
+  returned: always
+  type: dict
+  sample: {result: exit-code, exec_main_status: 1, n_restarts: 0, journal: ["Error: listen tcp: address already in use"]}
+restarted:
+  description: Whether a running unit was restarted, or would be in check mode.
+  returned: always
+  type: bool
+  sample: true
+reasons:
+  description: Why the unit was restarted.
+  returned: always
+  type: list
+  elements: str
+  sample: ["the value in force changes: OLLAMA_KEEP_ALIVE"]
+reloaded:
+  description: Whether systemd had to read its files again.
+  returned: always
+  type: bool
+  sample: true
+rolled_back:
+  description: Whether the change failed and the former state is back.
+  returned: always
+  type: bool
+  sample: false
+unavailable_ms:
+  description: Milliseconds from the stop of the former process until the new one was proven, 0 without a restart.
+  returned: always
+  type: int
+  sample: 38
+drift:
+  description:
+    - The variables whose values differed between the declaration, the unit's files and the running process when the
+      module came.
+    - A variable that is not there is V(null).
+  returned: always
+  type: dict
+  sample: {OLLAMA_KEEP_ALIVE: {declared: "-1", on_disk: 5m, running: 5m}}
+shadowed:
+  description: What is declared but overridden elsewhere.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The variable, or section and setting.
+      returned: always
+      type: str
+      sample: OLLAMA_KEEP_ALIVE
+    declared:
+      description: The declared value.
+      returned: always
+      type: str
+      sample: "-1"
+    effective:
+      description: The value in force, V(null) where the other file removes it.
+      returned: always
+      type: str
+      sample: 5m
+    file:
+      description: The file that has the last word.
+      returned: always
+      type: str
+      sample: /etc/systemd/system/ollama.service.d/zzz-local.conf
+    line:
+      description: The line in it.
+      returned: always
+      type: int
+      sample: 2
+environment:
+  description: The declared variables as the running process has them, secrets masked. Empty when nothing runs.
+  returned: always
+  type: dict
+  sample: {OLLAMA_KEEP_ALIVE: "-1", HF_TOKEN: <secret>}
+unit_state:
+  description: The unit as systemd shows it in the end.
+  returned: always
+  type: dict
+  contains:
+    load_state:
+      description: Whether systemd could load it.
+      returned: always
+      type: str
+      sample: loaded
+    active_state:
+      description: Its state.
+      returned: always
+      type: str
+      sample: active
+    sub_state:
+      description: Its state in finer grain.
+      returned: always
+      type: str
+      sample: running
+    unit_file_state:
+      description: Whether it is enabled.
+      returned: always
+      type: str
+      sample: enabled
+    main_pid:
+      description: The main process, 0 when there is none.
+      returned: always
+      type: int
+      sample: 4711
+    invocation_id:
+      description: Identifier of this run of the unit, as in the journal's field C(_SYSTEMD_INVOCATION_ID).
+      returned: always
+      type: str
+      sample: c961ec1e35a24ded9e1f8ab4dc4d6193
+    n_restarts:
+      description: How often systemd has restarted it on its own since its last regular start.
+      returned: always
+      type: int
+      sample: 0
+    fragment_path:
+      description: The unit file.
+      returned: always
+      type: str
+      sample: /etc/systemd/system/ollama.service
+    drop_in_paths:
+      description: The drop-ins, in the order in which they apply.
+      returned: always
+      type: list
+      elements: str
+      sample: [/etc/systemd/system/ollama.service.d/zz-gpufleet.conf]
+"""
+
+from typing import Any, Dict, List
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
+
+ARGUMENTS = {
+    "unit": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "environment": {"type": "dict", "default": {}},
+    "secret_environment": {"type": "dict", "default": {}, "no_log": True},
+    "credentials": {"type": "dict", "default": {}, "no_log": True},
+    "settings": {"type": "dict", "default": {}},
+    "enabled": {"type": "bool"},
+    "started": {"type": "bool"},
+    "timeout": {"type": "int", "default": 60},
+    "settle": {"type": "float", "default": 2},
+}
+
+
+def variables(option: str, values: Dict[str, Any]) -> Dict[str, str]:
+    """Values as text; UnitError for one that is no text and no number."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            kind = "true or false" if isinstance(value, bool) else "a %s" % type(value).__name__
+            raise UnitError(
+                "%s: %s is %s; expected text: put quotes around what the program is to get" % (option, name, kind)
+            )
+    return {str(name): str(value) for name, value in values.items()}
+
+
+def settings(values: Dict[str, Any]) -> Dict[str, Dict[str, List[str]]]:
+    """Section to key to lines; UnitError for what is no setting."""
+    found: Dict[str, Dict[str, List[str]]] = {}
+    for section, keys in values.items():
+        if not isinstance(keys, dict):
+            raise UnitError("settings: %s is a %s; expected settings and their values" % (section, type(keys).__name__))
+        for key, lines in keys.items():
+            lines = lines if isinstance(lines, list) else [lines]
+            for line in lines:
+                if not isinstance(line, (str, int, float)):
+                    raise UnitError(
+                        "settings: [%s] %s is a %s; expected text, a number, or a list of them"
+                        % (section, key, type(line).__name__)
+                    )
+            words = [("yes" if line else "no") if isinstance(line, bool) else str(line) for line in lines]
+            found.setdefault(section, {})[key] = words
+    return found
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    params = module.params
+    try:
+        change = Change(
+            unit=params["unit"],
+            state=params["state"],
+            environment=variables("environment", params["environment"]),
+            secret_environment=variables("secret_environment", params["secret_environment"]),
+            credentials=variables("credentials", params["credentials"]),
+            settings=settings(params["settings"]),
+            enabled=params["enabled"],
+            started=params["started"],
+            timeout=params["timeout"],
+            settle=params["settle"],
+        )
+    except UnitError as error:
+        module.fail_json(msg="%s (nothing was changed)" % error)
+    try:
+        outcome = converge(change, check_mode=module.check_mode)
+    except ServiceError as error:
+        module.fail_json(msg=error.message, **error.outcome.as_result())
+    for warning in outcome.warnings:
+        module.warn(warning)
+    module.exit_json(**outcome.as_result())
+
+
+if __name__ == "__main__":
+    main()
