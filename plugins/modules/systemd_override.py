@@ -69,8 +69,8 @@ options:
     default: {}
   credentials:
     description:
-      - Credentials of the service, see C(LoadCredential=) in C(systemd.exec(5)). The service reads the content of V(NAME)
-        from the file C($CREDENTIALS_DIRECTORY/NAME).
+      - Credentials of the service, see C(LoadCredential=) in C(systemd.exec(5)). The service reads the content of
+        V(NAME) from the file C($CREDENTIALS_DIRECTORY/NAME).
       - Safer than O(secret_environment), as the processes that a service starts are not handed them. They are kept in
         C(/etc/gpufleet/credentials/UNIT), which only root can read, and are never shown or logged.
     type: dict
@@ -78,7 +78,7 @@ options:
   settings:
     description:
       - Settings of the unit by section, in the words of systemd, specifiers such as C(%h) included.
-      - Each value is one line. A list gives one line for each item; an empty first item clears what the unit had before.
+      - Each value is one line. A list gives one line for each item; an empty first item clears what the unit had.
       - V(true) and V(false) are written as C(yes) and C(no).
       - What systemd would ignore, such as an unknown setting, is an error.
     type: dict
@@ -160,7 +160,7 @@ evidence:
   description: What the verdict rests on, such as the unit's state and the last lines of its journal.
   returned: always
   type: dict
-  sample: {result: exit-code, exec_main_status: 1, n_restarts: 0, journal: ["Error: listen tcp: address already in use"]}
+  sample: {result: exit-code, exec_main_status: 1, journal: ["Error: listen tcp: address already in use"]}
 restarted:
   description: Whether a running unit was restarted, or would be in check mode.
   returned: always

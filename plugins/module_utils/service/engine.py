@@ -23,7 +23,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
     LIST_KEYS,
-    Assignment,
     Unit,
     UnitError,
     Value,
@@ -262,6 +261,8 @@ class _Failed(Exception):
     def __init__(self, name: str, message: str, **evidence: Any) -> None:
         super().__init__(message)
         self.verdict = Verdict(name, message, evidence)
+        self.invocation = ""
+        """The invocation that failed, if there was one."""
 
 
 class _Convergence:
@@ -536,12 +537,11 @@ class _Convergence:
 
     def _overriding(self, section: str, key: str, values: List[str]) -> Optional[Tuple[Optional[str], Value]]:
         """The value and place of a later file that overrides what we declare for a key."""
-        ours, later = False, []  # type: Tuple[bool, List[Assignment]]
-        for line in self.next_unit.assignments:
-            if (line.section, line.key) == (section, key):
-                ours, later = (True, []) if line.path == self.drop_in else (ours, [*later, line])
+        lines = [line for line in self.next_unit.assignments if (line.section, line.key) == (section, key)]
+        ours = [number for number, line in enumerate(lines) if line.path == self.drop_in]
         if not ours:
             return None
+        later = lines[ours[-1] + 1 :]
         if key in LIST_KEYS:
             later = [line for line in later if not line.value]
         elif later and later[-1].value == values[-1]:
@@ -773,7 +773,7 @@ class _Convergence:
             return
         if self.outcome.changed:
             raise failed
-        self._report(failed.verdict, ["Nothing was changed."])
+        self._report(failed.verdict, ["Nothing was changed."], failed.invocation)
 
     # --- failing -----------------------------------------------------------------------------------------------------
 
@@ -795,12 +795,7 @@ class _Convergence:
         message.append("Result=%s, %s" % (result, _active(state)))
         if name == "crash_loop":
             message.append("systemd goes on restarting it")
-        invocation = invocation or state.get("InvocationID", "")
-        journal: List[str] = []
-        if invocation and invocation != former:
-            self.system.sync_journal()
-            journal = self.system.journal(invocation, JOURNAL_LINES)
-        return _Failed(
+        failed = _Failed(
             name,
             "; ".join(message),
             result=result,
@@ -808,9 +803,10 @@ class _Convergence:
             n_restarts=restarts,
             active_state=state.get("ActiveState"),
             sub_state=state.get("SubState"),
-            invocation_id=invocation,
-            journal=journal,
         )
+        invocation = invocation or state.get("InvocationID", "")
+        failed.invocation = invocation if invocation != former else ""
+        return failed
 
     def _noticed(self) -> Dict[str, str]:
         """The unit's state once systemd knows that its main process has ended, if it has."""
@@ -834,10 +830,10 @@ class _Convergence:
             verdict = Verdict("not_done", str(error))
         else:
             verdict = Verdict("error", "%s: %s" % (type(error).__name__, error))
-        if self.acted and "journal" not in verdict.evidence and self.state.get("InvocationID"):
-            self.system.sync_journal()
-            verdict.evidence["journal"] = self.system.journal(self.state["InvocationID"], JOURNAL_LINES)
-        self._report(verdict, self._put_back(), error)
+        invocation = error.invocation if isinstance(error, _Failed) else ""
+        if self.acted and not invocation:
+            invocation = self.state.get("InvocationID", "")
+        self._report(verdict, self._put_back(), invocation, error)
 
     def _put_back(self) -> List[str]:
         """Undo what was done, as far as it goes; sentences that say what was and what was not."""
@@ -896,19 +892,27 @@ class _Convergence:
         self.outcome.unavailable_ms = round((time.monotonic() - self.stopped_at - self.change.settle) * 1000)
         return "The unit runs again; it was not serving for %.1f s." % (self.outcome.unavailable_ms / 1000.0)
 
-    def _report(self, verdict: Verdict, aftermath: List[str], cause: Optional[Exception] = None) -> None:
+    def _report(
+        self, verdict: Verdict, aftermath: List[str], invocation: str, cause: Optional[Exception] = None
+    ) -> None:
+        """Raise what was found, with the journal of the invocation that failed, and what was done about it."""
+        journal: List[str] = []
+        if invocation:
+            self.system.sync_journal()
+            journal = [self.mask(line) for line in self.system.journal(invocation, JOURNAL_LINES)]
+            verdict.evidence.update(invocation_id=invocation, journal=journal)
         verdict.evidence = self._masked(verdict.evidence)
+        verdict.message = self.mask(verdict.message)
         self.outcome.verdict = verdict
         try:
             self.state = self.system.show(self.name)
         except ManagerError:
             pass  # what was last seen has to do
         self.outcome.unit_state = _unit_state(self.state)
-        journal = verdict.evidence.get("journal") or []
-        lines = ["%s: %s: %s." % (self.name, verdict.name, self.mask(verdict.message).rstrip(".")), *aftermath]
+        said = ["%s: %s: %s." % (self.name, verdict.name, verdict.message.rstrip(".")), *aftermath]
         if journal:
-            lines.append("Last lines of the invocation that failed:")
-        raise ServiceError("\n".join([" ".join(lines), *("    " + line for line in journal)]), self.outcome) from cause
+            said.append("Last lines of the invocation that failed:")
+        raise ServiceError("\n".join([" ".join(said), *("    " + line for line in journal)]), self.outcome) from cause
 
 
 def _bytes(text: str) -> bytes:
