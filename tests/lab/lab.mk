@@ -1,13 +1,12 @@
-# The lab; included by the Makefile at the root.
-#   make lab-up [HOSTS=n]    make lab-status    make lab-down
+# The lab: a local fleet of GPU hosts in containers (tests/lab/README.md). Included by the Makefile at the root.
 HOSTS ?= 3
 
 .PHONY: lab-up lab-down lab-status
-lab-up:
+lab-up: deps ## bring up the lab: HOSTS=n hosts (3), see tests/lab/README.md
 	python3 tests/lab/lab.py up --hosts $(HOSTS)
 
-lab-down:
+lab-down: ## remove the lab's hosts, keys and inventory
 	python3 tests/lab/lab.py down
 
-lab-status:
+lab-status: ## show the lab's hosts
 	python3 tests/lab/lab.py status

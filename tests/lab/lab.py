@@ -44,7 +44,9 @@ def parse(words: list[str]) -> argparse.Namespace:
 def become_root(cache: Path) -> None:
     """Run this again through sudo, with the settings that count kept; the cache stays that of the user."""
     os.environ["GPUFLEET_CACHE"] = str(cache)
-    kept = [name for name in os.environ if name.startswith(("GPUFLEET_", "PIP_")) or name in machine.CA_VARIABLES]
+    kept = [
+        name for name in os.environ if name.startswith(("GPUFLEET_", "OLLAMA_", "PIP_")) or name in machine.CA_VARIABLES
+    ]
     kept += [name for name in os.environ if name.lower() in machine.PROXY_VARIABLES]
     os.execvp("sudo", ["sudo", "--preserve-env=" + ",".join(kept), sys.executable, *sys.argv])
 
@@ -57,6 +59,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     options = parse(sys.argv[1:])
+    os.umask(0o022)  # what is handed to the hosts must be readable there
     cache = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference").resolve()
     cache.mkdir(parents=True, exist_ok=True)
     if os.geteuid():

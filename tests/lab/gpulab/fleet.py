@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -27,6 +28,7 @@ from gpulab.podman import Container
 REPOSITORY = Path(__file__).resolve().parents[3]
 DEFAULT_NAME = "gpufleet"
 SIMULATOR = REPOSITORY / "tests/lab/nvml/build.py"
+ARCHIVE = REPOSITORY / "tests/lab/ollama/archive.py"
 APPLY = "/usr/local/lib/nvidia-sim/apply"
 
 # What a host boots with; those not named have four H200s.
@@ -52,7 +54,13 @@ STATUS = (
     " systemctl is-active ollama.service"
 )
 
-TOOLS = {"podman": "podman", podman.RUNTIME: podman.RUNTIME, "ssh-keygen": "openssh-client", "gcc": "gcc libc6-dev"}
+TOOLS = {
+    "podman": "podman",
+    podman.RUNTIME: podman.RUNTIME,
+    "iptables": "iptables",
+    "ssh-keygen": "openssh-client",
+    "gcc": "gcc libc6-dev",
+}
 
 
 def host_names(count: int) -> List[str]:
@@ -79,6 +87,7 @@ class Lab:
             raise LabError("GPUFLEET_LAB=%s: expected a name of lower case letters, digits and dashes" % name)
         self.name, self.cache, self.say = name, cache, say
         self.owner = (cache.stat().st_uid, cache.stat().st_gid)
+        self.home = pwd.getpwuid(self.owner[0]).pw_dir
         self.folder = cache / "lab" / name
         self.key = self.folder / "ssh" / "id_ed25519"
         self.known_hosts = self.folder / "ssh" / "known_hosts"
@@ -121,27 +130,26 @@ class Lab:
         check_inotify(count)
         with self.locked():
             self.make_key()
+            archive = self.made_by(ARCHIVE)
+            simulator = Path(self.made_by(SIMULATOR))
             with locked(self.cache / "lab" / "image.lock"):
                 base = image.ensure(self.cache, self.say)
             handed_in = {"machine": self.folder / "machine", "access": self.folder / "access"}
-            self.write_machine_files(handed_in["machine"], env)
+            self.write_machine_files(handed_in["machine"], dict(env, HOME=self.home))
             self.write_access(handed_in["access"])
-            simulator = simulator_tree()
-            if simulator:
-                handed_in["simulator"] = simulator
+            handed_in["simulator"] = simulator
             label = spec_label(base, self.key.with_suffix(".pub").read_text(), simulator)
             found = {one.name: one for one in podman.containers(self.prefix)}
             podman.remove([name for name in found if name not in map(self.name_of, hosts)])
 
             def bring_up(host: str) -> str:
                 key = self.ensure_host(host, found.get(self.name_of(host)), base, handed_in, label)
-                if simulator:
-                    self.state(host, state_of(host), [])
+                self.state(host, state_of(host), [])
                 return key
 
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 keys = dict(zip(hosts, pool.map(bring_up, hosts), strict=True))
-            self.write_inventory(keys)
+            self.write_inventory(keys, archive)
         self.say("%d hosts up; inventory: %s" % (count, self.inventory))
 
     def down(self) -> None:
@@ -194,6 +202,18 @@ class Lab:
 
     # --- files
 
+    def made_by(self, script: Path) -> str:
+        """Path that a script of the lab prints, made in the cache if need be, as its owner."""
+        user, group = self.owner
+        env = dict(os.environ, HOME=self.home, GPUFLEET_CACHE=str(self.cache))
+        words = [sys.executable, str(script), "path"]
+        done = subprocess.run(
+            words, stdout=subprocess.PIPE, text=True, env=env, user=user, group=group, extra_groups=[]
+        )
+        if done.returncode:
+            raise LabError("%s path: exit %d, see above" % (script, done.returncode))
+        return done.stdout.strip()
+
     def make_key(self) -> None:
         """The lab's SSH key, made once in its folder."""
         if self.key.exists() and self.key.with_suffix(".pub").exists():
@@ -219,7 +239,7 @@ class Lab:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.key.with_suffix(".pub").read_text())
 
-    def write_inventory(self, keys: Dict[str, str]) -> None:
+    def write_inventory(self, keys: Dict[str, str], archive: str) -> None:
         """Write known_hosts and the inventory, each at one stroke. `keys`: host name → public host key."""
         found = {self.host(one): one for one in podman.containers(self.prefix)}
         addresses = {}
@@ -228,7 +248,9 @@ class Lab:
             life = hashlib.sha256((one.id + one.started_at).encode()).hexdigest()[:8]
             addresses[host] = inventory.Address(one.ip, life)
         self.replace(self.known_hosts, inventory.known_hosts(addresses, keys))
-        self.replace(self.inventory, inventory.render(addresses, self.name, str(self.key), str(self.known_hosts)))
+        self.replace(
+            self.inventory, inventory.render(addresses, self.name, str(self.key), str(self.known_hosts), archive)
+        )
         shared = REPOSITORY / "inventories/lab/group_vars"
         link = self.inventory.parent / "group_vars"
         if link != shared and not link.is_symlink():
@@ -287,7 +309,7 @@ class Lab:
 
 def check_tools() -> None:
     """Raise LabError unless the programs that `up` calls are here."""
-    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    missing = [tool for tool in TOOLS if not shutil.which(tool, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")]
     if missing:
         packages = " ".join(TOOLS[tool] for tool in missing)
         raise LabError("the lab needs %s, not found here: apt-get install %s" % (", ".join(missing), packages))
@@ -303,19 +325,9 @@ def check_inotify(count: int, limit_file: Path = Path("/proc/sys/fs/inotify/max_
         )
 
 
-def simulator_tree() -> Path | None:
-    """Folder of the NVML simulator's files, built if need be, to be copied over a host's /."""
-    if not SIMULATOR.exists():
-        return None
-    done = subprocess.run([sys.executable, str(SIMULATOR), "path"], capture_output=True, text=True)
-    if done.returncode:
-        raise LabError("%s path: exit %d: %s" % (SIMULATOR, done.returncode, done.stderr.strip()))
-    return Path(done.stdout.strip())
-
-
-def spec_label(base: str, public_key: str, simulator: Path | None) -> str:
+def spec_label(base: str, public_key: str, simulator: Path) -> str:
     """What a host is made of; one with another label is made anew."""
-    parts = [base, public_key, image.tree_hash(simulator) if simulator else "", podman.START, str(podman.DEVICE_RULES)]
+    parts = [base, public_key, image.tree_hash(simulator), podman.START, str(podman.DEVICE_RULES)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 

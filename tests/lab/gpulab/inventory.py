@@ -17,10 +17,10 @@ class Address(NamedTuple):
     life: str
 
 
-def render(hosts: Dict[str, Address], lab: str, key: str, known_hosts: str) -> str:
+def render(hosts: Dict[str, Address], lab: str, key: str, known_hosts: str, archive: str) -> str:
     """YAML inventory of the hosts, all in group `ollama`.
 
-    Args: host name → address; the lab's name; paths of the private key and of the known_hosts file.
+    Args: host name → address; the lab's name; paths of the private key, of known_hosts and of Ollama's archive.
     """
     options = [
         'UserKnownHostsFile="%s"' % known_hosts,
@@ -33,6 +33,7 @@ def render(hosts: Dict[str, Address], lab: str, key: str, known_hosts: str) -> s
         "ansible_ssh_private_key_file": key,
         "ansible_ssh_common_args": " ".join("-o " + shlex.quote(option) for option in options),
     }
+    common["lab_ollama_archive"] = archive
     lines = ["# Written by tests/lab/lab.py; gone with `make lab-down`.", "all:", "  vars:"]
     lines += ["    %s: %s" % (name, json.dumps(value)) for name, value in common.items()]
     lines += ["ollama:", "  hosts:"] if hosts else ["ollama: {}"]
