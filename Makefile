@@ -37,10 +37,14 @@ fleet: deps ## modules, roles and playbooks on the hosts of a test lab, over SSH
 	pytest -q --durations=15 tests/fleet
 
 molecule: deps ## the roles' molecule scenarios on a test lab
-	molecule test --all
+	NO_COLOR=1 molecule test --all
 
 test: deps ## everything above, the fastest first; stops at the first stage that fails
 	@python tests/run.py $(STAGES)
+
+demo: deps ## a local fleet of three GPU hosts, configured by site.yml, and what was proven
+	@$(MAKE) lab-up HOSTS=3
+	@python tests/lab/demo.py
 
 clean: ## remove what the tests and tools left in the checkout (not .venv, not the cache)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .ansible .coverage* htmlcov tests/output ./*.tar.gz

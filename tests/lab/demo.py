@@ -1,0 +1,112 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The demonstration: three GPU hosts as Ollama's installer leaves them, then `ansible-playbook site.yml`, then a look
+at what the hosts themselves say: systemctl, nvidia-smi, NVML, Ollama's API. Fails when that is not what was declared.
+
+The hosts stay up afterwards (`make lab-status`, `make lab-down`).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/lab/ollama"))
+
+import hostsetup  # noqa: E402  (its folder is no package)
+
+HOSTS = {"gpu1": "4 x 24 GiB", "gpu2": "4 x H200", "gpu3": "2 x H200"}
+SMALL = "m8b"
+LARGE = {"m70b": "43 GB", "m32b": "20 GB"}
+PROMISED = ("CUDA_VISIBLE_DEVICES", "OLLAMA_SCHED_SPREAD", "OLLAMA_KEEP_ALIVE")
+
+
+def title(text: str) -> None:
+    print("\n==> " + text, flush=True)
+
+
+def check(right: bool, what: str) -> None:
+    """One line for what was looked at; the demonstration ends at the first that is not so."""
+    print("    %s  %s" % ("ok  " if right else "FAIL", what), flush=True)
+    if not right:
+        sys.exit("demo: the hosts are still up to look at; `make lab-down` removes them")
+
+
+def used(host: str) -> List[int]:
+    """MiB in use per GPU, as nvidia-smi says."""
+    text = hostsetup.sh(host, "nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits")
+    return [int(line) for line in text.split()]
+
+
+def load(host: str, model: str) -> None:
+    """Have a model generate one token; `done` is what counts, not the status alone."""
+    options = {"num_predict": 1, "num_ctx": 4096}
+    request = {"model": model, "prompt": "hello", "stream": False, "options": options}
+    answer = hostsetup.api(host, "/api/generate", request, 120)
+    check(answer.get("done") is True, "%s: %s has generated a token" % (host, model))
+
+
+def environment(host: str) -> Dict[str, str]:
+    """What the running server was started with, as its /proc entry says."""
+    text = hostsetup.sh(host, "tr '\\0' '\\n' </proc/$(systemctl show -p MainPID --value ollama)/environ")
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def before() -> None:
+    title("Before: Ollama as its installer leaves it")
+    for host in HOSTS:
+        hostsetup.install(host)
+        hostsetup.add_models(host, SMALL, *LARGE)
+        hostsetup.wait_for_api(host)
+        idle = used(host)
+        load(host, SMALL)
+        busy = [now > then + 1024 for now, then in zip(used(host), idle)]
+        check(sum(busy) == 1, "%s (%s): one card works, %d idle" % (host, HOSTS[host], len(busy) - 1))
+
+
+def play(*words: str) -> str:
+    """Run site.yml, its output shown; returns it."""
+    print("    $ " + " ".join(["ansible-playbook", "site.yml", *words]), flush=True)
+    started = time.monotonic()
+    command = ["ansible-playbook", "site.yml", *words]
+    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    print(re.sub("(?m)^", "      ", done.stdout.strip()))
+    check(done.returncode == 0, "%.1f s" % (time.monotonic() - started))
+    return done.stdout
+
+
+def after() -> None:
+    for host, cards in HOSTS.items():
+        title("%s (%s): what the host says" % (host, cards))
+        print("    " + hostsetup.sh(host, "systemctl show ollama -p Environment").strip())
+        devices = ",".join(str(index) for index in range(len(used(host))))
+        running = environment(host)
+        expected = dict(zip(PROMISED, (devices, "1", "-1")))
+        check({name: running.get(name) for name in PROMISED} == expected, "the running server has exactly that")
+        for model in LARGE:
+            load(host, model)
+        listed = [one["name"] for one in hostsetup.api(host, "/api/ps")["models"]]
+        check(all(any(name.startswith(model) for name in listed) for model in LARGE), "both stay loaded: %s" % listed)
+        held = [sum(gpu.values()) for gpu in hostsetup.held(host)]
+        check(min(held) > 4096, "both are spread over all cards; NVML says %s MiB" % held)
+
+
+def main() -> None:
+    before()
+    title("ansible-playbook site.yml")
+    play()
+    after()
+    title("Once more: nothing left to change")
+    recap = re.findall(r"^(gpu\d+) .*changed=(\d+).*failed=(\d+)", play(), re.MULTILINE)
+    check(recap == [(host, "0", "0") for host in HOSTS], "changed=0 on every host")
+    print("\nThe hosts stay up: `make lab-status`, `make lab-down`.")
+
+
+if __name__ == "__main__":
+    main()
