@@ -28,8 +28,8 @@ PIP_SETTINGS = ("index-url", "extra-index-url", "find-links", "trusted-host", "p
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 
-# What `apt-get indextargets` is asked for. CODENAME and ORIGIN are empty until the first `apt-get update`.
-APT_FORMAT = "$(REPO_URI)|$(CODENAME)|$(RELEASE)|$(ORIGIN)|$(COMPONENT)"
+# What `apt-get indextargets` is asked for. ORIGIN is empty until the first `apt-get update`.
+APT_FORMAT = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(COMPONENT)"
 
 
 def ca_bundle(env: Mapping[str, str], is_file: Callable[[str], bool] = os.path.isfile) -> Optional[str]:
@@ -46,8 +46,7 @@ def apt_sources(indextargets: str, read_text: Callable[[str], str] = lambda path
     """
     lines = []
     for target in indextargets.splitlines():
-        uri, codename, release, origin, component = target.split("|")
-        suite = codename or release
+        uri, suite, origin, component = target.split("|")
         if component != "main" or not (origin == "Debian" or (not origin and suite.startswith(RELEASE))):
             continue
         kind = next(
