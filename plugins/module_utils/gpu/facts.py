@@ -162,7 +162,7 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
     devices = [device for device, gone in read_devices]
     silent = {device["index"]: gone["text"] for device, gone in read_devices if gone}
     source = told.get("source")
-    if not devices and (fault or not source):
+    if not devices and (fault or not source or "fault" in told):
         source = "procfs"
     if fault or source == "procfs":
         devices.extend(_unread(devices, in_kernel, fault))
@@ -270,8 +270,10 @@ def _complete(devices: List[Dict[str, Any]], in_kernel: Dict[str, Dict[str, Any]
         for leaf in _ALSO_IN_KERNEL:
             if device[leaf] is None and gpu.get(leaf) is not None:
                 model.put(device, leaf, gpu[leaf])
-        if device["device_node"] is None and device["minor"] is not None:
+        if device["minor"] is not None:
             model.put(device, "device_node", "/dev/nvidia%d" % device["minor"])
+        else:
+            model.refuse(device, "device_node", device["unavailable"]["minor"])
         if gpu and device["numa_node"] is None:
             model.refuse(device, "numa_node", "the firmware assigns the GPU to no NUMA node (sysfs says -1)")
 

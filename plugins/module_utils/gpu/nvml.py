@@ -324,8 +324,6 @@ def read_device(
             raise Gone(None, str(refusal)) from None
         for leaves, function, arguments, convert in DATA:
             _read_datum(library, handle, device, leaves.split(), function, arguments, convert)
-        if model.known(device, "minor"):
-            model.put(device, "device_node", "/dev/nvidia%d" % device["minor"])
         ends = _read_nvlinks(library, handle, device)
         _read_processes(library, handle, device, root)
     except Gone as gone:

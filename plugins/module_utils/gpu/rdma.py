@@ -23,7 +23,8 @@ def read(root: str = "/") -> List[Dict[str, Any]]:
 def _device(folder: str, name: str) -> Dict[str, Any]:
     hardware = os.path.join(folder, "device")
     bus_id = os.path.basename(os.path.realpath(hardware)) if os.path.exists(hardware) else ""
-    ports = [_port(os.path.join(folder, "ports", number), int(number)) for number in listing(folder, "ports")]
+    numbers = sorted(int(number) for number in listing(folder, "ports"))
+    ports = [_port(os.path.join(folder, "ports", str(number)), number) for number in numbers]
     netdevs = set(listing(hardware, "net"))
     netdevs.update(port["netdev"] for port in ports if port["netdev"])
     found = {

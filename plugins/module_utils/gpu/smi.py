@@ -180,8 +180,6 @@ def parse(text: str, root: str = "/") -> List[Tuple[str, Any]]:
                 _read_ecc(gpu, device, kind, count)
         _read_event_reasons(gpu, device)
         _read_processes(gpu, device, root)
-        if model.known(device, "minor"):
-            model.put(device, "device_node", "/dev/nvidia%d" % device["minor"])
         if model.known(device, "fabric.state") and device["fabric"]["state"] == "not_supported":
             for leaf in ("state", "status", "clique_id", "cluster_uuid"):
                 device["fabric"][leaf] = None
@@ -259,7 +257,7 @@ def _read_processes(gpu: ElementTree.Element, device: Dict[str, Any], root: str)
         kind = {"C": "compute", "G": "graphics"}.get(info.findtext("type", "").strip(), "compute+graphics")
         found[pid] = {
             "pid": pid,
-            "name": model.process_name(name) if name else None,
+            "name": None if name is None or name.startswith("[") else model.process_name(name),  # [Not Found]
             "type": kind,
             "used_bytes": _bytes(used) if used else None,
             "unit": processes.unit_of(pid, root),

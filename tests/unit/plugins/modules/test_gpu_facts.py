@@ -1,0 +1,141 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The gpu_facts module: its result, its failures, its documentation."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
+from ansible_collections.gpufleet.inference.plugins.modules import gpu_facts
+
+FAULT = {"code": "driver_mismatch", "text": "module 1, library 2", "remedy": "reboot"}
+WARNING = "GPU fault driver_mismatch: module 1, library 2. What to do: reboot"
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """`gathered(count, fault)` decides what is found; gives the list of calls."""
+
+    def decide(count=2, fault=None):
+        calls = []
+
+        def gather(**arguments):
+            calls.append(arguments)
+            return {"source": "nvml", "count": count, "fault": fault}
+
+        monkeypatch.setattr(facts, "gather", gather)
+        return calls
+
+    return decide
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_facts(run_module, gathered, check):
+    calls = gathered()
+    result = run_module(gpu_facts.main, check=check)
+    assert result["ansible_facts"] == {"gpu": {"source": "nvml", "count": 2, "fault": None}}
+    assert (result["changed"], result["failed"]) == (False, False)
+    assert calls == [{"timeout": 10.0, "python_paths": []}]
+
+
+def test_options(run_module, gathered, tmp_path):
+    calls = gathered()
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    site.mkdir(parents=True)
+    run_module(gpu_facts.main, {"timeout": 2.5, "venv": str(tmp_path), "required": True})
+    assert calls == [{"timeout": 2.5, "python_paths": [str(site)]}]
+
+
+def test_fault_is_a_warning(run_module, gathered):
+    gathered(fault=FAULT)
+    result = run_module(gpu_facts.main, warnings=(WARNING,))
+    assert not result["failed"] and result["ansible_facts"]["gpu"]["fault"] == FAULT
+
+
+def test_no_gpu_is_a_fact(run_module, gathered):
+    gathered(count=0)
+    assert run_module(gpu_facts.main)["ansible_facts"]["gpu"]["count"] == 0
+
+
+@pytest.mark.parametrize(
+    "count, fault, message",
+    [
+        (0, None, "GPUs are required, but this host has none: no NVIDIA GPU on its PCI bus, none known to a driver"),
+        (2, FAULT, WARNING),
+    ],
+)
+def test_required(run_module, gathered, count, fault, message):
+    gathered(count=count, fault=fault)
+    result = run_module(gpu_facts.main, {"required": True})
+    assert result["failed"] and result["msg"] == message
+    assert result["ansible_facts"]["gpu"]["count"] == count
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"timeout": 0}, "timeout is 0; expected a number of seconds above 0"),
+        ({"timeout": -1.5}, "timeout is -1.5; expected a number of seconds above 0"),
+        ({"timeout": "soon"}, "argument 'timeout' is of type str and we were unable to convert to float"),
+        (
+            {"venv": "/nonexistent"},
+            "venv /nonexistent is no virtual environment: there is no lib/python3*/site-packages in it; create it and "
+            "install nvidia-ml-py, or leave the option out",
+        ),
+    ],
+)
+def test_refuses(run_module, gathered, options, message):
+    calls = gathered()
+    result = run_module(gpu_facts.main, options)
+    assert result["failed"] and message in result["msg"]
+    assert calls == []
+
+
+def names(documented):
+    """Dotted names of documented values, and of what they contain."""
+    for name, entry in documented.items():
+        yield name
+        for inner in names(entry.get("contains", {})):
+            yield "%s.%s" % (name, inner)
+
+
+def found(data, known):
+    """Dotted names of keys in data; lists are passed through, free dicts are named by `known`."""
+    if isinstance(data, list):
+        for part in data:
+            yield from found(part, known)
+    elif isinstance(data, dict):
+        for name, inner in data.items():
+            yield name
+            if name not in known:
+                for more in found(inner, known):
+                    yield "%s.%s" % (name, more)
+
+
+def test_every_value_is_documented(monkeypatch):
+    """What the facts hold and what RETURN says are the same; it stays so only because this looks."""
+    port = dict.fromkeys(
+        ("port", "state", "phys_state", "link_layer", "rate_gbps", "lid", "netdev", "roce_v2_gid_index")
+    )
+    device = {"name": "mlx5_0", "pci_bus_id": None, "path": [], "numa_node": None, "cpu_affinity": None, "netdevs": []}
+    device.update(dict.fromkeys(("node_type", "node_guid", "hca_type", "board_id", "firmware_version")), ports=[port])
+    process = dict.fromkeys(("pid", "name", "type", "used_bytes", "unit"))
+    instance = dict.fromkeys(("uuid", "name", "gpu_uuid", "gpu_instance_id", "compute_instance_id"))
+    instance["memory"] = dict.fromkeys(("total_bytes", "used_bytes", "free_bytes"))
+    gpu_device = facts.model.blank(0, "unsupported")
+    facts.model.put(gpu_device, "processes", [process])
+    gone = facts.faults.fault("gpu_lost", "lost")
+    parts = [("source", "nvml"), ("rdma", [device]), ("device", [gpu_device, gone]), ("mig_device", instance)]
+    gpu = facts.assemble(parts, None, 10)
+    documented = yaml.safe_load(gpu_facts.RETURN)["ansible_facts"]["contains"]["gpu"]["contains"]
+    assert sorted(found(gpu, known=("unavailable",))) == sorted(names(documented))
+
+
+def test_documented_options_are_those_it_takes(run_module, gathered):
+    gathered()
+    documented = yaml.safe_load(gpu_facts.DOCUMENTATION)["options"]
+    assert set(documented) == {"timeout", "required", "venv"}
+    assert not run_module(gpu_facts.main, {name: entry.get("default") for name, entry in documented.items()})["failed"]
