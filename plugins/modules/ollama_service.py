@@ -244,32 +244,29 @@ msg:
   description: The outcome in one line, or what failed, what was expected and what to do.
   returned: always
   type: str
-  sample: ok · 4× NVIDIA H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 · spread · m70b holds 44.5 GiB on 4 GPUs · away for 1.9 s
+  sample: ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · restart 1.9 s
 verdict:
-  description: What the proof found.
+  description:
+    - What the proof found. V(ok), or one of V(crash_loop), V(not_ready), V(unproven), V(misread), V(cpu_fallback),
+      V(wrong_gpu), V(model_missing), V(load_failed), V(stalled), V(partial_offload), V(vram_missing),
+      V(spread_missing), or what the M(gpufleet.inference.systemd_override) module names.
+  returned: when anything was looked at
+  type: str
+  sample: ok
+evidence:
+  description: The figures behind the verdict, and the last lines of the journal.
   returned: when anything was looked at
   type: dict
-  contains:
-    name:
-      description:
-        - V(ok), or one of V(crash_loop), V(not_ready), V(unproven), V(misread), V(cpu_fallback), V(wrong_gpu),
-          V(model_missing), V(load_failed), V(stalled), V(partial_offload), V(vram_missing), V(spread_missing),
-          or what the systemd_override module names.
-      returned: always
-      type: str
-      sample: ok
-    message:
-      description: What was found and what was expected.
-      returned: always
-      type: str
-    evidence:
-      description: The figures behind it.
-      returned: always
-      type: dict
 restarted:
   description: Whether the service was restarted, or would be.
   returned: when anything was looked at
   type: bool
+reasons:
+  description: Why the service was restarted.
+  returned: when anything was looked at
+  type: list
+  elements: str
+  sample: ["the value in force changes: OLLAMA_KEEP_ALIVE"]
 reloaded:
   description: Whether systemd read its units anew, or would.
   returned: when anything was looked at
@@ -279,7 +276,7 @@ rolled_back:
   returned: when anything was looked at
   type: bool
 unavailable_ms:
-  description: Milliseconds in which the service did not run because of this change.
+  description: Milliseconds from the stop of the service until it was proven, or the former one was back.
   returned: when anything was looked at
   type: int
   sample: 1900
@@ -289,12 +286,12 @@ environment:
   type: dict
   sample: {CUDA_VISIBLE_DEVICES: "0,1,2,3", OLLAMA_KEEP_ALIVE: "-1", OLLAMA_SCHED_SPREAD: "1"}
 drift:
-  description: Variables whose declared value, value on disk and value in the running process differed.
+  description: Variables whose declared value, value on disk and value in the running process differed, with the three.
   returned: when anything was looked at
   type: dict
   sample: {OLLAMA_KEEP_ALIVE: {declared: "-1", on_disk: null, running: null}}
 shadowed:
-  description: Declared values that a drop-in sorted later overrides, with its path.
+  description: Declared values that another file overrides, with the file and line.
   returned: when anything was looked at
   type: list
   elements: dict

@@ -72,7 +72,7 @@ class UserStep:
 
     def diff(self) -> Dict[str, str]:
         groups = self._missing_groups()
-        after = "user %s%s\n" % (self.user, " in groups %s" % ", ".join(groups) if groups else "")
+        after = "user %s%s\n" % (self.user, ", in groups %s" % ", ".join(groups) if groups else "")
         return {"before": "", "after": after}
 
     def apply(self) -> None:
@@ -86,7 +86,7 @@ class UserStep:
 
     def undo(self) -> None:
         if self._made_user:
-            _run(["userdel", self.user])
+            _run(["userdel", "-f", self.user])  # also while a process of the failed unit is still there
             if self._made_home:
                 shutil.rmtree(self.home, ignore_errors=True)
         else:
@@ -289,7 +289,7 @@ class UnitStep:
         )
 
     def diff(self) -> Dict[str, str]:
-        return {"before": "", "after": self.text}
+        return {"before": "", "after": "# %s\n%s" % (self.path, self.text)}
 
     def apply(self) -> None:
         beside = self.path + ".gpufleet"

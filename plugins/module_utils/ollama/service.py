@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import i
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import merge
 
 
 class Refused(Exception):
@@ -83,6 +84,8 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         check_mode=check_mode,
         system=system,
     )
+    for warning in outcome.warnings:
+        warn(warning)
     proven = gate.proven()
     return dict(
         _result(outcome, sentence(outcome, declared, proven, params["prove_model"], check_mode)),
@@ -100,88 +103,14 @@ def _choose(wanted: Any, environment: Mapping[str, Any], facts: Dict[str, Any]) 
         # GPUs that still answer may be chosen by a list or a policy while another one is lost
         raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
     try:
-        if "CUDA_VISIBLE_DEVICES" in environment:
-            if wanted is not None:
-                raise Refused("environment.CUDA_VISIBLE_DEVICES: already given by visible_devices; keep one of the two")
-            return select(facts["devices"], settings.visible_list(by_hand)), str(by_hand)
-        if wanted is None:
-            return [], None
-        chosen = select(facts["devices"], wanted)
-        return chosen, visible_devices(chosen, facts["devices"], wanted)
-    except SelectionError as error:
-        raise Refused("%s: %s" % ("visible_devices" if by_hand is None else "CUDA_VISIBLE_DEVICES", error)) from None
-    except settings.SettingsError as error:
-        raise Refused(str(error)) from None
-
-
-def _steps(params: Mapping[str, Any], unit: str, user: str) -> List[engine.Step]:
-    """What has to be there before the unit can run: the release with its user and unit, and the models' directory."""
-    steps = []  # type: List[engine.Step]
-    archive, checksum, prefix = params["archive"], params["archive_checksum"], params["prefix"]
-    if archive:
-        if checksum:
-            sha256 = install.parse_checksum(checksum)
-        elif params["remote_src"] and not install.is_url(archive):
-            sha256 = install.sha256_of(archive)
-        else:
-            raise Refused("archive %s needs archive_checksum, the sha256 of its file" % archive)
-        if user == install.USER:
-            steps.append(install.UserStep())
-        steps.append(install.ReleaseStep(sha256, archive, prefix))
-        steps.append(install.UnitStep(unit, prefix))
-    if params["models_dir"]:
-        steps.append(install.DirectoryStep(params["models_dir"], user))
-    return steps
-
-
-def _check_host(params: Mapping[str, Any], user: str, steps: List[engine.Step]) -> None:
-    """What can be known to fail before anything is touched: a store that the user may not write, names without files."""
-    store = params["models_dir"] or install.default_store(user)
-    if store and os.path.lexists(store):
-        why = install.refused(store, user)
-        if why:
-            raise Refused("models_dir: %s" % why)
-        model = params["prove_model"]
-        if model and not os.path.isfile(names.manifest(store, model)):
-            raise Refused(
-                "prove_model: the store %s has no model %s (no file %s); pull it first, or leave prove_model out"
-                % (store, model, names.manifest(store, model))
-            )
-    library, found = params["llm_library"], install.libraries(params["prefix"])
-    replaced = any(isinstance(step, install.ReleaseStep) and step.needed() for step in steps)
-    if library and found is not None and library not in found and not replaced:
-        raise Refused(
-            "llm_library: there is no folder %s under %s/lib/ollama, so Ollama would serve on the CPU; there are: %s"
-            % (library, params["prefix"], ", ".join(found) or "none")
-        )
-
-
-def _user_of(system: Any, unit: str) -> str:
-    return system.show(unit).get("User") or install.USER
-
-
-def sentence(
-    outcome: engine.Outcome, declared: settings.Declared, gpus: List[Dict[str, Any]], model: Optional[str], check: bool
-) -> str:
-    """The outcome in one line for a person."""
-    parts = [outcome.verdict.name]
-    if check and outcome.changed:
-        parts = ["would change %s" % (", ".join(sorted(outcome.drift)) or "the installation")]
-    counts = {}  # type: Dict[str, int]
-    for gpu in gpus:
-        counts[gpu["name"]] = counts.get(gpu["name"], 0) + 1
-    parts.append(" + ".join("%d× %s" % (count, name) for name, count in counts.items()) or "no GPU")
-    environment = declared.environment
+        spread = declared.effective.get("OLLAMA_SCHED_SPREAD") == "true"
     if "CUDA_VISIBLE_DEVICES" in environment:
-        parts.append("CUDA_VISIBLE_DEVICES=%s" % environment["CUDA_VISIBLE_DEVICES"])
-    if declared.effective.get("OLLAMA_SCHED_SPREAD") == "true":
-        parts.append("spread")
+        parts.append("CUDA_VISIBLE_DEVICES=%s%s" % (environment["CUDA_VISIBLE_DEVICES"], " spread" if spread else ""))
     holding = [gpu for gpu in gpus if gpu["held_bytes"]]
     if model and holding:
-        total = sum(gpu["held_bytes"] for gpu in holding) / 1024.0**3
-        parts.append("%s holds %.1f GiB on %d GPU%s" % (model, total, len(holding), "s"[: len(holding) != 1]))
+        parts.append("%s on %d GPU%s" % (model, len(holding), "s"[: len(holding) != 1]))
     if outcome.restarted and not check:
-        parts.append("away for %.1f s" % (outcome.unavailable_ms / 1000.0))
+        parts.append("restart %.1f s" % (outcome.unavailable_ms / 1000.0))
     return " · ".join(parts)
 
 

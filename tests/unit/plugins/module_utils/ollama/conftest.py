@@ -1,0 +1,118 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Four GPUs as the facts show them, a running unit, and a server to answer for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import pytest
+
+UNIT = "ollama.service"
+GIB = 1 << 30
+
+
+def uuid(index: int) -> str:
+    return "GPU-0000000%d-0000-4000-8000-000000000001" % index
+
+
+def device(index: int, held: int = 0, unit: str = UNIT) -> Dict[str, Any]:
+    """One GPU of the facts, as far as the Ollama part looks at it; `held` bytes by a process of `unit`."""
+    processes = [{"pid": 100, "name": "llama-server", "type": "compute", "used_bytes": held, "unit": unit}]
+    return {
+        "index": index,
+        "uuid": uuid(index),
+        "name": "NVIDIA H200",
+        "pci_bus_id": "0000:00:0%d.0" % (6 + index),
+        "memory": {"total_bytes": 140 * GIB, "free_bytes": 139 * GIB},
+        "display_active": False,
+        "mig": {"enabled": False},
+        "health": {"ok": True, "lost": False, "reasons": []},
+        "processes": processes if held else [],
+    }
+
+
+def facts(held: Tuple[int, ...] = (0, 0, 0, 0), source: str = "nvml", unit: str = UNIT) -> Dict[str, Any]:
+    devices = [device(index, bytes_, unit) for index, bytes_ in enumerate(held)]
+    return {"source": source, "count": len(devices), "fault": None, "devices": devices}
+
+
+class FakeRunning:
+    """A unit's running invocation, as the engine hands it to a gate."""
+
+    unit = UNIT
+
+    def __init__(self, log: List[str], environ: Dict[str, str], timeout: float = 2.0) -> None:
+        self.log, self.environ = log, environ
+        self.is_alive: Callable[[], bool] = lambda: True
+        self.started_monotonic = time.monotonic()
+        self.deadline = self.started_monotonic + timeout
+
+    def journal(self, max_lines: int = 1000) -> List[str]:
+        return list(self.log)
+
+    def alive(self) -> bool:
+        return self.is_alive()
+
+
+class FakeOllama:
+    """Answers by path: (status, body), or a function of the request's body; requests are kept."""
+
+    def __init__(self) -> None:
+        self.answers: Dict[str, Any] = {
+            "/api/version": (200, {"version": "0.32.15"}),
+            "/api/ps": (200, {"models": []}),
+            "/api/generate": (200, {"model": "m70b", "done": True, "eval_count": 1}),
+        }
+        self.requests: List[Tuple[str, Optional[Dict[str, Any]]]] = []
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                document = json.loads(body) if body else None
+                fake.requests.append((self.path, document))
+                answer = fake.answers[self.path]
+                answer = answer(document) if callable(answer) else answer
+                if answer is None:
+                    return
+                status, content = answer
+                content = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_POST = do_GET
+
+            def log_message(self, *words: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def loads(self, size: int, on_gpu: Optional[int] = None, name: str = "m70b:latest") -> None:
+        """What /api/ps says is loaded, in bytes."""
+        entry = {"name": name, "size": size, "size_vram": size if on_gpu is None else on_gpu}
+        self.answers["/api/ps"] = (200, {"models": [entry]})
+
+
+@pytest.fixture
+def ollama():
+    fake = FakeOllama()
+    yield fake
+    fake.server.shutdown()
+    fake.server.server_close()
+
+
+@pytest.fixture
+def fakes():
+    """This file: `fakes.facts()`, `fakes.FakeRunning(...)`."""
+    return sys.modules[__name__]

@@ -1,0 +1,97 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The small client of Ollama's API, against a server that behaves and ones that do not."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
+
+
+@pytest.fixture
+def says():
+    """`says(b"...")` is an Api before a socket that answers with these bytes and hangs up; None: never answers."""
+    open_ = []
+
+    def serve(answer):
+        listener = socket.create_server(("127.0.0.1", 0))
+        open_.append(listener)
+
+        def run():
+            try:
+                connection = listener.accept()[0]
+            except OSError:
+                return
+            open_.append(connection)
+            connection.recv(65536)
+            if answer is not None:
+                connection.sendall(answer)
+                connection.close()
+
+        threading.Thread(target=run, daemon=True).start()
+        return Api("127.0.0.1", listener.getsockname()[1])
+
+    yield serve
+    for one in open_:
+        one.close()
+
+
+def test_version_and_loaded_models(ollama):
+    api = Api("127.0.0.1", ollama.port)
+    assert api.version() == "0.32.15"
+    assert api.loaded() == []
+    ollama.loads(10)
+    assert [entry["size"] for entry in api.loaded()] == [10]
+
+
+def test_one_token_is_asked_for_and_no_more(ollama):
+    answer = Api("127.0.0.1", ollama.port).one_token("m70b", 5)
+    assert answer.status == 200
+    assert answer.body["done"] is True
+    (path, body), = ollama.requests
+    assert path == "/api/generate"
+    assert body["model"] == "m70b"
+    assert body["stream"] is False
+    assert body["options"] == {"num_predict": 1}
+
+
+def test_an_error_keeps_ollamas_words(ollama):
+    ollama.answers["/api/generate"] = (500, {"error": "cudaMalloc failed: out of memory"})
+    assert Api("127.0.0.1", ollama.port).one_token("m70b", 5).error == "cudaMalloc failed: out of memory"
+
+
+def test_nobody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ApiError, match="Connection refused"):
+        Api("127.0.0.1", port).version()
+
+
+def test_no_answer_in_time(says):
+    with pytest.raises(ApiTimeout, match="/api/version did not answer"):
+        says(None).version(timeout=0.05)
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not answer in HTTP"),
+        (b"", "does not answer in HTTP"),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "no JSON"),
+        (b"HTTP/1.0 404 Not Found\r\n\r\n{}", "this is not Ollama"),
+        (b"HTTP/1.0 200 OK\r\n\r\n[]", "this is not Ollama"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{\"version\"", "broke off after 10 of 99 bytes"),
+    ],
+)
+def test_another_server_listens_there(says, answer, reason):
+    with pytest.raises(ApiError, match=reason):
+        says(answer).version()
+
+
+def test_the_url_names_ipv6_in_brackets():
+    assert Api("::1", 1).url == "http://[::1]:1"
+    assert Api("127.0.0.1", 1).url == "http://127.0.0.1:1"

@@ -1,0 +1,321 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every verdict of the gate, from a server that earns it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gate as gate_module
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
+
+GIB = 1 << 30
+
+CONFIG = (
+    'time=2026-11-22T08:43:08.787Z level=INFO source=routes.go:1951 msg="server config" env="map[CUDA_VISIBLE_DEVICES:%s '
+    'OLLAMA_HOST:http://127.0.0.1:11434 OLLAMA_KEEP_ALIVE:%s OLLAMA_SCHED_SPREAD:true no_proxy:]"'
+)
+LISTENING = 'time=… level=INFO source=routes.go:2008 msg="Listening on 127.0.0.1:11434 (version 0.32.15)"'
+ON_CPU = 'time=… level=INFO source=types.go:50 msg="inference compute" id=cpu library=cpu compute="" name=cpu pci_id=""'
+
+
+def compute(index: int, pci: bool = True) -> str:
+    place = "0000:00:0%d.0" % (6 + index) if pci else '""'
+    return 'level=INFO msg="inference compute" id=%d library=CUDA description="NVIDIA H200" pci_id=%s' % (index, place)
+
+
+def start_log(visible="0,1,2,3", keep_alive="5m0s", gpus=None):
+    lines = [CONFIG % (visible, keep_alive), LISTENING]
+    return lines + (gpus if gpus is not None else [compute(index) for index in range(4)])
+
+
+EFFECTIVE = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "OLLAMA_KEEP_ALIVE": "5m0s", "OLLAMA_SCHED_SPREAD": "true"}
+SPREAD = (11 * GIB, 11 * GIB, 11 * GIB, 11 * GIB)
+
+
+@pytest.fixture
+def gate(ollama, monkeypatch, fakes):
+    """`gate(...)` runs a gate over a running unit and gives the verdict; four GPUs are declared unless told otherwise."""
+    monkeypatch.setattr(gate_module, "_LOG_DELAY", 0.1)
+    monkeypatch.setattr(gate_module, "_MEMORY_DELAY", 0.1)
+
+    def run(log=None, changed=True, before=None, after=None, running=None, declared=(0, 1, 2, 3), **options):
+        known = before or fakes.facts()
+        options.setdefault("effective", EFFECTIVE)
+        options.setdefault("gather", lambda: after or known)
+        devices = [known["devices"][index] for index in declared]
+        run.gate = OllamaGate(facts=known, devices=devices, **options)
+        run.running = running or fakes.FakeRunning(
+            start_log() if log is None else log, {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port}
+        )
+        return run.gate(run.running, changed)
+
+    return run
+
+
+def test_ok_without_a_model(gate, ollama):
+    assert gate().name == "ok"
+    assert gate.gate.version == "0.32.15"
+    assert [path for path, _body in ollama.requests] == ["/api/version"]
+
+
+def test_ok_with_a_model_that_is_spread(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    verdict = gate(model="m70b", spread=True, after=fakes.facts(SPREAD))
+    assert verdict.name == "ok", verdict
+    assert [gpu["held_bytes"] for gpu in gate.gate.proven()] == list(SPREAD)
+    assert [path for path, _body in ollama.requests] == ["/api/version", "/api/generate", "/api/ps"]
+
+
+def test_ok_on_a_host_without_gpus(gate, ollama, fakes):
+    ollama.loads(4 * GIB, 0)
+    nothing = dict(fakes.facts(()), source="procfs")
+    assert gate(log=start_log(gpus=[ON_CPU]), before=nothing, declared=(), model="m70b").name == "ok"
+
+
+def test_the_model_may_need_a_moment_to_show_in_nvml(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    answers = iter([fakes.facts(), fakes.facts(SPREAD)])
+    assert gate(model="m70b", spread=True, gather=lambda: next(answers)).name == "ok"
+
+
+# --- crash_loop
+
+
+def test_crash_loop_with_the_servers_last_words(gate, fakes):
+    running = fakes.FakeRunning(
+        ["Error: listen tcp 127.0.0.1:11434: bind: address already in use"], {"OLLAMA_HOST": "127.0.0.1:1"}
+    )
+    running.is_alive = lambda: False
+    verdict = gate(running=running)
+    assert verdict.name == "crash_loop"
+    assert "address already in use" in verdict.message
+    assert "choose another port" in verdict.message
+
+
+def test_crash_loop_without_words(gate, fakes):
+    running = fakes.FakeRunning([], {"OLLAMA_HOST": "127.0.0.1:1"})
+    running.is_alive = lambda: False
+    assert gate(running=running).message == "the server ended before its API answered"
+
+
+def test_another_server_answers_on_the_port(gate, ollama):
+    log = ["Error: listen tcp 127.0.0.1:%d: bind: address already in use" % ollama.port]
+    assert gate(log=log).name == "crash_loop"
+
+
+def test_crash_while_the_log_is_waited_for(gate, ollama, fakes):
+    running = fakes.FakeRunning([], {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
+    lives = iter([True, False, False])
+    running.is_alive = lambda: next(lives)
+    assert gate(running=running).name == "crash_loop"
+
+
+def test_crash_while_a_token_is_generated(gate, ollama, fakes):
+    running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
+
+    def die(_body):
+        running.is_alive = lambda: False
+
+    ollama.answers["/api/generate"] = die
+    assert gate(running=running, model="m70b").name == "crash_loop"
+
+
+# --- not_ready, unproven
+
+
+def test_not_ready_when_nothing_answers(gate, fakes):
+    running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:1"}, timeout=0.2)
+    verdict = gate(running=running)
+    assert verdict.name == "not_ready"
+    assert "http://127.0.0.1:1" in verdict.message
+    assert "Connection refused" in verdict.message
+
+
+def test_not_ready_when_it_answers_and_serves_nothing(gate, ollama, fakes):
+    ollama.answers["/api/version"] = (200, b"<html>hello</html>")
+    running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port}, timeout=0.2)
+    assert gate(running=running).name == "not_ready"
+
+
+def test_a_server_that_runs_for_long_must_answer_soon(gate, monkeypatch, fakes):
+    running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:1"}, timeout=3600)
+    running.started_monotonic -= 600
+    now = [time.monotonic()]
+    monkeypatch.setattr(gate_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(gate_module.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
+    before = now[0]
+    assert gate(running=running, changed=False).name == "not_ready"
+    assert 5 <= now[0] - before < 6
+
+
+def test_not_ready_when_the_api_breaks_down(gate, ollama):
+    ollama.answers["/api/ps"] = (500, b"oops")
+    assert gate(model="m70b").name == "not_ready"
+
+
+def test_unproven_when_the_log_goes_elsewhere(gate):
+    verdict = gate(log=["unrelated"])
+    assert verdict.name == "unproven"
+    assert "'server config' or 'Listening on' or 'inference compute'" in verdict.message
+
+
+def test_unproven_when_nobody_can_say_who_holds_memory(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    verdict = gate(model="m70b", after=fakes.facts(source="procfs"))
+    assert verdict.name == "unproven"
+    assert "pynvml" in verdict.message
+
+
+# --- misread
+
+
+def test_misread_value(gate):
+    verdict = gate(log=start_log(keep_alive="30m0s"))
+    assert verdict.name == "misread"
+    assert "OLLAMA_KEEP_ALIVE: declared 5m0s, understood 30m0s" in verdict.message
+
+
+def test_misread_because_the_server_is_too_old(gate):
+    verdict = gate(effective={"OLLAMA_NO_CLOUD": "true"})
+    assert verdict.name == "misread"
+    assert "server 0.32.15 does not list it" in verdict.message
+
+
+def test_misread_host_of_another_drop_in(gate, fakes):
+    running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "https://127.0.0.1"})
+    verdict = gate(running=running)
+    assert verdict.name == "misread"
+    assert "plain HTTP only" in verdict.message
+
+
+# --- cpu_fallback, wrong_gpu
+
+
+def test_cpu_fallback_at_start(gate):
+    verdict = gate(log=start_log(gpus=[ON_CPU]))
+    assert verdict.name == "cpu_fallback"
+    assert "this host has 4 and CUDA_VISIBLE_DEVICES=0,1,2,3 is declared" in verdict.message
+
+
+def test_cpu_fallback_also_where_no_gpus_are_declared(gate):
+    verdict = gate(log=start_log(gpus=[ON_CPU]), declared=())
+    assert verdict.name == "cpu_fallback"
+
+
+def test_cpu_fallback_of_the_model(gate, ollama):
+    ollama.loads(43 * GIB, 0)
+    assert gate(model="m70b").name == "cpu_fallback"
+
+
+def test_wrong_gpu_at_start(gate):
+    verdict = gate(log=start_log(gpus=[compute(0), compute(3)]), declared=(0, 1))
+    assert verdict.name == "wrong_gpu"
+    assert "it lacks 1 (NVIDIA H200" in verdict.message
+    assert "it also uses 3 (NVIDIA H200" in verdict.message
+
+
+@pytest.mark.parametrize("found, name", [(4, "ok"), (1, "wrong_gpu")])
+def test_a_server_that_names_no_pci_ids_is_counted(gate, found, name):
+    assert gate(log=start_log(gpus=[compute(index, pci=False) for index in range(found)])).name == name
+
+
+@pytest.mark.parametrize("index, name", [(1, "ok"), (2, "wrong_gpu")])
+def test_an_older_server_names_uuids(gate, index, name, fakes):
+    line = 'level=INFO msg="inference compute" id=%s library=cuda name="NVIDIA H200"' % fakes.uuid(index)
+    assert gate(log=start_log(gpus=[line]), declared=(1,)).name == name
+
+
+def test_wrong_gpu_by_memory(gate, fakes):
+    verdict = gate(after=None, before=fakes.facts((0, 0, 0, 5 * GIB)), declared=(0, 1, 2, 3)[:2], log=start_log(
+        gpus=[compute(0), compute(1)]))
+    assert verdict.name == "wrong_gpu"
+    assert "holds memory on GPUs that are not declared: 3 (NVIDIA H200" in verdict.message
+
+
+# --- with a model
+
+
+def test_model_missing(gate, ollama):
+    ollama.answers["/api/generate"] = (404, {"error": "model 'm70b' not found"})
+    assert gate(model="m70b").name == "model_missing"
+
+
+def test_load_failed(gate, ollama):
+    words = "llama-server process has terminated: exit status 1: cudaMalloc failed: out of memory"
+    ollama.answers["/api/generate"] = (500, {"error": words})
+    verdict = gate(model="m70b")
+    assert verdict.name == "load_failed"
+    assert words in verdict.message
+
+
+def test_load_failed_when_the_connection_breaks(gate, ollama):
+    ollama.answers["/api/generate"] = lambda body: None
+    assert gate(model="m70b").name == "load_failed"
+
+
+def test_stalled_when_no_token_comes(gate, ollama, fakes):
+    ollama.answers["/api/generate"] = lambda body: time.sleep(1.5)
+    running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port}, timeout=0.3)
+    verdict = gate(model="m70b", running=running)
+    assert verdict.name == "stalled"
+    assert "gave none within 1 s" in verdict.message
+
+
+@pytest.mark.parametrize("body", [{"done": False}, {"done": True, "eval_count": 0}, {}])
+def test_stalled_when_the_answer_is_200_and_nothing_was_generated(gate, ollama, body):
+    ollama.answers["/api/generate"] = (200, body)
+    assert gate(model="m70b").name == "stalled"
+
+
+def test_partial_offload(gate, ollama, fakes):
+    ollama.loads(43 * GIB, 22 * GIB)
+    verdict = gate(model="m70b", after=fakes.facts(SPREAD))
+    assert verdict.name == "partial_offload"
+    assert "22.0 of its 43.0 GiB" in verdict.message
+
+
+def test_vram_missing_when_ps_names_a_dead_worker(gate, ollama):
+    ollama.loads(43 * GIB)
+    verdict = gate(model="m70b")
+    assert verdict.name == "vram_missing"
+    assert "its worker is dead" in verdict.message
+
+
+def test_vram_missing_when_another_unit_holds_it(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    assert gate(model="m70b", after=fakes.facts(SPREAD, unit="other.service")).name == "vram_missing"
+
+
+def test_spread_missing(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    packed = fakes.facts((22 * GIB, 22 * GIB, 0, 0))
+    verdict = gate(model="m70b", spread=True, after=packed)
+    assert verdict.name == "spread_missing"
+    assert "2 (NVIDIA H200" in verdict.message
+    assert gate(model="m70b", spread=False, after=packed).name == "ok"
+
+
+# --- nothing changed: reading alone
+
+
+def test_without_a_change_nothing_is_loaded_or_gathered(gate, ollama):
+    def gather():
+        raise AssertionError("gathered")
+
+    assert gate(changed=False, model="m70b", spread=True, gather=gather).name == "ok"
+    assert [path for path, _body in ollama.requests] == ["/api/version", "/api/ps"]
+
+
+def test_without_a_change_a_loaded_model_is_looked_at(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    assert gate(changed=False, model="m70b", before=fakes.facts(SPREAD), spread=True).name == "ok"
+    assert gate(changed=False, model="m70b").name == "vram_missing"
+
+
+def test_without_a_change_a_log_that_is_gone_is_no_fault(gate):
+    assert gate(changed=False, log=["[GIN] | 200 |"]).name == "ok"
+    assert gate(changed=False, log=start_log(gpus=[ON_CPU])).name == "cpu_fallback"
+    assert gate(changed=False, log=start_log(gpus=[])).name == "ok"
