@@ -57,9 +57,10 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         raise Refused(str(error)) from None
     for warning in declared.warnings:
         warn(warning)
-    user = _user_of(system, unit)
-    steps = _steps(params, unit, user)
-    _check_host(params, user, steps)
+    models_dir = declared.environment.get("OLLAMA_MODELS")
+    user, store = _user_and_store(system, unit, models_dir)
+    steps = _steps(params, unit, user, models_dir)
+    _check_host(params, user, store, steps)
     needs_archive = [step for step in steps if isinstance(step, install.ReleaseStep) and not step.unpacked()]
     if needs_archive and not (check_mode or params["remote_src"] or install.is_url(params["archive"])):
         raise ArchiveNeeded()
@@ -103,9 +104,93 @@ def _choose(wanted: Any, environment: Mapping[str, Any], facts: Dict[str, Any]) 
         # GPUs that still answer may be chosen by a list or a policy while another one is lost
         raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
     try:
-        spread = declared.effective.get("OLLAMA_SCHED_SPREAD") == "true"
-    if "CUDA_VISIBLE_DEVICES" in environment:
-        parts.append("CUDA_VISIBLE_DEVICES=%s%s" % (environment["CUDA_VISIBLE_DEVICES"], " spread" if spread else ""))
+        if "CUDA_VISIBLE_DEVICES" in environment:
+            if wanted is not None:
+                raise Refused("environment.CUDA_VISIBLE_DEVICES: already given by visible_devices; keep one of the two")
+            return select(facts["devices"], settings.visible_list(by_hand)), str(by_hand)
+        if wanted is None:
+            return [], None
+        chosen = select(facts["devices"], wanted)
+        return chosen, visible_devices(chosen, facts["devices"], wanted)
+    except SelectionError as error:
+        raise Refused("%s: %s" % ("visible_devices" if by_hand is None else "CUDA_VISIBLE_DEVICES", error)) from None
+    except settings.SettingsError as error:
+        raise Refused(str(error)) from None
+
+
+def _steps(params: Mapping[str, Any], unit: str, user: str, models_dir: Optional[str]) -> List[engine.Step]:
+    """What has to be there before the unit can run: the release with its user and unit, and the models' directory."""
+    steps = []  # type: List[engine.Step]
+    archive, checksum, prefix = params["archive"], params["archive_checksum"], params["prefix"]
+    if archive:
+        if checksum:
+            sha256 = install.parse_checksum(checksum)
+        elif params["remote_src"] and not install.is_url(archive):
+            sha256 = install.sha256_of(archive)
+        else:
+            raise Refused("archive %s needs archive_checksum, the sha256 of its file" % archive)
+        if user == install.USER:
+            steps.append(install.UserStep())
+        steps.append(install.ReleaseStep(sha256, archive, prefix))
+        steps.append(install.UnitStep(unit, prefix))
+    if models_dir:
+        steps.append(install.DirectoryStep(models_dir, user))
+    return steps
+
+
+def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], steps: List[engine.Step]) -> None:
+    """What can be known to fail before anything is touched: a store that the user may not write, names without files."""
+    why = install.refused(store, user) if store and os.path.lexists(store) else None
+    if why:
+        raise Refused("the models' directory: %s" % why)
+    model = params["prove_model"]
+    if model:
+        try:
+            manifest = names.manifest(store or "", model)
+        except ValueError as error:
+            raise Refused("prove_model: %s" % error) from None
+        if not (store and os.path.isfile(manifest)):
+            raise Refused(
+                "prove_model: the store of this host, %s, has no model %s%s; pull it first, or leave prove_model out"
+                % (store or "of user %s" % user, model, " (no file %s)" % manifest if store else "")
+            )
+    library, found = params["llm_library"], install.libraries(params["prefix"])
+    replaced = any(isinstance(step, install.ReleaseStep) and step.needed() for step in steps)
+    if library and found is not None and library not in found and not replaced:
+        raise Refused(
+            "llm_library: there is no folder %s under %s/lib/ollama, so Ollama would serve on the CPU; there are: %s"
+            % (library, params["prefix"], ", ".join(found) or "none")
+        )
+
+
+def _user_and_store(system: Any, unit: str, models_dir: Optional[str]) -> Tuple[str, Optional[str]]:
+    """The user that the unit runs as, and where its models are; what upstream's unit has where there is none yet."""
+    files = [file for file in system.load([unit]) if os.path.basename(file[0]) != engine.DROP_IN]
+    if not any(not path.endswith(".conf") for path, _content in files):
+        return install.USER, models_dir or install.default_store(install.USER)
+    merged = merge(files)
+    lines = merged.in_force("Service", "User")
+    user = lines[-1].value if lines else "root"
+    by_others = merged.environment(system.specifiers(unit), system.environment_files).get("OLLAMA_MODELS")
+    return user, models_dir or (by_others and by_others.text) or install.default_store(user)
+
+
+def sentence(
+    outcome: engine.Outcome, declared: settings.Declared, gpus: List[Dict[str, Any]], model: Optional[str], check: bool
+) -> str:
+    """The outcome in one line for a person."""
+    parts = [outcome.verdict.name]
+    if check and outcome.changed:
+        parts = ["would change %s" % (", ".join(sorted(outcome.drift)) or "the installation")]
+    counts = {}  # type: Dict[str, int]
+    for gpu in gpus:
+        short = (gpu["name"] or "GPU").replace("NVIDIA ", "").replace("GeForce ", "")
+        counts[short] = counts.get(short, 0) + 1
+    parts.append(" + ".join("%d× %s" % (count, name) for name, count in counts.items()) or "no GPU")
+    spread = declared.effective.get("OLLAMA_SCHED_SPREAD") == "true"
+    if "CUDA_VISIBLE_DEVICES" in declared.environment:
+        visible = declared.environment["CUDA_VISIBLE_DEVICES"]
+        parts.append("CUDA_VISIBLE_DEVICES=%s%s" % (visible, " spread" if spread else ""))
     holding = [gpu for gpu in gpus if gpu["held_bytes"]]
     if model and holding:
         parts.append("%s on %d GPU%s" % (model, len(holding), "s"[: len(holding) != 1]))
