@@ -61,7 +61,7 @@ def compare(model: Any, ours: List[Dict[str, Any]], theirs: List[Dict[str, Any]]
     :param theirs: devices parsed from nvidia-smi.
     """
     rows = []
-    for one, other in zip(ours, theirs, strict=False):
+    for one, other in zip(ours, theirs):
         for path in model.LEAVES:
             left, right = _leaf(one, path), _leaf(other, path)
             told = model.known(other, path) or other["unavailable"][path] == model.UNSUPPORTED
@@ -93,7 +93,7 @@ def _verdict(path: str, left: Any, right: Any) -> str:
 
 def _verdict_of_processes(left: List[Dict[str, Any]], right: List[Dict[str, Any]]) -> str:
     """Processes are the same ones, of the same names, types and units, with about the same memory."""
-    pairs = list(zip(left, right, strict=False))
+    pairs = list(zip(left, right))
     same = len(left) == len(right) and all(
         one[key] == other[key] for one, other in pairs for key in ("pid", "name", "type", "unit")
     )
