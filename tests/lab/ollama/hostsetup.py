@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ollama on a lab host by hand: what a host looks like before this collection comes, and a look at it that is none of ours.
+"""Ollama on a lab host by hand: a host as it is before this collection comes, and a look at it that is none of ours.
 
 `install` leaves what upstream's install.sh leaves: archive over /usr/local, user and groups, its unit, enabled and
 running. Everything is done as root through `lab.py exec`, not over SSH and not by Ansible.
@@ -10,7 +10,6 @@ running. Everything is done as root through `lab.py exec`, not over SSH and not 
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -44,15 +43,28 @@ Environment="PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WantedBy=default.target
 """
 
+HELD = """
+import json, pynvml as nvml
+nvml.nvmlInit()
+def workers(gpu):
+    for one in nvml.nvmlDeviceGetComputeRunningProcesses(gpu):
+        if open("/proc/%d/comm" % one.pid).read() == "llama-server\\n":
+            yield one.pid, one.usedGpuMemory >> 20
+gpus = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+print(json.dumps([dict(workers(gpu)) for gpu in gpus]))
+"""
+
 
 def sh(host: str, script: str, data: Union[bytes, str] = b"", check: bool = True, timeout: float = 120) -> str:
-    """Standard output of a shell script run as root on a host, `data` on its standard input.
+    """Standard output of a shell script run as root on a host; it must read all of `data` on its standard input.
 
     RuntimeError with both outputs when it fails and `check` is on.
     """
     command = [sys.executable, str(LAB), "exec", host, "--", "sh", "-ec", script]
     content = data.encode() if isinstance(data, str) else data
-    done = subprocess.run(command, input=content, capture_output=True, timeout=timeout, check=False)
+    # Nothing rather than an empty pipe: podman 4.3 loses the output of a command that leaves its input unread.
+    given = {"input": content} if content else {"stdin": subprocess.DEVNULL}
+    done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, **given)
     if check and done.returncode:
         text = (done.stdout + done.stderr).decode("utf-8", "replace")
         raise RuntimeError("%s: exit status %d of: %s\n%s" % (host, done.returncode, script, text))
@@ -91,7 +103,7 @@ def override(host: str, environment: Optional[Dict[str, str]] = None, restart: b
     """
     lines = "".join('Environment="%s=%s"\n' % pair for pair in (environment or {}).items())
     write = "mkdir -p {0} && cat >{1}".format(str(Path(OVERRIDE).parent), OVERRIDE)
-    sh(host, write if lines else "rm -f " + OVERRIDE, "[Service]\n" + lines)
+    sh(host, write if lines else "rm -f " + OVERRIDE, "[Service]\n" + lines if lines else "")
     sh(host, "systemctl daemon-reload" + ("; systemctl restart ollama" if restart else ""))
 
 
@@ -103,8 +115,8 @@ def add_models(host: str, *names: str) -> None:
 
 def api(host: str, path: str, body: Optional[Dict[str, Any]] = None, timeout: float = 60) -> Dict[str, Any]:
     """Ask the host's Ollama: the answer with `status` in it, 0 when nobody answered in `timeout` seconds."""
-    ask = "curl -s --max-time %g -w '\\n%%{http_code}' %s%s" % (timeout, API, path)
-    text = sh(host, ask + (" -d @-" if body is not None else ""), json.dumps(body), check=False, timeout=timeout + 30)
+    ask = "curl -s --max-time %g -w '\\n%%{http_code}' %s%s %s || :" % (timeout, API, path, "-d @-" if body else "")
+    text = sh(host, ask, json.dumps(body) if body else "", timeout=timeout + 30)
     answer, _, status = text.rpartition("\n")
     try:
         found = json.loads(answer) if answer else {}
@@ -133,14 +145,7 @@ def held(host: str) -> List[Dict[int, int]]:
     """Per GPU, {PID: MiB} of the workers that NVML names, as nvidia-ml-py reads it on the host."""
     import pynvml
 
-    script = (
-        "import json, pynvml as n; n.nvmlInit(); handles = map(n.nvmlDeviceGetHandleByIndex, range(n.nvmlDeviceGetCount()))\n"
-        "name = lambda pid: open('/proc/%d/comm' % pid).read().strip()\n"
-        "print(json.dumps([{p.pid: p.usedGpuMemory >> 20 for p in n.nvmlDeviceGetComputeRunningProcesses(h) if name(p.pid) == 'llama-server'}"
-        " for h in handles]))"
-    )
-    look = "/run/look/pynvml.py"
-    if not sh(host, "[ ! -e %s ] || echo there" % look):
-        sh(host, "mkdir -p /run/look && cat >%s" % look, Path(pynvml.__file__).read_bytes())
-    found = json.loads(sh(host, "PYTHONPATH=/run/look python3 -c " + shlex.quote(script)))
+    if not sh(host, "[ ! -e /run/look/pynvml.py ] || echo there"):
+        sh(host, "mkdir -p /run/look; cat >/run/look/pynvml.py", Path(pynvml.__file__).read_bytes())
+    found = json.loads(sh(host, "PYTHONPATH=/run/look python3 -", HELD))
     return [{int(pid): mib for pid, mib in gpu.items()} for gpu in found]

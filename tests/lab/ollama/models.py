@@ -8,9 +8,9 @@
     models.py /var/tmp/models tiny       into a store on this machine
 
 m70b (43 GB), m32b (20 GB) and m8b (4.4 GB) have the Llama shapes that the recorded placements were made with
-(tests/unit/fixtures/ollama): true GGUF headers, weights zero, the file sparse, so they take a few kB of disk. tiny (2 MB)
-has random weights. Blob and manifest are put straight into the store, as a running server takes them up at once. The
-blob's name is made from its header: the server checks digests when it pulls, not when it loads.
+(tests/unit/fixtures/ollama): true GGUF headers, weights zero, the file sparse, so they take a few kB of disk. tiny
+(2 MB) has random weights. Blob and manifest are put straight into the store, as a running server takes them up at once.
+The blob's name is made from its header: the server checks digests when it pulls, not when it loads.
 
 GGUF version 3 by its specification; store layout as the server itself writes it.
 """
@@ -155,8 +155,8 @@ def random_weights(name: str, dims: Tuple[int, ...], rng: random.Random) -> arra
     """Weights of one tensor of a model that runs, and that answers in printable ASCII alone.
 
     The 94 printable tokens come first; their rows of the output are each other's opposite by twos, so that 47 are above
-    the zero of all others whatever the state, and sampling takes 40. A stray byte of a longer UTF-8 sequence would end a
-    generation in silence.
+    the zero of all others whatever the state, and sampling takes 40. A stray byte of a longer UTF-8 sequence would end
+    a generation in silence.
     """
     if len(dims) == 1:
         return array("f", [1.0] * dims[0])
