@@ -127,6 +127,8 @@ def cpu_worker() -> Members:
         if list_of_links in wheel.namelist():
             for link, target in json.loads(wheel.read(list_of_links)).items():
                 members["lib/ollama/" + link] = (target, 0o777)
+    openmp = run(["gcc", "-print-file-name=libgomp.so.1"]).strip()  # which a host without a compiler lacks
+    members["lib/ollama/libgomp.so.1"] = (Path(openmp).read_bytes(), 0o755)
     return members
 
 
@@ -161,8 +163,8 @@ def path(version: str = VERSION, worker: str = "standin") -> Path:
         if not Path(given).is_file():
             sys.exit("archive.py: OLLAMA_ARCHIVE=%s is no file; unset it to have an archive built" % given)
         return Path(given).resolve()
-    sources = [HERE / "llama-server", HERE / "llama-quantize"] if worker == "standin" else []
-    key = hashlib.sha256(b"".join(file.read_bytes() for file in sources) + CPU_WORKER.encode()).hexdigest()[:12]
+    sources = [HERE / name for name in ("archive.py", "llama-server", "llama-quantize")]
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:12]
     name = "ollama-linux-amd64" + (".tar.zst" if shutil.which("zstd") else ".tgz")
     archive = CACHE / ("%s-%s-%s" % (version, worker, key)) / name
     if not archive.exists():

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
@@ -96,15 +95,16 @@ def uninstall(host: str) -> None:
     )
 
 
-def override(host: str, environment: Optional[Dict[str, str]] = None, restart: bool = True) -> None:
+def override(host: str, environment: Optional[Dict[str, str]] = None) -> None:
     """A person's override.conf with just these variables, none: no such file; then reload and restart.
 
     Values come without quotes, backslashes and `%`: who needs those is testing the engine, not us.
     """
     lines = "".join('Environment="%s=%s"\n' % pair for pair in (environment or {}).items())
-    write = "mkdir -p {0} && cat >{1}".format(str(Path(OVERRIDE).parent), OVERRIDE)
-    sh(host, write if lines else "rm -f " + OVERRIDE, "[Service]\n" + lines if lines else "")
-    sh(host, "systemctl daemon-reload" + ("; systemctl restart ollama" if restart else ""))
+    write = "rm -f {0}"
+    if lines:
+        write, lines = "mkdir -p $(dirname {0}); cat >{0}", "[Service]\n" + lines
+    sh(host, write.format(OVERRIDE) + "; systemctl daemon-reload; systemctl restart ollama", lines)
 
 
 def add_models(host: str, *names: str) -> None:
@@ -127,11 +127,9 @@ def api(host: str, path: str, body: Optional[Dict[str, Any]] = None, timeout: fl
 
 def wait_for_api(host: str, timeout: float = 60) -> None:
     """Until the server has looked for GPUs and answers; TimeoutError, with its last words, when it does not."""
-    until = time.monotonic() + timeout
-    while api(host, "/api/version", timeout=2)["status"] != 200:
-        if time.monotonic() > until:
-            raise TimeoutError("%s: no answer from Ollama in %g s\n%s" % (host, timeout, journal(host)))
-        time.sleep(0.2)
+    ask = "until curl -sf -o /dev/null --max-time 2 %s/api/version; do sleep 0.1; done" % API
+    if "answers" not in sh(host, "timeout %g sh -c '%s' && echo answers || :" % (timeout, ask), timeout=timeout + 30):
+        raise TimeoutError("%s: no answer from Ollama in %g s\n%s" % (host, timeout, journal(host)))
 
 
 def journal(host: str) -> str:
@@ -145,7 +143,9 @@ def held(host: str) -> List[Dict[int, int]]:
     """Per GPU, {PID: MiB} of the workers that NVML names, as nvidia-ml-py reads it on the host."""
     import pynvml
 
-    if not sh(host, "[ ! -e /run/look/pynvml.py ] || echo there"):
+    look = "PYTHONPATH=/run/look python3 -"
+    if not (said := sh(host, look + " 2>/dev/null || :", HELD)):
         sh(host, "mkdir -p /run/look; cat >/run/look/pynvml.py", Path(pynvml.__file__).read_bytes())
-    found = json.loads(sh(host, "PYTHONPATH=/run/look python3 -", HELD))
+        said = sh(host, look, HELD)
+    found = json.loads(said)
     return [{int(pid): mib for pid, mib in gpu.items()} for gpu in found]
