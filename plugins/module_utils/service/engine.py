@@ -879,16 +879,18 @@ class _Convergence:
         limit = self._stop_limit() + self.change.timeout
         failure = self.system.restart(self.name, limit)
         self.state = self.system.show(self.name)
-        running = None if failure else self._executed()
-        if (
-            not failure
-            and not running
-            and self.state.get("ActiveState") in DOWN
-            and self.state.get("Type") != "oneshot"
-        ):
-            failure = "it is %s" % _active(self.state)
-        if failure or (running and running.process.ended_within(self.change.settle)):
-            raise _Failed("failed", "the former configuration does not come up either: %s" % (failure or "it ended"))
+        if not failure:
+            try:
+                running = self._executed()
+            except _Failed as error:
+                failure = str(error)
+            else:
+                if running and running.process.ended_within(self.change.settle):
+                    failure = "its main process ended"
+                elif not running and self.state.get("ActiveState") in DOWN and self.state.get("Type") != "oneshot":
+                    failure = "it is %s" % _active(self.state)
+        if failure:
+            raise _Failed("failed", "the former configuration does not come up either: %s" % failure)
         self.outcome.unavailable_ms = round((time.monotonic() - self.stopped_at - self.change.settle) * 1000)
         return "The unit runs again; it was not serving for %.1f s." % (self.outcome.unavailable_ms / 1000.0)
 

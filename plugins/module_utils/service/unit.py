@@ -221,6 +221,7 @@ def parse(content: bytes, path: str) -> UnitFile:
 
 ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "s": " "}
 ESCAPES.update({"\\": "\\", '"': '"', "'": "'"})
+PLAIN = {quote: re.compile("[^\\\\%s]+" % (quote or WHITESPACE + "'\"")) for quote in ("", "'", '"')}
 CODED = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3})")
 
 
@@ -255,19 +256,16 @@ def split_words(text: str) -> Iterator[str]:
         word, quote = bytearray(), ""
         while at < end and (quote or text[at] not in WHITESPACE):
             char = text[at]
-            at += 1
-            if char == "\\":
-                piece, at = _unescape(text, at)
+            plain = PLAIN[quote].match(text, at)
+            if plain:
+                word += plain.group().encode("utf-8", "surrogateescape")
+                at = plain.end()
+            elif char == "\\":
+                piece, at = _unescape(text, at + 1)
                 word += piece
-            elif quote:
-                if char == quote:
-                    quote = ""
-                else:
-                    word += char.encode("utf-8", "surrogateescape")
-            elif char in "'\"":
-                quote = char
             else:
-                word += char.encode("utf-8", "surrogateescape")
+                quote = "" if quote else char
+                at += 1
         if quote:
             raise ValueError("unbalanced quote")
         yield word.decode("utf-8", "surrogateescape")

@@ -1,0 +1,808 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine on a systemd in memory (conftest.py): what it does, what it leaves alone, what it puts back."""
+
+from __future__ import annotations
+
+import errno
+import json
+from typing import Any, Dict, List, Optional
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import atomic, engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import (
+    Change,
+    Outcome,
+    Running,
+    ServiceError,
+    Verdict,
+    converge,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+
+D = "/etc/systemd/system/ollama.service.d"
+OURS = D + "/zz-gpufleet.conf"
+ENV = "/etc/gpufleet/ollama.service.env"
+KEY = "/etc/gpufleet/credentials/ollama.service/key"
+SESAME = "open-sesame-4711"
+
+
+def change(**more: Any) -> Change:
+    return Change(**dict({"unit": "ollama", "environment": {"A": "1"}}, **more))
+
+
+def go(system: Any, gate: Any = None, steps: Any = (), check: bool = False, **more: Any) -> Outcome:
+    return converge(change(**more), gate=gate, steps=steps, check_mode=check, system=system)
+
+
+def fails(system: Any, **more: Any) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
+        go(system, **more)
+    return caught.value
+
+
+class Step:
+    """Writes a file, as the installation of a unit would."""
+
+    def __init__(self, system: Any, path: str, text: str, restarts: bool = True, breaks: bool = False) -> None:
+        self.system, self.path, self.text, self.restarts, self.breaks = system, path, text, restarts, breaks
+        self.before: Optional[bytes] = None
+
+    def needed(self) -> bool:
+        return self.system.read(self.path) != self.text.encode()
+
+    def diff(self) -> Dict[str, str]:
+        return {"before": "%s: no" % self.path, "after": "%s: yes" % self.path}
+
+    def apply(self) -> None:
+        self.system._write("apply")
+        self.before = self.system.read(self.path)
+        self.system.write(self.path, self.text)
+        if self.breaks:
+            raise OSError(errno.EIO, "Input/output error", self.path)
+
+    def undo(self) -> None:
+        self.system._write("undo")
+        if self.before is not None:
+            self.system.write(self.path, self.before.decode())
+        else:
+            self.system.write(self.path, "").unlink()
+
+
+# --- the way of a change
+
+
+def test_a_change_is_written_loaded_and_proven(system: Any) -> None:
+    outcome = go(system)
+    assert outcome.changed and outcome.restarted and outcome.reloaded and outcome.verdict.ok
+    assert outcome.reasons == ["the value in force changes: A"]
+    assert outcome.environment == {"A": "1"} and system.environment["A"] == "1"
+    assert outcome.drift == {"A": {"declared": "1", "on_disk": None, "running": None}}
+    assert outcome.unit_state["drop_in_paths"] == [OURS] and outcome.unit_state["active_state"] == "active"
+    assert 'Environment="A=1"' in outcome.diff["after"] and outcome.diff["before"] == "active: active\n"
+    assert system.read(OURS).decode() in outcome.diff["after"]
+    assert system.calls == ["lock", "show", "reload", "show", "restart", "show", "show", "unlock"]
+    assert system.waited == [2]  # watched while settling
+
+
+def test_a_converged_unit_costs_one_call_and_no_write(system: Any) -> None:
+    go(system)
+    before = system.tree()
+    system.calls.clear()
+    outcome = go(system)
+    assert not outcome.changed and not outcome.diff and not outcome.drift and outcome.environment == {"A": "1"}
+    assert system.calls == ["lock", "show", "unlock"] and system.tree() == before
+
+
+@pytest.mark.parametrize(
+    "before, declared",
+    [
+        ({}, {}),
+        ({"environment": {"A": "0"}}, {}),
+        ({}, {"secret_environment": {"T": SESAME}, "credentials": {"key": SESAME}}),
+        ({"secret_environment": {"T": SESAME}, "credentials": {"key": SESAME}}, {"state": "absent", "environment": {}}),
+        ({}, {"enabled": True, "started": False}),
+        ({}, {"settings": {"Service": {"Nice": ["1"]}}}),
+    ],
+)
+def test_check_mode_writes_nothing_and_foretells_the_change(
+    system: Any, monkeypatch: pytest.MonkeyPatch, before: Dict[str, Any], declared: Dict[str, Any]
+) -> None:
+    if before:
+        go(system, **before)
+    tree, state = system.tree(), dict(system.state)
+    with monkeypatch.context() as patched:
+        for name in ("stage", "commit", "undo", "discard", "finish"):
+            patched.setattr(atomic.Files, name, lambda *_: pytest.fail("a write in check mode"))
+        system.forbidden = True
+        foretold = go(system, check=True, **declared)
+    assert (system.tree(), system.state) == (tree, state)
+    system.forbidden = False
+    done = go(system, **declared)
+    for field in ("changed", "restarted", "reloaded", "diff", "drift", "reasons"):
+        assert getattr(foretold, field) == getattr(done, field), field
+    assert done.changed
+
+
+def test_the_fake_forbids_writes(no_writes: Any) -> None:
+    with pytest.raises(AssertionError, match="in check mode"):
+        go(no_writes)
+
+
+def test_every_write_of_the_engine_is_forbidden_in_check_mode(no_writes: Any) -> None:
+    step = Step(no_writes, "/opt/x", "new")
+    outcome = go(no_writes, check=True, steps=[step], enabled=True, secret_environment={"T": SESAME})
+    assert outcome.changed and outcome.restarted and "/opt/x: yes" in outcome.diff["after"]
+
+
+# --- when a unit is restarted, and when not
+
+
+def test_a_change_of_form_alone_restarts_nothing(system: Any) -> None:
+    go(system)
+    pid = system.state["MainPID"]
+    system.write(OURS, "# another header\n[Service]\nEnvironment=A=0\nEnvironment=A=1\n")
+    system.reload()
+    outcome = go(system)
+    assert outcome.changed and not outcome.restarted and outcome.reloaded and not outcome.reasons
+    assert system.state["MainPID"] == pid and "another header" not in system.read(OURS).decode()
+
+
+def test_what_systemd_does_itself_restarts_nothing(system: Any) -> None:
+    go(system)
+    outcome = go(system, settings={"Service": {"Restart": ["on-failure"]}, "Unit": {"StartLimitBurst": ["3"]}})
+    assert outcome.changed and not outcome.restarted and outcome.reloaded
+    assert system.loaded_settings[("Service", "Restart")] == ["on-failure"]
+
+
+def test_a_setting_of_the_process_restarts(system: Any) -> None:
+    outcome = go(system, settings={"Service": {"LimitNOFILE": ["65535"]}})
+    assert outcome.restarted and "settings in force change: [Service] LimitNOFILE" in outcome.reasons
+
+
+def test_a_running_process_with_other_values_is_restarted(system: Any) -> None:
+    go(system)
+    system.environment["A"] = "old"
+    outcome = go(system)
+    assert outcome.restarted and not outcome.reloaded
+    assert outcome.reasons == ["the running process has other values: A"]
+    assert outcome.drift == {"A": {"declared": "1", "on_disk": "1", "running": "old"}}
+    assert system.environment["A"] == "1"
+
+
+def test_a_value_that_another_file_already_gives_restarts_nothing(system: Any) -> None:
+    system.write(D + "/override.conf", "[Service]\nEnvironment=A=1\n")
+    system.reload()
+    system.restart("ollama.service", 1)
+    outcome = go(system)
+    assert outcome.changed and outcome.reloaded and not outcome.restarted
+
+
+def test_a_unit_that_does_not_run_is_not_started(system: Any) -> None:
+    system.stop("ollama.service", 1)
+    outcome = go(system)
+    assert outcome.changed and not outcome.restarted and not outcome.environment
+    assert system.state["ActiveState"] == "inactive"
+    assert outcome.drift == {"A": {"declared": "1", "on_disk": None, "running": None}}
+
+
+def test_started_and_enabled(system: Any) -> None:
+    system.stop("ollama.service", 1)
+    outcome = go(system, started=True, enabled=True)
+    assert outcome.changed and not outcome.restarted and system.state["UnitFileState"] == "enabled"
+    assert outcome.environment == {"A": "1"} and outcome.unavailable_ms == 0
+    assert "enabled: yes\nactive: active\n" in outcome.diff["after"]
+    outcome = go(system, started=False, enabled=False)
+    assert outcome.changed and system.state["ActiveState"] == "inactive"
+    assert system.state["UnitFileState"] == "disabled" and "active: inactive" in outcome.diff["after"]
+    assert not go(system, started=False, enabled=False).changed
+
+
+def test_a_failed_unit_is_reset_before_it_is_started(system: Any) -> None:
+    system.processes.clear()
+    system.state.update(ActiveState="failed", SubState="failed", Result="start-limit-hit", MainPID="0")
+    go(system, started=True)
+    assert system.calls.index("reset-failed") < system.calls.index("start")
+
+
+def test_a_drop_in_that_systemd_has_not_read_is_loaded(system: Any) -> None:
+    go(system)
+    system.write(D + "/50-local.conf", "[Service]\nEnvironment=B=1\n")
+    outcome = go(system)
+    assert outcome.changed and outcome.reloaded and not outcome.restarted
+    assert not go(system).changed
+
+
+def test_a_foreign_file_that_is_broken_is_warned_about_and_reloads_nothing(system: Any) -> None:
+    go(system)
+    system.write(
+        D + "/50-local.conf", "[Service]\nEnvironment=B=\udcff\n"
+    )  # NeedDaemonReload stays yes with such a file
+    outcome = go(system)
+    assert not outcome.changed and "50-local.conf:2: the line is not valid UTF-8" in outcome.warnings[0]
+
+
+def test_nothing_declared_writes_nothing(system: Any) -> None:
+    before = system.tree()
+    assert not go(system, environment={}).changed
+    assert system.tree() == before
+
+
+# --- what others have the last word on
+
+
+@pytest.mark.parametrize(
+    "text, says, effective",
+    [
+        ("[Service]\nEnvironment=A=2\n", "zzz.conf:2 sets '2'", "2"),
+        ("[Service]\nEnvironment=\n", None, None),
+        ("[Service]\nUnsetEnvironment=A\n", "zzz.conf:2 removes it", None),
+    ],
+)
+def test_a_later_drop_in_that_shadows_is_named(system: Any, text: str, says: Any, effective: Any) -> None:
+    system.write(D + "/zzz.conf", text)
+    before = system.tree()
+    error = fails(system)
+    assert error.outcome.verdict.name == "shadowed" and "nothing was changed" in error.message
+    assert "A is declared '1'" in error.message and (says is None or says in error.message)
+    assert error.outcome.shadowed[0]["effective"] == effective and error.outcome.shadowed[0]["name"] == "A"
+    assert system.tree() == before and "restart" not in system.calls and "reload" not in system.calls
+    assert not error.outcome.changed
+
+
+def test_an_environment_file_shadows_too(system: Any) -> None:
+    system.write("/etc/default/ollama", "# local\nA=2\n")
+    system.write(D + "/10.conf", "[Service]\nEnvironmentFile=-/etc/default/ollama\n")
+    assert "/etc/default/ollama:2 sets '2'" in fails(system).message
+
+
+def test_the_same_value_elsewhere_is_no_shadow(system: Any) -> None:
+    system.write(D + "/zzz.conf", "[Service]\nEnvironment=A=1\nNice=5\n")
+    assert go(system, settings={"Service": {"Nice": ["5"]}}).verdict.ok
+
+
+@pytest.mark.parametrize(
+    "text, key, values, shadow",
+    [
+        ("Nice=4", "Nice", ["5"], True),
+        ("Nice=", "Nice", ["5"], True),
+        ("DeviceAllow=/dev/b", "DeviceAllow", ["/dev/a"], False),
+        ("DeviceAllow=", "DeviceAllow", ["/dev/a"], True),
+    ],
+)
+def test_settings_are_shadowed_by_the_rules_of_their_kind(
+    system: Any, text: str, key: str, values: List[str], shadow: bool
+) -> None:
+    system.write(D + "/zzz.conf", "[Service]\n%s\n" % text)
+    declared = {"settings": {"Service": {key: values}}}
+    if not shadow:
+        assert go(system, **declared).changed
+        return
+    error = fails(system, **declared)
+    assert "[Service] %s is declared '%s', but" % (key, values[0]) in error.message and "zzz.conf:2" in error.message
+
+
+def test_a_hand_made_override_is_respected_and_never_written(system: Any) -> None:
+    override = system.write(D + "/override.conf", "[Service]\nEnvironment=B=hand A=hand\n")
+    stamp = override.stat().st_mtime_ns
+    system.reload()
+    go(system)
+    assert system.environment["A"] == "1" and system.environment["B"] == "hand"
+    go(system, state="absent")
+    assert system.environment["A"] == "hand" and override.stat().st_mtime_ns == stamp
+
+
+# --- secrets
+
+
+def secrets() -> Dict[str, Any]:
+    return {"secret_environment": {"TOKEN": SESAME}, "credentials": {"key": SESAME + "-key"}}
+
+
+def test_secrets_lie_in_files_for_root_alone_and_nowhere_else(system: Any) -> None:
+    outcome = go(system, **secrets())
+    assert system.environment["TOKEN"] == SESAME
+    tree = system.tree()
+    assert tree[ENV] == (b'TOKEN="%s"\n' % SESAME.encode(), 0o600)
+    assert tree[KEY] == (SESAME.encode() + b"-key", 0o600) and tree[KEY.rpartition("/")[0]][1] == 0o700
+    text = json.dumps(outcome.as_result()) + system.read(OURS).decode()
+    assert SESAME not in text and "EnvironmentFile=%s\n" % ENV in text + system.read(OURS).decode()
+    assert "LoadCredential=key:%s\n" % KEY in system.read(OURS).decode()
+    assert outcome.environment == {"A": "1", "TOKEN": "<secret>"}
+    assert "TOKEN=<secret>" in outcome.diff["after"]
+
+
+def test_a_changed_secret_is_told_but_not_shown(system: Any) -> None:
+    go(system, **secrets())
+    system.calls.clear()
+    outcome = go(system, secret_environment={"TOKEN": "other-4712", "B2": "x"}, credentials={"key": "other"})
+    assert outcome.restarted and not outcome.reloaded, "the files are read at each start"
+    assert "TOKEN=<secret, changed>\nB2=<secret>\n" in outcome.diff["after"]
+    assert "TOKEN=<secret>\n" in outcome.diff["before"] and "<secret, changed>" not in outcome.diff["before"]
+    assert SESAME not in json.dumps(outcome.as_result()) and "other" not in outcome.diff["after"]
+    assert outcome.drift["TOKEN"] == {"declared": "<secret>", "on_disk": "<secret>", "running": "<secret>"}
+
+
+def test_a_secret_file_that_others_may_read_is_closed(system: Any) -> None:
+    go(system, **secrets())
+    system.write(ENV, 'TOKEN="%s"\n' % SESAME, 0o644)
+    outcome = go(system, **secrets())
+    assert outcome.changed and system.tree()[ENV][1] == 0o600 and not outcome.restarted
+    assert "mode 0644" in outcome.diff["before"] and "mode 0600" in outcome.diff["after"]
+
+
+def test_credentials_that_are_no_longer_declared_go(system: Any) -> None:
+    go(system, credentials={"key": "1111", "old": "2222"})
+    go(system, credentials={"key": "1111"})
+    assert system.names(KEY.rpartition("/")[0]) == ["key"]
+
+
+def test_secrets_are_taken_out_of_journal_and_evidence(system: Any) -> None:
+    system.fails = lambda environment, settings: environment.get("TOKEN") and "bad token " + environment["TOKEN"]
+    error = fails(system, **secrets())
+    assert "bad token <secret>" in error.message
+    assert SESAME not in error.message + json.dumps(error.outcome.as_result())
+
+
+def test_a_gate_cannot_give_a_secret_away(system: Any) -> None:
+    def gate(running: Running, changed: bool) -> Verdict:
+        return Verdict("misread", "TOKEN is " + SESAME, {"seen": [{"x": SESAME}], "n": 1})
+
+    error = fails(system, gate=gate, **secrets())
+    assert SESAME not in error.message + json.dumps(error.outcome.as_result())
+    assert error.outcome.verdict.evidence["seen"] == [{"x": "<secret>"}]
+
+
+def test_what_lies_in_the_environment_files_of_others_is_not_shown(system: Any) -> None:
+    system.write("/etc/others.conf", "HF_TOKEN=%s\n" % SESAME)
+    system.write(D + "/10.conf", "[Service]\nEnvironmentFile=/etc/others.conf\n")
+    system.reload()
+    outcome = go(system, settings={"Service": {"UnsetEnvironment": ["HF_TOKEN"]}})
+    assert outcome.drift["HF_TOKEN"] == {"declared": None, "on_disk": "<secret>", "running": None}
+    assert SESAME not in json.dumps(outcome.as_result())
+
+
+# --- removal
+
+
+def test_absent_leaves_nothing_behind(system: Any) -> None:
+    before = system.tree()
+    go(system, **secrets())
+    outcome = go(system, state="absent", environment={})
+    assert outcome.changed and outcome.restarted and outcome.verdict.ok
+    after = system.tree()
+    for path in ("/etc", "/etc/systemd", "/etc/systemd/system"):
+        after.pop(path)
+    assert after == before and "A" not in system.environment and "TOKEN" not in system.environment
+    assert not go(system, state="absent").changed
+
+
+def test_absent_of_a_unit_that_is_gone(system: Any) -> None:
+    system.write(OURS, "[Service]\nEnvironment=A=1\n")
+    system.state["LoadState"] = "not-found"
+    assert go(system, state="absent").changed
+    assert system.read(OURS) is None
+
+
+# --- failures: the former state comes back
+
+
+def crash(environment: Dict[str, str], settings: Any) -> Optional[str]:
+    return "listen tcp 127.0.0.1:11434: bind: address already in use" if environment.get("A") == "bad" else None
+
+
+def test_a_crash_loop_is_rolled_back(system: Any) -> None:
+    go(system)
+    before = system.tree()
+    system.fails = crash
+    system.calls.clear()
+    system.waited.clear()
+    error = fails(system, environment={"A": "bad"}, enabled=True)
+    outcome = error.outcome
+    assert outcome.verdict.name == "crash_loop" and outcome.rolled_back and not outcome.changed
+    assert "address already in use" in error.message and "The former state is back." in error.message
+    assert "exited with status 1" in error.message and "The unit runs again" in error.message
+    assert outcome.verdict.evidence["journal"][-1].startswith("Error: listen")
+    assert system.tree() == before and system.environment["A"] == "1" and system.state["UnitFileState"] == "disabled"
+    assert system.calls.count("restart") == 2 and system.calls.count("reload") == 2
+    assert system.waited == [2], "nothing but the former unit is waited for"
+    assert not go(system).changed
+
+
+def test_a_failure_without_restarts_is_called_failed(system: Any) -> None:
+    system.fails = crash
+    error = fails(system, environment={"A": "bad"}, settings={"Service": {"Restart": ["no"]}})
+    assert error.outcome.verdict.name == "failed" and error.outcome.rolled_back
+    assert "A" not in system.environment
+
+
+def test_a_process_that_dies_while_settling(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = type(system.process(1)).ended_within
+
+    def dies(self: Any, limit: float) -> bool:
+        if limit == 2 and system.environment.get("A") == "1":
+            system.processes.clear()
+            system.state.update(SubState="auto-restart", ActiveState="activating", NRestarts="1", MainPID="0")
+        return wait(self, limit)
+
+    monkeypatch.setattr(type(system.process(1)), "ended_within", dies)
+    error = fails(system)
+    assert error.outcome.verdict.name == "crash_loop" and error.outcome.rolled_back
+
+
+def test_another_invocation_than_the_proven_one(system: Any) -> None:
+    def gate(running: Running, changed: bool) -> Verdict:
+        if changed:
+            system.state["InvocationID"] = "f" * 32
+        return Verdict("ok")
+
+    error = fails(system, gate=gate)
+    assert "its main process ended" in error.message
+
+
+def test_a_failing_gate_is_rolled_back(system: Any) -> None:
+    seen: List[Any] = []
+
+    def gate(running: Running, changed: bool) -> Verdict:
+        seen.append((running.environ["A"], changed, running.alive(), running.pids, running.journal(5), running.unit))
+        return Verdict("cpu_fallback", "the server found no GPU", {"devices": []})
+
+    error = fails(system, gate=gate)
+    assert seen == [("1", True, True, [1002], ["Started ollama.service."], "ollama.service")]
+    assert error.outcome.verdict.name == "cpu_fallback" and error.outcome.rolled_back
+    assert error.message.startswith("ollama.service: cpu_fallback: the server found no GPU. The former state is back.")
+    assert system.read(OURS) is None and "A" not in system.environment
+
+
+def test_a_gate_that_breaks_is_rolled_back(system: Any) -> None:
+    def gate(running: Running, changed: bool) -> Verdict:
+        raise KeyError("x")
+
+    error = fails(system, gate=gate)
+    assert error.outcome.verdict.name == "error" and "KeyError" in error.message and error.outcome.rolled_back
+
+
+def test_an_interrupt_is_rolled_back_and_goes_on(system: Any) -> None:
+    def gate(running: Running, changed: bool) -> Verdict:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(system, gate=gate)
+    assert system.read(OURS) is None and "A" not in system.environment
+
+
+def test_without_a_change_the_gate_reads_alone(system: Any) -> None:
+    verdicts = [Verdict("ok"), Verdict("ok"), Verdict("wrong_gpu", "on GPU 3")]
+    calls: List[bool] = []
+
+    def gate(running: Running, changed: bool) -> Verdict:
+        calls.append(changed)
+        return verdicts[len(calls) - 1]
+
+    go(system, gate=gate)
+    assert not go(system, gate=gate).changed
+    system.calls.clear()
+    error = fails(system, gate=gate)
+    assert calls == [True, False, False] and "Nothing was changed." in error.message
+    assert not error.outcome.rolled_back and "restart" not in system.calls
+
+
+def test_check_mode_of_a_converged_unit_asks_the_gate(system: Any) -> None:
+    go(system)
+    asked: List[bool] = []
+    go(system, check=True, gate=lambda running, changed: asked.append(changed) or Verdict("ok"))
+    assert asked == [False]
+
+
+def test_a_process_that_does_not_have_what_is_declared(system: Any) -> None:
+    system.changes_environment = lambda environment: {n: v for n, v in environment.items() if n != "A"}
+    error = fails(system)
+    assert error.outcome.verdict.name == "unproven" and "A is missing" in error.message and error.outcome.rolled_back
+    system.changes_environment = lambda environment: dict(environment, A="9") if "A" in environment else environment
+    assert "A is '9', expected '1'" in fails(system).message
+
+
+def test_what_systemd_has_read_is_checked_before_the_unit_is_touched(system: Any) -> None:
+    system.misreads = lambda environment: {name: text + "?" for name, text in environment.items()}
+    error = fails(system)
+    assert error.outcome.verdict.name == "not_loaded" and "restart" not in system.calls and system.read(OURS) is None
+
+
+def test_a_unit_that_systemd_cannot_load(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    show = system.show
+    monkeypatch.setattr(
+        system, "show", lambda unit: dict(show(unit), **({"LoadState": "bad-setting"} if system.read(OURS) else {}))
+    )
+    error = fails(system)
+    assert "bad-setting" in error.message and error.outcome.rolled_back and "restart" not in system.calls
+    monkeypatch.setattr(system, "show", lambda unit: dict(show(unit), LoadState="error", LoadError="x", MainPID="0"))
+    error = fails(system, environment={})
+    assert error.outcome.verdict.name == "not_loaded" and "Nothing was changed." in error.message
+
+
+@pytest.mark.parametrize(
+    "call, number, says",
+    [
+        ("open", errno.ENOSPC, "free space"),
+        ("mkdir", errno.EROFS, "read-only"),
+        ("mkdir", errno.EACCES, "become"),
+        ("symlink", errno.ENOSPC, "free space"),
+        ("rename", errno.EIO, "cannot change"),
+    ],
+)
+def test_a_file_that_cannot_be_written(
+    system: Any, monkeypatch: pytest.MonkeyPatch, call: str, number: int, says: str
+) -> None:
+    before = system.tree()
+    real = getattr(atomic.os, call)
+    broken = [True]
+
+    def breaks(path: str, *arguments: Any, **more: Any) -> Any:
+        if broken and "gpufleet" in str(path) + str(arguments) + OURS:
+            broken.clear()
+            raise OSError(number, "it does not work", path)
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(atomic.os, call, breaks)
+    error = fails(system, **secrets())
+    assert error.outcome.verdict.name == "not_written" and says in error.message
+    assert system.tree() == before or call == "rename"
+    assert system.read(OURS) is None and system.read(ENV) is None and "restart" not in system.calls
+
+
+def test_a_unit_that_was_down_is_down_again(system: Any) -> None:
+    system.stop("ollama.service", 1)
+    system.fails = crash
+    error = fails(system, environment={"A": "bad"}, started=True)
+    assert "was not running before" in error.message and error.outcome.rolled_back
+    assert system.state["ActiveState"] == "inactive" and error.outcome.unavailable_ms == 0
+
+
+def test_a_unit_that_was_failing_is_left_failing(system: Any) -> None:
+    system.fails = lambda environment, settings: "always broken"
+    system.restart("ollama.service", 1)
+    error = fails(system)
+    assert "failing before" in error.message and error.outcome.rolled_back and system.read(OURS) is None
+
+
+def test_a_change_may_heal_a_unit_that_is_failing(system: Any) -> None:
+    system.fails = lambda environment, settings: None if environment.get("A") == "1" else "needs A"
+    system.restart("ollama.service", 1)
+    outcome = go(system)
+    assert outcome.restarted and system.environment["A"] == "1" and outcome.unavailable_ms == 0
+
+
+def test_a_unit_that_fails_as_it_is(system: Any) -> None:
+    go(system)
+    system.fails = lambda environment, settings: "broken since"
+    system.restart("ollama.service", 1)
+    system.calls.clear()
+    error = fails(system)
+    assert error.outcome.verdict.name == "crash_loop" and "Nothing was changed." in error.message
+    assert "Error: broken since" in error.message and "restart" not in system.calls
+
+
+def test_a_rollback_that_fails_is_said(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    system.fails = lambda environment, settings: "it never comes back"
+    error = fails(system)
+    assert "PUTTING BACK THE FORMER STATE FAILED" in error.message and not error.outcome.rolled_back
+    assert "the former configuration does not come up either" in error.message and error.outcome.changed
+    assert system.read(OURS) is None
+
+    system.fails = lambda environment, settings: None
+    system.restart("ollama.service", 1)
+    system.fails = crash
+    monkeypatch.setattr(atomic.Files, "undo", lambda self: (_ for _ in ()).throw(OSError(errno.EIO, "bad disk", OURS)))
+    error = fails(system, environment={"A": "bad"})
+    assert "files: cannot change %s: bad disk" % OURS in error.message and error.outcome.changed
+
+
+def test_a_job_that_fails(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    restart, words = system.restart, ["Job for ollama.service failed because a timeout was exceeded."]
+
+    def once(unit: str, limit: float) -> Any:
+        restart(unit, limit)
+        if not words:
+            return None
+        system.state.update(Result="timeout", ActiveState="failed", SubState="failed", MainPID="0")
+        return words.pop()
+
+    monkeypatch.setattr(system, "restart", once)
+    error = fails(system)
+    assert error.outcome.verdict.name == "timeout" and "a timeout was exceeded" in error.message
+    assert error.outcome.rolled_back
+
+
+def test_a_unit_that_does_not_stop(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "stop", lambda unit, limit: "it did not finish within %d s" % limit)
+    error = fails(system, started=False)
+    assert error.outcome.verdict.name == "not_stopped" and "within 95 s" in error.message
+
+
+def test_systemd_that_does_not_answer(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(unit: str) -> Any:
+        raise ManagerError("systemctl show failed: no bus")
+
+    monkeypatch.setattr(system, "show", refuses)
+    error = fails(system)
+    assert "no bus (nothing was changed)" in error.message and error.outcome.verdict.name == "refused"
+
+
+def test_reload_fails(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, times = system.reload, [1]
+
+    def once() -> None:
+        if times:
+            times.clear()
+            raise ManagerError("systemctl daemon-reload failed: busy")
+        real()
+
+    monkeypatch.setattr(system, "reload", once)
+    error = fails(system)
+    assert error.outcome.verdict.name == "not_done" and error.outcome.rolled_back and system.read(OURS) is None
+
+
+# --- an earlier run that was killed
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", ["stage", "commit", "reload", "restart", "finish"])
+def test_after_a_run_that_was_killed_the_next_one_converges(
+    system: Any, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    go(system, environment={"A": "0"})
+    owner = system if at in ("reload", "restart") else atomic.Files
+    real = getattr(owner, at)
+
+    def dies(*arguments: Any) -> None:
+        real(*arguments) if at in ("stage", "commit") else None
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, at, dies)
+        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        with pytest.raises(Killed):
+            go(system, environment={"A": "2"}, settings={"Service": {"Nice": ["1"]}})
+    outcome = go(system, environment={"A": "2"}, settings={"Service": {"Nice": ["1"]}})
+    assert outcome.changed and outcome.restarted and system.environment["A"] == "2"
+    assert system.loaded_settings[("Service", "Nice")] == ["1"]
+    assert not go(system, environment={"A": "2"}, settings={"Service": {"Nice": ["1"]}}).changed
+    assert system.names(D) == ["zz-gpufleet.conf"]
+
+
+def test_after_a_killed_run_a_failure_leads_back_to_the_last_proven_state(system: Any) -> None:
+    go(system, environment={"A": "0"})
+    before = system.tree()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(system, "restart", lambda *_: (_ for _ in ()).throw(Killed()))
+        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        with pytest.raises(Killed):
+            go(system, environment={"A": "bad"})
+    assert "bad" in system.read(OURS).decode()
+    system.fails = crash
+    error = fails(system, environment={"A": "bad"})
+    assert "interrupted" in error.outcome.reasons[0] and error.outcome.rolled_back
+    assert system.tree() == before and system.environment["A"] == "0"
+
+
+# --- steps
+
+
+def test_steps_are_applied_before_the_reload_and_undone_in_reverse(system: Any) -> None:
+    first = Step(system, "/opt/first", "1")
+    second = Step(system, "/usr/lib/systemd/system/ollama.service", "[Service]\nExecStart=/new\nRestart=always\n")
+    before = system.tree()
+    system.fails = crash
+    error = fails(system, environment={"A": "bad"}, steps=[first, second])
+    assert system.calls.index("apply") < system.calls.index("reload")
+    assert error.outcome.rolled_back and system.tree() == {**before, "/opt": ("dir", 0o755)}
+    outcome = go(system, steps=[first, second])
+    assert outcome.restarted and "Step" in outcome.reasons and system.read("/opt/first") == b"1"
+    assert not go(system, steps=[first, second]).changed
+
+
+def test_a_step_that_needs_no_restart(system: Any) -> None:
+    go(system)
+    outcome = go(system, steps=[Step(system, "/opt/x", "1", restarts=False)])
+    assert outcome.changed and not outcome.restarted
+
+
+def test_a_step_that_breaks_is_undone(system: Any) -> None:
+    before = system.tree()
+    error = fails(system, steps=[Step(system, "/opt/x", "1", breaks=True)])
+    assert error.outcome.verdict.name == "not_written" and "/opt/x" in error.message and "restart" not in system.calls
+    assert system.tree() == {**before, "/opt": ("dir", 0o755)} and error.outcome.rolled_back
+
+
+def test_a_step_may_bring_the_unit(tmp_path: Any, system: Any) -> None:
+    fresh = type(system)(tmp_path / "fresh")
+    fresh.state["LoadState"] = "not-found"
+    fresh.snapshot = []
+    unit = Step(fresh, "/etc/systemd/system/ollama.service", "[Service]\nExecStart=/x\nRestart=always\n")
+    foretold = go(fresh, check=True, steps=[unit], started=True, enabled=True)
+    assert foretold.changed
+    outcome = go(fresh, steps=[unit], started=True, enabled=True)
+    assert outcome.environment == {"A": "1"} and fresh.state["UnitFileState"] == "enabled"
+
+
+def test_a_step_whose_unit_shadows_is_undone(system: Any) -> None:
+    system.write("/etc/default/x", "A=2\n")
+    unit = Step(system, "/usr/lib/systemd/system/ollama.service", "[Service]\nEnvironmentFile=/etc/default/x\n")
+    error = fails(system, steps=[unit])
+    assert error.outcome.verdict.name == "shadowed" and error.outcome.rolled_back and "restart" not in system.calls
+
+
+def test_enabling_that_does_not_work(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "enable", lambda unit: None)
+    error = fails(system, enabled=True)
+    assert error.outcome.verdict.name == "not_enabled" and error.outcome.rolled_back
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "declared, state, says",
+    [
+        ({"unit": "no/unit"}, {}, "no unit name"),
+        ({}, {"LoadState": "not-found"}, "there is no unit ollama.service"),
+        ({}, {"LoadState": "masked"}, "masked"),
+        ({}, {"Transient": "yes"}, "transient"),
+        ({"enabled": True}, {"UnitFileState": "static"}, "cannot be enabled"),
+        ({"environment": {"1A": "x"}}, {}, "variable '1A'"),
+        ({"secret_environment": {"A": "x"}}, {}, "declared both"),
+        ({"unit": "x.timer"}, {}, "no service"),
+        ({"credentials": {"../x": "y"}}, {}, "credential '../x'"),
+        ({"settings": {"Service": {"Nice": ["1\n2"]}}}, {}, "line end"),
+    ],
+)
+def test_refused_before_anything_is_changed(
+    no_writes: Any, declared: Dict[str, Any], state: Dict[str, str], says: str
+) -> None:
+    no_writes.state.update(state)
+    error = fails(no_writes, check=True, **declared)
+    assert says in error.message and "nothing was changed" in error.message
+    assert error.outcome.verdict.name == "refused"
+
+
+def test_what_systemd_would_ignore_is_refused(system: Any) -> None:
+    system.ignored = ["6: Unknown key 'LimitNOFLE' in section [Service], ignoring."]
+    assert "LimitNOFLE" in fails(system, settings={"Service": {"LimitNOFLE": ["3"]}}).message
+    assert system.read(OURS) is None
+
+
+def test_files_that_cannot_be_read(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(directory: str) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", directory)
+
+    monkeypatch.setattr(system, "names", refuses)
+    assert "run as root (become)" in fails(system).message
+
+
+def test_oneshot_units_are_not_expected_to_go_on_running(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs(unit: str, limit: float) -> None:
+        system.processes.clear()
+        system.invocations += 1
+        system.state.update(
+            MainPID="0", ActiveState="inactive", SubState="dead", InvocationID="%032x" % system.invocations
+        )
+
+    monkeypatch.setattr(system, "start", runs)
+    system.stop("ollama.service", 1)
+    system.state["Type"] = "oneshot"
+    assert go(system, started=True).verdict.ok
+    system.state["Type"] = "simple"
+    assert "it is not running" in fails(system, environment={"A": "2"}, started=True).message
+
+
+def test_backups_that_cannot_be_removed_are_warned_about(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        atomic.Files, "finish", lambda self: (_ for _ in ()).throw(OSError(errno.EIO, "bad disk", OURS))
+    )
+    outcome = go(system)
+    assert outcome.verdict.ok and "bad disk" in outcome.warnings[0]
