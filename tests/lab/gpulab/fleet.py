@@ -38,8 +38,8 @@ DEFAULT_STATE = "h200x4"
 # Hosts brought up at once: more only wait for the same few processors.
 AT_ONCE = 4
 
-# Measured 5 on a booted host.
-INOTIFY_PER_HOST = 6
+# Of root's, on a booted host: systemd 3, logind 1.
+INOTIFY_PER_HOST = 4
 
 # Refreshes what this machine hands in, waits until systemd has booted, says its state, and the host's public key.
 BOOTED = (
@@ -127,7 +127,6 @@ class Lab:
         """
         check_tools()
         hosts = host_names(count)
-        check_inotify(count)
         with self.locked():
             self.make_key()
             archive = self.made_by(ARCHIVE)
@@ -141,6 +140,7 @@ class Lab:
             label = spec_label(base, self.key.with_suffix(".pub").read_text(), simulator)
             found = {one.name: one for one in podman.containers(self.prefix)}
             podman.remove([name for name in found if name not in map(self.name_of, hosts)])
+            check_inotify(sum(not (old and old.alive) for old in map(found.get, map(self.name_of, hosts))))
 
             def bring_up(host: str) -> str:
                 key = self.ensure_host(host, found.get(self.name_of(host)), base, handed_in, label)
@@ -193,9 +193,16 @@ class Lab:
         state, _newline, key = done.stdout.partition("\n")
         if done.returncode or state not in states:
             failed = podman.execute(name, "systemctl", "--failed", "--no-legend", "--plain", check=False).stdout
+            said = podman.podman("logs", "--tail", "3", name, check=False).stdout
             raise LabError(
-                "%s: systemd is %s, expected %s; failed units: %s. Look with `podman logs %s`"
-                % (host, state or done.stderr.strip(), " or ".join(states), failed.strip() or "none", name)
+                "%s: systemd is %s, expected %s; failed units: %s; last words of the container: %s"
+                % (
+                    host,
+                    state or done.stderr.strip(),
+                    " or ".join(states),
+                    failed.strip() or "none",
+                    said.strip() or "none",
+                )
             )
         wait_ssh(host, podman.address(name), deadline - time.monotonic())
         return key
@@ -315,13 +322,18 @@ def check_tools() -> None:
         raise LabError("the lab needs %s, not found here: apt-get install %s" % (", ".join(missing), packages))
 
 
-def check_inotify(count: int, limit_file: Path = Path("/proc/sys/fs/inotify/max_user_instances")) -> None:
-    """Raise LabError if the kernel has too few inotify instances: systemd would not start on the last hosts."""
-    limit, needed = int(limit_file.read_text()), count * INOTIFY_PER_HOST
-    if limit < needed:
+def check_inotify(new: int, proc: Path = Path("/proc")) -> None:
+    """Raise LabError if root has too few inotify instances left: systemd would not start on the new hosts."""
+    limit = int((proc / "sys/fs/inotify/max_user_instances").read_text())
+    used = 0
+    for link in proc.glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            used += os.readlink(link) == "anon_inode:inotify" and link.lstat().st_uid == os.geteuid()
+    wanted = used + new * INOTIFY_PER_HOST
+    if new and wanted > limit:
         raise LabError(
-            "%d hosts need about %d inotify instances, fs.inotify.max_user_instances here is %d:"
-            " sysctl -w fs.inotify.max_user_instances=%d" % (count, needed, limit, 2 * needed)
+            "%d more hosts need %d inotify instances, and of the %d that the kernel allows %d are in use:"
+            " sysctl -w fs.inotify.max_user_instances=%d" % (new, new * INOTIFY_PER_HOST, limit, used, 2 * wanted)
         )
 
 

@@ -199,11 +199,17 @@ def test_a_former_boot_is_forgotten_only_if_no_container_runs(tmp_path: Path, co
 
 
 def test_too_few_inotify_instances_are_said_before_hosts_fail(tmp_path: Path) -> None:
-    limit = tmp_path / "max_user_instances"
-    limit.write_text("128\n")
-    fleet.check_inotify(16, limit)
-    with pytest.raises(LabError, match="sysctl -w fs.inotify.max_user_instances="):
-        fleet.check_inotify(64, limit)
+    (tmp_path / "sys/fs/inotify").mkdir(parents=True)
+    (tmp_path / "sys/fs/inotify/max_user_instances").write_text("10\n")
+    (tmp_path / "7/fd").mkdir(parents=True)
+    (tmp_path / "7/fd/3").symlink_to("anon_inode:inotify")
+    (tmp_path / "7/fd/4").symlink_to("anon_inode:inotify")
+    (tmp_path / "7/fd/5").symlink_to("anon_inode:[eventpoll]")
+    fleet.check_inotify(2, tmp_path)
+    with pytest.raises(
+        LabError, match="3 more hosts need 12 .* 10 .* 2 are in use: sysctl -w fs.inotify.max_user_inst"
+    ):
+        fleet.check_inotify(3, tmp_path)
 
 
 def test_missing_tools_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
