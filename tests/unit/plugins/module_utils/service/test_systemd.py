@@ -1,0 +1,319 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is asked of systemd's tools, and how their answers and /proc are read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import systemd
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import (
+    ManagerError,
+    Process,
+    System,
+    seconds,
+    split_items,
+)
+
+
+class Tools:
+    """Stands for subprocess.run: answers by the first words of a command, and fails on any other."""
+
+    def __init__(self) -> None:
+        self.answers: Dict[str, Any] = {}
+        self.commands: List[List[str]] = []
+
+    def __call__(self, command: List[str], **more: Any) -> "subprocess.CompletedProcess[str]":
+        self.commands.append(command)
+        assert more["env"]["LC_ALL"] == "C" and more["stdin"] == subprocess.DEVNULL
+        for words, answer in self.answers.items():
+            if " ".join(command).startswith(words):
+                if isinstance(answer, Exception):
+                    raise answer
+                code, out, err = answer
+                return subprocess.CompletedProcess(command, code, out, err)
+        raise AssertionError("unexpected command %s" % command)
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
+    fake = Tools()
+    monkeypatch.setattr(systemd.subprocess, "run", fake)
+    return fake
+
+
+# as `systemctl show -p Environment` of systemd 252 printed them, and what /proc/PID/environ had
+ITEMS = {
+    "A=1 B=2": ["A=1", "B=2"],
+    'A=A "B= "': ["A=A", "B= "],
+    '"A=\\001\\002\\033\\177\\b" C=3': ["A=\x01\x02\x1b\x7f\b", "C=3"],
+    '"A=\\001\\002\\033\\177\\b\\r\\n\\t\\v\\f\\a\\b" C=3': ["A=\x01\x02\x1b\x7f\b\r\n\t\v\f\a\b", "C=3"],
+    '"A=é € 😀" C=3': ["A=é € 😀", "C=3"],
+    '"A=1\\\\" B=2': ["A=1\\", "B=2"],
+    '"A=\\$HOME \\`x\\` \\"q\\""': ['A=$HOME `x` "q"'],
+    "A= C=": ["A=", "C="],
+    '"A=\\x41"': ["A=A"],
+    "": [],
+    '/etc/a.conf "/etc/sp ace.conf"': ["/etc/a.conf", "/etc/sp ace.conf"],
+}
+
+
+@pytest.mark.parametrize("text, items", ITEMS.items())
+def test_items_of_a_property(text: str, items: List[str]) -> None:
+    assert split_items(text) == items
+
+
+@pytest.mark.parametrize(
+    "text, value", [("1min 30s", 90), ("100ms", 0.1), ("2h", 7200), ("infinity", None), ("", None), ("1w 3d", 864000)]
+)
+def test_time_spans(text: str, value: Any) -> None:
+    assert seconds(text) == (None if value is None else pytest.approx(value))
+
+
+def test_show_is_one_call(tools: Tools) -> None:
+    tools.answers["systemctl show"] = (0, "Id=ollama.service\nEnvironment=A=1 B=2\nLoadError=\n", "")
+    assert System().show("ollama.service") == {"Id": "ollama.service", "Environment": "A=1 B=2", "LoadError": ""}
+    assert len(tools.commands) == 1 and tools.commands[0][-2:] == ["--", "ollama.service"]
+
+
+def test_a_tool_that_fails_is_quoted(tools: Tools) -> None:
+    tools.answers["systemctl"] = (1, "", "Failed to connect to bus: No such file or directory\n")
+    with pytest.raises(ManagerError, match="systemctl show failed: Failed to connect to bus"):
+        System().show("x.service")
+    with pytest.raises(ManagerError, match="systemctl daemon-reload failed"):
+        System().reload()
+    tools.answers["systemctl"] = (3, "", "")
+    with pytest.raises(ManagerError, match="failed: exit 3"):
+        System().enable("x.service")
+
+
+def test_a_host_without_systemd(tools: Tools) -> None:
+    tools.answers["systemctl"] = FileNotFoundError()
+    with pytest.raises(ManagerError, match="this host is not run by systemd"):
+        System().show("x.service")
+
+
+def test_jobs(tools: Tools) -> None:
+    system = System()
+    tools.answers["systemctl restart -- x.service"] = (0, "", "")
+    tools.answers["systemctl start -- x.service"] = (1, "", "Job for x.service failed.\nSee more")
+    tools.answers["systemctl stop -- x.service"] = subprocess.TimeoutExpired("systemctl", 7)
+    tools.answers["systemctl disable --quiet -- x.service"] = (0, "", "")
+    tools.answers["systemctl reset-failed -- x.service"] = (1, "", "not loaded")
+    assert system.restart("x.service", 5) is None
+    assert system.start("x.service", 5) == "Job for x.service failed."
+    assert system.stop("x.service", 7) == "systemctl stop did not finish within 7 s"
+    system.disable("x.service")
+    system.reset_failed("x.service")
+
+
+def test_the_journal_of_one_invocation(tools: Tools) -> None:
+    tools.answers["journalctl --quiet"] = (0, "one\n\n two\n", "")
+    assert System().journal("abc", 5) == ["one", " two"]
+    assert tools.commands[0][-3:] == ["_SYSTEMD_INVOCATION_ID=abc", "+", "INVOCATION_ID=abc"]
+    tools.answers["journalctl --sync"] = (1, "", "no journald")
+    System().sync_journal()
+    tools.answers.clear()
+    tools.answers["journalctl"] = (1, "", "no journald")
+    assert System().journal("abc", 5) == []
+
+
+def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd.shutil, "which", lambda name: "/usr/bin/" + name)
+    seen: List[str] = []
+
+    def verify(command: List[str], **more: Any) -> Any:
+        scratch = more["env"]["SYSTEMD_UNIT_PATH"]
+        assert scratch.endswith(":")
+        path = "%s/x.service.d/zz.conf" % scratch[:-1]
+        seen.append(path)
+        assert Path(path).read_bytes() == b"[Service]\nBad=1\n"
+        said = "%s:2: Unknown key 'Bad' in section [Service], ignoring.\n" % path
+        return subprocess.CompletedProcess(command, 1, "", said + "other.service: what others do wrong\n" + said)
+
+    monkeypatch.setattr(systemd.subprocess, "run", verify)
+    found = System().verify("x.service", "zz.conf", b"[Service]\nBad=1\n")
+    assert found == ["2: Unknown key 'Bad' in section [Service], ignoring."]
+    assert not Path(seen[0]).exists()
+    monkeypatch.setattr(systemd.shutil, "which", lambda name: None)
+    assert System().verify("x.service", "zz.conf", b"") == []
+
+
+# --- files
+
+
+def write(root: Path, path: str, text: str = "") -> None:
+    place = Path(str(root) + path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+
+
+def test_files_of_a_unit(tmp_path: Path) -> None:
+    write(tmp_path, "/usr/lib/systemd/system/a-b@.service", "template")
+    write(tmp_path, "/usr/lib/systemd/system/service.d/10-all.conf", "all")
+    write(tmp_path, "/usr/lib/systemd/system/a-b@x.service.d/20.conf", "vendor")
+    write(tmp_path, "/etc/systemd/system/a-b@x.service.d/20.conf", "admin")
+    write(tmp_path, "/etc/systemd/system/a-.service.d/30.conf", "prefix")
+    write(tmp_path, "/run/systemd/system/a-b@.service.d/40.conf", "run")
+    write(tmp_path, "/etc/systemd/system/alias@x.service.d/50.conf", "alias")
+    (tmp_path / "etc/systemd/system/a-b@x.service.d/40.conf").symlink_to(os.devnull)
+    found = System(str(tmp_path)).load(["a-b@x.service", "alias@x.service"])
+    assert found == [
+        ("/usr/lib/systemd/system/a-b@.service", b"template"),
+        ("/usr/lib/systemd/system/service.d/10-all.conf", b"all"),
+        ("/etc/systemd/system/a-b@x.service.d/20.conf", b"admin"),
+        ("/etc/systemd/system/a-.service.d/30.conf", b"prefix"),
+        ("/etc/systemd/system/a-b@x.service.d/40.conf", b""),
+        ("/etc/systemd/system/alias@x.service.d/50.conf", b"alias"),
+    ]
+    write(tmp_path, "/etc/systemd/system/a-b@x.service", "instance")
+    assert System(str(tmp_path)).load(["a-b@x.service"])[0] == ("/etc/systemd/system/a-b@x.service", b"instance")
+    assert System(str(tmp_path)).load(["nothing.socket"]) == []
+
+
+def test_environment_files(tmp_path: Path) -> None:
+    write(tmp_path, "/etc/default/b", "B=1")
+    write(tmp_path, "/etc/default/a", "A=1")
+    system = System(str(tmp_path))
+    assert list(system.environment_files("/etc/default/*")) == [("/etc/default/a", b"A=1"), ("/etc/default/b", b"B=1")]
+    assert list(system.environment_files("/etc/default/a")) == [("/etc/default/a", b"A=1")]
+    assert list(system.environment_files("/etc/nothing")) == []
+
+
+def test_specifiers(tmp_path: Path) -> None:
+    write(tmp_path, "/etc/os-release", 'ID=debian\nVERSION_ID="12"\n')
+    write(tmp_path, "/etc/machine-id", "abc\n")
+    system = System(str(tmp_path))
+    found = system.specifiers("a-b\\x2dc@x-y.service", "/etc/systemd/system/a-b\\x2dc@.service")
+    assert {letter: found[letter] for letter in "nNpPiIjJfoYmut"} == {
+        "n": "a-b\\x2dc@x-y.service",
+        "N": "a-b\\x2dc@x-y",
+        "p": "a-b\\x2dc",
+        "P": "a/b-c",
+        "i": "x-y",
+        "I": "x/y",
+        "j": "b\\x2dc",
+        "J": "b-c",
+        "f": "/x/y",
+        "o": "debian",
+        "Y": "/etc/systemd/system",
+        "m": "abc",
+        "u": "root",
+        "t": "/run",
+    }
+    write(tmp_path, "/etc/os-release", "\0")
+    assert system.specifiers("x.service")["o"] == ""
+
+
+# --- processes
+
+
+def proc(root: Path, pid: int, comm: str, environ: bytes) -> None:
+    write(root, "/proc/%d/comm" % pid, comm + "\n")
+    (root / ("proc/%d/environ" % pid)).write_bytes(environ)
+
+
+def test_environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System(str(tmp_path))
+    proc(tmp_path, 7, "ollama", b"A=1\0B=x=y\xff\0junk\0")
+    assert system.environ(7) == {"A": "1", "B": "x=y\udcff"}
+    proc(tmp_path, 8, "(ollama)", b"PATH=/bin\0")
+    assert system.environ(8) is None, "the child is still systemd itself"
+    proc(tmp_path, 8, "(odd)", b"INVOCATION_ID=1\0")
+    assert system.environ(8) == {"INVOCATION_ID": "1"}, "a program may be called so"
+    assert system.environ(9) is None
+    proc(tmp_path, 1, "systemd", b"LANG=C\0")
+    assert system.inherited() == {"LANG": "C"}
+
+    def refuses(*_arguments: Any, **_more: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/proc/7/environ")
+
+    monkeypatch.setattr("builtins.open", refuses)
+    with pytest.raises(ManagerError, match="only root"):
+        system.environ(7)
+
+
+def test_pids(tmp_path: Path) -> None:
+    write(tmp_path, "/sys/fs/cgroup/system.slice/x.service/cgroup.procs", "12\n7\n")
+    write(tmp_path, "/sys/fs/cgroup/system.slice/x.service/sub/cgroup.procs", "99\n")
+    system = System(str(tmp_path))
+    assert system.pids("/system.slice/x.service") == [7, 12, 99]
+    assert system.pids("") == [] and system.pids("/nothing") == []
+
+
+@pytest.fixture
+def sleeper() -> Any:
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    yield child
+    child.kill()
+    child.wait()
+
+
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_the_end_of_a_process_is_noticed(sleeper: Any, monkeypatch: pytest.MonkeyPatch, pidfd: bool) -> None:
+    if not pidfd:
+        monkeypatch.delattr(systemd.os, "pidfd_open", raising=False)
+    process = Process(sleeper.pid)
+    assert process.alive() and not process.ended_within(0.01)
+    threading.Timer(0.05, sleeper.kill).start()
+    assert process.ended_within(30) and not process.alive()
+
+
+def test_a_process_that_never_was() -> None:
+    process = Process(2**22 + 1)
+    assert not process.alive() and process.ended_within(30)
+    assert System().process(os.getpid()).alive()
+
+
+# --- the lock
+
+
+def test_the_lock_names_its_holder(tmp_path: Path) -> None:
+    write(tmp_path, "/run/lock/x")
+    system = System(str(tmp_path))
+    with system.lock("u.service", 1):
+        taken = "u.service is being changed by another run, process %d" % os.getpid()
+        with pytest.raises(ManagerError, match=taken), system.lock("u.service", 0):
+            pass
+        with system.lock("other.service", 0):
+            pass
+    assert [path.name for path in (tmp_path / "run/lock").iterdir()] == ["x"]
+
+
+def test_the_lock_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, "/run/lock/x")
+    system = System(str(tmp_path))
+    order: List[str] = []
+    inside = threading.Event()
+
+    def first() -> None:
+        with system.lock("u.service", 1):
+            inside.set()
+            order.append("first in")
+            threading.Event().wait(0.2)
+            order.append("first out")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(10)
+    with system.lock("u.service", 30):
+        order.append("second in")
+    thread.join()
+    assert order == ["first in", "first out", "second in"]
+
+
+def test_an_error_under_the_lock_is_passed_on_and_frees_it(tmp_path: Path) -> None:
+    write(tmp_path, "/run/lock/x")
+    system = System(str(tmp_path))
+    with pytest.raises(BlockingIOError), system.lock("u.service", 0):
+        raise BlockingIOError
+    with system.lock("u.service", 0):
+        pass
