@@ -125,6 +125,7 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
     )
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
+        emit("driver", {"library_version": smi.library_version(text)})
         fault = smi.fault_of_failure(done.returncode, text)
         if fault:
             emit("fault", fault)
@@ -165,22 +166,24 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
     if not devices and (fault or not source or "fault" in told):
         source = "procfs"
     if fault or source == "procfs":
-        devices.extend(_unread(devices, in_kernel, fault))
+        unread = _unread(devices, in_kernel, fault)
+        devices.extend(unread)
         if fault:
-            silent.update((device["index"], fault["text"]) for device in devices[len(read_devices) :])
+            silent.update((device["index"], fault["text"]) for device in _meant(fault, unread))
     _complete(devices, in_kernel)
     for device in devices:
         device["health"] = health.health(device, silent.get(device["index"]))
 
     places = [in_kernel.get(device["pci_bus_id"]) for device in devices]
-    by_nvml = bool(pairs) or source == "nvml"
+    # what NVML does not tell, of GPUs that do not answer and without pynvml of all, the places in sysfs do
+    matrices = zip(topology.from_nvml(devices, pairs, link_ends), topology.from_sysfs(places))
     return {
         "source": source,
         "count": len(devices),
         "fault": fault or _lost_gpus(devices, read_devices),
         "driver": _driver(told),
         "devices": devices,
-        "topology": topology.from_nvml(devices, pairs, link_ends) if by_nvml else topology.from_sysfs(places),
+        "topology": [[one or other for one, other in zip(*rows)] for rows in matrices],
         "peer_to_peer": topology.peer_to_peer(devices, pairs),
         "rdma": [_rdma_device(device, places) for device in told["rdma"]],
         "mig_devices": mig_devices,
@@ -217,26 +220,22 @@ def _host_fault(
         return None
     if not in_kernel and fault["code"] in (faults.DRIVER_NOT_LOADED, faults.LIBRARY_MISSING):
         return None  # a host without GPUs, with or without the driver's user space
-    said = " (%s)" % fault["text"] if fault["text"] else ""
     if fault["code"] == faults.DRIVER_MISMATCH:
-        fault["text"] = "the loaded kernel module is version %s, NVML's library version %s%s" % (
+        fault["text"] = "the loaded kernel module is version %s, NVML's library version %s" % (
             told["kernel"].get("version") or "unknown",
             _library_version(told) or "unknown",
-            said,
         )
     elif fault["code"] == faults.DRIVER_NOT_LOADED:
         held = sorted({gpu["kernel_driver"] for gpu in in_kernel.values() if gpu.get("kernel_driver")} - {"nvidia"})
-        fault["text"] = "%d NVIDIA GPUs are on the PCI bus, but the kernel module is not loaded%s%s" % (
+        fault["text"] = "NVIDIA GPUs on the PCI bus: %d, but the kernel module is not loaded%s" % (
             len(in_kernel),
             "; %s holds them" % ", ".join(held) if held else "",
-            said,
         )
     elif fault["code"] == faults.LIBRARY_MISSING:
-        fault["text"] = "%d NVIDIA GPUs are on the PCI bus, but libnvidia-ml.so.1 %s; the kernel module %s%s" % (
+        fault["text"] = "NVIDIA GPUs on the PCI bus: %d, but libnvidia-ml.so.1 %s; the kernel module %s" % (
             len(in_kernel),
             "does not load" if installed else "is not installed",
             "is loaded, version %s" % told["kernel"].get("version") if loaded else "is not loaded",
-            said,
         )
     return fault
 
@@ -245,7 +244,7 @@ def _unread(
     devices: List[Dict[str, Any]], in_kernel: Dict[str, Any], fault: Optional[Dict[str, str]]
 ) -> List[Dict[str, Any]]:
     """Devices for the GPUs that only the kernel knows of, in the order of the PCI bus."""
-    reason = fault["text"] if fault else "neither pynvml nor nvidia-smi is installed on this host"
+    reason = fault["code"] if fault else "neither pynvml nor nvidia-smi is installed on this host"
     answered = {device["pci_bus_id"] for device in devices}
     found = []  # type: List[Dict[str, Any]]
     for bus_id in in_kernel:
@@ -254,6 +253,12 @@ def _unread(
             model.put(device, "pci_bus_id", bus_id)
             found.append(device)
     return found
+
+
+def _meant(fault: Dict[str, str], unread: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The unread GPUs that a fault speaks of: nvidia-smi stops at a lost GPU, but names it by its PCI bus id."""
+    named = [device for device in unread if device["pci_bus_id"] in fault["text"].lower()]
+    return named if named and fault["code"] == faults.GPU_LOST else unread
 
 
 def _complete(devices: List[Dict[str, Any]], in_kernel: Dict[str, Dict[str, Any]]) -> None:
@@ -300,7 +305,9 @@ def _driver(told: Dict[str, Any]) -> Dict[str, Any]:
 def _library_version(told: Dict[str, Any]) -> Optional[str]:
     """Of NVML's library: out of its own version, which is CUDA's major number and the driver's, else of its file."""
     version = told["driver"].get("nvml_version")
-    return version.partition(".")[2] if version else told["library"].get("version")
+    if version:
+        return version.partition(".")[2]
+    return told["driver"].get("library_version") or told["library"].get("version")
 
 
 def _rdma_device(device: Dict[str, Any], places: Sequence[Optional[Dict[str, Any]]]) -> Dict[str, Any]:

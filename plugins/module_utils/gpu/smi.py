@@ -201,6 +201,12 @@ def fault_of_failure(status: int, output: str) -> Optional[Dict[str, str]]:
     return faults.fault(code, "nvidia-smi failed (exit status %d): %s" % (status, " ".join(output.split())[:300]))
 
 
+def library_version(output: str) -> Optional[str]:
+    """The version of NVML's library, which a failing nvidia-smi adds when it is not the kernel module's."""
+    version = output.partition("NVML library version:")[2].split()
+    return version[0] if version else None
+
+
 def _known(element: ElementTree.Element, path: str) -> Optional[str]:
     text = (element.findtext(path) or "").strip()
     return None if text.lower() in _ABSENT else text

@@ -109,8 +109,7 @@ def test_driver_mismatch(host, recording, gather):
     gpu = gather(dict(recording("h200x2"), init_error=18))
     assert gpu["fault"] == {
         "code": "driver_mismatch",
-        "text": "the loaded kernel module is version 570.86.15, NVML's library version 580.159.04 (NVML does not "
-        "start: Driver/library version mismatch)",
+        "text": "the loaded kernel module is version 570.86.15, NVML's library version 580.159.04",
         "remedy": "reboot, or stop everything that uses the GPUs and reload the modules: "
         "modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia && modprobe nvidia",
     }
@@ -124,7 +123,7 @@ def test_driver_mismatch(host, recording, gather):
     )
     assert device["cpu_affinity"] == "0-31" and device["device_node"] == "/dev/nvidia1"
     assert device["health"] == {"ok": False, "lost": True, "reasons": [gpu["fault"]["text"]]}
-    assert device["unavailable"]["memory.total_bytes"] == gpu["fault"]["text"]
+    assert device["unavailable"]["memory.total_bytes"] == "driver_mismatch"
     assert gpu["topology"] == [["X", "PHB"], ["PHB", "X"]]
     assert gpu["peer_to_peer"] == [["X", None], [None, "X"]]
 
@@ -134,9 +133,7 @@ def test_driver_mismatch_with_nothing_known(host, recording, gather):
     state = dict(recording("h200x2"), init_error=18)
     del state["system"]["nvmlSystemGetNVMLVersion"]
     gpu = gather(state)
-    assert gpu["fault"]["text"].startswith(
-        "the loaded kernel module is version unknown, NVML's library version unknown (NVML does not start"
-    )
+    assert gpu["fault"]["text"] == "the loaded kernel module is version unknown, NVML's library version unknown"
 
 
 def test_driver_not_loaded(host, recording, gather):
@@ -146,12 +143,11 @@ def test_driver_not_loaded(host, recording, gather):
     gpu = gather(dict(recording("h200x2"), init_error=9))
     assert fault_without_remedy(gpu) == {
         "code": "driver_not_loaded",
-        "text": "2 NVIDIA GPUs are on the PCI bus, but the kernel module is not loaded; nouveau holds them (NVML "
-        "does not start: Driver Not Loaded)",
+        "text": "NVIDIA GPUs on the PCI bus: 2, but the kernel module is not loaded; nouveau holds them",
     }
     assert (gpu["source"], gpu["count"], gpu["driver"]["loaded"]) == ("procfs", 2, False)
     assert gpu["devices"][0]["pci_bus_id"] == "0000:00:06.0" and gpu["devices"][0]["uuid"] is None
-    assert gpu["devices"][0]["unavailable"]["device_node"] == gpu["fault"]["text"]
+    assert gpu["devices"][0]["unavailable"]["device_node"] == "driver_not_loaded"
 
 
 def test_library_missing(host, recording, gather):
@@ -160,8 +156,8 @@ def test_library_missing(host, recording, gather):
     gpu = gather(dict(recording("h200x2"), init_error=12))
     assert fault_without_remedy(gpu) == {
         "code": "library_missing",
-        "text": "1 NVIDIA GPUs are on the PCI bus, but libnvidia-ml.so.1 is not installed; the kernel module is "
-        "loaded, version 580.159.04 (NVML does not start: NVML Shared Library Not Found)",
+        "text": "NVIDIA GPUs on the PCI bus: 1, but libnvidia-ml.so.1 is not installed; the kernel module is loaded, "
+        "version 580.159.04",
     }
 
 
@@ -169,8 +165,8 @@ def test_library_that_does_not_load(host, recording, gather):
     host.library("580.159.04")
     host.pci("pci0000:00/0000:00:06.0", driver=None)
     gpu = gather(dict(recording("h200x2"), init_error=12))
-    assert gpu["fault"]["text"].startswith(
-        "1 NVIDIA GPUs are on the PCI bus, but libnvidia-ml.so.1 does not load; the kernel module is not loaded ("
+    assert gpu["fault"]["text"] == (
+        "NVIDIA GPUs on the PCI bus: 1, but libnvidia-ml.so.1 does not load; the kernel module is not loaded"
     )
 
 
@@ -196,10 +192,10 @@ def test_gpu_lost(host, recording, gather):
     assert gpu["devices"][1]["health"] == {"ok": False, "lost": True, "reasons": ["GPU is lost"]}
     assert gpu["devices"][1]["device_node"] == "/dev/nvidia1"
     assert gpu["topology"] == [
-        ["X", None, "NV18", "NV18"],
-        [None, "X", None, None],
-        ["NV18", None, "X", "NV18"],
-        ["NV18", None, "NV18", "X"],
+        ["X", "PHB", "NV18", "NV18"],
+        ["PHB", "X", "PHB", "PHB"],
+        ["NV18", "PHB", "X", "NV18"],
+        ["NV18", "PHB", "NV18", "X"],
     ]
 
 
@@ -316,14 +312,27 @@ def test_nvidia_smi(host, nvidia_smi):
 def test_nvidia_smi_fails(host, nvidia_smi):
     host.h200s(2)
     host.kernel("570.86.15")
-    nvidia_smi("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+    nvidia_smi(
+        "echo 'Failed to initialize NVML: Driver/library version mismatch'; echo NVML library version: 580.159; exit 18"
+    )
     gpu = facts.gather(root=str(host.root))
     assert fault_without_remedy(gpu) == {
         "code": "driver_mismatch",
-        "text": "the loaded kernel module is version 570.86.15, NVML's library version 580.159.04 (nvidia-smi failed "
-        "(exit status 18): Failed to initialize NVML: Driver/library version mismatch)",
+        "text": "the loaded kernel module is version 570.86.15, NVML's library version 580.159",
     }
     assert (gpu["source"], gpu["count"]) == ("procfs", 2)
+
+
+@pytest.mark.parametrize(
+    "named, lost", [("GPU0000:00:07.0", [False, True]), ("GPU1: 0000:00:07.0", [False, True]), ("a GPU", [True, True])]
+)
+def test_nvidia_smi_stops_at_a_lost_gpu(host, nvidia_smi, named, lost):
+    host.h200s(2)
+    nvidia_smi("echo 'Unable to determine the device handle for %s: GPU is lost.'; exit 15" % named)
+    gpu = facts.gather(root=str(host.root))
+    assert (gpu["source"], gpu["fault"]["code"]) == ("procfs", "gpu_lost")
+    assert [device["health"]["lost"] for device in gpu["devices"]] == lost
+    assert gpu["devices"][0]["unavailable"]["memory.total_bytes"] == "gpu_lost"
 
 
 def test_nvidia_smi_finds_none(host, nvidia_smi):
@@ -443,8 +452,8 @@ def test_reads_nvidia_smi_in_this_process(host, nvidia_smi):
     nvidia_smi(recorded_smi("h200x2"))
     for script, expected in (
         (recorded_smi("h200x2"), ["source", "step", "driver", "device", "device"]),
-        ("exit 9", ["source", "step", "fault"]),
-        ("echo No devices were found; exit 6", ["source", "step"]),
+        ("exit 9", ["source", "step", "driver", "fault"]),
+        ("echo No devices were found; exit 6", ["source", "step", "driver"]),
         ("echo rubbish", ["source", "step", "fault"]),
     ):
         (host.root.parent / "bin" / "nvidia-smi").write_text(SMI % script)
