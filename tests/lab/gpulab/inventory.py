@@ -33,7 +33,7 @@ def render(hosts: Dict[str, Address], lab: str, key: str, known_hosts: str, arch
         "ansible_ssh_private_key_file": key,
         "ansible_ssh_common_args": " ".join("-o " + shlex.quote(option) for option in options),
     }
-    common["lab_ollama_archive"] = archive
+    common["ollama_archive"] = archive
     lines = ["# Written by tests/lab/lab.py; gone with `make lab-down`.", "all:", "  vars:"]
     lines += ["    %s: %s" % (name, json.dumps(value)) for name, value in common.items()]
     lines += ["ollama:", "  hosts:"] if hosts else ["ollama: {}"]

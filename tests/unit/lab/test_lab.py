@@ -143,7 +143,7 @@ def test_inventory() -> None:
     shared = read["all"]["vars"]
     assert shared["ansible_user"] == "fleet"
     assert shared["ansible_ssh_private_key_file"] == "/my cache/key"
-    assert shared["lab_ollama_archive"] == "/a.tar.zst"
+    assert shared["ollama_archive"] == "/a.tar.zst"
     # ssh takes an option's value apart once more, hence the quotes within.
     assert 'UserKnownHostsFile="/my cache/known_hosts"' in shlex.split(shared["ansible_ssh_common_args"])
     assert not any("StrictHostKeyChecking" in value for value in shared.values())
