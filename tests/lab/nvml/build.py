@@ -21,10 +21,25 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCES = ["nvml.c", "state.c"]
-COMPILER = ["gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared", "-fvisibility=hidden",
-            "-pthread", "-Wl,-soname,libnvidia-ml.so.1"]
-HELPERS = {"apply": "usr/local/lib/nvidia-sim/apply", "nvml_sim.py": "usr/local/lib/nvidia-sim/nvml_sim.py",
-           "nvidia-sim": "usr/local/bin/nvidia-sim", "nvidia_smi.py": "usr/bin/nvidia-smi"}
+COMPILER = [
+    "gcc",
+    "-std=gnu11",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-O2",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-Wl,-soname,libnvidia-ml.so.1",
+]
+HELPERS = {
+    "apply": "usr/local/lib/nvidia-sim/apply",
+    "nvml_sim.py": "usr/local/lib/nvidia-sim/nvml_sim.py",
+    "nvidia-sim": "usr/local/bin/nvidia-sim",
+    "nvidia_smi.py": "usr/bin/nvidia-smi",
+}
 
 
 def inputs() -> list[Path]:

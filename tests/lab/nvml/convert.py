@@ -136,6 +136,7 @@ class Library:
             for target, item in zip(targets, value, strict=False):
                 fill(target, item)
             return pynvml.NVML_SUCCESS
+
         return call
 
 
@@ -211,6 +212,7 @@ def words(text):
 
 def from_smi(gpu):
     """What nvidia-smi's report tells of functions that the NVML recording left out."""
+
     def number(path, scale=1):
         text = words(gpu.findtext(path))
         return None if text is None else str(round(float(text) * scale))
@@ -242,12 +244,22 @@ def from_smi(gpu):
         for counter, group in ((0, "volatile"), (1, "aggregate")):
             count = number("ecc_errors/%s/dram_%s" % (group, name))
             found["nvmlDeviceGetMemoryErrorCounter[%d,%d,2]" % (kind, counter)] = count
-    sram = [number("ecc_errors/" + path) for path in (
-        "aggregate/sram_uncorrectable_parity", "aggregate/sram_uncorrectable_secded", "aggregate/sram_correctable",
-        "volatile/sram_uncorrectable_parity", "volatile/sram_uncorrectable_secded", "volatile/sram_correctable",
-        "aggregate_uncorrectable_sram_sources/sram_l2", "aggregate_uncorrectable_sram_sources/sram_sm",
-        "aggregate_uncorrectable_sram_sources/sram_pcie", "aggregate_uncorrectable_sram_sources/sram_microcontroller",
-        "aggregate_uncorrectable_sram_sources/sram_other")]
+    sram = [
+        number("ecc_errors/" + path)
+        for path in (
+            "aggregate/sram_uncorrectable_parity",
+            "aggregate/sram_uncorrectable_secded",
+            "aggregate/sram_correctable",
+            "volatile/sram_uncorrectable_parity",
+            "volatile/sram_uncorrectable_secded",
+            "volatile/sram_correctable",
+            "aggregate_uncorrectable_sram_sources/sram_l2",
+            "aggregate_uncorrectable_sram_sources/sram_sm",
+            "aggregate_uncorrectable_sram_sources/sram_pcie",
+            "aggregate_uncorrectable_sram_sources/sram_microcontroller",
+            "aggregate_uncorrectable_sram_sources/sram_other",
+        )
+    ]
     if None not in sram:
         exceeded = gpu.findtext("ecc_errors/aggregate/sram_threshold_exceeded") == "Yes"
         found["nvmlDeviceGetSramEccErrorStatus"] = " ".join(sram + ["1" if exceeded else "0"])
@@ -305,7 +317,8 @@ def write(title, system, devices, stream):
     shared, own = common(devices)
     stream.write("# %s\n" % title)
     for name, section in [("system", system), ("devices", shared)] + [
-            ("device %d" % i, section) for i, section in enumerate(own)]:
+        ("device %d" % i, section) for i, section in enumerate(own)
+    ]:
         stream.write("\n[%s]\n" % name)
         for place in sorted(section, key=natural):
             stream.write(("%s = %s" % (place, section[place])).rstrip() + "\n")

@@ -30,9 +30,16 @@ RECOVERY = ("None", "Reset", "Reboot", "Drain P2P", "Drain and Reset")
 VIRTUALIZATION = ("None", "Pass-Through", "VGPU", "Host VGPU", "Host VSGA")
 TOPOLOGY = {0: "X", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 EVENT_REASONS = {
-    "gpu_idle": 0x1, "applications_clocks_setting": 0x2, "sw_power_cap": 0x4, "hw_slowdown": 0x8,
-    "hw_thermal_slowdown": 0x40, "hw_power_brake_slowdown": 0x80, "sync_boost": 0x10, "sw_thermal_slowdown": 0x20,
-    "display_clocks_setting": 0x100}
+    "gpu_idle": 0x1,
+    "applications_clocks_setting": 0x2,
+    "sw_power_cap": 0x4,
+    "hw_slowdown": 0x8,
+    "hw_thermal_slowdown": 0x40,
+    "hw_power_brake_slowdown": 0x80,
+    "sync_boost": 0x10,
+    "sw_thermal_slowdown": 0x20,
+    "display_clocks_setting": 0x100,
+}
 
 
 # -- one GPU's data: functions of a device that give nvidia-smi's words -------------------------------------------
@@ -82,12 +89,14 @@ def recorded(path):
 
 def threshold(index):
     """In degrees, by cards that have no thresholds as a margin."""
+
     def source(gpu):
         try:
             gpu.get("nvmlDeviceGetFieldValues[193]")
         except NvmlError:
             return word("TemperatureThreshold[%d]" % index, form="%s C")(gpu)
         raise NvmlError(3, "Not Supported")
+
     return source
 
 
@@ -96,7 +105,7 @@ def pci(index, form):
 
 
 def pci_class(digit):
-    return lambda gpu: str(int(gpu.get("sysfs.class")[0][2 + 2 * digit:4 + 2 * digit], 16))
+    return lambda gpu: str(int(gpu.get("sysfs.class")[0][2 + 2 * digit : 4 + 2 * digit], 16))
 
 
 def event_reason(bit):
@@ -192,8 +201,10 @@ FIELDS = [
     ("fan_speed", word("FanSpeed", form="%s %%")),
     ("performance_state", word("PerformanceState", form="P%s")),
     *(("clocks_event_reasons/clocks_event_reason_" + name, event_reason(bit)) for name, bit in EVENT_REASONS.items()),
-    *(("clocks_event_reasons_counters/clocks_event_reasons_counters_" + name, None)
-      for name in ("sw_power_cap", "sync_boost", "sw_therm_slowdown", "hw_therm_slowdown", "hw_power_brake")),
+    *(
+        ("clocks_event_reasons_counters/clocks_event_reasons_counters_" + name, None)
+        for name in ("sw_power_cap", "sync_boost", "sw_therm_slowdown", "hw_therm_slowdown", "hw_power_brake")
+    ),
     ("sparse_operation_mode", None),
     ("fb_memory_usage/total", framebuffer("total")),
     ("fb_memory_usage/reserved", framebuffer("reserved")),
@@ -222,17 +233,21 @@ FIELDS = [
     ("dram_encryption_mode/pending_dram_encryption", None),
     ("ecc_mode/current_ecc", on("EccMode", 0)),
     ("ecc_mode/pending_ecc", on("EccMode", 1)),
-    *sram_counters("ecc_errors/volatile/sram_", (
-        ("correctable", 5), ("uncorrectable_parity", 3), ("uncorrectable_secded", 4))),
+    *sram_counters(
+        "ecc_errors/volatile/sram_", (("correctable", 5), ("uncorrectable_parity", 3), ("uncorrectable_secded", 4))
+    ),
     ("ecc_errors/volatile/dram_correctable", word("MemoryErrorCounter[0,0,2]")),
     ("ecc_errors/volatile/dram_uncorrectable", word("MemoryErrorCounter[1,0,2]")),
-    *sram_counters("ecc_errors/aggregate/sram_", (
-        ("correctable", 2), ("uncorrectable_parity", 0), ("uncorrectable_secded", 1))),
+    *sram_counters(
+        "ecc_errors/aggregate/sram_", (("correctable", 2), ("uncorrectable_parity", 0), ("uncorrectable_secded", 1))
+    ),
     ("ecc_errors/aggregate/dram_correctable", word("MemoryErrorCounter[0,1,2]")),
     ("ecc_errors/aggregate/dram_uncorrectable", word("MemoryErrorCounter[1,1,2]")),
     ("ecc_errors/aggregate/sram_threshold_exceeded", yes("SramEccErrorStatus", 11)),
-    *sram_counters("ecc_errors/aggregate_uncorrectable_sram_sources/sram_", (
-        ("l2", 6), ("sm", 7), ("microcontroller", 9), ("pcie", 8), ("other", 10))),
+    *sram_counters(
+        "ecc_errors/aggregate_uncorrectable_sram_sources/sram_",
+        (("l2", 6), ("sm", 7), ("microcontroller", 9), ("pcie", 8), ("other", 10)),
+    ),
     ("ecc_errors/channel_repair_pending", yes("RepairStatus", 0)),
     ("ecc_errors/tpc_repair_pending", yes("RepairStatus", 1)),
     ("ecc_errors/unrepairable_memory", yes("UnrepairableMemoryFlag_v1")),
@@ -248,9 +263,13 @@ FIELDS = [
     ("remapped_rows/remapped_row_unc_inactive", None),
     ("remapped_rows/remapped_row_pending", yes("RemappedRows", 2)),
     ("remapped_rows/remapped_row_failure", yes("RemappedRows", 3)),
-    *(("remapped_rows/row_remapper_histogram/row_remapper_histogram_" + name,
-       word("RowRemapperHistogram", index, "%s bank(s)"))
-      for index, name in enumerate(("max", "high", "partial", "low", "none"))),
+    *(
+        (
+            "remapped_rows/row_remapper_histogram/row_remapper_histogram_" + name,
+            word("RowRemapperHistogram", index, "%s bank(s)"),
+        )
+        for index, name in enumerate(("max", "high", "partial", "low", "none"))
+    ),
     ("temperature/gpu_temp", word("Temperature[0]", form="%s C")),
     ("temperature/gpu_temp_tlimit", word("MarginTemperature", form="%s C")),
     ("?temperature/gpu_temp_max_threshold", threshold(0)),
@@ -276,27 +295,52 @@ FIELDS = [
     ("gpu_memory_power_readings/average_power_draw", None),
     ("gpu_memory_power_readings/instant_power_draw", None),
     ("module_power_readings/power_state", word("PowerState", form="P%s")),
-    *(("module_power_readings/" + name, None) for name in (
-        "average_power_draw", "instant_power_draw", "current_power_limit", "requested_power_limit",
-        "default_power_limit", "min_power_limit", "max_power_limit")),
+    *(
+        ("module_power_readings/" + name, None)
+        for name in (
+            "average_power_draw",
+            "instant_power_draw",
+            "current_power_limit",
+            "requested_power_limit",
+            "default_power_limit",
+            "min_power_limit",
+            "max_power_limit",
+        )
+    ),
     ("power_smoothing", None),
     ("power_profiles/power_profile_requested_profiles", None),
     ("power_profiles/power_profile_enforced_profiles", None),
-    *(("%s/%s_clock" % (group, name), word("%s[%d]" % (function, clock), form="%s MHz"))
-      for group, function, clocks in (
-          ("clocks", "ClockInfo", (0, 1, 2, 3)), ("applications_clocks", "ApplicationsClock", (0, 2)),
-          ("default_applications_clocks", "DefaultApplicationsClock", (0, 2)), ("deferred_clocks", "", (2,)),
-          ("max_clocks", "MaxClockInfo", (0, 1, 2, 3)), ("max_customer_boost_clocks", "MaxCustomerBoostClock", (0,)))
-      for clock in clocks for name in [("graphics", "sm", "mem", "video")[clock]]),
+    *(
+        ("%s/%s_clock" % (group, name), word("%s[%d]" % (function, clock), form="%s MHz"))
+        for group, function, clocks in (
+            ("clocks", "ClockInfo", (0, 1, 2, 3)),
+            ("applications_clocks", "ApplicationsClock", (0, 2)),
+            ("default_applications_clocks", "DefaultApplicationsClock", (0, 2)),
+            ("deferred_clocks", "", (2,)),
+            ("max_clocks", "MaxClockInfo", (0, 1, 2, 3)),
+            ("max_customer_boost_clocks", "MaxCustomerBoostClock", (0,)),
+        )
+        for clock in clocks
+        for name in [("graphics", "sm", "mem", "video")[clock]]
+    ),
     ("clock_policy/auto_boost", None),
     ("clock_policy/auto_boost_default", None),
     ("fabric/state", named(FABRIC_STATES, number("GpuFabricInfo", 18))),
     ("fabric/status", lambda gpu: "Success" if number("GpuFabricInfo", 16)(gpu) == 0 else "Failure"),
     ("fabric/cliqueId", word("GpuFabricInfo", 17)),
     ("fabric/clusterUuid", cluster),
-    *(("fabric/health/" + name, None) for name in (
-        "summary", "bandwidth", "route_recovery_in_progress", "route_unhealthy", "access_timeout_recovery",
-        "incorrect_configuration", "partition_assigned")),
+    *(
+        ("fabric/health/" + name, None)
+        for name in (
+            "summary",
+            "bandwidth",
+            "route_recovery_in_progress",
+            "route_unhealthy",
+            "access_timeout_recovery",
+            "incorrect_configuration",
+            "partition_assigned",
+        )
+    ),
     ("supported_clocks", None),
     ("processes", None),
     ("accounted_processes", None),
@@ -320,9 +364,17 @@ def read(gpu, path, source):
 
 def process_blocks(nvml, gpu):
     for pid, size, kind in gpu.processes:
-        yield "process_info", [
-            ("gpu_instance_id", "N/A"), ("compute_instance_id", "N/A"), ("pid", str(pid)), ("type", kind),
-            ("process_name", process_name(nvml, pid)), ("used_memory", "%d MiB" % (size // MIB))]
+        yield (
+            "process_info",
+            [
+                ("gpu_instance_id", "N/A"),
+                ("compute_instance_id", "N/A"),
+                ("pid", str(pid)),
+                ("type", kind),
+                ("process_name", process_name(nvml, pid)),
+                ("used_memory", "%d MiB" % (size // MIB)),
+            ],
+        )
 
 
 def process_name(nvml, pid):
@@ -338,8 +390,10 @@ def clock_blocks(nvml, gpu):
     try:
         for memory in gpu.get("nvmlDeviceGetSupportedMemoryClocks"):
             clocks = gpu.get("nvmlDeviceGetSupportedGraphicsClocks[%s]" % memory)
-            yield "supported_mem_clock", [("value", memory + " MHz")] + [
-                ("supported_graphics_clock", clock + " MHz") for clock in clocks]
+            yield (
+                "supported_mem_clock",
+                [("value", memory + " MHz")] + [("supported_graphics_clock", clock + " MHz") for clock in clocks],
+            )
     except NvmlError:
         return
 
@@ -347,15 +401,25 @@ def clock_blocks(nvml, gpu):
 def mig_blocks(nvml, gpu):
     for index, mig in enumerate(gpu.mig_devices):
         attributes = mig.get("nvmlDeviceGetAttributes_v2")
-        shared = ("multiprocessor_count", "copy_engine_count", "decoder_count", "encoder_count", "jpg_count",
-                  "ofa_count")
-        yield "mig_device", [
-            ("index", str(index)),
-            ("gpu_instance_id", mig.get("nvmlDeviceGetGpuInstanceId")[0]),
-            ("compute_instance_id", mig.get("nvmlDeviceGetComputeInstanceId")[0]),
-            ("device_attributes", [("shared", list(zip(shared, attributes, strict=False)))]),
-            ("ecc_error_count", [("volatile_count", [("sram_uncorrectable", "0")])]),
-            ("fb_memory_usage", [(part, framebuffer(part)(mig)) for part in ("total", "reserved", "used", "free")])]
+        shared = (
+            "multiprocessor_count",
+            "copy_engine_count",
+            "decoder_count",
+            "encoder_count",
+            "jpg_count",
+            "ofa_count",
+        )
+        yield (
+            "mig_device",
+            [
+                ("index", str(index)),
+                ("gpu_instance_id", mig.get("nvmlDeviceGetGpuInstanceId")[0]),
+                ("compute_instance_id", mig.get("nvmlDeviceGetComputeInstanceId")[0]),
+                ("device_attributes", [("shared", list(zip(shared, attributes, strict=False)))]),
+                ("ecc_error_count", [("volatile_count", [("sram_uncorrectable", "0")])]),
+                ("fb_memory_usage", [(part, framebuffer(part)(mig)) for part in ("total", "reserved", "used", "free")]),
+            ],
+        )
 
 
 BLOCKS = {"processes": process_blocks, "supported_clocks": clock_blocks, "mig_devices": mig_blocks}
@@ -399,10 +463,15 @@ def cuda_version(nvml):
 
 def report(nvml, gpus):
     print('<?xml version="1.0" ?>\n<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v13.dtd">\n<nvidia_smi_log>')
-    for line in xml([
+    for line in xml(
+        [
             ("timestamp", time.strftime("%a %b %d %H:%M:%S %Y")),
             ("driver_version", nvml.get("nvmlSystemGetDriverVersion")[0]),
-            ("cuda_version", cuda_version(nvml)), ("attached_gpus", str(nvml.count))], "\t"):
+            ("cuda_version", cuda_version(nvml)),
+            ("attached_gpus", str(nvml.count)),
+        ],
+        "\t",
+    ):
         print(line)
     for gpu in gpus:
         print('\t<gpu id="%s">' % gpu.get("nvmlDeviceGetPciInfo_v3")[6])
@@ -416,37 +485,61 @@ def report(nvml, gpus):
 
 #: Name, unit of the column's head, and the datum: a path of the report, or a function of the device.
 QUERIES = {
-    "index": ("", lambda gpu: str(gpu.index)), "uuid": ("", "uuid"), "name": ("", "product_name"),
-    "serial": ("", "serial"), "pci.bus_id": ("", "pci/pci_bus_id"), "minor": ("", "minor_number"),
+    "index": ("", lambda gpu: str(gpu.index)),
+    "uuid": ("", "uuid"),
+    "name": ("", "product_name"),
+    "serial": ("", "serial"),
+    "pci.bus_id": ("", "pci/pci_bus_id"),
+    "minor": ("", "minor_number"),
     "vbios_version": ("", "vbios_version"),
     "compute_cap": ("", lambda gpu: ".".join(gpu.get("nvmlDeviceGetCudaComputeCapability"))),
-    "memory.total": ("MiB", "fb_memory_usage/total"), "memory.used": ("MiB", "fb_memory_usage/used"),
-    "memory.free": ("MiB", "fb_memory_usage/free"), "memory.reserved": ("MiB", "fb_memory_usage/reserved"),
-    "temperature.gpu": ("", "temperature/gpu_temp"), "temperature.memory": ("", "temperature/memory_temp"),
-    "power.draw": ("W", watts("PowerUsage")), "power.limit": ("W", "gpu_power_readings/requested_power_limit"),
+    "memory.total": ("MiB", "fb_memory_usage/total"),
+    "memory.used": ("MiB", "fb_memory_usage/used"),
+    "memory.free": ("MiB", "fb_memory_usage/free"),
+    "memory.reserved": ("MiB", "fb_memory_usage/reserved"),
+    "temperature.gpu": ("", "temperature/gpu_temp"),
+    "temperature.memory": ("", "temperature/memory_temp"),
+    "power.draw": ("W", watts("PowerUsage")),
+    "power.limit": ("W", "gpu_power_readings/requested_power_limit"),
     "enforced.power.limit": ("W", "gpu_power_readings/current_power_limit"),
     "power.default_limit": ("W", "gpu_power_readings/default_power_limit"),
     "power.min_limit": ("W", "gpu_power_readings/min_power_limit"),
     "power.max_limit": ("W", "gpu_power_readings/max_power_limit"),
-    "fan.speed": ("%", "fan_speed"), "pstate": ("", "performance_state"), "compute_mode": ("", "compute_mode"),
-    "utilization.gpu": ("%", "utilization/gpu_util"), "utilization.memory": ("%", "utilization/memory_util"),
-    "persistence_mode": ("", "persistence_mode"), "display_active": ("", "display_active"),
-    "ecc.mode.current": ("", "ecc_mode/current_ecc"), "ecc.mode.pending": ("", "ecc_mode/pending_ecc"),
+    "fan.speed": ("%", "fan_speed"),
+    "pstate": ("", "performance_state"),
+    "compute_mode": ("", "compute_mode"),
+    "utilization.gpu": ("%", "utilization/gpu_util"),
+    "utilization.memory": ("%", "utilization/memory_util"),
+    "persistence_mode": ("", "persistence_mode"),
+    "display_active": ("", "display_active"),
+    "ecc.mode.current": ("", "ecc_mode/current_ecc"),
+    "ecc.mode.pending": ("", "ecc_mode/pending_ecc"),
     "ecc.errors.corrected.volatile.total": ("", word("TotalEccErrors[0,0]")),
     "ecc.errors.corrected.aggregate.total": ("", word("TotalEccErrors[0,1]")),
     "ecc.errors.uncorrected.volatile.total": ("", word("TotalEccErrors[1,0]")),
     "ecc.errors.uncorrected.aggregate.total": ("", word("TotalEccErrors[1,1]")),
-    "mig.mode.current": ("", "mig_mode/current_mig"), "mig.mode.pending": ("", "mig_mode/pending_mig"),
+    "mig.mode.current": ("", "mig_mode/current_mig"),
+    "mig.mode.pending": ("", "mig_mode/pending_mig"),
     "pcie.link.gen.current": ("", "pci/pci_gpu_link_info/pcie_gen/current_link_gen"),
     "pcie.link.gen.max": ("", "pci/pci_gpu_link_info/pcie_gen/max_link_gen"),
-    "pcie.link.width.current": ("", word("CurrPcieLinkWidth")), "pcie.link.width.max": ("", word("MaxPcieLinkWidth")),
-    "clocks.current.graphics": ("MHz", "clocks/graphics_clock"), "clocks.current.sm": ("MHz", "clocks/sm_clock"),
-    "clocks.current.memory": ("MHz", "clocks/mem_clock"), "clocks.max.graphics": ("MHz", "max_clocks/graphics_clock"),
-    "clocks.max.sm": ("MHz", "max_clocks/sm_clock"), "clocks.max.memory": ("MHz", "max_clocks/mem_clock"),
+    "pcie.link.width.current": ("", word("CurrPcieLinkWidth")),
+    "pcie.link.width.max": ("", word("MaxPcieLinkWidth")),
+    "clocks.current.graphics": ("MHz", "clocks/graphics_clock"),
+    "clocks.current.sm": ("MHz", "clocks/sm_clock"),
+    "clocks.current.memory": ("MHz", "clocks/mem_clock"),
+    "clocks.max.graphics": ("MHz", "max_clocks/graphics_clock"),
+    "clocks.max.sm": ("MHz", "max_clocks/sm_clock"),
+    "clocks.max.memory": ("MHz", "max_clocks/mem_clock"),
 }
-ALIASES = {"gpu_uuid": "uuid", "gpu_name": "name", "gpu_bus_id": "pci.bus_id", "gpu_serial": "serial",
-           "clocks.gr": "clocks.current.graphics", "clocks.sm": "clocks.current.sm",
-           "clocks.mem": "clocks.current.memory"}
+ALIASES = {
+    "gpu_uuid": "uuid",
+    "gpu_name": "name",
+    "gpu_bus_id": "pci.bus_id",
+    "gpu_serial": "serial",
+    "clocks.gr": "clocks.current.graphics",
+    "clocks.sm": "clocks.current.sm",
+    "clocks.mem": "clocks.current.memory",
+}
 
 
 def cell(nvml, gpu, name):
@@ -464,8 +557,12 @@ def table(rows, heads, options):
     if "noheader" not in options:
         print(", ".join(heads))
     for row in rows:
-        print(", ".join(text.split(" ")[0] if "nounits" in options and text.split(" ")[-1] in ("MiB", "W", "%", "MHz")
-                        else text for text in row))
+        print(
+            ", ".join(
+                text.split(" ")[0] if "nounits" in options and text.split(" ")[-1] in ("MiB", "W", "%", "MHz") else text
+                for text in row
+            )
+        )
 
 
 def query(nvml, gpus, names, options):
@@ -484,8 +581,14 @@ def query_processes(nvml, gpus, names, options):
     rows = []
     for gpu in gpus:
         for pid, size, kind in gpu.processes:
-            row = {"pid": str(pid), "process_name": process_name(nvml, pid), "name": process_name(nvml, pid),
-                   "gpu_uuid": gpu.uuid, "gpu_name": gpu.name, "gpu_bus_id": gpu.get("nvmlDeviceGetPciInfo_v3")[6]}
+            row = {
+                "pid": str(pid),
+                "process_name": process_name(nvml, pid),
+                "name": process_name(nvml, pid),
+                "gpu_uuid": gpu.uuid,
+                "gpu_name": gpu.name,
+                "gpu_bus_id": gpu.get("nvmlDeviceGetPciInfo_v3")[6],
+            }
             row["used_memory"] = row["used_gpu_memory"] = "%d MiB" % (size // MIB)
             if kind == "C":
                 rows.append([row[name] for name in names])
@@ -513,8 +616,10 @@ def set_persistence(gpus, mode):
         try:
             gpu.call("nvmlDeviceSetPersistenceMode", mode)
         except NvmlError as error:
-            print("Unable to set persistence mode for GPU %s: %s\nTerminating early due to previous error." % (
-                bus_id, error))
+            print(
+                "Unable to set persistence mode for GPU %s: %s\nTerminating early due to previous error."
+                % (bus_id, error)
+            )
             return error.code
         print("%s persistence mode for GPU %s." % (words[mode], bus_id))
     print("All done.")
@@ -560,10 +665,19 @@ def summary(nvml, gpus):
     version = nvml.get("nvmlSystemGetDriverVersion")[0]
     print("NVIDIA-SMI %s    Driver Version: %s    CUDA Version: %s" % (version, version, cuda_version(nvml)))
     for gpu in gpus:
-        print("| %3d  %-28s %-4s | %s %s / %s | %s / %s |" % (
-            gpu.index, gpu.name, cell(nvml, gpu, "pstate"), gpu.get("nvmlDeviceGetPciInfo_v3")[6],
-            cell(nvml, gpu, "power.draw"), cell(nvml, gpu, "power.limit"),
-            cell(nvml, gpu, "memory.used"), cell(nvml, gpu, "memory.total")))
+        print(
+            "| %3d  %-28s %-4s | %s %s / %s | %s / %s |"
+            % (
+                gpu.index,
+                gpu.name,
+                cell(nvml, gpu, "pstate"),
+                gpu.get("nvmlDeviceGetPciInfo_v3")[6],
+                cell(nvml, gpu, "power.draw"),
+                cell(nvml, gpu, "power.limit"),
+                cell(nvml, gpu, "memory.used"),
+                cell(nvml, gpu, "memory.total"),
+            )
+        )
 
 
 def chosen(nvml, wanted):
@@ -577,8 +691,12 @@ def chosen(nvml, wanted):
             raise NvmlError(error.code, text) from None
     if wanted is None:
         return gpus
-    found = [gpu for name in wanted.split(",") for gpu in gpus
-             if name in (str(gpu.index), gpu.uuid, gpu.pci_bus_id, gpu.get("nvmlDeviceGetPciInfo_v3")[6])]
+    found = [
+        gpu
+        for name in wanted.split(",")
+        for gpu in gpus
+        if name in (str(gpu.index), gpu.uuid, gpu.pci_bus_id, gpu.get("nvmlDeviceGetPciInfo_v3")[6])
+    ]
     if len(found) != len(wanted.split(",")):
         raise NvmlError(6, "No devices were found")
     return found
@@ -587,12 +705,16 @@ def chosen(nvml, wanted):
 def failure(error):
     """What nvidia-smi says when it cannot begin."""
     if error.code == 12:
-        return 12, ("NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that the NVIDIA "
-                    "Display Driver is properly installed and present in your system.\nPlease also try adding "
-                    "directory that contains libnvidia-ml.so to your system PATH.")
+        return 12, (
+            "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that the NVIDIA "
+            "Display Driver is properly installed and present in your system.\nPlease also try adding "
+            "directory that contains libnvidia-ml.so to your system PATH."
+        )
     if error.code == 9:
-        return 9, ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the "
-                   "latest NVIDIA driver is installed and running.\n")
+        return 9, (
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the "
+            "latest NVIDIA driver is installed and running.\n"
+        )
     if error.code == 18:
         system = nvml_sim.parse(nvml_sim.state_file().read_text())["system"]
         version = nvml_sim.words(system["nvmlSystemGetNVMLVersion"])[0].split(".")

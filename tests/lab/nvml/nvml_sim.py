@@ -46,10 +46,15 @@ def parse(text: str) -> dict:
     return sections
 
 
+def numbered(sections: dict, kind: str) -> list:
+    """The sections ``[kind 0]``, ``[kind 1]``… in their order."""
+    names = [name for name in sections if re.fullmatch(kind + r" \d+", name)]
+    return [sections[name] for name in sorted(names, key=lambda name: int(name.split()[1]))]
+
+
 def gpus(sections: dict) -> list:
     """Every GPU of a state with all that holds for it: [{key: value}]."""
-    names = sorted((name for name in sections if re.fullmatch(r"device \d+", name)), key=lambda name: int(name[7:]))
-    return [dict(sections["devices"], **sections[name]) for name in names]
+    return [dict(sections["devices"], **own) for own in numbered(sections, "device")]
 
 
 def words(value: str) -> list:
@@ -123,13 +128,18 @@ class NvmlError(Exception):
 
 
 class _Process(ctypes.Structure):
-    _fields_ = [("pid", ctypes.c_uint), ("bytes", ctypes.c_ulonglong),
-                ("gpu_instance", ctypes.c_uint), ("compute_instance", ctypes.c_uint)]
+    _fields_ = [
+        ("pid", ctypes.c_uint),
+        ("bytes", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    ]
 
 
 class _Memory(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint)] + [(name, ctypes.c_ulonglong)
-                                               for name in ("total", "reserved", "free", "used")]
+    _fields_ = [("version", ctypes.c_uint)] + [
+        (name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")
+    ]
 
 
 class Device:
@@ -183,7 +193,7 @@ class Device:
         for kind, function in (("C", "Compute"), ("G", "Graphics")):
             count, room = ctypes.c_uint(1024), (_Process * 1024)()
             self.call("nvmlDeviceGet%sRunningProcesses_v3" % function, ctypes.byref(count), room)
-            found += [(process.pid, process.bytes, kind) for process in room[:count.value]]
+            found += [(process.pid, process.bytes, kind) for process in room[: count.value]]
         return found
 
     @property

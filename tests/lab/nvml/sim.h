@@ -13,6 +13,7 @@
  *     nvmlDeviceGetFanSpeed = !3                the NVML error returned
  *     [device 0]                                this GPU alone; a line `* = !15` answers every call
  *     [mig 0.0]                                 MIG device 0 of GPU 0
+ *     [rdma 0]                                  not NVML's business: apply writes it to sysfs
  *
  * A value is what the function writes, in the order of its C arguments and struct fields (functions.def);
  * `hang` never returns. What no line answers is not supported.
@@ -39,7 +40,7 @@ enum {
 };
 
 /* A scope is a section of the state. GPU n is n * MIG_SLOTS, its MIG device m is n * MIG_SLOTS + 1 + m. */
-enum { SCOPE_DEVICES = -2, SCOPE_SYSTEM = -1, MIG_SLOTS = 64, MAX_GPUS = 64 };
+enum { SCOPE_OTHER = -3, SCOPE_DEVICES = -2, SCOPE_SYSTEM = -1, MIG_SLOTS = 64, MAX_GPUS = 64 };
 
 struct claim {
     pid_t pid;

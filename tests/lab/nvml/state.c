@@ -65,7 +65,7 @@ static int section(const char *name)
         return gpu * MIG_SLOTS;
     if (sscanf(name, "[mig %d.%d]", &gpu, &mig) == 2 && gpu >= 0 && gpu < MAX_GPUS && mig >= 0 && mig < MIG_SLOTS - 1)
         return gpu * MIG_SLOTS + 1 + mig;
-    return strcmp(name, "[devices]") ? SCOPE_SYSTEM : SCOPE_DEVICES;
+    return !strcmp(name, "[system]") ? SCOPE_SYSTEM : !strcmp(name, "[devices]") ? SCOPE_DEVICES : SCOPE_OTHER;
 }
 
 static void add_scope(int scope)

@@ -123,15 +123,22 @@ class Host:
     def program(self, unprivileged: bool = False) -> Program:
         """Start a program; it has loaded the library and not called it."""
         command = [sys.executable, "-c", CHILD, str(SIMULATOR), "unprivileged" if unprivileged else "as we are"]
-        process = subprocess.Popen(command, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self.programs.append(process)
         return Program(process)
 
     def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess:
         """Run one of the simulator's programs."""
-        return subprocess.run([sys.executable, str(SIMULATOR / name), *arguments], env=self.environment,
-                              capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, str(SIMULATOR / name), *arguments], env=self.environment, capture_output=True, text=True
+        )
 
     def close(self) -> None:
         for process in self.programs:

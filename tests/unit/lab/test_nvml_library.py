@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, Callable
@@ -59,8 +60,12 @@ def test_the_recorded_states_are_the_recordings(state: str) -> None:
     """The state files come from the fixtures by convert.py and nothing else."""
     files = [str(FIXTURES / (state + ending)) for ending in ("-nvml.json", "-nvidia-smi-q.xml")]
     title = (TESTS / "lab/nvml/states" / state).read_text().splitlines()[0].lstrip("# ")
-    made = subprocess.run([sys.executable, str(TESTS / "lab/nvml/convert.py"), *files, "--title", title],
-                          capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, str(TESTS / "lab/nvml/convert.py"), *files, "--title", title],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert made.stdout == (TESTS / "lab/nvml/states" / state).read_text()
 
 
@@ -76,9 +81,15 @@ def test_what_the_recording_of_nvml_lacks_comes_from_nvidia_smi(gpu_host: Any) -
         memory = int(gpu.findtext("temperature/memory_temp").split()[0])
         fields = program.get(
             "[(f.fieldId, f.nvmlReturn, f.value.uiVal, f.value.siVal) for f in"
-            " nvml.nvmlDeviceGetFieldValues(handles[%d], [82, 91, 144, 193, 230, 9999])]" % index)
+            " nvml.nvmlDeviceGetFieldValues(handles[%d], [82, 91, 144, 193, 230, 9999])]" % index
+        )
         assert [field[:3] for field in fields if field[0] != 193] == [
-            [82, 0, memory], [91, 0, 18], [144, 0, 0], [230, 0, 0], [9999, 3, 0]]
+            [82, 0, memory],
+            [91, 0, 18],
+            [144, 0, 0],
+            [230, 0, 0],
+            [9999, 3, 0],
+        ]
         assert fields[3][3] == -8
     assert program.get(
         "[nvml.nvmlDeviceGetNvLinkVersion(handles[0], 17),"
@@ -91,8 +102,10 @@ def test_fabric_in_each_version_of_its_struct(gpu_host: Any) -> None:
     program = gpu_host.program()
     program.get("init()")
     for kind in ("c_nvmlGpuFabricInfo_v2_t", "c_nvmlGpuFabricInfo_v3_t"):
-        ask = ("(lambda info: [nvml.nvmlDeviceGetGpuFabricInfoV(handles[0], nvml.byref(info)),"
-               " info.status, info.cliqueId, info.state, list(info.clusterUuid)])(nvml.%s())" % kind)
+        ask = (
+            "(lambda info: [nvml.nvmlDeviceGetGpuFabricInfoV(handles[0], nvml.byref(info)),"
+            " info.status, info.cliqueId, info.state, list(info.clusterUuid)])(nvml.%s())" % kind
+        )
         assert program.get(ask) == [0, 0, 0, 3, [0] * 16], kind
 
 
@@ -121,8 +134,13 @@ def test_handles_by_every_name(gpu_host: Any) -> None:
     gpu_host.apply("h200x4")
     program = gpu_host.program()
     program.get("init()")
-    for ask in ("UUID('GPU-00000003-0000-4000-8000-000000000003')", "PciBusId('00000000:00:08.0')",
-                "PciBusId('0000:00:08.0')", "PciBusId('00:08.0')", "Serial('1650000000003')"):
+    for ask in (
+        "UUID('GPU-00000003-0000-4000-8000-000000000003')",
+        "PciBusId('00000000:00:08.0')",
+        "PciBusId('0000:00:08.0')",
+        "PciBusId('00:08.0')",
+        "Serial('1650000000003')",
+    ):
         assert program.get("nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleBy%s)" % ask) == 2, ask
     assert program.error("nvml.nvmlDeviceGetHandleByIndex(4)") == 2
     assert program.error("nvml.nvmlDeviceGetHandleByUUID('GPU-0')") == 6
@@ -134,8 +152,15 @@ def test_what_the_state_does_not_answer_is_not_supported(gpu_host: Any) -> None:
     gpu_host.apply("rtx4090x4")
     program = gpu_host.program()
     program.get("init()")
-    for ask in ("Serial(handles[0])", "MigMode(handles[0])", "RemappedRows(handles[0])", "NvLinkState(handles[0], 0)",
-                "TotalEccErrors(handles[0], 1, 0)", "NumaNodeId(handles[0])", "MarginTemperature(handles[0])"):
+    for ask in (
+        "Serial(handles[0])",
+        "MigMode(handles[0])",
+        "RemappedRows(handles[0])",
+        "NvLinkState(handles[0], 0)",
+        "TotalEccErrors(handles[0], 1, 0)",
+        "NumaNodeId(handles[0])",
+        "MarginTemperature(handles[0])",
+    ):
         assert program.error("nvml.nvmlDeviceGet" + ask) == 3, ask
     assert program.get("nvml.nvmlDeviceGetFanSpeed(handles[0])") == 30
     assert program.get("nvml.nvmlDeviceGetEccMode(handles[0])") == [0, 0]
@@ -269,8 +294,10 @@ def test_a_gpu_whose_node_is_missing_is_invisible_and_the_others_are_renumbered(
         gpu_host.node("nvidia%d" % minor).unlink()
     program = gpu_host.program()
     assert program.get("init()") == 1
-    assert program.get("[nvml.nvmlDeviceGetIndex(handles[0]), nvml.nvmlDeviceGetMinorNumber(handles[0]),"
-                       " nvml.nvmlDeviceGetPciInfo(handles[0]).busId]") == [0, 2, "00000000:00:08.0"]
+    assert program.get(
+        "[nvml.nvmlDeviceGetIndex(handles[0]), nvml.nvmlDeviceGetMinorNumber(handles[0]),"
+        " nvml.nvmlDeviceGetPciInfo(handles[0]).busId]"
+    ) == [0, 2, "00000000:00:08.0"]
     assert program.get(uuids) == ["GPU-00000003-0000-4000-8000-000000000003"]
     assert program.error("nvml.nvmlDeviceGetHandleByIndex(1)") == 2
     assert program.error("nvml.nvmlDeviceGetHandleByUUID('GPU-00000001-0000-4000-8000-000000000001')") == 6
@@ -324,8 +351,10 @@ def test_without_the_control_node_there_is_no_driver(gpu_host: Any) -> None:
 # -- faults ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fault", "code", "text"), [
-    ("driver-mismatch", 18, "Driver/library version mismatch"), ("driver-not-loaded", 9, "Driver Not Loaded")])
+@pytest.mark.parametrize(
+    ("fault", "code", "text"),
+    [("driver-mismatch", 18, "Driver/library version mismatch"), ("driver-not-loaded", 9, "Driver Not Loaded")],
+)
 def test_init_fails(gpu_host: Any, fault: str, code: int, text: str) -> None:
     gpu_host.apply("h200x2", fault)
     program = gpu_host.program()
@@ -335,8 +364,12 @@ def test_init_fails(gpu_host: Any, fault: str, code: int, text: str) -> None:
 
 def test_no_library(gpu_host: Any) -> None:
     (gpu_host.root / "libnvidia-ml.so.1").unlink()
-    done = subprocess.run([sys.executable, "-c", "import pynvml; pynvml.nvmlInit()"], env=gpu_host.environment,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import pynvml; pynvml.nvmlInit()"],
+        env=gpu_host.environment,
+        capture_output=True,
+        text=True,
+    )
     assert "NVMLError_LibraryNotFound" in done.stderr
 
 
@@ -346,9 +379,16 @@ def test_a_lost_gpu_answers_nothing_and_the_others_all(gpu_host: Any, state: str
     program = gpu_host.program()
     count = program.get("init()")
     gpu_host.apply(state, "gpu-lost:1")
-    for ask in ("GetName(handles[1])", "GetIndex(handles[1])", "GetMemoryInfo(handles[1])", "GetUUID(handles[1])",
-                "GetComputeRunningProcesses(handles[1])", "GetFieldValues(handles[1], [91])", "GetHandleByIndex(1)",
-                "SetPersistenceMode(handles[1], 1)"):
+    for ask in (
+        "GetName(handles[1])",
+        "GetIndex(handles[1])",
+        "GetMemoryInfo(handles[1])",
+        "GetUUID(handles[1])",
+        "GetComputeRunningProcesses(handles[1])",
+        "GetFieldValues(handles[1], [91])",
+        "GetHandleByIndex(1)",
+        "SetPersistenceMode(handles[1], 1)",
+    ):
         assert program.error("nvml.nvmlDevice" + ask) == 15, ask
     assert program.get("nvml.nvmlDeviceGetCount()") == count
     assert program.get("nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleByIndex(0))") == 0
@@ -370,9 +410,14 @@ def signals(pid: int, kind: str) -> int:
     return int(re.search(r"^%s:\t(\w+)" % kind, Path("/proc/%d/status" % pid).read_text(), re.MULTILINE).group(1), 16)
 
 
-@pytest.mark.parametrize(("fault", "before", "call"), [
-    ("hang", [], "nvml.nvmlInit()"), ("hang:1", [], "init()"),
-    ("hang:1", ["nvml.nvmlInit()", "nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0))"], "init()")])
+@pytest.mark.parametrize(
+    ("fault", "before", "call"),
+    [
+        ("hang", [], "nvml.nvmlInit()"),
+        ("hang:1", [], "init()"),
+        ("hang:1", ["nvml.nvmlInit()", "nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0))"], "init()"),
+    ],
+)
 def test_a_hang_ends_with_sigkill_alone(gpu_host: Any, fault: str, before: list, call: str) -> None:
     gpu_host.apply("h200x2", fault)
     program = gpu_host.program()
@@ -380,8 +425,9 @@ def test_a_hang_ends_with_sigkill_alone(gpu_host: Any, fault: str, before: list,
         program.get(step)
     program.send(call)
     terminate, process = 1 << signal.SIGTERM - 1, program.process
+    deadline = time.monotonic() + 30
     while not signals(process.pid, "SigBlk") & terminate:
-        assert process.poll() is None
+        assert process.poll() is None and time.monotonic() < deadline, "the call did not hang"
     process.terminate()
     assert (signals(process.pid, "ShdPnd") & terminate) and process.poll() is None
     process.kill()
@@ -436,7 +482,8 @@ def test_mig_devices(gpu_host: Any, holders: Callable[[], subprocess.Popen]) -> 
     for ask, code in (("handles[0], 2", 6), ("handles[1], 0", 6), ("handles[0], 7", 2)):
         assert program.error("nvml.nvmlDeviceGetMigDeviceHandleByIndex(%s)" % ask) == code, ask
     assert program.get("[nvml.nvmlDeviceGetUUID(device) for device in mig]") == [
-        "MIG-a100000%d-0000-5000-8000-00000000000%d" % (n, n) for n in (1, 2)]
+        "MIG-a100000%d-0000-5000-8000-00000000000%d" % (n, n) for n in (1, 2)
+    ]
     assert program.get("[nvml.nvmlDeviceGetGpuInstanceId(device) for device in mig]") == [1, 2]
     assert program.get("[nvml.nvmlDeviceIsMigDeviceHandle(device) for device in handles + mig]") == [0, 0, 1, 1]
     assert program.get("nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(mig[1]))") == 0

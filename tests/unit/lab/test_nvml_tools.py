@@ -76,10 +76,19 @@ def test_query_formats_and_absent_data(gpu_host: Any) -> None:
 def test_report_of_a_consumer_card_and_of_mig(gpu_host: Any) -> None:
     gpu_host.apply("rtx4090x4")
     gpu = ElementTree.fromstring(gpu_host.run("nvidia_smi.py", "-q", "-x").stdout).find("gpu")
-    assert [gpu.findtext(path) for path in (
-        "product_brand", "product_architecture", "serial", "fan_speed", "mig_mode/current_mig", "fabric/state",
-        "temperature/gpu_temp_max_threshold", "pci/pci_sub_class")] == [
-        "GeForce", "Ada Lovelace", "N/A", "30 %", "N/A", "N/A", "100 C", "0"]
+    assert [
+        gpu.findtext(path)
+        for path in (
+            "product_brand",
+            "product_architecture",
+            "serial",
+            "fan_speed",
+            "mig_mode/current_mig",
+            "fabric/state",
+            "temperature/gpu_temp_max_threshold",
+            "pci/pci_sub_class",
+        )
+    ] == ["GeForce", "Ada Lovelace", "N/A", "30 %", "N/A", "N/A", "100 C", "0"]
     assert gpu.find("temperature/gpu_temp_max_tlimit_threshold") is None
     gpu_host.apply("a100x2-mig")
     gpu = ElementTree.fromstring(gpu_host.run("nvidia_smi.py", "-q", "-x").stdout).find("gpu")
@@ -97,7 +106,11 @@ def test_processes_and_memory_are_live(gpu_host: Any) -> None:
         gpu = ElementTree.fromstring(gpu_host.run("nvidia_smi.py", "-q", "-x").stdout).findall("gpu")[1]
         info = gpu.find("processes/process_info")
         assert [info.findtext(tag) for tag in ("pid", "type", "process_name", "used_memory")] == [
-            str(holder.pid), "C", "sleep", "500 MiB"]
+            str(holder.pid),
+            "C",
+            "sleep",
+            "500 MiB",
+        ]
         assert gpu.findtext("fb_memory_usage/used") == "500 MiB"
         apps = gpu_host.run("nvidia_smi.py", "--query-compute-apps=gpu_uuid,pid,used_memory", "--format=csv,noheader")
         assert apps.stdout == "GPU-00000002-0000-4000-8000-000000000002, %d, 500 MiB\n" % holder.pid
@@ -119,19 +132,27 @@ def test_persistence_mode(gpu_host: Any) -> None:
     assert modes.split() == ["Disabled", "Disabled", "Disabled", "Enabled"]
 
 
-@pytest.mark.parametrize(("state", "row", "expected"), [
-    ("h200x2", 1, ["GPU0", " X ", "NV18", "0-31", "0", "", "N/A"]),
-    ("rtx4090x4", 2, ["GPU1", "NODE", " X ", "NODE", "NODE", "0-31", "0", "", "N/A"]),
-    ("hgx-h100x8", 8, ["GPU7"] + ["NV18"] * 7 + [" X ", "56-111,168-223", "1", "", "N/A"])])
+@pytest.mark.parametrize(
+    ("state", "row", "expected"),
+    [
+        ("h200x2", 1, ["GPU0", " X ", "NV18", "0-31", "0", "", "N/A"]),
+        ("rtx4090x4", 2, ["GPU1", "NODE", " X ", "NODE", "NODE", "0-31", "0", "", "N/A"]),
+        ("hgx-h100x8", 8, ["GPU7"] + ["NV18"] * 7 + [" X ", "56-111,168-223", "1", "", "N/A"]),
+    ],
+)
 def test_topology(gpu_host: Any, state: str, row: int, expected: list) -> None:
     gpu_host.apply(state)
     assert gpu_host.run("nvidia_smi.py", "topo", "-m").stdout.splitlines()[row].split("\t") == expected
 
 
-@pytest.mark.parametrize(("faults", "status", "words"), [
-    (["driver-mismatch"], 18, "NVML: Driver/library version mismatch\nNVML library version: 580.159"),
-    (["driver-not-loaded"], 9, "couldn't communicate with the NVIDIA driver"),
-    (["gpu-lost:1"], 15, "Unable to determine the device handle for GPU1: GPU is lost")])
+@pytest.mark.parametrize(
+    ("faults", "status", "words"),
+    [
+        (["driver-mismatch"], 18, "NVML: Driver/library version mismatch\nNVML library version: 580.159"),
+        (["driver-not-loaded"], 9, "couldn't communicate with the NVIDIA driver"),
+        (["gpu-lost:1"], 15, "Unable to determine the device handle for GPU1: GPU is lost"),
+    ],
+)
 @pytest.mark.parametrize("command", [["-L"], ["-q", "-x"], ["--query-gpu=uuid", "--format=csv"]])
 def test_failures(gpu_host: Any, faults: list, status: int, words: str, command: list) -> None:
     gpu_host.apply("h200x4", *faults)
@@ -157,7 +178,8 @@ def test_proc_tree_is_the_recorded_one(apply: Any) -> None:
     """As a host with two H200s has it, VBIOS of that host."""
     files = apply.proc_files(*sections(apply, "h200x2"))
     assert files["version"].startswith(
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build")
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build"
+    )
     assert files["gpus/0000:00:06.0/information"] == (
         "Model: \t\t NVIDIA H200\n"
         "IRQ:   \t\t 41\n"
@@ -169,29 +191,63 @@ def test_proc_tree_is_the_recorded_one(apply: Any) -> None:
         "Bus Location: \t 0000:00:06.0\n"
         "Device Minor: \t 0\n"
         "GPU Firmware: \t 580.159.04\n"
-        "GPU Excluded:\t No\n")
+        "GPU Excluded:\t No\n"
+    )
     assert sorted(files) == ["gpus/0000:00:06.0/information", "gpus/0000:00:07.0/information", "version"]
 
 
-def test_sysfs_tree(apply: Any) -> None:
-    files = apply.sysfs_files(sections(apply, "h200x2")[1], driver=True)
+def test_gpu_in_sysfs(apply: Any) -> None:
+    files = apply.gpu_files(sections(apply, "h200x2")[1][1], driver=True)
     place = "tree/devices/pci0000:00/0000:00:07.0/"
-    assert {name: files[place + name].strip() for name in (
-        "vendor", "device", "class", "numa_node", "local_cpulist", "current_link_speed", "max_link_width")} == {
-        "vendor": "0x10de", "device": "0x2335", "class": "0x030200", "numa_node": "-1", "local_cpulist": "0-31",
-        "current_link_speed": "32.0 GT/s PCIe", "max_link_width": "16"}
+    attributes = {name[len(place) :]: text.strip() for name, text in files.items() if isinstance(text, str)}
+    assert attributes == {
+        "vendor": "0x10de",
+        "device": "0x2335",
+        "subsystem_vendor": "0x10de",
+        "subsystem_device": "0x18bf",
+        "class": "0x030200",
+        "numa_node": "-1",
+        "local_cpulist": "0-31",
+        "current_link_speed": "32.0 GT/s PCIe",
+        "current_link_width": "16",
+        "max_link_speed": "32.0 GT/s PCIe",
+        "max_link_width": "16",
+    }
     assert str(files["devices/0000:00:07.0"]) == "../" + place.rstrip("/")
-    files = apply.sysfs_files(sections(apply, "hgx-h100x8")[1], driver=False)
-    assert files["tree/devices/pci0000:de/0000:df:00.0/numa_node"] == "1\n"
-    assert files["tree/devices/pci0000:de/0000:df:00.0/local_cpulist"] == "56-111,168-223\n"
+    gpu = sections(apply, "hgx-h100x8")[1][7]
+    files = apply.gpu_files(gpu, driver=False)
+    place = "tree/devices/pci0000:d9/0000:d9:01.0/0000:da:00.0/0000:db:00.0/0000:df:00.0/"
+    assert files[place + "numa_node"] == "1\n" and files[place + "local_cpulist"] == "56-111,168-223\n"
     assert not any("driver" in name for name in files)
 
 
 @pytest.mark.parametrize("state", [name for name in STATES if name != "none"])
-def test_every_state_has_all_that_a_host_needs(apply: Any, state: str) -> None:
+def test_sysfs_links_lead_somewhere(apply: Any, state: str, tmp_path: Path) -> None:
+    found = apply.nvml_sim.parse(apply.compose(state, []))
+    parts = [apply.gpu_files(gpu, driver=True) for gpu in apply.nvml_sim.gpus(found)]
+    parts += [apply.rdma_files(hca) for hca in apply.nvml_sim.numbered(found, "rdma")]
+    for files in parts:
+        apply.replace(tmp_path, files)
+        links = [path for path in tmp_path.rglob("*") if path.is_symlink()]
+        assert len(links) == 3 and all(link.exists() for link in links)
+
+
+def test_rdma_device_in_sysfs(apply: Any, tmp_path: Path) -> None:
+    """One below the same switch as each GPU, found from its class as from the kernel's."""
+    found = apply.nvml_sim.parse(apply.compose("hgx-h100x8", []))
+    hca, gpu = apply.nvml_sim.numbered(found, "rdma")[2], apply.nvml_sim.gpus(found)[2]
+    apply.replace(tmp_path, {**apply.rdma_files(hca), **apply.gpu_files(gpu, driver=True)})
+    device = tmp_path / "class/mlx5_2"
+    assert (device / "ports/1/rate").read_text() == "400 Gb/sec (4X NDR)\n"
+    assert [entry.name for entry in (device / "device/net").iterdir()] == ["ibs2"]
+    near, far = (path.resolve() for path in (tmp_path / "devices/0000:52:00.0", device / "device"))
+    assert near.parents[1] == far.parents[1] and near.parent != far.parent
+
+
+@pytest.mark.parametrize("state", [name for name in STATES if name != "none"])
+def test_every_gpu_has_its_proc_files(apply: Any, state: str) -> None:
     system, gpus = sections(apply, state)
     assert len(apply.proc_files(system, gpus)) == len(gpus) + 1
-    assert len([name for name in apply.sysfs_files(gpus, driver=True) if name.startswith("devices/")]) == len(gpus)
 
 
 def test_the_loaded_module_is_older_than_a_mismatched_library(apply: Any) -> None:
@@ -199,10 +255,15 @@ def test_the_loaded_module_is_older_than_a_mismatched_library(apply: Any) -> Non
     assert " 575.57.08 " in version
 
 
-@pytest.mark.parametrize(("state", "fault", "words"), [
-    ("h200x3", [], "no state 'h200x3'; there are: a100x2-mig"),
-    ("h200x2", ["melt"], "no fault 'melt'; there are: driver"),
-    ("h200x2", ["gpu-lost:2"], "h200x2 has 2 GPUs"), ("none", ["gpu-lost"], "none has 0 GPUs")])
+@pytest.mark.parametrize(
+    ("state", "fault", "words"),
+    [
+        ("h200x3", [], "no state 'h200x3'; there are: a100x2-mig"),
+        ("h200x2", ["melt"], "no fault 'melt'; there are: driver"),
+        ("h200x2", ["gpu-lost:2"], "h200x2 has 2 GPUs"),
+        ("none", ["gpu-lost"], "none has 0 GPUs"),
+    ],
+)
 def test_apply_refuses_what_it_does_not_know(apply: Any, state: str, fault: list, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         apply.compose(state, fault)
@@ -220,6 +281,12 @@ def test_overlay_is_built_once_per_source() -> None:
     library = [name for name in names if name.endswith("libnvidia-ml.so.1")]
     assert len(library) == 1 and library[0].startswith("usr/lib/")
     assert [name for name in names if name not in library] == sorted(
-        ["usr/bin/nvidia-smi", "usr/local/bin/nvidia-sim", "usr/local/lib/nvidia-sim/apply",
-         "usr/local/lib/nvidia-sim/nvml_sim.py"] + ["usr/local/lib/nvidia-sim/states/" + state for state in STATES])
+        [
+            "usr/bin/nvidia-smi",
+            "usr/local/bin/nvidia-sim",
+            "usr/local/lib/nvidia-sim/apply",
+            "usr/local/lib/nvidia-sim/nvml_sim.py",
+        ]
+        + ["usr/local/lib/nvidia-sim/states/" + state for state in STATES]
+    )
     assert os.access(folder / "usr/bin/nvidia-smi", os.X_OK)
