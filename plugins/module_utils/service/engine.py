@@ -467,6 +467,10 @@ class _Convergence:
         outcome.reloaded = self.reload
         outcome.warnings += ["systemd stops reading at %s" % place for place in self.unit.broken]
 
+    def _loaded(self) -> Dict[str, str]:
+        """The variables of ``Environment=`` as systemd has read them."""
+        return dict(item.split("=", 1) for item in split_items(self.state.get("Environment", "")))
+
     def _loaded_is_old(self) -> bool:
         """Whether systemd has not yet read what lies on the disk."""
         if self.state.get("LoadState") != "loaded":
@@ -475,7 +479,7 @@ class _Convergence:
             self.state.get("NeedDaemonReload") == "yes" and not self.unit.broken
         ):  # a broken file makes it say so forever
             return True
-        loaded = dict(item.split("=", 1) for item in split_items(self.state.get("Environment", "")))
+        loaded = self._loaded()
         return self.present and any(loaded.get(name) != text for name, text in self.change.environment.items())
 
     def _hidden(self, name: str) -> Callable[[Optional[str]], Optional[str]]:
@@ -644,7 +648,7 @@ class _Convergence:
         if self.steps:
             self._read()
             self._refuse_shadowed()
-        loaded = dict(item.split("=", 1) for item in split_items(self.state.get("Environment", "")))
+        loaded = self._loaded()
         wrong = [name for name, text in sorted(self.change.environment.items()) if loaded.get(name) != text]
         if wrong:
             raise _Failed("not_loaded", "systemd has read other values than were written: %s" % ", ".join(wrong))

@@ -70,7 +70,7 @@ PROPERTIES = (
     "TimeoutStopUSec",
 )
 
-ITEM = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)', re.DOTALL)
+ITEM = re.compile(r'"((?:[^"\\]|\\.)*)"|([^ ]+)', re.DOTALL)
 ITEM_ESCAPE = re.compile(r"\\([0-7]{3}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
 LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "e": "\x1b", "s": " "}
 DURATION = re.compile(r"([0-9.]+)(us|ms|s|min|h|d|w|month|y)\b")
@@ -210,7 +210,9 @@ class System:
         """The environment with which a process was executed; None when it is gone, or not executed yet."""
         try:
             with open("%s/proc/%d/comm" % (self.root, pid), encoding="utf-8", errors="replace") as stream:
-                between_fork_and_exec = stream.read(1) == "("  # systemd's child names itself so
+                name = stream.read().strip()
+            # systemd's child still has its father's name after the fork, and then "(NAME)" until it executes
+            between_fork_and_exec = name.startswith("(") or (name == "systemd" and pid != 1)
             with open("%s/proc/%d/environ" % (self.root, pid), "rb") as stream:
                 content = stream.read().decode("utf-8", "surrogateescape")
         except (FileNotFoundError, ProcessLookupError):

@@ -323,7 +323,8 @@ def parse_environment_file(content: bytes) -> Dict[str, Tuple[str, int]]:
                 at += 2 if text[at] == "\\" else 1
             continue
         match = FILE_NAME.match(text, at)
-        assert match  # it matches nothing as well
+        if match is None:  # never: it matches nothing as well
+            break
         at, first = match.end(), line
         if not match.group(2):
             continue

@@ -61,6 +61,7 @@ ITEMS = {
     '"A=\\$HOME \\`x\\` \\"q\\""': ['A=$HOME `x` "q"'],
     "A= C=": ["A=", "C="],
     '"A=\\x41"': ["A=A"],
+    "A=\x85\xa0\u2028 B=1": ["A=\x85\xa0\u2028", "B=1"],
     "": [],
     '/etc/a.conf "/etc/sp ace.conf"': ["/etc/a.conf", "/etc/sp ace.conf"],
 }
