@@ -180,6 +180,66 @@ def test_tree_hash_sees_names_contents_modes_and_links(tmp_path: Path) -> None:
     assert image.tree_hash(tmp_path) == seen[-1]
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Calls of podman that would change something, recorded instead of made."""
+    made = []
+    for name in ("start", "remove", "create", "import_image"):
+        monkeypatch.setattr(podman, name, lambda *words, name=name: made.append((name, words[0])))
+    return made
+
+
+def test_a_root_file_system_put_into_the_cache_is_taken(
+    tmp_path: Path, calls: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(podman, "image_exists", lambda name: False)
+    monkeypatch.setattr(machine, "read_apt_sources", lambda: [])
+    with pytest.raises(LabError, match="no Debian mirror") as refused:
+        image.ensure(tmp_path, print)
+    archive = Path(str(refused.value).rpartition(" ")[2])
+    archive.parent.mkdir(parents=True)
+    archive.touch()
+    assert image.ensure(tmp_path, print) == "localhost/gpufleet-host:" + image.tree_hash(image.RECIPE)
+    assert calls == [("import_image", archive)]
+
+
+BOOTS, NEVER = object(), object()
+
+
+@pytest.mark.parametrize(
+    "label, alive, old_boot, expected",
+    [
+        pytest.param(None, False, NEVER, ["create"], id="no such container"),
+        pytest.param("same", True, BOOTS, [], id="runs well"),
+        pytest.param("same", False, BOOTS, ["start"], id="stopped"),
+        pytest.param("same", True, NEVER, ["remove", "create"], id="hangs"),
+        pytest.param("same", False, NEVER, ["start", "remove", "create"], id="stopped and does not boot"),
+        pytest.param("other", True, BOOTS, ["remove", "create"], id="made of something else"),
+    ],
+)
+def test_a_host_is_kept_started_or_made_anew(
+    tmp_path: Path,
+    calls: list,
+    monkeypatch: pytest.MonkeyPatch,
+    label: str | None,
+    alive: bool,
+    old_boot: object,
+    expected: list,
+) -> None:
+    def wait_booted(self: fleet.Lab, host: str, states: tuple, timeout: float) -> str:
+        if old_boot is NEVER and ("create", "test-gpu1") not in calls:
+            raise LabError("does not boot")
+        # A fault left behind by a test is no reason to lose a host; a new one must be without.
+        assert ("degraded" in states) == (("create", "test-gpu1") not in calls)
+        return "key"
+
+    monkeypatch.setattr(fleet.Lab, "wait_booted", wait_booted)
+    old = podman.Container("test-gpu1", "id", alive, "10.88.0.2", "", {"gpufleet.spec": label}) if label else None
+    lab = fleet.Lab("test", tmp_path, lambda line: None)
+    assert lab.ensure_host("gpu1", old, "image", {}, "same") == "key"
+    assert [name for name, _first in calls] == expected
+
+
 def test_a_stranger_with_the_remembered_pid_is_not_the_container(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7/cgroup").write_text("0::/libpod_parent/libpod-abc/init.scope\n")
