@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
         if archive and not boolean(arguments.get("remote_src", False), strict=False) and "://" not in archive:
             if self._task.async_val:
                 raise AnsibleActionFail("archive: a file on the controller cannot be sent in the background (async)")
-            local = self._find_needle("files", archive)
+            local = os.path.realpath(self._find_needle("files", archive))
             if not arguments.get("archive_checksum"):
                 arguments["archive_checksum"] = "sha256:" + checksum(local)
         result.update(self._call(arguments, task_vars))
@@ -53,7 +53,7 @@ def checksum(path: str) -> str:
     try:
         with open(os.path.join(folder, "sha256sum.txt"), encoding="utf-8") as listed:
             for line in listed:
-                digest, _, file = line.strip().partition(" ")
+                digest, _sep, file = line.strip().partition(" ")
                 if os.path.basename(file.strip().lstrip("*")) == name and len(digest) == 64:
                     return digest.lower()
     except OSError:

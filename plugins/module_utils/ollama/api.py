@@ -118,7 +118,7 @@ def _exchange(
 
 def _length(header: bytes) -> Optional[int]:
     for line in header.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
+        name, _sep, value = line.partition(b":")
         if name.strip().lower() == b"content-length" and value.strip().isdigit():
             return int(value)
     return None

@@ -113,7 +113,7 @@ class OllamaGate:
             if time.monotonic() >= until:
                 raise Fault(
                     "not_ready",
-                    "the process runs but its API does not answer: %s; expected an answer at %s within %.0f s of the start"
+                    "the process runs but its API does not answer: %s; expected an answer at %s within %.0f s of start"
                     % (last, api.url, until - running.started_monotonic),
                     url=api.url,
                 )
@@ -194,8 +194,8 @@ class OllamaGate:
             own = {device["uuid"]: device for device in self.facts["devices"]}
         elif len(found) != len(self.devices):
             raise Fault(
-                "wrong_gpu", "the server found %d GPUs; expected the %d of %s"
-                % (len(found), len(self.devices), self._declared())
+                "wrong_gpu",
+                "the server found %d GPUs; expected the %d of %s" % (len(found), len(self.devices), self._declared()),
             )
         else:
             return  # this server does not say which GPUs it found; their number is right
@@ -236,9 +236,7 @@ class OllamaGate:
         if answer.status == 404:
             raise Fault("model_missing", "the server has no model %s: %s" % (model, answer.error))
         if answer.status != 200:
-            raise Fault(
-                "load_failed", "%s cannot be served: HTTP %d: %s" % (model, answer.status, answer.error)
-            )
+            raise Fault("load_failed", "%s cannot be served: HTTP %d: %s" % (model, answer.status, answer.error))
         if answer.body.get("done") is not True or not answer.body.get("eval_count"):
             raise Fault(
                 "stalled",
@@ -312,8 +310,8 @@ class OllamaGate:
         if total < needed:
             raise Fault(
                 "vram_missing",
-                "the server says that %s has %.1f GiB on GPUs, but the processes of %s hold %.1f GiB: its worker is dead "
-                "or runs outside the unit" % (self.model, needed / _GIB, unit, total / _GIB),
+                "the server says that %s has %.1f GiB on GPUs, but the processes of %s hold %.1f GiB: its worker is "
+                "dead or runs outside the unit" % (self.model, needed / _GIB, unit, total / _GIB),
                 size_vram=needed,
                 held=total,
             )

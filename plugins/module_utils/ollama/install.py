@@ -218,7 +218,7 @@ class ReleaseStep:
             return False
 
     def _set_aside(self, path: str) -> Optional[str]:
-        """Make room for a link: None, ``@TARGET`` of the link that was there, or where the vendor's own was moved to."""
+        """Make room for a link: None, ``@TARGET`` of the link that was there, or where the vendor's was moved to."""
         if os.path.islink(path):
             return "@" + os.readlink(path)
         if not os.path.lexists(path):
@@ -256,7 +256,8 @@ class ReleaseStep:
             extract(archive, beside)
             if not os.access(os.path.join(beside, "bin", "ollama"), os.X_OK):
                 raise InstallError(
-                    "%s holds no program bin/ollama; expected a release such as ollama-linux-amd64.tar.zst" % self.archive
+                    "%s holds no program bin/ollama; expected a release such as ollama-linux-amd64.tar.zst"
+                    % self.archive
                 )
             os.makedirs(os.path.join(beside, "lib", "ollama"), exist_ok=True)
             with open(os.path.join(beside, ".sha256"), "w", encoding="ascii") as marker:
@@ -376,7 +377,9 @@ def extract(archive: str, folder: str) -> None:
     try:
         if magic == b"\x28\xb5\x2f\xfd":
             if not shutil.which("zstd"):
-                raise InstallError("%s is packed with zstd, and this host has no zstd; install the package zstd" % archive)
+                raise InstallError(
+                    "%s is packed with zstd, and this host has no zstd; install the package zstd" % archive
+                )
             zstd = subprocess.Popen(["zstd", "-dcq", archive], stdout=subprocess.PIPE)
             with tarfile.open(fileobj=zstd.stdout, mode="r|") as tar:
                 _unpack_members(tar, folder)
@@ -501,7 +504,9 @@ def _name_of(uid: int) -> str:
 
 def _run(command: List[str]) -> None:
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False
+        )
     except OSError as error:
         raise InstallError("%s: %s" % (command[0], error.strerror)) from None
     if done.returncode:

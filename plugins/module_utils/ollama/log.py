@@ -133,8 +133,14 @@ _REMEDIES = (
     ("address already in use", "another process listens there; stop it or choose another port (host)"),
     ("cannot assign requested address", "this host has no such address; choose one of its own (host)"),
     ("not a directory", "the models directory, or a parent of it, is a file (models_dir)"),
-    ("permission denied", "the service's user may not write there; give it the directory (models_dir) and x on every parent"),
-    ("read-only file system", "the file system, or the unit's sandbox, forbids writing there (models_dir, ReadWritePaths=)"),
+    (
+        "permission denied",
+        "the service's user may not write there; give it the directory (models_dir) and x on every parent",
+    ),
+    (
+        "read-only file system",
+        "the file system, or the unit's sandbox, forbids writing there (models_dir, ReadWritePaths=)",
+    ),
     ("no space left on device", "make room there, or choose another models_dir"),
     ("$HOME is not defined", "the unit's user has no home; give it one, or set models_dir"),
 )

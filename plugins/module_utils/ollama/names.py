@@ -23,7 +23,9 @@ def full(name: str) -> str:
     if len(parts) > 3:
         raise ValueError("%r is no model's name; expected [host/][namespace/]model[:tag]" % name)
     host, namespace, model = (["registry.ollama.ai", "library"][: 3 - len(parts)] + parts)[-3:]
-    if not all(_PART.match(part) for part in (namespace, model, tag)) or not re.match(r"[A-Za-z0-9.:_-]{1,350}\Z", host):
+    if not all(_PART.match(part) for part in (namespace, model, tag)) or not re.match(
+        r"[A-Za-z0-9.:_-]{1,350}\Z", host
+    ):
         raise ValueError("%r is no model's name; expected [host/][namespace/]model[:tag]" % name)
     return "%s/%s/%s:%s" % (host, namespace, model, tag)
 
@@ -35,5 +37,5 @@ def same(one: str, other: str) -> bool:
 
 def manifest(models_dir: str, name: str) -> str:
     """The file whose presence makes a model known to the server."""
-    path, _, tag = full(name).rpartition(":")
+    path, _sep, tag = full(name).rpartition(":")
     return posixpath.join(models_dir, "manifests", path, tag)

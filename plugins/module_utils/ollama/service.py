@@ -96,7 +96,9 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     )
 
 
-def _choose(wanted: Any, environment: Mapping[str, Any], facts: Dict[str, Any]) -> Tuple[List[Dict[str, Any]], Optional[str]]:
+def _choose(
+    wanted: Any, environment: Mapping[str, Any], facts: Dict[str, Any]
+) -> Tuple[List[Dict[str, Any]], Optional[str]]:
     """The declared GPUs and the value of CUDA_VISIBLE_DEVICES; no GPUs and None when none are declared."""
     by_hand = environment.get("CUDA_VISIBLE_DEVICES")
     fault = facts["fault"]
@@ -139,7 +141,7 @@ def _steps(params: Mapping[str, Any], unit: str, user: str, models_dir: Optional
 
 
 def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], steps: List[engine.Step]) -> None:
-    """What can be known to fail before anything is touched: a store that the user may not write, names without files."""
+    """What is known to fail before anything is touched: a store that the user may not write, names without files."""
     why = install.refused(store, user) if store and os.path.lexists(store) else None
     if why:
         raise Refused("the models' directory: %s" % why)

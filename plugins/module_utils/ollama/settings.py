@@ -265,10 +265,10 @@ _EXTRA: Dict[str, Callable[[Any], Reading]] = {
     "HSA_OVERRIDE_GFX_VERSION": text,
     "GGML_VK_VISIBLE_DEVICES": text,
 }
-"""Read and logged by the server, with no option of their own: for the command line, or for cards that are no NVIDIA's."""
+"""Read and logged by the server, with no option of their own: for the command line, or for cards not of NVIDIA."""
 
-LOGGED: Tuple[str, ...] = (
-    tuple(sorted([entry.variable for entry in SETTINGS if entry.logged] + list(_EXTRA) + ["CUDA_VISIBLE_DEVICES"]))
+LOGGED: Tuple[str, ...] = tuple(
+    sorted([entry.variable for entry in SETTINGS if entry.logged] + list(_EXTRA) + ["CUDA_VISIBLE_DEVICES"])
 )
 """Names in the server's ``server config`` line."""
 
@@ -431,7 +431,7 @@ def parse_go_duration(written: str) -> int:
         part = _PART.match(rest, at)
         if not part:
             break
-        whole, _, fraction = part.group(1).partition(".")
+        whole, _sep, fraction = part.group(1).partition(".")
         unit = _UNITS[part.group(2)]
         total += int(whole or 0) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
         at = part.end()
@@ -495,8 +495,10 @@ def _bytes(value: Any) -> int:
         raise ValueError("%r is no size; write bytes, or a number with KiB, MiB, GiB, KB, MB or GB" % written)
     if match.group(2) == "" and "." in match.group(1):
         raise ValueError("%r is no whole number of bytes" % written)
-    return int(float(match.group(1)) * _SIZES[match.group(2)]) if "." in match.group(1) else (
-        int(match.group(1)) * _SIZES[match.group(2)]
+    return (
+        int(float(match.group(1)) * _SIZES[match.group(2)])
+        if "." in match.group(1)
+        else (int(match.group(1)) * _SIZES[match.group(2)])
     )
 
 

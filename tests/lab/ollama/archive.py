@@ -172,7 +172,17 @@ def path(version: str = VERSION, worker: str = "standin") -> Path:
         members = stand_in() if worker == "standin" else cpu_worker()
         with only_one("archive"):
             write(archive, {"bin/ollama": (binary.read_bytes(), 0o755), **members})
+    if (version, worker) == (VERSION, "standin"):
+        point(CACHE / "archive", archive)
     return archive
+
+
+def point(link: Path, archive: Path) -> None:
+    """Have a link lead to the lab's archive: inventories/lab names it, whose path has no hash in it."""
+    if not link.is_symlink() or link.resolve() != archive:
+        beside = link.with_name(".archive-%d" % os.getpid())
+        beside.symlink_to(archive)
+        beside.replace(link)
 
 
 def main() -> None:

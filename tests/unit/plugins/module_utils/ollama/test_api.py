@@ -9,6 +9,7 @@ import socket
 import threading
 
 import pytest
+
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
 
 
@@ -52,7 +53,7 @@ def test_one_token_is_asked_for_and_no_more(ollama):
     answer = Api("127.0.0.1", ollama.port).one_token("m70b", 5)
     assert answer.status == 200
     assert answer.body["done"] is True
-    (path, body), = ollama.requests
+    ((path, body),) = ollama.requests
     assert path == "/api/generate"
     assert body["model"] == "m70b"
     assert body["stream"] is False
@@ -84,7 +85,7 @@ def test_no_answer_in_time(says):
         (b"HTTP/1.0 200 OK\r\n\r\n<html>", "no JSON"),
         (b"HTTP/1.0 404 Not Found\r\n\r\n{}", "this is not Ollama"),
         (b"HTTP/1.0 200 OK\r\n\r\n[]", "this is not Ollama"),
-        (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{\"version\"", "broke off after 10 of 99 bytes"),
+        (b'HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{"version"', "broke off after 10 of 99 bytes"),
     ],
 )
 def test_another_server_listens_there(says, answer, reason):

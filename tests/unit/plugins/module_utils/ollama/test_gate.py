@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gate as gate_module
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
 
@@ -229,8 +230,12 @@ def test_an_older_server_names_uuids(gate, index, name, fakes):
 
 
 def test_wrong_gpu_by_memory(gate, fakes):
-    verdict = gate(after=None, before=fakes.facts((0, 0, 0, 5 * GIB)), declared=(0, 1, 2, 3)[:2], log=start_log(
-        gpus=[compute(0), compute(1)]))
+    verdict = gate(
+        after=None,
+        before=fakes.facts((0, 0, 0, 5 * GIB)),
+        declared=(0, 1, 2, 3)[:2],
+        log=start_log(gpus=[compute(0), compute(1)]),
+    )
     assert verdict.name == "wrong_gpu"
     assert "holds memory on GPUs that are not declared: 3 (NVIDIA H200" in verdict.message
 

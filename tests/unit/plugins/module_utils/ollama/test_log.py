@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, settings
 
 
@@ -40,10 +41,7 @@ def test_four_gpus(recorded):
     assert not any(gpu.on_cpu or gpu.uuid for gpu in start.compute)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["howto", "quoted", "uuids-and-lists", "keepalive-seconds", "keepalive-zero"],
-)
+@pytest.mark.parametrize("name", ["howto", "quoted", "uuids-and-lists", "keepalive-seconds", "keepalive-zero"])
 def test_settings_foretell_what_the_server_logs(recorded, fixture_text, name):
     """Each recording says which environment the server was given; what it understood is in its log."""
     given = json.loads(fixture_text("ollama/start/%s.log" % name).splitlines()[0].partition(": ")[2])
@@ -102,7 +100,7 @@ def test_the_format_before_0_7():
             'OLLAMA_KEEP_ALIVE:5m0s OLLAMA_MULTIUSER_CACHE:false OLLAMA_ORIGINS:[http://localhost app://*] no_proxy:]"',
             'time=2025-03-12T15:11:53.581Z level=INFO source=routes.go:1297 msg="Listening on [::]:11434 (version 0.6.0)"',
             'time=2025-03-12T15:11:54.031Z level=INFO source=types.go:130 msg="inference compute" '
-            'id=GPU-6e0f3a8c-0000-4000-8000-000000000001 library=cuda variant=v12 compute=8.9 driver=12.4 '
+            "id=GPU-6e0f3a8c-0000-4000-8000-000000000001 library=cuda variant=v12 compute=8.9 driver=12.4 "
             'name="NVIDIA GeForce RTX 4090" total="23.6 GiB" available="23.2 GiB"',
         ]
     )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import SettingsError, declare
 
@@ -49,8 +50,13 @@ READ = [
     ("host", "::", "OLLAMA_HOST", "::", "http://[::]:11434"),
     ("host", "[0::1]", "OLLAMA_HOST", "[0::1]", "http://[::1]:11434"),
     ("host", "gpu1.example", "OLLAMA_HOST", "gpu1.example", "http://gpu1.example:11434"),
-    ("origins", ["https://a.example", "chrome-extension://*"], "OLLAMA_ORIGINS", "https://a.example,chrome-extension://*",
-     "[https://a.example chrome-extension://* "),
+    (
+        "origins",
+        ["https://a.example", "chrome-extension://*"],
+        "OLLAMA_ORIGINS",
+        "https://a.example,chrome-extension://*",
+        "[https://a.example chrome-extension://* ",
+    ),
     ("remotes", ["ollama.com", "b.example"], "OLLAMA_REMOTES", "ollama.com,b.example", "[ollama.com b.example]"),
     ("models_dir", "/srv/models", "OLLAMA_MODELS", "/srv/models", "/srv/models"),
     ("noprune", True, "OLLAMA_NOPRUNE", "1", "true"),
@@ -62,7 +68,13 @@ READ = [
     ("log_level", "debug", "OLLAMA_DEBUG", "1", "DEBUG"),
     ("log_level", "trace", "OLLAMA_DEBUG", "2", "DEBUG-4"),
     ("debug_log_requests", False, "OLLAMA_DEBUG_LOG_REQUESTS", "0", "false"),
-    ("https_proxy", "http://proxy.example:3128", "HTTPS_PROXY", "http://proxy.example:3128", "http://proxy.example:3128"),
+    (
+        "https_proxy",
+        "http://proxy.example:3128",
+        "HTTPS_PROXY",
+        "http://proxy.example:3128",
+        "http://proxy.example:3128",
+    ),
     ("no_proxy", "localhost,10.0.0.0/8", "NO_PROXY", "localhost,10.0.0.0/8", "localhost,10.0.0.0/8"),
 ]
 
@@ -265,8 +277,16 @@ def test_where_a_client_finds_the_server(written, reached):
 
 @pytest.mark.parametrize(
     "nanoseconds, printed",
-    [(0, "0s"), (1, "1ns"), (1500, "1.5µs"), (2_000_000, "2ms"), (10**9, "1s"), (61 * 10**9, "1m1s"),
-     (3600 * 10**9 + 5 * 10**8, "1h0m0.5s"), ((1 << 63) - 1, FOREVER)],
+    [
+        (0, "0s"),
+        (1, "1ns"),
+        (1500, "1.5µs"),
+        (2_000_000, "2ms"),
+        (10**9, "1s"),
+        (61 * 10**9, "1m1s"),
+        (3600 * 10**9 + 5 * 10**8, "1h0m0.5s"),
+        ((1 << 63) - 1, FOREVER),
+    ],
 )
 def test_go_prints_durations(nanoseconds, printed):
     assert settings.go_duration(nanoseconds) == printed

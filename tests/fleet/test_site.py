@@ -1,0 +1,180 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""site.yml and verify.yml on real hosts: the how-to's own example before and after, and what a second run costs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS / "lab/ollama"))
+
+import archive  # noqa: E402
+import hostsetup  # noqa: E402
+
+ENVIRONMENT = "CUDA_VISIBLE_DEVICES=0,1,2,3 OLLAMA_KEEP_ALIVE=-1 OLLAMA_NO_CLOUD=1 OLLAMA_SCHED_SPREAD=1"
+
+
+@pytest.fixture(scope="module")
+def by_hand(lab):
+    """Hosts where a person has installed Ollama as upstream's install.sh does, with two models in the store."""
+    archive.path()
+    hosts = [lab.reset(name) for name in ("gpu1", "gpu2")]
+    for host in hosts:
+        hostsetup.uninstall(host)
+        hostsetup.install(host)
+        hostsetup.add_models(host, "m70b", "m32b")
+    yield hosts
+    for host in hosts:
+        hostsetup.uninstall(host)
+        lab.reset(host)
+
+
+def on_gpus(host):
+    """MiB that Ollama's workers hold, per GPU."""
+    return [sum(gpu.values()) for gpu in hostsetup.held(host)]
+
+
+def ask(host, model):
+    answer = hostsetup.api(
+        host,
+        "/api/generate",
+        {"model": model, "prompt": "hello", "stream": False, "options": {"num_predict": 1, "num_ctx": 4096}},
+    )
+    assert answer["done"], answer
+
+
+def everything(sh, host):
+    """All that a run of site.yml could change on a host."""
+    return sh(
+        host,
+        "find /etc/systemd /etc/gpufleet /usr/local /opt -xdev -type f -newer /proc/1 -printf '%p %m %T@\\n' 2>/dev/null | sort;"
+        "systemctl show ollama -p Environment,InvocationID,UnitFileState,NeedDaemonReload,MainPID; getent passwd | sort",
+    )
+
+
+def test_before_and_after(by_hand, lab, sh):
+    for host in by_hand:
+        hostsetup.wait_for_api(host)
+        ask(host, "m32b")
+        assert sum(held > 0 for held in on_gpus(host)) == 1, "a model that fits one card sits on one"
+
+    run = lab.playbook("site.yml", "-e", "ollama_prove_model=m70b", "--limit", "gpu1,gpu2")
+    print(run.output)
+    for host in by_hand:
+        assert re.search(
+            r"%s: ok · 4× \S.* · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · restart" % host, run.output
+        )
+        environment = sh(host, "systemctl show ollama -p Environment --value")
+        assert set(ENVIRONMENT.split()) <= set(environment.split())
+        ask(host, "m70b")
+        ask(host, "m32b")
+        loaded = hostsetup.api(host, "/api/ps")["models"]
+        assert sorted(entry["name"] for entry in loaded) == ["m32b:latest", "m70b:latest"]
+        assert all(entry["size_vram"] == entry["size"] for entry in loaded)
+        assert all(entry["expires_at"] > "2100" for entry in loaded), "loaded for ever"
+        held = on_gpus(host)
+        assert min(held) > 10_000, held
+        assert max(held) < 1.3 * min(held), held
+
+
+def test_second_run_changes_nothing_and_costs_two_calls(by_hand, lab, sh):
+    before = [everything(sh, host) for host in by_hand]
+    run = lab.playbook("site.yml", "--limit", "gpu1,gpu2", "-vvv", warnings=True)
+    assert run.changed == 0
+    assert [everything(sh, host) for host in by_hand] == before
+    calls = re.findall(r"^<[0-9.]+> .*(?:ANSIBALLZ|EXEC /bin/sh -c 'sudo )", run.output, re.MULTILINE)
+    by_host = {
+        address: sum("<%s>" % address in call for call in calls)
+        for address in set(re.findall(r"^<([0-9.]+)>", run.output, re.M))
+    }
+    assert set(by_host.values()) == {2}, by_host
+
+
+def test_check_and_diff_show_exactly_the_change(by_hand, lab, sh):
+    before = [everything(sh, host) for host in by_hand]
+    run = lab.playbook("site.yml", "--check", "-e", "ollama_keep_alive=24h", "--limit", "gpu1,gpu2")
+    assert {name: host["changed"] for name, host in run.stats.items()} == {"gpu1": 1, "gpu2": 1}
+    changed_lines = [line for line in run.output.splitlines() if re.match(r"[-+](?![-+])", line)]
+    assert changed_lines == 2 * [
+        '-Environment="OLLAMA_KEEP_ALIVE=-1"',
+        '+Environment="OLLAMA_KEEP_ALIVE=24h"',
+        "-active: active",
+        "+active: active, restarted",
+    ]
+    assert "gpu1: would change OLLAMA_KEEP_ALIVE" in run.output
+    assert [everything(sh, host) for host in by_hand] == before
+
+
+def test_verify_tells_by_its_exit_status(by_hand, lab, sh):
+    before = [everything(sh, host) for host in by_hand]
+    run = lab.playbook("playbooks/verify.yml", "--limit", "gpu1,gpu2")
+    assert "ok · 4× H200" in run.output
+    run = lab.playbook("playbooks/verify.yml", "--limit", "gpu1,gpu2", "-e", "ollama_keep_alive=24h", ok=False)
+    assert run.rc == 2
+    assert "gpu2 is not as declared: would change OLLAMA_KEEP_ALIVE" in " ".join(run.output.split())
+    assert [everything(sh, host) for host in by_hand] == before
+
+
+def test_upstreams_installer_over_ours_and_back(by_hand, lab, sh):
+    """install.sh rewrites unit and files and leaves our drop-in; the next run takes the release over again."""
+    host = by_hand[0]
+    assert sh(host, "readlink -f /usr/local/bin/ollama").startswith("/usr/local/lib/gpufleet/ollama-")
+    hostsetup.install(host)
+    assert sh(host, "test -L /usr/local/bin/ollama || echo file").strip() == "file"
+    hostsetup.wait_for_api(host)
+    assert "OLLAMA_SCHED_SPREAD=1" in sh(host, "systemctl show ollama -p Environment --value")
+    run = lab.playbook("site.yml", "--limit", host)
+    (result,) = run.of("ollama_service")
+    assert result["changed"]
+    assert result["reasons"] == ["ReleaseStep"]
+    assert sh(host, "readlink -f /usr/local/lib/ollama").startswith("/usr/local/lib/gpufleet/ollama-")
+    assert lab.playbook("site.yml", "--limit", host).changed == 0
+
+
+def test_a_failed_host_stops_the_run_before_the_next_batch(by_hand, lab):
+    lab.state("gpu1", None, "driver-mismatch")
+    try:
+        run = lab.playbook(
+            "site.yml", "-e", json.dumps({"gpufleet_batch": 2, "ollama_keep_alive": "2h"}), ok=False, warnings=True
+        )
+        flat = " ".join(run.output.split())
+        assert run.rc == 2
+        assert "gpu1: driver_mismatch: the loaded kernel module is version" in flat
+        assert "What to do: reboot" in flat
+        assert "gpu2: ok ·" in flat, "the rest of the same batch goes on"
+        assert "gpu1 failed in an earlier batch; gpu3 and the hosts after it are left as they are" in flat
+        assert [line["changed"] for line in run.of("ollama_service")] == [True]
+    finally:
+        lab.state("gpu1")
+
+
+@pytest.mark.parametrize(
+    "fault, verdict",
+    [("driver-not-loaded", "driver_not_loaded"), ("gpu-lost:1", "gpu_lost"), ("ecc-uncorrectable:2", "gpu_unhealthy")],
+)
+def test_preflight_names_what_is_wrong(by_hand, lab, sh, fault, verdict):
+    before = everything(sh, "gpu1")
+    lab.state("gpu1", None, fault)
+    try:
+        run = lab.playbook("site.yml", "--limit", "gpu1", ok=False, warnings=True)
+        assert run.rc == 2
+        assert "gpu1: %s: " % verdict in " ".join(run.output.split())
+        assert run.of("ollama_service") == []
+    finally:
+        lab.state("gpu1")
+    assert everything(sh, "gpu1") == before
+
+
+def test_an_unreachable_host_is_named(lab, tmp_path):
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(json.dumps({"ollama": {"hosts": {"gone": {"ansible_host": "127.0.0.1", "ansible_port": 1}}}}))
+    run = lab.ansible("ansible-playbook", "-i", str(inventory), "site.yml", "--limit", "gone")
+    assert run.rc == 4
+    assert "Connection refused" in run.output
