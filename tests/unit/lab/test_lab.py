@@ -193,7 +193,7 @@ def test_a_root_file_system_put_into_the_cache_is_taken(
     tmp_path: Path, calls: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(podman, "image_exists", lambda name: False)
-    monkeypatch.setattr(machine, "read_apt_sources", lambda: [])
+    monkeypatch.setattr(machine, "read_apt_sources", list)
     with pytest.raises(LabError, match="no Debian mirror") as refused:
         image.ensure(tmp_path, print)
     archive = Path(str(refused.value).rpartition(" ")[2])
