@@ -53,7 +53,9 @@ def host_cpu(count: int) -> float:
     for number in range(1, count + 1):
         stat = subprocess.run(
             ["podman", "exec", f"{LAB}-gpu{number}", "cat", "/sys/fs/cgroup/cpu.stat"],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         total += int(re.search(r"usage_usec (\d+)", stat).group(1))
     return total / 1e6
@@ -76,8 +78,13 @@ def measure(playbook: Path, inventory: str, count: int) -> dict[str, float]:
 
 def remote_calls(playbook: Path, inventory: str) -> int:
     """Modules that one host was sent in a converged run, as ansible's own -vvv output names them."""
-    return len(re.findall(r"^<[^>]+> Using module file |^Using module file ", play(
-        playbook, inventory, "-vvv", "--limit", "gpu1").stdout, re.MULTILINE))
+    return len(
+        re.findall(
+            r"^<[^>]+> Using module file |^Using module file ",
+            play(playbook, inventory, "-vvv", "--limit", "gpu1").stdout,
+            re.MULTILINE,
+        )
+    )
 
 
 def main() -> None:
@@ -97,12 +104,16 @@ def main() -> None:
                 for name, playbook in PLAYBOOKS.items():
                     rounds[name].append(measure(playbook, inventory, count))
             ratio = statistics.median(
-                theirs["wall"] / ours["wall"] for ours, theirs in zip(*rounds.values(), strict=True))
+                theirs["wall"] / ours["wall"] for ours, theirs in zip(*rounds.values(), strict=True)
+            )
             for name, runs in rounds.items():
                 figures = [statistics.median(run[what] for run in runs) for what in ("wall", "controller", "hosts")]
-                print(f"| {count} | {name} | {remote_calls(PLAYBOOKS[name], inventory)} | "
-                      + " | ".join(f"{figure:.1f}" for figure in figures)
-                      + f" | {'1' if name == 'site.yml' else f'{ratio:.1f}'} |", flush=True)
+                print(
+                    f"| {count} | {name} | {remote_calls(PLAYBOOKS[name], inventory)} | "
+                    + " | ".join(f"{figure:.1f}" for figure in figures)
+                    + f" | {'1' if name == 'site.yml' else f'{ratio:.1f}'} |",
+                    flush=True,
+                )
     finally:
         lab("down")
 

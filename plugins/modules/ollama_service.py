@@ -74,7 +74,7 @@ options:
       - There is no unit for days, V(1d) is refused.
     type: str
   num_parallel:
-    description: Requests that one model serves at a time (E(OLLAMA_NUM_PARALLEL)). Multiplies the memory of the context.
+    description: Requests that one model serves at a time (E(OLLAMA_NUM_PARALLEL)). Multiplies the context's memory.
     type: int
   max_loaded_models:
     description: Models loaded at a time (E(OLLAMA_MAX_LOADED_MODELS)). V(0) means three for each GPU.

@@ -18,8 +18,9 @@ import signal
 def check(code: int, what: str) -> None:
     """Stop with the driver's own number when a call fails (CUresult, 0 is success)."""
     if code:
-        raise SystemExit("%s failed with CUresult %d; CUDA_VISIBLE_DEVICES=%r" % (
-            what, code, os.environ.get("CUDA_VISIBLE_DEVICES")))
+        raise SystemExit(
+            "%s failed with CUresult %d; CUDA_VISIBLE_DEVICES=%r" % (what, code, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        )
 
 
 def main() -> None:

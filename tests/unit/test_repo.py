@@ -31,7 +31,7 @@ URL_HOSTS = re.compile(
     r"|([a-z0-9-]+\.)*example(\.[a-z]+)?|[a-z0-9-]+|10(\.\d+){3}|192\.168(\.\d+){2}|192\.0\.2\.\d+|.*[<{%$(].*)$"
 )
 # Folders that exist on one person's or one service's machine only.
-MACHINE_PATHS = re.compile(r"(?<![\w.~*])/(work|home/[a-z]\w+|root|opt/wheels|Users)/[\w.]")
+MACHINE_PATHS = re.compile(r"(?<![\w.~*])/(work|home/[a-z]\w+|opt/wheels|Users)/[\w.]")
 
 
 def tracked() -> List[Path]:

@@ -66,7 +66,7 @@ def blank(index: int, reason: str) -> Dict[str, Any]:
     """A device of which nothing but its index is known, for one and the same reason."""
     device = {}  # type: Dict[str, Any]
     for path in LEAVES:
-        branch, _, leaf = path.rpartition(".")
+        branch, _sep, leaf = path.rpartition(".")
         _branch(device, branch)[leaf] = None
     device["unavailable"] = dict.fromkeys(LEAVES, reason)
     put(device, "index", index)
@@ -75,7 +75,7 @@ def blank(index: int, reason: str) -> Dict[str, Any]:
 
 def put(device: Dict[str, Any], path: str, value: Any) -> None:
     """Set a leaf that is known."""
-    branch, _, leaf = path.rpartition(".")
+    branch, _sep, leaf = path.rpartition(".")
     _branch(device, branch)[leaf] = value
     device["unavailable"].pop(path, None)
 

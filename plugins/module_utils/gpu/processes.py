@@ -33,8 +33,8 @@ def unit_of_cgroup(text: str) -> Optional[str]:
     """
     paths = {}
     for line in text.splitlines():
-        hierarchy, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
+        hierarchy, _sep, rest = line.partition(":")
+        controllers, _sep, path = rest.partition(":")
         if controllers == "name=systemd":
             paths["named"] = path
         elif hierarchy == "0" and not controllers:

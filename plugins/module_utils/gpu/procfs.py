@@ -107,7 +107,7 @@ def kernel_gpus(root: str = "/") -> List[Dict[str, Any]]:
     for name in listing(folder):
         lines = {}
         for line in (read_text(folder, name, "information") or "").splitlines():
-            key, _, value = line.partition(":")
+            key, _sep, value = line.partition(":")
             lines[key.strip()] = None if "?" in value else value.strip() or None
         minor, vbios = lines.get("Device Minor"), lines.get("Video BIOS")
         found.append(

@@ -85,7 +85,7 @@ def label(device: Dict[str, Any]) -> str:
 def pci_bus_id(text: str) -> str:
     """A PCI bus id in sysfs' form, ``0000:00:06.0``, from NVML's ``00000000:00:06.0`` or CUDA's ``00:06.0``."""
     text = text.lower()
-    domain, _, rest = text.partition(":")
+    domain, _sep, rest = text.partition(":")
     if rest.count(":") == 0:  # CUDA's short form, without a domain
         domain, rest = "0", text
     try:

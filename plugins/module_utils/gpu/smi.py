@@ -8,8 +8,8 @@ nvidia-smi prints whole MiB and centiwatts, and leaves out the compute capabilit
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from typing import Any, Callable, Dict, List, Optional, Tuple
+from xml.etree import ElementTree
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import faults, model, processes
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import pci_bus_id
