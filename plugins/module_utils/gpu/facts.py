@@ -119,12 +119,12 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
         return
     emit("source", "nvidia-smi")
     emit("step", "running nvidia-smi -q -x")
-    # errors are told on standard output
     done = subprocess.run(
-        [program, "-q", "-x"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        [program, "-q", "-x"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False
     )
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
+        text += done.stderr.decode("utf-8", "replace")  # it tells errors on either
         emit("driver", {"library_version": smi.library_version(text)})
         fault = smi.fault_of_failure(done.returncode, text)
         if fault:
@@ -245,13 +245,13 @@ def _unread(
 ) -> List[Dict[str, Any]]:
     """Devices for the GPUs that only the kernel knows of, in the order of the PCI bus."""
     reason = fault["code"] if fault else "neither pynvml nor nvidia-smi is installed on this host"
-    answered = {device["pci_bus_id"] for device in devices}
+    answered = [device["pci_bus_id"] for device in devices]
+    left = [bus_id for bus_id in in_kernel if bus_id not in answered]
     found = []  # type: List[Dict[str, Any]]
-    for bus_id in in_kernel:
-        if bus_id not in answered:
-            device = model.blank(len(devices) + len(found), reason)
-            model.put(device, "pci_bus_id", bus_id)
-            found.append(device)
+    for bus_id in left[answered.count(None) :]:  # the first of them are those that do not even tell their bus id
+        device = model.blank(len(devices) + len(found), reason)
+        model.put(device, "pci_bus_id", bus_id)
+        found.append(device)
     return found
 
 

@@ -27,6 +27,7 @@ def gathered(monkeypatch):
             return {"source": "nvml", "count": count, "fault": fault}
 
         monkeypatch.setattr(facts, "gather", gather)
+        monkeypatch.setattr(facts, "VENV", "/nonexistent")
         return calls
 
     return decide
@@ -47,6 +48,15 @@ def test_options(run_module, gathered, tmp_path):
     site.mkdir(parents=True)
     run_module(gpu_facts.main, {"timeout": 2.5, "venv": str(tmp_path), "required": True})
     assert calls == [{"timeout": 2.5, "python_paths": [str(site)]}]
+
+
+def test_the_role_s_own_venv_is_searched_without_being_named(run_module, gathered, tmp_path, monkeypatch):
+    calls = gathered()
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    site.mkdir(parents=True)
+    monkeypatch.setattr(facts, "VENV", str(tmp_path))
+    run_module(gpu_facts.main)
+    assert calls[0]["python_paths"] == [str(site)]
 
 
 def test_fault_is_a_warning(run_module, gathered):

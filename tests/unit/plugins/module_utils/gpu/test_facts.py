@@ -243,6 +243,18 @@ def test_hang(host, recording, gather, function, step, read):
     assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _is_our_child(int(pid))]
 
 
+def test_hang_after_a_lost_gpu(host, recording, gather):
+    host.h200s(4)
+    state = dict(recording("h200x4"), hang="nvmlDeviceGetHandleByIndex[2]")
+    state["devices"][0]["handle_error"] = 15
+    gpu = gather(state, timeout=1.0)
+    assert gpu["fault"]["code"] == "driver_hang"
+    assert [device["pci_bus_id"] for device in gpu["devices"]] == ["0000:00:%02x.0" % number for number in range(6, 10)]
+    assert [device["index"] for device in gpu["devices"]] == [0, 1, 2, 3]
+    assert [device["health"]["ok"] for device in gpu["devices"]] == [False, True, False, False]
+    assert gpu["devices"][0]["health"]["reasons"] == ["GPU is lost"]
+
+
 def _is_our_child(pid):
     """A living child of this process (a zombie is none)."""
     try:
@@ -309,11 +321,17 @@ def test_nvidia_smi(host, nvidia_smi):
     assert gpu["topology"][0] == ["X", "PHB", "PHB", "PHB"]
 
 
+def test_nvidia_smi_may_warn_on_its_other_stream(host, nvidia_smi):
+    host.h200s(2)
+    nvidia_smi("echo 'warning: something' >&2; " + recorded_smi("h200x2"))
+    assert facts.gather(root=str(host.root))["count"] == 2
+
+
 def test_nvidia_smi_fails(host, nvidia_smi):
     host.h200s(2)
     host.kernel("570.86.15")
     nvidia_smi(
-        "echo 'Failed to initialize NVML: Driver/library version mismatch'; echo NVML library version: 580.159; exit 18"
+        "echo 'Failed to initialize NVML: Driver/library version mismatch'; echo NVML library version: 580.159 >&2; exit 18"
     )
     gpu = facts.gather(root=str(host.root))
     assert fault_without_remedy(gpu) == {
