@@ -171,6 +171,10 @@ def test_a_struct_of_another_size_is_refused(gpu_host: Any) -> None:
     program = gpu_host.program()
     program.get("init()")
     assert program.error("nvml.nvmlDeviceGetMemoryInfo(handles[0], version=nvml.nvmlMemory_v2 + 8)") == 25
+    program.get("globals().update(info=nvml.c_nvmlTemperature_v1_t())")
+    raw = "(setattr(info, 'version', %d), nvml.nvmlLib.nvmlDeviceGetTemperatureV(handles[0], nvml.byref(info)))[1]"
+    assert program.get(raw % (1 << 24 | 12)) == 0
+    assert program.get(raw % (9 << 24 | 64)) == 25
 
 
 @pytest.mark.parametrize("state", WITH_GPUS)
