@@ -38,9 +38,9 @@ class Run:
         return sum(host["changed"] for host in self.stats.values())
 
     def of(self, action: str, host: Optional[str] = None) -> List[Dict[str, Any]]:
-        """Results of one action, by its short name or its FQCN, of one host or all."""
+        """Results of one action, by its short name or its FQCN, of one host or all; `failed` is always in them."""
         return [
-            line["result"]
+            dict(line["result"], failed=line["status"] in ("failed", "ignored", "unreachable"))
             for line in self.results
             if action in (line["action"], line["action"].rpartition(".")[2]) and host in (None, line["host"])
         ]
