@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
@@ -22,7 +22,7 @@ import hostsetup  # noqa: E402
 
 RECORDED = json.loads((TESTS / "unit/fixtures/ollama/placement-h200x4.json").read_text())
 NO_CLOUD = {"OLLAMA_NO_CLOUD": "1"}  # the lab has no business with ollama.com; no bearing on placement
-SLOW_DISCOVERY = "4"  # seconds, above the 3 that the server gives a refresh of free memory
+SLOW_DISCOVERY = "3.5"  # seconds, above the 3 that the server gives a refresh of free memory
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,33 @@ def test_placed_as_recorded(h200x4: str, row: Dict[str, Any]) -> None:
             held = [sum(gpu.values()) for gpu in hostsetup.held(h200x4)]
             print("%-24s %-40s recorded %s here %s" % (row["name"], json.dumps(request)[:40], step["held_mib"], held))
             assert held == pytest.approx(step["held_mib"], rel=0.05)
+
+
+def only(*nodes: str) -> str:
+    """Unit settings under which a service may open these of /dev/nvidia* alone."""
+    return "DevicePolicy=closed\n" + "".join("DeviceAllow=/dev/nvidia%s rw\n" % node for node in ("ctl", *nodes))
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "held_gib"),
+    [
+        (only("-uvm", "2", "3"), {"OLLAMA_SCHED_SPREAD": "1"}, [0, 0, 3.2, 2.9]),
+        (only("-uvm", "2", "3"), {"CUDA_VISIBLE_DEVICES": "2,3"}, [0, 0, 0, 0]),
+        (only("-uvm", "2", "3"), {"CUDA_VISIBLE_DEVICES": "0,1"}, [0, 0, 5.3, 0]),
+        (only("0", "1", "2", "3"), {}, [0, 0, 0, 0]),
+        ("PrivateDevices=yes\n", {}, [0, 0, 0, 0]),
+    ],
+    ids=["two-nodes", "numbers-count-within", "renumbered", "no-uvm", "private-devices"],
+)
+def test_a_unit_has_the_gpus_whose_nodes_it_may_open(
+    h200x4: str, settings: str, environment: Dict[str, str], held_gib: List[float]
+) -> None:
+    """As recorded of upstream's unit under systemd 257 on four H200s, the 8B model."""
+    faults.clear(h200x4)
+    drop_in = "/run/systemd/system/ollama.service.d"
+    hostsetup.sh(h200x4, "mkdir -p %s; cat >%s/devices.conf" % (drop_in, drop_in), "[Service]\n" + settings)
+    hostsetup.override(h200x4, {"OLLAMA_CONTEXT_LENGTH": "4096", **environment, **NO_CLOUD})
+    hostsetup.sh(h200x4, "rm -r " + drop_in)
+    hostsetup.wait_for_api(h200x4)
+    assert hostsetup.api(h200x4, "/api/generate", {"model": "m8b"})["done"]
+    assert [sum(gpu.values()) / 1024 for gpu in hostsetup.held(h200x4)] == pytest.approx(held_gib, rel=0.05)
