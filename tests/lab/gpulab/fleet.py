@@ -42,11 +42,11 @@ AT_ONCE = 4
 # Of root's, on a booted host: systemd 3, logind 1.
 INOTIFY_PER_HOST = 4
 
-# Refreshes what this machine hands in, waits until systemd has booted, says its state, and the host's public key.
+# Waits until systemd has booted and says its state, refreshes what this machine hands in, and says the host's key.
 BOOTED = (
-    "cp -rP --remove-destination %s/machine/. / && "
     "until systemctl show --property Version >/dev/null 2>&1; do sleep 0.1; done;"
-    " systemctl is-system-running --wait; cat /etc/ssh/ssh_host_ed25519_key.pub"
+    " systemctl is-system-running --wait; cp -rP --remove-destination %s/machine/. / &&"
+    " cat /etc/ssh/ssh_host_ed25519_key.pub"
 ) % podman.HANDED_IN
 
 # A line each: systemd's state, the simulated GPUs (as the first line of their state file says), Ollama's unit.
@@ -199,7 +199,7 @@ class Lab:
                 "%s: systemd is %s, expected %s; failed units: %s; last words of the container: %s"
                 % (
                     host,
-                    state or done.stderr.strip(),
+                    state or "unknown (exit %d: %s)" % (done.returncode, done.stderr.strip()),
                     " or ".join(states),
                     failed.strip() or "none",
                     said.strip() or "none",
