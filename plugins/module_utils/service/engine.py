@@ -666,8 +666,7 @@ class _Convergence:
             self._prove_unchanged()
             return
         former = self.state.get("InvocationID")
-        if self.state.get("ActiveState") == "failed":
-            self.system.reset_failed(self.name)
+        self.system.reset_failed(self.name)  # systemd counts regular starts, too, into StartLimitBurst=
         self.acted = True
         self.stopped_at = time.monotonic()
         limit = self._stop_limit() + (0 if self.action == "stop" else self.change.timeout)

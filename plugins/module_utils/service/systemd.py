@@ -38,8 +38,8 @@ UNIT_PATH = (
     "/run/systemd/system.attached",
     "/run/systemd/generator",
     "/usr/local/lib/systemd/system",
-    "/lib/systemd/system",
     "/usr/lib/systemd/system",
+    "/lib/systemd/system",
     "/run/systemd/generator.late",
 )
 

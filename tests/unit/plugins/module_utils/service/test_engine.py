@@ -83,7 +83,7 @@ def test_a_change_is_written_loaded_and_proven(system: Any) -> None:
     assert outcome.unit_state["drop_in_paths"] == [OURS] and outcome.unit_state["active_state"] == "active"
     assert 'Environment="A=1"' in outcome.diff["after"] and outcome.diff["before"] == "active: active\n"
     assert system.read(OURS).decode() in outcome.diff["after"]
-    assert system.calls == ["lock", "show", "reload", "show", "restart", "show", "show", "unlock"]
+    assert system.calls == ["lock", "show", "reload", "show", "reset-failed", "restart", "show", "show", "unlock"]
     assert system.waited == [2]  # watched while settling
 
 
@@ -200,7 +200,7 @@ def test_started_and_enabled(system: Any) -> None:
     assert not go(system, started=False, enabled=False).changed
 
 
-def test_a_failed_unit_is_reset_before_it_is_started(system: Any) -> None:
+def test_a_unit_at_its_start_limit_is_reset_before_it_is_started(system: Any) -> None:
     system.processes.clear()
     system.state.update(ActiveState="failed", SubState="failed", Result="start-limit-hit", MainPID="0")
     go(system, started=True)
