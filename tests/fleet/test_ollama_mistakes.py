@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The how-to's own mistakes, and a person's, on a real server: each stopped before the change, or put back.
 
-Left alone, a real Ollama takes every one of these values: it misreads it in silence, serves on the CPU, or dies for ever.
+Left alone, a real Ollama takes every one of these values: it misreads it, serves on the CPU, or dies for ever.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def state(sh):
         return sh(
             host,
             "systemctl show ollama -p Environment,ActiveState,SubState,NRestarts,UnitFileState,NeedDaemonReload;"
-            "find /etc/systemd/system/ollama.service* /usr/local/bin /usr/local/lib -maxdepth 2 -printf '%p %m %u %l\\n' | sort;"
+            "find /etc/systemd/system/ollama.service* /usr/local/bin /usr/local/lib -maxdepth 2"
+            "   -printf '%p %m %u %l\\n' | sort;"
             "cat /etc/systemd/system/ollama.service /etc/systemd/system/ollama.service.d/*;"
             "tr '\\0' '\\n' </proc/$(systemctl show ollama -p MainPID --value)/environ"
             "   | grep -E '^(OLLAMA|CUDA)_' | sort; id ollama;"
