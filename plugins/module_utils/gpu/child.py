@@ -96,7 +96,7 @@ def _parts(data: bytes) -> List[Tuple[str, Any]]:
 
 
 def _reaped(pid: int) -> bool:
-    """Whether a child has ended; waits a moment for one that is just about to."""
+    """Whether a child has ended. Waits a moment for one that is about to, no longer: it may hang on its way out."""
     for wait in (0, 0.001, 0.005, 0.02):
         time.sleep(wait)
         if os.waitpid(pid, os.WNOHANG)[0]:
