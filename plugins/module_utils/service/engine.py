@@ -669,8 +669,12 @@ class _Convergence:
         self.system.reset_failed(self.name)  # systemd counts regular starts, too, into StartLimitBurst=
         self.acted = True
         self.stopped_at = time.monotonic()
-        limit = self._stop_limit() + (0 if self.action == "stop" else self.change.timeout)
-        failure = getattr(self.system, self.action)(self.name, limit)
+        if self.action == "restart":
+            failure = self.system.restart(self.name, self._stop_limit(), self.change.timeout)
+        elif self.action == "start":
+            failure = self.system.start(self.name, self.change.timeout)
+        else:
+            failure = self.system.stop(self.name, self._stop_limit())
         self.outcome.restarted = self.action == "restart"
         self.state = self.system.show(self.name)
         if self.action == "stop":
@@ -879,8 +883,7 @@ class _Convergence:
             if self.state.get("ActiveState") not in DOWN:
                 self.system.stop(self.name, self._stop_limit())
             return "The unit was not running before and is stopped."
-        limit = self._stop_limit() + self.change.timeout
-        failure = self.system.restart(self.name, limit)
+        failure = self.system.restart(self.name, self._stop_limit(), self.change.timeout)
         self.state = self.system.show(self.name)
         if not failure:
             try:

@@ -266,10 +266,10 @@ class System:
             os.mkdir(os.path.dirname(path))
             with open(path, "wb") as stream:
                 stream.write(content)
-            done = self._run(
+            _status, _out, said = self._run(
                 ["systemd-analyze", "verify", "--man=no", unit], environment={"SYSTEMD_UNIT_PATH": scratch + ":"}
             )
-        found = [line[len(path) + 1 :] for line in done.stderr.split("\n") if line.startswith(path + ":")]
+        found = [line[len(path) + 1 :] for line in said.split("\n") if line.startswith(path + ":")]
         return list(dict.fromkeys(found))
 
     def specifiers(self, unit: str, fragment: str = "") -> Mapping[str, str]:
@@ -330,15 +330,18 @@ class System:
     def reload(self) -> None:
         self._call(["systemctl", "daemon-reload"], limit=120)
 
-    def restart(self, unit: str, limit: float) -> Optional[str]:
-        """Restart and wait for the job, ``limit`` seconds at most; systemctl's words when it failed, else None."""
-        return self._job("restart", unit, limit)
+    def restart(self, unit: str, stop_limit: float, start_limit: float) -> Optional[str]:
+        """Restart and wait until systemd is done, or until it is clear that it will not be.
 
-    def start(self, unit: str, limit: float) -> Optional[str]:
-        return self._job("start", unit, limit)
+        The limits, in seconds, are for the stop and for the start. Gives None, or what went wrong.
+        """
+        return self._job("restart", unit, stop_limit, start_limit)
 
-    def stop(self, unit: str, limit: float) -> Optional[str]:
-        return self._job("stop", unit, limit)
+    def start(self, unit: str, start_limit: float) -> Optional[str]:
+        return self._job("start", unit, start_limit, start_limit)
+
+    def stop(self, unit: str, stop_limit: float) -> Optional[str]:
+        return self._job("stop", unit, stop_limit, stop_limit)
 
     def reset_failed(self, unit: str) -> None:
         self._run(["systemctl", "reset-failed", "--", unit])  # fails when there is nothing to reset
@@ -349,12 +352,30 @@ class System:
     def disable(self, unit: str) -> None:
         self._call(["systemctl", "disable", "--quiet", "--", unit])
 
-    def _job(self, verb: str, unit: str, limit: float) -> Optional[str]:
-        try:
-            done = self._run(["systemctl", verb, "--", unit], limit=limit)
-        except ManagerError as error:
-            return str(error)
-        return None if done.returncode == 0 else done.stderr.strip().partition("\n")[0] or "exit %d" % done.returncode
+    def _job(self, verb: str, unit: str, stop_limit: float, start_limit: float) -> Optional[str]:
+        command = ["systemctl", verb, "--", unit]
+        begun = starting = time.monotonic()
+        with self._started(command) as job:
+            while True:
+                try:
+                    _out, said = job.communicate(timeout=0.1 if time.monotonic() < begun + 2 else 0.5)
+                    return (
+                        None if job.returncode == 0 else said.strip().partition("\n")[0] or "exit %d" % job.returncode
+                    )
+                except subprocess.TimeoutExpired:
+                    state = self.show(unit)
+                now = time.monotonic()
+                if state.get("SubState") == "auto-restart" or int(state.get("NRestarts") or 0):
+                    wrong = "it does not start"  # systemctl would wait for a restart that succeeds
+                elif state.get("ActiveState") == "deactivating":
+                    starting = now
+                    wrong = "it did not stop within %d s" % stop_limit if now > begun + stop_limit else ""
+                else:
+                    wrong = "it did not start within %d s" % start_limit if now > starting + start_limit else ""
+                if wrong:
+                    job.kill()  # systemctl alone: the job goes on until another takes its place
+                    job.communicate()
+                    return wrong
 
     @contextmanager
     def lock(self, unit: str, limit: float) -> Iterator[None]:
@@ -383,11 +404,10 @@ class System:
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
-    def _run(
-        self, command: List[str], limit: float = 60, environment: Optional[Dict[str, str]] = None
-    ) -> "subprocess.CompletedProcess[str]":
+    def _started(self, command: List[str], environment: Optional[Dict[str, str]] = None) -> "subprocess.Popen[str]":
+        """The command, running, with its words in pipes and in the C locale."""
         try:
-            return subprocess.run(
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -395,22 +415,30 @@ class System:
                 env=dict(
                     os.environ, LC_ALL="C", SYSTEMD_COLORS="0", SYSTEMD_LOG_TARGET="console", **(environment or {})
                 ),
-                timeout=limit,
-                check=False,
                 encoding="utf-8",
                 errors="surrogateescape",
             )
         except FileNotFoundError:
             raise ManagerError("there is no %s: this host is not run by systemd" % command[0]) from None
-        except subprocess.TimeoutExpired:
-            raise ManagerError("%s did not finish within %d s" % (" ".join(command[:2]), limit)) from None
+
+    def _run(
+        self, command: List[str], limit: float = 60, environment: Optional[Dict[str, str]] = None
+    ) -> Tuple[int, str, str]:
+        """Exit status, output and errors of a command."""
+        with self._started(command, environment) as process:
+            try:
+                out, said = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                raise ManagerError("%s did not finish within %d s" % (" ".join(command[:2]), limit)) from None
+            return process.returncode, out, said
 
     def _call(self, command: List[str], limit: float = 60) -> str:
-        done = self._run(command, limit)
-        if done.returncode:
-            said = done.stderr.strip() or "exit %d" % done.returncode
-            raise ManagerError("%s failed: %s" % (" ".join(command[:2]), said))
-        return done.stdout
+        status, out, said = self._run(command, limit)
+        if status:
+            raise ManagerError("%s failed: %s" % (" ".join(command[:2]), said.strip() or "exit %d" % status))
+        return out
 
 
 def _lock(descriptor: int, path: str) -> bool:

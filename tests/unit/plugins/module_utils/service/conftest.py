@@ -202,15 +202,15 @@ class FakeSystem(System):
         """Drop-ins that systemd has not read yet."""
         return [path for path, content in self.load([self.unit]) if (path, content) not in self.snapshot]
 
-    def restart(self, unit: str, limit: float) -> Optional[str]:
+    def restart(self, unit: str, stop_limit: float, start_limit: float) -> Optional[str]:
         self._write("restart")
         return self._run_unit()
 
-    def start(self, unit: str, limit: float) -> Optional[str]:
+    def start(self, unit: str, start_limit: float) -> Optional[str]:
         self._write("start")
         return self._run_unit()
 
-    def stop(self, unit: str, limit: float) -> Optional[str]:
+    def stop(self, unit: str, stop_limit: float) -> Optional[str]:
         self._write("stop")
         self.processes.clear()
         self.state.update(ActiveState="inactive", SubState="dead", MainPID="0")

@@ -175,7 +175,7 @@ def test_a_running_process_with_other_values_is_restarted(system: Any) -> None:
 def test_a_value_that_another_file_already_gives_restarts_nothing(system: Any) -> None:
     system.write(D + "/override.conf", "[Service]\nEnvironment=A=1\n")
     system.reload()
-    system.restart("ollama.service", 1)
+    system.restart("ollama.service", 1, 1)
     outcome = go(system)
     assert outcome.changed and outcome.reloaded and not outcome.restarted
 
@@ -562,14 +562,14 @@ def test_a_unit_that_was_down_is_down_again(system: Any) -> None:
 
 def test_a_unit_that_was_failing_is_left_failing(system: Any) -> None:
     system.fails = lambda environment, settings: "always broken"
-    system.restart("ollama.service", 1)
+    system.restart("ollama.service", 1, 1)
     error = fails(system)
     assert "failing before" in error.message and error.outcome.rolled_back and system.read(OURS) is None
 
 
 def test_a_change_may_heal_a_unit_that_is_failing(system: Any) -> None:
     system.fails = lambda environment, settings: None if environment.get("A") == "1" else "needs A"
-    system.restart("ollama.service", 1)
+    system.restart("ollama.service", 1, 1)
     outcome = go(system)
     assert outcome.restarted and system.environment["A"] == "1" and outcome.unavailable_ms == 0
 
@@ -577,7 +577,7 @@ def test_a_change_may_heal_a_unit_that_is_failing(system: Any) -> None:
 def test_a_unit_that_fails_as_it_is(system: Any) -> None:
     go(system)
     system.fails = lambda environment, settings: "broken since"
-    system.restart("ollama.service", 1)
+    system.restart("ollama.service", 1, 1)
     system.calls.clear()
     error = fails(system)
     assert error.outcome.verdict.name == "crash_loop" and "Nothing was changed." in error.message
@@ -592,7 +592,7 @@ def test_a_rollback_that_fails_is_said(system: Any, monkeypatch: pytest.MonkeyPa
     assert system.read(OURS) is None
 
     system.fails = lambda environment, settings: None
-    system.restart("ollama.service", 1)
+    system.restart("ollama.service", 1, 1)
     system.fails = crash
     monkeypatch.setattr(atomic.Files, "undo", lambda self: (_ for _ in ()).throw(OSError(errno.EIO, "bad disk", OURS)))
     error = fails(system, environment={"A": "bad"})
@@ -602,8 +602,8 @@ def test_a_rollback_that_fails_is_said(system: Any, monkeypatch: pytest.MonkeyPa
 def test_a_job_that_fails(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     restart, words = system.restart, ["Job for ollama.service failed because a timeout was exceeded."]
 
-    def once(unit: str, limit: float) -> Any:
-        restart(unit, limit)
+    def once(unit: str, stop_limit: float, start_limit: float) -> Any:
+        restart(unit, stop_limit, start_limit)
         if not words:
             return None
         system.state.update(Result="timeout", ActiveState="failed", SubState="failed", MainPID="0")

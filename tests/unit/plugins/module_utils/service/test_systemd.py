@@ -25,28 +25,56 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd
 
 
 class Tools:
-    """Stands for subprocess.run: answers by the first words of a command, and fails on any other."""
+    """Stands for subprocess.Popen: answers by the first words of a command, and fails on any other.
+
+    An answer is (status, output, errors), an exception, or a list of these: TimeoutExpired for each time that the
+    command is still running when it is waited for.
+    """
 
     def __init__(self) -> None:
         self.answers: Dict[str, Any] = {}
         self.commands: List[List[str]] = []
+        self.killed = 0
 
-    def __call__(self, command: List[str], **more: Any) -> "subprocess.CompletedProcess[str]":
+    def __call__(self, command: List[str], **more: Any) -> "Running":
         self.commands.append(command)
         assert more["env"]["LC_ALL"] == "C" and more["stdin"] == subprocess.DEVNULL
         for words, answer in self.answers.items():
             if " ".join(command).startswith(words):
-                if isinstance(answer, Exception):
+                answer = answer(command, more["env"]) if callable(answer) else answer
+                if isinstance(answer, FileNotFoundError):
                     raise answer
-                code, out, err = answer
-                return subprocess.CompletedProcess(command, code, out, err)
+                return Running(self, answer)
         raise AssertionError("unexpected command %s" % command)
+
+
+class Running:
+    def __init__(self, tools: Tools, answer: Any) -> None:
+        self.tools, self.answers = tools, answer if isinstance(answer, list) else [answer]
+        self.returncode = -9
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.tools.killed += 1
+        self.answers = [(-9, "", "")]
+
+    def communicate(self, timeout: Any = None) -> Any:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        self.returncode = answer[0]
+        return answer[1:]
 
 
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
     fake = Tools()
-    monkeypatch.setattr(systemd.subprocess, "run", fake)
+    monkeypatch.setattr(systemd.subprocess, "Popen", fake)
     return fake
 
 
@@ -102,18 +130,54 @@ def test_a_host_without_systemd(tools: Tools) -> None:
         System().show("x.service")
 
 
+LATER = subprocess.TimeoutExpired("systemctl", 0.1)
+
+
 def test_jobs(tools: Tools) -> None:
     system = System()
     tools.answers["systemctl restart -- x.service"] = (0, "", "")
     tools.answers["systemctl start -- x.service"] = (1, "", "Job for x.service failed.\nSee more")
-    tools.answers["systemctl stop -- x.service"] = subprocess.TimeoutExpired("systemctl", 7)
+    tools.answers["systemctl stop -- x.service"] = (4, "", "")
     tools.answers["systemctl disable --quiet -- x.service"] = (0, "", "")
     tools.answers["systemctl reset-failed -- x.service"] = (1, "", "not loaded")
-    assert system.restart("x.service", 5) is None
+    assert system.restart("x.service", 5, 5) is None
     assert system.start("x.service", 5) == "Job for x.service failed."
-    assert system.stop("x.service", 7) == "systemctl stop did not finish within 7 s"
+    assert system.stop("x.service", 7) == "exit 4"
     system.disable("x.service")
     system.reset_failed("x.service")
+    assert not tools.killed
+
+
+@pytest.mark.parametrize(
+    "state, stop_limit, start_limit, says",
+    [
+        ("ActiveState=activating\nSubState=auto-restart", 60, 60, "it does not start"),
+        ("ActiveState=activating\nSubState=start\nNRestarts=1", 60, 60, "it does not start"),
+        ("ActiveState=deactivating\nSubState=stop-sigterm", 0, 60, "it did not stop within 0 s"),
+        ("ActiveState=activating\nSubState=start", 60, 0, "it did not start within 0 s"),
+    ],
+)
+def test_a_job_that_will_not_end_is_not_waited_for(
+    tools: Tools, state: str, stop_limit: float, start_limit: float, says: str
+) -> None:
+    tools.answers["systemctl restart"] = LATER
+    tools.answers["systemctl show"] = (0, state + "\n", "")
+    assert System().restart("x.service", stop_limit, start_limit) == says
+    assert tools.killed == 1
+
+
+def test_a_slow_job_is_waited_for(tools: Tools) -> None:
+    tools.answers["systemctl restart"] = [LATER, LATER, (0, "", "")]
+    tools.answers["systemctl show"] = (0, "ActiveState=deactivating\nSubState=stop-sigterm\nNRestarts=0\n", "")
+    assert System().restart("x.service", 60, 60) is None
+    assert [command[1] for command in tools.commands] == ["restart", "show", "show"] and not tools.killed
+
+
+def test_a_tool_that_hangs(tools: Tools) -> None:
+    tools.answers["systemctl"] = [LATER, (-9, "", "")]
+    with pytest.raises(ManagerError, match="systemctl daemon-reload did not finish within 120 s"):
+        System().reload()
+    assert tools.killed == 1
 
 
 def test_the_journal_of_one_invocation(tools: Tools) -> None:
@@ -131,16 +195,16 @@ def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(systemd.shutil, "which", lambda name: "/usr/bin/" + name)
     seen: List[str] = []
 
-    def verify(command: List[str], **more: Any) -> Any:
-        scratch = more["env"]["SYSTEMD_UNIT_PATH"]
+    def verify(command: List[str], environment: Dict[str, str]) -> Any:
+        scratch = environment["SYSTEMD_UNIT_PATH"]
         assert scratch.endswith(":")
         path = "%s/x.service.d/zz.conf" % scratch[:-1]
         seen.append(path)
         assert Path(path).read_bytes() == b"[Service]\nBad=1\n"
         said = "%s:2: Unknown key 'Bad' in section [Service], ignoring.\n" % path
-        return subprocess.CompletedProcess(command, 1, "", said + "other.service: what others do wrong\n" + said)
+        return 1, "", said + "other.service: what others do wrong\n" + said
 
-    monkeypatch.setattr(systemd.subprocess, "run", verify)
+    tools.answers["systemd-analyze verify --man=no x.service"] = verify
     found = System().verify("x.service", "zz.conf", b"[Service]\nBad=1\n")
     assert found == ["2: Unknown key 'Bad' in section [Service], ignoring."]
     assert not Path(seen[0]).exists()
