@@ -79,7 +79,10 @@ def main() -> None:
         lab.container(options.host)
         lab.state(options.host, options.state, options.fault)
     elif options.command == "exec":
-        podman.become_execute(lab.container(options.host), words or ["bash"], sys.stdin.isatty())
+        status = podman.attach(lab.name_of(options.host), words or ["bash"], sys.stdin.isatty())
+        if status == podman.NOT_RUN:
+            lab.container(options.host)  # says which hosts there are, when that is why
+        sys.exit(status)
     elif options.command == "ssh":
         command = lab.ssh_command(options.host, words)
         os.execvp(command[0], command)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import subprocess
 from pathlib import Path
-from typing import Dict, List, NamedTuple, NoReturn, Sequence
+from typing import Dict, List, NamedTuple, Sequence
 
 from gpulab.errors import LabError
 
@@ -60,14 +59,18 @@ def podman(*words: str, check: bool = True, timeout: float = 120, **more) -> sub
     return done
 
 
+#: Exit status of `podman exec` that could not reach the container (a command may exit so, too)
+NOT_RUN = 125
+
+
 def execute(container: str, *command: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess:
     """Run a command as root inside a container."""
     return podman("exec", container, *command, check=check, timeout=timeout)
 
 
-def become_execute(container: str, command: Sequence[str], terminal: bool) -> NoReturn:
-    """Give this process over to a command inside a container."""
-    os.execvp("podman", ["podman", "exec", "-it" if terminal else "-i", container, *command])
+def attach(container: str, command: Sequence[str], terminal: bool) -> int:
+    """Run a command inside a container on this process's own input and output; its exit status, or NOT_RUN."""
+    return subprocess.run(["podman", "exec", "-it" if terminal else "-i", container, *command]).returncode
 
 
 def containers(prefix: str) -> List[Container]:
