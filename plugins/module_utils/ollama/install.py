@@ -196,18 +196,18 @@ class ReleaseStep:
 
     def undo(self) -> None:
         for path, before in reversed(self._before):
-            if before is None:
-                os.unlink(path)
-            elif before.startswith("@"):
+            if before is not None and before.startswith("@"):
                 _point(path, before[1:])
-            else:
+                continue
+            if os.path.lexists(path):
                 os.unlink(path)
+            if before is not None:
                 os.rename(before, path)
                 _remove_empty(os.path.dirname(before), self.store)
         self._before = []
         if self._unpacked:
             shutil.rmtree(self.target, ignore_errors=True)
-            _remove_empty(self.store, self.prefix)
+            _remove_empty(self.store, os.path.dirname(self.store))
 
     def unpacked(self) -> bool:
         """Whether the whole release lies on this host, in use or not."""

@@ -1,0 +1,121 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action plugin sends an archive to hosts that ask for it, and to no other."""
+
+from __future__ import annotations
+
+import hashlib
+from types import SimpleNamespace
+
+import pytest
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.inference.plugins.action import ollama_service
+
+CONTENT = b"release"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "ollama.tgz"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def act(monkeypatch):
+    """`act(arguments, answers)` runs the plugin; gives its result, the module's calls and what was sent."""
+
+    def run(arguments, answers, background=0):
+        plugin = ollama_service.ActionModule.__new__(ollama_service.ActionModule)
+        plugin._task = SimpleNamespace(args=arguments, async_val=background)
+        shell = SimpleNamespace(tmpdir="/tmp/a", join_path=lambda *parts: "/".join(parts))
+        plugin._connection = SimpleNamespace(_shell=shell)
+        run.calls, run.sent = [], []
+        answers = iter(answers)
+
+        def execute(module_name, module_args, task_vars, wrap_async):
+            assert module_name == "gpufleet.inference.ollama_service"
+            run.calls.append(dict(module_args))
+            return next(answers)
+
+        plugin._execute_module = execute
+        plugin._find_needle = lambda folder, needle: needle
+        plugin._make_tmp_path = lambda: "/tmp/a"
+        plugin._transfer_file = lambda local, remote: run.sent.append((local, remote))
+        plugin._fixup_perms2 = lambda paths: None
+        return plugin.run(task_vars={})
+
+    monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
+    return run
+
+
+def test_without_an_archive_it_is_one_call(act):
+    assert act({"keep_alive": "5m"}, [{"changed": False}]) == {"changed": False}
+    assert act.calls == [{"keep_alive": "5m"}]
+    assert act.sent == []
+
+
+def test_a_host_that_has_the_release_gets_nothing(act, archive):
+    act({"archive": str(archive)}, [{"changed": False}])
+    assert act.calls == [{"archive": str(archive), "archive_checksum": "sha256:" + DIGEST}]
+    assert act.sent == []
+
+
+def test_a_host_that_asks_gets_it_and_is_called_again(act, archive):
+    result = act({"archive": str(archive), "keep_alive": "5m"}, [{"archive_needed": True}, {"changed": True}])
+    assert result == {"changed": True}
+    assert act.sent == [(str(archive), "/tmp/a/ollama.tgz")]
+    assert act.calls[1] == {
+        "archive": "/tmp/a/ollama.tgz",
+        "archive_checksum": "sha256:" + DIGEST,
+        "remote_src": True,
+        "keep_alive": "5m",
+    }
+
+
+def test_a_failure_is_not_followed_by_a_transfer(act, archive):
+    result = act({"archive": str(archive)}, [{"failed": True, "archive_needed": True}])
+    assert result["failed"]
+    assert act.sent == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"archive": "/on/the/host.tgz", "remote_src": "yes"}, {"archive": "https://a.example/ollama.tgz"}]
+)
+def test_what_the_host_gets_itself_is_not_looked_for_here(act, arguments):
+    act(arguments, [{"changed": False}])
+    assert act.calls == [arguments]
+
+
+def test_a_given_checksum_is_kept(act, archive):
+    act({"archive": str(archive), "archive_checksum": "sha256:" + "ab" * 32}, [{}])
+    assert act.calls[0]["archive_checksum"] == "sha256:" + "ab" * 32
+
+
+def test_not_in_the_background(act, archive):
+    with pytest.raises(AnsibleActionFail, match="async"):
+        act({"archive": str(archive)}, [], background=60)
+
+
+@pytest.mark.parametrize("line", ["%s  ollama.tgz", "%s *./ollama.tgz", "\n%s  ./ollama.tgz\n"])
+def test_the_releases_own_list_of_checksums_is_read(archive, line):
+    listed = "cd" * 32
+    (archive.parent / "sha256sum.txt").write_text("%s  other.tgz\n" % ("ef" * 32) + line % listed)
+    assert ollama_service.checksum(str(archive)) == listed
+
+
+def test_a_file_that_is_not_listed_is_hashed(archive):
+    (archive.parent / "sha256sum.txt").write_text("%s  other.tgz\nnonsense\n" % ("ef" * 32))
+    assert ollama_service.checksum(str(archive)) == DIGEST
+
+
+def test_a_link_leads_to_the_list_beside_its_file(act, archive, tmp_path):
+    (archive.parent / "sha256sum.txt").write_text("%s  ollama.tgz\n" % ("cd" * 32))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/archive").symlink_to(archive)
+    act({"archive": str(tmp_path / "links/archive")}, [{}])
+    assert act.calls[0]["archive_checksum"] == "sha256:" + "cd" * 32

@@ -1,0 +1,537 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The steps that install Ollama, in a scratch directory: done, done again, undone, and undone half-way."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import io
+import os
+import pwd
+import shutil
+import subprocess
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install import (
+    DirectoryStep,
+    InstallError,
+    ReleaseStep,
+    UnitStep,
+    UserStep,
+)
+
+ME = pwd.getpwuid(os.geteuid()).pw_name
+
+
+def tree(folder):
+    """Everything below a folder: path to mode and content or link."""
+    found = {}
+    for where, folders, files in os.walk(folder):
+        for name in folders + files:
+            path = os.path.join(where, name)
+            if os.path.islink(path):
+                what = "-> " + os.readlink(path)
+            elif os.path.isdir(path):
+                what = "directory"
+            else:
+                with open(path, encoding="utf-8") as file:
+                    what = file.read()
+            found[os.path.relpath(path, folder)] = (os.lstat(path).st_mode & 0o777, what)
+    return found
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """`archive("1", ...)` makes a release whose bin/ollama holds that text; gives (path, sha256)."""
+
+    def make(text="one", members=None, zstd=False, name=None):
+        path = tmp_path / (name or "ollama-%s.tgz" % text)
+        with tarfile.open(path, "w:gz") as tar:
+            for member in members or [
+                ("bin/ollama", 0o755, text),
+                ("lib/ollama/llama-server", 0o755, text),
+                ("lib/ollama/cuda_v13/libggml-cuda.so", 0o600, ""),
+            ]:
+                entry = tarfile.TarInfo(member[0])
+                entry.mode, entry.uid, entry.uname = member[1], 1234, "somebody"
+                if len(member) > 3:
+                    entry.type, entry.linkname = member[3], member[2]
+                    tar.addfile(entry)
+                else:
+                    entry.size = len(member[2])
+                    tar.addfile(entry, io.BytesIO(member[2].encode()))
+        if zstd:
+            plain = subprocess.run(["gzip", "-dc", str(path)], check=True, stdout=subprocess.PIPE).stdout
+            path = path.with_suffix(".tar.zst")
+            subprocess.run(["zstd", "-q", "-o", str(path)], check=True, input=plain)
+        return str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+
+    return make
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    return str(tmp_path / "usr")
+
+
+def step(archive, prefix):
+    return ReleaseStep(archive[1], archive[0], prefix)
+
+
+# --- the release
+
+
+@pytest.mark.parametrize(
+    "zstd", [False, pytest.param(True, marks=pytest.mark.skipif(not shutil.which("zstd"), reason="no zstd here"))]
+)
+def test_a_release_is_taken_by_links(archive, prefix, zstd):
+    made = archive(zstd=zstd)
+    release = step(made, prefix)
+    assert release.needed()
+    assert not release.unpacked()
+    assert release.diff()["before"] == ""
+    release.apply()
+    folder = "lib/gpufleet/ollama-" + made[1][:12]
+    found = tree(prefix)
+    assert found["bin/ollama"][1] == "-> ../%s/bin/ollama" % folder
+    assert found["lib/ollama"][1] == "-> gpufleet/ollama-%s/lib/ollama" % made[1][:12]
+    assert found[folder + "/bin/ollama"] == (0o755, "one")
+    assert found[folder + "/lib/ollama/cuda_v13/libggml-cuda.so"] == (0o644, "")
+    assert found[folder + "/.sha256"][1] == made[1] + "\n"
+    assert os.path.isdir(os.path.join(prefix, "lib/ollama/cuda_v13")), "as ../lib/ollama from the real binary"
+    assert not [name for name in found if ".part" in name or ".gpufleet" in name]
+    again = ReleaseStep(made[1], None, prefix)
+    assert not again.needed()
+    assert install.libraries(prefix) == ["cuda_v13"]
+
+
+def test_undo_leaves_nothing(archive, prefix):
+    os.makedirs(prefix + "/bin")
+    os.makedirs(prefix + "/lib")
+    before = tree(prefix)
+    release = step(archive(), prefix)
+    release.apply()
+    release.undo()
+    assert tree(prefix) == before
+
+
+def test_a_switch_keeps_the_former_release_and_goes_back(archive, prefix):
+    step(archive("one"), prefix).apply()
+    before = tree(prefix)
+    release = step(archive("two"), prefix)
+    diff = release.diff()
+    assert diff["before"] != diff["after"]
+    release.apply()
+    with open(prefix + "/bin/ollama", encoding="utf-8") as file:
+        assert file.read() == "two"
+    release.undo()
+    assert tree(prefix) == before
+
+
+def test_releases_before_the_former_one_are_removed(archive, prefix):
+    for text in ("one", "two", "three"):
+        step(archive(text), prefix).apply()
+    kept = sorted(name for name in os.listdir(prefix + "/lib/gpufleet"))
+    assert kept == sorted("ollama-" + archive(text)[1][:12] for text in ("two", "three"))
+
+
+def test_back_to_the_former_release_without_its_archive(archive, prefix):
+    one = archive("one")
+    step(one, prefix).apply()
+    step(archive("two"), prefix).apply()
+    back = ReleaseStep(one[1], None, prefix)
+    assert back.needed()
+    assert back.unpacked()
+    back.apply()
+    with open(prefix + "/bin/ollama", encoding="utf-8") as file:
+        assert file.read() == "one"
+
+
+def test_upstreams_own_files_are_set_aside_and_come_back(archive, prefix):
+    os.makedirs(prefix + "/lib/ollama/cuda_v12")
+    os.makedirs(prefix + "/bin")
+    for name in ("bin/ollama", "lib/ollama/llama-server"):
+        with open(os.path.join(prefix, name), "w", encoding="utf-8") as file:
+            file.write("vendor")
+    before = tree(prefix)
+    release = step(archive(), prefix)
+    assert release.diff()["before"] == "%s/bin/ollama\n%s/lib/ollama\n" % (prefix, prefix)
+    release.apply()
+    assert os.path.islink(prefix + "/bin/ollama")
+    release.undo()
+    assert {name: what for name, what in tree(prefix).items() if not name.startswith("lib/gpufleet")} == before
+
+
+def test_upstreams_installer_over_our_links(archive, prefix):
+    """What install.sh does: rm -rf lib/ollama, unpack over the prefix. Our release stays whole, and is taken again."""
+    made = archive("ours")
+    step(made, prefix).apply()
+    subprocess.run(["rm", "-rf", prefix + "/lib/ollama"], check=True)
+    subprocess.run(["tar", "-xzf", archive("vendor")[0], "-C", prefix], check=True)
+    with open(prefix + "/bin/ollama", encoding="utf-8") as file:
+        assert file.read() == "vendor"
+    release = ReleaseStep(made[1], None, prefix)
+    assert release.needed()
+    assert release.unpacked()
+    for _twice in range(2):
+        release = ReleaseStep(made[1], None, prefix)
+        release.apply()
+        with open(prefix + "/bin/ollama", encoding="utf-8") as file:
+            assert file.read() == "ours"
+        assert not ReleaseStep(made[1], None, prefix).needed()
+        subprocess.run(["rm", "-rf", prefix + "/lib/ollama", prefix + "/bin/ollama"], check=True)
+        subprocess.run(["tar", "-xzf", archive("vendor")[0], "-C", prefix], check=True)
+
+
+BAD = [
+    ([("README", 0o644, "x")], "holds no program bin/ollama"),
+    ([("../evil", 0o644, "x")], "unsafe name '../evil'"),
+    ([("/etc/evil", 0o644, "x")], "unsafe name '/etc/evil'"),
+    ([("lib/link", 0o777, "../../etc", tarfile.SYMTYPE)], "unsafe name"),
+    ([("bin/hard", 0o777, "/etc/passwd", tarfile.LNKTYPE)], "unsafe name '/etc/passwd'"),
+    ([("dev/null", 0o666, "", tarfile.CHRTYPE)], "holds a device"),
+]
+
+
+@pytest.mark.parametrize("members, reason", BAD)
+def test_an_archive_that_is_no_release(archive, prefix, members, reason):
+    release = step(archive(members=members), prefix)
+    with pytest.raises(InstallError, match=reason):
+        release.apply()
+    release.undo()
+    assert tree(prefix) in ({}, {"lib": (0o755, "directory")})
+
+
+def test_a_link_inside_the_archive_is_kept(archive, prefix):
+    members = [
+        ("bin/ollama", 0o755, "x"),
+        ("lib/ollama/libggml.so.1", 0o644, "x"),
+        ("lib/ollama/libggml.so", 0o777, "libggml.so.1", tarfile.SYMTYPE),
+        ("lib/ollama/v12", 0o700, "", tarfile.DIRTYPE),
+    ]
+    made = archive(members=members)
+    step(made, prefix).apply()
+    assert os.readlink(prefix + "/lib/ollama/libggml.so") == "libggml.so.1"
+
+
+def test_the_wrong_checksum(archive, prefix):
+    path, right = archive()
+    release = ReleaseStep("0" * 64, path, prefix)
+    with pytest.raises(InstallError, match="has the SHA-256 %s; expected 000" % right):
+        release.apply()
+
+
+def test_a_file_that_is_no_archive(tmp_path, prefix):
+    path = tmp_path / "x.zip"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(InstallError, match=r"neither a .tgz nor a .tar.zst"):
+        ReleaseStep(install.sha256_of(str(path)), str(path), prefix).apply()
+
+
+@pytest.mark.parametrize(
+    "zstd", [False, pytest.param(True, marks=pytest.mark.skipif(not shutil.which("zstd"), reason="no zstd here"))]
+)
+def test_a_damaged_archive(archive, tmp_path, prefix, zstd):
+    path, _digest = archive(zstd=zstd)
+    cut = tmp_path / "cut"
+    with open(path, "rb") as whole:
+        cut.write_bytes(whole.read(os.path.getsize(path) // 2))
+    with pytest.raises(InstallError, match="is damaged"):
+        ReleaseStep(install.sha256_of(str(cut)), str(cut), prefix).apply()
+
+
+def test_no_zstd_on_the_host(tmp_path, prefix, monkeypatch):
+    path = tmp_path / "x.tar.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd")
+    monkeypatch.setattr(install.shutil, "which", lambda name: None)
+    with pytest.raises(InstallError, match="install the package zstd"):
+        ReleaseStep(install.sha256_of(str(path)), str(path), prefix).apply()
+
+
+def test_an_archive_that_is_not_there(prefix):
+    with pytest.raises(InstallError, match="/nowhere/a.tgz cannot be read: No such file"):
+        ReleaseStep("0" * 64, "/nowhere/a.tgz", prefix).apply()
+    with pytest.raises(InstallError, match="/nowhere/a.tgz cannot be read: No such file"):
+        install.extract("/nowhere/a.tgz", prefix)
+
+
+def test_a_full_disk_is_named(archive, prefix, monkeypatch):
+    def full(tar, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(install, "_unpack_members", full)
+    release = step(archive(), prefix)
+    with pytest.raises(InstallError, match="cannot be unpacked to .*: No space left on device"):
+        release.apply()
+    release.undo()
+    assert "bin/ollama" not in tree(prefix)
+
+
+@pytest.fixture
+def web(archive):
+    """`web(path)` serves a file; gives its URL."""
+    servers = []
+
+    def serve(path):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200 if path else 404)
+                self.end_headers()
+                if path:
+                    with open(path, "rb") as file:
+                        self.wfile.write(file.read())
+
+            def log_message(self, *words):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return "http://127.0.0.1:%d/ollama.tgz?version=1" % server.server_address[1]
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_release_from_an_url(archive, prefix, web):
+    path, digest = archive()
+    release = ReleaseStep(digest, web(path), prefix)
+    release.apply()
+    assert not release.needed()
+    assert not [name for name in os.listdir(prefix + "/lib/gpufleet") if "download" in name]
+
+
+def test_an_url_that_sends_something_else(archive, prefix, web):
+    with pytest.raises(InstallError, match="has the SHA-256 .*; expected 000"):
+        ReleaseStep("0" * 64, web(archive()[0]), prefix).apply()
+    with pytest.raises(InstallError, match="cannot be fetched: HTTP Error 404"):
+        ReleaseStep("0" * 64, web(None), prefix).apply()
+
+
+@pytest.mark.parametrize("written", ["sha256:" + "aB" * 32, "ab" * 32])
+def test_checksums(written):
+    assert install.parse_checksum(written) == "ab" * 32
+
+
+@pytest.mark.parametrize("written", ["", "sha256:", "md5:" + "ab" * 16, "sha256:" + "zz" * 32, "ab" * 31])
+def test_what_is_no_checksum(written):
+    with pytest.raises(InstallError, match="64 hex digits"):
+        install.parse_checksum(written)
+
+
+# --- the unit
+
+
+def test_the_unit_as_upstream_writes_it(tmp_path):
+    folder = tmp_path / "etc/systemd/system"
+    folder.mkdir(parents=True)
+    unit = UnitStep("ollama.service", "/opt/o", root=str(tmp_path))
+    assert unit.needed()
+    assert "ExecStart=/opt/o/bin/ollama serve\nUser=ollama\n" in unit.diff()["after"]
+    unit.apply()
+    assert (folder / "ollama.service").stat().st_mode & 0o777 == 0o644
+    assert os.listdir(folder) == ["ollama.service"]
+    assert not UnitStep("ollama.service", "/opt/o", root=str(tmp_path)).needed()
+    unit.undo()
+    assert os.listdir(folder) == []
+    unit.undo()
+
+
+@pytest.mark.parametrize("folder", install.UNIT_PATHS)
+def test_a_unit_of_the_vendor_is_left_alone(tmp_path, folder):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "ollama.service").write_text("[Service]\n")
+    assert not UnitStep("ollama.service", root=str(tmp_path)).needed()
+
+
+def test_a_masked_unit_is_left_alone(tmp_path):
+    folder = tmp_path / "etc/systemd/system"
+    folder.mkdir(parents=True)
+    (folder / "ollama.service").symlink_to("/dev/null")
+    assert not UnitStep("ollama.service", root=str(tmp_path)).needed()
+
+
+def test_an_instance_gets_a_template(tmp_path):
+    (tmp_path / "etc/systemd/system").mkdir(parents=True)
+    unit = UnitStep("ollama@second.service", root=str(tmp_path))
+    unit.apply()
+    assert os.listdir(tmp_path / "etc/systemd/system") == ["ollama@.service"]
+    assert not UnitStep("ollama@third.service", root=str(tmp_path)).needed()
+
+
+def test_a_unit_that_cannot_be_written_leaves_nothing(tmp_path):
+    folder = tmp_path / "etc/systemd/system"
+    folder.mkdir(parents=True)
+    unit = UnitStep("ollama.service", root=str(tmp_path))
+    unit.text = "\u00e4"
+    with pytest.raises(UnicodeEncodeError):
+        unit.apply()
+    assert os.listdir(folder) == []
+
+
+# --- directories
+
+
+def test_a_directory_is_made_with_its_parents_and_undone(tmp_path):
+    path = str(tmp_path / "srv/ollama/models")
+    directory = DirectoryStep(path, ME)
+    assert directory.needed()
+    assert path in directory.diff()["after"]
+    directory.apply()
+    assert os.stat(path).st_mode & 0o777 == 0o755
+    assert not directory.needed()
+    directory.undo()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_that_was_filled_meanwhile_stays(tmp_path):
+    directory = DirectoryStep(str(tmp_path / "models"), ME)
+    directory.apply()
+    (tmp_path / "models/blobs").mkdir()
+    directory.undo()
+    assert os.listdir(tmp_path) == ["models"]
+
+
+# --- the user
+
+
+@pytest.fixture
+def accounts(monkeypatch, tmp_path):
+    """Users and groups in memory; the commands that would change them, as they are called."""
+    users, groups, commands = {}, {"video": [], "render": []}, []
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: users[name])
+
+    def group(name):
+        return grp.struct_group((name, "x", 1, groups[name]))
+
+    monkeypatch.setattr(grp, "getgrnam", group)
+
+    def run(command):
+        commands.append(" ".join(command))
+        if command[0] == "useradd":
+            users["ollama"] = object()
+            os.makedirs(command[command.index("-d") + 1], exist_ok=True)
+        elif command[0] == "userdel":
+            del users["ollama"]
+        elif command[0] == "usermod":
+            groups[command[3]].append("ollama")
+        elif command[0] == "gpasswd":
+            groups[command[3]].remove("ollama")
+
+    monkeypatch.setattr(install, "_run", run)
+    accounts = type("Accounts", (), {"users": users, "groups": groups, "commands": commands})
+    accounts.home = str(tmp_path / "home")
+    return accounts
+
+
+def test_the_user_as_upstream_makes_it(accounts):
+    user = UserStep(home=accounts.home)
+    assert user.needed()
+    assert user.diff()["after"] == "user ollama, in groups render, video\n"
+    user.apply()
+    assert accounts.commands == [
+        "useradd -r -s /bin/false -U -m -d %s ollama" % accounts.home,
+        "usermod -a -G render ollama",
+        "usermod -a -G video ollama",
+    ]
+    assert not UserStep(home=accounts.home).needed()
+    user.undo()
+    assert accounts.commands[3:] == ["userdel -f ollama"]
+    assert not os.path.exists(accounts.home)
+
+
+def test_a_user_that_was_there_only_joins_groups(accounts):
+    accounts.users["ollama"] = object()
+    accounts.groups["render"].append("ollama")
+    del accounts.groups["video"][:]
+    user = UserStep(home=accounts.home)
+    user.apply()
+    assert accounts.commands == ["usermod -a -G video ollama"]
+    user.undo()
+    assert accounts.commands[1:] == ["gpasswd -d ollama video"]
+
+
+def test_groups_that_do_not_exist_are_not_made(accounts):
+    accounts.users["ollama"] = object()
+    accounts.groups.clear()
+    assert not UserStep(home=accounts.home).needed()
+
+
+def test_commands_that_fail_are_quoted():
+    with pytest.raises(InstallError, match="sh -c echo no >&2; exit 9: exit status 9: no"):
+        install._run(["sh", "-c", "echo no >&2; exit 9"])
+    with pytest.raises(InstallError, match="nosuchcommand: No such file"):
+        install._run(["nosuchcommand"])
+
+
+# --- may the service's user write there?
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as somebody else")
+
+
+@as_root
+def test_a_store_that_the_user_may_not_write(tmp_path):
+    top = tmp_path / "srv"
+    store = top / "models"
+    store.mkdir(parents=True)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder != folder.parent and folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    store.chmod(0o755)
+    refusal = install.refused(str(store), "nobody")
+    assert refusal == "nobody cannot write into %s (owner root, mode 0755); chown -R nobody: %s" % (store, store)
+    os.chown(store, pwd.getpwnam("nobody").pw_uid, -1)
+    assert install.refused(str(store), "nobody") is None
+    top.chmod(0o700)
+    assert "nobody cannot enter %s (owner root, mode 0700), a parent of" % top in install.refused(str(store), "nobody")
+    os.chown(top, 12345, -1)
+    assert "(owner 12345, mode 0700)" in install.refused(str(store), "nobody")
+
+
+def test_a_store_that_is_a_file(tmp_path):
+    (tmp_path / "models").write_text("")
+    assert install.refused(str(tmp_path / "models"), ME) == "%s/models is not a directory" % tmp_path
+
+
+def test_a_store_that_may_be_written(tmp_path):
+    assert install.refused(str(tmp_path), ME) is None
+    assert install.refused(str(tmp_path), "nosuchuser") is None
+
+
+def test_only_root_can_try(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert install.refused("/root", "nobody") is None
+
+
+def test_default_store():
+    assert install.default_store(ME) == os.path.join(pwd.getpwnam(ME).pw_dir, ".ollama/models")
+    assert install.default_store("nosuchuser") is None
+    assert install.libraries("/nowhere") is None
+
+
+def test_undo_after_half_an_apply(archive, prefix, monkeypatch):
+    os.makedirs(prefix + "/bin")
+    os.makedirs(prefix + "/lib")
+    with open(prefix + "/bin/ollama", "w", encoding="utf-8") as file:
+        file.write("vendor")
+    before = tree(prefix)
+
+    def full(path, to):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(install, "_point", full)
+    release = step(archive(), prefix)
+    with pytest.raises(OSError, match="No space"):
+        release.apply()
+    release.undo()
+    assert tree(prefix) == before

@@ -1,0 +1,296 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the module's parameters to what the engine is asked for, and what is refused before it is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
+from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
+
+UNIT_FILE = ("/etc/systemd/system/ollama.service", b"[Service]\nExecStart=/usr/local/bin/ollama serve\nUser=%s\n")
+
+
+class FakeSystem:
+    """As much of systemd as is read before the engine takes over."""
+
+    def __init__(self, *files):
+        self.files = list(files)
+
+    def load(self, names):
+        return self.files
+
+    def specifiers(self, unit):
+        return {}
+
+    def environment_files(self, pattern):
+        return []
+
+
+@pytest.fixture
+def bring(monkeypatch, fakes, tmp_path):
+    """`bring(**parameters)` runs service.bring; `.asked` is what the engine got, `.warnings` what was warned of."""
+    user = "nobody"
+    bring_files = [(UNIT_FILE[0], UNIT_FILE[1] % user.encode())]
+
+    def converge(change, **more):
+        run.asked = dict(more, change=change)
+        outcome = run.outcome or engine.Outcome()
+        if more.get("gate") and not more["check_mode"]:
+            more["gate"].version = "0.32.15"
+        return outcome
+
+    def run(check_mode=False, **given):
+        parameters = {name: option.get("default") for name, option in ollama_service.argument_spec().items()}
+        parameters.update(given)
+        run.asked, run.warnings = None, []
+        return service.bring(parameters, check_mode, run.warnings.append, system=run.system)
+
+    run.outcome = None
+    run.facts = fakes.facts()
+    run.system = FakeSystem(*bring_files)
+    run.store = tmp_path / "store"
+    monkeypatch.setattr(service.engine, "converge", converge)
+    monkeypatch.setattr(service.gpu_facts, "gather", lambda timeout, python_paths: run.facts)
+    monkeypatch.setattr(install, "default_store", lambda user: str(run.store))
+    monkeypatch.setattr(install, "refused", lambda path, user: None)
+    return run
+
+
+def test_the_how_to(bring):
+    result = bring(visible_devices="all", sched_spread=True, keep_alive="-1")
+    change = bring.asked["change"]
+    assert change.unit == "ollama.service"
+    assert change.environment == {
+        "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+        "OLLAMA_SCHED_SPREAD": "1",
+        "OLLAMA_KEEP_ALIVE": "-1",
+    }
+    assert (change.enabled, change.started, change.timeout) == (True, True, 180)
+    assert bring.asked["steps"] == []
+    gate = bring.asked["gate"]
+    assert gate.spread
+    assert len(gate.devices) == 4
+    assert gate.effective["OLLAMA_KEEP_ALIVE"] == "2562047h47m16.854775807s"
+    assert result["msg"] == "ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread"
+    assert result["visible_devices"] == "0,1,2,3"
+    assert result["version"] == "0.32.15"
+    assert [gpu["index"] for gpu in result["gpus"]] == [0, 1, 2, 3]
+    assert result["changed"] is False
+
+
+def test_nothing_declared(bring):
+    result = bring()
+    assert bring.asked["change"].environment == {}
+    assert bring.asked["gate"].devices == []
+    assert result["visible_devices"] is None
+    assert result["msg"] == "ok · 4× H200"
+
+
+@pytest.mark.parametrize(
+    "wanted, value",
+    [
+        ([2, 0], "2,0"),
+        (["GPU-00000001-0000-4000-8000-000000000001"], "GPU-00000001-0000-4000-8000-000000000001"),
+        ({"count": 2}, "0,1"),
+    ],
+)
+def test_a_choice_of_gpus(bring, wanted, value):
+    assert bring(visible_devices=wanted)["visible_devices"] == value
+    assert bring.asked["gate"].effective["CUDA_VISIBLE_DEVICES"] == value
+
+
+def test_a_hand_written_choice_goes_on_as_it_is(bring):
+    bring(environment={"CUDA_VISIBLE_DEVICES": "3, 1"})
+    assert bring.asked["change"].environment == {"CUDA_VISIBLE_DEVICES": "3, 1"}
+    assert [device["index"] for device in bring.asked["gate"].devices] == [3, 1]
+
+
+REFUSED = [
+    ({"visible_devices": [0, 9]}, "visible_devices: There is no GPU 9 on this host"),
+    ({"visible_devices": {"model": "A100"}}, "visible_devices: The GPU policy wants"),
+    ({"environment": {"CUDA_VISIBLE_DEVICES": "0,9"}}, "CUDA_VISIBLE_DEVICES: There is no GPU 9"),
+    ({"environment": {"CUDA_VISIBLE_DEVICES": ""}}, "set but empty"),
+    ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}, "visible_devices": "all"}, "already given by visible_devices"),
+    ({"keep_alive": "1d"}, "write 24h"),
+    ({"prove_model": "m70b"}, "has no model m70b"),
+    ({"prove_model": "../x"}, "is no model's name"),
+    ({"archive": "/a.tgz", "remote_src": False}, "needs archive_checksum"),
+    ({"archive": "https://a.example/a.tgz", "remote_src": True}, "needs archive_checksum"),
+]
+
+
+@pytest.mark.parametrize("given, words", REFUSED)
+def test_refused_before_the_engine_is_asked(bring, given, words):
+    with pytest.raises(service.Refused, match=words.replace("(", r"\(")):
+        bring(**given)
+    assert bring.asked is None
+
+
+@pytest.mark.parametrize("wanted, goes_on", [(None, False), ("all", False), ([0, 1], True), ({"healthy": True}, True)])
+def test_with_a_lost_gpu_the_others_must_be_chosen(bring, wanted, goes_on):
+    lost = bring.facts["devices"][2]
+    lost["health"] = {"ok": False, "lost": True, "reasons": ["GPU is lost"]}
+    bring.facts["fault"] = {"code": "gpu_lost", "text": "GPU 2 does not answer", "remedy": "power-cycle the host"}
+    if goes_on:
+        assert lost["uuid"] not in bring(visible_devices=wanted)["visible_devices"]
+    else:
+        with pytest.raises(service.Refused, match="lost"):
+            bring(visible_devices=wanted)
+        assert bring.asked is None
+
+
+def test_a_fault_of_the_host_comes_with_its_remedy(bring):
+    bring.facts = {
+        "source": "procfs",
+        "count": 0,
+        "devices": [],
+        "fault": {"code": "driver_hang", "text": "the driver did not answer within 10 s", "remedy": "reboot"},
+    }
+    with pytest.raises(service.Refused, match="driver_hang: the driver did not answer within 10 s; reboot"):
+        bring(visible_devices="all")
+
+
+def test_near_misses_are_warned_of(bring):
+    bring.outcome = engine.Outcome(warnings=["from the engine"])
+    bring(environment={"OLLAMA_SCHED_SPRED": "1"})
+    assert "did you mean OLLAMA_SCHED_SPREAD" in bring.warnings[0]
+    assert bring.warnings[1] == "from the engine"
+
+
+def test_absent_reads_no_gpu(bring):
+    bring.facts = None
+    bring.outcome = engine.Outcome(changed=True)
+    assert bring(state="absent")["msg"] == "ollama.service: override removed"
+    assert bring.asked["change"].state == "absent"
+    bring.outcome = None
+    assert bring(state="absent", name="ollama@second.service")["msg"] == "ollama@second.service: no override"
+
+
+# --- the archive
+
+
+@pytest.fixture
+def release(tmp_path):
+    path = tmp_path / "ollama.tgz"
+    path.write_bytes(b"release")
+    return str(path), hashlib.sha256(b"release").hexdigest()
+
+
+def test_an_archive_on_the_controller_is_asked_for(bring, release, tmp_path):
+    given = {"archive": "/controller/ollama.tgz", "archive_checksum": "sha256:" + release[1], "prefix": str(tmp_path)}
+    with pytest.raises(service.ArchiveNeeded):
+        bring(**given)
+    assert bring.asked is None
+    bring(check_mode=True, **given)
+    assert [type(step).__name__ for step in bring.asked["steps"]] == ["ReleaseStep", "UnitStep"]
+
+
+def test_a_wrong_setting_is_told_before_the_archive_is_asked_for(bring, release):
+    with pytest.raises(service.Refused):
+        bring(archive="/controller/ollama.tgz", archive_checksum=release[1], keep_alive="1d")
+
+
+def test_an_archive_on_the_host(bring, release, tmp_path):
+    bring(archive=release[0], remote_src=True, prefix=str(tmp_path))
+    first = bring.asked["steps"][0]
+    assert (first.sha256, first.archive, first.prefix) == (release[1], release[0], str(tmp_path))
+
+
+def test_the_user_is_made_only_where_upstreams_unit_runs(bring, release):
+    bring.system.files = []
+    bring(archive=release[0], remote_src=True, models_dir="/srv/models")
+    assert [type(step).__name__ for step in bring.asked["steps"]] == [
+        "UserStep",
+        "ReleaseStep",
+        "UnitStep",
+        "DirectoryStep",
+    ]
+    assert bring.asked["steps"][-1].user == "ollama"
+
+
+def test_an_unreadable_archive_on_the_host(bring):
+    with pytest.raises(install.InstallError, match="cannot be read"):
+        bring(archive="/nowhere.tgz", remote_src=True)
+
+
+# --- the store
+
+
+def put_model(store, name="m70b"):
+    manifest = store / "manifests/registry.ollama.ai/library" / name / "latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+
+
+def test_the_model_to_prove_with_must_be_in_the_store(bring):
+    put_model(bring.store)
+    bring(prove_model="m70b")
+    assert bring.asked["gate"].model == "m70b"
+
+
+def test_the_store_is_the_one_in_force(bring, tmp_path):
+    put_model(tmp_path / "other")
+    override = b"[Service]\nEnvironment=OLLAMA_MODELS=%s\n" % str(tmp_path / "other").encode()
+    bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", override))
+    bring(prove_model="m70b")
+    # what our own drop-in says does not count: it is what is about to be replaced
+    ours = ("/etc/systemd/system/ollama.service.d/zz-gpufleet.conf", b"[Service]\nEnvironment=OLLAMA_MODELS=/gone\n")
+    bring.system.files.append(ours)
+    bring(prove_model="m70b")
+    bring(prove_model="m70b", models_dir=str(tmp_path / "other"))
+
+
+def test_a_store_that_refuses_the_user(bring, monkeypatch):
+    bring.store.mkdir()
+    monkeypatch.setattr(install, "refused", lambda path, user: "%s cannot write into %s" % (user, path))
+    with pytest.raises(service.Refused, match="the models' directory: nobody cannot write into %s" % bring.store):
+        bring()
+
+
+def test_a_unit_without_a_user_runs_as_root(bring):
+    bring.system.files = [("/lib/systemd/system/ollama.service", b"[Service]\nExecStart=/bin/true\n")]
+    bring(models_dir="/srv/models")
+    assert bring.asked["steps"][0].user == "root"
+
+
+def test_a_library_that_is_not_there(bring, release, tmp_path):
+    os.makedirs(tmp_path / "lib/ollama/cuda_v13")
+    with pytest.raises(service.Refused, match="there is no folder cuda_v99 under .*/lib/ollama.*there are: cuda_v13"):
+        bring(llm_library="cuda_v99", prefix=str(tmp_path))
+    bring(llm_library="cuda_v13", prefix=str(tmp_path))
+    # the release that is about to be installed may have it
+    bring(llm_library="cuda_v99", prefix=str(tmp_path), archive=release[0], remote_src=True)
+
+
+# --- the line for a person
+
+
+def gpu(name="NVIDIA GeForce RTX 4090", held=0):
+    return {"name": name, "held_bytes": held}
+
+
+def test_sentence():
+    declared = Declared(
+        environment={"CUDA_VISIBLE_DEVICES": "0,1", "OLLAMA_SCHED_SPREAD": "1"},
+        effective={"OLLAMA_SCHED_SPREAD": "true"},
+    )
+    outcome = engine.Outcome(changed=True, restarted=True, unavailable_ms=1896)
+    said = service.sentence(outcome, declared, [gpu(held=5), gpu(held=5)], "m70b", False)
+    assert said == "ok · 2× RTX 4090 · CUDA_VISIBLE_DEVICES=0,1 spread · m70b on 2 GPUs · restart 1.9 s"
+    mixed = [gpu(held=5), gpu("NVIDIA H200"), gpu("")]
+    assert service.sentence(engine.Outcome(), Declared(), mixed, "m8b", False) == (
+        "ok · 1× RTX 4090 + 1× H200 + 1× GPU · m8b on 1 GPU"
+    )
+    assert service.sentence(engine.Outcome(), Declared(), [], None, False) == "ok · no GPU"
+    outcome.drift = {"OLLAMA_KEEP_ALIVE": {}}
+    assert service.sentence(outcome, Declared(), [gpu()], None, True) == "would change OLLAMA_KEEP_ALIVE · 1× RTX 4090"
+    outcome.drift = {}
+    assert service.sentence(outcome, Declared(), [gpu()], None, True).startswith("would change the installation")

@@ -1,0 +1,190 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module: how its result is told, that check mode writes nothing, and that the role's variables are its options."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
+
+ROLE = Path(__file__).resolve().parents[4] / "roles/ollama"
+
+
+@pytest.fixture
+def bring(monkeypatch):
+    """Replaces the engine room: `bring.does` is called with (params, check_mode, warn)."""
+
+    class Bring:
+        does = staticmethod(lambda params, check_mode, warn: {"changed": False, "msg": "ok"})
+
+    monkeypatch.setattr(service, "bring", lambda *words: Bring.does(*words))
+    return Bring
+
+
+def test_the_result_is_given_on(run_module, bring):
+    result = run_module(ollama_service.main)
+    assert (result["failed"], result["changed"], result["msg"]) == (False, False, "ok")
+
+
+def test_options_and_check_mode_are_given_on(run_module, bring):
+    seen = {}
+
+    def does(params, check_mode, warn):
+        seen.update(params, check_mode=check_mode)
+        warn("look out")
+        return {"changed": True}
+
+    bring.does = does
+    run_module(ollama_service.main, {"keep_alive": -1, "sched_spread": "yes"}, check=True, warnings=("look out",))
+    assert seen["keep_alive"] == "-1"
+    assert seen["sched_spread"] is True
+    assert seen["check_mode"] is True
+
+
+def raising(error):
+    def does(*words):
+        raise error
+
+    return does
+
+
+@pytest.mark.parametrize("error", [service.Refused("no GPU 9"), install.InstallError("no GPU 9")])
+def test_what_is_refused_changes_nothing(run_module, bring, error):
+    bring.does = raising(error)
+    result = run_module(ollama_service.main)
+    assert result["failed"]
+    assert result["msg"] == "no GPU 9 (nothing was changed)"
+    assert result["changed"] is False
+
+
+def test_a_proof_that_failed_tells_all(run_module, bring):
+    outcome = engine.Outcome(rolled_back=True, verdict=engine.Verdict("cpu_fallback", "no GPU", {"found": 0}))
+    bring.does = raising(
+        engine.ServiceError("ollama.service: cpu_fallback: no GPU. The former state is back.", outcome)
+    )
+    result = run_module(ollama_service.main)
+    assert result["failed"]
+    assert result["msg"].endswith("The former state is back.")
+    assert result["verdict"] == "cpu_fallback"
+    assert result["evidence"] == {"found": 0}
+    assert result["rolled_back"] is True
+
+
+def test_an_archive_is_asked_for(run_module, bring):
+    bring.does = raising(service.ArchiveNeeded())
+    result = run_module(ollama_service.main)
+    assert result["archive_needed"] is True
+    assert result["changed"] is False
+    assert not result["failed"]
+
+
+@pytest.mark.parametrize(
+    "given", [{"num_parallel": "many"}, {"kv_cache_type": "q9"}, {"nosuch": 1}, {"state": "latest"}]
+)
+def test_a_wrong_type_is_refused(run_module, given):
+    result = run_module(ollama_service.main, given)
+    assert result["failed"]
+    assert next(iter(given)) in result["msg"]
+
+
+def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
+    """The whole path in check mode, on a host where everything is to be done; each way to write raises."""
+    device = {
+        "index": 0,
+        "uuid": "GPU-1",
+        "name": "NVIDIA H200",
+        "pci_bus_id": "0000:00:06.0",
+        "processes": [],
+        "mig": {"enabled": False},
+        "health": {"ok": True, "lost": False, "reasons": []},
+        "display_active": False,
+    }
+    facts = {"source": "nvml", "count": 1, "fault": None, "devices": [device]}
+    monkeypatch.setattr(gpu_facts, "gather", lambda **options: facts)
+
+    class Reading(System):
+        """A systemd that knows no such unit, and runs no command but the two that read."""
+
+        def show(self, unit):
+            return {"Id": unit, "LoadState": "not-found", "ActiveState": "inactive"}
+
+        def load(self, names):
+            return []
+
+        def _call(self, *words, **options):
+            raise AssertionError("a command in check mode: %s" % (words,))
+
+        _run = _call
+
+    monkeypatch.setattr(service, "System", Reading)
+    monkeypatch.setattr(install, "UNIT_PATHS", ("nowhere",))
+
+    def forbidden(*words, **options):
+        raise AssertionError("written in check mode: %s %s" % (words, options))
+
+    writing = (
+        "mkdir makedirs rename replace unlink remove rmdir symlink link chmod chown fchmod fchown ftruncate truncate utime "
+        "kill killpg mknod mkfifo"
+    )
+    for name in writing.split():
+        monkeypatch.setattr(os, name, forbidden)
+    real_open = os.open
+
+    def reading(path, flags, *words, **options):
+        assert not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT), path
+        return real_open(path, flags, *words, **options)
+
+    monkeypatch.setattr(os, "open", reading)
+    result = run_module(
+        ollama_service.main,
+        {
+            "visible_devices": "all",
+            "archive": "/controller/o.tgz",
+            "archive_checksum": "ab" * 32,
+            "prefix": str(tmp_path),
+            "models_dir": "/nowhere/models",
+        },
+        check=True,
+        diff=True,
+    )
+    assert not result["failed"], result["msg"]
+    assert result["changed"]
+    assert "CUDA_VISIBLE_DEVICES=0" in result["diff"]["after"]
+    assert "ExecStart=%s/bin/ollama serve" % tmp_path in result["diff"]["after"]
+    assert "directory /nowhere/models" in result["diff"]["after"]
+    assert result["msg"].startswith("would change CUDA_VISIBLE_DEVICES, OLLAMA_MODELS · 1× H200")
+    assert result["version"] is None
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_setting_has_an_option():
+    options = ollama_service.argument_spec()
+    assert {entry.option for entry in settings.SETTINGS} <= set(options)
+
+
+def test_the_roles_variables_are_the_options():
+    """One to one: names, types, choices, defaults; and the task hands each on."""
+    spec = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text(encoding="utf-8"))
+    variables = spec["argument_specs"]["main"]["options"]
+    options = ollama_service.argument_spec()
+    assert list(variables) == ["ollama_" + name for name in options]
+    for name, option in options.items():
+        of_role = variables["ollama_" + name]
+        for key in ("type", "elements", "choices", "default"):
+            assert of_role.get(key) == option.get(key), (name, key)
+    (task,) = yaml.safe_load((ROLE / "tasks/main.yml").read_text(encoding="utf-8"))
+    handed_on = task["gpufleet.inference.ollama_service"]
+    assert list(handed_on) == list(options)
+    for name, template in handed_on.items():
+        omitted = "" if "default" in options[name] else " | default(omit)"
+        assert template == "{{ ollama_%s%s }}" % (name, omitted)
