@@ -46,12 +46,8 @@ def run(work: Callable[[Emit], None], timeout: float) -> Tuple[List[Tuple[str, A
 def _be_child(work: Callable[[Emit], None], writing: int) -> None:
     """Everything the child does, up to its exit."""
     try:
-        # An own session lets the parent kill what the child starts as well. Without the standard streams of the parent
-        # a child that cannot be killed does not keep an SSH connection open.
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
+        os.setsid()  # so that the parent can kill what the child starts as well
+        _let_go_of_files(writing)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(signum, signal.SIG_DFL)
 
@@ -67,6 +63,19 @@ def _be_child(work: Callable[[Emit], None], writing: int) -> None:
             emit("ended", "%s: %s" % (type(error).__name__, error))
     finally:
         os._exit(0)
+
+
+def _let_go_of_files(writing: int) -> None:
+    """Close every file of the parent: a child that cannot be killed must keep no SSH connection and no lock."""
+    for number in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if number not in (0, 1, 2, writing):
+            try:
+                os.close(number)
+            except OSError:  # the one that listed them
+                pass
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
 
 
 def _read_until(reading: int, deadline: float) -> Tuple[bytes, bool]:

@@ -137,6 +137,10 @@ class Running:
         """The last lines that this invocation logged, oldest first."""
         return self.system.journal(self.invocation_id, max_lines)
 
+    def journal_from_start(self) -> Iterator[str]:
+        """What this invocation logged, from its first line on; no more is read than is taken."""
+        return self.system.journal_from_start(self.invocation_id)
+
     def alive(self) -> bool:
         """False as soon as the main process has ended, and with it this invocation. Costs no process."""
         return self.process.alive()

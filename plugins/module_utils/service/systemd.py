@@ -250,6 +250,16 @@ class System:
             return []
         return [line for line in out.split("\n") if line.strip()]
 
+    def journal_from_start(self, invocation_id: str) -> Iterator[str]:
+        """What one invocation logged, from its first line on; no more is read than is taken."""
+        command = ["journalctl", "--quiet", "--no-pager", "-o", "cat", "_SYSTEMD_INVOCATION_ID=" + invocation_id]
+        with self._started(command) as process:
+            try:
+                for line in process.stdout or ():
+                    yield line.rstrip("\n")
+            finally:
+                process.kill()
+
     def sync_journal(self) -> None:
         """Have journald write out what processes that are gone have said."""
         try:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -56,6 +56,9 @@ class FakeRunning:
 
     def journal(self, max_lines: int = 1000) -> List[str]:
         return list(self.log)
+
+    def journal_from_start(self) -> Iterator[str]:
+        return iter(self.log)
 
     def alive(self) -> bool:
         return self.is_alive()

@@ -11,6 +11,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gate as gate_module
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 
 GIB = 1 << 30
 
@@ -324,3 +325,26 @@ def test_without_a_change_a_log_that_is_gone_is_no_fault(gate):
     assert gate(changed=False, log=["[GIN] | 200 |"]).name == "ok"
     assert gate(changed=False, log=start_log(gpus=[ON_CPU])).name == "cpu_fallback"
     assert gate(changed=False, log=start_log(gpus=[])).name == "ok"
+
+
+def test_of_a_long_log_only_the_start_is_read(gate, fakes, ollama):
+    running = fakes.FakeRunning([], {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
+
+    def lines():
+        yield from start_log(gpus=[ON_CPU])
+        yield '[GIN] 2026/11/22 - 08:35:20 | 200 |      65.483µs |       127.0.0.1 | GET      "/api/version"'
+        raise AssertionError("read on")
+
+    running.journal_from_start = lines
+    assert gate(changed=False, running=running).name == "cpu_fallback"
+
+
+def test_no_more_of_the_journal_is_read_than_is_taken(monkeypatch, tmp_path):
+    """A journalctl that never ends is ended with the last line that was wanted."""
+    tool = tmp_path / "journalctl"
+    tool.write_text('#!/bin/sh\nwhile :; do echo "$*"; done\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    lines = System().journal_from_start("abc")
+    assert next(lines) == "--quiet --no-pager -o cat _SYSTEMD_INVOCATION_ID=abc"
+    lines.close()
