@@ -114,14 +114,21 @@ def test_child_that_cannot_be_killed_is_not_waited_for(monkeypatch):
     os.waitpid(pid, 0)
 
 
-def test_child_holds_no_stream_of_its_parent():
+def test_child_holds_no_file_of_its_parent(tmp_path):
     """An SSH connection ends when nobody holds its streams any more: a child that cannot be killed must not."""
 
     def work(emit):
-        emit("streams", [os.readlink("/proc/self/fd/%d" % number) for number in (0, 1, 2)])
+        files = [os.readlink("/proc/self/fd/%s" % name) for name in os.listdir("/proc/self/fd") if _is_open(name)]
+        emit("files", sorted(set(files)))
 
-    parts, ended = child.run(work, 10)
-    assert parts == [("streams", ["/dev/null"] * 3)]
+    def _is_open(name):
+        return os.path.lexists("/proc/self/fd/%s" % name)
+
+    with open(tmp_path / "lock", "w"):
+        parts, ended = child.run(work, 10)
+    assert ended is None
+    (null, pipe) = parts[0][1]
+    assert null == "/dev/null" and pipe.startswith("pipe:")
 
 
 def test_child_has_a_session_of_its_own():
@@ -140,7 +147,7 @@ def test_child_side(monkeypatch):
     """What the child does, seen from inside: coverage does not follow a fork."""
     calls = []
     monkeypatch.setattr(child.os, "setsid", lambda: calls.append("setsid"))
-    monkeypatch.setattr(child.os, "dup2", lambda old, new: calls.append(new))
+    monkeypatch.setattr(child, "_let_go_of_files", lambda writing: calls.append("files"))
     monkeypatch.setattr(child.os, "_exit", lambda status: calls.append(status))
     monkeypatch.setattr(child.signal, "signal", lambda signum, handler: calls.append(signum))
     reading, writing = os.pipe()
@@ -153,6 +160,24 @@ def test_child_side(monkeypatch):
     assert child._parts(os.read(reading, 1000)) == [("one", 1), ("ended", "RuntimeError: broken")]
     child._be_child(lambda emit: None, writing)
     assert child._parts(os.read(reading, 1000)) == [("ended", None)]
-    assert calls[:4] == ["setsid", 0, 1, 2] and calls[-1] == 0
+    assert calls[:2] == ["setsid", "files"] and calls[-1] == 0
     os.close(reading)
     os.close(writing)
+
+
+def test_files_the_child_lets_go_of(monkeypatch):
+    """The same from inside."""
+    closed, replaced = [], []
+
+    def close(number):
+        if number == 11:
+            raise OSError("it is closed")
+        closed.append(number)
+
+    monkeypatch.setattr(child.os, "listdir", lambda path: ["0", "1", "2", "7", "9", "11"])
+    monkeypatch.setattr(child.os, "close", close)
+    monkeypatch.setattr(child.os, "open", lambda path, flags: 50)
+    monkeypatch.setattr(child.os, "dup2", lambda old, new: replaced.append((old, new)))
+    child._let_go_of_files(9)
+    assert closed == [7]
+    assert replaced == [(50, 0), (50, 1), (50, 2)]
