@@ -4,8 +4,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What it costs to check a fleet that is already as declared: site.yml beside a playbook of builtin modules.
 
-    make bench                                  1, 4 and 16 lab hosts, 3 rounds
-    benchmarks/converge.py --hosts 4 --rounds 5
+    .venv/bin/python benchmarks/converge.py                       1, 4 and 16 lab hosts, 3 rounds
+    .venv/bin/python benchmarks/converge.py --hosts 4 --rounds 5
 
 Both playbooks run in turn (A B A B …) on the same hosts, so that a change in the machine's speed hits both; the
 figures are medians, and the ratio is taken round by round. Controller CPU is that of ansible-playbook and its
@@ -30,7 +30,7 @@ PLAYBOOKS = {"site.yml": ROOT / "site.yml", "builtin modules": ROOT / "benchmark
 
 
 def lab(*words: str) -> str:
-    """Run the lab's own command line; its inventory path is the last line that `up` prints."""
+    """Output of the lab's own command line."""
     command = [sys.executable, str(ROOT / "tests" / "lab" / "lab.py"), *words]
     done = subprocess.run(command, env={**os.environ, "GPUFLEET_LAB": LAB}, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
@@ -96,7 +96,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     try:
         for count in wanted.hosts:
-            inventory = lab("up", "--hosts", str(count)).split()[-1]
+            lab("up", "--hosts", str(count))
+            inventory = lab("inventory").strip()
             for playbook in PLAYBOOKS.values():
                 play(playbook, inventory)
             rounds: dict[str, list[dict[str, float]]] = {name: [] for name in PLAYBOOKS}

@@ -24,6 +24,7 @@ import hostsetup  # noqa: E402  (its folder is no package)
 HOSTS = {"gpu1": "4 x 24 GiB", "gpu2": "4 x H200", "gpu3": "2 x H200"}
 SMALL = "m8b"
 LARGE = {"m70b": "43 GB", "m32b": "20 GB"}
+PROVE = ("-e", "ollama_prove_model=m70b")  # the module itself has this model generate a token
 PROMISED = ("CUDA_VISIBLE_DEVICES", "OLLAMA_SCHED_SPREAD", "OLLAMA_KEEP_ALIVE")
 
 
@@ -100,10 +101,10 @@ def after() -> None:
 def main() -> None:
     before()
     title("ansible-playbook site.yml")
-    play()
+    play(*PROVE)
     after()
     title("Once more: nothing left to change")
-    recap = re.findall(r"^(gpu\d+) .*changed=(\d+).*failed=(\d+)", play(), re.MULTILINE)
+    recap = re.findall(r"^(gpu\d+) .*changed=(\d+).*failed=(\d+)", play(*PROVE), re.MULTILINE)
     check(recap == [(host, "0", "0") for host in HOSTS], "changed=0 on every host")
     print("\nThe hosts stay up: `make lab-status`, `make lab-down`.")
 
