@@ -31,6 +31,13 @@ def test_links_that_a_hypervisor_hides_serve_every_pair():
     assert topology.from_nvml(devices, pairs(2, level=30, nvlink=0), ends) == [["X", "NV12"], ["NV12", "X"]]
 
 
+def test_links_that_do_not_reach_the_other():
+    """Both have links whose ends are hidden, but NVLink between the two is refused."""
+    devices = [gpu(0, 18), gpu(1, 18)]
+    ends = {0: {"ffffffff:ff:ff.0": 18}, 1: {"ffffffff:ff:ff.0": 18}}
+    assert topology.from_nvml(devices, pairs(2, level=30, nvlink=5), ends) == [["X", "PHB"], ["PHB", "X"]]
+
+
 def test_bridges_link_only_the_cards_they_join():
     devices = [gpu(index, 4) for index in range(4)]
     ends = {0: {"0000:01:00.0": 4}, 1: {"0000:00:00.0": 4}, 2: {"0000:03:00.0": 4}, 3: {"0000:02:00.0": 4}}
@@ -87,6 +94,12 @@ SWITCH = "pci0000:17 0000:17:01.0 0000:18:00.0 "
             place(SWITCH + "0000:19:04.0 0000:30:00.0 0000:31:00.0 0000:32:00.0"),
             "PXB",
             id="switches below a switch",
+        ),
+        pytest.param(
+            place(SWITCH + "0000:19:00.0 0000:20:00.0 0000:21:00.0"),
+            place(SWITCH + "0000:19:04.0"),
+            "PXB",
+            id="one bridge more on one side",
         ),
         pytest.param(
             place(SWITCH + "0000:19:00.0 0000:1a:00.0"),
