@@ -86,9 +86,9 @@ class Files:
                 if file.content is not None:
                     self._make_directory(os.path.dirname(self.root + file.path), file.directory_mode)
                     self._write(self._beside(file.path, "new"), file.content, file.mode)
-        except OSError:
+        except OSError as error:
             self.discard()
-            raise
+            raise OSError(error.errno, error.strerror, self.root + file.path) from error
 
     def _make_directory(self, path: str, mode: int) -> None:
         missing = []

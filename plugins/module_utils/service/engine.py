@@ -425,15 +425,15 @@ class _Convergence:
         keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
         if keys:
             reasons.append("settings in force change: %s" % ", ".join("[%s] %s" % key for key in keys))
-        if any(file.path.startswith(self.credential_directory) for file in self.rewritten):
-            reasons.append("credentials change")
         reasons += ["%s" % type(step).__name__ for step in self.steps if step.restarts]
         if self.running is not None:
+            pid = int(self.state["MainPID"])
             stale = [
                 name
                 for name in sorted(self.variables)
                 if name not in changed and self.running.get(name) != _text(self.effective, name)
             ]
+            stale += ["credential %s" % name for name in self._wrong_credentials(pid, self.running)]
             if stale:
                 reasons.append("the running process has other values: %s" % ", ".join(stale))
         for name in sorted({*self.variables, *changed}):
@@ -743,6 +743,10 @@ class _Convergence:
                     if name in running.environ
                     else "%s is missing" % name
                 )
+        for name in self._wrong_credentials(running.main_pid, running.environ):
+            wrong.append(
+                "credential %s is not what was declared, or missing (in a container, / must be a shared mount)" % name
+            )
         if wrong:
             raise _Failed(
                 "unproven",
@@ -757,6 +761,14 @@ class _Convergence:
                 failed = _Failed(verdict.name, verdict.message)
                 failed.verdict = verdict
                 raise failed
+
+    def _wrong_credentials(self, pid: int, environ: Mapping[str, str]) -> List[str]:
+        """The declared credentials that a process does not see as they are declared."""
+        return [
+            name
+            for name, text in sorted(self.change.credentials.items() if self.present else ())
+            if self.system.credential(pid, environ, name) != _bytes(text)
+        ]
 
     def _check_same(self, running: Running) -> None:
         """The invocation that was proven must be the one that goes on running."""
@@ -859,6 +871,7 @@ class _Convergence:
 
         if not self.committed and not self.applied:
             attempt("files", self.files.discard)
+            self.outcome.changed = bool(problems)
             return ["PUTTING BACK FAILED: %s." % "; ".join(problems)] if problems else ["Nothing was changed."]
         touched = bool(self.applied or self.enabling_done or self.files.unfinished())
         attempt("files", self.files.undo if self.committed else self.files.discard)

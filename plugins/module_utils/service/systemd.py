@@ -222,6 +222,11 @@ class System:
         found = dict(item.split("=", 1) for item in content.split("\0") if "=" in item)
         return None if between_fork_and_exec and "INVOCATION_ID" not in found else found
 
+    def credential(self, pid: int, environ: Mapping[str, str], name: str) -> Optional[bytes]:
+        """A credential as a process of the unit sees it; None when it does not."""
+        directory = environ.get("CREDENTIALS_DIRECTORY")
+        return self.read("/proc/%d/root%s/%s" % (pid, directory, name)) if directory else None
+
     def inherited(self) -> Dict[str, str]:
         """The environment of systemd itself, from which ``PassEnvironment=`` takes."""
         return self.environ(1) or {}

@@ -69,6 +69,7 @@ class FakeSystem(System):
             "ControlGroup": "/system.slice/" + unit,
         }
         self.invocations = 0
+        self.credentials: Dict[str, Optional[bytes]] = {}
         self.loaded: Dict[str, str] = {}
         self.loaded_settings: Dict[Any, Any] = {}
         self.dropins: List[str] = []
@@ -127,6 +128,9 @@ class FakeSystem(System):
 
     def environ(self, pid: int) -> Optional[Dict[str, str]]:
         return self.processes.get(pid)
+
+    def credential(self, pid: int, environ: Any, name: str) -> Optional[bytes]:
+        return self.credentials.get(name)
 
     def process(self, pid: int) -> Any:
         return FakeProcess(self, pid)
@@ -194,6 +198,8 @@ class FakeSystem(System):
                 MainPID="0",
             )
             return None
+        loads = self._merged().in_force("Service", "LoadCredential")
+        self.credentials = {name: self.read(path) for name, path in (line.value.split(":", 1) for line in loads)}
         self.processes[pid] = dict(given, INVOCATION_ID=invocation)
         self.state.update(ActiveState="active", SubState="running", Result="success", MainPID=str(pid))
         return None

@@ -339,6 +339,18 @@ def test_credentials_that_are_no_longer_declared_go(system: Any) -> None:
     assert system.names(KEY.rpartition("/")[0]) == ["key"]
 
 
+def test_a_credential_is_proven_on_the_running_process(system: Any) -> None:
+    outcome = go(system, credentials={"key": "1111"})
+    assert outcome.verdict.ok and system.credentials == {"key": b"1111"}
+    outcome = go(system, credentials={"key": "2222"})
+    assert outcome.restarted and outcome.reasons == ["the running process has other values: credential key"]
+    system.credentials.clear()
+    assert go(system, credentials={"key": "2222"}).restarted, "the process does not see it"
+    system.credential = lambda pid, environ, name: None
+    error = fails(system, credentials={"key": "3333"})
+    assert error.outcome.verdict.name == "unproven" and "credential key is not what was declared" in error.message
+
+
 def test_secrets_are_taken_out_of_journal_and_evidence(system: Any) -> None:
     system.fails = lambda environment, settings: environment.get("TOKEN") and "bad token " + environment["TOKEN"]
     error = fails(system, **secrets())
@@ -526,6 +538,7 @@ def test_a_unit_that_systemd_cannot_load(system: Any, monkeypatch: pytest.Monkey
     "call, number, says",
     [
         ("open", errno.ENOSPC, "free space"),
+        ("write", errno.ENOSPC, "etc/gpufleet/ollama.service.env: it does not work: free space"),
         ("mkdir", errno.EROFS, "read-only"),
         ("mkdir", errno.EACCES, "become"),
         ("symlink", errno.ENOSPC, "free space"),
@@ -542,7 +555,7 @@ def test_a_file_that_cannot_be_written(
     def breaks(path: str, *arguments: Any, **more: Any) -> Any:
         if broken and "gpufleet" in str(path) + str(arguments) + OURS:
             broken.clear()
-            raise OSError(number, "it does not work", path)
+            raise OSError(number, "it does not work", path if isinstance(path, str) else None)
         return real(path, *arguments, **more)
 
     monkeypatch.setattr(atomic.os, call, breaks)
@@ -550,6 +563,7 @@ def test_a_file_that_cannot_be_written(
     assert error.outcome.verdict.name == "not_written" and says in error.message
     assert system.tree() == before or call == "rename"
     assert system.read(OURS) is None and system.read(ENV) is None and "restart" not in system.calls
+    assert not error.outcome.changed
 
 
 def test_a_unit_that_was_down_is_down_again(system: Any) -> None:

@@ -306,6 +306,14 @@ def test_environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         system.environ(7)
 
 
+def test_credential(tmp_path: Path) -> None:
+    write(tmp_path, "/proc/7/root/run/credentials/u.service/key", "1")
+    system = System(str(tmp_path))
+    assert system.credential(7, {"CREDENTIALS_DIRECTORY": "/run/credentials/u.service"}, "key") == b"1"
+    assert system.credential(7, {"CREDENTIALS_DIRECTORY": "/run/credentials/u.service"}, "other") is None
+    assert system.credential(7, {}, "key") is None
+
+
 def test_pids(tmp_path: Path) -> None:
     write(tmp_path, "/sys/fs/cgroup/system.slice/x.service/cgroup.procs", "12\n7\n")
     write(tmp_path, "/sys/fs/cgroup/system.slice/x.service/sub/cgroup.procs", "99\n")
