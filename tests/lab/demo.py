@@ -71,6 +71,16 @@ def before() -> None:
         check(sum(busy) == 1, "%s (%s): one card works, %d idle" % (host, HOSTS[host], len(busy) - 1))
 
 
+def fingerprint(host: str) -> str:
+    """What a run could change: the files of the unit and of the collection, and the running process."""
+    return hostsetup.sh(
+        host,
+        "find /etc/systemd/system /etc/gpufleet /usr/local/bin /usr/local/lib/gpufleet -printf '%p %m %u %T@ %l\\n'"
+        " 2>/dev/null | sort; systemctl show ollama -p MainPID -p InvocationID -p DropInPaths",
+        check=False,
+    )
+
+
 def play(*words: str) -> str:
     """Run site.yml, its output shown; returns it."""
     print("    $ " + " ".join(["ansible-playbook", "site.yml", *words]), flush=True)
@@ -106,6 +116,12 @@ def main() -> None:
     title("Once more: nothing left to change")
     recap = re.findall(r"^(gpu\d+) .*changed=(\d+).*failed=(\d+)", play(*PROVE), re.MULTILINE)
     check(recap == [(host, "0", "0") for host in HOSTS], "changed=0 on every host")
+    title("A wish that is only looked at")
+    former = [fingerprint(host) for host in HOSTS]
+    shown = play(*PROVE, "--check", "--diff", "-e", "ollama_keep_alive=30m")
+    lines = re.findall(r"^[+-](?![+-]).*", shown, re.MULTILINE)
+    check(len(lines) == 2 * len(HOSTS) and all("KEEP_ALIVE" in line for line in lines), "exactly that change is shown")
+    check([fingerprint(host) for host in HOSTS] == former, "nothing on the hosts is different")
     print("\nThe hosts stay up: `make lab-status`, `make lab-down`.")
 
 

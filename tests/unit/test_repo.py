@@ -31,7 +31,7 @@ URL_HOSTS = re.compile(
     r"|([a-z0-9-]+\.)*example(\.[a-z]+)?|[a-z0-9-]+|10(\.\d+){3}|192\.168(\.\d+){2}|192\.0\.2\.\d+|.*[<{%$(].*)$"
 )
 # Folders that exist on one person's or one service's machine only.
-MACHINE_PATHS = re.compile(r"(?<![\w.~*])/(work|home/[a-z]\w+|opt/wheels|Users)/[\w.]")
+MACHINE_PATHS = re.compile(r"(?<![\w.~*])/(work|home/(?!fleet\b)[a-z]\w+|opt/wheels|Users)/[\w.]")
 
 
 def tracked() -> List[Path]:
@@ -109,6 +109,17 @@ def test_nothing_names_one_machine() -> None:
             if wrong:
                 found.append("%s:%d: %s" % (path.relative_to(ROOT), number, wrong))
     assert found == []
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of a Markdown file names a file of the repository."""
+    broken = []
+    for path in tracked():
+        if path.suffix == ".md":
+            for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+                if not (path.parent / target).exists():
+                    broken.append("%s: %s" % (path.relative_to(ROOT), target))
+    assert broken == []
 
 
 def test_no_key_is_committed() -> None:
