@@ -17,7 +17,9 @@ class SelectionError(Exception):
     """A wish that this host cannot fulfil; the message names the thing and what there is instead."""
 
 
-def select(devices: List[Dict[str, Any]], wanted: Union[str, List[Any], Dict[str, Any]]) -> List[Dict[str, Any]]:
+def select(
+    devices: List[Dict[str, Any]], wanted: Union[str, List[Any], Dict[str, Any]], own: Optional[Dict[str, int]] = None
+) -> List[Dict[str, Any]]:
     """The devices a wish means.
 
     :param devices: ``devices`` of the facts.
@@ -27,10 +29,12 @@ def select(devices: List[Dict[str, Any]], wanted: Union[str, List[Any], Dict[str
         * a list of indexes, UUIDs and PCI bus ids, kept in its order. What a person names is obeyed even when its
           health is in doubt, except for a GPU that no longer answers.
         * a policy, a dict of ``count`` (int, the first so many of those that fit, by index; default all of them, at
-          least one), ``min_memory_gib`` (float, total), ``min_free_memory_gib`` (float, free at this moment: what the
-          service itself holds counts as taken), ``model`` (regular expression searched in the name, case ignored),
-          ``healthy`` (bool, default true), ``exclude_display`` (bool, default false: GPUs that drive a display).
+          least one), ``min_memory_gib`` (float, total), ``min_free_memory_gib`` (float, free at this moment or held by
+          the service itself), ``model`` (regular expression searched in the name, case ignored), ``healthy`` (bool,
+          default true), ``exclude_display`` (bool, default false: GPUs that drive a display).
 
+    :param own: bytes that the service itself holds, by UUID (processes.held_by_unit); without them a second run would
+        choose other GPUs than the first.
     :returns: devices out of ``devices``, at least one.
     :raises SelectionError: nothing fits, a name is unknown or twice there, a GPU is unhealthy, lost, or cut into MIG
         instances.
@@ -40,7 +44,7 @@ def select(devices: List[Dict[str, Any]], wanted: Union[str, List[Any], Dict[str
     if wanted == "all":
         chosen = _all(devices)
     elif isinstance(wanted, dict):
-        chosen = _by_policy(devices, wanted)
+        chosen = _by_policy(devices, wanted, own or {})
     elif isinstance(wanted, (list, tuple)):
         chosen = _by_name(devices, wanted)
     else:
@@ -135,7 +139,7 @@ def _find(devices: List[Dict[str, Any]], name: Any) -> Optional[Dict[str, Any]]:
     return None
 
 
-def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any]) -> List[Dict[str, Any]]:
+def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any], own: Dict[str, int]) -> List[Dict[str, Any]]:
     unknown = sorted(set(policy) - set(POLICY_KEYS))
     if unknown:
         raise SelectionError(
@@ -150,7 +154,7 @@ def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any]) -> List[Di
         ) from None
     fitting, refused = [], []
     for device in devices:
-        why = _why_not(device, rules, model)
+        why = _why_not(device, rules, model, own.get(device["uuid"], 0))
         if why:
             refused.append("%s: %s" % (label(device), why))
         else:
@@ -171,7 +175,7 @@ def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any]) -> List[Di
     return fitting[:count]
 
 
-def _why_not(device: Dict[str, Any], rules: Dict[str, Any], model: Optional["re.Pattern"]) -> Optional[str]:
+def _why_not(device: Dict[str, Any], rules: Dict[str, Any], model: Optional["re.Pattern"], own: int) -> Optional[str]:
     """Why a GPU does not fit a policy, or None when it does."""
     if device["health"]["lost"] or (rules.get("healthy", True) and not device["health"]["ok"]):
         return "; ".join(device["health"]["reasons"])
@@ -184,11 +188,13 @@ def _why_not(device: Dict[str, Any], rules: Dict[str, Any], model: Optional["re.
     for key, memory in (("min_memory_gib", "total_bytes"), ("min_free_memory_gib", "free_bytes")):
         if key in rules:
             what = "memory" if memory == "total_bytes" else "free memory"
-            held = device["memory"][memory]
-            if held is None:
+            there = device["memory"][memory]
+            if there is None:
                 return "its %s is not known" % what
-            if held < float(rules[key]) * _GIB:
-                return "%.1f GiB of %s, less than %s" % (held / _GIB, what, rules[key])
+            if memory == "free_bytes":
+                there += own
+            if there < float(rules[key]) * _GIB:
+                return "%.1f GiB of %s, less than %s" % (there / _GIB, what, rules[key])
     return None
 
 

@@ -9,6 +9,7 @@ import os
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import (
     SelectionError,
     select,
@@ -50,7 +51,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
 
     facts = gather()
-    devices, visible = _choose(params["visible_devices"], params["environment"], facts)
+    devices, visible = _choose(params["visible_devices"], params["environment"], facts, unit)
     try:
         declared = settings.declare(params, params["environment"], visible)
     except settings.SettingsError as error:
@@ -97,7 +98,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
 
 
 def _choose(
-    wanted: Any, environment: Mapping[str, Any], facts: Dict[str, Any]
+    wanted: Any, environment: Mapping[str, Any], facts: Dict[str, Any], unit: str
 ) -> Tuple[List[Dict[str, Any]], Optional[str]]:
     """The declared GPUs and the value of CUDA_VISIBLE_DEVICES; no GPUs and None when none are declared."""
     by_hand = environment.get("CUDA_VISIBLE_DEVICES")
@@ -112,7 +113,7 @@ def _choose(
             return select(facts["devices"], settings.visible_list(by_hand)), str(by_hand)
         if wanted is None:
             return [], None
-        chosen = select(facts["devices"], wanted)
+        chosen = select(facts["devices"], wanted, held_by_unit(facts["devices"], unit))
         return chosen, visible_devices(chosen, facts["devices"], wanted)
     except SelectionError as error:
         raise Refused("%s: %s" % ("visible_devices" if by_hand is None else "CUDA_VISIBLE_DEVICES", error)) from None

@@ -227,3 +227,13 @@ def test_pci_bus_id(text, expected):
 
 def test_label_leaves_out_what_is_unknown():
     assert select.label(model.blank(3, "lost")) == "3"
+
+
+def test_what_the_service_itself_holds_counts_as_free():
+    wanted = {"min_free_memory_gib": 4, "count": 2}
+    before = select.select([gpu(0), gpu(1), gpu(2)], wanted)
+    serving = [gpu(0, free=1), gpu(1, free=1), gpu(2)]  # the service has loaded its models on the GPUs it was given
+    own = {device["uuid"]: 139 * GIB for device in serving[:2]}
+    assert [device["index"] for device in select.select(serving, wanted, own)] == [device["index"] for device in before]
+    with pytest.raises(select.SelectionError, match="wants 2 GPUs but 1 of 3"):
+        select.select(serving, wanted)
