@@ -187,7 +187,6 @@ class ReleaseStep:
 
     def apply(self) -> None:
         if not self.unpacked():
-            self._prune()
             self._unpack()
         for path, to in self.links:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -230,11 +229,11 @@ class ReleaseStep:
         os.rename(path, aside)
         return aside
 
-    def _prune(self) -> None:
-        """Remove releases that neither are in use nor were before; each takes gigabytes."""
-        in_use = _link(self.links[0][0]) or ""
-        for name in os.listdir(self.store) if os.path.isdir(self.store) else ():
-            if name.startswith("ollama-") and name not in in_use.split("/"):
+    def prune(self) -> None:
+        """After a proven switch, remove releases but the new one and the one before it; each takes gigabytes."""
+        kept = [self.name, *(before or "" for _path, before in self._before)]
+        for name in os.listdir(self.store) if self._before else ():
+            if name.startswith("ollama-") and not any(name in path.split("/") for path in kept):
                 shutil.rmtree(os.path.join(self.store, name), ignore_errors=True)
 
     def _unpack(self) -> None:

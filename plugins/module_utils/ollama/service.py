@@ -86,6 +86,9 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         check_mode=check_mode,
         system=system,
     )
+    for step in steps:
+        if isinstance(step, install.ReleaseStep):
+            step.prune()
     for warning in outcome.warnings:
         warn(warning)
     proven = gate.proven()

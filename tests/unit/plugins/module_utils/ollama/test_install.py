@@ -137,7 +137,10 @@ def test_a_switch_keeps_the_former_release_and_goes_back(archive, prefix):
 
 def test_releases_before_the_former_one_are_removed(archive, prefix):
     for text in ("one", "two", "three"):
-        step(archive(text), prefix).apply()
+        release = step(archive(text), prefix)
+        release.apply()
+        release.prune()
+    step(archive("three"), prefix).prune()  # nothing was switched
     kept = sorted(name for name in os.listdir(prefix + "/lib/gpufleet"))
     assert kept == sorted("ollama-" + archive(text)[1][:12] for text in ("two", "three"))
 
@@ -164,6 +167,7 @@ def test_upstreams_own_files_are_set_aside_and_come_back(archive, prefix):
     release = step(archive(), prefix)
     assert release.diff()["before"] == "%s/bin/ollama\n%s/lib/ollama\n" % (prefix, prefix)
     release.apply()
+    release.prune()
     assert os.path.islink(prefix + "/bin/ollama")
     release.undo()
     assert {name: what for name, what in tree(prefix).items() if not name.startswith("lib/gpufleet")} == before
