@@ -213,14 +213,25 @@ class System:
                 name = stream.read().strip()
             # systemd's child still has its father's name after the fork, and then "(NAME)" until it executes
             between_fork_and_exec = name.startswith("(") or (name == "systemd" and pid != 1)
+            before = self._environment_end(pid)
             with open("%s/proc/%d/environ" % (self.root, pid), "rb") as stream:
                 content = stream.read().decode("utf-8", "surrogateescape")
+            # in the midst of an exec the kernel shows an environment without an end as an empty one
+            if not content and (not before or before != self._environment_end(pid)):
+                return None
         except (FileNotFoundError, ProcessLookupError):
             return None
         except PermissionError as error:
             raise ManagerError("%s: only root, with CAP_SYS_PTRACE in a container, may read it" % error) from error
+        if not content:
+            return None  # in the midst of being executed, its new memory is still empty; or a zombie
         found = dict(item.split("=", 1) for item in content.split("\0") if "=" in item)
         return None if between_fork_and_exec and "INVOCATION_ID" not in found else found
+
+    def _environment_end(self, pid: int) -> int:
+        """Address where a process's environment ends; 0 while it is not laid out (proc(5): stat, field 51)."""
+        with open("%s/proc/%d/stat" % (self.root, pid), encoding="utf-8", errors="replace") as stream:
+            return int(stream.read().rpartition(")")[2].split()[48])
 
     def credential(self, pid: int, environ: Mapping[str, str], name: str) -> Optional[bytes]:
         """A credential as a process of the unit sees it; None when it does not."""

@@ -281,8 +281,9 @@ def test_specifiers(tmp_path: Path) -> None:
 # --- processes
 
 
-def proc(root: Path, pid: int, comm: str, environ: bytes) -> None:
+def proc(root: Path, pid: int, comm: str, environ: bytes, end: int = 140720000000000) -> None:
     write(root, "/proc/%d/comm" % pid, comm + "\n")
+    write(root, "/proc/%d/stat" % pid, "%d (%s) S %s %d 0\n" % (pid, comm, " ".join(["0"] * 47), end))
     (root / ("proc/%d/environ" % pid)).write_bytes(environ)
 
 
@@ -294,7 +295,13 @@ def test_environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert system.environ(8) is None, "the child is still systemd itself"
     proc(tmp_path, 8, "(odd)", b"INVOCATION_ID=1\0")
     assert system.environ(8) == {"INVOCATION_ID": "1"}, "a program may be called so"
+    proc(tmp_path, 8, "ollama", b"")
+    assert system.environ(8) is None, "it is being executed"
     assert system.environ(9) is None
+    proc(tmp_path, 9, "ollama", b"")
+    assert system.environ(9) == {}
+    proc(tmp_path, 9, "ollama", b"", end=0)
+    assert system.environ(9) is None, "the kernel has not laid the environment out yet"
     proc(tmp_path, 1, "systemd", b"LANG=C\0")
     assert system.inherited() == {"LANG": "C"}
 
