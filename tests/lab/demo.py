@@ -62,6 +62,7 @@ def environment(host: str) -> Dict[str, str]:
 def before() -> None:
     title("Before: Ollama as its installer leaves it")
     for host in HOSTS:
+        hostsetup.uninstall(host)  # what an earlier demonstration left
         hostsetup.install(host)
         hostsetup.add_models(host, SMALL, *LARGE)
         hostsetup.wait_for_api(host)
