@@ -9,35 +9,35 @@ import errno
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files, Wanted
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import compare, render
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import (
+    Change,
+    Gate,
+    Outcome,
+    Running,
+    ServiceError,
+    Step,
+    Verdict,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.override import (
+    DROP_IN,
+    SECRET,
+    Override,
+    as_bytes,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import (
     ManagerError,
-    Process,
     System,
     seconds,
     split_items,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
-    LIST_KEYS,
-    Unit,
-    UnitError,
-    Value,
-    merge,
-    parse_environment_file,
-    process_settings,
-    unit_name,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError, merge, unit_name
 
-DIRECTORY = "/etc/systemd/system"
-DROP_IN = "zz-gpufleet.conf"
-"""Sorts after ``override.conf``, the file of ``systemctl edit``, so that what is declared is in force."""
-SECRETS = "/etc/gpufleet"
+__all__ = ["Change", "Gate", "Outcome", "Running", "ServiceError", "Step", "Verdict", "converge"]
 
-SECRET = "<secret>"
 DOWN = ("inactive", "failed")
 ENABLED = ("enabled", "enabled-runtime")
 JOURNAL_LINES = 20
@@ -48,156 +48,6 @@ REMEDIES = {
     errno.EACCES: "run as root (become)",
     errno.EPERM: "run as root (become); if it was, look for chattr +i and for a container without the capability",
 }
-
-
-@dataclass
-class Change:
-    """What is declared for one unit.
-
-    An empty ``environment`` or ``settings`` means that our override declares none, not that others' are removed.
-    """
-
-    unit: str
-    """Full unit name, such as ``ollama.service``; a name without a suffix means a service."""
-    state: str = "present"
-    """``present`` or ``absent`` (our override, secret file and credentials are removed)."""
-    environment: Dict[str, str] = field(default_factory=dict)
-    settings: Dict[str, Dict[str, List[str]]] = field(default_factory=dict)
-    """Section to key to values, one line each; a first value of ``""`` resets what the unit had before."""
-    secret_environment: Dict[str, str] = field(default_factory=dict)
-    """Kept in a root-only ``EnvironmentFile``, ``/etc/gpufleet/UNIT.env``."""
-    credentials: Dict[str, str] = field(default_factory=dict)
-    """Credential id to content, handed over by ``LoadCredential=``."""
-    enabled: Optional[bool] = None
-    started: Optional[bool] = None
-    timeout: float = 60
-    """Seconds, from the start of the new process, within which the unit must be up and pass the gate."""
-    settle: float = 2
-    """Seconds for which a unit without a gate is watched after a start: one that dies within them has failed."""
-
-
-class Step(Protocol):
-    """Something that must change together with the unit, such as installing its binary.
-
-    Steps are applied in order before systemd is reloaded and undone in reverse order on rollback.
-    """
-
-    restarts: bool
-    """True when a running unit must be restarted after this step was applied."""
-
-    def needed(self) -> bool:
-        """Tell, by reading alone, whether there is something to do."""
-
-    def diff(self) -> Dict[str, str]:
-        """Give ``before`` and ``after`` as text for a person."""
-
-    def apply(self) -> None:
-        """Do it; on an exception the step leaves things as they were, or ``undo`` cleans up."""
-
-    def undo(self) -> None:
-        """Put back what was before ``apply``; must also work after an ``apply`` that failed half-way."""
-
-
-@dataclass
-class Verdict:
-    """What a gate found. ``name`` is ``ok`` or the name of a fault."""
-
-    name: str
-    message: str = ""
-    evidence: Dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        return self.name == "ok"
-
-
-@dataclass
-class Running:
-    """The unit's running invocation, as a gate sees it."""
-
-    unit: str
-    main_pid: int
-    invocation_id: str
-    environ: Dict[str, str]
-    """``/proc/MAINPID/environ``, secrets included: a gate must not report it as it is."""
-    started_monotonic: float
-    """Seconds on CLOCK_MONOTONIC (as ``time.monotonic()``) at which the main process was started."""
-    deadline: float
-    """Value of ``time.monotonic()`` at which the gate has to have an answer."""
-    control_group: str
-    process: Process
-    system: System
-
-    @property
-    def pids(self) -> List[int]:
-        """All processes of the unit's control group, workers included."""
-        return self.system.pids(self.control_group)
-
-    def journal(self, max_lines: int = 1000) -> List[str]:
-        """The last lines that this invocation logged, oldest first."""
-        return self.system.journal(self.invocation_id, max_lines)
-
-    def journal_from_start(self) -> Iterator[str]:
-        """What this invocation logged, from its first line on; no more is read than is taken."""
-        return self.system.journal_from_start(self.invocation_id)
-
-    def alive(self) -> bool:
-        """False as soon as the main process has ended, and with it this invocation. Costs no process."""
-        return self.process.alive()
-
-
-Gate = Callable[[Running, bool], Verdict]
-
-
-@dataclass
-class Outcome:
-    """What ``converge`` did; in check mode, what it would do. Secrets are in none of it."""
-
-    changed: bool = False
-    restarted: bool = False
-    reloaded: bool = False
-    rolled_back: bool = False
-    verdict: Verdict = field(default_factory=lambda: Verdict("ok"))
-    reasons: List[str] = field(default_factory=list)
-    """Why the unit was restarted."""
-    drift: Dict[str, Dict[str, Optional[str]]] = field(default_factory=dict)
-    """Name to ``declared``, ``on_disk`` and ``running``, as found, of every variable for which the three differ."""
-    shadowed: List[Dict[str, Any]] = field(default_factory=list)
-    """``name``, ``declared``, ``effective``, ``file`` and ``line`` of what another file overrides."""
-    warnings: List[str] = field(default_factory=list)
-    diff: Dict[str, str] = field(default_factory=dict)
-    unavailable_ms: int = 0
-    """Time from the unit's stop by us until the new process was proven, or the former one was back."""
-    environment: Dict[str, str] = field(default_factory=dict)
-    """The declared variables as the running process has them."""
-    unit_state: Dict[str, Any] = field(default_factory=dict)
-
-    def as_result(self) -> Dict[str, Any]:
-        """The keys for ``exit_json`` or ``fail_json``; the warnings are for ``module.warn``."""
-        return {
-            "changed": self.changed,
-            "restarted": self.restarted,
-            "reloaded": self.reloaded,
-            "rolled_back": self.rolled_back,
-            "verdict": self.verdict.name,
-            "evidence": self.verdict.evidence,
-            "reasons": self.reasons,
-            "drift": self.drift,
-            "shadowed": self.shadowed,
-            "diff": self.diff,
-            "unavailable_ms": self.unavailable_ms,
-            "environment": self.environment,
-            "unit_state": self.unit_state,
-        }
-
-
-class ServiceError(Exception):
-    """The unit could not be brought to its declared state; ``outcome`` says what was done and put back."""
-
-    def __init__(self, message: str, outcome: Optional[Outcome] = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.outcome = outcome or Outcome()
 
 
 def converge(
@@ -281,63 +131,25 @@ class _Convergence:
         self.system = system
         self.outcome = Outcome()
         self.present = change.state == "present"
-        self.variables = dict(change.environment, **change.secret_environment) if self.present else {}
 
         self.state = system.show(name)
         # a drop-in belongs beside the unit's own name, not beside an alias
         self.name = self.state["Id"] if self.state.get("LoadState") == "loaded" else name
-        self.drop_in = "%s/%s.d/%s" % (DIRECTORY, self.name, DROP_IN)
-        self.secret_file = "%s/%s.env" % (SECRETS, self.name)
-        self.credential_directory = "%s/credentials/%s" % (SECRETS, self.name)
+        self.override = Override(self.name, change)
+        there = [name for name in system.names(self.override.credential_directory) if not name.startswith(".")]
 
         self.steps = [step for step in steps if step.needed()]
         self.applied: List[Step] = []
-        self.files = Files(self._wanted(), system.root)
+        self.files = Files(self.override.wanted(there), system.root)
         self.rewritten = self.files.changes()
         self.unfinished = self.files.unfinished()
-        self.drop_in_changes = self.drop_in in [file.path for file in self.rewritten]
+        self.drop_in_changes = self.override.drop_in in [file.path for file in self.rewritten]
         self.was_up = self.state.get("ActiveState") in ("active", "reloading", "refreshing")
         self.was_failing = self.state.get("SubState") == "auto-restart"
         self.committed = False
         self.enabling_done = False
         self.acted = False
         self.stopped_at = 0.0
-
-    # --- what is wanted ----------------------------------------------------------------------------------------------
-
-    def _settings(self) -> Dict[str, Dict[str, List[str]]]:
-        """The declared settings and those that hand over the secrets."""
-        settings = {section: dict(keys) for section, keys in self.change.settings.items()}
-        service = dict(settings.get("Service", {}))
-        if self.change.secret_environment:
-            service["EnvironmentFile"] = [*service.get("EnvironmentFile", []), self.secret_file]
-        if self.change.credentials:
-            loads = ["%s:%s/%s" % (name, self.credential_directory, name) for name in sorted(self.change.credentials)]
-            service["LoadCredential"] = [*service.get("LoadCredential", []), *loads]
-        if service:
-            settings["Service"] = service
-        return settings
-
-    def _wanted(self) -> List[Wanted]:
-        """Our files, in the order in which they are changed: a drop-in never names a file that is not there."""
-        drop_in = secrets = ""
-        credentials: Dict[str, str] = {}
-        if self.present:
-            drop_in = render.drop_in(self.name, self.change.environment, self._settings())
-            secrets = render.environment_file(self.change.secret_environment)
-            credentials = self.change.credentials
-        here = [name for name in self.system.names(self.credential_directory) if not name.startswith(".")]
-        private = [Wanted(self.secret_file, _bytes(secrets) if secrets else None, 0o600)]
-        for name in sorted({*here, *credentials}):
-            content = _bytes(credentials[name]) if name in credentials else None
-            private.append(
-                Wanted("%s/%s" % (self.credential_directory, name), content, 0o600, 0o700, own_directories=3)
-            )
-        override = Wanted(self.drop_in, _bytes(drop_in) if drop_in else None)
-        return [*private, override] if drop_in else [override, *private]
-
-    def _private(self, path: str) -> bool:
-        return path == self.secret_file or path.startswith(self.credential_directory + "/")
 
     # --- reading and planning ----------------------------------------------------------------------------------------
 
@@ -384,70 +196,55 @@ class _Convergence:
         files = self.system.load(names)
         fragment = files[0][0] if files and not files[0][0].endswith(".conf") else ""
         self.specifiers = self.system.specifiers(self.name, fragment)
-        self.unit = merge(files)
-        self.next_unit = merge(self._with_drop_in(files))
-        self.on_disk = self._environment(self.unit, planned=False)
-        self.effective = self._environment(self.next_unit, planned=True)
+        self.now = self._view(files, self.system.environment_files)
+        self.planned = self._view(self._with_drop_in(files), self._planned_environment_files)
         pid = int(self.state.get("MainPID") or 0)
         self.running = self.system.environ(pid) if pid else None
 
     def _with_drop_in(self, files: List[Tuple[str, bytes]]) -> List[Tuple[str, bytes]]:
         """``files`` with our drop-in as wanted, in its place among the drop-ins."""
-        content = next(file.content for file in self.files.wanted if file.path == self.drop_in)
-        fragment = [file for file in files if not file[0].endswith(".conf")]
-        others = [file for file in files if file[0].endswith(".conf") and file[0] != self.drop_in]
-        ours = [(self.drop_in, content)] if content is not None else []
-        return fragment + sorted(others + ours, key=lambda file: os.path.basename(os.fsencode(file[0])))
+        content = self.override.content(self.override.drop_in)
+        found = [file for file in files if file[0] != self.override.drop_in]
+        if content is not None:
+            # of two files with one name, the one in our directory counts
+            found = [file for file in found if os.path.basename(file[0]) != DROP_IN]
+            found.append((self.override.drop_in, content))
+        fragment = [file for file in found if not file[0].endswith(".conf")]
+        drop_ins = [file for file in found if file[0].endswith(".conf")]
+        return fragment + sorted(drop_ins, key=lambda file: os.path.basename(os.fsencode(file[0])))
 
-    def _environment(self, unit: Unit, planned: bool) -> Dict[str, Value]:
-        planned_secrets = next(file.content for file in self.files.wanted if file.path == self.secret_file)
-
-        def read(pattern: str) -> List[Tuple[str, bytes]]:
-            if planned and pattern == self.secret_file:
-                return [(pattern, planned_secrets)] if planned_secrets is not None else []
+    def _planned_environment_files(self, pattern: str) -> List[Tuple[str, bytes]]:
+        if pattern != self.override.secret_file:
             return list(self.system.environment_files(pattern))
+        content = self.override.content(pattern)
+        return [] if content is None else [(pattern, content)]
 
-        inherits = bool(unit.in_force("Service", "PassEnvironment"))
-        return unit.environment(self.specifiers, read, self.system.inherited() if inherits else {})
+    def _view(self, files: List[Tuple[str, bytes]], read_files: Any) -> compare.View:
+        unit = merge(files)
+        inherited = self.system.inherited() if unit.in_force("Service", "PassEnvironment") else {}
+        return compare.View(unit, unit.environment(self.specifiers, read_files, inherited))
 
     def _plan(self) -> None:
         """Decide what is to be done; the reasons for a restart are part of the outcome."""
         outcome = self.outcome
         active = self.state.get("ActiveState", "inactive")
+        declared = self.override.variables
         reasons = outcome.reasons
         if self.unfinished:
             reasons.append("an earlier run was interrupted before it could prove its change")
-        names = sorted({*self.on_disk, *self.effective})
-        changed = [name for name in names if _text(self.on_disk, name) != _text(self.effective, name)]
+        changed = compare.changed_variables(self.now, self.planned)
         if changed:
             reasons.append("the value in force changes: %s" % ", ".join(changed))
-        before, after = process_settings(self.unit), process_settings(self.next_unit)
-        keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
-        if keys:
-            reasons.append("settings in force change: %s" % ", ".join("[%s] %s" % key for key in keys))
+        settings = compare.changed_settings(self.now, self.planned)
+        if settings:
+            reasons.append("settings in force change: %s" % ", ".join(settings))
         reasons += ["%s" % type(step).__name__ for step in self.steps if step.restarts]
         if self.running is not None:
-            pid = int(self.state["MainPID"])
-            stale = [
-                name
-                for name in sorted(self.variables)
-                if name not in changed and self.running.get(name) != _text(self.effective, name)
-            ]
-            stale += ["credential %s" % name for name in self._wrong_credentials(pid, self.running)]
+            stale = compare.stale(sorted({*declared} - {*changed}), self.planned, self.running)
+            stale += ["credential %s" % name for name in self._wrong_credentials(self.running)]
             if stale:
                 reasons.append("the running process has other values: %s" % ", ".join(stale))
-        for name in sorted({*self.variables, *changed}):
-            running = self.running.get(name) if self.running is not None else None
-            three = (self.variables.get(name), _text(self.on_disk, name), running)
-            if self.running is None:
-                three = three[:2] + three[1:2]
-            if len(set(three)) > 1:
-                hidden = self._hidden(name)
-                outcome.drift[name] = {
-                    "declared": hidden(three[0]),
-                    "on_disk": hidden(three[1]),
-                    "running": hidden(running),
-                }
+        outcome.drift = compare.drift(sorted({*declared, *changed}), declared, self.now, self.running, self._hide)
 
         # what to do with the unit
         self.action: Optional[str] = None
@@ -469,7 +266,7 @@ class _Convergence:
         )
         outcome.restarted = self.action == "restart"
         outcome.reloaded = self.reload
-        outcome.warnings += ["systemd stops reading at %s" % place for place in self.unit.broken]
+        outcome.warnings += ["systemd stops reading at %s" % place for place in self.now.unit.broken]
 
     def _loaded(self) -> Dict[str, str]:
         """The variables of ``Environment=`` as systemd has read them."""
@@ -479,86 +276,42 @@ class _Convergence:
         """Whether systemd has not yet read what lies on the disk."""
         if self.state.get("LoadState") != "loaded":
             return False
-        if (
-            self.state.get("NeedDaemonReload") == "yes" and not self.unit.broken
-        ):  # a broken file makes it say so forever
+        # because of a broken file systemd would say so for ever
+        if self.state.get("NeedDaemonReload") == "yes" and not self.now.unit.broken:
             return True
         loaded = self._loaded()
-        return self.present and any(loaded.get(name) != text for name, text in self.change.environment.items())
+        return any(loaded.get(name) != text for name, text in self.override.environment.items())
 
-    def _hidden(self, name: str) -> Callable[[Optional[str]], Optional[str]]:
-        """Hides a variable's value when it is a secret of ours, or comes from a file in which others keep theirs."""
-        readable = {file.path for file in (*self.unit.files, *self.next_unit.files)}
-        found = [values[name].path for values in (self.on_disk, self.effective) if name in values]
-        public = name not in self.change.secret_environment and (
-            name in self.change.environment or all(path in readable for path in found)
-        )
-        return lambda text: text if public or text is None else SECRET
-
-    def mask(self, text: str) -> str:
-        """``text`` without our secrets."""
-        secrets = [*self.change.secret_environment.values(), *self.change.credentials.values()]
-        for secret in sorted(secrets, key=len, reverse=True):
-            for form in (secret, secret.strip()):
-                if len(form) > 3:
-                    text = text.replace(form, SECRET)
-        return text
-
-    def _masked(self, value: Any) -> Any:
-        """A gate's evidence without our secrets."""
-        if isinstance(value, dict):
-            return {key: self._masked(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._masked(item) for item in value]
-        return self.mask(value) if isinstance(value, str) else value
+    def _hide(self, name: str, text: Optional[str]) -> Optional[str]:
+        """Hide a variable's value when it is a secret of ours, or comes from a file in which others keep theirs."""
+        if text is None or name in self.override.environment:
+            return text
+        readable = {file.path for view in (self.now, self.planned) for file in view.unit.files}
+        found = [view.environment[name].path for view in (self.now, self.planned) if name in view.environment]
+        secret = name in self.override.secret_environment or not all(path in readable for path in found)
+        return SECRET if secret else text
 
     def _refuse_shadowed(self) -> None:
         """Stop when another file has the last word on something that is declared."""
-        lines = []
-        unset = self.next_unit.unset(self.specifiers)
-        for name, text in sorted(self.variables.items()):
-            if _text(self.effective, name) == text:
-                continue
-            hidden = self._hidden(name)
-            winner = self.effective.get(name) or unset.get(name) or Value(None, self.drop_in)
-            lines.append(self._shadow(name, hidden(text), hidden(_text(self.effective, name)), winner))
-        for section, keys in self._settings().items() if self.present else ():
-            for key, values in keys.items():
-                winner_line = self._overriding(section, key, values)
-                if winner_line:
-                    lines.append(self._shadow("[%s] %s" % (section, key), " ".join(values), *winner_line))
-        if lines:
-            self.outcome.verdict = Verdict("shadowed", "; ".join(lines), {"shadowed": self.outcome.shadowed})
-            self.outcome.changed = self.outcome.restarted = self.outcome.reloaded = False
+        outcome, override = self.outcome, self.override
+        unset = self.planned.unit.unset(self.specifiers)
+        outcome.shadowed = compare.shadows(
+            override.variables, override.settings, self.planned, unset, override.drop_in, self._hide
+        )
+        if outcome.shadowed:
+            said = "; ".join(compare.say(shadow) for shadow in outcome.shadowed)
+            outcome.verdict = Verdict("shadowed", said, {"shadowed": outcome.shadowed})
+            outcome.changed = outcome.restarted = outcome.reloaded = False
             raise ServiceError(
                 "%s: what is declared would not be in force: %s. Take it out there, or out of the inventory"
-                " (nothing was changed)" % (self.name, "; ".join(lines)),
-                self.outcome,
+                " (nothing was changed)" % (self.name, said),
+                outcome,
             )
 
-    def _shadow(self, name: str, declared: Optional[str], effective: Optional[str], winner: Value) -> str:
-        self.outcome.shadowed.append(
-            {"name": name, "declared": declared, "effective": effective, "file": winner.path, "line": winner.line}
-        )
-        now = "removes it" if effective is None else "sets %r" % effective
-        return "%s is declared %r, but %s %s" % (name, declared, winner.place, now)
-
-    def _overriding(self, section: str, key: str, values: List[str]) -> Optional[Tuple[Optional[str], Value]]:
-        """The value and place of a later file that overrides what we declare for a key."""
-        lines = [line for line in self.next_unit.assignments if (line.section, line.key) == (section, key)]
-        ours = [number for number, line in enumerate(lines) if line.path == self.drop_in]
-        if not ours:
-            return None
-        later = lines[ours[-1] + 1 :]
-        if key in LIST_KEYS:
-            later = [line for line in later if not line.value]
-        elif later and later[-1].value == values[-1]:
-            later = []
-        return (later[-1].value or None, Value(later[-1].value, later[-1].path, later[-1].line)) if later else None
-
     def _refuse_ignored(self) -> None:
-        content = next(file.content for file in self.files.wanted if file.path == self.drop_in)
-        ignored = self.system.verify(self.name, DROP_IN, content or b"") if content and not self.steps else []
+        """Stop when systemd would ignore one of the settings; before the steps it may not know the unit yet."""
+        content = self.override.content(self.override.drop_in)
+        ignored = self.system.verify(self.name, DROP_IN, content) if content and not self.steps else []
         if ignored:
             raise UnitError(
                 "%s: systemd would ignore what is declared in settings: %s" % (self.name, "; ".join(ignored))
@@ -571,9 +324,9 @@ class _Convergence:
         for file in self.rewritten:
             old, old_mode = self.files.read(file.path), self.files.mode(file.path)
             if old is not None:
-                before += ["# %s, mode %04o" % (file.path, old_mode), self._shown(file.path, old, None)]
+                before += ["# %s, mode %04o" % (file.path, old_mode), self.override.shown(file.path, old)]
             if file.content is not None:
-                after += ["# %s, mode %04o" % (file.path, file.mode), self._shown(file.path, file.content, old)]
+                after += ["# %s, mode %04o" % (file.path, file.mode), self.override.shown(file.path, file.content, old)]
         for step in self.steps:
             difference = step.diff()
             before.append(difference["before"])
@@ -591,23 +344,14 @@ class _Convergence:
                 "before_header": self.name,
                 "after_header": self.name,
             }
-        pid_environment = self.running or {}
-        self.outcome.environment = {
-            name: self._hidden(name)(pid_environment[name]) or "" for name in self.variables if name in pid_environment
-        }
+        self._report_environment(self.running or {})
         self.outcome.unit_state = _unit_state(self.state)
 
-    def _shown(self, path: str, content: bytes, other: Optional[bytes]) -> str:
-        """A file's content as a diff may show it; ``other`` is what it replaces."""
-        if not self._private(path):
-            return content.decode("utf-8", "replace")
-        if path != self.secret_file:
-            return SECRET if other is None or other == content else "<secret, changed>"
-        old = parse_environment_file(other) if other else {}
-        return "\n".join(
-            "%s=%s" % (name, SECRET if name not in old or old[name][0] == text else "<secret, changed>")
-            for name, (text, _line) in parse_environment_file(content).items()
-        )
+    def _report_environment(self, environ: Mapping[str, str]) -> None:
+        """Put the declared variables as a process has them into the outcome."""
+        self.outcome.environment = {
+            name: self._hide(name, environ[name]) or "" for name in self.override.variables if name in environ
+        }
 
     # --- acting ------------------------------------------------------------------------------------------------------
 
@@ -653,7 +397,7 @@ class _Convergence:
             self._read()
             self._refuse_shadowed()
         loaded = self._loaded()
-        wrong = [name for name, text in sorted(self.change.environment.items()) if loaded.get(name) != text]
+        wrong = [name for name, text in sorted(self.override.environment.items()) if loaded.get(name) != text]
         if wrong:
             raise _Failed("not_loaded", "systemd has read other values than were written: %s" % ", ".join(wrong))
 
@@ -735,15 +479,13 @@ class _Convergence:
     def _prove(self, running: Running, changed: bool) -> None:
         """The process must have what is declared, and the gate must find nothing wrong."""
         wrong = []
-        for name, text in sorted(self.variables.items()):
-            if running.environ.get(name) != text:
-                hidden = self._hidden(name)
-                wrong.append(
-                    "%s is %r, expected %r" % (name, hidden(running.environ.get(name)), hidden(text))
-                    if name in running.environ
-                    else "%s is missing" % name
-                )
-        for name in self._wrong_credentials(running.main_pid, running.environ):
+        for name, text in sorted(self.override.variables.items()):
+            if name not in running.environ:
+                wrong.append("%s is missing" % name)
+            elif running.environ[name] != text:
+                shown = self._hide(name, running.environ[name]), self._hide(name, text)
+                wrong.append("%s is %r, expected %r" % (name, *shown))
+        for name in self._wrong_credentials(running.environ):
             wrong.append(
                 "credential %s is not what was declared, or missing (in a container, / must be a shared mount)" % name
             )
@@ -753,7 +495,7 @@ class _Convergence:
                 "the running process %d does not have what is declared: %s. Its ExecStart= may be changing it"
                 % (running.main_pid, "; ".join(wrong)),
             )
-        self.outcome.environment = {name: self._hidden(name)(running.environ[name]) or "" for name in self.variables}
+        self._report_environment(running.environ)
         if self.gate:
             verdict = self.gate(running, changed)
             self.outcome.verdict = verdict
@@ -762,12 +504,13 @@ class _Convergence:
                 failed.verdict = verdict
                 raise failed
 
-    def _wrong_credentials(self, pid: int, environ: Mapping[str, str]) -> List[str]:
-        """The declared credentials that a process does not see as they are declared."""
+    def _wrong_credentials(self, environ: Mapping[str, str]) -> List[str]:
+        """The declared credentials that the main process does not see as they are declared."""
+        pid = int(self.state["MainPID"])
         return [
             name
-            for name, text in sorted(self.change.credentials.items() if self.present else ())
-            if self.system.credential(pid, environ, name) != _bytes(text)
+            for name, text in sorted(self.override.credentials.items())
+            if self.system.credential(pid, environ, name) != as_bytes(text)
         ]
 
     def _check_same(self, running: Running) -> None:
@@ -924,10 +667,10 @@ class _Convergence:
         journal: List[str] = []
         if invocation:
             self.system.sync_journal()
-            journal = [self.mask(line) for line in self.system.journal(invocation, JOURNAL_LINES)]
+            journal = [self.override.masked(line) for line in self.system.journal(invocation, JOURNAL_LINES)]
             verdict.evidence.update(invocation_id=invocation, journal=journal)
-        verdict.evidence = self._masked(verdict.evidence)
-        verdict.message = self.mask(verdict.message)
+        verdict.evidence = self.override.masked(verdict.evidence)
+        verdict.message = self.override.masked(verdict.message)
         self.outcome.verdict = verdict
         try:
             self.state = self.system.show(self.name)
@@ -938,14 +681,6 @@ class _Convergence:
         if journal:
             said.append("Last lines of the invocation that failed:")
         raise ServiceError("\n".join([" ".join(said), *("    " + line for line in journal)]), self.outcome) from cause
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _text(values: Mapping[str, Value], name: str) -> Optional[str]:
-    return values[name].text if name in values else None
 
 
 def _active(state: Mapping[str, str]) -> str:

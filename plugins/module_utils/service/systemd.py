@@ -223,8 +223,6 @@ class System:
             return None
         except PermissionError as error:
             raise ManagerError("%s: only root, with CAP_SYS_PTRACE in a container, may read it" % error) from error
-        if not content:
-            return None  # in the midst of being executed, its new memory is still empty; or a zombie
         found = dict(item.split("=", 1) for item in content.split("\0") if "=" in item)
         return None if between_fork_and_exec and "INVOCATION_ID" not in found else found
 

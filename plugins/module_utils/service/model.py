@@ -1,0 +1,161 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the engine takes and gives: a change, steps, a gate and its verdict, the running unit, the outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import Process, System
+
+
+@dataclass
+class Change:
+    """What is declared for one unit.
+
+    An empty ``environment`` or ``settings`` means that our override declares none, not that others' are removed.
+    """
+
+    unit: str
+    """Full unit name, such as ``ollama.service``; a name without a suffix means a service."""
+    state: str = "present"
+    """``present`` or ``absent`` (our override, secret file and credentials are removed)."""
+    environment: Dict[str, str] = field(default_factory=dict)
+    settings: Dict[str, Dict[str, List[str]]] = field(default_factory=dict)
+    """Section to key to values, one line each; a first value of ``""`` resets what the unit had before."""
+    secret_environment: Dict[str, str] = field(default_factory=dict)
+    """Kept in a root-only ``EnvironmentFile``, ``/etc/gpufleet/UNIT.env``."""
+    credentials: Dict[str, str] = field(default_factory=dict)
+    """Credential id to content, handed over by ``LoadCredential=``."""
+    enabled: Optional[bool] = None
+    started: Optional[bool] = None
+    timeout: float = 60
+    """Seconds, from the start of the new process, within which the unit must be up and pass the gate."""
+    settle: float = 2
+    """Seconds for which a unit without a gate is watched after a start: one that dies within them has failed."""
+
+
+class Step(Protocol):
+    """Something that must change together with the unit, such as installing its binary.
+
+    Steps are applied in order before systemd is reloaded and undone in reverse order on rollback.
+    """
+
+    restarts: bool
+    """True when a running unit must be restarted after this step was applied."""
+
+    def needed(self) -> bool:
+        """Tell, by reading alone, whether there is something to do."""
+
+    def diff(self) -> Dict[str, str]:
+        """Give ``before`` and ``after`` as text for a person."""
+
+    def apply(self) -> None:
+        """Do it; on an exception the step leaves things as they were, or ``undo`` cleans up."""
+
+    def undo(self) -> None:
+        """Put back what was before ``apply``; must also work after an ``apply`` that failed half-way."""
+
+
+@dataclass
+class Verdict:
+    """What a gate found. ``name`` is ``ok`` or the name of a fault."""
+
+    name: str
+    message: str = ""
+    evidence: Dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.name == "ok"
+
+
+@dataclass
+class Running:
+    """The unit's running invocation, as a gate sees it."""
+
+    unit: str
+    main_pid: int
+    invocation_id: str
+    environ: Dict[str, str]
+    """``/proc/MAINPID/environ``, secrets included: a gate must not report it as it is."""
+    started_monotonic: float
+    """Seconds on CLOCK_MONOTONIC (as ``time.monotonic()``) at which the main process was started."""
+    deadline: float
+    """Value of ``time.monotonic()`` at which the gate has to have an answer."""
+    control_group: str
+    process: Process
+    system: System
+
+    @property
+    def pids(self) -> List[int]:
+        """All processes of the unit's control group, workers included."""
+        return self.system.pids(self.control_group)
+
+    def journal(self, max_lines: int = 1000) -> List[str]:
+        """The last lines that this invocation logged, oldest first."""
+        return self.system.journal(self.invocation_id, max_lines)
+
+    def journal_from_start(self) -> Iterator[str]:
+        """What this invocation logged, from its first line on; no more is read than is taken."""
+        return self.system.journal_from_start(self.invocation_id)
+
+    def alive(self) -> bool:
+        """False as soon as the main process has ended, and with it this invocation. Costs no process."""
+        return self.process.alive()
+
+
+Gate = Callable[[Running, bool], Verdict]
+
+
+@dataclass
+class Outcome:
+    """What ``converge`` did; in check mode, what it would do. Secrets are in none of it."""
+
+    changed: bool = False
+    restarted: bool = False
+    reloaded: bool = False
+    rolled_back: bool = False
+    verdict: Verdict = field(default_factory=lambda: Verdict("ok"))
+    reasons: List[str] = field(default_factory=list)
+    """Why the unit was restarted."""
+    drift: Dict[str, Dict[str, Optional[str]]] = field(default_factory=dict)
+    """Name to ``declared``, ``on_disk`` and ``running``, as found, of every variable for which the three differ."""
+    shadowed: List[Dict[str, Any]] = field(default_factory=list)
+    """``name``, ``declared``, ``effective``, ``file`` and ``line`` of what another file overrides."""
+    warnings: List[str] = field(default_factory=list)
+    diff: Dict[str, str] = field(default_factory=dict)
+    unavailable_ms: int = 0
+    """Time from the unit's stop by us until the new process was proven, or the former one was back."""
+    environment: Dict[str, str] = field(default_factory=dict)
+    """The declared variables as the running process has them."""
+    unit_state: Dict[str, Any] = field(default_factory=dict)
+
+    def as_result(self) -> Dict[str, Any]:
+        """The keys for ``exit_json`` or ``fail_json``; the warnings are for ``module.warn``."""
+        return {
+            "changed": self.changed,
+            "restarted": self.restarted,
+            "reloaded": self.reloaded,
+            "rolled_back": self.rolled_back,
+            "verdict": self.verdict.name,
+            "evidence": self.verdict.evidence,
+            "reasons": self.reasons,
+            "drift": self.drift,
+            "shadowed": self.shadowed,
+            "diff": self.diff,
+            "unavailable_ms": self.unavailable_ms,
+            "environment": self.environment,
+            "unit_state": self.unit_state,
+        }
+
+
+class ServiceError(Exception):
+    """The unit could not be brought to its declared state; ``outcome`` says what was done and put back."""
+
+    def __init__(self, message: str, outcome: Optional[Outcome] = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.outcome = outcome or Outcome()

@@ -1,0 +1,104 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our files for one unit: what they are to hold, and what of them may be shown.
+
+Pure: it knows where the files belong, not what lies there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterable, List, Optional
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import render
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Wanted
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import Change
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import parse_environment_file
+
+DIRECTORY = "/etc/systemd/system"
+DROP_IN = "zz-gpufleet.conf"
+"""Sorts after ``override.conf``, the file of ``systemctl edit``, so that what is declared is in force."""
+SECRETS = "/etc/gpufleet"
+SECRET = "<secret>"
+
+
+class Override:
+    """What is declared for a unit, as files. ``unit`` is the unit's own full name."""
+
+    def __init__(self, unit: str, change: Change) -> None:
+        present = change.state == "present"
+        self.unit = unit
+        self.drop_in = "%s/%s.d/%s" % (DIRECTORY, unit, DROP_IN)
+        self.secret_file = "%s/%s.env" % (SECRETS, unit)
+        self.credential_directory = "%s/credentials/%s" % (SECRETS, unit)
+        self.environment: Dict[str, str] = change.environment if present else {}
+        self.secret_environment: Dict[str, str] = change.secret_environment if present else {}
+        self.credentials: Dict[str, str] = change.credentials if present else {}
+        self.variables = dict(self.environment, **self.secret_environment)
+        self.settings = self._settings(change.settings if present else {})
+
+    def _settings(self, declared: Dict[str, Dict[str, List[str]]]) -> Dict[str, Dict[str, List[str]]]:
+        """The declared settings and those that hand over the secrets."""
+        settings = {section: dict(keys) for section, keys in declared.items()}
+        service = dict(settings.get("Service", {}))
+        if self.secret_environment:
+            service["EnvironmentFile"] = [*service.get("EnvironmentFile", []), self.secret_file]
+        if self.credentials:
+            loads = ["%s:%s/%s" % (name, self.credential_directory, name) for name in sorted(self.credentials)]
+            service["LoadCredential"] = [*service.get("LoadCredential", []), *loads]
+        if service:
+            settings["Service"] = service
+        return settings
+
+    def content(self, path: str) -> Optional[bytes]:
+        """What the drop-in or the secret file is to hold; None when it is not to be there."""
+        if path == self.drop_in:
+            text = render.drop_in(self.unit, self.environment, self.settings)
+        else:
+            text = render.environment_file(self.secret_environment)
+        return as_bytes(text) if text else None
+
+    def wanted(self, credentials_there: Iterable[str]) -> List[Wanted]:
+        """Our files, in the order in which they are changed: a drop-in never names a file that is not there.
+
+        ``credentials_there`` are the names of the unit's credentials that lie there already.
+        """
+        private = [Wanted(self.secret_file, self.content(self.secret_file), 0o600)]
+        for name in sorted({*credentials_there, *self.credentials}):
+            path = "%s/%s" % (self.credential_directory, name)
+            content = as_bytes(self.credentials[name]) if name in self.credentials else None
+            private.append(Wanted(path, content, 0o600, 0o700, own_directories=3))
+        override = Wanted(self.drop_in, self.content(self.drop_in))
+        return [*private, override] if override.content else [override, *private]
+
+    # --- what may be shown
+
+    def shown(self, path: str, content: bytes, former: Optional[bytes] = None) -> str:
+        """A file's content as a person may see it; ``former`` is what it replaces."""
+        if path == self.secret_file:
+            old = parse_environment_file(former) if former else {}
+            return "\n".join(
+                "%s=%s" % (name, SECRET if name not in old or old[name][0] == text else "<secret, changed>")
+                for name, (text, _line) in parse_environment_file(content).items()
+            )
+        if path.startswith(self.credential_directory + "/"):
+            return SECRET if former in (None, content) else "<secret, changed>"
+        return content.decode("utf-8", "replace")
+
+    def masked(self, value: Any) -> Any:
+        """Text, or data of any depth, without our secrets. One of three characters or less is no secret."""
+        if isinstance(value, dict):
+            return {key: self.masked(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.masked(item) for item in value]
+        if isinstance(value, str):
+            secrets = {*self.secret_environment.values(), *self.credentials.values()}
+            secrets |= {secret.strip() for secret in secrets}
+            for secret in sorted(secrets, key=len, reverse=True):
+                if len(secret) > 3:
+                    value = value.replace(secret, SECRET)
+        return value
+
+
+def as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
