@@ -120,8 +120,9 @@ def main() -> None:
     title("A wish that is only looked at")
     former = [fingerprint(host) for host in HOSTS]
     shown = play(*PROVE, "--check", "--diff", "-e", "ollama_keep_alive=30m")
-    lines = re.findall(r"^[+-](?![+-]).*", shown, re.MULTILINE)
-    check(len(lines) == 2 * len(HOSTS) and all("KEEP_ALIVE" in line for line in lines), "exactly that change is shown")
+    lines = sorted(set(re.findall(r"^[+-]Environment=.*", shown, re.MULTILINE)))
+    values = ['%sEnvironment="OLLAMA_KEEP_ALIVE=%s"' % pair for pair in (("+", "30m"), ("-", "-1"))]
+    check(lines == values, "exactly that change is shown")
     check([fingerprint(host) for host in HOSTS] == former, "nothing on the hosts is different")
     print("\nThe hosts stay up: `make lab-status`, `make lab-down`.")
 
