@@ -820,3 +820,41 @@ def test_backups_that_cannot_be_removed_are_warned_about(system: Any, monkeypatc
     )
     outcome = go(system)
     assert outcome.verdict.ok and "bad disk" in outcome.warnings[0]
+
+
+def test_the_new_process_is_waited_for_until_it_is_executed(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ, early = system.environ, [None, {"INVOCATION_ID": "of systemd itself"}]
+
+    def slow(pid: int) -> Any:
+        return environ(pid) if "A" not in system.environment else early.pop(0) if early else environ(pid)
+
+    monkeypatch.setattr(system, "environ", slow)
+    assert go(system).environment == {"A": "1"} and not early
+    assert system.waited == [0.005, 0.005, 2]
+
+
+def test_a_process_that_is_never_executed(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = system.environ
+    monkeypatch.setattr(system, "environ", lambda pid: None if "A" in system.environment else environ(pid))
+    error = fails(system, timeout=0)
+    assert error.outcome.verdict.name == "timeout" and "was not executed within 0 s" in error.message
+    assert error.outcome.rolled_back
+
+
+def test_systemd_is_given_the_time_to_notice_a_death(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    show, polled = system.show, []
+
+    def late(unit: str) -> Any:
+        state = show(unit)
+        if "A" in system.loaded and not system.processes:
+            polled.append(state["MainPID"])
+            return dict(state, MainPID="0" if len(polled) > 2 else "77", SubState="failed", ActiveState="failed")
+        return state
+
+    def dies(running: Running, changed: bool) -> Verdict:
+        system.processes.clear()
+        return Verdict("ok")
+
+    monkeypatch.setattr(system, "show", late)
+    error = fails(system, gate=dies)
+    assert error.outcome.verdict.name == "failed" and len(polled) > 2 and error.outcome.rolled_back

@@ -183,7 +183,7 @@ def test_a_tool_that_hangs(tools: Tools) -> None:
 def test_the_journal_of_one_invocation(tools: Tools) -> None:
     tools.answers["journalctl --quiet"] = (0, "one\n\n two\n", "")
     assert System().journal("abc", 5) == ["one", " two"]
-    assert tools.commands[0][-3:] == ["_SYSTEMD_INVOCATION_ID=abc", "+", "INVOCATION_ID=abc"]
+    assert tools.commands[0][-3:] == ["-n", "5", "_SYSTEMD_INVOCATION_ID=abc"]
     tools.answers["journalctl --sync"] = (1, "", "no journald")
     System().sync_journal()
     tools.answers.clear()
