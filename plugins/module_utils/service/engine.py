@@ -625,13 +625,23 @@ class _Convergence:
             attempt(self.enabling or "", lambda: back(self.name))
         if touched:
             attempt("daemon-reload", self.system.reload)
+        down = ""
         if self.acted:
-            attempt("unit", lambda: said.append(self._run_former()))
-        self.outcome.rolled_back = not problems
-        self.outcome.changed = bool(problems)
+            try:
+                said.append(self._run_former())
+            except Exception as error:
+                down = str(error)
+        self.outcome.rolled_back = not (problems or down)
+        self.outcome.changed = not self.outcome.rolled_back
         if problems:
-            return ["PUTTING BACK THE FORMER STATE FAILED: %s." % "; ".join(problems), *said]
-        return ["The former state is back." if touched else "There was nothing to put back on the disk.", *said]
+            said.insert(0, "PUTTING BACK THE FORMER STATE FAILED: %s." % "; ".join(problems))
+        elif down:
+            said.insert(0, "The former files are back.")
+        else:
+            said.insert(0, "The former state is back." if touched else "There was nothing to put back on the disk.")
+        if down:
+            said.append("THE UNIT IS DOWN: it does not come up as it was before either (%s)." % down)
+        return said
 
     def _run_former(self) -> str:
         """Have the unit as it was before, running or not."""
@@ -656,14 +666,14 @@ class _Convergence:
                 elif not running and self.state.get("ActiveState") in DOWN and self.state.get("Type") != "oneshot":
                     failure = "it is %s" % _active(self.state)
         if failure:
-            raise _Failed("failed", "the former configuration does not come up either: %s" % failure)
+            raise _Failed("failed", failure)
         self.outcome.unavailable_ms = round((time.monotonic() - self.stopped_at - self.change.settle) * 1000)
         return "The unit runs again; it was not serving for %.1f s." % (self.outcome.unavailable_ms / 1000.0)
 
     def _report(
         self, verdict: Verdict, aftermath: List[str], invocation: str, cause: Optional[Exception] = None
     ) -> None:
-        """Raise what was found, with the journal of the invocation that failed, and what was done about it."""
+        """Raise what was found and what was done about it, in one line; the journal stands once, in the evidence."""
         journal: List[str] = []
         if invocation:
             self.system.sync_journal()
@@ -671,6 +681,8 @@ class _Convergence:
             verdict.evidence.update(invocation_id=invocation, journal=journal)
         verdict.evidence = self.override.masked(verdict.evidence)
         verdict.message = self.override.masked(verdict.message)
+        if journal and "exec_main_status" in verdict.evidence:  # how it ended is known, but not why
+            verdict.message += "; its last words: %.300s" % journal[-1].strip()
         self.outcome.verdict = verdict
         try:
             self.state = self.system.show(self.name)
@@ -678,9 +690,7 @@ class _Convergence:
             pass  # what was last seen has to do
         self.outcome.unit_state = _unit_state(self.state)
         said = ["%s: %s: %s." % (self.name, verdict.name, verdict.message.rstrip(".")), *aftermath]
-        if journal:
-            said.append("Last lines of the invocation that failed:")
-        raise ServiceError("\n".join([" ".join(said), *("    " + line for line in journal)]), self.outcome) from cause
+        raise ServiceError(" ".join(" ".join(said).split()), self.outcome) from cause
 
 
 def _active(state: Mapping[str, str]) -> str:

@@ -256,10 +256,10 @@ class System:
         return sorted(found)
 
     def journal(self, invocation_id: str, lines: int) -> List[str]:
-        """The last lines of one invocation of a unit, systemd's own about it included, oldest first."""
-        fields = ["_SYSTEMD_INVOCATION_ID=" + invocation_id, "+", "INVOCATION_ID=" + invocation_id]
+        """The last lines that the processes of one invocation of a unit logged, oldest first."""
+        field = "_SYSTEMD_INVOCATION_ID=" + invocation_id
         try:
-            out = self._call(["journalctl", "--quiet", "--no-pager", "-o", "cat", "-n", str(lines), *fields])
+            out = self._call(["journalctl", "--quiet", "--no-pager", "-o", "cat", "-n", str(lines), field])
         except ManagerError:
             return []
         return [line for line in out.split("\n") if line.strip()]

@@ -5,7 +5,7 @@
 """Faults of Ollama on a lab host.
 
     faults.py HOST worker slow-load:20,deaf    the worker's own (listed in llama-server)
-    faults.py HOST server crash-loop:1         the server's, by a wrapper (listed in serverwrap), from its next start
+    faults.py HOST server crash-loop:1 [A=b]   the server's, by a wrapper (listed in serverwrap), from its next start
     faults.py HOST port | store                made for real: port 11434 taken; the store owned by root, 0700
     faults.py HOST memory 30720                made for real: another process holds all but so many MiB of each GPU
     faults.py HOST clear                       none of these any more
@@ -34,13 +34,13 @@ def worker(host: str, faults: str = "", discovery: str = "") -> None:
     hostsetup.sh(host, "mkdir -p /etc/nvidia-sim; cat >/etc/nvidia-sim/worker", lines)
 
 
-def server(host: str, fault: str) -> None:
-    """Put the wrapper in place of the host's ollama and name its fault."""
+def server(host: str, fault: str, only: str = "") -> None:
+    """Put the wrapper in place of the host's ollama and name its fault; `only`: of a server with this NAME=VALUE."""
     hostsetup.sh(
         host,
         "here=$(readlink -f /usr/local/bin/ollama); [ -e $here.real ] || mv $here $here.real\n"
         "cat >$here.new; chmod 755 $here.new; mv $here.new $here\n"
-        "mkdir -p /etc/nvidia-sim; echo %s >/etc/nvidia-sim/server" % fault,
+        "mkdir -p /etc/nvidia-sim; echo %s >/etc/nvidia-sim/server" % " ".join((fault, only)),
         (HERE / "serverwrap").read_bytes(),
     )
 

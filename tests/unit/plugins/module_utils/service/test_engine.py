@@ -601,8 +601,8 @@ def test_a_unit_that_fails_as_it_is(system: Any) -> None:
 def test_a_rollback_that_fails_is_said(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     system.fails = lambda environment, settings: "it never comes back"
     error = fails(system)
-    assert "PUTTING BACK THE FORMER STATE FAILED" in error.message and not error.outcome.rolled_back
-    assert "the former configuration does not come up either" in error.message and error.outcome.changed
+    assert "The former files are back. THE UNIT IS DOWN" in error.message and not error.outcome.rolled_back
+    assert "does not come up as it was before either (" in error.message and error.outcome.changed
     assert system.read(OURS) is None
 
     system.fails = lambda environment, settings: None
