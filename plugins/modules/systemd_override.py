@@ -20,8 +20,8 @@ description:
     such as C(Restart=).
   - After a restart the new process must have exactly the declared values, and must go on running. A process that dies
     is noticed at once.
-  - On any failure the files, systemd and the unit are put back as they were. The message says what failed, shows the
-    last lines of the journal of the invocation that failed, and says whether the former state is back.
+  - On any failure the files, systemd and the unit are put back as they were. The message says in one line what
+    failed and whether the former state is back; RV(evidence) has the last lines that the failed invocation logged.
   - A value reaches the process byte by byte. What systemd cannot carry, such as a NUL byte, invalid UTF-8 or a name
     that is none, is refused before anything is changed.
   - A declared value that another file would override is an error that names the file, the line and both values.

@@ -110,12 +110,13 @@ def _all(devices: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
 
 def _by_name(devices: List[Dict[str, Any]], names: Union[List[Any], tuple]) -> List[Dict[str, Any]]:
     if not names:
-        raise SelectionError("The list of wanted GPUs is empty; name at least one of %s" % _what_there_is(devices))
+        raise SelectionError("The list of wanted GPUs is empty; name at least one of %s" % _names(devices, "index"))
     chosen = []  # type: List[Dict[str, Any]]
     for name in names:
         device = _find(devices, name)
         if device is None:
-            raise SelectionError("There is no GPU %s on this host; there are %s" % (name, _what_there_is(devices)))
+            key = "uuid" if str(name).upper().startswith("GPU-") else "index"
+            raise SelectionError("There is no GPU %s on this host; there are %s" % (name, _names(devices, key)))
         if device in chosen:
             raise SelectionError("GPU %s is named twice in the list of wanted GPUs; name each once" % label(device))
         if device["health"]["lost"]:
@@ -152,11 +153,12 @@ def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any], own: Dict[
         raise SelectionError(
             "The GPU policy's model %r is no regular expression: %s" % (rules["model"], error)
         ) from None
-    fitting, refused = [], []
+    fitting = []
+    refused = {}  # type: Dict[str, List[str]]
     for device in devices:
         why = _why_not(device, rules, model, own.get(device["uuid"], 0))
         if why:
-            refused.append("%s: %s" % (label(device), why))
+            refused.setdefault(why, []).append(str(device["index"]))
         else:
             fitting.append(device)
     count = rules.get("count")
@@ -169,7 +171,7 @@ def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any], own: Dict[
                 "%d GPUs" % count if count else "at least one GPU",
                 len(fitting),
                 len(devices),
-                " | ".join(refused) or "none",
+                " | ".join("GPU %s: %s" % (", ".join(which), why) for why, which in refused.items()) or "none",
             )
         )
     return fitting[:count]
@@ -202,5 +204,5 @@ def _cut_into_instances(device: Dict[str, Any]) -> bool:
     return bool(device["mig"]["enabled"])
 
 
-def _what_there_is(devices: List[Dict[str, Any]]) -> str:
-    return ", ".join(label(device) for device in devices)
+def _names(devices: List[Dict[str, Any]], key: str) -> str:
+    return ", ".join(str(device[key]) for device in devices)

@@ -227,8 +227,8 @@ class OllamaGate:
         except ApiTimeout:
             raise Fault(
                 "stalled",
-                "%s was asked for one token and gave none within %.0f s (timeout); the journal tells how far it came"
-                % (model, allowed),
+                "%s was asked for one token and gave none within %.0f s; raise timeout if it only loads slowly, else look at "
+                "journalctl -u %s" % (model, allowed, running.unit),
             ) from None
         except ApiError as error:
             if not running.alive():
@@ -237,7 +237,13 @@ class OllamaGate:
         if answer.status == 404:
             raise Fault("model_missing", "the server has no model %s: %s" % (model, answer.error))
         if answer.status != 200:
-            raise Fault("load_failed", "%s cannot be served: HTTP %d: %s" % (model, answer.status, answer.error))
+            cause = answer.error.split("\n")[0].rstrip(" -")
+            advice = log.remedy(cause)
+            raise Fault(
+                "load_failed",
+                "%s cannot be served: HTTP %d: %s%s" % (model, answer.status, cause, ": " + advice if advice else ""),
+                error=answer.error,
+            )
         if answer.body.get("done") is not True or not answer.body.get("eval_count"):
             raise Fault(
                 "stalled",

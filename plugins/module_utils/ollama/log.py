@@ -142,6 +142,12 @@ _REMEDIES = (
         "the file system, or the unit's sandbox, forbids writing there (models_dir, ReadWritePaths=)",
     ),
     ("no space left on device", "make room there, or choose another models_dir"),
+    (
+        "out of memory",
+        "it needs more GPU memory than is free: see in nvidia-smi who holds it, or ask for less (context_length, "
+        "num_parallel, kv_cache_type)",
+    ),
+    ("timed out waiting for llama-server", "loading stalled; raise load_timeout if the storage is only slow"),
     ("$HOME is not defined", "the unit's user has no home; give it one, or set models_dir"),
 )
 

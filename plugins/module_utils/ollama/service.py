@@ -172,7 +172,7 @@ def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], step
 def _user_and_store(system: Any, unit: str, models_dir: Optional[str]) -> Tuple[str, Optional[str]]:
     """The user that the unit runs as, and where its models are; what upstream's unit has where there is none yet."""
     files = [file for file in system.load([unit]) if os.path.basename(file[0]) != engine.DROP_IN]
-    if not any(not path.endswith(".conf") for path, _content in files):
+    if not any(content and not path.endswith(".conf") for path, content in files):  # a masked one is empty
         return install.USER, models_dir or install.default_store(install.USER)
     merged = merge(files)
     lines = merged.in_force("Service", "User")

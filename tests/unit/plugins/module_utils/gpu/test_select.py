@@ -90,16 +90,17 @@ LABEL_0, LABEL_1 = FOUR_NAMED.split("), ")[0] + ")", FOUR_NAMED.split("), ")[1] 
             "This host has no GPU to choose from; see count and fault in what gpu_facts says of it",
             id="no GPU",
         ),
-        pytest.param(FOUR, [0, 9], "There is no GPU 9 on this host; there are %s" % FOUR_NAMED, id="unknown index"),
+        pytest.param(FOUR, [0, 9], "There is no GPU 9 on this host; there are 0, 1, 2, 3", id="unknown index"),
         pytest.param(
-            FOUR, ["GPU-dead"], "There is no GPU GPU-dead on this host; there are %s" % FOUR_NAMED, id="unknown UUID"
+            FOUR,
+            ["GPU-dead"],
+            "There is no GPU GPU-dead on this host; there are %s" % ", ".join(UUID % (i, i) for i in (1, 2, 3, 4)),
+            id="unknown UUID",
         ),
-        pytest.param(FOUR, [-1], "There is no GPU -1 on this host; there are %s" % FOUR_NAMED, id="below zero"),
-        pytest.param(FOUR, [True], "There is no GPU True on this host; there are %s" % FOUR_NAMED, id="a truth value"),
-        pytest.param(FOUR, [None], "There is no GPU None on this host; there are %s" % FOUR_NAMED, id="nothing"),
-        pytest.param(
-            FOUR, [], "The list of wanted GPUs is empty; name at least one of %s" % FOUR_NAMED, id="empty list"
-        ),
+        pytest.param(FOUR, [-1], "There is no GPU -1 on this host; there are 0, 1, 2, 3", id="below zero"),
+        pytest.param(FOUR, [True], "There is no GPU True on this host; there are 0, 1, 2, 3", id="a truth value"),
+        pytest.param(FOUR, [None], "There is no GPU None on this host; there are 0, 1, 2, 3", id="nothing"),
+        pytest.param(FOUR, [], "The list of wanted GPUs is empty; name at least one of 0, 1, 2, 3", id="empty list"),
         pytest.param(
             FOUR,
             [0, "0000:00:06.0"],
@@ -156,23 +157,22 @@ LABEL_0, LABEL_1 = FOUR_NAMED.split("), ")[0] + ")", FOUR_NAMED.split("), ")[1] 
         pytest.param(
             [gpu(0, total=24, free=24), gpu(1, **SICK)],
             {"min_memory_gib": 80},
-            "The GPU policy wants at least one GPU but 0 of 2 GPUs fit it; left out: %s: 24.0 GiB of memory, less "
-            "than 80 | %s: remapping of memory rows is pending: reset the GPU" % (LABEL_0, LABEL_1),
+            "The GPU policy wants at least one GPU but 0 of 2 GPUs fit it; left out: GPU 0: 24.0 GiB of memory, "
+            "less than 80 | GPU 1: remapping of memory rows is pending: reset the GPU",
             id="nothing fits, and why",
         ),
         pytest.param(
             [gpu(0, display_active=True), gpu(1, name="Tesla T4"), gpu(2, mig__enabled=True)],
             {"exclude_display": True, "model": "H200"},
-            "The GPU policy wants at least one GPU but 0 of 3 GPUs fit it; left out: %s: it drives a display | "
-            "1 (Tesla T4, %s, 0000:00:07.0): its name does not match 'H200' | 2 (NVIDIA H200, %s, 0000:00:08.0): "
-            "cut into MIG instances" % (LABEL_0, UUID % (2, 2), UUID % (3, 3)),
+            "The GPU policy wants at least one GPU but 0 of 3 GPUs fit it; left out: GPU 0: it drives a display | "
+            "GPU 1: its name does not match 'H200' | GPU 2: cut into MIG instances",
             id="one reason for each",
         ),
         pytest.param(
             [gpu(0, memory__total_bytes=None, free=1)],
             {"min_free_memory_gib": 4},
-            "The GPU policy wants at least one GPU but 0 of 1 GPUs fit it; left out: %s: 1.0 GiB of free "
-            "memory, less than 4" % LABEL_0,
+            "The GPU policy wants at least one GPU but 0 of 1 GPUs fit it; left out: GPU 0: 1.0 GiB of free "
+            "memory, less than 4",
             id="too little is free",
         ),
     ],
