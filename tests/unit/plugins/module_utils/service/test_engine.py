@@ -858,3 +858,25 @@ def test_systemd_is_given_the_time_to_notice_a_death(system: Any, monkeypatch: p
     monkeypatch.setattr(system, "show", late)
     error = fails(system, gate=dies)
     assert error.outcome.verdict.name == "failed" and len(polled) > 2 and error.outcome.rolled_back
+
+
+def test_steps_that_touch_the_same_thing_are_undone_in_reverse(system: Any) -> None:
+    system.write("/opt/x", "0")
+    system.fails = crash
+    steps = [Step(system, "/opt/x", "1"), Step(system, "/opt/x", "2")]
+    assert fails(system, environment={"A": "bad"}, steps=steps).outcome.rolled_back
+    assert system.read("/opt/x") == b"0"
+
+
+def test_after_a_killed_run_systemd_reads_its_files_whatever_it_says(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared: Dict[str, Any] = {"environment": {}, "settings": {"Service": {"Nice": ["1"]}}}
+    with monkeypatch.context() as patched:
+        patched.setattr(system, "reload", lambda: (_ for _ in ()).throw(Killed()))
+        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        with pytest.raises(Killed):
+            go(system, **declared)
+    show = system.show
+    monkeypatch.setattr(system, "show", lambda unit: dict(show(unit), NeedDaemonReload="no"))
+    assert go(system, **declared).reloaded and system.loaded_settings[("Service", "Nice")] == ["1"]

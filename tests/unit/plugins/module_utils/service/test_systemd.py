@@ -395,3 +395,14 @@ def test_an_error_under_the_lock_is_passed_on_and_frees_it(tmp_path: Path) -> No
         raise BlockingIOError
     with system.lock("u.service", 0):
         pass
+
+
+def test_a_lock_file_that_its_holder_removed_is_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with open(path, "w") as stream:
+        path.unlink()
+        assert not systemd._lock(stream.fileno(), str(path))
+        path.write_text("another run's")
+        assert not systemd._lock(stream.fileno(), str(path))
+    with open(path) as stream:
+        assert systemd._lock(stream.fileno(), str(path))
