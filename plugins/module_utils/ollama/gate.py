@@ -227,8 +227,8 @@ class OllamaGate:
         except ApiTimeout:
             raise Fault(
                 "stalled",
-                "%s was asked for one token and gave none within %.0f s; raise timeout if it only loads slowly, else look at "
-                "journalctl -u %s" % (model, allowed, running.unit),
+                "%s was asked for one token and gave none within %.0f s; raise timeout if it only loads slowly, else "
+                "look at journalctl -u %s" % (model, allowed, running.unit),
             ) from None
         except ApiError as error:
             if not running.alive():

@@ -41,6 +41,7 @@ __all__ = ["Change", "Gate", "Outcome", "Running", "ServiceError", "Step", "Verd
 DOWN = ("inactive", "failed")
 ENABLED = ("enabled", "enabled-runtime")
 JOURNAL_LINES = 20
+JOURNAL_WIDTH = 300  # characters of a line
 REMEDIES = {
     errno.ENOSPC: "free space on its file system",
     errno.EDQUOT: "free space on its file system",
@@ -677,12 +678,13 @@ class _Convergence:
         journal: List[str] = []
         if invocation:
             self.system.sync_journal()
-            journal = [self.override.masked(line) for line in self.system.journal(invocation, JOURNAL_LINES)]
+            lines = self.system.journal(invocation, JOURNAL_LINES)
+            journal = [self.override.masked(line)[:JOURNAL_WIDTH] for line in lines]
             verdict.evidence.update(invocation_id=invocation, journal=journal)
         verdict.evidence = self.override.masked(verdict.evidence)
         verdict.message = self.override.masked(verdict.message)
         if journal and "exec_main_status" in verdict.evidence:  # how it ended is known, but not why
-            verdict.message += "; its last words: %.300s" % journal[-1].strip()
+            verdict.message += "; its last words: %s" % journal[-1].strip()
         self.outcome.verdict = verdict
         try:
             self.state = self.system.show(self.name)

@@ -1,0 +1,330 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every fault of GPUs, worker, server and input, met by site.yml: named in one line, in time, and the host as before.
+
+FAULTS_TABLE=path    also run the cases that other files of this folder hold, and write the table of docs/faults.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab/ollama"))
+
+import faults
+import hostsetup
+
+HOST = "gpu1"
+MODEL = "m8b"
+TABLE = os.environ.get("FAULTS_TABLE", "")
+LONGEST = 400  # characters of a message that a person reads at once
+
+UNTOUCHED = "untouched, same process"
+BACK = "put back, restarted"
+DECLARED = "as declared, proven"
+
+CHANGE = "OLLAMA_KEEP_ALIVE={keep_alive}"
+"""Condition for a server's fault: the value that this run declares, so that the former configuration is well."""
+
+
+@dataclass
+class Case:
+    """One fault: how it is made, how the run is called, what it must say and how it must leave the host."""
+
+    fault: str
+    says: Tuple[str, ...]
+    after: str = UNTOUCHED
+    verdict: str = ""
+    gpus: Tuple[str, ...] = ()
+    """State of the simulated GPUs and faults of it."""
+    worker: str = ""
+    server: Tuple[str, ...] = ()
+    make: str = ""
+    """Shell script on the host before the run, and after it:"""
+    unmake: str = ""
+    variables: Dict[str, Any] = field(default_factory=dict)
+    change: bool = False
+    """Whether the run declares something new, so that the service is restarted and proven."""
+    elsewhere: str = ""
+    """The file that holds the case in the gate."""
+
+
+def gpu(fault: str, *says: str, **more: Any) -> Case:
+    return Case("GPUs: " + fault, says, gpus=("rtx4090x4", fault), **more)
+
+
+def worker(fault: str, verdict: str, *says: str, **more: Any) -> Case:
+    return Case("worker: " + fault, says, **{"after": BACK, **more}, verdict=verdict, worker=fault, change=True)
+
+
+def server(fault: str, verdict: str, *says: str, **more: Any) -> Case:
+    only = () if verdict == "ok" else (CHANGE,)
+    after = DECLARED if verdict == "ok" else BACK
+    return Case("server: " + fault, says, after, verdict=verdict, server=(fault, *only), change=True, **more)
+
+
+def given(what: str, *says: str, **more: Any) -> Case:
+    return Case("input: " + what, says, **more)
+
+
+FULL = (
+    "mkdir -p /run/copy; cp -a /etc/systemd/system/. /run/copy; mount -t tmpfs -o size=1M tmpfs /etc/systemd/system;"
+    "cp -a /run/copy/. /etc/systemd/system; rm -rf /run/copy;"
+    "dd if=/dev/zero of=/etc/systemd/system/fill bs=4k 2>/dev/null; systemctl daemon-reload"
+)
+MASKED = (
+    "cd /etc/systemd/system; mv ollama.service /run/kept.service; ln -s /dev/null ollama.service;"
+    "systemctl daemon-reload"
+)
+UNMASKED = "mv /run/kept.service /etc/systemd/system/ollama.service; systemctl daemon-reload"
+STOP_LIMIT = (
+    "mkdir -p /run/systemd/system/ollama.service.d; cd /run/systemd/system/ollama.service.d;"
+    "printf '[Service]\\nTimeoutStopSec=3\\n' >stop.conf; systemctl daemon-reload; systemctl restart ollama;"
+    "until curl -fs http://127.0.0.1:11434/api/version; do sleep 0.1; done"
+)
+NO_STOP_LIMIT = (
+    "systemctl restart ollama; until curl -fs http://127.0.0.1:11434/api/version; do sleep 0.1; done;"
+    "rm -r /run/systemd/system/ollama.service.d; systemctl daemon-reload"
+)
+LOADED = (
+    "pkill -KILL -x llama-server; while pgrep -x llama-server; do sleep 0.05; done;"
+    'curl -fsS http://127.0.0.1:11434/api/generate -d \'{"model": "m8b"}\'; pkill -TERM -x llama-server;'
+    "pgrep -x llama-server"
+)
+SQUATTER = (
+    "systemd-run --quiet --unit=squatter python3 -m http.server --bind 127.0.0.1 18080;"
+    "until curl -s http://127.0.0.1:18080/ >/dev/null; do sleep 0.05; done"
+)
+SITE, MISTAKES, MODULE = "test_site.py", "test_ollama_mistakes.py", "test_ollama_faults.py"
+CASES: List[Case] = [
+    gpu("driver-mismatch", "driver_mismatch", "575.57.08", "What to do: reboot", elsewhere=SITE),
+    gpu("driver-not-loaded", "driver_not_loaded", "What to do: load it with modprobe nvidia", elsewhere=SITE),
+    gpu("library-missing", "library_missing", "libnvidia-ml.so.1", "What to do: install"),
+    gpu("gpu-lost:1", "gpu_lost", "GPU 1", "What to do: ", elsewhere=SITE),
+    gpu("ecc-uncorrectable:2", "gpu_unhealthy", "GPU 2 (GPU-", "What to do: ", elsewhere=SITE),
+    gpu("hang", "driver_hang", "within 3 s", "What to do: ", variables={"gpu_host_facts_timeout": 3}),
+    gpu("hang:1", "driver_hang", "within 3 s", "What to do: ", variables={"gpu_host_facts_timeout": 3}),
+    Case("GPUs: none", ("no_gpu", "has no NVIDIA GPU", "What to do: "), gpus=("none",)),
+    worker("slow-load:60", "stalled", MODEL, "within", variables={"ollama_timeout": 8}),
+    worker(
+        "stalled-load",
+        "load_failed",
+        "timed out waiting",
+        "raise load_timeout",
+        variables={"ollama_load_timeout": "2s"},
+    ),
+    worker("die-at-load", "load_failed", MODEL, "error loading model: told to die at load", elsewhere=MODULE),
+    worker("out-of-memory", "load_failed", MODEL, "cudaMalloc failed: out of memory", "nvidia-smi", elsewhere=MODULE),
+    worker("partial-offload:10", "partial_offload", MODEL, "the rest runs on the CPU", elsewhere=MODULE),
+    worker("stall", "stalled", MODEL, "within", variables={"ollama_timeout": 8}, elsewhere=MODULE),
+    worker("deaf", "ok", after=DECLARED, make=LOADED),
+    server("slow-start:3", "ok", elsewhere=MODULE),
+    server(
+        "slow-start:60",
+        "not_ready",
+        "127.0.0.1:11434",
+        "expected an answer",
+        variables={"ollama_timeout": 6},
+        elsewhere=MODULE,
+    ),
+    server("serves-nothing", "unproven", "server config", "expected it in the journal", elsewhere=MODULE),
+    server("crash-loop:0.2", "crash_loop", "Error: the server crashed"),
+    server("hang-at-stop", "ok", make=STOP_LIMIT, unmake=NO_STOP_LIMIT),
+    Case(
+        "server: port taken",
+        ("listen tcp 127.0.0.1:18080: bind: address already in use", "another process listens there"),
+        BACK,
+        verdict="crash_loop",
+        make=SQUATTER,
+        unmake="systemctl stop squatter",
+        variables={"ollama_host": "127.0.0.1:18080"},
+        elsewhere=MISTAKES,
+    ),
+    Case(
+        "server: store not writable",
+        ("ollama cannot write into /srv/models (owner root, mode 0755)", "chown -R ollama: /srv/models"),
+        make="install -d -o root -g root -m 0755 /srv/models",
+        unmake="rm -r /srv/models",
+        variables={"ollama_models_dir": "/srv/models", "ollama_prove_model": ""},
+        elsewhere=MISTAKES,
+    ),
+    Case(
+        "server: no such library",
+        ("llm_library", "no folder cuda_v99"),
+        variables={"ollama_llm_library": "cuda_v99"},
+        elsewhere=MISTAKES,
+    ),
+    given("GPU index 9", "There is no GPU 9", variables={"ollama_visible_devices": [0, 9]}, elsewhere=MISTAKES),
+    given(
+        "unknown UUID",
+        "There is no GPU GPU-ffffffff",
+        variables={"ollama_visible_devices": ["GPU-ffffffff-0000-4000-8000-000000000001"]},
+        elsewhere=MISTAKES,
+    ),
+    given(
+        "a policy that selects nothing",
+        "0 of 4 GPUs fit it",
+        variables={"ollama_visible_devices": {"min_memory_gib": 100}},
+        elsewhere=MISTAKES,
+    ),
+    given(
+        "a unit that does not exist",
+        "there is no unit ollamma.service",
+        "correct the name",
+        variables={"ollama_name": "ollamma", "ollama_archive": ""},
+    ),
+    given("a masked unit", "ollama.service is masked", "systemctl unmask", make=MASKED, unmake=UNMASKED, change=True),
+    given("a number that is none", "num_parallel", "'many'", variables={"ollama_num_parallel": "many"}),
+    given("a boolean that is none", "sched_spread", "'perhaps'", variables={"ollama_sched_spread": "perhaps"}),
+    given(
+        "a full disk",
+        "No space left on device",
+        "/etc/systemd/system/ollama.service.d",
+        "free space",
+        verdict="not_written",
+        make=FULL,
+        unmake="umount /etc/systemd/system; systemctl daemon-reload",
+        change=True,
+    ),
+    given(
+        "a read-only /etc",
+        "Read-only file system",
+        "/etc/systemd/system/ollama.service.d",
+        "mount it writable",
+        verdict="not_written",
+        make="mount --bind /etc /etc; mount -o remount,ro,bind /etc",
+        unmake="umount /etc",
+        change=True,
+    ),
+    given(
+        "an unreachable host",
+        "Connection refused",
+        variables={"ansible_port": 1, "ansible_ssh_args": "-o ControlPath=none"},
+        elsewhere=SITE,
+    ),
+]
+
+
+@dataclass
+class Row:
+    fault: str
+    seen: str
+    seconds: float
+    after: str
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[List[Row]]:
+    """Rows of the table, one a case; written at the end when asked for."""
+    found: List[Row] = []
+    yield found
+    if TABLE:
+        lines = ["| fault | what the user sees | known after | the service afterwards |", "| --- | --- | --- | --- |"]
+        for row in found:
+            cells = (row.fault, row.seen.replace("|", "\\|"), "%.1f s" % row.seconds, row.after)
+            lines.append("| %s |" % " | ".join(cells))
+        Path(TABLE).write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def serving(lab: Any) -> Iterator[Any]:
+    """`serving(**variables)` runs site.yml on a host where Ollama serves as declared, with a model to prove it."""
+    lab.reset(HOST)
+    hostsetup.uninstall(HOST)
+    hostsetup.install(HOST)
+    hostsetup.add_models(HOST, MODEL)
+
+    def site(**variables: Any) -> Any:
+        given = json.dumps({"ollama_prove_model": MODEL, **variables})
+        return lab.playbook("site.yml", "--limit", HOST, "-e", given, ok=False, warnings=True)
+
+    first = site()
+    assert first.rc == 0, first.output
+    yield site
+    faults.clear(HOST)
+    hostsetup.uninstall(HOST)
+    lab.reset(HOST)
+
+
+def state(sh: Callable[..., str]) -> str:
+    """All of the host that a failed run must leave as it was, and what it must not leave behind."""
+    return sh(
+        HOST,
+        "cd /etc/systemd/system; find . -printf '%p %y %m %u %l\\n' | sort; find . -type f | sort | xargs sha256sum;"
+        "systemctl show ollama"
+        "   -p Environment,ActiveState,SubState,NRestarts,UnitFileState,NeedDaemonReload,DropInPaths;"
+        "tr '\\0' '\\n' </proc/$(systemctl show ollama -p MainPID --value)/environ | grep -E '^(OLLAMA|CUDA)_' | sort;"
+        "curl -sS --max-time 5 http://127.0.0.1:11434/api/tags;"
+        "find /etc/gpufleet /usr/local/bin /usr/local/lib -maxdepth 2 -printf '%p %m %u %l\\n' 2>/dev/null | sort;"
+        "find /tmp /root/.ansible /home/fleet/.ansible /run/lock -name '*gpufleet*' -o -name 'ansible-*' | sort",
+    )
+
+
+def invocation(sh: Callable[..., str]) -> str:
+    return sh(HOST, "systemctl show ollama -p InvocationID --value").strip()
+
+
+def message(run: Any) -> str:
+    """What the failed task says, or what was proven."""
+    failed = [line["result"] for line in run.results if line["status"] in ("failed", "unreachable")]
+    said = failed[0]["msg"] if failed else run.of("ollama_service")[-1]["msg"]
+    if failed and failed[0].get("argument_errors"):
+        said = "; ".join(failed[0]["argument_errors"])
+    return said
+
+
+@pytest.mark.parametrize(
+    "number, case",
+    [pytest.param(number, case, id=case.fault) for number, case in enumerate(CASES, 1) if TABLE or not case.elsewhere],
+)
+def test_a_fault(lab: Any, serving: Any, sh: Callable[..., str], rows: List[Row], number: int, case: Case) -> None:
+    keep_alive = "%dh" % number
+    variables = dict(case.variables, **({"ollama_keep_alive": keep_alive} if case.change else {}))
+    if case.gpus:
+        lab.state(HOST, *case.gpus)
+    if case.worker:
+        faults.worker(HOST, case.worker)
+    if case.server:
+        faults.server(HOST, case.server[0], *(only.format(keep_alive=keep_alive) for only in case.server[1:]))
+    if case.make:
+        sh(HOST, case.make)
+    try:
+        before, process = state(sh), invocation(sh)
+        run = serving(**variables)
+        after, now = state(sh), invocation(sh)
+    finally:
+        faults.clear(HOST)
+        if case.unmake:
+            sh(HOST, case.unmake)
+        if case.gpus:
+            lab.state(HOST)
+    seen = message(run)
+    print("\n%s: %.1f s, %d lines: %s" % (case.fault, run.seconds, len(run.output.splitlines()), seen))
+    rows.append(Row(case.fault, seen, run.seconds, case.after))
+    for words in case.says:
+        assert words in seen
+    assert len(seen) < LONGEST and "\n" not in seen, "one line that a person reads at once"
+    assert "Traceback" not in run.output
+    assert (run.rc == 0) is (case.after == DECLARED), run.output
+    results = run.of("ollama_service")
+    if case.verdict:
+        assert results[-1]["verdict"] == case.verdict
+    if case.after == UNTOUCHED:
+        assert now == process
+    else:
+        assert now != process
+        assert results[-1]["rolled_back"] is (case.after == BACK)
+    if case.after == DECLARED:
+        assert "OLLAMA_KEEP_ALIVE=" + keep_alive in after
+        assert results[-1]["unit_state"]["active_state"] == "active"
+    else:
+        assert not any(result.get("changed") for result in results)
+        assert after == before
