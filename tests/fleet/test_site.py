@@ -54,7 +54,8 @@ def everything(sh, host):
     """All that a run of site.yml could change on a host."""
     return sh(
         host,
-        "find /etc/systemd /usr/local /opt -xdev -type f -newer /proc/1 -printf '%p %m %T@\\n' | sort; ls /etc/gpufleet 2>&1;"
+        "find /etc/systemd /usr/local /opt -xdev -type f -newer /proc/1 -printf '%p %m %T@\\n' | sort;"
+        "ls /etc/gpufleet 2>&1;"
         "systemctl show ollama -p Environment,InvocationID,UnitFileState,NeedDaemonReload; getent passwd | sort",
     )
 
