@@ -118,6 +118,11 @@ def test_verify_tells_by_its_exit_status(by_hand, lab, sh):
     run = lab.playbook("playbooks/verify.yml", "--limit", "gpu1,gpu2", "-e", "ollama_keep_alive=24h", ok=False)
     assert run.rc == 2
     assert "gpu2 is not as declared: would change OLLAMA_KEEP_ALIVE" in " ".join(run.output.split())
+    sh("gpu2", "nvidia-smi --persistence-mode=0")
+    run = lab.playbook("playbooks/verify.yml", "--limit", "gpu2", ok=False)
+    assert "gpu2 is not as declared: persistence mode is off" in " ".join(run.output.split())
+    assert "Disabled" in sh("gpu2", "nvidia-smi --query-gpu=persistence_mode --format=csv,noheader")
+    sh("gpu2", "nvidia-smi --persistence-mode=1")
     assert [everything(sh, host) for host in by_hand] == before
 
 
