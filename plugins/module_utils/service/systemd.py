@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import json
 import os
 import pwd
 import re
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
     UnitError,
@@ -69,6 +70,9 @@ PROPERTIES = (
     "ControlGroup",
     "TimeoutStopUSec",
 )
+
+SYSTEMD_LINES = 10
+"""What systemd itself logs of one invocation, at most: it was started, stopped, has failed."""
 
 ITEM = re.compile(r'"((?:[^"\\]|\\.)*)"|([^ ]+)', re.DOTALL)
 ITEM_ESCAPE = re.compile(r"\\([0-7]{3}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
@@ -256,13 +260,20 @@ class System:
         return sorted(found)
 
     def journal(self, invocation_id: str, lines: int) -> List[str]:
-        """The last lines that the processes of one invocation of a unit logged, oldest first."""
-        field = "_SYSTEMD_INVOCATION_ID=" + invocation_id
+        """The last lines that the processes of one invocation of a unit logged, oldest first.
+
+        The first of these fields is journald's own, which fails for a process that is gone too soon; the second one
+        is in what systemd logs of the unit, and in what its child does that could not execute the program.
+        """
+        fields = ["_SYSTEMD_INVOCATION_ID=" + invocation_id, "+", "INVOCATION_ID=" + invocation_id]
+        command = ["journalctl", "--quiet", "--no-pager", "--all", "-o", "json", "--output-fields=MESSAGE,_PID"]
         try:
-            out = self._call(["journalctl", "--quiet", "--no-pager", "-o", "cat", "-n", str(lines), field])
+            out = self._call([*command, "-n", str(lines + SYSTEMD_LINES), *fields])
         except ManagerError:
             return []
-        return [line for line in out.split("\n") if line.strip()]
+        entries = [json.loads(line) for line in out.split("\n") if line]
+        said = [_message(entry) for entry in entries if entry.get("_PID") != "1"]
+        return [line for text in said for line in text.split("\n") if line.strip()][-lines:]
 
     def journal_from_start(self, invocation_id: str) -> Iterator[str]:
         """What one invocation logged, from its first line on; no more is read than is taken."""
@@ -472,6 +483,12 @@ def _lock(descriptor: int, path: str) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+def _message(entry: Mapping[str, Any]) -> str:
+    """The text of an entry of the journal, which is a list of bytes where it is not plain text."""
+    message = entry.get("MESSAGE") or ""
+    return message if isinstance(message, str) else bytes(message).decode("utf-8", "replace")
 
 
 def _unescape(name: str) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -181,9 +182,18 @@ def test_a_tool_that_hangs(tools: Tools) -> None:
 
 
 def test_the_journal_of_one_invocation(tools: Tools) -> None:
-    tools.answers["journalctl --quiet"] = (0, "one\n\n two\n", "")
-    assert System().journal("abc", 5) == ["one", " two"]
-    assert tools.commands[0][-3:] == ["-n", "5", "_SYSTEMD_INVOCATION_ID=abc"]
+    entries = [
+        {"MESSAGE": "Started x.service.", "_PID": "1"},
+        {"MESSAGE": "one\n\n two", "_PID": "7"},
+        {"MESSAGE": [98, 255, 100], "_PID": "7"},
+        {"MESSAGE": None, "_PID": "7"},
+        {"MESSAGE": "x.service: Failed at step EXEC"},
+        {"MESSAGE": "x.service: Main process exited", "_PID": "1"},
+    ]
+    tools.answers["journalctl --quiet"] = (0, "\n".join(json.dumps(entry) for entry in entries) + "\n", "")
+    assert System().journal("abc", 5) == ["one", " two", "b\ufffdd", "x.service: Failed at step EXEC"]
+    assert System().journal("abc", 1) == ["x.service: Failed at step EXEC"]
+    assert tools.commands[0][-3:] == ["_SYSTEMD_INVOCATION_ID=abc", "+", "INVOCATION_ID=abc"]
     tools.answers["journalctl --sync"] = (1, "", "no journald")
     System().sync_journal()
     tools.answers.clear()
