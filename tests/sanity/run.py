@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import List, Optional
@@ -38,10 +39,9 @@ sys.exit(subprocess.call([sys.executable, "-m", "pip", "install"] + words))
 """
 
 
-def copy_of_checkout() -> Path:
-    """A fresh copy of the collection's files that git tracks or would track."""
-    target = CACHE / "copy" / "ansible_collections" / "gpufleet" / "inference"
-    shutil.rmtree(CACHE / "copy", ignore_errors=True)
+def copy_of_checkout(folder: Path) -> Path:
+    """A copy of the collection's files that git tracks or would track."""
+    target = folder / "ansible_collections" / "gpufleet" / "inference"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -110,7 +110,11 @@ def ansible_test(words: List[str], copy: Path, path: str, home: Path) -> Counter
 
 
 def main(tests: List[str]) -> int:
-    copy, home = copy_of_checkout(), own_home()
+    with tempfile.TemporaryDirectory(prefix="gpufleet-sanity-") as folder:
+        return run(tests, copy_of_checkout(Path(folder)), own_home())
+
+
+def run(tests: List[str], copy: Path, home: Path) -> int:
     chosen = [word for test in tests for word in ("--test", test)]
     count = ansible_test(["--python", PYTHON, *chosen], copy, os.environ["PATH"], home)
     oldest = target_python()
