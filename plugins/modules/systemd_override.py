@@ -151,8 +151,8 @@ verdict:
   description:
     - V(ok), or the name of what was found wrong.
     - V(refused) and V(shadowed) are found before anything is changed. V(crash_loop), V(failed), V(timeout),
-      V(unproven), V(not_loaded), V(not_written), V(not_enabled), V(not_stopped) and V(not_done) lead back to the former
-      state.
+      V(unproven), V(not_loaded), V(not_written), V(not_enabled), V(not_stopped), V(not_done) and V(error) lead back to
+      the former state.
   returned: always
   type: str
   sample: ok
