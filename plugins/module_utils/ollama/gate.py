@@ -135,13 +135,16 @@ class OllamaGate:
             if start.failure and not start.listening:
                 # whoever answered on that port was not this server
                 raise self._died(running)
-            if start.config and start.listening and start.compute:
+            whole = start.config and start.listening and start.compute
+            if whole and start.compute_ended:
                 return start
             if not changed:
                 return start if start.config else None
             if not running.alive():
                 raise self._died(running)
             if time.monotonic() >= until:
+                if whole:
+                    return start  # an old server: it does not say which device is the last
                 missing = [
                     what
                     for what, there in (

@@ -46,6 +46,8 @@ class StartLog:
     listening: Optional[str] = None
     version: Optional[str] = None
     compute: List[Compute] = field(default_factory=list)
+    compute_ended: bool = False
+    """The line after the last device is there; servers before 0.15.5 have none."""
     replaced: Dict[str, str] = field(default_factory=dict)
     """Variables that the server could not read, with the value it found."""
     failure: Optional[str] = None
@@ -81,6 +83,8 @@ def parse(lines: Iterable[str]) -> StartLog:
                     pci_bus_id=fields.get("pci_id", "").lower(),
                 )
             )
+        elif "vram-based default context" in line:
+            log.compute_ended = True
         elif "invalid environment variable, using default" in line:
             fields = _fields(line)
             log.replaced[fields.get("key", "")] = fields.get("value", "")

@@ -22,6 +22,8 @@ CONFIG = (
 LISTENING = 'time=… level=INFO source=routes.go:2008 msg="Listening on 127.0.0.1:11434 (version 0.32.15)"'
 ON_CPU = 'time=… level=INFO source=types.go:50 msg="inference compute" id=cpu library=cpu compute="" name=cpu pci_id=""'
 
+LAST = 'level=INFO source=routes.go:2058 msg="vram-based default context" total_vram="559.2 GiB" default_num_ctx=262144'
+
 
 def compute(index: int, pci: bool = True) -> str:
     place = "0000:00:0%d.0" % (6 + index) if pci else '""'
@@ -30,7 +32,7 @@ def compute(index: int, pci: bool = True) -> str:
 
 def start_log(visible="0,1,2,3", keep_alive="5m0s", gpus=None):
     lines = [CONFIG % (visible, keep_alive), LISTENING]
-    return lines + (gpus if gpus is not None else [compute(index) for index in range(4)])
+    return [*lines, *(gpus if gpus is not None else [compute(index) for index in range(4)]), LAST]
 
 
 EFFECTIVE = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "OLLAMA_KEEP_ALIVE": "5m0s", "OLLAMA_SCHED_SPREAD": "true"}
@@ -156,6 +158,20 @@ def test_a_server_that_runs_for_long_must_answer_soon(gate, monkeypatch, fakes):
 def test_not_ready_when_the_api_breaks_down(gate, ollama):
     ollama.answers["/api/ps"] = (500, b"oops")
     assert gate(model="m70b").name == "not_ready"
+
+
+def test_a_start_log_that_is_still_being_written_is_read_to_its_end(gate, ollama, fakes, monkeypatch):
+    monkeypatch.setattr(gate_module, "_LOG_DELAY", 60)
+    running = fakes.FakeRunning([], {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
+    lines = iter(range(3, len(start_log()) + 1))  # the API answers while the journal knows of one GPU, of two, …
+    running.journal_from_start = lambda: start_log()[: next(lines)]
+    assert gate(running=running).name == "ok"
+    assert next(lines, None) is None
+
+
+def test_a_server_that_does_not_end_its_list_of_gpus(gate):
+    assert gate(log=start_log()[:-1]).name == "ok"
+    assert gate(log=start_log()[:-2]).name == "wrong_gpu"
 
 
 def test_unproven_when_the_log_goes_elsewhere(gate):
