@@ -98,8 +98,6 @@ class Header(NamedTuple):
     """Per layer; 0 for a layer that keeps no cache by token (recurrent)."""
     key_length: int
     value_length: int
-    sliding_window: int
-    """Tokens; 0 where every layer sees the whole context."""
     vocabulary: int
     embeds_only: bool
     layer_bytes: Tuple[int, ...]
@@ -256,7 +254,6 @@ def _header(
         kv_heads=tuple(_per_layer(of("attention.head_count_kv", heads), layers)),
         key_length=int(of("attention.key_length", embedding // heads)),
         value_length=int(of("attention.value_length", embedding // heads)),
-        sliding_window=int(of("attention.sliding_window") or 0),
         vocabulary=int(of("vocab_size") or (tokens if isinstance(tokens, int) else 0)),
         embeds_only=of("pooling_type", None) is not None,
         layer_bytes=tuple(layer_bytes),

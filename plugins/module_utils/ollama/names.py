@@ -14,8 +14,11 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}\Z")
 def full(name: str) -> str:
     """A model's name with the parts that Ollama fills in: ``registry.ollama.ai/library/NAME:latest``.
 
+    ``http://`` before it, which a pull from a registry without TLS needs, is no part of the name.
+
     :raises ValueError: it is no name of a model.
     """
+    name = re.sub(r"\Ahttps?://", "", name)
     path, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:  # no tag; a colon before a slash belongs to a host's port
         path, tag = name, "latest"

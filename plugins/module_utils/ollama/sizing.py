@@ -7,6 +7,8 @@ Rules of Ollama 0.30 and later: without spread the GPU with the most free memory
 cache fill at most 80 % of what is free there; else all GPUs share it, layer by layer, in proportion to their free
 memory, and llama.cpp leaves 1024 MiB free on each. What each buffer takes was fitted to a real worker (llama.cpp
 b10488, CUDA 13) on four H200s: Llama shapes of 8B, 32B and 70B, one to four GPUs, within 5 % on each GPU.
+
+Layers with a sliding window are counted with the whole context, as Ollama's own prediction does: the truth is less.
 """
 
 from __future__ import annotations

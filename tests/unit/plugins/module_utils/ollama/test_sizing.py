@@ -50,17 +50,14 @@ def recorded_loads() -> List[Any]:
         if usable is None and visible.replace(",", "").replace(" ", "").isdigit():
             usable = [int(index) for index in visible.split(",")]
         for step in row["steps"]:
-            request = step["request"]
-            if not isinstance(request, dict) or "prompt" in request or "keep_alive" in request:
+            request, gained = step["request"], [now - before for now, before in zip(step["held_mib"], held_before)]
+            before, held_before = held_before, step["held_mib"]
+            if not isinstance(request, dict) or "prompt" in request or "keep_alive" in request or not sum(gained):
                 continue
-            if request.get("options") == {"num_gpu": 0} or step["status"] != 200 or not sum(step["held_mib"]):
-                continue
-            gained = [now - before for now, before in zip(step["held_mib"], held_before)]
             base = row.get("others_leave_mib", FREE)
-            free = [base - held_before[index] for index in usable]
+            free = [base - before[index] for index in usable]
             label = "%s-%s" % (row["name"], request["model"])
             found.append(pytest.param(row, request["model"], free, usable, gained, step["ps"], id=label))
-            held_before = step["held_mib"]
     return found
 
 

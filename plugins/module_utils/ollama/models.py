@@ -1,0 +1,644 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The models of one Ollama server, from the list that is declared to the memory that NVML shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    gguf,
+    modelfile,
+    names,
+    pull,
+    registry,
+    server,
+    settings,
+    sizing,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.records import Records, fingerprint
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+
+_GIB = float(1 << 30)
+_MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process, and /api/ps to forget one
+_FOREVER_FROM = 2200  # year from which an expiry means never; the server says 2319
+
+
+class ModelError(Exception):
+    """A model cannot be brought to its declared state."""
+
+
+class Failed(Exception):
+    """The run ended at a model; ``result`` holds what was done until then."""
+
+    def __init__(self, message: str, result: Dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class PullNeeded(Exception):
+    """Something is to be pulled, and the caller asked to be told first. Nothing was touched."""
+
+
+class Limits(NamedTuple):
+    """Seconds, and the bytes to keep free on the disk."""
+
+    timeout: float
+    stall: float
+    margin: int
+
+
+def bring(
+    params: Mapping[str, Any],
+    check_mode: bool,
+    warn: Callable[[str], None],
+    system: Optional[Any] = None,
+    gather: Optional[Callable[[], Dict[str, Any]]] = None,
+) -> Dict[str, Any]:
+    """Bring all models to their declared states, in their order.
+
+    :param params: the module's parameters.
+    :param check_mode: read and compare only.
+    :param warn: called with each warning.
+    :returns: the module's result.
+    :raises ModelError: a declaration is wrong, or there is no server; nothing was touched.
+    :raises PullNeeded: see ``progress_file``.
+    :raises Failed: at one model; those before it are as declared.
+    """
+    unit = params["name"] if params["name"].endswith(".service") else params["name"] + ".service"
+    declared = [_checked(item) for item in params["models"]]
+    _one_each(declared)
+    try:
+        margin = int(settings.size(params["free_space_margin"]).text)
+    except ValueError as error:
+        raise ModelError("free_space_margin: %s" % error) from None
+    try:
+        found = server.find(unit, params["host"], system or System())
+    except server.ServerError as error:
+        raise ModelError(str(error)) from None
+
+    def read_gpus() -> Dict[str, Any]:
+        return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
+
+    run = _Run(
+        found,
+        params,
+        Limits(float(params["timeout"]), float(params["stall_timeout"]), margin),
+        check_mode,
+        warn,
+        gather or read_gpus,
+    )
+    try:
+        run.look()
+        before = run.lines(declared)
+        if params["progress_file"] == "" and not check_mode and any(run.must_pull(item) for item in declared):
+            raise PullNeeded()
+    except ApiError as error:
+        raise ModelError("%s; expected Ollama's API at %s" % (error, found.api.url)) from None
+    for item in declared:
+        try:
+            run.one(item)
+        except (ModelError, pull.PullError, ApiError, gguf.GgufError, OSError) as error:
+            raise Failed(
+                "%s: %s" % (item["name"], _without_name(str(error), item["name"])), run.result(before, declared)
+            )
+    return run.result(before, declared)
+
+
+def _without_name(message: str, name: str) -> str:
+    return message[len(name) + 2 :] if message.startswith(name + ": ") else message
+
+
+def _checked(item: Mapping[str, Any]) -> Dict[str, Any]:
+    """A declaration without what it leaves out, held to what Ollama understands."""
+    found = {key: value for key, value in item.items() if value is not None}
+    name = found["name"]
+    try:
+        found["full"] = names.full(name)
+        if "copy_of" in found:
+            names.full(found["copy_of"])
+    except ValueError as error:
+        raise ModelError("models: %s" % error) from None
+    sources = [key for key in ("from_file", "modelfile", "copy_of") if key in found]
+    if len(sources) > 1:
+        raise ModelError("%s: %s are given; expected one of them at most" % (name, " and ".join(sources)))
+    if found["state"] in ("absent", "unloaded") and (sources or "digest" in found):
+        raise ModelError("%s: %s means nothing with state %s" % (name, (sources + ["digest"])[0], found["state"]))
+    if found["state"] != "loaded" and ("keep_alive" in found or "options" in found):
+        raise ModelError("%s: keep_alive and options mean something with state loaded only" % name)
+    if "digest" in found:
+        found["digest"] = found["digest"].lower().replace("sha256:", "", 1)
+        if not re.match(r"[0-9a-f]{12,64}\Z", found["digest"]):
+            raise ModelError(
+                "%s: digest %s; expected 12 to 64 hexadecimal digits, as `ollama list` shows them"
+                % (name, found["digest"])
+            )
+    if "keep_alive" in found:
+        try:
+            settings.keep_alive(found["keep_alive"])
+        except ValueError as error:
+            raise ModelError("%s: keep_alive: %s" % (name, error)) from None
+    if "from_file" in found:
+        found["recipe"] = modelfile.Modelfile(found["from_file"], {})
+        if not found["recipe"].from_file:
+            raise ModelError("%s: from_file %s; expected an absolute path on the host" % (name, found["from_file"]))
+    elif "modelfile" in found:
+        try:
+            found["recipe"] = modelfile.parse(found["modelfile"])
+        except modelfile.ModelfileError as error:
+            raise ModelError("%s: modelfile: %s" % (name, error)) from None
+    return found
+
+
+def _one_each(declared: List[Dict[str, Any]]) -> None:
+    seen = set()
+    for item in declared:
+        if item["full"].lower() in seen:
+            raise ModelError("%s: is declared twice; expected each model once" % item["name"])
+        seen.add(item["full"].lower())
+
+
+class _Run:
+    def __init__(
+        self,
+        found: server.Server,
+        params: Mapping[str, Any],
+        limits: Limits,
+        check_mode: bool,
+        warn: Callable[[str], None],
+        gather: Callable[[], Dict[str, Any]],
+    ) -> None:
+        self.server, self.api, self.params, self.limits = found, found.api, params, limits
+        self.check_mode, self.warn, self.gather = check_mode, warn, gather
+        self.records = Records("%s:%d" % (self.api.address, self.api.port))
+        self.store = {}  # type: Dict[str, Dict[str, Any]]
+        self.loaded = {}  # type: Dict[str, Dict[str, Any]]
+        self.results = []  # type: List[Dict[str, Any]]
+        self.manifests = {}  # type: Dict[str, Optional[registry.Manifest]]
+
+    # --- what there is
+
+    def look(self) -> None:
+        """The models of the store and those in memory, by full name in small letters."""
+        self.store = {_key(entry["name"]): entry for entry in self.api.tags() if "name" in entry}
+        self.loaded = {_key(entry["name"]): entry for entry in self.api.loaded() if "name" in entry}
+
+    def lines(self, declared: List[Dict[str, Any]]) -> List[str]:
+        """A line for each declared model, for the diff."""
+        found = []
+        for item in declared:
+            entry = self.store.get(_key(item["name"]))
+            state = "absent" if entry is None else (entry.get("digest") or "made in this run")
+            resident = self.loaded.get(_key(item["name"]))
+            found.append("%s: %s%s\n" % (item["name"], state, ", loaded" if resident else ""))
+        return found
+
+    def result(self, before: List[str], declared: List[Dict[str, Any]]) -> Dict[str, Any]:
+        changed = [entry for entry in self.results if entry["changed"]]
+        would = "would be " if self.check_mode else ""
+        told = ["%s %s%s" % (entry["name"], would, " and ".join(entry["actions"])) for entry in changed]
+        rest = len(self.results) - len(changed)
+        if rest:
+            told.append("%d as declared" % rest)
+        return {
+            "changed": bool(changed),
+            "models": self.results,
+            "msg": "; ".join(told) or "nothing declared",
+            "diff": {"before": "".join(before), "after": "".join(self.lines(declared))},
+        }
+
+    # --- one model
+
+    def one(self, item: Dict[str, Any]) -> None:
+        entry = {"name": item["name"], "state": item["state"], "changed": False, "actions": []}  # type: Dict[str, Any]
+        self.results.append(entry)
+        try:
+            if item["state"] == "absent":
+                self._absent(item, entry)
+            elif item["state"] == "unloaded":
+                self._unload(item, entry)
+            else:
+                self._present(item, entry)
+                if item["state"] == "loaded":
+                    self._load(item, entry)
+        finally:
+            stored = self.store.get(_key(item["name"])) or {}
+            entry["changed"] = bool(entry["actions"])
+            entry["digest"], entry["size_bytes"] = stored.get("digest"), stored.get("size")
+            entry["loaded"] = _key(item["name"]) in self.loaded
+
+    def _absent(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
+        if _key(item["name"]) not in self.store:
+            return
+        self._unload(item, entry)  # the server would go on serving a deleted model
+        if not self.check_mode:
+            _succeeded(self.api.delete(item["full"]), "cannot be deleted")
+            self.records.forget(item["full"])
+        entry["actions"].append("deleted")
+        del self.store[_key(item["name"])]
+
+    def _unload(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
+        if _key(item["name"]) not in self.loaded:
+            return
+        if not self.check_mode:
+            _succeeded(self.api.unload(item["full"]), "cannot be unloaded")
+            until = time.monotonic() + _MEMORY_DELAY
+            while any(_key(str(one.get("name"))) == _key(item["name"]) for one in self.api.loaded()):
+                if time.monotonic() > until:
+                    raise ModelError("is still loaded after it was asked to go: a request keeps it busy; try again")
+                time.sleep(0.05)
+        entry["actions"].append("unloaded")
+        del self.loaded[_key(item["name"])]
+
+    # --- present
+
+    def _present(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
+        if "copy_of" in item:
+            self._copied(item, entry)
+        elif "recipe" in item:
+            self._created(item, entry)
+        elif self.must_pull(item):
+            self._pulled(item, entry)
+        digest = (self.store.get(_key(item["name"])) or {}).get("digest")
+        if "digest" in item and digest and not digest.startswith(item["digest"]):
+            raise ModelError("has digest %s; declared is %s" % (digest, item["digest"]))
+
+    def must_pull(self, item: Dict[str, Any]) -> bool:
+        if item["state"] not in ("present", "loaded") or "copy_of" in item or "recipe" in item:
+            return False
+        stored = self.store.get(_key(item["name"]))
+        if stored is None:
+            return True
+        digest = str(stored.get("digest"))
+        if "digest" in item:
+            return not digest.startswith(item["digest"])
+        if not self.params["update"]:
+            return False
+        offered = self._manifest(item)
+        if offered is None:
+            self.warn("%s: the registry cannot be asked whether it has a newer one; it stays as it is" % item["name"])
+        return offered is not None and offered.digest != digest
+
+    def _manifest(self, item: Dict[str, Any]) -> Optional[registry.Manifest]:
+        """What the registry offers; None when it cannot be asked: then the server may still reach it."""
+        if item["name"] not in self.manifests:
+            try:
+                self.manifests[item["name"]] = registry.manifest(
+                    item["name"], insecure=self.params["insecure"], environ=self.server.environ
+                )
+            except registry.RegistryError:
+                self.manifests[item["name"]] = None
+        return self.manifests[item["name"]]
+
+    def _pulled(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
+        former = self.store.get(_key(item["name"]))
+        offered = self._manifest(item)
+        wanted = item.get("digest", "")
+        if offered and not offered.digest.startswith(wanted):
+            raise ModelError("the registry offers digest %s; declared is %s" % (offered.digest, wanted))
+        expected = sum(offered.layers.values()) if offered else 0
+        if offered:
+            missing = {digest: size for digest, size in offered.layers.items() if not self.api.has_blob(digest[7:])}
+            self._room(sum(missing.values()))
+        if not self.check_mode:
+            progress = pull.Progress(self.params["progress_file"] or None)
+            pull.pull(
+                self.api,
+                item["name"],
+                insecure=self.params["insecure"],
+                stall_timeout=self.limits.stall,
+                finish_timeout=self.limits.timeout,
+                expected=expected,
+                room=self._room,
+                progress=progress,
+            )
+            now = self._stored_after(item)
+            if not str(now.get("digest")).startswith(wanted):
+                if former is None:
+                    self.api.delete(item["full"])
+                raise ModelError("was pulled with digest %s; declared is %s" % (now.get("digest"), wanted))
+        self._made(item, entry, former, "pulled")
+
+    def _room(self, needed: int) -> None:
+        """Refuse what would fill the disk of the store."""
+        if not self.server.store or not needed:
+            return
+        folder = self.server.store
+        while not os.path.isdir(folder) and folder != "/":
+            folder = os.path.dirname(folder)
+        try:
+            status = os.statvfs(folder)
+        except OSError:
+            return
+        free = status.f_bavail * status.f_frsize
+        if free < needed + self.limits.margin:
+            raise ModelError(
+                "needs %.1f GiB on the disk of %s, and %.1f GiB shall stay free (free_space_margin), but only %.1f GiB "
+                "are free; delete models, or move the store"
+                % (needed / _GIB, folder, self.limits.margin / _GIB, free / _GIB)
+            )
+
+    def _copied(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
+        former, source = self.store.get(_key(item["name"])), self.store.get(_key(item["copy_of"]))
+        if source is None:
+            raise ModelError("copy_of %s: the store has no such model; declare it before its copy" % item["copy_of"])
+        if former and source.get("digest") and former.get("digest") == source["digest"]:
+            return
+        if not self.check_mode:
+            _succeeded(self.api.copy(names.full(item["copy_of"]), item["full"]), "cannot be copied")
+            self._stored_after(item)
+        self._made(item, entry, former, "copied")
+
+    def _created(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
+        recipe, former = item["recipe"], self.store.get(_key(item["name"]))
+        record = self.records.read(item["full"])
+        body, source = dict(recipe.body), {}  # type: Dict[str, Any], Dict[str, Any]
+        if recipe.from_file:
+            try:
+                source = fingerprint(recipe.source, record.get("file") or {})
+            except OSError as error:
+                raise ModelError(
+                    "%s: %s; expected a GGUF file on this host" % (recipe.source, error.strerror)
+                ) from None
+            body["files"] = {os.path.basename(recipe.source): "sha256:" + source["sha256"]}
+        else:
+            base = self.store.get(_key(recipe.source))
+            if base is None:
+                raise ModelError("FROM %s: the store has no such model; declare it before" % recipe.source)
+            body["from"] = recipe.source
+        told = dict(body, from_digest=base.get("digest")) if not recipe.from_file else body
+        request = hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8")).hexdigest()
+        if former and record.get("request") == request and record.get("digest") == former.get("digest"):
+            return
+        if recipe.from_file:
+            with open(recipe.source, "rb") as file:
+                try:
+                    gguf.read(file)
+                except gguf.GgufError as error:
+                    raise ModelError("%s %s" % (recipe.source, error)) from None
+                if not self.check_mode:
+                    self._uploaded(source, file)
+        if not self.check_mode:
+            self._build(item, body)
+            made = self._stored_after(item)
+            self.records.write(item["full"], {"request": request, "file": source, "digest": made.get("digest")})
+        self._made(item, entry, former, "created")
+
+    def _uploaded(self, source: Dict[str, Any], file: Any) -> None:
+        there = self.api.has_blob(source["sha256"])
+        self._room(source["size"] * (1 if there else 2))  # as it is, and as the server rewrites it
+        if not there:
+            file.seek(0)
+            _succeeded(self.api.upload(source["sha256"], file, self.limits.timeout), "the file cannot be uploaded")
+
+    def _build(self, item: Dict[str, Any], body: Dict[str, Any]) -> None:
+        status = ""
+        for event in self.api.events("/api/create", dict(body, model=item["full"]), lambda: self.limits.timeout):
+            if "error" in event:
+                raise ModelError("cannot be created: %s" % event["error"])
+            status = str(event.get("status", ""))
+        if status != "success":
+            raise ModelError("cannot be created: the server ended at %r, without success" % status)
+
+    def _stored_after(self, item: Dict[str, Any]) -> Dict[str, Any]:
+        self.look()
+        found = self.store.get(_key(item["name"]))
+        if found is None:
+            raise ModelError("the server reported success, but its store has no such model")
+        return found
+
+    def _made(self, item: Dict[str, Any], entry: Dict[str, Any], former: Optional[Dict[str, Any]], action: str) -> None:
+        if self.check_mode:
+            self.store[_key(item["name"])] = {"name": item["name"], "digest": None}
+        now = self.store[_key(item["name"])]
+        if former is None or now.get("digest") is None or former.get("digest") != now.get("digest"):
+            entry["actions"].append(action)
+
+    # --- loaded
+
+    def _load(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
+        if self.check_mode and not (self.store.get(_key(item["name"])) or {}).get("digest"):
+            entry["actions"].append("loaded")
+            return
+        shown = self.api.show(item["full"])
+        _succeeded(shown, "cannot be shown")
+        facts = self.gather()
+        blob = _weights(shown)
+        resident = self.loaded.get(_key(item["name"]))
+        reason = self._why_load(item, resident, facts, blob)
+        if reason is None:
+            self._report(entry, resident or {}, facts, blob)
+            return
+        entry["reason"] = reason
+        if self.params["fit"] != "ignore" and (item.get("options") or {}).get("num_gpu") != 0:
+            entry["estimate"] = self._estimate(item, shown, facts, blob)
+        if not self.check_mode:
+            resident = self._loaded_now(item, shown)
+            self._proven(item, entry, resident, blob)
+            self.look()
+        else:
+            self.loaded[_key(item["name"])] = {"name": item["name"]}
+        entry["actions"].append("loaded")
+
+    def _why_load(
+        self, item: Dict[str, Any], resident: Optional[Dict[str, Any]], facts: Dict[str, Any], blob: str
+    ) -> Optional[str]:
+        if resident is None:
+            return "is not loaded"
+        wanted = (item.get("options") or {}).get("num_ctx")
+        if wanted and resident.get("context_length") and int(wanted) != resident["context_length"]:
+            return "is loaded with a context of %d, declared is %d" % (resident["context_length"], int(wanted))
+        if str(item.get("keep_alive", "")).startswith("-") and not _stays(resident):
+            return "would be unloaded at %s" % resident.get("expires_at")
+        return self._dead(resident, facts, blob)
+
+    def _dead(self, resident: Dict[str, Any], facts: Dict[str, Any], blob: str) -> Optional[str]:
+        """Why the server's word is not true: it goes on naming a model whose worker is gone."""
+        claimed = int(resident.get("size_vram") or 0)
+        if not claimed or facts["source"] not in ("nvml", "nvidia-smi") or not self.server.environ:
+            return None
+        held, told = server.held_by_worker(facts, self.server.unit, blob)
+        if not told or sum(held.values()) >= claimed:
+            return None
+        return "its worker is dead: the server says that it holds %.1f GiB of GPU memory, NVML shows %.1f GiB" % (
+            claimed / _GIB,
+            sum(held.values()) / _GIB,
+        )
+
+    def _estimate(
+        self, item: Dict[str, Any], shown: Answer, facts: Dict[str, Any], blob: str
+    ) -> Optional[Dict[str, Any]]:
+        """What the load will take; refused or warned of when the GPUs have not so much free."""
+        if not facts["count"]:
+            return None
+        try:
+            devices = self.server.devices(facts)
+            with open(_weights_path(shown), "rb") as file:
+                header = gguf.read(file)
+        except (gguf.GgufError, OSError, ValueError) as error:
+            self.warn("%s: its need of GPU memory cannot be estimated: %s" % (item["name"], error))
+            return None
+        free = [int(device["memory"]["free_bytes"] or 0) for device in devices]
+        total = sum(int(device["memory"]["total_bytes"] or 0) for device in devices)
+        contexts = self._contexts(item, shown, header, total)
+
+        def estimate(room: List[int]) -> sizing.Estimate:
+            return sizing.estimate(
+                header,
+                room,
+                contexts,
+                parallel=self.server.parallel,
+                spread=self.server.spread,
+                cache_type=self.server.cache_type,
+            )
+
+        # what this model holds itself goes when it is loaded anew
+        own = server.held_by_worker(facts, self.server.unit, blob)[0]
+        free = [room + own.get(device["uuid"], 0) for room, device in zip(free, devices)]
+        found = estimate(free)
+        others = [_held(device, self.server.unit) - own.get(device["uuid"], 0) for device in devices]
+        if not found.fits and any(others):
+            emptied = estimate([room + other for room, other in zip(free, others)])
+            if emptied.fits:
+                self.warn("%s: fits only when Ollama unloads models that are loaded now" % item["name"])
+                found = emptied
+        if not found.fits:
+            self._does_not_fit(item, header, found, free)
+        return sizing.describe(found, [device["index"] for device in devices])
+
+    def _does_not_fit(self, item: Dict[str, Any], header: gguf.Header, found: sizing.Estimate, free: List[int]) -> None:
+        message = (
+            "does not fit: %s, %s, %d layers and %.1f GiB of cache (context %d × %d) take %.1f GiB of GPU memory; "
+            "free are %s GiB on %d GPUs, of which 1 GiB each stays free; the fullest lacks %.1f GiB. Free GPU memory, "
+            "shorten options.num_ctx, or load it with fit: warn, partly on the CPU"
+            % (
+                _billions(header.parameters),
+                header.quantization,
+                header.layers,
+                found.cache / _GIB,
+                found.context,
+                found.parallel,
+                found.held / _GIB,
+                " + ".join("%.1f" % (room / _GIB) for room in free),
+                len(free),
+                found.missing / _GIB,
+            )
+        )
+        if self.params["fit"] == "refuse":
+            raise ModelError(message)
+        self.warn("%s: %s" % (item["name"], message))
+
+    def _contexts(self, item: Dict[str, Any], shown: Answer, header: gguf.Header, total: int) -> List[int]:
+        """Tokens of context, by the order in which Ollama looks: request, model, server, GPU memory."""
+        own = re.search(r"^num_ctx\s+([0-9]+)\s*$", str(shown.body.get("parameters") or ""), re.MULTILINE)
+        wanted = int((item.get("options") or {}).get("num_ctx") or 0)
+        wanted = wanted or (int(own.group(1)) if own else 0) or self.server.context
+        if not wanted:
+            return sizing.automatic_contexts(total, header.context)
+        return [min(wanted, header.context or wanted)]
+
+    def _loaded_now(self, item: Dict[str, Any], shown: Answer) -> Dict[str, Any]:
+        capabilities = shown.body.get("capabilities") or ()
+        more = {}  # type: Dict[str, Any]
+        if "keep_alive" in item:
+            written = str(item["keep_alive"])
+            more["keep_alive"] = int(written) if re.match(r"[+-]?[0-9]+\Z", written) else written
+        if "options" in item:
+            more["options"] = item["options"]
+        embedding = "embedding" in capabilities and "completion" not in capabilities
+        answer = self.api.load(item["full"], self.limits.timeout, embedding, **more)
+        if answer.status == 200 and not embedding and answer.body.get("done") is not True:
+            raise ModelError("cannot be loaded: HTTP 200, but done is %s" % answer.body.get("done"))
+        _succeeded(answer, "cannot be loaded")
+        self.look()
+        resident = self.loaded.get(_key(item["name"]))
+        if resident is None:
+            raise ModelError(
+                "was loaded, and is gone again: /api/ps does not name it; keep_alive %s, or other models need its room"
+                % item.get("keep_alive", "of the server")
+            )
+        return resident
+
+    def _proven(self, item: Dict[str, Any], entry: Dict[str, Any], resident: Dict[str, Any], blob: str) -> None:
+        """The memory is truly there, and all of it on the GPUs."""
+        until = time.monotonic() + _MEMORY_DELAY
+        while True:
+            facts = self.gather()
+            dead = self._dead(resident, facts, blob)
+            if dead is None:
+                break
+            if time.monotonic() >= until:
+                raise ModelError("was loaded, but " + dead)
+            time.sleep(0.1)
+        self._report(entry, resident, facts, blob)
+        size, on_gpu = int(resident.get("size") or 0), int(resident.get("size_vram") or 0)
+        asked = (item.get("options") or {}).get("num_gpu") is not None
+        if not facts["count"] or on_gpu >= size or asked or self.params["fit"] == "ignore":
+            return
+        message = "has %.1f of its %.1f GiB on GPUs, the rest runs on the CPU" % (on_gpu / _GIB, size / _GIB)
+        if self.params["fit"] == "refuse":
+            self.api.unload(item["full"])
+            raise ModelError(message + "; it was unloaded again (fit: refuse)")
+        self.warn("%s: %s" % (item["name"], message))
+
+    def _report(self, entry: Dict[str, Any], resident: Dict[str, Any], facts: Dict[str, Any], blob: str) -> None:
+        """The engine's own figures and NVML's beside the estimate."""
+        held = server.held_by_worker(facts, self.server.unit, blob)[0]
+        entry["reported"] = {
+            "size_bytes": resident.get("size"),
+            "size_vram_bytes": resident.get("size_vram"),
+            "context": resident.get("context_length"),
+            "expires_at": resident.get("expires_at"),
+        }
+        entry["held_bytes"] = {
+            str(device["index"]): held[device["uuid"]] for device in facts["devices"] if device["uuid"] in held
+        }
+        estimate = entry.get("estimate")
+        if estimate and estimate["held_bytes"] and held:
+            entry["ratio"] = round(sum(held.values()) / float(estimate["held_bytes"]), 3)
+
+
+def _key(name: str) -> str:
+    """One model by any of its names; the server ignores case."""
+    return names.full(name).lower()
+
+
+def _succeeded(answer: Answer, what: str) -> None:
+    if answer.status not in (200, 201):
+        raise ModelError("%s: HTTP %d: %s" % (what, answer.status, answer.error or "no reason given"))
+
+
+def _weights_path(shown: Answer) -> str:
+    """The file of the weights, as the server's own Modelfile has it."""
+    found = re.search(r"^FROM (/.*)$", str(shown.body.get("modelfile") or ""), re.MULTILINE)
+    if not found:
+        raise ValueError("the server does not say where its weights lie")
+    return found.group(1).strip()
+
+
+def _weights(shown: Answer) -> str:
+    try:
+        return os.path.basename(_weights_path(shown))
+    except ValueError:
+        return ""
+
+
+def _held(device: Dict[str, Any], unit: str) -> int:
+    return sum(process["used_bytes"] or 0 for process in device["processes"] or () if process["unit"] == unit)
+
+
+def _stays(resident: Dict[str, Any]) -> bool:
+    year = str(resident.get("expires_at") or "")[:4]
+    return year.isdigit() and int(year) >= _FOREVER_FROM
+
+
+def _billions(parameters: int) -> str:
+    return "%.1f billion parameters" % (parameters / 1e9) if parameters >= 1e8 else "%d parameters" % parameters

@@ -1,0 +1,112 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A pull through the server, watched: the server itself tries a connection that stalls again for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, Callable, Dict, Optional
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
+
+_WRITE_EVERY = 0.5  # seconds between two states of the progress file
+_RESUMES = "what was downloaded stays, and the next run goes on from there"
+
+
+class PullError(Exception):
+    """The pull did not succeed; the model is as it was before."""
+
+
+class Progress:
+    """How far a pull is, kept in a file for whoever watches; without a path nowhere."""
+
+    def __init__(self, path: Optional[str]) -> None:
+        self.path, self.written = path, 0.0
+        self.began, self.from_bytes = time.monotonic(), None  # type: float, Optional[int]
+
+    def tell(self, name: str, status: str, completed: int, total: int) -> None:
+        """Bytes of all layers seen so far; what was there at the start does not count into the rate."""
+        now = time.monotonic()
+        if self.from_bytes is None:
+            self.began, self.from_bytes = now, completed
+        if not self.path or now - self.written < _WRITE_EVERY:
+            return
+        self.written = now
+        rate = (completed - self.from_bytes) / max(0.001, now - self.began)
+        state = {
+            "name": name,
+            "status": status,
+            "completed": completed,
+            "total": total,
+            "rate": int(rate),
+            "seconds_left": int((total - completed) / rate) if rate > 0 else None,
+        }
+        try:
+            with open(self.path + ".new", "w", encoding="utf-8") as file:
+                json.dump(state, file)
+            os.replace(self.path + ".new", self.path)
+        except OSError:
+            self.path = None  # a pull does not fail for its progress
+
+
+def pull(
+    api: Api,
+    name: str,
+    *,
+    insecure: bool,
+    stall_timeout: float,
+    finish_timeout: float,
+    expected: int,
+    room: Callable[[int], None],
+    progress: Progress,
+) -> None:
+    """Pull a model.
+
+    :param stall_timeout: seconds after which a download without a new byte is given up.
+    :param finish_timeout: seconds for what comes after the download: the digest of all of it, in silence.
+    :param expected: bytes altogether, 0 when not known.
+    :param room: called with the bytes that a layer still needs, before it is downloaded; may raise.
+    :raises PullError: it stalled, failed, or ended without success.
+    """
+    layers = {}  # type: Dict[str, Any]
+    most, since, loading, status = 0, time.monotonic(), True, ""
+
+    def stalled() -> PullError:
+        total = max(expected, sum(layer[1] for layer in layers.values()))
+        return PullError(
+            "%s: no byte more for %.0f s (stall_timeout) at %d of %d bytes, status %r: the registry or the network "
+            "stalls; %s" % (name, stall_timeout, most, total, status, _RESUMES)
+        )
+
+    def silence() -> float:
+        return max(0.0, since + stall_timeout - time.monotonic()) if loading else finish_timeout
+
+    try:
+        for event in api.events("/api/pull", {"model": name, "insecure": insecure, "stream": True}, silence):
+            if "error" in event:
+                raise PullError("%s: %s; %s" % (name, event["error"], _RESUMES))
+            status, digest = str(event.get("status", "")), event.get("digest")
+            loading = status.startswith("pulling")
+            if not digest:
+                continue
+            completed, total = int(event.get("completed") or 0), int(event.get("total") or 0)
+            if digest not in layers:
+                room(total - completed)
+            layers[digest] = (completed, total)
+            done = sum(layer[0] for layer in layers.values())
+            if done > most:
+                most, since = done, time.monotonic()
+            elif time.monotonic() - since >= stall_timeout:
+                raise stalled()
+            progress.tell(name, status, done, max(expected, sum(layer[1] for layer in layers.values())))
+    except ApiTimeout:
+        if loading:
+            raise stalled() from None
+        raise PullError("%s: silent for %.0f s (timeout) at %r" % (name, finish_timeout, status)) from None
+    except ApiError as error:
+        raise PullError("%s: %s; %s" % (name, error, _RESUMES)) from None
+    if status != "success":
+        raise PullError("%s: the server ended the pull at %r, without success; %s" % (name, status, _RESUMES))

@@ -1,0 +1,72 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What each created model was made from.
+
+The server rewrites a GGUF when it makes a model of it, so nothing in the store tells which file that was. One small
+file per server and model remembers it: the sha256 of the source, the request, and the digest of the model that came
+out. A record that is lost, or that no longer fits the model, costs one more create and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any, Dict, Optional
+
+FOLDER = "/var/lib/gpufleet/models"
+
+
+class Records:
+    """The records of one server's models."""
+
+    def __init__(self, server: str, folder: Optional[str] = None) -> None:
+        self.folder = os.path.join(folder or FOLDER, _safe(server))
+
+    def path(self, model: str) -> str:
+        return os.path.join(self.folder, _safe(model) + ".json")
+
+    def read(self, model: str) -> Dict[str, Any]:
+        """What is remembered of a model; nothing when there is no record that can be read."""
+        try:
+            with open(self.path(model), encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write(self, model: str, record: Dict[str, Any]) -> None:
+        os.makedirs(self.folder, mode=0o755, exist_ok=True)
+        beside = self.path(model) + ".new"
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1, sort_keys=True)
+        os.replace(beside, self.path(model))
+
+    def forget(self, model: str) -> None:
+        try:
+            os.unlink(self.path(model))
+        except OSError:
+            pass
+
+
+def fingerprint(path: str, known: Dict[str, Any]) -> Dict[str, Any]:
+    """A file by path, size, time of change and sha256.
+
+    :param known: a former fingerprint: while path, size and time are the same, the file is not read again.
+    :raises OSError: it cannot be read.
+    """
+    status = os.stat(path)
+    found = {"path": path, "size": status.st_size, "changed": status.st_mtime_ns}  # type: Dict[str, Any]
+    if all(known.get(key) == value for key, value in found.items()) and len(str(known.get("sha256", ""))) == 64:
+        return dict(found, sha256=known["sha256"])
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return dict(found, sha256=digest.hexdigest())
+
+
+def _safe(name: str) -> str:
+    """A name as one part of a path; never ``.`` or ``..``, as names of models hold a tag."""
+    return name.replace("%", "%25").replace("/", "%2F")

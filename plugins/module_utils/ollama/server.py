@@ -1,0 +1,119 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A running Ollama as its process has it: where it listens, where its models are, which GPUs it may use."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+
+
+class ServerError(Exception):
+    """There is no server to talk to."""
+
+
+class Server(NamedTuple):
+    api: Api
+    unit: str
+    environ: Mapping[str, str]
+    """Of the running process; empty when the unit does not run."""
+
+    @property
+    def store(self) -> Optional[str]:
+        """The directory of its models; None when the process does not tell."""
+        home = self.environ.get("HOME")
+        return self.environ.get("OLLAMA_MODELS") or (os.path.join(home, ".ollama", "models") if home else None)
+
+    @property
+    def spread(self) -> bool:
+        written = self.environ.get("OLLAMA_SCHED_SPREAD", "").strip()
+        return bool(written) and written.lower() not in ("0", "f", "false")
+
+    @property
+    def parallel(self) -> int:
+        return self._number("OLLAMA_NUM_PARALLEL") or 1
+
+    @property
+    def context(self) -> int:
+        """Tokens where neither request nor model name them; 0: chosen by the memory of the GPUs."""
+        return self._number("OLLAMA_CONTEXT_LENGTH")
+
+    @property
+    def cache_type(self) -> str:
+        return self.environ.get("OLLAMA_KV_CACHE_TYPE") or "f16"
+
+    def devices(self, facts: Dict[str, Any]) -> List[Dict[str, Any]]:
+        """The GPUs that it may use, out of the facts.
+
+        :raises ValueError: its CUDA_VISIBLE_DEVICES names GPUs that are not there.
+        """
+        visible = self.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is None:
+            return [device for device in facts["devices"] if not device["health"]["lost"]]
+        try:
+            return select(facts["devices"], settings.visible_list(visible))
+        except (SelectionError, settings.SettingsError) as error:
+            raise ValueError(str(error)) from None
+
+    def _number(self, variable: str) -> int:
+        written = self.environ.get(variable, "").strip()
+        return int(written) if written.isdigit() else 0
+
+
+def find(unit: str, host: Optional[str], system: Any) -> Server:
+    """The server of a unit, or the one that listens at ``host``.
+
+    :param host: ADDRESS:PORT; None: as the unit's process has it in OLLAMA_HOST.
+    :raises ServerError: the unit does not run and no host is given, or the host is none.
+    """
+    environ = {}  # type: Dict[str, str]
+    try:
+        pid = int(system.show(unit).get("MainPID") or 0)
+        environ = (system.environ(pid) if pid else None) or {}
+    except ManagerError as error:
+        if host is None:
+            raise ServerError("%s; run this with become: true, or name the server by host" % error) from None
+    if not environ and host is None:
+        raise ServerError(
+            "%s does not run on this host; expected a running Ollama. Start it (ollama_service), or name the server by "
+            "host" % unit
+        )
+    listens = environ.get("OLLAMA_HOST", "").strip().strip("\"'") or settings.DEFAULT_HOST
+    try:
+        address, port = settings.reachable_at(host or listens)
+        own = settings.reachable_at(listens)
+    except ValueError as error:
+        raise ServerError("host: %s" % error) from None
+    return Server(Api(address, port), unit, environ if own == (address, port) else {})
+
+
+def held_by_worker(facts: Dict[str, Any], unit: str, blob: str, proc: str = "/proc") -> "Tuple[Dict[str, int], bool]":
+    """GPU memory of the processes that serve one model: the worker's command line names the file of the weights.
+
+    :param unit: the processes must belong to it.
+    :param blob: name of the file in the store, ``sha256-…``.
+    :returns: bytes per GPU UUID, and whether the driver told the memory of every such process.
+    """
+    held = {}  # type: Dict[str, int]
+    told = True
+    for device in facts["devices"]:
+        for process in device["processes"] or ():
+            if process["unit"] == unit and blob in _files_named(proc, process["pid"]):
+                told = told and process["used_bytes"] is not None
+                held[device["uuid"]] = held.get(device["uuid"], 0) + (process["used_bytes"] or 0)
+    return held, told
+
+
+def _files_named(proc: str, pid: int) -> List[str]:
+    try:
+        with open("%s/%d/cmdline" % (proc, pid), "rb") as file:
+            words = file.read().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return []
+    return [os.path.basename(word) for word in words]
