@@ -75,7 +75,7 @@ class Api:
         return [model for model in answer.body["models"] if isinstance(model, dict)]
 
     def show(self, model: str, timeout: float = 30.0) -> Answer:
-        """What the server knows of one model: ``modelfile``, ``parameters``, ``capabilities`` and more; 404: nothing."""
+        """What the server knows of one model: ``modelfile``, ``parameters``, ``capabilities``; 404: nothing."""
         return self._json("POST", "/api/show", timeout, {"model": model})
 
     def load(self, model: str, timeout: float, embedding: bool = False, **more: Any) -> Answer:

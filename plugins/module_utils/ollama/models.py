@@ -106,10 +106,9 @@ def bring(
     for item in declared:
         try:
             run.one(item)
-        except (ModelError, pull.PullError, ApiError, gguf.GgufError, OSError) as error:
-            raise Failed(
-                "%s: %s" % (item["name"], _without_name(str(error), item["name"])), run.result(before, declared)
-            )
+        except (ModelError, pull.PullError, ApiError, OSError) as error:
+            message = "%s: %s" % (item["name"], _without_name(str(error), item["name"]))
+            raise Failed(message, run.result(before, declared)) from error
     return run.result(before, declared)
 
 
@@ -369,12 +368,13 @@ class _Run:
                     "%s: %s; expected a GGUF file on this host" % (recipe.source, error.strerror)
                 ) from None
             body["files"] = {os.path.basename(recipe.source): "sha256:" + source["sha256"]}
+            told = dict(body)
         else:
             base = self.store.get(_key(recipe.source))
             if base is None:
                 raise ModelError("FROM %s: the store has no such model; declare it before" % recipe.source)
             body["from"] = recipe.source
-        told = dict(body, from_digest=base.get("digest")) if not recipe.from_file else body
+            told = dict(body, digest=base.get("digest"))
         request = hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8")).hexdigest()
         if former and record.get("request") == request and record.get("digest") == former.get("digest"):
             return

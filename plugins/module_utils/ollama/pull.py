@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
 
@@ -25,7 +25,8 @@ class Progress:
 
     def __init__(self, path: Optional[str]) -> None:
         self.path, self.written = path, 0.0
-        self.began, self.from_bytes = time.monotonic(), None  # type: float, Optional[int]
+        self.began = time.monotonic()
+        self.from_bytes: Optional[int] = None
 
     def tell(self, name: str, status: str, completed: int, total: int) -> None:
         """Bytes of all layers seen so far; what was there at the start does not count into the rate."""
@@ -71,7 +72,7 @@ def pull(
     :param room: called with the bytes that a layer still needs, before it is downloaded; may raise.
     :raises PullError: it stalled, failed, or ended without success.
     """
-    layers = {}  # type: Dict[str, Any]
+    layers: Dict[str, Tuple[int, int]] = {}
     most, since, loading, status = 0, time.monotonic(), True, ""
 
     def stalled() -> PullError:

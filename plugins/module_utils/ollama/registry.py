@@ -65,7 +65,7 @@ def manifest(name: str, *, insecure: bool, environ: Mapping[str, str], timeout: 
         request = urllib.request.Request(url, headers={"Accept": _MANIFEST})
         with opener.open(request, timeout=timeout) as answer:
             content = answer.read(_LARGEST)
-        document = json.loads(content.decode("utf-8"))  # type: Any
+        document: Any = json.loads(content.decode("utf-8"))
         parts = [document["config"]] + document["layers"]
         layers = {str(part["digest"]): int(part["size"]) for part in parts}
     except (OSError, ValueError, KeyError, TypeError) as error:  # URLError and HTTPError are OSErrors

@@ -35,7 +35,7 @@ _ELEMENTS.update({"q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32})
 class Share(NamedTuple):
     """What one GPU takes, in bytes."""
 
-    index: int
+    gpu: int
     """Position in the list of GPUs that was given."""
     layers: int
     weights: int
@@ -109,7 +109,7 @@ def estimate(
     :param spread: OLLAMA_SCHED_SPREAD.
     :param margin: bytes that stay free on each GPU.
     """
-    found = None  # type: Optional[Estimate]
+    found: Optional[Estimate] = None
     for context in contexts:
         found = _estimate(header, list(free), context, parallel, spread, cache_type, margin)
         if found.fits:
@@ -163,7 +163,7 @@ def _split(header: Header, cache: List[int], cells: int, places: List[int], room
             weights += header.output_bytes
         shares.append(
             Share(
-                index=index,
+                gpu=index,
                 layers=len(mine),
                 weights=weights,
                 cache=sum(cache[layer] for layer in repeating),
@@ -199,7 +199,7 @@ def describe(found: Estimate, names: Sequence[Any]) -> Dict[str, Any]:
         "missing_bytes": found.missing,
         "gpus": [
             {
-                "index": names[share.index],
+                "index": names[share.gpu],
                 "layers": share.layers,
                 "weight_bytes": share.weights,
                 "cache_bytes": share.cache,

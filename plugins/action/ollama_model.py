@@ -1,0 +1,116 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shows at the terminal how far a pull is: it runs in the background on the host, and its progress file is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, Dict, Optional
+
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+MODULE = "gpufleet.inference.ollama_model"
+EVERY = 3.0  # seconds between two looks
+LONGEST = 7 * 24 * 3600  # seconds; a pull that stalls ends long before
+
+display = Display()
+
+
+class ActionModule(ActionBase):
+    """Runs the module; when it answers ``pull_needed``, runs it in the background and tells how far it is."""
+
+    TRANSFERS_FILES = False
+    _supports_async = True
+
+    def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        arguments = dict(self._task.args)
+        watched = boolean(arguments.get("progress", True), strict=False) and "progress_file" not in arguments
+        if not watched or self._task.async_val or self._task.check_mode:
+            result.update(self._call(arguments, task_vars))
+            return result
+        result.update(self._call(dict(arguments, progress_file=""), task_vars))
+        if result.get("pull_needed") and not result.get("failed"):
+            result = self._watched(arguments, task_vars)
+        return result
+
+    def _call(self, arguments: Dict[str, Any], task_vars: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+        return self._execute_module(
+            module_name=MODULE, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
+        )
+
+    def _watched(self, arguments: Dict[str, Any], task_vars: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+        host = (task_vars or {}).get("inventory_hostname", "")
+        folder = self._make_tmp_path()
+        path = self._connection._shell.join_path(folder, "progress.json")
+        limit = self._task.async_val
+        self._task.async_val = LONGEST  # what the wrapper of background jobs takes as its limit
+        try:
+            job = self._execute_module(
+                module_name=MODULE,
+                module_args=dict(arguments, progress_file=path),
+                task_vars=task_vars,
+                wrap_async=True,
+            )
+        finally:
+            self._task.async_val = limit
+        if job.get("failed") or "ansible_job_id" not in job:
+            return job
+        asked = {"jid": job["ansible_job_id"], "_async_dir": os.path.dirname(job["results_file"])}
+        try:
+            while True:
+                time.sleep(EVERY)
+                result = self._execute_module(
+                    module_name="ansible.legacy.async_status", module_args=asked, task_vars=task_vars, wrap_async=False
+                )
+                if result.get("finished"):
+                    break
+                line = sentence(self._read(path))
+                if line:
+                    display.display("%s: %s" % (host, line))
+        finally:
+            self._execute_module(
+                module_name="ansible.legacy.async_status",
+                module_args=dict(asked, mode="cleanup"),
+                task_vars=task_vars,
+                wrap_async=False,
+            )
+            self._remove_tmp_path(folder)
+        for key in (
+            "started",
+            "finished",
+            "results_file",
+            "ansible_job_id",
+            "stdout",
+            "stderr",
+            "stdout_lines",
+            "stderr_lines",
+        ):
+            result.pop(key, None)
+        return result
+
+    def _read(self, path: str) -> Dict[str, Any]:
+        answer = self._low_level_execute_command("cat %s" % self._connection._shell.quote(path), sudoable=True)
+        try:
+            return json.loads(answer.get("stdout") or "{}")
+        except ValueError:
+            return {}
+
+
+def sentence(progress: Dict[str, Any]) -> str:
+    """A progress file as a person reads it; nothing before there is one."""
+    total, completed = progress.get("total") or 0, progress.get("completed") or 0
+    if not total:
+        return ""
+    words = "%s %d%% of %.1f GB" % (progress["name"], 100 * completed // total, total / 1e9)
+    if progress.get("rate"):
+        words += " · %.1f MB/s" % (progress["rate"] / 1e6)
+    if progress.get("seconds_left") is not None:
+        minutes, seconds = divmod(int(progress["seconds_left"]), 60)
+        words += " · %d:%02d left" % (minutes, seconds)
+    return words
