@@ -17,6 +17,16 @@ from ansible.utils.display import Display
 MODULE = "gpufleet.inference.ollama_model"
 EVERY = 3.0  # seconds between two looks
 LONGEST = 7 * 24 * 3600  # seconds; a pull that stalls ends long before
+OF_THE_JOB = (
+    "started",
+    "finished",
+    "results_file",
+    "ansible_job_id",
+    "stdout",
+    "stderr",
+    "stdout_lines",
+    "stderr_lines",
+)
 
 display = Display()
 
@@ -81,18 +91,7 @@ class ActionModule(ActionBase):
                 wrap_async=False,
             )
             self._remove_tmp_path(folder)
-        for key in (
-            "started",
-            "finished",
-            "results_file",
-            "ansible_job_id",
-            "stdout",
-            "stderr",
-            "stdout_lines",
-            "stderr_lines",
-        ):
-            result.pop(key, None)
-        return result
+        return {key: value for key, value in result.items() if key not in OF_THE_JOB}
 
     def _read(self, path: str) -> Dict[str, Any]:
         answer = self._low_level_execute_command("cat %s" % self._connection._shell.quote(path), sudoable=True)

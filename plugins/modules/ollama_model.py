@@ -9,15 +9,15 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ollama_model
 short_description: Pull, create, copy, load and remove models of an Ollama server
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Brings a list of models to their declared states, in the order of the list, in one call. It ends at the first model
     that cannot be brought there; those before it are as declared, and the others are not touched.
   - A model is compared by its digest. What is there as declared costs no download.
   - Before a model is loaded, its need of memory is estimated for each GPU from the header of its file. One that does
     not fit on what the GPUs have free is refused, with the figures, as Ollama would run the rest on the CPU in silence.
-  - After a load NVML must show the memory. Without a load it is looked at, too, as a server goes on naming a model whose
-    worker is dead; then it is loaded anew.
+  - After a load NVML must show the memory. It is looked at without a load, too, as a server goes on naming a model
+    whose worker is dead; then it is loaded anew.
   - Talks to the server's API on the host itself. Where it listens, where its models lie and which GPUs it may use are
     read from the running process of the unit.
 author:
@@ -76,8 +76,8 @@ options:
         type: str
       keep_alive:
         description:
-          - How long it stays loaded after its last request, as V(30m), a number of seconds, or V(-1) for ever. Left out,
-            the server's own value.
+          - How long it stays loaded after its last request, as V(30m), a number of seconds, or V(-1) for ever.
+            Left out, the server's own value.
           - A model that is loaded stays as it is, except where V(-1) is declared and the server would unload it.
         type: str
       options:
@@ -92,8 +92,8 @@ options:
   host:
     description:
       - Where the server listens, as C(ADDRESS:PORT). Left out, what the unit's process has in E(OLLAMA_HOST).
-      - A server that is not the one of unit O(name) is used as it is. Then there is no estimate by its own settings, and
-        NVML is not asked for its worker.
+      - A server that is not the one of unit O(name) is used as it is. Then its own settings do not count in the
+        estimate, and NVML is not asked for its worker.
     type: str
   update:
     description:
@@ -115,7 +115,8 @@ options:
     choices: [refuse, warn, ignore]
     default: refuse
   free_space_margin:
-    description: What stays free on the disk of the store, as V(2GiB) or bytes. A pull or a file that needs more is refused.
+    description:
+      - What stays free on the disk of the store, as V(2GiB) or bytes. A pull or a file that needs more is refused.
     type: str
     default: 2GiB
   stall_timeout:
@@ -275,7 +276,7 @@ models:
           type: list
           elements: dict
     reported:
-      description: The server's own words about a loaded model, C(size_bytes), C(size_vram_bytes), C(context), C(expires_at).
+      description: The server's own words, C(size_bytes), C(size_vram_bytes), C(context), C(expires_at).
       returned: when it is loaded and declared so
       type: dict
     held_bytes:

@@ -79,7 +79,10 @@ class FakeOllama:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                document = json.loads(body) if body else None
+                try:
+                    document = json.loads(body) if body else None
+                except ValueError:
+                    document = body
                 fake.requests.append((self.path, document))
                 answer = fake.answers[self.path]
                 answer = answer(document) if callable(answer) else answer
@@ -92,7 +95,7 @@ class FakeOllama:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_POST = do_GET
+            do_POST = do_HEAD = do_DELETE = do_GET
 
             def log_message(self, *words: Any) -> None:
                 pass

@@ -96,3 +96,64 @@ def test_another_server_listens_there(says, answer, reason):
 def test_the_url_names_ipv6_in_brackets():
     assert Api("::1", 1).url == "http://[::1]:1"
     assert Api("127.0.0.1", 1).url == "http://127.0.0.1:1"
+
+
+def test_models_of_the_store(ollama):
+    api = Api("127.0.0.1", ollama.port)
+    ollama.answers["/api/tags"] = (200, {"models": [{"name": "a:latest", "digest": "d"}, None]})
+    assert api.tags() == [{"name": "a:latest", "digest": "d"}]
+    ollama.answers["/api/tags"] = (500, {"error": "no store"})
+    with pytest.raises(ApiError, match="answers 500 and no list of models: no store"):
+        api.tags()
+
+
+def test_a_load_generates_nothing_and_an_embedding_model_embeds(ollama):
+    api = Api("127.0.0.1", ollama.port)
+    ollama.answers["/api/embed"] = (200, {"embeddings": [[1.0]]})
+    api.load("a", 5, keep_alive=-1, options={"num_ctx": 9})
+    api.load("b", 5, embedding=True)
+    api.unload("a")
+    assert ollama.requests == [
+        ("/api/generate", {"model": "a", "stream": False, "keep_alive": -1, "options": {"num_ctx": 9}}),
+        ("/api/embed", {"model": "b", "input": "hello"}),
+        ("/api/generate", {"model": "a", "stream": False, "keep_alive": 0}),
+    ]
+
+
+def test_copy_delete_and_show(ollama):
+    api = Api("127.0.0.1", ollama.port)
+    ollama.answers.update({"/api/copy": (200, b""), "/api/delete": (404, {"error": "gone"}), "/api/show": (200, {})})
+    assert api.copy("a", "b").status == 200
+    assert api.delete("b").error == "gone"
+    assert api.show("a").body == {}
+    assert [body for _path, body in ollama.requests] == [
+        {"source": "a", "destination": "b"},
+        {"model": "b"},
+        {"model": "a"},
+    ]
+
+
+def test_a_file_is_uploaded_unless_it_is_there(ollama, tmp_path):
+    api = Api("127.0.0.1", ollama.port)
+    path = "/api/blobs/sha256:abc"
+    ollama.answers[path] = (404, b"")
+    assert api.has_blob("abc") is False
+    ollama.answers[path] = (201, b"")
+    (tmp_path / "file").write_bytes(b"G" * 300000)
+    with open(tmp_path / "file", "rb") as file:
+        assert api.upload("abc", file, 5).status == 201
+    assert ollama.requests[-1] == (path, b"G" * 300000)
+    ollama.answers[path] = (200, b"")
+    assert api.has_blob("abc") is True
+
+
+def test_events_come_one_by_one(ollama, says):
+    api = Api("127.0.0.1", ollama.port)
+    ollama.answers["/api/pull"] = (200, b'{"status":"pulling manifest"}\n[]\n{"status":"success"}')
+    told = list(api.events("/api/pull", {"model": "a"}, lambda: 5))
+    assert [event["status"] for event in told] == ["pulling manifest", "success"]
+    ollama.answers["/api/pull"] = (200, b"<html>\n")
+    with pytest.raises(ApiError, match="a line that is no JSON"):
+        list(api.events("/api/pull", {"model": "a"}, lambda: 5))
+    with pytest.raises(ApiTimeout):
+        list(says(None).events("/api/pull", {"model": "a"}, lambda: 0.05))

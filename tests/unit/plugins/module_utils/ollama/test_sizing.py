@@ -70,7 +70,7 @@ def test_as_recorded_on_h200s(
     assert found.fits
     mine = [0] * 4
     for share in found.shares:
-        mine[usable[share.index]] = share.held // MIB
+        mine[usable[share.gpu]] = share.held // MIB
     assert mine == pytest.approx(held, rel=0.05)
     assert found.buffers == pytest.approx(ps[model]["size_vram"], rel=0.05)
 
@@ -100,8 +100,8 @@ def test_eighty_percent_of_one_gpu() -> None:
     assert not sizing.estimate(model, [just, just], [4096]).spread
     assert sizing.estimate(model, [short, short], [4096]).spread
     assert sizing.estimate(model, [just, just], [4096], spread=True).spread
-    assert [share.index for share in sizing.estimate(model, [just, just + 1], [4096]).shares] == [1]
-    assert [share.index for share in sizing.estimate(model, [just, just], [4096]).shares] == [0]
+    assert [share.gpu for share in sizing.estimate(model, [just, just + 1], [4096]).shares] == [1]
+    assert [share.gpu for share in sizing.estimate(model, [just, just], [4096]).shares] == [0]
 
 
 def test_the_cache_by_context_parallel_and_type() -> None:

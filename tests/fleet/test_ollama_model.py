@@ -1,0 +1,226 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Models on a real server with the stand-in for its worker: every state, twice, and what must not happen."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS / "lab/ollama"))
+sys.path.insert(0, str(TESTS / "fleet"))
+
+import faults  # noqa: E402
+import hostsetup  # noqa: E402
+import models  # noqa: E402
+import on_host  # noqa: E402
+
+GGUF = "/srv/tiny.gguf"
+REGISTRY = "http://127.0.0.1:5001/library/"
+
+
+@pytest.fixture(scope="module")
+def served(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A host with four cards of 24 GiB that serves; m8b and m70b in its store, a small GGUF file beside."""
+    host = lab.reset("gpu1")
+    hostsetup.install(host)
+    hostsetup.override(host, {"OLLAMA_NO_CLOUD": "1", "OLLAMA_CONTEXT_LENGTH": "4096"})
+    hostsetup.add_models(host, "m8b", "m70b")
+    file = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    models.write_gguf(file, "tiny")
+    hostsetup.sh(host, "cat >" + GGUF, file.read_bytes())
+    hostsetup.sh(host, "rm -rf /var/lib/gpufleet")
+    hostsetup.wait_for_api(host)
+    yield host
+    hostsetup.uninstall(host)
+
+
+@pytest.fixture
+def declare(lab: Any, served: str) -> Callable[..., Dict[str, Any]]:
+    """`declare({...}, {...}, check=False, **options)` runs ollama_model with these models."""
+
+    def run(*items: Dict[str, Any], check: bool = False, **options: Any) -> Dict[str, Any]:
+        return lab.module(served, "ollama_model", dict(options, models=list(items)), check=check)
+
+    return run
+
+
+def tags(host: str) -> Dict[str, str]:
+    return {one["name"]: one["digest"] for one in hostsetup.api(host, "/api/tags")["models"]}
+
+
+def resident(host: str) -> Dict[str, Any]:
+    return {one["name"]: one for one in hostsetup.api(host, "/api/ps")["models"]}
+
+
+def test_created_copied_and_removed(served: str, declare: Callable[..., Dict[str, Any]]) -> None:
+    made = {"name": "mine", "from_file": GGUF}
+    terse = {"name": "terse:v1", "modelfile": "FROM mine\nPARAMETER num_ctx 512\nSYSTEM Be brief.\n"}
+    copy = {"name": "stable", "copy_of": "mine"}
+    before = tags(served)
+
+    look = declare(made, terse, copy, check=True)
+    assert look["msg"] == "mine would be created; terse:v1 would be created; stable would be copied"
+    assert tags(served) == before, "check mode"
+
+    first = declare(made, terse, copy)
+    assert [entry["actions"] for entry in first["models"]] == [["created"], ["created"], ["copied"]], first
+    now = tags(served)
+    assert set(now) - set(before) == {"mine:latest", "terse:v1", "stable:latest"}
+    assert now["mine:latest"] == now["stable:latest"] == first["models"][0]["digest"]
+    shown = hostsetup.api(served, "/api/show", {"model": "terse:v1"})
+    assert shown["system"] == "Be brief."
+    assert "num_ctx" in shown["parameters"]
+
+    again = declare(made, terse, copy)
+    assert again["changed"] is False, again
+    assert again["msg"] == "3 as declared"
+
+    hostsetup.sh(served, "rm -r /var/lib/gpufleet")
+    assert declare(made)["changed"] is False, "made again without its record, it is the same"
+
+    other = declare({"name": "mine", "modelfile": "FROM %s\nSYSTEM Another.\n" % GGUF})
+    assert other["models"][0]["actions"] == ["created"]
+    assert tags(served)["mine:latest"] != now["mine:latest"]
+
+    gone = [{"name": name, "state": "absent"} for name in ("mine", "terse:v1", "stable")]
+    assert declare(*gone)["msg"] == "mine deleted; terse:v1 deleted; stable deleted"
+    assert tags(served) == before
+    assert declare(*gone)["changed"] is False
+
+
+def test_no_gguf_is_refused_before_anything_is_sent(served: str, declare: Callable[..., Dict[str, Any]]) -> None:
+    result = declare({"name": "mine", "from_file": "/etc/hostname"})
+    assert result["failed"]
+    assert "/etc/hostname begins with" in result["msg"]
+    result = declare({"name": "mine", "from_file": "/srv/none.gguf"})
+    assert "No such file or directory; expected a GGUF file on this host" in result["msg"]
+
+
+def test_loaded_and_unloaded(served: str, declare: Callable[..., Dict[str, Any]]) -> None:
+    wanted = {"name": "m8b", "state": "loaded", "keep_alive": "-1"}
+    look = declare(wanted, check=True)
+    assert look["changed"]
+    assert look["models"][0]["estimate"]["fits"]
+    assert resident(served) == {}
+
+    first = declare(wanted)
+    (entry,) = first["models"]
+    assert entry["actions"] == ["loaded"], first
+    assert entry["ratio"] == pytest.approx(1.0, rel=0.05)
+    held = [sum(gpu.values()) << 20 for gpu in hostsetup.held(served)]
+    assert held == pytest.approx([entry["held_bytes"].get(str(index), 0) for index in range(4)], rel=0.01)
+    assert [gpu["held_bytes"] for gpu in entry["estimate"]["gpus"]] == pytest.approx([b for b in held if b], rel=0.05)
+    assert resident(served)["m8b:latest"]["size_vram"] == entry["reported"]["size_vram_bytes"]
+    assert declare(wanted)["changed"] is False
+
+    larger = declare(dict(wanted, options={"num_ctx": 8192}))
+    assert larger["models"][0]["reason"] == "is loaded with a context of 4096, declared is 8192"
+    assert larger["models"][0]["reported"]["context"] == 8192
+
+    away = {"name": "m8b", "state": "unloaded"}
+    assert declare(away)["msg"] == "m8b unloaded"
+    assert resident(served) == {}
+    assert declare(away)["changed"] is False
+
+
+def test_a_dead_worker_is_found_out(served: str, declare: Callable[..., Dict[str, Any]]) -> None:
+    wanted = {"name": "m8b", "state": "loaded", "keep_alive": "-1"}
+    assert not declare(wanted)["failed"]
+    hostsetup.sh(served, "pkill -KILL -x llama-server; while pgrep -x llama-server; do sleep 0.02; done")
+    assert resident(served)["m8b:latest"]["size_vram"] > 0, "the server goes on naming it"
+    look = declare(wanted, check=True)
+    assert look["changed"]
+    assert "its worker is dead: the server says that it holds 4." in look["models"][0]["reason"]
+    healed = declare(wanted)
+    assert healed["models"][0]["actions"] == ["loaded"], healed["msg"]
+    assert sum(sum(gpu.values()) for gpu in hostsetup.held(served)) > 4000
+    hostsetup.api(served, "/api/generate", {"model": "m8b", "keep_alive": 0})
+
+
+def test_a_model_that_does_not_fit_is_refused(served: str, declare: Callable[..., Dict[str, Any]]) -> None:
+    wanted = {"name": "m70b", "state": "loaded"}
+    assert declare(wanted, check=True)["models"][0]["estimate"]["spread"]
+    faults.memory(served, "8192")
+    try:
+        result = declare(wanted)
+        assert result["failed"]
+        assert "does not fit: 68.5 billion parameters, Q4_1, 80 layers and 1.2 GiB of cache" in result["msg"]
+        assert "free are 8.0 + 8.0 + 8.0 + 8.0 GiB on 4 GPUs" in result["msg"]
+        assert not result["changed"]
+        assert resident(served) == {}
+    finally:
+        faults.clear(served)
+
+
+@pytest.fixture
+def registry(served: str, lab: Any) -> Iterator[str]:
+    """Debian's docker-registry on the host, as Ollama can pull from it, with `served`'s mine in it as tiny:v1."""
+    hostsetup.sh(
+        served,
+        "command -v docker-registry >/dev/null || { apt-get -qq update;"
+        " DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends docker-registry >/dev/null; }",
+        timeout=300,
+    )
+    front = Path(__file__).parent / "host/registry_front.py"
+    on_host.put(lab, served, "/root/registry_front.py", front.read_bytes())
+    hostsetup.sh(
+        served,
+        "systemctl disable --quiet --now docker-registry; rm -rf /run/registry*; mkdir /run/registry;"
+        # without the password that Debian's configuration asks for
+        " sed '/^auth:/,/path:/d; s#/var/lib/docker-registry#/run/registry#; s#:5000#127.0.0.1:5000#'"
+        "   /etc/docker/registry/config.yml >/run/registry.yml;"
+        " systemd-run --quiet --unit=registry docker-registry serve /run/registry.yml;"
+        " systemd-run --quiet --unit=registry-front python3 /root/registry_front.py;"
+        " timeout 20 sh -c 'until curl -fs http://127.0.0.1:5001/v2/ >/dev/null; do sleep 0.05; done'",
+    )
+    yield REGISTRY
+    hostsetup.sh(served, "systemctl stop registry-front registry; rm -rf /run/registry*")
+
+
+def test_pulled_from_a_registry(served: str, declare: Callable[..., Dict[str, Any]], registry: str, lab: Any) -> None:
+    name = registry + "tiny:v1"
+    declare({"name": "mine", "from_file": GGUF}, {"name": name, "copy_of": "mine"})
+    pushed = hostsetup.api(served, "/api/push", {"model": name, "insecure": True, "stream": False})
+    assert pushed["status"] == 200, pushed
+    # blobs that no model needs are pruned at a start
+    declare({"name": "mine", "state": "absent"}, {"name": name, "state": "absent"})
+    wanted = {"name": name}
+    options = {"insecure": True, "stall_timeout": 3}
+
+    assert declare(wanted, check=True, **options)["changed"]
+    nothing = declare({"name": registry + "none:v1"}, **options)
+    assert nothing["failed"]
+    assert "file does not exist" in nothing["msg"]
+    full = declare(wanted, free_space_margin="100TiB", **options)
+    assert full["failed"]
+    assert "and 102400.0 GiB shall stay free (free_space_margin)" in full["msg"]
+    wrong = declare(dict(wanted, digest="0" * 64), **options)
+    assert wrong["failed"]
+    assert "the registry offers digest" in wrong["msg"]
+
+    hostsetup.sh(served, "echo 0 >/run/registry-rate")
+    stalled = declare(wanted, **options)
+    assert stalled["failed"]
+    assert "no byte more for 3 s (stall_timeout)" in stalled["msg"], stalled["msg"]
+    assert "127.0.0.1:5001/library/tiny:v1" not in tags(served)
+
+    hostsetup.sh(served, "echo 200000 >/run/registry-rate")
+    arguments = json.dumps(dict(options, models=[wanted]))
+    run = lab.ansible("ansible", served, "--become", "-m", "gpufleet.inference.ollama_model", "-a", arguments)
+    assert run.rc == 0, run.output
+    assert "% of 0.0 GB" in run.output, "progress is shown while it runs: %s" % run.output
+    assert run.results[0]["result"]["models"][0]["actions"] == ["pulled"]
+    digest = tags(served)["127.0.0.1:5001/library/tiny:v1"]
+
+    hostsetup.sh(served, "rm /run/registry-rate")
+    again = declare(dict(wanted, digest=digest), update=True, **options)
+    assert again["changed"] is False, "the registry's digest is the store's: %s" % again
+    again = declare(wanted, update=True, **options)
+    assert again["changed"] is False, again

@@ -1,0 +1,141 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The header reader, on files put together here."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def value(content: Any) -> bytes:
+    if isinstance(content, str):
+        return struct.pack("<I", 8) + text(content)
+    if isinstance(content, bool):
+        return struct.pack("<I?", 7, content)
+    if isinstance(content, float):
+        return struct.pack("<If", 6, content)
+    if isinstance(content, list) and content and isinstance(content[0], str):
+        return struct.pack("<IIQ", 9, 8, len(content)) + b"".join(map(text, content))
+    if isinstance(content, list):
+        return struct.pack("<IIQ%di" % len(content), 9, 5, len(content), *content)
+    return struct.pack("<II", 4, content)
+
+
+def made(keys: Dict[str, Any], tensors: List[Tuple[str, Tuple[int, ...], int, int]], version: int = 3) -> bytes:
+    """A file: keys, and tensors as (name, dimensions, type, bytes)."""
+    parts = [struct.pack("<4sIQQ", b"GGUF", version, len(tensors), len(keys))]
+    parts += [text(key) + value(content) for key, content in keys.items()]
+    offset = 0
+    for name, dimensions, kind, size in tensors:
+        described = struct.pack("<I%dQIQ" % len(dimensions), len(dimensions), *dimensions, kind, offset)
+        parts.append(text(name) + described)
+        offset += size
+    head = b"".join(parts)
+    return head + bytes(-len(head) % 32) + bytes(offset)
+
+
+KEYS = {
+    "general.architecture": "llama",
+    "general.name": "two layers",
+    "general.file_type": 15,
+    "llama.block_count": 2,
+    "llama.context_length": 8192,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": [128, 256],
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": [2, 0],
+    "llama.rope.scale": 1.0,
+    "llama.tied": True,
+    "tokenizer.ggml.tokens": ["a", "b", "c"],
+}
+TENSORS = [
+    ("token_embd.weight", (64, 3), 0, 768),
+    ("blk.0.attn_q.weight", (64, 64), 12, 2304),
+    ("blk.1.attn_q.weight", (64, 64), 8, 4352),
+    ("output_norm.weight", (64,), 0, 256),
+]
+
+
+def read(content: bytes) -> gguf.Header:
+    return gguf.read(io.BytesIO(content))
+
+
+def test_a_model_by_its_header() -> None:
+    content = made(KEYS, TENSORS)
+    found = read(content)
+    assert found.architecture == "llama"
+    assert found.name == "two layers"
+    assert found.quantization == "Q4_K_M"
+    assert found.parameters == 64 * 3 + 2 * 64 * 64 + 64
+    assert found.file_bytes == len(content)
+    assert (found.layers, found.context, found.embedding, found.heads) == (2, 8192, 64, 4)
+    assert found.forward == 256
+    assert found.kv_heads == (2, 0), "one number for each layer; 0: recurrent"
+    assert (found.key_length, found.value_length) == (16, 16)
+    assert found.layer_bytes == (2304, 4352)
+    assert found.output_bytes == 256 + 768, "without output.weight the embedding is the output"
+    assert found.input_bytes == 768
+    assert found.vocabulary == 3
+    assert found.embeds_only is False
+
+
+def test_what_the_file_does_not_say() -> None:
+    keys = {"general.architecture": "bert", "bert.block_count": 3, "bert.embedding_length": 8, "bert.pooling_type": 1}
+    found = read(made(keys, [("output.weight", (32,), 2, 18), ("blk.9.x", (32,), 2, 18)], version=2))
+    assert found.quantization == "Q4_0", "of the tensors"
+    assert found.embeds_only is True
+    assert (found.heads, found.kv_heads, found.context, found.vocabulary) == (1, (1, 1, 1), 0, 0)
+    assert found.forward == 32
+    assert (found.output_bytes, found.input_bytes) == (18, 18)
+
+
+def test_a_list_that_is_too_short_goes_on() -> None:
+    assert read(made(dict(KEYS, **{"llama.attention.head_count_kv": [3]}), TENSORS)).kv_heads == (3, 3)
+
+
+@pytest.mark.parametrize("cut", [2, 6, 14, 40, 300])
+def test_cut_off_within_its_header(cut: int) -> None:
+    with pytest.raises(gguf.GgufError, match="cut off within its header|begins with"):
+        read(made(KEYS, TENSORS)[:cut])
+
+
+def test_cut_off_within_its_weights() -> None:
+    with pytest.raises(gguf.GgufError, match="is cut off: .* bytes, its header speaks of"):
+        read(made(KEYS, TENSORS)[:-1])
+
+
+def head(*numbers: int, magic: bytes = b"GGUF") -> bytes:
+    return struct.pack("<4sIQQ", magic, *numbers)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"PK\x03\x04" + bytes(99), "begins with b'PK"),
+        (head(1, 0, 0), "version 1; expected 2 or 3"),
+        (head(3 << 24, 0, 0), "big-endian"),
+        (head(3, 1 << 40, 0), "claims 1099511627776 tensors"),
+        (head(3, 0, 1) + struct.pack("<Q", 1 << 40), "a string of 1099511627776 bytes"),
+        (head(3, 0, 1) + text("a") + struct.pack("<I", 77), "metadata of type 77"),
+        (head(3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 9, 1), "an array of type 9"),
+        (head(3, 1, 0) + text("t") + struct.pack("<I", 99), "99 dimensions"),
+        (head(3, 1, 0) + text("t") + struct.pack("<IQIQ", 1, 32, 77, 0), "of type 77, which is not known"),
+        (head(3, 0, 0) + bytes(8), "no general.architecture"),
+        (made({"general.architecture": "clip"}, []), "clip.block_count 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_no_model(content: bytes, reason: str) -> None:
+    with pytest.raises(gguf.GgufError, match=reason):
+        read(content)
