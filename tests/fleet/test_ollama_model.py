@@ -46,7 +46,9 @@ def declare(lab: Any, served: str) -> Callable[..., Dict[str, Any]]:
     """`declare({...}, {...}, check=False, **options)` runs ollama_model with these models."""
 
     def run(*items: Dict[str, Any], check: bool = False, **options: Any) -> Dict[str, Any]:
-        return lab.module(served, "ollama_model", dict(options, models=list(items)), check=check)
+        result = lab.module(served, "ollama_model", dict(options, models=list(items)), check=check)
+        print("%4.1f s %s" % (result["seconds"], result["msg"]))
+        return result
 
     return run
 
@@ -211,7 +213,7 @@ def test_pulled_from_a_registry(served: str, declare: Callable[..., Dict[str, An
     assert "no byte more for 3 s (stall_timeout)" in stalled["msg"], stalled["msg"]
     assert "127.0.0.1:5001/library/tiny:v1" not in tags(served)
 
-    hostsetup.sh(served, "echo 200000 >/run/registry-rate")
+    hostsetup.sh(served, "echo 300000 >/run/registry-rate")
     arguments = json.dumps(dict(options, models=[wanted]))
     run = lab.ansible("ansible", served, "--become", "-m", "gpufleet.inference.ollama_model", "-a", arguments)
     assert run.rc == 0, run.output

@@ -23,16 +23,16 @@ MANIFEST = json.dumps(
 
 
 @pytest.mark.parametrize(
-    "name, url",
+    "name, scheme, place",
     [
-        ("llama3.3:70b", "https://registry.ollama.ai/v2/library/llama3.3/manifests/70b"),
-        ("me/mine", "https://registry.ollama.ai/v2/me/mine/manifests/latest"),
-        ("http://10.0.0.1:5000/library/a:v1", "http://10.0.0.1:5000/v2/library/a/manifests/v1"),
-        ("reg.example.com/team/a:v1", "https://reg.example.com/v2/team/a/manifests/v1"),
+        ("llama3.3:70b", "https", "registry.ollama.ai/v2/library/llama3.3/manifests/70b"),
+        ("me/mine", "https", "registry.ollama.ai/v2/me/mine/manifests/latest"),
+        ("http://10.0.0.1:5000/library/a:v1", "http", "10.0.0.1:5000/v2/library/a/manifests/v1"),
+        ("reg.example.com/team/a:v1", "https", "reg.example.com/v2/team/a/manifests/v1"),
     ],
 )
-def test_where_it_is(name: str, url: str) -> None:
-    assert registry.manifest_url(name) == url
+def test_where_it_is(name: str, scheme: str, place: str) -> None:
+    assert registry.manifest_url(name) == "%s://%s" % (scheme, place)
 
 
 def test_digest_and_layers(ollama: Any) -> None:

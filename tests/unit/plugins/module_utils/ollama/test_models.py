@@ -1,0 +1,640 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Declared models against a server in memory, which answers as a real one was recorded to."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models, names, records, registry, server
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
+
+TESTS = Path(__file__).resolve().parents[4]
+GIB = 1 << 30
+UNIT = "ollama.service"
+
+_spec = importlib.util.spec_from_file_location("lab_models", TESTS / "lab/ollama/models.py")
+lab_models = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(lab_models)
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class FakeServer:
+    """An Ollama with a store and a memory; `done` holds what changed anything."""
+
+    address, port, url = "127.0.0.1", 11434, "http://127.0.0.1:11434"
+
+    def __init__(self, blobs: Path) -> None:
+        self.blobs = blobs
+        self.store: Dict[str, Dict[str, Any]] = {}
+        self.memory: Dict[str, Dict[str, Any]] = {}
+        self.uploads: Dict[str, int] = {}
+        self.done: List[str] = []
+        self.offers: Dict[str, str] = {}  # what a pull brings, by name
+        self.lines: List[Dict[str, Any]] = []  # of the next pull or create, instead of the usual ones
+        self.on_load = Answer(200, {"done": True, "done_reason": "load"})
+        self.capabilities = ["completion"]
+        self.parameters = ""
+        self.on_gpu = 1.0  # part of a loaded model that is on GPUs
+        self.forgets = False  # a loaded model is gone at once
+        self.keeps = False  # a model stays loaded whatever it is told
+
+    def have(self, name: str, content: str = "") -> None:
+        self.store[name] = {"name": name, "digest": digest(content or name), "size": 100}
+
+    def key(self, name: str) -> str:
+        return next((own for own in self.store if names.same(own, name)), name)
+
+    def tags(self) -> List[Dict[str, Any]]:
+        return list(self.store.values())
+
+    def loaded(self) -> List[Dict[str, Any]]:
+        return list(self.memory.values())
+
+    def show(self, name: str) -> Answer:
+        return Answer(
+            200,
+            {
+                "modelfile": "# x\nFROM %s\nTEMPLATE {{ .Prompt }}\n" % (self.blobs / "sha256-weights"),
+                "parameters": self.parameters,
+                "capabilities": self.capabilities,
+            },
+        )
+
+    def load(self, name: str, timeout: float, embedding: bool = False, **more: Any) -> Answer:
+        self.done.append("load %s %s" % (self.key(name), json.dumps(dict(more, embedding=embedding), sort_keys=True)))
+        if self.on_load.status == 200 and not self.forgets:
+            size = 5 * GIB
+            context = (more.get("options") or {}).get("num_ctx", 4096)
+            forever = more.get("keep_alive") == -1
+            self.memory[self.key(name)] = {
+                "name": self.key(name),
+                "size": size,
+                "size_vram": int(size * self.on_gpu),
+                "context_length": context,
+                "expires_at": "%d-03-04T08:22:52Z" % (2319 if forever else 2026),
+            }
+        return self.on_load
+
+    def unload(self, name: str) -> Answer:
+        self.done.append("unload %s" % self.key(name))
+        if not self.keeps:
+            self.memory.pop(self.key(name), None)
+        return Answer(200, {})
+
+    def copy(self, source: str, destination: str) -> Answer:
+        self.done.append("copy %s" % destination)
+        name = destination.rpartition("/")[2]
+        self.store[name] = dict(self.store[self.key(source)], name=name)
+        return Answer(200, {})
+
+    def delete(self, name: str) -> Answer:
+        self.done.append("delete %s" % self.key(name))
+        return Answer(200, {}) if self.store.pop(self.key(name), None) else Answer(404, {"error": "not found"})
+
+    def has_blob(self, sha256: str) -> bool:
+        return sha256 in self.uploads
+
+    def upload(self, sha256: str, file: Any, silence: float) -> Answer:
+        self.done.append("upload")
+        self.uploads[sha256] = len(file.read())
+        return Answer(201, {})
+
+    def events(self, path: str, body: Dict[str, Any], silence: Any) -> Iterator[Dict[str, Any]]:
+        self.done.append("%s %s" % (path, body["model"]))
+        silence()
+        for line in self.lines or [{"status": "pulling manifest"}, {"status": "success"}]:
+            yield line
+        if not self.lines and path == "/api/create":
+            base = self.store.get(self.key(body.get("from", "none")), {}).get("digest", "")
+            self.have(body["model"].rpartition("/")[2], json.dumps(body, sort_keys=True) + base)
+        elif not self.lines:
+            name = body["model"]
+            self.store[self.key(name)] = {"name": name, "digest": self.offers.get(name, digest(name)), "size": 100}
+
+
+class FakeSystem:
+    def __init__(self) -> None:
+        self.pid, self.environment, self.refuses = 10, {"HOME": "/nonexistent"}, False
+
+    def show(self, unit: str) -> Dict[str, str]:
+        assert unit == UNIT
+        return {"MainPID": str(self.pid)}
+
+    def environ(self, pid: int) -> Dict[str, str]:
+        if self.refuses:
+            raise ManagerError("/proc/10/environ: only root may read it")
+        return dict(self.environment)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    file = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    lab_models.write_gguf(file, "tiny")
+    return file.read_bytes()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: Any, tiny: bytes) -> Any:
+    """A host: `api`, `system`, `held` (bytes by GPU while a model is loaded), `run(*models, check=False, **options)`."""
+
+    class World:
+        api = FakeServer(tmp_path)
+        system = FakeSystem()
+        held = [5 * GIB, 0, 0, 0]
+        source = "nvml"
+        warnings: List[str] = []
+        total = 140
+
+        def gather(self) -> Dict[str, Any]:
+            facts = fakes.facts(tuple(self.held if self.api.memory else [0] * len(self.held)), source=self.source)
+            for device in facts["devices"]:
+                device["memory"] = {"total_bytes": self.total * GIB, "free_bytes": (self.total - 1) * GIB}
+            return facts
+
+        def run(self, *items: Dict[str, Any], check: bool = False, **options: Any) -> Dict[str, Any]:
+            World.warnings = []
+            suboptions = ollama_model.argument_spec()["models"]["options"]
+            listed = [dict(dict.fromkeys(suboptions), state="present") for _item in items]
+            for one, item in zip(listed, items):
+                one.update(item)
+            params = {key: spec.get("default") for key, spec in ollama_model.argument_spec().items()}
+            params.update(options, models=listed)
+            return models.bring(params, check, World.warnings.append, self.system, self.gather)
+
+    monkeypatch.setattr(server, "Api", lambda address, port: World.api)
+    monkeypatch.setattr(server, "_files_named", lambda proc, pid: ["llama-server", "sha256-weights"])
+    monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
+    monkeypatch.setattr(models, "_MEMORY_DELAY", 0.05)
+
+    def unreachable(name: str, **more: Any) -> Any:
+        raise registry.RegistryError("no way")
+
+    monkeypatch.setattr(registry, "manifest", unreachable)
+    head, _size = lab_models.header("m8b", lab_models.MODELS["m8b"])
+    with open(tmp_path / "sha256-weights", "wb") as file:
+        file.write(head)
+        file.truncate(len(head) + _size)
+    (tmp_path / "tiny.gguf").write_bytes(tiny)
+    World.warnings = []
+    return World()
+
+
+def offered(monkeypatch: pytest.MonkeyPatch, content: str, size: int = 1000) -> None:
+    found = registry.Manifest(digest(content), {"sha256:layer": size})
+    monkeypatch.setattr(registry, "manifest", lambda name, **more: found)
+
+
+# --- present
+
+
+def test_pulled_once(world: Any) -> None:
+    look = world.run({"name": "big:v1"}, check=True)
+    assert look["changed"]
+    assert look["msg"] == "big:v1 would be pulled"
+    assert look["diff"] == {"before": "big:v1: absent\n", "after": "big:v1: made in this run\n"}
+    assert world.api.done == []
+    result = world.run({"name": "big:v1"}, {"name": "other"})
+    assert world.api.done == ["/api/pull big:v1", "/api/pull other"]
+    assert result["models"][0]["actions"] == ["pulled"]
+    assert result["models"][0]["digest"] == digest("big:v1")
+    assert result["diff"]["after"].startswith("big:v1: %s\n" % digest("big:v1"))
+    again = world.run({"name": "BIG:v1"}, {"name": "other:latest"})
+    assert again["changed"] is False
+    assert again["msg"] == "2 as declared"
+    assert len(world.api.done) == 2
+
+
+def test_a_pinned_digest(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.api.have("big:v1", "old")
+    wanted = {"name": "big:v1", "digest": "sha256:" + digest("new")[:12].upper()}
+    world.api.offers["big:v1"] = digest("new")
+    assert world.run(wanted)["models"][0]["actions"] == ["pulled"]
+    assert world.run(wanted)["changed"] is False
+    world.api.offers["big:v1"] = digest("third")
+    with pytest.raises(models.Failed, match="big:v1: was pulled with digest"):
+        world.run(dict(wanted, digest=digest("fourth")))
+    assert "big:v1" in world.api.store, "it was there before"
+    world.api.offers["small"] = digest("x")
+    with pytest.raises(models.Failed, match="small: was pulled with digest"):
+        world.run({"name": "small", "digest": digest("y")})
+    assert "small" not in world.api.store
+    before = len(world.api.done)
+    offered(monkeypatch, "fifth")
+    with pytest.raises(models.Failed, match="the registry offers digest %s; declared is" % digest("fifth")):
+        world.run(dict(wanted, digest=digest("fourth")))
+    assert len(world.api.done) == before, "nothing was downloaded"
+
+
+def test_updates_are_asked_for(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.api.have("big:v1", "old")
+    assert world.run({"name": "big:v1"}, update=True)["changed"] is False
+    assert "the registry cannot be asked" in world.warnings[0]
+    offered(monkeypatch, "old")
+    assert world.run({"name": "big:v1"}, update=True)["changed"] is False
+    assert world.warnings == []
+    offered(monkeypatch, "new")
+    world.api.offers["big:v1"] = digest("new")
+    assert world.run({"name": "big:v1"})["changed"] is False
+    assert world.run({"name": "big:v1"}, update=True)["models"][0]["digest"] == digest("new")
+
+
+def test_what_does_not_go_on_the_disk(world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    world.system.environment["OLLAMA_MODELS"] = str(tmp_path / "not" / "yet")
+    offered(monkeypatch, "new", 1 << 60)
+    with pytest.raises(models.Failed, match=r"needs 1073741824.0 GiB on the disk of %s, and 2.0 GiB" % tmp_path):
+        world.run({"name": "big:v1"})
+    world.api.uploads["layer"] = 1  # the layer is in the store already
+    assert world.run({"name": "big:v1"})["changed"]
+    del world.api.store["big:v1"]
+    monkeypatch.setattr(registry, "manifest", lambda name, **more: (_ for _ in ()).throw(registry.RegistryError("x")))
+    world.api.lines = [{"status": "pulling l", "digest": "sha256:l", "total": 1 << 60, "completed": 0}]
+    with pytest.raises(models.Failed, match="big:v1: needs 1073741824.0 GiB"):
+        world.run({"name": "big:v1"})
+    monkeypatch.setattr(models.os, "statvfs", lambda path: (_ for _ in ()).throw(OSError()), raising=False)
+    world.api.lines = []
+    assert world.run({"name": "big:v1"})["changed"]
+
+
+def test_a_failed_pull_keeps_what_was_done(world: Any) -> None:
+    world.api.have("a:latest")
+    world.api.lines = [{"error": "pull model manifest: file does not exist"}]
+    with pytest.raises(models.Failed, match="^none: pull model manifest: file does not exist; what was") as error:
+        world.run({"name": "a", "state": "absent"}, {"name": "none"}, {"name": "later"})
+    assert error.value.result["changed"] is True
+    assert [entry["name"] for entry in error.value.result["models"]] == ["a", "none"]
+    world.api.lines = [{"status": "success"}]
+    with pytest.raises(models.Failed, match="reported success, but its store has no such model"):
+        world.run({"name": "none"})
+
+
+def test_told_before_a_pull(world: Any) -> None:
+    world.api.have("a:latest")
+    with pytest.raises(models.PullNeeded):
+        world.run({"name": "a", "state": "absent"}, {"name": "big:v1"}, progress_file="")
+    assert world.api.done == []
+    assert world.run({"name": "a"}, progress_file="")["changed"] is False
+    assert world.run({"name": "big:v1"}, progress_file="", check=True)["changed"]
+
+
+def test_copies(world: Any) -> None:
+    world.api.have("a:latest")
+    copy = {"name": "b:v1", "copy_of": "a"}
+    assert world.run(copy, check=True)["msg"] == "b:v1 would be copied"
+    assert world.run(copy)["models"][0]["actions"] == ["copied"]
+    assert world.run(copy)["changed"] is False
+    world.api.have("a:latest", "another")
+    assert world.run(copy)["changed"]
+    with pytest.raises(models.Failed, match="b:v1: has digest .*; declared is 000000000000"):
+        world.run(dict(copy, digest="0" * 12))
+    with pytest.raises(models.Failed, match="copy_of none: the store has no such model"):
+        world.run({"name": "c", "copy_of": "none"})
+    world.api.copy = lambda source, destination: Answer(404, {"error": "gone"})
+    with pytest.raises(models.Failed, match="d: cannot be copied: HTTP 404: gone"):
+        world.run({"name": "d", "copy_of": "a"})
+
+
+def test_created_from_a_file_and_remembered(world: Any, tmp_path: Path) -> None:
+    wanted = {"name": "mine", "from_file": str(tmp_path / "tiny.gguf")}
+    assert world.run(wanted, check=True)["msg"] == "mine would be created"
+    assert world.api.done == []
+    assert world.run(wanted)["models"][0]["actions"] == ["created"]
+    assert world.api.done == ["upload", "/api/create registry.ollama.ai/library/mine:latest"]
+    assert world.run(wanted)["changed"] is False
+    assert world.run(wanted, check=True)["changed"] is False
+    assert len(world.api.done) == 2
+    # lost record: made again, found to be the same
+    for file in (tmp_path / "records").rglob("*.json"):
+        file.unlink()
+    assert world.run(wanted)["changed"] is False
+    assert world.api.done[2:] == ["/api/create registry.ollama.ai/library/mine:latest"], "the file is still there"
+    # somebody else made another one of that name
+    world.api.have("mine:latest", "foreign")
+    assert world.run(wanted)["changed"] is True
+    # another content
+    with open(tmp_path / "tiny.gguf", "ab") as file:
+        file.write(bytes(32))
+    assert world.run(wanted)["changed"] is True
+    assert world.run({"name": "mine", "state": "absent"})["changed"]
+    assert not list((tmp_path / "records").rglob("*.json"))
+
+
+def test_created_from_a_modelfile(world: Any, tmp_path: Path) -> None:
+    world.api.have("base:latest")
+    wanted = {"name": "terse", "modelfile": "FROM base\nSYSTEM Be brief."}
+    assert world.run(wanted)["changed"]
+    assert world.run(wanted)["changed"] is False
+    assert world.run({"name": "terse", "modelfile": "FROM base\nSYSTEM Be long."})["changed"]
+    world.api.have("base:latest", "newer")
+    assert world.run({"name": "terse", "modelfile": "FROM base\nSYSTEM Be long."})["changed"]
+    with pytest.raises(models.Failed, match="FROM none: the store has no such model"):
+        world.run({"name": "x", "modelfile": "FROM none"})
+
+
+def test_what_cannot_be_created(world: Any, tmp_path: Path) -> None:
+    with pytest.raises(models.Failed, match="none.gguf: No such file or directory; expected a GGUF file on this host"):
+        world.run({"name": "mine", "from_file": str(tmp_path / "none.gguf")})
+    (tmp_path / "junk.gguf").write_bytes(b"junk" * 100)
+    with pytest.raises(models.Failed, match="junk.gguf begins with b'junk'"):
+        world.run({"name": "mine", "from_file": str(tmp_path / "junk.gguf")})
+    assert world.api.done == []
+    for lines, reason in (
+        ([{"error": "supplied file was not in GGUF format"}], "cannot be created: supplied file was not"),
+        ([{"status": "parsing GGUF"}], "the server ended at 'parsing GGUF', without success"),
+    ):
+        world.api.lines = lines
+        with pytest.raises(models.Failed, match=reason):
+            world.run({"name": "mine", "from_file": str(tmp_path / "tiny.gguf")})
+
+
+# --- absent, unloaded
+
+
+def test_absent_is_out_of_memory_too(world: Any) -> None:
+    world.api.have("a:latest")
+    world.api.load("a:latest", 1)
+    world.api.done.clear()
+    look = world.run({"name": "a", "state": "absent"}, check=True)
+    assert look["models"][0]["actions"] == ["unloaded", "deleted"]
+    assert look["diff"]["after"] == "a: absent\n"
+    assert world.api.done == []
+    assert world.run({"name": "a", "state": "absent"})["msg"] == "a unloaded and deleted"
+    assert world.api.done == ["unload a:latest", "delete a:latest"]
+    assert world.run({"name": "a", "state": "absent"})["changed"] is False
+
+
+def test_a_busy_model_stays(world: Any) -> None:
+    world.api.have("a:latest")
+    world.api.load("a:latest", 1)
+    world.api.keeps = True
+    with pytest.raises(models.Failed, match="is still loaded after it was asked to go"):
+        world.run({"name": "a", "state": "unloaded"})
+
+
+# --- loaded
+
+
+def test_loaded_once(world: Any) -> None:
+    world.api.have("m8b:latest")
+    wanted = {"name": "m8b", "state": "loaded", "keep_alive": "-1", "options": {"num_ctx": 4096}}
+    look = world.run(wanted, check=True)
+    assert look["models"][0]["reason"] == "is not loaded"
+    assert look["models"][0]["estimate"]["fits"] is True
+    assert look["models"][0]["estimate"]["gpus"][0]["index"] == 0
+    assert world.api.done == []
+    (entry,) = world.run(wanted)["models"]
+    assert world.api.done == ['load m8b:latest {"embedding": false, "keep_alive": -1, "options": {"num_ctx": 4096}}']
+    assert entry["actions"] == ["loaded"]
+    assert entry["held_bytes"] == {"0": 5 * GIB}
+    assert entry["ratio"] == pytest.approx(5 * GIB / entry["estimate"]["held_bytes"], abs=0.001)
+    assert entry["reported"]["context"] == 4096
+    again = world.run(wanted)
+    assert again["changed"] is False
+    assert again["models"][0]["held_bytes"] == {"0": 5 * GIB}
+    assert len(world.api.done) == 1
+
+
+def test_loaded_means_present(world: Any) -> None:
+    look = world.run({"name": "m8b", "state": "loaded"}, check=True)
+    assert look["msg"] == "m8b would be pulled and loaded"
+    assert world.run({"name": "m8b", "state": "loaded"})["msg"] == "m8b pulled and loaded"
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"options": {"num_ctx": 8192}}, "is loaded with a context of 4096, declared is 8192"),
+        ({"keep_alive": "-1"}, "would be unloaded at 2026-03-04T08:22:52Z"),
+    ],
+)
+def test_loaded_otherwise(world: Any, change: Dict[str, Any], reason: str) -> None:
+    world.api.have("m8b:latest")
+    world.run({"name": "m8b", "state": "loaded", "keep_alive": "30m"})
+    assert world.run({"name": "m8b", "state": "loaded", "keep_alive": "1h"})["changed"] is False
+    assert world.run(dict({"name": "m8b", "state": "loaded"}, **change))["models"][0]["reason"] == reason
+    assert world.run(dict({"name": "m8b", "state": "loaded"}, **change))["changed"] is False
+
+
+def test_a_dead_worker_is_found_out(world: Any) -> None:
+    world.api.have("m8b:latest")
+    wanted = {"name": "m8b", "state": "loaded"}
+    world.run(wanted)
+    world.held = [0, 0, 0, 0]
+    look = world.run(wanted, check=True)
+    assert look["models"][0]["reason"] == (
+        "its worker is dead: the server says that it holds 5.0 GiB of GPU memory, NVML shows 0.0 GiB"
+    )
+    with pytest.raises(models.Failed, match="m8b: was loaded, but its worker is dead"):
+        world.run(wanted)
+    world.source = "procfs"
+    assert world.run(wanted)["changed"] is False, "nothing can be told without NVML"
+
+
+def test_refused_when_it_does_not_fit(world: Any) -> None:
+    world.api.have("m8b:latest")
+    world.total = 2
+    wanted = {"name": "m8b", "state": "loaded", "options": {"num_ctx": 131072}}
+    for check in (True, False):
+        with pytest.raises(models.Failed, match=r"m8b: does not fit: 7.0 billion parameters, Q4_1, 32 layers and 16.0"):
+            world.run(wanted, check=check)
+    assert world.api.done == []
+    (entry,) = world.run(wanted, fit="warn")["models"]
+    assert entry["estimate"]["fits"] is False
+    assert "does not fit" in world.warnings[0]
+    world.api.memory.clear()
+    (entry,) = world.run(wanted, fit="ignore")["models"]
+    assert "estimate" not in entry
+
+
+def test_other_models_must_go_first(world: Any, fakes: Any) -> None:
+    world.api.have("m8b:latest")
+    world.api.memory["other"] = {"name": "other", "size": 1, "size_vram": 1}
+    world.held = [134 * GIB] * 4
+    facts = world.gather()
+    for device in facts["devices"]:
+        device["memory"]["free_bytes"] = 1 * GIB
+    world.gather = lambda: facts
+    models_named = {"server": ["sha256-other"]}
+    server._files_named = lambda proc, pid: models_named["server"]
+    world.run({"name": "m8b", "state": "loaded"}, check=True)
+    assert "fits only when Ollama unloads models" in world.warnings[0]
+
+
+def test_the_context_by_the_servers_order(world: Any) -> None:
+    world.api.have("m8b:latest")
+
+    def context(**options: Any) -> int:
+        item = dict({"name": "m8b", "state": "loaded"}, **options)
+        return world.run(item, check=True)["models"][0]["estimate"]["context"]
+
+    assert context() == 131072, "by the memory of the GPUs, up to what it was trained with"
+    world.system.environment["OLLAMA_CONTEXT_LENGTH"] = "16384"
+    assert context() == 16384
+    world.api.parameters = "temperature                    0\nnum_ctx                        512\n"
+    assert context() == 512
+    assert context(options={"num_ctx": 2048}) == 2048
+    world.system.environment["OLLAMA_NUM_PARALLEL"] = "4"
+    estimate = world.run({"name": "m8b", "state": "loaded"}, check=True)["models"][0]["estimate"]
+    assert (estimate["parallel"], estimate["cache_bytes"]) == (4, 2048 * 131072)
+
+
+def test_the_gpus_of_the_server(world: Any) -> None:
+    world.api.have("m8b:latest")
+    world.system.environment.update(CUDA_VISIBLE_DEVICES="2,3", OLLAMA_SCHED_SPREAD="1", OLLAMA_KV_CACHE_TYPE="q8_0")
+    estimate = world.run({"name": "m8b", "state": "loaded"}, check=True)["models"][0]["estimate"]
+    assert [gpu["index"] for gpu in estimate["gpus"]] == [2, 3]
+    world.system.environment["CUDA_VISIBLE_DEVICES"] = "7"
+    assert world.run({"name": "m8b", "state": "loaded"}, check=True)["models"][0]["estimate"] is None
+    assert "its need of GPU memory cannot be estimated: There is no GPU 7" in world.warnings[0]
+
+
+def test_an_embedding_model(world: Any) -> None:
+    world.api.have("embed:latest")
+    world.api.capabilities = ["embedding"]
+    world.api.on_load = Answer(200, {"embeddings": [[1.0]]})
+    assert world.run({"name": "embed", "state": "loaded", "keep_alive": "10m"})["changed"]
+    assert world.api.done == ['load embed:latest {"embedding": true, "keep_alive": "10m"}']
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        (Answer(500, {"error": "cudaMalloc failed: out of memory"}), "cannot be loaded: HTTP 500: cudaMalloc failed"),
+        (Answer(200, {"done": False}), "HTTP 200, but done is False"),
+    ],
+)
+def test_a_load_that_fails(world: Any, answer: Answer, reason: str) -> None:
+    world.api.have("m8b:latest")
+    world.api.on_load = answer
+    with pytest.raises(models.Failed, match=reason):
+        world.run({"name": "m8b", "state": "loaded"})
+
+
+def test_gone_at_once(world: Any) -> None:
+    world.api.have("m8b:latest")
+    world.api.forgets = True
+    with pytest.raises(models.Failed, match="was loaded, and is gone again.*keep_alive 0"):
+        world.run({"name": "m8b", "state": "loaded", "keep_alive": "0"})
+
+
+def test_partly_on_the_cpu(world: Any) -> None:
+    world.api.have("m8b:latest")
+    world.api.on_gpu = 0.5
+    wanted = {"name": "m8b", "state": "loaded"}
+    with pytest.raises(
+        models.Failed, match="has 2.5 of its 5.0 GiB on GPUs, the rest runs on the CPU; it was unloaded"
+    ):
+        world.run(wanted)
+    assert world.api.memory == {}
+    world.run(wanted, fit="warn")
+    assert "has 2.5 of its 5.0 GiB on GPUs" in world.warnings[0]
+    world.api.memory.clear()
+    assert world.run(dict(wanted, options={"num_gpu": 0}))["changed"], "as declared"
+
+
+def test_without_gpus_there_is_nothing_to_estimate(world: Any) -> None:
+    world.api.have("m8b:latest")
+    world.api.on_gpu = 0
+    world.held = []
+    (entry,) = world.run({"name": "m8b", "state": "loaded"})["models"]
+    assert entry["estimate"] is None
+    assert "ratio" not in entry
+
+
+def test_weights_that_cannot_be_read(world: Any, tmp_path: Path) -> None:
+    world.api.have("m8b:latest")
+    (tmp_path / "sha256-weights").unlink()
+    world.run({"name": "m8b", "state": "loaded"})
+    assert "cannot be estimated" in world.warnings[0]
+    world.api.memory.clear()
+    world.api.show = lambda name: Answer(200, {"modelfile": "FROM scratch"})
+    world.source = "procfs"
+    world.run({"name": "m8b", "state": "loaded"})
+    assert "the server does not say where its weights lie" in world.warnings[0]
+
+
+# --- declarations, and the server
+
+
+@pytest.mark.parametrize(
+    "items, reason",
+    [
+        ([{"name": "a b"}], "'a b' is no model's name"),
+        ([{"name": "a", "copy_of": "/"}], "is no model's name"),
+        (
+            [{"name": "a", "copy_of": "b", "from_file": "/c"}],
+            "a: from_file and copy_of are given; expected one of them",
+        ),
+        ([{"name": "a", "state": "absent", "digest": "0" * 12}], "a: digest means nothing with state absent"),
+        ([{"name": "a", "state": "unloaded", "copy_of": "b"}], "a: copy_of means nothing with state unloaded"),
+        ([{"name": "a", "keep_alive": "1h"}], "a: keep_alive and options mean something with state loaded only"),
+        ([{"name": "a", "digest": "xyz"}], "a: digest xyz; expected 12 to 64 hexadecimal digits"),
+        ([{"name": "a", "state": "loaded", "keep_alive": "1d"}], "a: keep_alive: '1d' is not a duration"),
+        ([{"name": "a", "from_file": "b.gguf"}], "a: from_file b.gguf; expected an absolute path"),
+        ([{"name": "a", "modelfile": "SYSTEM x"}], "a: modelfile: there is no FROM"),
+        ([{"name": "a"}, {"name": "A:latest"}], "A:latest: is declared twice"),
+    ],
+)
+def test_declarations_that_mean_nothing(world: Any, items: List[Dict[str, Any]], reason: str) -> None:
+    with pytest.raises(models.ModelError, match=reason):
+        world.run(*items)
+
+
+def test_the_margin_has_a_unit(world: Any) -> None:
+    with pytest.raises(models.ModelError, match="free_space_margin: '2 potatoes' is no size"):
+        world.run({"name": "a"}, free_space_margin="2 potatoes")
+
+
+def test_no_server(world: Any) -> None:
+    world.api.tags = lambda: (_ for _ in ()).throw(ApiError("127.0.0.1:11434: Connection refused"))
+    with pytest.raises(models.ModelError, match="refused; expected Ollama's API at http://127.0.0.1:11434"):
+        world.run({"name": "a"})
+    world.system.pid = 0
+    with pytest.raises(models.ModelError, match="ollama.service does not run on this host"):
+        world.run({"name": "a"})
+    world.system.pid, world.system.refuses = 10, True
+    with pytest.raises(models.ModelError, match="only root may read it; run this with become: true"):
+        world.run({"name": "a"})
+
+
+def test_another_server_than_the_units(world: Any) -> None:
+    found = server.find(UNIT, "127.0.0.1:9999", world.system)
+    assert found.environ == {}
+    assert found.store is None
+    assert server.find(UNIT, "127.0.0.1:11434", world.system).store == "/nonexistent/.ollama/models"
+    world.system.environment = {"OLLAMA_HOST": "0.0.0.0:9999", "OLLAMA_MODELS": "/srv/models"}
+    assert server.find(UNIT, None, world.system).store == "/srv/models"
+    with pytest.raises(server.ServerError, match="host: "):
+        server.find(UNIT, "127.0.0.1:x", world.system)
+
+
+@pytest.mark.parametrize("value, spread", [("1", True), ("off", True), ("0", False), ("false", False), ("", False)])
+def test_spread_as_ollama_reads_it(world: Any, value: str, spread: bool) -> None:
+    assert server.Server(world.api, UNIT, {"OLLAMA_SCHED_SPREAD": value}).spread is spread
+
+
+def test_the_worker_by_its_command_line(tmp_path: Path, fakes: Any) -> None:
+    (tmp_path / "100").mkdir()
+    (tmp_path / "100" / "cmdline").write_bytes(b"llama-server\0--model\0/srv/blobs/sha256-a\0--port\x001\0")
+    facts = fakes.facts((5, 0, 7, 0))
+    assert server.held_by_worker(facts, UNIT, "sha256-a", str(tmp_path)) == ({fakes.uuid(0): 5, fakes.uuid(2): 7}, True)
+    assert server.held_by_worker(facts, UNIT, "sha256-b", str(tmp_path))[0] == {}
+    assert server.held_by_worker(facts, "other.service", "sha256-a", str(tmp_path))[0] == {}
+    assert server.held_by_worker(facts, UNIT, "sha256-a", str(tmp_path / "none"))[0] == {}
+    facts["devices"][0]["processes"][0]["used_bytes"] = None
+    assert server.held_by_worker(facts, UNIT, "sha256-a", str(tmp_path)) == (
+        {fakes.uuid(0): 0, fakes.uuid(2): 7},
+        False,
+    )

@@ -1,0 +1,51 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the module makes of an outcome; what is done is tested beside module_utils/ollama/models.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models
+from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
+
+ARGUMENTS = {"models": [{"name": "a"}]}
+
+
+@pytest.fixture
+def outcome(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def end(what: Any) -> None:
+        def bring(params: Any, check_mode: bool, warn: Any) -> Any:
+            if isinstance(what, Exception):
+                raise what
+            return what
+
+        monkeypatch.setattr(models, "bring", bring)
+
+    return end
+
+
+def test_a_result(outcome: Any, run_module: Any) -> None:
+    outcome({"changed": True, "msg": "a pulled", "models": [], "diff": {"before": "", "after": ""}})
+    assert run_module(ollama_model.main, ARGUMENTS)["msg"] == "a pulled"
+
+
+def test_a_wrong_declaration(outcome: Any, run_module: Any) -> None:
+    outcome(models.ModelError("a: is wrong"))
+    result = run_module(ollama_model.main, ARGUMENTS)
+    assert (result["failed"], result["changed"], result["msg"]) == (True, False, "a: is wrong (nothing was changed)")
+
+
+def test_a_failure_keeps_what_was_done(outcome: Any, run_module: Any) -> None:
+    outcome(models.Failed("a: broke", {"changed": True, "models": [], "msg": "x"}))
+    result = run_module(ollama_model.main, ARGUMENTS)
+    assert (result["failed"], result["changed"], result["msg"]) == (True, True, "a: broke")
+
+
+def test_told_before_a_pull(outcome: Any, run_module: Any) -> None:
+    outcome(models.PullNeeded())
+    result = run_module(ollama_model.main, ARGUMENTS)
+    assert (result["changed"], result["pull_needed"]) == (False, True)
