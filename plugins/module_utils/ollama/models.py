@@ -433,7 +433,7 @@ class _Run:
         facts = self.gather()
         blob = _weights(shown)
         resident = self.loaded.get(_key(item["name"]))
-        reason = self._why_load(item, resident, facts, blob)
+        reason = self._why_load(item, resident, shown, facts, blob)
         if reason is None:
             self._report(entry, resident or {}, facts, blob)
             return
@@ -449,13 +449,14 @@ class _Run:
         entry["actions"].append("loaded")
 
     def _why_load(
-        self, item: Dict[str, Any], resident: Optional[Dict[str, Any]], facts: Dict[str, Any], blob: str
+        self, item: Dict[str, Any], resident: Optional[Dict[str, Any]], shown: Answer, facts: Dict[str, Any], blob: str
     ) -> Optional[str]:
         if resident is None:
             return "is not loaded"
-        wanted = (item.get("options") or {}).get("num_ctx")
-        if wanted and resident.get("context_length") and int(wanted) != resident["context_length"]:
-            return "is loaded with a context of %d, declared is %d" % (resident["context_length"], int(wanted))
+        wanted, has = (item.get("options") or {}).get("num_ctx"), resident.get("context_length")
+        # the server gives no more than the model was trained with
+        if wanted and has and has != int(wanted) and not has == _trained(shown) < int(wanted):
+            return "is loaded with a context of %d, declared is %d" % (has, int(wanted))
         if str(item.get("keep_alive", "")).startswith("-") and not _stays(resident):
             return "would be unloaded at %s" % resident.get("expires_at")
         return self._dead(resident, facts, blob)
@@ -629,6 +630,12 @@ def _weights(shown: Answer) -> str:
         return os.path.basename(_weights_path(shown))
     except ValueError:
         return ""
+
+
+def _trained(shown: Answer) -> int:
+    """Tokens of context that a model was trained with; 0 when the server does not say."""
+    known = (shown.body.get("model_info") or {}).items()
+    return next((int(value) for key, value in known if key.endswith(".context_length")), 0)
 
 
 def _held(device: Dict[str, Any], unit: str) -> int:

@@ -70,6 +70,7 @@ class FakeServer:
                 "modelfile": "# x\nFROM %s\nTEMPLATE {{ .Prompt }}\n" % (self.blobs / "sha256-weights"),
                 "parameters": self.parameters,
                 "capabilities": self.capabilities,
+                "model_info": {"general.architecture": "llama", "llama.context_length": 131072},
             },
         )
 
@@ -425,6 +426,16 @@ def test_loaded_otherwise(world: Any, change: Dict[str, Any], reason: str) -> No
     assert world.run({"name": "m8b", "state": "loaded", "keep_alive": "1h"})["changed"] is False
     assert world.run(dict({"name": "m8b", "state": "loaded"}, **change))["models"][0]["reason"] == reason
     assert world.run(dict({"name": "m8b", "state": "loaded"}, **change))["changed"] is False
+
+
+def test_no_more_context_than_it_was_trained_with(world: Any) -> None:
+    world.api.have("m8b:latest")
+    world.run({"name": "m8b", "state": "loaded"})
+    world.api.memory["m8b:latest"]["context_length"] = 131072
+    wanted = {"name": "m8b", "state": "loaded", "options": {"num_ctx": 200000}}
+    assert world.run(wanted, check=True)["changed"] is False
+    world.api.memory["m8b:latest"]["context_length"] = 4096
+    assert world.run(wanted, check=True)["changed"] is True
 
 
 def test_a_dead_worker_is_found_out(world: Any) -> None:
