@@ -15,7 +15,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 MODULE = "gpufleet.inference.ollama_model"
-EVERY = 3.0  # seconds between two looks
+FIRST, EVERY = 0.5, 3.0  # seconds to the first look, which doubles, and between two later ones
 LONGEST = 7 * 24 * 3600  # seconds; a pull that stalls ends long before
 OF_THE_JOB = (
     "started",
@@ -72,9 +72,11 @@ class ActionModule(ActionBase):
         if job.get("failed") or "ansible_job_id" not in job:
             return job
         asked = {"jid": job["ansible_job_id"], "_async_dir": os.path.dirname(job["results_file"])}
+        pause = FIRST
         try:
             while True:
-                time.sleep(EVERY)
+                time.sleep(pause)
+                pause = min(EVERY, 2 * pause)
                 result = self._execute_module(
                     module_name="ansible.legacy.async_status", module_args=asked, task_vars=task_vars, wrap_async=False
                 )

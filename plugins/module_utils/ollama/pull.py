@@ -13,7 +13,7 @@ from typing import Callable, Dict, Optional, Tuple
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
 
 _WRITE_EVERY = 0.5  # seconds between two states of the progress file
-_RESUMES = "what was downloaded stays, and the next run goes on from there"
+_RESUMES = "; what was downloaded stays, and the next run goes on from there"
 
 
 class PullError(Exception):
@@ -75,11 +75,14 @@ def pull(
     layers: Dict[str, Tuple[int, int]] = {}
     most, since, loading, status = 0, time.monotonic(), True, ""
 
+    def kept() -> str:
+        return _RESUMES if layers else ""
+
     def stalled() -> PullError:
         total = max(expected, sum(layer[1] for layer in layers.values()))
         return PullError(
             "%s: no byte more for %.0f s (stall_timeout) at %d of %d bytes, status %r: the registry or the network "
-            "stalls; %s" % (name, stall_timeout, most, total, status, _RESUMES)
+            "stalls%s" % (name, stall_timeout, most, total, status, kept())
         )
 
     def silence() -> float:
@@ -88,7 +91,7 @@ def pull(
     try:
         for event in api.events("/api/pull", {"model": name, "insecure": insecure, "stream": True}, silence):
             if "error" in event:
-                raise PullError("%s: %s; %s" % (name, event["error"], _RESUMES))
+                raise PullError("%s: %s%s" % (name, event["error"], kept()))
             status, digest = str(event.get("status", "")), event.get("digest")
             loading = status.startswith("pulling")
             if not digest:
@@ -108,6 +111,6 @@ def pull(
             raise stalled() from None
         raise PullError("%s: silent for %.0f s (timeout) at %r" % (name, finish_timeout, status)) from None
     except ApiError as error:
-        raise PullError("%s: %s; %s" % (name, error, _RESUMES)) from None
+        raise PullError("%s: %s%s" % (name, error, kept())) from None
     if status != "success":
-        raise PullError("%s: the server ended the pull at %r, without success; %s" % (name, status, _RESUMES))
+        raise PullError("%s: the server ended the pull at %r, without success%s" % (name, status, kept()))
