@@ -14,7 +14,7 @@ Layers with a sliding window are counted with the whole context, as Ollama's own
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gguf import Header
 
@@ -105,16 +105,14 @@ def estimate(
     """Where the model will go.
 
     :param free: free bytes of each GPU that the server may use; at least one.
-    :param contexts: tokens of context to try in turn; the first that fits is taken, else the last.
+    :param contexts: tokens of context to try in turn, at least one; the first that fits is taken, else the last.
     :param spread: OLLAMA_SCHED_SPREAD.
     :param margin: bytes that stay free on each GPU.
     """
-    found: Optional[Estimate] = None
     for context in contexts:
         found = _estimate(header, list(free), context, parallel, spread, cache_type, margin)
-        if found.fits:
-            return found
-    assert found is not None
+        if found.fits or context == contexts[-1]:
+            break
     return found
 
 
