@@ -51,11 +51,14 @@ class Server(NamedTuple):
     def devices(self, facts: Dict[str, Any]) -> List[Dict[str, Any]]:
         """The GPUs that it may use, out of the facts.
 
-        :raises ValueError: its CUDA_VISIBLE_DEVICES names GPUs that are not there.
+        :raises ValueError: its CUDA_VISIBLE_DEVICES names GPUs that are not there, or none answers.
         """
         visible = self.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is None:
-            return [device for device in facts["devices"] if not device["health"]["lost"]]
+            answering = [device for device in facts["devices"] if not device["health"]["lost"]]
+            if not answering:
+                raise ValueError("no GPU of this host answers")
+            return answering
         try:
             return select(facts["devices"], settings.visible_list(visible))
         except (SelectionError, settings.SettingsError) as error:

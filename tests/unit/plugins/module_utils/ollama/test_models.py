@@ -631,6 +631,14 @@ def test_another_server_than_the_units(world: Any) -> None:
         server.find(UNIT, "127.0.0.1:x", world.system)
 
 
+def test_no_gpu_answers(world: Any) -> None:
+    facts = world.gather()
+    for device in facts["devices"]:
+        device["health"]["lost"] = True
+    with pytest.raises(ValueError, match="no GPU of this host answers"):
+        server.Server(world.api, UNIT, {}).devices(facts)
+
+
 @pytest.mark.parametrize("value, spread", [("1", True), ("off", True), ("0", False), ("false", False), ("", False)])
 def test_spread_as_ollama_reads_it(world: Any, value: str, spread: bool) -> None:
     assert server.Server(world.api, UNIT, {"OLLAMA_SCHED_SPREAD": value}).spread is spread
