@@ -15,7 +15,8 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 MODULE = "gpufleet.inference.ollama_model"
-FIRST, EVERY = 0.5, 3.0  # seconds to the first look, which doubles, and between two later ones
+FIRST = 0.5  # seconds to the first look; the pause doubles
+EVERY = 3.0  # seconds between two later looks
 LONGEST = 7 * 24 * 3600  # seconds; a pull that stalls ends long before
 OF_THE_JOB = (
     "started",
