@@ -532,9 +532,14 @@ static int processes(struct device *handle, const char *key, char type, uint32_t
                 instance[i] = (uint32_t)integer(&value);
     }
     for (int i = 0, n = state_claims(scope, claims, MAX_CLAIMS); i < n; i++) {
-        struct process p = {(uint32_t)claims[i].pid, claims[i].bytes, instance[0], instance[1]};
+        struct process p;
         if (claims[i].type != type)
             continue;
+        memset(&p, 0, sizeof p); /* the gap behind the PID, too */
+        p.pid = (uint32_t)claims[i].pid;
+        p.bytes = claims[i].bytes;
+        p.gpu_instance = instance[0];
+        p.compute_instance = instance[1];
         if (there < room)
             memcpy(out + there * size, &p, size);
         there++;
