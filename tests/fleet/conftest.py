@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lab as fixtures: real hosts over real SSH for the modules, and a way to look at them that is none of ours.
 
-The test lab has its own containers (GPUFLEET_LAB=test) and is taken down at the end unless KEEP_LAB is set.
+The test lab has its own containers (GPUFLEET_LAB=test; with `pytest -n` each process has a lab) and is taken down at
+the end unless KEEP_LAB is set.
     FLEET_HOSTS=n   how many hosts (default 3: gpu1 has 4 cards of 24 GiB, gpu2 four H200s, gpu3 two)
 """
 
@@ -157,7 +158,9 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The lab, up, with FLEET_HOSTS hosts."""
-    os.environ.setdefault("GPUFLEET_LAB", "test")
+    # Each process of pytest-xdist has a lab of its own.
+    names = [os.environ.get("GPUFLEET_LAB") or "test", os.environ.get("PYTEST_XDIST_WORKER")]
+    os.environ["GPUFLEET_LAB"] = "-".join(name for name in names if name)
     running = Lab(int(os.environ.get("FLEET_HOSTS", "3")), tmp_path_factory.mktemp("fleet"))
     running.up()
     yield running
