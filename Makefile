@@ -34,7 +34,7 @@ sanity: deps ## ansible-test sanity
 	python tests/sanity/run.py
 
 fleet: deps ## modules, roles and playbooks on the hosts of a test lab, over SSH (KEEP_LAB=1 leaves it up)
-	pytest -v -n 3 --dist loadfile --durations=15 tests/fleet
+	pytest -v --durations=15 tests/fleet
 
 molecule: deps ## the roles' molecule scenarios on a test lab
 	NO_COLOR=1 molecule test --all
