@@ -5,6 +5,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Test labs of two checkouts on one machine have different names.
+CHECKOUT := $(shell pwd | sha256sum | cut -c1-4)
 STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
