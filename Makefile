@@ -7,6 +7,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Test labs of two checkouts on one machine have different names.
 CHECKOUT := $(shell pwd | sha256sum | cut -c1-4)
+# Further words for the fleet tests, such as -n 3 --dist loadfile for three labs at a time.
+FLEET ?=
 STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
@@ -36,10 +38,10 @@ sanity: deps ## ansible-test sanity
 	python tests/sanity/run.py
 
 fleet: deps ## modules, roles and playbooks on the hosts of a test lab, over SSH (KEEP_LAB=1 leaves it up)
-	pytest -v --durations=15 tests/fleet
+	GPUFLEET_LAB=test-$(CHECKOUT) pytest -v $(FLEET) --durations=15 tests/fleet
 
 molecule: deps ## the roles' molecule scenarios on a test lab
-	NO_COLOR=1 molecule test --all
+	NO_COLOR=1 MOLECULE_LAB=molecule-$(CHECKOUT) molecule test --all
 
 test: deps ## everything above, the fastest first; stops at the first stage that fails
 	@python tests/run.py $(STAGES)
