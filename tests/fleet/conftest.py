@@ -56,15 +56,10 @@ class Lab:
         self.inventory = ""
 
     def lab(self, *words: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess:
-        """Run lab.py; its output is in `.stdout`, errors included."""
-        done = subprocess.run(
-            [sys.executable, str(LAB_PY), *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-        )
+        """Run lab.py; its output is in `.stdout`, what went to stderr after it."""
+        command = [sys.executable, str(LAB_PY), *words]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+        done.stdout += done.stderr  # two streams in one pipe come in any order
         assert not check or done.returncode == 0, "lab.py %s: exit %d\n%s" % (
             " ".join(words),
             done.returncode,
