@@ -1,29 +1,19 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ollama's own HTTP API, from the host itself.
-
-Spoken over a bare socket as HTTP/1.0: Python's ``http.client`` pulls in ``ssl`` and costs 40 ms at each run, a third
-of a module call that has nothing to change.
-"""
+"""Ollama's own HTTP API, from the host itself."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-_LARGEST = 64 << 20  # bytes of an answer
+from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError as ApiError
+from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpTimeout as ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import Stream
 
-
-class ApiError(Exception):
-    """No usable answer: nobody listens, the connection broke, or what came is not Ollama's."""
-
-
-class ApiTimeout(ApiError):
-    """The server took the request and did not answer in time."""
+__all__ = ["Answer", "Api", "ApiError", "ApiTimeout"]
 
 
 class Answer(NamedTuple):
@@ -144,110 +134,5 @@ class Api:
 
     def _request(
         self, method: str, path: str, timeout: float, payload: bytes = b"", file: Optional[BinaryIO] = None
-    ) -> "_Stream":
-        return _Stream(self.address, self.port, method, path, timeout, payload, file)
-
-
-class _Stream:
-    """One request, and its answer as it comes."""
-
-    def __init__(
-        self, address: str, port: int, method: str, path: str, timeout: float, payload: bytes, file: Optional[BinaryIO]
-    ) -> None:
-        self.where = "%s:%d" % (address, port)
-        self.path, self.timeout = path, timeout
-        self.received = bytearray()
-        length = os.fstat(file.fileno()).st_size if file else len(payload)
-        # a server on loopback answers only to a Host of this machine, which its address is
-        head = "%s %s HTTP/1.0\r\nHost: %s:%d\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
-            method,
-            path,
-            "[%s]" % address if ":" in address else address,
-            port,
-            length,
-        )
-        deadline = time.monotonic() + timeout
-        try:
-            self.connection = socket.create_connection((address, port), timeout=timeout)
-        except socket.timeout:
-            raise self._late() from None
-        except OSError as error:
-            raise ApiError("%s: %s" % (self.where, error)) from None
-        try:
-            self._send(head.encode("ascii") + payload, file)
-            while b"\r\n\r\n" not in self.received and self._more(deadline if file is None else None):
-                pass
-            header, separator, content = bytes(self.received).partition(b"\r\n\r\n")
-            words = header.split(None, 2)
-            if not separator or len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-                raise ApiError("%s%s does not answer in HTTP: %.80r" % (self.where, path, bytes(self.received)))
-        except BaseException:
-            self.connection.close()
-            raise
-        self.status, self.length = int(words[1]), _length(header)
-        self.received = bytearray(content)
-
-    def __enter__(self) -> "_Stream":
-        return self
-
-    def __exit__(self, *_error: Any) -> None:
-        self.connection.close()
-
-    def rest(self, deadline: float) -> bytes:
-        """The whole body."""
-        while len(self.received) < _LARGEST and self._more(deadline):
-            pass
-        if self.length is not None and len(self.received) < self.length:
-            raise ApiError(
-                "%s%s broke off after %d of %d bytes" % (self.where, self.path, len(self.received), self.length)
-            )
-        return bytes(self.received)
-
-    def line(self, deadline: float) -> Optional[bytes]:
-        """The next line of the body, None at its end."""
-        while b"\n" not in self.received:
-            if len(self.received) > _LARGEST:
-                raise ApiError("%s%s answers with a line that does not end" % (self.where, self.path))
-            if not self._more(deadline):
-                last, self.received = bytes(self.received), bytearray()
-                return last or None
-        line, _newline, self.received = self.received.partition(b"\n")
-        return bytes(line)
-
-    def _send(self, head: bytes, file: Optional[BinaryIO]) -> None:
-        try:
-            self.connection.sendall(head)
-            if file:
-                self.connection.sendfile(file)
-        except socket.timeout:
-            raise self._late() from None
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it refuses the rest; its answer says why
-        except OSError as error:
-            raise ApiError("%s: %s" % (self.where, error)) from None
-
-    def _more(self, deadline: Optional[float]) -> bool:
-        """Receive something; False at the end."""
-        left = self.timeout if deadline is None else deadline - time.monotonic()
-        if left <= 0:
-            raise self._late()
-        try:
-            self.connection.settimeout(left)
-            chunk = self.connection.recv(65536)
-        except socket.timeout:
-            raise self._late() from None
-        except OSError as error:
-            raise ApiError("%s: %s" % (self.where, error)) from None
-        self.received += chunk
-        return bool(chunk)
-
-    def _late(self) -> ApiTimeout:
-        return ApiTimeout("%s%s did not answer within %.0f s" % (self.where, self.path, self.timeout))
-
-
-def _length(header: bytes) -> Optional[int]:
-    for line in header.split(b"\r\n")[1:]:
-        name, _sep, value = line.partition(b":")
-        if name.strip().lower() == b"content-length" and value.strip().isdigit():
-            return int(value)
-    return None
+    ) -> Stream:
+        return Stream(self.address, self.port, method, path, timeout, payload=payload, file=file)

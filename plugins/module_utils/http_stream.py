@@ -1,0 +1,168 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One HTTP request and its answer as it comes, over a bare socket.
+
+Python's ``http.client`` pulls in ``ssl`` and costs 40 ms at each run, a third of a module call that has nothing to
+change. So HTTP/1.0 is spoken here, and ``ssl`` is imported only for https.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any, BinaryIO, Mapping, Optional
+
+_LARGEST = 64 << 20  # bytes of an answer
+
+
+class HttpError(Exception):
+    """No usable answer: nobody listens, the connection broke, or what came is not what was expected."""
+
+
+class HttpTimeout(HttpError):
+    """The server took the request and did not answer in time."""
+
+
+class Stream:
+    """One request, and its answer as it comes.
+
+    :param payload: body of the request; ``file``: the same from an open file.
+    :param headers: further header fields; their values must hold no line end.
+    :param tls: an ``ssl.SSLContext``, for https.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        method: str,
+        path: str,
+        timeout: float,
+        *,
+        payload: bytes = b"",
+        file: Optional[BinaryIO] = None,
+        headers: Optional[Mapping[str, str]] = None,
+        tls: Any = None,
+    ) -> None:
+        self.where = "%s:%d" % (address, port)
+        self.path, self.timeout = path, timeout
+        self.received = bytearray()
+        length = os.fstat(file.fileno()).st_size if file else len(payload)
+        # a server on loopback answers only to a Host of this machine, which its address is
+        own = {
+            "Host": "%s:%d" % ("[%s]" % address if ":" in address else address, port),
+            "Content-Type": "application/json",
+            "Content-Length": str(length),
+        }
+        fields = dict(own, **(headers or {}))
+        head = "%s %s HTTP/1.0\r\n%s\r\n" % (method, path, "".join("%s: %s\r\n" % field for field in fields.items()))
+        deadline = time.monotonic() + timeout
+        try:
+            self.connection = socket.create_connection((address, port), timeout=timeout)
+            if tls is not None:
+                self.connection = tls.wrap_socket(self.connection, server_hostname=address)
+        except socket.timeout:
+            raise self._late() from None
+        except OSError as error:
+            raise HttpError("%s: %s" % (self.where, error)) from None
+        try:
+            self._send(head.encode("latin-1") + payload, file)
+            while b"\r\n\r\n" not in self.received and self._more(deadline if file is None else None):
+                pass
+            header, separator, content = bytes(self.received).partition(b"\r\n\r\n")
+            words = header.split(None, 2)
+            if not separator or len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+                raise HttpError("%s%s does not answer in HTTP: %.80r" % (self.where, path, bytes(self.received)))
+        except BaseException:
+            self.connection.close()
+            raise
+        self.status, self.length = int(words[1]), _length(header)
+        self.chunked = _field(header, b"transfer-encoding") == b"chunked"  # some servers do so to HTTP/1.0 as well
+        self.received = bytearray(content)
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        self.connection.close()
+
+    def rest(self, deadline: float) -> bytes:
+        """The whole body."""
+        while len(self.received) < _LARGEST and self._more(deadline):
+            pass
+        if self.length is not None and len(self.received) < self.length:
+            raise HttpError(
+                "%s%s broke off after %d of %d bytes" % (self.where, self.path, len(self.received), self.length)
+            )
+        return self._joined() if self.chunked else bytes(self.received)
+
+    def _joined(self) -> bytes:
+        """The body out of its chunks."""
+        body, left = b"", bytes(self.received)
+        while True:
+            size, newline, left = left.partition(b"\r\n")
+            try:
+                length = int(size.partition(b";")[0], 16) if newline else -1
+            except ValueError:
+                length = -1
+            if length == 0:
+                return body
+            if length < 0 or len(left) < length + 2:
+                raise HttpError("%s%s broke off in the midst of a chunk" % (self.where, self.path))
+            body, left = body + left[:length], left[length + 2 :]
+
+    def line(self, deadline: float) -> Optional[bytes]:
+        """The next line of the body, None at its end."""
+        while b"\n" not in self.received:
+            if len(self.received) > _LARGEST:
+                raise HttpError("%s%s answers with a line that does not end" % (self.where, self.path))
+            if not self._more(deadline):
+                last, self.received = bytes(self.received), bytearray()
+                return last or None
+        line, _newline, self.received = self.received.partition(b"\n")
+        return bytes(line)
+
+    def _send(self, head: bytes, file: Optional[BinaryIO]) -> None:
+        try:
+            self.connection.sendall(head)
+            if file:
+                self.connection.sendfile(file)
+        except socket.timeout:
+            raise self._late() from None
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it refuses the rest; its answer says why
+        except OSError as error:
+            raise HttpError("%s: %s" % (self.where, error)) from None
+
+    def _more(self, deadline: Optional[float]) -> bool:
+        """Receive something; False at the end."""
+        left = self.timeout if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            raise self._late()
+        try:
+            self.connection.settimeout(left)
+            chunk = self.connection.recv(65536)
+        except socket.timeout:
+            raise self._late() from None
+        except OSError as error:
+            raise HttpError("%s: %s" % (self.where, error)) from None
+        self.received += chunk
+        return bool(chunk)
+
+    def _late(self) -> HttpTimeout:
+        return HttpTimeout("%s%s did not answer within %.0f s" % (self.where, self.path, self.timeout))
+
+
+def _field(header: bytes, wanted: bytes) -> bytes:
+    for line in header.split(b"\r\n")[1:]:
+        name, _sep, value = line.partition(b":")
+        if name.strip().lower() == wanted:
+            return value.strip()
+    return b""
+
+
+def _length(header: bytes) -> Optional[int]:
+    value = _field(header, b"content-length")
+    return int(value) if value.isdigit() else None
