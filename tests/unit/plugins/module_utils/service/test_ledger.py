@@ -1,0 +1,154 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two services and the same GPU or port: what is refused, and whose claims count."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import ledger, render
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.ledger import Claim, Conflict
+
+A, B = "GPU-aaaaaaaa-0000-4000-8000-000000000000", "GPU-bbbbbbbb-0000-4000-8000-000000000000"
+UP = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "disabled"}
+
+
+class Host:
+    """Overrides that lie on a host, and the state of their units."""
+
+    def __init__(self, **claims):
+        self.files, self.states, self.asked = {}, {}, []
+        for name, claim in claims.items():
+            self.add(Claim(name + ".service", **claim))
+
+    def add(self, claim, state=UP):
+        path = "/etc/systemd/system/%s.d/zz-gpufleet.conf" % claim.unit
+        text = render.drop_in(claim.unit, {"A": "1"}, ledger.lines(claim))
+        self.files[path] = text.encode()
+        self.states[claim.unit] = state
+
+    def names(self, directory):
+        assert directory == "/etc/systemd/system"
+        return [*{path.split("/")[4] for path in self.files}, "multi-user.target.wants", "empty.service.d", "x.service"]
+
+    def read(self, path):
+        return self.files.get(path)
+
+    def show(self, unit):
+        self.asked.append(unit)
+        return self.states[unit]
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        Claim("a.service", {A: None, B: 0.45}, ports=(8000, 8001)),
+        Claim("vllm@chat.service", {A: 0.9}, exclusive=False),
+        Claim("p.service", ports=(1,)),
+    ],
+)
+def test_a_claim_is_read_back_as_it_was_written(claim):
+    host = Host()
+    host.add(claim)
+    assert ledger.held(host) == [claim]
+    render.check_settings(ledger.lines(claim))
+
+
+def test_no_claim_leaves_no_lines():
+    assert ledger.lines(Claim("a.service")) == {}
+    host = Host(a={})
+    assert ledger.held(host) == []
+
+
+MEET = [
+    (
+        {"gpus": {A: None}},
+        {"gpus": {A: None, B: None}},
+        "a.service and b.service both claim GPU a, and each for itself",
+    ),
+    ({"gpus": {A: None}, "exclusive": False}, {"gpus": {A: 0.1}}, "both claim GPU a, and b.service for itself alone"),
+    ({"ports": (80, 81)}, {"ports": (81,)}, "a.service and b.service both listen on port 81"),
+    (
+        {"gpus": {A: 0.6}, "exclusive": False},
+        {"gpus": {A: 0.45}, "exclusive": False},
+        "a.service and b.service share GPU a, but claim 60 % and 45 % of its memory",
+    ),
+]
+APART = [
+    ({"gpus": {A: None}}, {"gpus": {B: None}}),
+    ({"ports": (80,)}, {"ports": (81,)}),
+    ({"gpus": {A: 0.5}, "exclusive": False}, {"gpus": {A: 0.5}, "exclusive": False}),
+    ({"gpus": {A: 0.9}, "exclusive": False}, {"gpus": {A: None}, "exclusive": False}),
+]
+
+
+@pytest.mark.parametrize("one, two, words", MEET)
+def test_who_meets_is_refused_with_both_names(one, two, words):
+    label = {A: "a", B: "b"}.get
+    both = [Claim("a.service", **one), Claim("b.service", **two)]
+    with pytest.raises(Conflict, match=words):
+        ledger.check(both, Host(), label=label)
+    host = Host(b=two)
+    with pytest.raises(Conflict, match=words) as error:
+        ledger.check(both[:1], host, label=label)
+    assert "systemctl disable --now b.service" in str(error.value) or "share" in words
+    assert host.asked == ["b.service"]
+
+
+@pytest.mark.parametrize("one, two", APART)
+def test_who_does_not_meet_is_left_alone_and_costs_no_look_at_systemd(one, two):
+    host = Host(b=two)
+    ledger.check([Claim("a.service", **one)], host)
+    ledger.check([Claim("a.service", **one), Claim("c.service", **two)], Host())
+    assert host.asked == []
+
+
+def test_three_that_share_may_take_no_more_than_there_is():
+    host = Host(**{name: {"gpus": {A: 0.4}, "exclusive": False} for name in ("b", "c")})
+    with pytest.raises(Conflict, match="a.service and b.service and c.service share .* 40 % and 40 % and 40 %"):
+        ledger.check([Claim("a.service", {A: 0.4}, exclusive=False)], host)
+    host.states["c.service"] = {"LoadState": "not-found"}
+    ledger.check([Claim("a.service", {A: 0.4}, exclusive=False)], host)
+
+
+def test_lines_that_a_person_spoiled_are_passed_over():
+    text = b"[X-Gpufleet]\nGPU=%s much\nPort=x\nPort=80\n[Service]\nPort=81\n" % A.encode()
+    assert ledger.read("a.service", text) == Claim("a.service", {A: None}, ports=(80,))
+
+
+def test_a_unit_is_not_in_its_own_way():
+    host = Host(a={"gpus": {A: None}, "ports": (80,)})
+    ledger.check([Claim("a.service", {A: None, B: None}, ports=(80,))], host)
+
+
+def test_a_unit_that_the_same_run_takes_away_is_in_nobodys_way():
+    host = Host(b={"gpus": {A: None}})
+    ledger.check([Claim("a.service", {A: None})], host, leaving=["b.service"])
+
+
+def test_a_declared_claim_counts_in_place_of_the_one_on_the_host():
+    host = Host(b={"gpus": {A: None}})
+    ledger.check([Claim("a.service", {A: None}), Claim("b.service", {B: None})], host)
+
+
+STATES = [
+    ({"LoadState": "not-found", "ActiveState": "inactive"}, False),
+    ({"LoadState": "masked", "ActiveState": "inactive", "UnitFileState": "masked"}, False),
+    ({"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "disabled"}, False),
+    ({"LoadState": "loaded", "ActiveState": "failed", "UnitFileState": "static"}, False),
+    ({"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "enabled"}, True),
+    ({"LoadState": "loaded", "ActiveState": "activating", "UnitFileState": "disabled"}, True),
+    (UP, True),
+]
+
+
+@pytest.mark.parametrize("state, holds", STATES)
+def test_a_unit_that_was_removed_or_switched_off_by_hand_holds_nothing(state, holds):
+    host = Host()
+    host.add(Claim("b.service", {A: None}), state)
+    if holds:
+        with pytest.raises(Conflict):
+            ledger.check([Claim("a.service", {A: None})], host)
+    else:
+        ledger.check([Claim("a.service", {A: None})], host)
