@@ -161,18 +161,11 @@ def test_a_model_that_does_not_fit_is_refused(served: str, declare: Callable[...
 @pytest.fixture
 def registry(served: str, lab: Any) -> Iterator[str]:
     """Debian's docker-registry on the host, as Ollama can pull from it, with `served`'s mine in it as tiny:v1."""
-    hostsetup.sh(
-        served,
-        "command -v docker-registry >/dev/null || { apt-get -qq update;"
-        " DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends docker-registry >/dev/null; }",
-        timeout=300,
-    )
     front = Path(__file__).parent / "host/registry_front.py"
     on_host.put(lab, served, "/root/registry_front.py", front.read_bytes())
     hostsetup.sh(
         served,
-        "systemctl disable --quiet --now docker-registry;"
-        " systemctl stop registry-front registry 2>/dev/null || :; rm -rf /run/registry*; mkdir /run/registry;"
+        "systemctl stop registry-front registry 2>/dev/null || :; rm -rf /run/registry*; mkdir /run/registry;"
         # without the password that Debian's configuration asks for
         " sed '/^auth:/,/path:/d; s#/var/lib/docker-registry#/run/registry#; s#:5000#127.0.0.1:5000#'"
         "   /etc/docker/registry/config.yml >/run/registry.yml;"

@@ -27,3 +27,4 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
 done
 chroot "$root" systemctl set-default multi-user.target 2>/dev/null
 chroot "$root" systemctl enable ssh.service 2>/dev/null
+chroot "$root" systemctl disable docker-registry.service 2>/dev/null # tests start one of their own
