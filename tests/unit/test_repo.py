@@ -24,9 +24,11 @@ LICENCE = [
     "# SPDX-License-Identifier: GPL-3.0-or-later",
 ]
 
-# Hosts that a file may name in a URL: our own home, standards, the makers' documentation, and names for examples.
+# Hosts that a file may name in a URL: our own home, standards, the makers' documentation, the makers' own places of
+# wheels and models, and names for examples.
 URL_HOSTS = re.compile(
     r"^(github\.com|galaxy\.ansible\.com|docs\.ansible\.com|forum\.ansible\.com|www\.gnu\.org|docs\.nvidia\.com"
+    r"|download\.pytorch\.org|wheels\.vllm\.ai|huggingface\.co|modelscope\.cn"
     r"|ollama\.com|semver\.org|localhost|127\.0\.0\.1|0\.0\.0\.0|\[.*"
     r"|([a-z0-9-]+\.)*example(\.[a-z]+)?|[a-z0-9-]+|10(\.\d+){3}|192\.168(\.\d+){2}|192\.0\.2\.\d+|.*[<{%$(].*)$"
 )

@@ -1,0 +1,583 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Python environments of an engine, one for each version: built beside the one in use, tested, then switched to.
+
+    ROOT/ENGINE/VERSION-CUDA-HASH/     a virtual environment; HASH is of all that was asked for
+    ROOT/ENGINE/VERSION-CUDA-HASH/gpufleet.json    written last: an environment without it is not whole, and is removed
+    ROOT/ENGINE/current  -> VERSION-CUDA-HASH      replaced at one stroke
+    ROOT/ENGINE/previous -> VERSION-CUDA-HASH      for the way back
+
+A virtual environment has its own path in its programs and cannot be moved, so it is built where it will be used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import IO, Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
+
+ROOT = "/opt/gpufleet"
+MARKER = "gpufleet.json"
+UNITS = "/etc/systemd/system"
+LAST_LINES = 8  # of a failed program's output, for the message
+
+#: What must be importable in the environment of an engine.
+IMPORTS = {"vllm": ("vllm",), "torch": ("torch",)}
+
+# Runs in the new environment: imports, and arithmetic on the device. Prints what it found as JSON.
+_TEST = """\
+import importlib, importlib.metadata, json, sys
+cuda, names = sys.argv[1] == "cuda", sys.argv[2:]
+import torch
+devices = ["cuda:%d" % index for index in range(torch.cuda.device_count())] if cuda else ["cpu"]
+failed = "torch %s, built with CUDA %s, finds no GPU" % (torch.__version__, torch.version.cuda)
+for device in devices:  # one will do: others may be full
+    try:
+        result = (torch.arange(4.0, device=device) * 2).sum().item()
+    except RuntimeError as error:
+        failed = "%s: %s" % (device, error)
+        continue
+    failed = "" if result == 12.0 else "2 * (0 + 1 + 2 + 3) is %r on %s" % (result, device)
+    break
+if failed:
+    sys.exit(failed)
+for name in names:
+    importlib.import_module(name)
+print("\\n" + json.dumps({
+    "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+    "packages": {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]},
+}))
+"""
+
+# Runs in the new environment: the requirements of a package that hold here, less some.
+_REQUIRES = """\
+import importlib.metadata, json, re, sys
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
+package, without = sys.argv[1], sys.argv[2:]
+found = [Requirement(text) for text in importlib.metadata.requires(package) or []]
+bare = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+kept = [r for r in found if bare(r.name) not in without and (r.marker is None or r.marker.evaluate({"extra": ""}))]
+for requirement in kept:
+    requirement.marker = None
+print("\\n" + json.dumps([str(requirement) for requirement in kept]))
+"""
+
+
+class EnvironmentFault(Exception):
+    """An environment cannot be built or does not work; nothing of it is left, and the one in use is untouched."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where packages come from; none of it is part of what is asked for, so a mirror may move."""
+
+    index: Optional[str] = None
+    """Index in place of the host's own and of the table's. A password in it is shown nowhere."""
+    extra_indexes: Tuple[str, ...] = ()
+    """Indexes in place of the table's."""
+    wheels: Optional[str] = None
+    """Directory on this host with all wheels: no index is asked."""
+    installer: str = "auto"
+    """``uv``, ``pip``, or ``auto``: uv when it is on the PATH."""
+    timeout: float = 3600
+    """Seconds for each program that is run."""
+
+
+class EnvironmentStep:
+    """The environment of an engine as a step of the service engine, and by itself.
+
+    ``path`` is known before anything is built: a unit that names it directly goes on running in the environment that
+    it was started in, whatever ``current`` points to meanwhile, and is restarted by the change of its own ExecStart=.
+    """
+
+    restarts = True
+
+    def __init__(
+        self, choice: Choice, interpreter: str = "python3", sources: Optional[Sources] = None, root: str = ROOT
+    ) -> None:
+        """:raises EnvironmentFault: there is no such interpreter."""
+        self.choice = choice
+        self.sources = sources or Sources()
+        self.interpreter = find_interpreter(interpreter)
+        self.folder = os.path.join(root, choice.engine)
+        self.asked = asked(choice, self.interpreter)
+        self.name = "%s-%s-%s" % (choice.version, choice.cuda, self.asked[:12])
+        self.path = os.path.join(self.folder, self.name)
+        self.python = os.path.join(self.path, "bin", "python")
+        self._made = False
+        self._before: Optional[Tuple[Optional[str], Optional[str]]] = None
+
+    # --- as a step
+
+    def needed(self) -> bool:
+        return self.link("current") != self.name or not self.built()
+
+    def diff(self) -> Dict[str, str]:
+        def shown(name: Optional[str]) -> str:
+            if not name:
+                return ""
+            record = read_record(os.path.join(self.folder, name))
+            packages = " ".join(record.get("asked", {}).get("packages", [])) if record else "not whole"
+            return "%s -> %s (%s)\n" % (os.path.join(self.folder, "current"), name, packages)
+
+        after = "%s -> %s (%s)\n" % (os.path.join(self.folder, "current"), self.name, " ".join(self.choice.packages))
+        return {"before": shown(self.link("current")), "after": after}
+
+    def apply(self) -> None:
+        """Build what is missing, then switch.
+
+        :raises EnvironmentFault: nothing was switched, and nothing new is left.
+        """
+        self.build()
+        self.switch()
+
+    def undo(self) -> None:
+        if self._before is not None:
+            for name, target in zip(("current", "previous"), self._before):
+                self._point(name, target)
+            self._before = None
+        if self._made:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._made = False
+            for folder in (self.folder, os.path.dirname(self.folder)):
+                _remove_empty(folder)
+
+    # --- by itself
+
+    def built(self) -> bool:
+        """Whether the environment is whole, in use or not. Reads one file."""
+        return read_record(self.path).get("hash") == self.asked and os.path.exists(self.python)
+
+    def record(self) -> Dict[str, Any]:
+        """What is known of the built environment: ``packages`` (name → version), ``device``, ``asked``; or nothing."""
+        return read_record(self.path)
+
+    def link(self, name: str) -> Optional[str]:
+        """Name of the environment that ``current`` or ``previous`` points to."""
+        try:
+            return os.readlink(os.path.join(self.folder, name))
+        except OSError:
+            return None
+
+    def build(self) -> None:
+        """Build and test the environment beside the one in use, unless it is there.
+
+        :raises EnvironmentFault: it cannot be built or does not work; nothing of it is left.
+        """
+        if self.built():
+            return
+        umask = os.umask(0o022)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            with _lock(self.folder, self.sources.timeout):
+                if not self.built():  # by the one that was waited for
+                    self._build_whole()
+        except OSError as error:
+            self.undo()
+            raise EnvironmentFault("%s cannot be built: %s" % (self.path, error)) from None
+        except EnvironmentFault:
+            self.undo()
+            raise
+        finally:
+            os.umask(umask)
+
+    def switch(self) -> None:
+        """Have ``current`` point to this environment, and ``previous`` to the one before."""
+        current, previous = self.link("current"), self.link("previous")
+        if current == self.name:
+            return
+        self._before = (current, previous)
+        self._point("previous", current)
+        self._point("current", self.name)
+
+    def prune(self, units: str = UNITS) -> List[str]:
+        """After a proven switch, remove all environments but the current and the previous one, and those that a unit
+        names; each takes gigabytes. Without a switch nothing is removed.
+
+        :returns: the names of those removed.
+        """
+        if self._before is None:
+            return []
+        kept = {self.link("current"), self.link("previous")}
+        named = _texts(units)
+        removed = []
+        for name in self._environments():
+            path = os.path.join(self.folder, name)
+            if name not in kept and not any(path in text for text in named):
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(name)
+        return removed
+
+    # --- building
+
+    def _environments(self) -> List[str]:
+        try:
+            names = sorted(os.listdir(self.folder))
+        except OSError:
+            return []
+        return [
+            name
+            for name in names
+            if os.path.isdir(os.path.join(self.folder, name)) and not os.path.islink(os.path.join(self.folder, name))
+        ]
+
+    def _build_whole(self) -> None:
+        """Build, or leave everything as it was."""
+        kept = (self.link("current"), self.link("previous"))
+        for name in self._environments():  # of runs that were killed
+            if name not in kept and not read_record(os.path.join(self.folder, name)):
+                shutil.rmtree(os.path.join(self.folder, name))
+        aside = os.path.join(self.folder, ".%s.aside" % self.name)
+        if os.path.isdir(self.path):  # in use, but someone has damaged it
+            os.rename(self.path, aside)
+        self._made = True
+        try:
+            self._build()
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            if os.path.isdir(aside):
+                os.rename(aside, self.path)
+                self._made = False
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _build(self) -> None:
+        sources = self.sources
+        if sources.wheels and not os.path.isdir(sources.wheels):
+            raise EnvironmentFault(
+                "wheels: there is no directory %s on this host; expected one with the wheels of %s"
+                % (sources.wheels, " ".join(self.choice.packages))
+            )
+        uv = find_uv(sources.installer)
+        if uv:
+            self._run([uv, "venv", "--quiet", "--python", self.interpreter, self.path])
+        else:
+            self._run([self.interpreter, "-m", "venv", self.path], hint=_venv_hint)
+        with open(os.path.join(self.path, ".constraints.txt"), "w", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in self.choice.constraints))
+        install = self._installer(uv)
+        packages = list(self.choice.packages)
+        if self.choice.without:
+            main, packages = packages[0], packages[1:]
+            self._run([*install, "--no-deps", main], hint=_install_hint)
+            self._run([*install, *self._requirements(install), *packages], hint=_install_hint)
+        else:
+            self._run([*install, *packages], hint=_install_hint)
+        self._test()
+
+    def _installer(self, uv: Optional[str]) -> List[str]:
+        sources = self.sources
+        if uv:
+            words = [uv, "pip", "install", "--quiet", "--python", self.python, "--index-strategy", "unsafe-best-match"]
+        else:
+            words = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+        words += ["--constraint", os.path.join(self.path, ".constraints.txt")]
+        return [*words, "--no-index", "--find-links", sources.wheels] if sources.wheels else words
+
+    def _indexes(self) -> Dict[str, str]:
+        """Where to look, as variables: everybody can read a program's arguments."""
+        sources = self.sources
+        extra = sources.extra_indexes or (() if sources.index else self.choice.indexes)
+        found: Dict[str, str] = {}
+        if sources.index:
+            found.update(PIP_INDEX_URL=sources.index, UV_DEFAULT_INDEX=sources.index)
+        if extra or sources.index:
+            found.update(PIP_EXTRA_INDEX_URL=" ".join(extra), UV_INDEX=" ".join(extra))
+        return found
+
+    def _requirements(self, install: Sequence[str]) -> List[str]:
+        """Requirements of the first package, which is installed alone, less those left out."""
+        name = self.choice.packages[0]
+        if _has_uv(install):  # its environments have no pip, and so nothing that reads requirements
+            self._run([*install, "packaging"], hint=_install_hint)
+        said = self._run([self.python, "-c", _REQUIRES, _dist_name(name), *self.choice.without])
+        return json.loads(said.rstrip("\n").rpartition("\n")[2])
+
+    def _test(self) -> None:
+        choice = self.choice
+        device = "cpu" if choice.cuda == "cpu" else "cuda"
+        names = IMPORTS.get(choice.engine, (choice.engine,))
+        said = self._run([self.python, "-c", _TEST, device, *names], hint=_test_hint)
+        record = json.loads(said.rstrip("\n").rpartition("\n")[2])
+        record.update(hash=self.asked, asked=_as_asked(choice, self.interpreter), python=self.interpreter)
+        beside = os.path.join(self.path, "." + MARKER)
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(record, file, sort_keys=True, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(beside, os.path.join(self.path, MARKER))
+
+    def _run(self, command: Sequence[str], hint: Any = None) -> str:
+        """Standard output of a program; EnvironmentFault with its last words when it fails."""
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA"))
+        }
+        environment.update(self._indexes())
+        # uv: the host's certificates, and no interpreter from elsewhere
+        environment.update(UV_SYSTEM_CERTS="1", UV_NATIVE_TLS="1", UV_PYTHON_DOWNLOADS="never", UV_NO_CONFIG="1")
+        if not environment.get("HOME"):
+            environment["HOME"] = "/root"
+        try:
+            done = subprocess.run(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd="/",
+                preexec_fn=_end_with_parent,
+                timeout=self.sources.timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise EnvironmentFault(
+                "%s: did not end within %d s (timeout)" % (_shown(command), self.sources.timeout)
+            ) from None
+        except OSError as error:
+            raise EnvironmentFault("%s: %s" % (_shown(command), error.strerror)) from None
+        if done.returncode == 0:
+            return done.stdout.decode("utf-8", "replace")
+        words = (done.stderr + b"\n" + done.stdout).decode("utf-8", "replace")
+        words = _masked(words)
+        last = [line.strip() for line in words.splitlines() if line.strip()][-LAST_LINES:]
+        advice = hint(words, self) if hint else ""
+        raise EnvironmentFault(
+            "%s: exit status %d: %s%s" % (_shown(command), done.returncode, " | ".join(last), advice)
+        )
+
+    def _point(self, name: str, target: Optional[str]) -> None:
+        path = os.path.join(self.folder, name)
+        if target is None:
+            if os.path.islink(path):
+                os.unlink(path)
+            return
+        beside = path + ".new"
+        if os.path.lexists(beside):
+            os.unlink(beside)
+        os.symlink(target, beside)
+        os.replace(beside, path)
+
+
+def asked(choice: Choice, interpreter: str) -> str:
+    """The hash of what is asked for: its packages and constraints and the interpreter's real path, not their place."""
+    text = json.dumps(_as_asked(choice, interpreter), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_asked(choice: Choice, interpreter: str) -> Dict[str, Any]:
+    return {
+        "engine": choice.engine,
+        "version": choice.version,
+        "cuda": choice.cuda,
+        "packages": list(choice.packages),
+        "without": list(choice.without),
+        "constraints": list(choice.constraints),
+        "interpreter": interpreter,
+    }
+
+
+def read_record(path: str) -> Dict[str, Any]:
+    """What was written when an environment was whole; nothing when it is not."""
+    try:
+        with open(os.path.join(path, MARKER), encoding="utf-8") as file:
+            record = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def find_interpreter(wanted: str) -> str:
+    """Real path of an interpreter given as a path, a name (``python3.12``) or a version (``3.12``).
+
+    :raises EnvironmentFault: there is none.
+    """
+    name = "python" + wanted if wanted[:1].isdigit() else wanted
+    found = name if os.path.isabs(name) else shutil.which(name, path=_search_path())
+    if not found or not os.access(found, os.X_OK):
+        raise EnvironmentFault(
+            "there is no interpreter %s on this host; there are: %s. Install it, or name another one (interpreter)"
+            % (name, ", ".join(_interpreters()) or "none")
+        )
+    return os.path.realpath(found)
+
+
+def python_version(interpreter: str) -> Tuple[int, int]:
+    """Version of an interpreter, from its name where that tells, else from itself.
+
+    :raises EnvironmentFault: it does not run.
+    """
+    name = os.path.basename(interpreter)
+    major, dot, minor = name[len("python") :].partition(".")
+    if name.startswith("python") and dot and major.isdigit() and minor.isdigit():
+        return int(major), int(minor)
+    if os.path.realpath(sys.executable) == interpreter:
+        return sys.version_info[0], sys.version_info[1]
+    program = "import sys; print('%d %d' % sys.version_info[:2])"
+    try:
+        said = subprocess.check_output([interpreter, "-c", program], stdin=subprocess.DEVNULL, timeout=60)
+        numbers = [int(number) for number in said.split()]
+        return numbers[0], numbers[1]
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise EnvironmentFault("%s is no Python interpreter that runs: %s" % (interpreter, error)) from None
+
+
+def find_uv(installer: str) -> Optional[str]:
+    """Path of uv, or None when pip is to be used.
+
+    :raises EnvironmentFault: uv is asked for and is not there.
+    """
+    found = shutil.which("uv", path=_search_path()) if installer != "pip" else None
+    if installer == "uv" and not found:
+        raise EnvironmentFault("installer is uv, and there is no uv on this host (looked in %s)" % _search_path())
+    return found
+
+
+def _search_path() -> str:
+    # sudo and ssh may leave out where people install
+    return ":".join(["/usr/local/bin", "/usr/bin", "/bin", "/root/.local/bin", os.environ.get("PATH", "")]).rstrip(":")
+
+
+def _interpreters() -> List[str]:
+    found: Set[str] = set()
+    for folder in _search_path().split(":"):
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        found.update(os.path.join(folder, name) for name in names if name.startswith("python3.") and name[8:].isdigit())
+    return sorted(found)
+
+
+def _has_uv(install: Sequence[str]) -> bool:
+    return os.path.basename(install[0]) == "uv"
+
+
+def _dist_name(requirement: str) -> str:
+    """Name of the distribution that a requirement installs."""
+    bare = requirement.split("@")[0].strip()
+    for sign in "<>=!~;[ ":
+        bare = bare.split(sign)[0]
+    base = os.path.basename(bare)
+    return base.split("-")[0] if base.endswith(".whl") else base
+
+
+def _shown(command: Sequence[str]) -> str:
+    """A command for a message, without a program's text."""
+    words = [word for word in command if "\n" not in word]
+    return _masked(" ".join(words[:12] + ["…"] * (len(words) > 12)))
+
+
+def _masked(text: str) -> str:
+    """Without the passwords of URLs."""
+    import re
+
+    return re.sub(r"(://)[^/@\s]*@", r"\1***@", text)
+
+
+def _end_with_parent() -> None:
+    """In a child before it is executed: it must not go on writing when the one that waits for it is killed."""
+    import ctypes
+    import signal
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _venv_hint(words: str, step: EnvironmentStep) -> str:
+    if "ensurepip" in words or "No module named venv" in words:
+        return ". Install the venv module of %s (Debian: python3-venv), or uv" % step.interpreter
+    return ""
+
+
+def _install_hint(words: str, step: EnvironmentStep) -> str:
+    if "No space left" in words or os.strerror(errno.ENOSPC) in words:
+        free = shutil.disk_usage(step.folder).free >> 20
+        return ". Free space on the file system of %s (%d MiB are free now)" % (step.folder, free)
+    if step.sources.wheels:
+        return ". The wheels come from %s alone (wheels): put there what is missing" % step.sources.wheels
+    return ""
+
+
+def _test_hint(words: str, step: EnvironmentStep) -> str:
+    return ". The new environment does not work on this host and was removed; what is in use is untouched"
+
+
+class _lock:
+    """Only one at a time builds environments of an engine: another that builds is waited for."""
+
+    def __init__(self, folder: str, timeout: float) -> None:
+        self.path = os.path.join(folder, ".lock")
+        self.until = time.monotonic() + timeout
+        self._file: Optional[IO[str]] = None
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        self._file = open(self.path, "w")
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() < self.until:
+                    time.sleep(0.2)
+                    continue
+                self._file.close()
+                raise EnvironmentFault(
+                    "another run is still building an environment in %s (it holds %s); try again when it has ended"
+                    % (os.path.dirname(self.path), self.path)
+                ) from None
+
+    def __exit__(self, *_error: Any) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _texts(folder: str) -> List[str]:
+    """The text of every unit file and drop-in below a folder."""
+    found = []
+    for here, _folders, names in os.walk(folder):
+        for name in names:
+            try:
+                with open(os.path.join(here, name), encoding="utf-8", errors="replace") as file:
+                    found.append(file.read())
+            except OSError:
+                continue
+    return found
+
+
+def _remove_empty(folder: str) -> None:
+    """Remove a folder that has nothing but our lock."""
+    try:
+        if os.listdir(folder) in ([".lock"], []):
+            shutil.rmtree(folder)
+    except OSError:
+        pass
+
+
+def result(step: EnvironmentStep) -> Mapping[str, Any]:
+    """The values of an environment for a module's result."""
+    record = step.record()
+    return {
+        "path": step.path,
+        "python": step.python,
+        "engine": step.choice.engine,
+        "version": step.choice.version,
+        "cuda": step.choice.cuda,
+        "current": step.link("current"),
+        "previous": step.link("previous"),
+        "device": record.get("device"),
+        "packages": record.get("packages", {}),
+    }

