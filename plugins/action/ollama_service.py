@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
@@ -17,34 +18,74 @@ MODULE = "gpufleet.inference.ollama_service"
 
 
 class ActionModule(ActionBase):
-    """Runs the module; when it answers ``archive_needed``, sends the archive and runs it again."""
+    """Runs the module; when it answers ``archive_needed``, sends these archives and runs it again."""
 
-    TRANSFERS_FILES = False  # the folder for it is made only when the archive is sent: three calls less
+    TRANSFERS_FILES = False  # the folder for it is made only when an archive is sent: three calls less
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        archive = arguments.get("archive")
-        local = None
-        if archive and not boolean(arguments.get("remote_src", False), strict=False) and "://" not in archive:
-            if self._task.async_val:
-                raise AnsibleActionFail("archive: a file on the controller cannot be sent in the background (async)")
-            local = os.path.realpath(self._find_needle("files", archive))
-            if not arguments.get("archive_checksum"):
-                arguments["archive_checksum"] = "sha256:" + checksum(local)
+        local = [] if boolean(arguments.get("remote_src", False), strict=False) else self._find(arguments)
+        if local and self._task.async_val:
+            raise AnsibleActionFail("archive: a file on the controller cannot be sent in the background (async)")
+        given = arguments.get("archive_checksum")
+        if local and (not given or isinstance(given, dict)):
+            arguments["archive_checksum"] = {**checksums(local), **(given or {})}
         result.update(self._call(arguments, task_vars))
-        if local and result.get("archive_needed") and not result.get("failed"):
-            remote = self._connection._shell.join_path(self._make_tmp_path(), os.path.basename(local))
-            self._transfer_file(local, remote)
-            self._fixup_perms2((self._connection._shell.tmpdir, remote))
-            arguments.update(archive=remote, remote_src=True)
+        needed = result.get("archive_needed")
+        if local and needed and not result.get("failed"):
+            sent = [self._send(place) if on_controller(place) else place for place in needed]
+            self._fixup_perms2((self._connection._shell.tmpdir, *sent))
+            arguments.update(archive=sent[0], addons=sent[1:], remote_src=True)
             result = self._call(arguments, task_vars)
         return result
+
+    def _find(self, arguments: Dict[str, Any]) -> List[str]:
+        """The files on the controller that may be asked for; ``arguments`` get their true paths."""
+        found = []
+
+        def look(place: str) -> str:
+            found.append(os.path.realpath(self._find_needle("files", place)))
+            return found[-1]
+
+        archive, addons, mirror = (arguments.get(name) for name in ("archive", "addons", "mirror"))
+        if archive and on_controller(archive):
+            arguments["archive"] = look(archive)
+        if isinstance(addons, list):
+            arguments["addons"] = [look(addon) if "/" in addon and on_controller(addon) else addon for addon in addons]
+        if mirror and on_controller(mirror) and not archive:
+            arguments["mirror"] = os.path.abspath(os.path.expanduser(mirror))
+            folder = "%s/v%s" % (arguments["mirror"], arguments.get("version"))
+            files = sorted(glob.glob(glob.escape(folder) + "/ollama-linux-*"))
+            if not files:
+                raise AnsibleActionFail(
+                    "mirror: there is no %s/ollama-linux-* on the controller; expected the layout of the releases,"
+                    " MIRROR/vVERSION/ollama-linux-amd64.tar.zst" % folder
+                )
+            found += files
+        return found
+
+    def _send(self, local: str) -> str:
+        remote = self._connection._shell.join_path(self._make_folder(), os.path.basename(local))
+        self._transfer_file(local, remote)
+        return remote
+
+    def _make_folder(self) -> str:
+        return self._connection._shell.tmpdir or self._make_tmp_path()
 
     def _call(self, arguments: Dict[str, Any], task_vars: Optional[Dict[str, Any]]) -> Dict[str, Any]:
         return self._execute_module(
             module_name=MODULE, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
         )
+
+
+def on_controller(place: str) -> bool:
+    return "://" not in place
+
+
+def checksums(paths: List[str]) -> Dict[str, str]:
+    """File name to checksum."""
+    return {os.path.basename(path): "sha256:" + checksum(path) for path in paths}
 
 
 def checksum(path: str) -> str:

@@ -181,24 +181,45 @@ options:
         the unit's processes on the declared GPUs, on all of them with O(sched_spread).
       - Without a change nothing is loaded; the model is looked at only while it is loaded.
     type: str
+  version:
+    description:
+      - The release to install, such as V(0.32.15), for the architecture of the host. The server must say afterwards
+        that it is this version.
+      - Left out, together with O(archive), Ollama must be installed already.
+      - A release is unpacked beside the one in use, under C(lib/gpufleet) of O(prefix), and taken by two links, so the
+        service is down no longer than a restart takes. The former release stays for the way back. The user and the
+        unit are made as upstream's C(install.sh) makes them, where there are none.
+      - A C(.tar.zst), which releases are since 0.14.0, needs the program C(zstd) on the host.
+    type: str
+  mirror:
+    description:
+      - Where releases are, in the layout of the official ones, C(MIRROR/vVERSION/ollama-linux-amd64.tar.zst). An URL,
+        or a folder on the controller, whose files are sent only to hosts that do not have this release.
+      - The default is V(https://github.com/ollama/ollama/releases/download).
+    type: str
   archive:
     description:
-      - A release to install, C(ollama-linux-amd64.tar.zst) or an older C(.tgz). A file on the controller, a file on the
-        host with O(remote_src), or an URL. Left out, Ollama must be installed already.
-      - It is unpacked beside the release in use, under C(lib/gpufleet) of O(prefix), and taken by two links. The former
-        release stays for the way back. The user and the unit are made as upstream's C(install.sh) makes them, where
-        there are none.
+      - A release to install, instead of one from O(mirror). A file on the controller, a file on the host with
+        O(remote_src), or an URL; C(.tar.zst) or C(.tgz).
       - The file is sent only to hosts that do not have this release.
-      - A C(.tar.zst) needs the program C(zstd) on the host.
     type: str
+  addons:
+    description:
+      - Archives that are laid over the release, such as V(rocm), V(jetpack5) or V(jetpack6). A word is an add-on of
+        the O(mirror); a path or an URL is taken as O(archive) is.
+    type: list
+    elements: str
+    default: []
   archive_checksum:
     description:
-      - SHA-256 of O(archive), as V(sha256:HEX). Required for an URL.
+      - SHA-256 of the archive, as V(sha256:HEX). Required for whatever comes by an URL; C(sha256sum.txt) of a release
+        lists it. With add-ons, or hosts of several architectures, a dictionary, file name to checksum.
+      - V(unverified), for all or for one file, does without. What one address gave is then never fetched again.
       - For a file on the controller, C(sha256sum.txt) beside it is read, as releases have it; without one the file is
         hashed at each run. A file on the host is hashed at each run too.
-    type: str
+    type: raw
   remote_src:
-    description: Whether O(archive) lies on the host.
+    description: Whether O(archive) and O(addons) lie on the host.
     type: bool
     default: false
   prefix:
@@ -223,8 +244,10 @@ EXAMPLES = r"""
 
 - name: Install a release, and prove it with a model that is in the store
   gpufleet.inference.ollama_service:
-    archive: https://ollama.com/download/ollama-linux-amd64.tar.zst?version=0.32.15
-    archive_checksum: sha256:0000000000000000000000000000000000000000000000000000000000000000
+    version: 0.32.15
+    archive_checksum:
+      ollama-linux-amd64.tar.zst: sha256:0000000000000000000000000000000000000000000000000000000000000000
+      ollama-linux-arm64.tar.zst: sha256:0000000000000000000000000000000000000000000000000000000000000000
     visible_devices: all
     prove_model: llama3.3:70b
 
@@ -247,8 +270,8 @@ msg:
   sample: ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · restart 1.9 s
 verdict:
   description:
-    - What the proof found. V(ok), or one of V(crash_loop), V(not_ready), V(unproven), V(misread), V(cpu_fallback),
-      V(wrong_gpu), V(model_missing), V(load_failed), V(stalled), V(partial_offload), V(vram_missing),
+    - What the proof found. V(ok), or one of V(crash_loop), V(not_ready), V(wrong_version), V(unproven), V(misread),
+      V(cpu_fallback), V(wrong_gpu), V(model_missing), V(load_failed), V(stalled), V(partial_offload), V(vram_missing),
       V(spread_missing), or what the M(gpufleet.inference.systemd_override) module names.
   returned: when anything was looked at
   type: str
@@ -336,9 +359,12 @@ version:
   type: str
   sample: 0.32.15
 archive_needed:
-  description: The release is not on the host, and nothing was touched. The action plugin then sends O(archive).
-  returned: when O(archive) lies on the controller and the host needs it
-  type: bool
+  description:
+    - The archives of the release, which is not on the host; nothing was touched. The action plugin then sends those
+      that lie on the controller.
+  returned: when an archive lies on the controller and the host needs it
+  type: list
+  elements: str
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -385,8 +411,11 @@ def argument_spec():
         no_proxy=dict(type="str"),
         environment=dict(type="dict", default={}),
         prove_model=dict(type="str"),
+        version=dict(type="str"),
+        mirror=dict(type="str"),
         archive=dict(type="str"),
-        archive_checksum=dict(type="str"),
+        addons=dict(type="list", elements="str", default=[]),
+        archive_checksum=dict(type="raw"),
         remote_src=dict(type="bool", default=False),
         prefix=dict(type="path", default="/usr/local"),
         facts_timeout=dict(type="float", default=10.0),
@@ -397,8 +426,8 @@ def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
         result = service.bring(module.params, module.check_mode, module.warn)
-    except service.ArchiveNeeded:
-        module.exit_json(changed=False, archive_needed=True, msg="the release is not on this host yet")
+    except service.ArchiveNeeded as needed:
+        module.exit_json(changed=False, archive_needed=needed.archives, msg="the release is not on this host yet")
     except (service.Refused, InstallError) as error:
         module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
     except ServiceError as error:

@@ -43,16 +43,17 @@ class Fault(Exception):
 class OllamaGate:
     """Called by the engine with the running unit, after a change and when there is none.
 
-    The verdicts, in the order in which they are looked for: ``crash_loop``, ``not_ready``, ``unproven`` (no start log),
-    ``misread``, ``cpu_fallback``, ``wrong_gpu``; with a model also ``model_missing``, ``load_failed``, ``stalled``,
-    ``partial_offload``, ``vram_missing``, ``spread_missing``; else ``ok``. Without a change nothing is loaded and
-    nothing is waited for: a model is then looked at only where it is loaded already.
+    The verdicts, in the order in which they are looked for: ``crash_loop``, ``not_ready``, ``wrong_version``,
+    ``unproven`` (no start log), ``misread``, ``cpu_fallback``, ``wrong_gpu``; with a model also ``model_missing``,
+    ``load_failed``, ``stalled``, ``partial_offload``, ``vram_missing``, ``spread_missing``; else ``ok``. Without a
+    change nothing is loaded and nothing is waited for: a model is then looked at only where it is loaded already.
 
     :param effective: variable to value as the server must log it.
     :param facts: GPU facts from before.
     :param devices: the GPUs declared, out of the facts; empty when none were.
     :param spread: whether every model must lie on all of them.
     :param model: name of the model to prove with, or None.
+    :param version: what the server must say that it is, or None.
     :param gather: reads the GPU facts anew.
     """
 
@@ -64,6 +65,7 @@ class OllamaGate:
         devices: Sequence[Dict[str, Any]] = (),
         spread: bool = False,
         model: Optional[str] = None,
+        version: Optional[str] = None,
         gather: Callable[[], Dict[str, Any]],
     ) -> None:
         self.effective = effective
@@ -71,6 +73,7 @@ class OllamaGate:
         self.devices = list(devices)
         self.spread = spread
         self.model = model
+        self.declared_version = version
         self.gather = gather
         self.version: Optional[str] = None
         """The server's version, once it answered."""
@@ -80,6 +83,7 @@ class OllamaGate:
     def __call__(self, running: Running, changed: bool) -> Verdict:
         try:
             api = self._answers(running, changed)
+            self._is_the_version()
             start = self._start_log(running, changed)
             if start is not None:
                 self._understood(start)
@@ -120,6 +124,14 @@ class OllamaGate:
                 )
             time.sleep(pause)
             pause = min(0.25, pause * 1.5)
+
+    def _is_the_version(self) -> None:
+        if self.declared_version and self.version != self.declared_version:
+            raise Fault(
+                "wrong_version",
+                "the server says that it is %s, expected %s (version); give the archive of that version, or look in"
+                " the unit whose program it starts" % (self.version, self.declared_version),
+            )
 
     def _died(self, running: Running) -> Fault:
         failure = log.parse(running.journal(50)).failure or ""

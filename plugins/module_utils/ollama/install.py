@@ -6,9 +6,9 @@
 A release is unpacked beside the one in use and taken by two links, so that a switch is atomic and the former release
 stays for the way back:
 
-    PREFIX/lib/gpufleet/ollama-SHA12/{bin/ollama,lib/ollama/…}
-    PREFIX/bin/ollama  -> ../lib/gpufleet/ollama-SHA12/bin/ollama
-    PREFIX/lib/ollama  -> gpufleet/ollama-SHA12/lib/ollama
+    PREFIX/lib/gpufleet/ollama-KEY12/{bin/ollama,lib/ollama/…}
+    PREFIX/bin/ollama  -> ../lib/gpufleet/ollama-KEY12/bin/ollama
+    PREFIX/lib/ollama  -> gpufleet/ollama-KEY12/lib/ollama
 
 The server looks for its libraries at ``../lib/ollama`` from its real path (/proc/self/exe), so each release uses its
 own. Upstream's install.sh removes ``lib/ollama`` and unpacks over ``PREFIX``: with this layout it removes and replaces
@@ -18,14 +18,24 @@ the links alone, and this collection takes over again at its next run.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 import subprocess
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import (
+    UNVERIFIED,
+    Release,
+    Source,
+    is_url,
+)
 
 USER = "ollama"
 HOME = "/usr/share/ollama"
+STORE = "lib/gpufleet"
+"""Where releases lie, below the prefix."""
+ASIDE = "ollama-before-"
+"""Beginning of the name of the folder there to which files are set aside that are not ours."""
 GROUPS = ("render", "video")
 UNIT_PATHS = (
     "etc/systemd/system",
@@ -153,28 +163,29 @@ class DirectoryStep:
 
 
 class ReleaseStep:
-    """One release of Ollama out of its archive, known by the archive's SHA-256.
+    """One release of Ollama, out of its archives.
 
-    :param sha256: 64 hex digits; the archive must have it.
-    :param archive: path on this host, an URL, or None where only ``needed`` and ``diff`` are asked for.
+    What the links were before a switch stands in ``.ollama-switch`` until the switch is proven. So a run that was
+    killed in between is found by the next one, which restarts the service and knows the way back.
     """
 
     restarts = True
 
-    def __init__(self, sha256: str, archive: Optional[str] = None, prefix: str = "/usr/local") -> None:
-        self.sha256, self.archive, self.prefix = sha256, archive, prefix
-        self.name = "ollama-" + sha256[:12]
-        self.store = os.path.join(prefix, "lib", "gpufleet")
+    def __init__(self, release: Release, prefix: str = "/usr/local") -> None:
+        self.release, self.key, self.prefix = release, release.key, prefix
+        self.name = "ollama-" + self.key[:12]
+        self.store = os.path.join(prefix, STORE)
         self.target = os.path.join(self.store, self.name)
         self.links = (
-            (os.path.join(prefix, "bin", "ollama"), os.path.join("..", "lib", "gpufleet", self.name, "bin", "ollama")),
+            (os.path.join(prefix, "bin", "ollama"), os.path.join("..", STORE, self.name, "bin", "ollama")),
             (os.path.join(prefix, "lib", "ollama"), os.path.join("gpufleet", self.name, "lib", "ollama")),
         )
+        self.switch = os.path.join(self.store, ".ollama-switch")
         self._unpacked = False
-        self._before: List[Tuple[str, Optional[str]]] = []
+        self._before: Dict[str, Optional[str]] = {}
 
     def needed(self) -> bool:
-        return not self.unpacked() or any(_link(path) != to for path, to in self.links)
+        return not self.unpacked() or any(_link(path) != to for path, to in self.links) or os.path.lexists(self.switch)
 
     def diff(self) -> Dict[str, str]:
         def shown(to: Optional[str], path: str) -> str:
@@ -188,53 +199,94 @@ class ReleaseStep:
     def apply(self) -> None:
         if not self.unpacked():
             self._unpack()
+        interrupted = self._read_switch()
+        self._before = {path: interrupted.get(path, self._former(path)) for path, _to in self.links}
+        self._write_switch()
         for path, to in self.links:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            self._before.append((path, self._set_aside(path)))
+            if os.path.lexists(path) and not os.path.islink(path):
+                self._set_aside(path)
             _point(path, to)
 
     def undo(self) -> None:
-        for path, before in reversed(self._before):
+        for path, before in reversed(list(self._before.items())):
             if before is not None and before.startswith("@"):
                 _point(path, before[1:])
                 continue
+            if before is not None and not os.path.lexists(before):
+                continue  # not yet set aside
             if os.path.lexists(path):
                 os.unlink(path)
             if before is not None:
                 os.rename(before, path)
                 _remove_empty(os.path.dirname(before), self.store)
-        self._before = []
+        self._before = {}
+        if os.path.lexists(self.switch):
+            os.unlink(self.switch)
         if self._unpacked:
             shutil.rmtree(self.target, ignore_errors=True)
-            _remove_empty(self.store, os.path.dirname(self.store))
+        _remove_empty(self.store, os.path.dirname(self.store))
+
+    def finish(self) -> None:
+        """After a proven switch: remove releases but the new one and the one before it; each takes gigabytes.
+
+        The vendor's own files, last set aside, stay for the day on which Ollama is uninstalled.
+        """
+        if not self._before:
+            return
+        former = [before or "" for before in self._before.values()]
+        aside = any(os.path.isabs(before) for before in former)
+        for name in os.listdir(self.store):
+            used = name == self.name or any(name in before.split("/") for before in former)
+            if name.startswith(ASIDE):
+                used = used or not aside
+            if name.startswith("ollama-") and not used:
+                shutil.rmtree(os.path.join(self.store, name), ignore_errors=True)
+        os.unlink(self.switch)
 
     def unpacked(self) -> bool:
         """Whether the whole release lies on this host, in use or not."""
         try:
             with open(os.path.join(self.target, ".sha256"), encoding="ascii") as marker:
-                return marker.read().strip() == self.sha256
+                return marker.read().strip() == self.key
         except OSError:
             return False
 
-    def _set_aside(self, path: str) -> Optional[str]:
-        """Make room for a link: None, ``@TARGET`` of the link that was there, or where the vendor's was moved to."""
+    def _former(self, path: str) -> Optional[str]:
+        """What is at a link's place: None, ``@TARGET`` of a link, or where the vendor's files are to be set aside."""
         if os.path.islink(path):
             return "@" + os.readlink(path)
         if not os.path.lexists(path):
             return None
-        aside = os.path.join(self.store, "ollama-before-%s" % self.sha256[:12], os.path.relpath(path, self.prefix))
+        return self._aside(path)
+
+    def _aside(self, path: str) -> str:
+        return os.path.join(self.store, ASIDE + self.key[:12], os.path.relpath(path, self.prefix))
+
+    def _set_aside(self, path: str) -> None:
+        aside = self._aside(path)
         if os.path.lexists(aside):
             shutil.rmtree(aside) if os.path.isdir(aside) else os.unlink(aside)
         os.makedirs(os.path.dirname(aside), exist_ok=True)
         os.rename(path, aside)
-        return aside
 
-    def prune(self) -> None:
-        """After a proven switch, remove releases but the new one and the one before it; each takes gigabytes."""
-        kept = [self.name, *(before or "" for _path, before in self._before)]
-        for name in os.listdir(self.store) if self._before else ():
-            if name.startswith("ollama-") and not any(name in path.split("/") for path in kept):
-                shutil.rmtree(os.path.join(self.store, name), ignore_errors=True)
+    def _read_switch(self) -> Dict[str, Optional[str]]:
+        import json
+
+        try:
+            with open(self.switch, encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write_switch(self) -> None:
+        import json
+
+        beside = self.switch + ".new"
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(self._before, file)
+        os.rename(beside, self.switch)
 
     def _unpack(self) -> None:
         os.makedirs(self.store, mode=0o755, exist_ok=True)
@@ -242,29 +294,37 @@ class ReleaseStep:
         shutil.rmtree(beside, ignore_errors=True)
         os.mkdir(beside, 0o755)
         self._unpacked = True
-        download = beside + ".download"
         try:
-            archive = self.archive or ""
-            if is_url(archive):
-                fetch(archive, download, self.sha256)
-                archive = download
-            elif sha256_of(archive) != self.sha256:
-                raise InstallError(
-                    "%s has the SHA-256 %s; expected %s (archive_checksum)" % (archive, sha256_of(archive), self.sha256)
-                )
-            extract(archive, beside)
-            if not os.access(os.path.join(beside, "bin", "ollama"), os.X_OK):
-                raise InstallError(
-                    "%s holds no program bin/ollama; expected a release such as ollama-linux-amd64.tar.zst"
-                    % self.archive
-                )
+            for source in self.release.sources:
+                self._lay(source, beside)
+                if not os.access(os.path.join(beside, "bin", "ollama"), os.X_OK):
+                    raise InstallError(
+                        "%s holds no program bin/ollama; expected a release such as ollama-linux-amd64.tar.zst"
+                        % source.place
+                    )
             os.makedirs(os.path.join(beside, "lib", "ollama"), exist_ok=True)
             with open(os.path.join(beside, ".sha256"), "w", encoding="ascii") as marker:
-                marker.write(self.sha256 + "\n")
+                marker.write(self.key + "\n")
             shutil.rmtree(self.target, ignore_errors=True)
             os.rename(beside, self.target)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+    @staticmethod
+    def _lay(source: Source, folder: str) -> None:
+        """Unpack one archive into a folder, over what is there."""
+        archive, download = source.place, folder + ".download"
+        try:
+            if is_url(archive):
+                fetch(archive, download, source.checksum)
+                archive = download
+            elif sha256_of(archive) != source.checksum:
+                raise InstallError(
+                    "%s has the SHA-256 %s; expected %s (archive_checksum)"
+                    % (archive, sha256_of(archive), source.checksum)
+                )
+            extract(archive, folder)
+        finally:
             if os.path.exists(download):
                 os.unlink(download)
 
@@ -311,10 +371,6 @@ class UnitStep:
 # --- archives
 
 
-def is_url(archive: str) -> bool:
-    return archive.startswith(("https://", "http://"))
-
-
 def sha256_of(path: str) -> str:
     """:raises InstallError: the file cannot be read."""
     import hashlib
@@ -329,18 +385,7 @@ def sha256_of(path: str) -> str:
     return digest.hexdigest()
 
 
-def parse_checksum(written: str) -> str:
-    """The digest of ``sha256:HEX`` or ``HEX``.
-
-    :raises InstallError: it is none.
-    """
-    digest = written[len("sha256:") :] if written.startswith("sha256:") else written
-    if not re.match(r"[0-9a-fA-F]{64}\Z", digest):
-        raise InstallError("archive_checksum is %r; expected sha256: and 64 hex digits" % written)
-    return digest.lower()
-
-
-def fetch(url: str, path: str, sha256: str) -> None:
+def fetch(url: str, path: str, checksum: Optional[str]) -> None:
     """Download to a file, and keep it only with the right digest.
 
     :raises InstallError: the server refuses, cannot be reached, or sends something else.
@@ -356,8 +401,14 @@ def fetch(url: str, path: str, sha256: str) -> None:
                 file.write(chunk)
     except (OSError, ValueError) as error:
         raise InstallError("%s cannot be fetched: %s" % (url, error)) from None
-    if digest.hexdigest() != sha256:
-        raise InstallError("%s has the SHA-256 %s; expected %s (archive_checksum)" % (url, digest.hexdigest(), sha256))
+    if checksum != UNVERIFIED and digest.hexdigest() != checksum:
+        raise InstallError(
+            "%s has the SHA-256 %s; expected %s (archive_checksum)" % (url, digest.hexdigest(), checksum)
+        )
+
+
+def has_zstd() -> bool:
+    return shutil.which("zstd") is not None
 
 
 def extract(archive: str, folder: str) -> None:
@@ -375,7 +426,7 @@ def extract(archive: str, folder: str) -> None:
     zstd = None
     try:
         if magic == b"\x28\xb5\x2f\xfd":
-            if not shutil.which("zstd"):
+            if not has_zstd():
                 raise InstallError(
                     "%s is packed with zstd, and this host has no zstd; install the package zstd" % archive
                 )

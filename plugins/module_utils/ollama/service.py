@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
@@ -15,7 +15,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select impo
     select,
     visible_devices,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, names, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, names, releases, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
@@ -27,7 +27,11 @@ class Refused(Exception):
 
 
 class ArchiveNeeded(Exception):
-    """The release is not on this host yet, and its archive lies on the controller."""
+    """The release is not on this host yet, and ``archives`` of it lie on the controller."""
+
+    def __init__(self, archives: List[str]) -> None:
+        super().__init__(", ".join(archives))
+        self.archives = archives
 
 
 def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
@@ -62,15 +66,16 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     user, store = _user_and_store(system, unit, models_dir)
     steps = _steps(params, unit, user, models_dir)
     _check_host(params, user, store, steps)
-    needs_archive = [step for step in steps if isinstance(step, install.ReleaseStep) and not step.unpacked()]
-    if needs_archive and not (check_mode or params["remote_src"] or install.is_url(params["archive"])):
-        raise ArchiveNeeded()
+    for step in steps:
+        if isinstance(step, install.ReleaseStep) and not step.unpacked():
+            _check_archives(step.release.sources, params["remote_src"], check_mode)
     gate = OllamaGate(
         effective=declared.effective,
         facts=facts,
         devices=devices,
         spread=declared.effective.get("OLLAMA_SCHED_SPREAD") == "true",
         model=params["prove_model"],
+        version=params["version"],
         gather=gather,
     )
     outcome = engine.converge(
@@ -88,7 +93,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     )
     for step in steps:
         if isinstance(step, install.ReleaseStep):
-            step.prune()
+            step.finish()
     for warning in outcome.warnings:
         warn(warning)
     proven = gate.proven()
@@ -127,21 +132,49 @@ def _choose(
 def _steps(params: Mapping[str, Any], unit: str, user: str, models_dir: Optional[str]) -> List[engine.Step]:
     """What has to be there before the unit can run: the release with its user and unit, and the models' directory."""
     steps = []  # type: List[engine.Step]
-    archive, checksum, prefix = params["archive"], params["archive_checksum"], params["prefix"]
-    if archive:
-        if checksum:
-            sha256 = install.parse_checksum(checksum)
-        elif params["remote_src"] and not install.is_url(archive):
-            sha256 = install.sha256_of(archive)
-        else:
-            raise Refused("archive %s needs archive_checksum, the sha256 of its file" % archive)
+    release = _release(params)
+    if release:
         if user == install.USER:
             steps.append(install.UserStep())
-        steps.append(install.ReleaseStep(sha256, archive, prefix))
-        steps.append(install.UnitStep(unit, prefix))
+        steps.append(install.ReleaseStep(release, params["prefix"]))
+        steps.append(install.UnitStep(unit, params["prefix"]))
     if models_dir:
         steps.append(install.DirectoryStep(models_dir, user))
     return steps
+
+
+def _release(params: Mapping[str, Any]) -> Optional[releases.Release]:
+    """The release that is declared, each of its archives with a checksum."""
+    try:
+        release = releases.plan(
+            params["version"],
+            params["mirror"],
+            params["archive"],
+            params["addons"],
+            params["archive_checksum"],
+            os.uname().machine,
+        )
+    except releases.ReleaseError as error:
+        raise Refused(str(error)) from None
+    for source in release.sources if release else ():
+        if not source.checksum and not params["remote_src"]:
+            raise Refused("archive %s needs archive_checksum, the SHA-256 of its file" % source.place)
+    return release and releases.Release(
+        tuple(
+            source._replace(checksum=source.checksum or install.sha256_of(source.place)) for source in release.sources
+        )
+    )
+
+
+def _check_archives(sources: Sequence[releases.Source], remote_src: bool, check_mode: bool) -> None:
+    """The archives of a release that is to be unpacked must be within reach, and readable here."""
+    for source in sources:
+        if source.name.endswith(".zst") and not install.has_zstd():
+            raise Refused(
+                "%s is packed with zstd, and this host has no program zstd: install the package zstd" % source.place
+            )
+    if not (check_mode or remote_src or all(releases.is_url(source.place) for source in sources)):
+        raise ArchiveNeeded([source.place for source in sources])
 
 
 def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], steps: List[engine.Step]) -> None:

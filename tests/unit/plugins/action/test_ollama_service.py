@@ -61,24 +61,25 @@ def test_without_an_archive_it_is_one_call(act):
 
 def test_a_host_that_has_the_release_gets_nothing(act, archive):
     act({"archive": str(archive)}, [{"changed": False}])
-    assert act.calls == [{"archive": str(archive), "archive_checksum": "sha256:" + DIGEST}]
+    assert act.calls == [{"archive": str(archive), "archive_checksum": {"ollama.tgz": "sha256:" + DIGEST}}]
     assert act.sent == []
 
 
 def test_a_host_that_asks_gets_it_and_is_called_again(act, archive):
-    result = act({"archive": str(archive), "keep_alive": "5m"}, [{"archive_needed": True}, {"changed": True}])
+    result = act({"archive": str(archive), "keep_alive": "5m"}, [{"archive_needed": [str(archive)]}, {"changed": True}])
     assert result == {"changed": True}
     assert act.sent == [(str(archive), "/tmp/a/ollama.tgz")]
     assert act.calls[1] == {
         "archive": "/tmp/a/ollama.tgz",
-        "archive_checksum": "sha256:" + DIGEST,
+        "addons": [],
+        "archive_checksum": {"ollama.tgz": "sha256:" + DIGEST},
         "remote_src": True,
         "keep_alive": "5m",
     }
 
 
 def test_a_failure_is_not_followed_by_a_transfer(act, archive):
-    result = act({"archive": str(archive)}, [{"failed": True, "archive_needed": True}])
+    result = act({"archive": str(archive)}, [{"failed": True, "archive_needed": [str(archive)]}])
     assert result["failed"]
     assert act.sent == []
 
@@ -101,6 +102,47 @@ def test_not_in_the_background(act, archive):
         act({"archive": str(archive)}, [], background=60)
 
 
+@pytest.fixture
+def mirror(tmp_path):
+    folder = tmp_path / "mirror/v0.32.15"
+    folder.mkdir(parents=True)
+    for name in ("amd64", "arm64", "amd64-rocm"):
+        (folder / ("ollama-linux-%s.tar.zst" % name)).write_text(name)
+    return folder
+
+
+def test_of_a_mirror_on_the_controller_only_what_the_host_needs_is_sent(act, mirror):
+    base, rocm = (str(mirror / ("ollama-linux-%s.tar.zst" % name)) for name in ("amd64", "amd64-rocm"))
+    given = {"version": "0.32.15", "mirror": str(mirror.parent), "addons": ["rocm"]}
+    act(given, [{"archive_needed": [base, rocm]}, {"changed": True}])
+    assert len(act.calls[0]["archive_checksum"]) == 3
+    assert act.calls[0]["addons"] == ["rocm"]
+    assert act.sent == [(base, "/tmp/a/ollama-linux-amd64.tar.zst"), (rocm, "/tmp/a/ollama-linux-amd64-rocm.tar.zst")]
+    assert act.calls[1]["archive"] == act.sent[0][1]
+    assert act.calls[1]["addons"] == [act.sent[1][1]]
+    assert act.calls[1]["version"] == "0.32.15"
+
+
+def test_a_mirror_without_that_version(act, mirror):
+    with pytest.raises(AnsibleActionFail, match=r"there is no .*/v0.32.16/ollama-linux-\* on the controller"):
+        act({"version": "0.32.16", "mirror": str(mirror.parent)}, [])
+
+
+def test_an_add_on_on_the_controller_over_a_release_of_the_network(act, archive):
+    url = "https://a.example/ollama-linux-amd64.tgz"
+    given = {"archive": url, "addons": [str(archive)], "archive_checksum": {"ollama-linux-amd64.tgz": "ab" * 32}}
+    act(given, [{"archive_needed": [url, str(archive)]}, {"changed": True}])
+    assert set(act.calls[0]["archive_checksum"]) == {"ollama-linux-amd64.tgz", "ollama.tgz"}
+    assert act.sent == [(str(archive), "/tmp/a/ollama.tgz")]
+    assert act.calls[1]["archive"] == url
+
+
+def test_a_mirror_on_the_network_is_left_to_the_host(act):
+    given = {"version": "0.32.15", "mirror": "https://mirror.example/ollama", "archive_checksum": "unverified"}
+    act(given, [{"changed": True}])
+    assert act.calls == [given]
+
+
 @pytest.mark.parametrize("line", ["%s  ollama.tgz", "%s *./ollama.tgz", "\n%s  ./ollama.tgz\n"])
 def test_the_releases_own_list_of_checksums_is_read(archive, line):
     listed = "cd" * 32
@@ -118,4 +160,5 @@ def test_a_link_leads_to_the_list_beside_its_file(act, archive, tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links/archive").symlink_to(archive)
     act({"archive": str(tmp_path / "links/archive")}, [{}])
-    assert act.calls[0]["archive_checksum"] == "sha256:" + "cd" * 32
+    assert act.calls[0]["archive_checksum"] == {"ollama.tgz": "sha256:" + "cd" * 32}
+    assert act.calls[0]["archive"] == str(archive), "its name tells the architecture"

@@ -81,9 +81,9 @@ def test_a_proof_that_failed_tells_all(run_module, bring):
 
 
 def test_an_archive_is_asked_for(run_module, bring):
-    bring.does = raising(service.ArchiveNeeded())
+    bring.does = raising(service.ArchiveNeeded(["/a.tgz"]))
     result = run_module(ollama_service.main)
-    assert result["archive_needed"] is True
+    assert result["archive_needed"] == ["/a.tgz"]
     assert result["changed"] is False
     assert not result["failed"]
 

@@ -65,6 +65,14 @@ def test_ok_without_a_model(gate, ollama):
     assert [path for path, _body in ollama.requests] == ["/api/version"]
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_another_version_answers(gate, changed):
+    verdict = gate(version="0.32.14", changed=changed)
+    assert verdict.name == "wrong_version"
+    assert "says that it is 0.32.15, expected 0.32.14 (version)" in verdict.message
+    assert gate(version="0.32.15", changed=changed).name == "ok"
+
+
 def test_ok_with_a_model_that_is_spread(gate, ollama, fakes):
     ollama.loads(43 * GIB)
     verdict = gate(model="m70b", spread=True, after=fakes.facts(SPREAD))

@@ -26,6 +26,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install 
     UnitStep,
     UserStep,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import UNVERIFIED, Release, Source
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -81,8 +82,13 @@ def prefix(tmp_path):
     return str(tmp_path / "usr")
 
 
-def step(archive, prefix):
-    return ReleaseStep(archive[1], archive[0], prefix)
+def step(archive, prefix, *addons):
+    return ReleaseStep(Release(tuple(Source(*made) for made in (archive, *addons))), prefix)
+
+
+def proven(release):
+    release.apply()
+    release.finish()
 
 
 # --- the release
@@ -97,7 +103,7 @@ def test_a_release_is_taken_by_links(archive, prefix, zstd):
     assert release.needed()
     assert not release.unpacked()
     assert release.diff()["before"] == ""
-    release.apply()
+    proven(release)
     folder = "lib/gpufleet/ollama-" + made[1][:12]
     found = tree(prefix)
     assert found["bin/ollama"][1] == "-> ../%s/bin/ollama" % folder
@@ -107,7 +113,7 @@ def test_a_release_is_taken_by_links(archive, prefix, zstd):
     assert found[folder + "/.sha256"][1] == made[1] + "\n"
     assert os.path.isdir(os.path.join(prefix, "lib/ollama/cuda_v13")), "as ../lib/ollama from the real binary"
     assert not [name for name in found if ".part" in name or ".gpufleet" in name]
-    again = ReleaseStep(made[1], None, prefix)
+    again = step(("gone", made[1]), prefix)
     assert not again.needed()
     assert install.libraries(prefix) == ["cuda_v13"]
 
@@ -123,7 +129,7 @@ def test_undo_leaves_nothing(archive, prefix):
 
 
 def test_a_switch_keeps_the_former_release_and_goes_back(archive, prefix):
-    step(archive("one"), prefix).apply()
+    proven(step(archive("one"), prefix))
     before = tree(prefix)
     release = step(archive("two"), prefix)
     diff = release.diff()
@@ -137,10 +143,8 @@ def test_a_switch_keeps_the_former_release_and_goes_back(archive, prefix):
 
 def test_releases_before_the_former_one_are_removed(archive, prefix):
     for text in ("one", "two", "three"):
-        release = step(archive(text), prefix)
-        release.apply()
-        release.prune()
-    step(archive("three"), prefix).prune()  # nothing was switched
+        proven(step(archive(text), prefix))
+    step(archive("three"), prefix).finish()  # nothing was switched
     kept = sorted(name for name in os.listdir(prefix + "/lib/gpufleet"))
     assert kept == sorted("ollama-" + archive(text)[1][:12] for text in ("two", "three"))
 
@@ -149,7 +153,7 @@ def test_back_to_the_former_release_without_its_archive(archive, prefix):
     one = archive("one")
     step(one, prefix).apply()
     step(archive("two"), prefix).apply()
-    back = ReleaseStep(one[1], None, prefix)
+    back = step(("gone", one[1]), prefix)
     assert back.needed()
     assert back.unpacked()
     back.apply()
@@ -167,7 +171,7 @@ def test_upstreams_own_files_are_set_aside_and_come_back(archive, prefix):
     release = step(archive(), prefix)
     assert release.diff()["before"] == "%s/bin/ollama\n%s/lib/ollama\n" % (prefix, prefix)
     release.apply()
-    release.prune()
+    release.finish()
     assert os.path.islink(prefix + "/bin/ollama")
     release.undo()
     assert {name: what for name, what in tree(prefix).items() if not name.startswith("lib/gpufleet")} == before
@@ -176,20 +180,19 @@ def test_upstreams_own_files_are_set_aside_and_come_back(archive, prefix):
 def test_upstreams_installer_over_our_links(archive, prefix):
     """What install.sh does: rm -rf lib/ollama, unpack over the prefix. Our release stays whole, and is taken again."""
     made = archive("ours")
-    step(made, prefix).apply()
+    proven(step(made, prefix))
     subprocess.run(["rm", "-rf", prefix + "/lib/ollama"], check=True)
     subprocess.run(["tar", "-xzf", archive("vendor")[0], "-C", prefix], check=True)
     with open(prefix + "/bin/ollama", encoding="utf-8") as file:
         assert file.read() == "vendor"
-    release = ReleaseStep(made[1], None, prefix)
+    release = step(("gone", made[1]), prefix)
     assert release.needed()
     assert release.unpacked()
     for _twice in range(2):
-        release = ReleaseStep(made[1], None, prefix)
-        release.apply()
+        proven(step(("gone", made[1]), prefix))
         with open(prefix + "/bin/ollama", encoding="utf-8") as file:
             assert file.read() == "ours"
-        assert not ReleaseStep(made[1], None, prefix).needed()
+        assert not step(("gone", made[1]), prefix).needed()
         subprocess.run(["rm", "-rf", prefix + "/lib/ollama", prefix + "/bin/ollama"], check=True)
         subprocess.run(["tar", "-xzf", archive("vendor")[0], "-C", prefix], check=True)
 
@@ -227,7 +230,7 @@ def test_a_link_inside_the_archive_is_kept(archive, prefix):
 
 def test_the_wrong_checksum(archive, prefix):
     path, right = archive()
-    release = ReleaseStep("0" * 64, path, prefix)
+    release = step((path, "0" * 64), prefix)
     with pytest.raises(InstallError, match="has the SHA-256 %s; expected 000" % right):
         release.apply()
 
@@ -236,7 +239,7 @@ def test_a_file_that_is_no_archive(tmp_path, prefix):
     path = tmp_path / "x.zip"
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(InstallError, match=r"neither a .tgz nor a .tar.zst"):
-        ReleaseStep(install.sha256_of(str(path)), str(path), prefix).apply()
+        step((str(path), install.sha256_of(str(path))), prefix).apply()
 
 
 @pytest.mark.parametrize(
@@ -248,7 +251,7 @@ def test_a_damaged_archive(archive, tmp_path, prefix, zstd):
     with open(path, "rb") as whole:
         cut.write_bytes(whole.read(os.path.getsize(path) // 2))
     with pytest.raises(InstallError, match="is damaged"):
-        ReleaseStep(install.sha256_of(str(cut)), str(cut), prefix).apply()
+        step((str(cut), install.sha256_of(str(cut))), prefix).apply()
 
 
 def test_no_zstd_on_the_host(tmp_path, prefix, monkeypatch):
@@ -256,12 +259,12 @@ def test_no_zstd_on_the_host(tmp_path, prefix, monkeypatch):
     path.write_bytes(b"\x28\xb5\x2f\xfd")
     monkeypatch.setattr(install.shutil, "which", lambda name: None)
     with pytest.raises(InstallError, match="install the package zstd"):
-        ReleaseStep(install.sha256_of(str(path)), str(path), prefix).apply()
+        step((str(path), install.sha256_of(str(path))), prefix).apply()
 
 
 def test_an_archive_that_is_not_there(prefix):
     with pytest.raises(InstallError, match="/nowhere/a.tgz cannot be read: No such file"):
-        ReleaseStep("0" * 64, "/nowhere/a.tgz", prefix).apply()
+        step(("/nowhere/a.tgz", "0" * 64), prefix).apply()
     with pytest.raises(InstallError, match="/nowhere/a.tgz cannot be read: No such file"):
         install.extract("/nowhere/a.tgz", prefix)
 
@@ -308,28 +311,94 @@ def web(archive):
 
 def test_a_release_from_an_url(archive, prefix, web):
     path, digest = archive()
-    release = ReleaseStep(digest, web(path), prefix)
-    release.apply()
+    release = step((web(path), digest), prefix)
+    proven(release)
     assert not release.needed()
     assert not [name for name in os.listdir(prefix + "/lib/gpufleet") if "download" in name]
 
 
 def test_an_url_that_sends_something_else(archive, prefix, web):
     with pytest.raises(InstallError, match="has the SHA-256 .*; expected 000"):
-        ReleaseStep("0" * 64, web(archive()[0]), prefix).apply()
+        step((web(archive()[0]), "0" * 64), prefix).apply()
     with pytest.raises(InstallError, match="cannot be fetched: HTTP Error 404"):
-        ReleaseStep("0" * 64, web(None), prefix).apply()
+        step((web(None), "0" * 64), prefix).apply()
 
 
-@pytest.mark.parametrize("written", ["sha256:" + "aB" * 32, "ab" * 32])
-def test_checksums(written):
-    assert install.parse_checksum(written) == "ab" * 32
+def test_an_unverified_release_is_known_by_its_address(archive, prefix, web):
+    url = web(archive()[0])
+    step((url, UNVERIFIED), prefix).apply()
+    assert step((url, UNVERIFIED), prefix).unpacked()
+    assert not step((url + "&other", UNVERIFIED), prefix).unpacked()
 
 
-@pytest.mark.parametrize("written", ["", "sha256:", "md5:" + "ab" * 16, "sha256:" + "zz" * 32, "ab" * 31])
-def test_what_is_no_checksum(written):
-    with pytest.raises(InstallError, match="64 hex digits"):
-        install.parse_checksum(written)
+def test_an_add_on_is_laid_over_the_release(archive, prefix):
+    base = archive("one")
+    files = [("lib/ollama/rocm/libggml-hip.so", 0o644, "rocm"), ("lib/ollama/llama-server", 0o755, "hip")]
+    addon = archive(members=files, name="rocm.tgz")
+    proven(step(base, prefix))
+    assert install.libraries(prefix) == ["cuda_v13"]
+    both = step(base, prefix, addon)
+    assert both.needed(), "the same release with an add-on is another one"
+    both.apply()
+    assert install.libraries(prefix) == ["cuda_v13", "rocm"]
+    with open(prefix + "/lib/ollama/llama-server", encoding="utf-8") as file:
+        assert file.read() == "hip"
+    both.undo()
+    assert install.libraries(prefix) == ["cuda_v13"]
+
+
+def test_an_add_on_that_is_damaged_leaves_nothing(archive, prefix, tmp_path):
+    bad = tmp_path / "bad.tgz"
+    bad.write_bytes(b"PK")
+    release = step(archive(), prefix, (str(bad), install.sha256_of(str(bad))))
+    with pytest.raises(InstallError, match="neither a .tgz nor"):
+        release.apply()
+    release.undo()
+    assert tree(prefix) in ({}, {"lib": (0o755, "directory")})
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_a_run_killed_after_the_switch_is_taken_up(archive, prefix, undone):
+    """The links are right, but nobody has proven that the service runs what they lead to."""
+    proven(step(archive("one"), prefix))
+    step(archive("two"), prefix).apply()  # and killed here
+    again = step(archive("two"), prefix)
+    again.finish()  # nothing was applied: this must not end it
+    assert again.needed()
+    again.apply()
+    if undone:
+        again.undo()
+        assert read(prefix + "/bin/ollama") == "one", "the last one that was proven"
+    else:
+        again.finish()
+        assert read(prefix + "/bin/ollama") == "two"
+    assert ".ollama-switch" not in os.listdir(prefix + "/lib/gpufleet")
+
+
+def test_a_run_killed_over_the_vendors_files_keeps_the_way_back(archive, prefix):
+    os.makedirs(prefix + "/bin")
+    with open(prefix + "/bin/ollama", "w", encoding="utf-8") as file:
+        file.write("vendor")
+    step(archive("one"), prefix).apply()  # and killed here
+    other = step(archive("two"), prefix)
+    other.apply()
+    other.undo()
+    assert read(prefix + "/bin/ollama") == "vendor"
+
+
+def test_the_vendors_files_stay_through_later_switches(archive, prefix):
+    os.makedirs(prefix + "/bin")
+    with open(prefix + "/bin/ollama", "w", encoding="utf-8") as file:
+        file.write("vendor")
+    for text in ("one", "two", "three"):
+        proven(step(archive(text), prefix))
+    (aside,) = [name for name in os.listdir(prefix + "/lib/gpufleet") if name.startswith(install.ASIDE)]
+    assert read("%s/lib/gpufleet/%s/bin/ollama" % (prefix, aside)) == "vendor"
 
 
 # --- the unit

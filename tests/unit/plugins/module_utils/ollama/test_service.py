@@ -124,6 +124,8 @@ REFUSED = [
     ({"prove_model": "../x"}, "is no model's name"),
     ({"archive": "/a.tgz", "remote_src": False}, "needs archive_checksum"),
     ({"archive": "https://a.example/a.tgz", "remote_src": True}, "needs archive_checksum"),
+    ({"version": "0.32.15"}, "needs archive_checksum"),
+    ({"version": "latest"}, "expected one such as 0.32.15"),
 ]
 
 
@@ -186,8 +188,9 @@ def release(tmp_path):
 
 def test_an_archive_on_the_controller_is_asked_for(bring, release, tmp_path):
     given = {"archive": "/controller/ollama.tgz", "archive_checksum": "sha256:" + release[1], "prefix": str(tmp_path)}
-    with pytest.raises(service.ArchiveNeeded):
+    with pytest.raises(service.ArchiveNeeded) as needed:
         bring(**given)
+    assert needed.value.archives == ["/controller/ollama.tgz"]
     assert bring.asked is None
     bring(check_mode=True, **given)
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["ReleaseStep", "UnitStep"]
@@ -201,7 +204,7 @@ def test_a_wrong_setting_is_told_before_the_archive_is_asked_for(bring, release)
 def test_an_archive_on_the_host(bring, release, tmp_path):
     bring(archive=release[0], remote_src=True, prefix=str(tmp_path))
     first = bring.asked["steps"][0]
-    assert (first.sha256, first.archive, first.prefix) == (release[1], release[0], str(tmp_path))
+    assert (first.release.sources, first.prefix) == (((release[0], release[1]),), str(tmp_path))
 
 
 def test_the_user_is_made_only_where_upstreams_unit_runs(bring, release):
@@ -214,6 +217,26 @@ def test_the_user_is_made_only_where_upstreams_unit_runs(bring, release):
         "DirectoryStep",
     ]
     assert bring.asked["steps"][-1].user == "ollama"
+
+
+def test_a_release_of_a_mirror_on_the_controller(bring, tmp_path):
+    sums = {"ollama-linux-amd64.tar.zst": "ab" * 32, "ollama-linux-amd64-rocm.tar.zst": "cd" * 32}
+    with pytest.raises(service.ArchiveNeeded) as needed:
+        bring(version="0.32.15", mirror="/mirror", addons=["rocm"], archive_checksum=sums, prefix=str(tmp_path))
+    assert needed.value.archives == ["/mirror/v0.32.15/" + name for name in sums]
+
+
+def test_the_declared_version_is_proven(bring, tmp_path):
+    bring(version="0.32.15", archive_checksum="unverified", prefix=str(tmp_path))
+    assert bring.asked["gate"].declared_version == "0.32.15"
+    (source,) = bring.asked["steps"][0].release.sources
+    assert source.place.startswith("https://github.com/ollama/ollama/releases/download/v0.32.15/ollama-linux-")
+
+
+def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypatch, tmp_path):
+    monkeypatch.setattr(install, "has_zstd", lambda: False)
+    with pytest.raises(service.Refused, match="ollama-linux-amd64.tar.zst is packed with zstd, and this host has no"):
+        bring(version="0.32.15", archive_checksum="unverified", prefix=str(tmp_path), check_mode=True)
 
 
 def test_an_unreadable_archive_on_the_host(bring):

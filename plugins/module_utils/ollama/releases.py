@@ -1,0 +1,154 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which files make up a release of Ollama, where they are, and by what the release is known. Pure.
+
+A release is one archive for the host's architecture, with any number of add-ons laid over it. A mirror has the layout
+of the official releases: MIRROR/vVERSION/ollama-linux-ARCHITECTURE[-ADDON].tar.zst, and sha256sum.txt beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, List, Mapping, NamedTuple, Optional, Tuple
+
+MIRROR = "https://github.com/ollama/ollama/releases/download"
+UNVERIFIED = "unverified"
+"""What an inventory writes in place of a checksum to do without it."""
+
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+ZSTD_SINCE = (0, 14, 0)
+
+
+class ReleaseError(Exception):
+    """What is asked for is no release that this host could have; the message says what to write instead."""
+
+
+class Source(NamedTuple):
+    """One archive."""
+
+    place: str
+    """An URL or a path."""
+    checksum: Optional[str]
+    """Its SHA-256, UNVERIFIED, or None where none is given."""
+
+    @property
+    def name(self) -> str:
+        return file_name(self.place)
+
+
+class Release(NamedTuple):
+    sources: Tuple[Source, ...]
+    """The release itself, then its add-ons in the order in which they are laid over it."""
+
+    @property
+    def key(self) -> str:
+        """64 hex digits that name these archives; of a single one its SHA-256."""
+        import hashlib
+
+        known = []
+        for source in self.sources:
+            digest = source.checksum or ""
+            if digest == UNVERIFIED:  # the same address is taken for the same content
+                digest = hashlib.sha256(source.place.encode("utf-8", "surrogateescape")).hexdigest()
+            known.append(digest)
+        return known[0] if len(known) == 1 else hashlib.sha256("\n".join(known).encode()).hexdigest()
+
+
+def plan(
+    version: Optional[str],
+    mirror: Optional[str],
+    archive: Optional[str],
+    addons: List[str],
+    checksum: Any,
+    machine: str,
+) -> Optional[Release]:
+    """The release that a host's inventory asks for; None when it asks for none.
+
+    :param checksum: of the only archive, or file name to checksum; UNVERIFIED waives it, for all or for one file.
+    :param machine: the host's architecture, as uname says it.
+    :raises ReleaseError: there is no such release.
+    """
+    if version is not None and not re.match(r"\d+\.\d+\.\d+(-[0-9A-Za-z.]+)?\Z", version):
+        raise ReleaseError("version is %r; expected one such as 0.32.15" % version)
+    if not (version or archive):
+        if addons:
+            raise ReleaseError("addons are laid over a release: name it by version or archive")
+        return None
+    if machine not in ARCHITECTURES:
+        raise ReleaseError("there is no release of Ollama for %s; expected %s" % (machine, " or ".join(ARCHITECTURES)))
+    architecture = ARCHITECTURES[machine]
+
+    def official(addon: str) -> str:
+        extension = "tar.zst" if _numbers(version or "") >= ZSTD_SINCE else "tgz"
+        name = "ollama-linux-%s%s.%s" % (architecture, addon and "-" + addon, extension)
+        return "%s/v%s/%s" % ((mirror or MIRROR).rstrip("/"), version, name)
+
+    places = [archive or official("")]
+    for addon in addons:
+        by_name = is_addon_name(addon)
+        if by_name and archive:
+            raise ReleaseError(
+                "addons: %s is looked for beside a release of a mirror; beside an archive, name its file" % addon
+            )
+        places.append(official(addon) if by_name else addon)
+    for place in places:
+        made_for = re.search(r"-linux-(amd64|arm64)\b", file_name(place))
+        if made_for and made_for.group(1) != architecture:
+            raise ReleaseError("%s is for %s; this host is %s" % (place, made_for.group(1), machine))
+    return Release(tuple(Source(place, _checksum(place, checksum, len(places) > 1)) for place in places))
+
+
+def is_addon_name(addon: str) -> bool:
+    """Whether an add-on is named by a word such as rocm or jetpack6, not by its file."""
+    return re.match(r"[a-z0-9_]+\Z", addon) is not None
+
+
+def is_url(place: str) -> bool:
+    return place.startswith(("https://", "http://"))
+
+
+def file_name(place: str) -> str:
+    """The name of an archive's file, without what an URL has behind it."""
+    return (re.split("[?#]", place)[0] if is_url(place) else place).rpartition("/")[2]
+
+
+def parse_checksum(written: str) -> str:
+    """The digest of ``sha256:HEX`` or ``HEX``, or UNVERIFIED.
+
+    :raises ReleaseError: it is none.
+    """
+    if written == UNVERIFIED:
+        return written
+    digest = written[len("sha256:") :] if written.startswith("sha256:") else written
+    if not re.match(r"[0-9a-fA-F]{64}\Z", digest):
+        raise ReleaseError(
+            "archive_checksum is %r; expected sha256: and 64 hex digits, or the word %s" % (written, UNVERIFIED)
+        )
+    return digest.lower()
+
+
+def _checksum(place: str, given: Any, several: bool) -> Optional[str]:
+    """The checksum of one of the archives.
+
+    :raises ReleaseError: an archive that comes over the network has none.
+    """
+    name = file_name(place)
+    if isinstance(given, Mapping):
+        written = given.get(name)
+    elif several and given and given != UNVERIFIED:
+        raise ReleaseError(
+            "archive_checksum is one for several archives; write one for each, as in {%s: sha256:…}" % name
+        )
+    else:
+        written = given
+    if not written and is_url(place):
+        raise ReleaseError(
+            "%s needs archive_checksum, the SHA-256 of the file, which sha256sum.txt of the release lists;"
+            " the word %s does without" % (place, UNVERIFIED)
+        )
+    return parse_checksum(str(written)) if written else None
+
+
+def _numbers(version: str) -> Tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("-")[0]))
