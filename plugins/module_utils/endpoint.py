@@ -1,0 +1,315 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Any OpenAI-compatible HTTP endpoint: is it ready, does it generate, is it idle.
+
+Facts of vLLM 0.32.0: tests/unit/fixtures/vllm. Ollama speaks the same under ``/v1``, but tells no metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError, HttpTimeout, Stream
+
+RUNNING = "vllm:num_requests_running"
+WAITING = "vllm:num_requests_waiting"
+GENERATED = "vllm:generation_tokens_total"
+
+_PAUSE = 0.25  # seconds between two looks
+_SAMPLE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)(?:\{.*\})?\s+(\S+)")
+
+
+class EndpointError(Exception):
+    """The endpoint did not do what was asked for; ``name`` is the verdict."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class Answer(NamedTuple):
+    status: int
+    body: Dict[str, Any]
+    text: str
+
+    @property
+    def error(self) -> str:
+        """The server's own words about a failure."""
+        error = self.body.get("error") or self.body.get("detail") or self.body.get("message")
+        if isinstance(error, dict):
+            error = error.get("message")
+        return str(error or self.text[:200].strip())
+
+
+class Token(NamedTuple):
+    """What came of a request for a few tokens."""
+
+    model: str
+    path: str
+    tokens: int
+    seconds: float
+
+
+class Load(NamedTuple):
+    """Requests in the server, and tokens that it has generated since its start."""
+
+    running: int
+    waiting: int
+    generated: int
+
+    @property
+    def idle(self) -> bool:
+        return not (self.running or self.waiting)
+
+
+def parse_metrics(text: str) -> Dict[str, float]:
+    """Prometheus text as name to value, the values of all label sets added up. Pure."""
+    found = {}  # type: Dict[str, float]
+    for line in text.splitlines():
+        sample = _SAMPLE.match(line)  # a comment begins with "#", which no name does
+        if sample:
+            try:
+                found[sample.group(1)] = found.get(sample.group(1), 0.0) + float(sample.group(2))
+            except ValueError:
+                continue
+    return found
+
+
+def load_of(metrics: Dict[str, float]) -> Optional[Load]:
+    """The load that a server's metrics tell; None where they do not. Pure."""
+    if RUNNING not in metrics:
+        return None
+    return Load(int(metrics[RUNNING]), int(metrics.get(WAITING, 0)), int(metrics.get(GENERATED, 0)))
+
+
+class Endpoint:
+    """One endpoint.
+
+    :param url: ``http://address:8000``, perhaps with a prefix; a ``/v1`` at its end is no part of the prefix.
+    :param api_key: sent as a bearer token with every request.
+    :param verify: whether the certificate of an https endpoint is verified; ``ca_file``: by which authorities.
+    :raises ValueError: the URL or the key is none.
+    """
+
+    def __init__(
+        self, url: str, api_key: Optional[str] = None, verify: bool = True, ca_file: Optional[str] = None
+    ) -> None:
+        found = re.match(r"(https?)://(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,5}))?(/[^\s?#]*)?\Z", url)
+        if not found:
+            raise ValueError(
+                "%r is no URL of an endpoint; expected such as http://127.0.0.1:8000" % re.sub("//.*@", "//…@", url)
+            )
+        if api_key is not None and not re.match(r"[\x21-\x7e]+\Z", api_key):
+            raise ValueError("the API key has blanks, line ends or characters beyond ASCII, which no header can carry")
+        scheme, host, port, path = found.groups()
+        self.address = host.strip("[]")
+        self.port = int(port or (443 if scheme == "https" else 80))
+        self.prefix = re.sub(r"/v1\Z", "", (path or "").rstrip("/"))
+        self.url = "%s://%s:%d%s" % (scheme, host, self.port, self.prefix)
+        self._headers = {"Authorization": "Bearer " + api_key} if api_key else {}
+        self._tls = None  # type: Any
+        if scheme == "https":
+            import ssl  # costs as much as a whole call over plain HTTP
+
+            self._tls = ssl.create_default_context(cafile=ca_file)
+            if not verify:
+                self._tls.check_hostname = False
+                self._tls.verify_mode = ssl.CERT_NONE
+
+    # --- one request each
+
+    def ask(self, method: str, path: str, timeout: float, body: Optional[Dict[str, Any]] = None) -> Answer:
+        """:raises HttpError: no usable answer."""
+        deadline = time.monotonic() + timeout
+        payload = b"" if body is None else json.dumps(body).encode("utf-8")
+        path = self.prefix + path
+        with Stream(
+            self.address, self.port, method, path, timeout, payload=payload, headers=self._headers, tls=self._tls
+        ) as stream:
+            text = stream.rest(deadline).decode("utf-8", "replace")
+            status = stream.status
+        try:
+            document = json.loads(text) if text else {}
+        except ValueError:
+            document = {}
+        return Answer(status, document if isinstance(document, dict) else {}, text)
+
+    def models(self, timeout: float = 5.0) -> List[Dict[str, Any]]:
+        """Models that it serves, with ``id``.
+
+        :raises HttpError: no usable answer.
+        :raises EndpointError: ``unauthorized``, ``not_ready``.
+        """
+        answer = self.ask("GET", "/v1/models", timeout)
+        if answer.status in (401, 403):
+            raise EndpointError(
+                "unauthorized", "%s/v1/models answers %d: it wants another API key" % (self.url, answer.status)
+            )
+        data = answer.body.get("data")
+        if answer.status != 200 or not isinstance(data, list):
+            if answer.status == 200 and answer.body.get("object") == "list" and data is None:
+                return []  # Ollama with an empty store
+            raise EndpointError(
+                "not_ready",
+                "%s/v1/models answers %d and no list of models: %s" % (self.url, answer.status, answer.error),
+            )
+        return [model for model in data if isinstance(model, dict)]
+
+    def load(self, timeout: float = 5.0) -> Optional[Load]:
+        """Requests running and waiting; None where the endpoint does not tell.
+
+        :raises HttpError: no usable answer.
+        """
+        answer = self.ask("GET", "/metrics", timeout)
+        return load_of(parse_metrics(answer.text)) if answer.status == 200 else None
+
+    def generate(self, model: str, timeout: float, tokens: int = 1) -> Token:
+        """Have ``tokens`` tokens generated, as a chat, or where the model has no chat template as a completion.
+
+        :raises EndpointError: ``stalled``, ``model_missing``, ``unauthorized``, ``not_generated``.
+        """
+        started = time.monotonic()
+        chat = {"messages": [{"role": "user", "content": "Say hello."}]}  # type: Dict[str, Any]
+        for path, request in (("/v1/chat/completions", chat), ("/v1/completions", {"prompt": "Say hello."})):
+            asked = time.monotonic()
+            body = dict(request, model=model, max_tokens=tokens, temperature=0, stream=False)
+            try:
+                answer = self.ask("POST", path, max(0.1, started + timeout - asked), body)
+            except HttpTimeout:
+                raise EndpointError(
+                    "stalled",
+                    "%s was asked for a token at %s%s and gave none in %.0f s" % (model, self.url, path, timeout),
+                ) from None
+            except HttpError as error:
+                raise EndpointError("not_generated", "%s was asked for a token: %s" % (model, error)) from None
+            if answer.status == 200 or not (answer.status in (400, 404) and _no_chat(answer)):
+                break
+        if answer.status in (401, 403):
+            raise EndpointError(
+                "unauthorized", "%s%s answers %d: it wants another API key" % (self.url, path, answer.status)
+            )
+        if answer.status == 404:
+            raise EndpointError("model_missing", "%s does not serve %s: %s" % (self.url, model, answer.error))
+        if answer.status != 200:
+            raise EndpointError(
+                "not_generated", "%s was asked for a token: HTTP %d: %s" % (model, answer.status, answer.error)
+            )
+        usage = answer.body.get("usage")
+        made = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if not answer.body.get("choices") or not made:
+            raise EndpointError(
+                "not_generated",
+                "%s%s answered 200 for %s, but generated nothing (usage: %s); expected %d token%s"
+                % (self.url, path, model, usage, tokens, "s"[: tokens != 1]),
+            )
+        return Token(model, path, int(made), time.monotonic() - asked)
+
+    # --- waiting
+
+    def wait_ready(
+        self, timeout: float, model: Optional[str] = None, alive: Callable[[], bool] = lambda: True
+    ) -> List[str]:
+        """Wait until it lists its models, and ``model`` among them: their names.
+
+        :param alive: asked before each look; False ends the wait.
+        :raises EndpointError: ``not_ready``, ``unauthorized``, ``model_missing``, or ``dead`` when ``alive`` says so.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            if not alive():
+                raise EndpointError("dead", "its process has ended")
+            try:
+                names = [str(entry.get("id")) for entry in self.models(min(5.0, max(0.1, deadline - time.monotonic())))]
+            except HttpError as error:
+                last = EndpointError("not_ready", "%s does not answer: %s" % (self.url, error))
+            except EndpointError as error:
+                if error.name != "not_ready":
+                    raise
+                last = error
+            else:
+                if model is None and names:
+                    return names
+                if model is not None and _served(model, names):
+                    return names
+                last = EndpointError(
+                    "model_missing",
+                    "%s serves %s, not %s" % (self.url, ", ".join(names) or "no model", model or "any model"),
+                )
+                if model is not None and names:
+                    raise last
+            if time.monotonic() >= deadline:
+                raise EndpointError(last.name, "%s; waited %.0f s" % (last, timeout))
+            time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
+
+    def wait_idle(self, timeout: float) -> Load:
+        """Wait until no request is running or waiting.
+
+        :raises EndpointError: ``not_ready``, ``no_metrics``, or ``busy`` when there still are some at the end.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                load = self.load(min(5.0, max(0.1, deadline - time.monotonic())))
+            except HttpError as error:
+                raise EndpointError("not_ready", "%s does not answer: %s" % (self.url, error)) from None
+            if load is None:
+                raise EndpointError(
+                    "no_metrics",
+                    "%s/metrics does not tell how many requests are running (%s); Ollama never does"
+                    % (self.url, RUNNING),
+                )
+            if load.idle:
+                return load
+            if time.monotonic() >= deadline:
+                raise EndpointError(
+                    "busy",
+                    "%s still has %d requests running and %d waiting after %.0f s; raise timeout, or take it out of "
+                    "the load balancer first" % (self.url, load.running, load.waiting, timeout),
+                )
+            time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
+
+
+def look(params: Mapping[str, Any]) -> Dict[str, Any]:
+    """What the module ``inference_endpoint`` does.
+
+    :returns: the module's result.
+    :raises EndpointError: the endpoint is not as asked for.
+    :raises ValueError: an option is wrong.
+    """
+    begun = time.monotonic()
+    endpoint = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
+    names = endpoint.wait_ready(params["timeout"], params["model"])
+    left = max(1.0, begun + params["timeout"] - time.monotonic())
+    result = {"changed": False, "verdict": "ok", "url": endpoint.url, "models": names}  # type: Dict[str, Any]
+    said = ["ok", "%d model%s" % (len(names), "s"[: len(names) != 1])]
+    if params["smoke"]:
+        token = endpoint.generate(params["model"] or names[0], left, params["tokens"])
+        rate = token.tokens / token.seconds if token.seconds else 0.0
+        result.update(model=token.model, latency_seconds=round(token.seconds, 3), tokens_per_second=round(rate, 2))
+        said.append("%s answered in %.2f s, %.1f tokens/s" % (token.model, token.seconds, rate))
+    if params["state"] == "idle":
+        load = endpoint.wait_idle(left)  # type: Optional[Load]
+    else:
+        try:
+            load = endpoint.load()
+        except HttpError:
+            load = None
+    result["running"], result["waiting"] = (load.running, load.waiting) if load else (None, None)
+    if load:
+        said.append("%d running, %d waiting" % (load.running, load.waiting))
+    return dict(result, waited_seconds=round(time.monotonic() - begun, 2), msg=" · ".join(said))
+
+
+def _served(model: str, names: List[str]) -> bool:
+    """Whether the model is among the names; Ollama adds ``:latest`` to one without a tag."""
+    return model in names or model + ":latest" in names
+
+
+def _no_chat(answer: Answer) -> bool:
+    """Whether the server has no chat for this model, or none at all, which says nothing of plain completions."""
+    words = answer.error.lower()
+    return "chat template" in words or "chat completions" in words or words in ("not found", "404 page not found")

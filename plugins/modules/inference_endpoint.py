@@ -1,0 +1,171 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Any OpenAI-compatible endpoint: ready, idle, and one token with figures."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: inference_endpoint
+short_description: Wait until an OpenAI-compatible endpoint is ready or idle, and have it generate a token
+version_added: 0.1.0
+description:
+  - Asks an endpoint such as vLLM's, or Ollama's under C(/v1), from the host on which the task runs. Nothing is changed.
+  - Ready means that the list of models answers and is not empty; a C(/health) that says yes is no proof and is not
+    asked.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: full
+    details: It reads alone, in check mode as well.
+  diff_mode:
+    support: none
+options:
+  url:
+    description: The endpoint, as V(http://127.0.0.1:8000). A C(/v1) at the end may be left out.
+    type: str
+    required: true
+  api_key:
+    description: Key sent as a bearer token. It stands in no command line and no result.
+    type: str
+  state:
+    description:
+      - V(ready), it lists its models, and O(model) among them.
+      - V(idle), moreover no request is running or waiting there, as C(/metrics) tells. Ollama does not tell it.
+    type: str
+    choices: [ready, idle]
+    default: ready
+  model:
+    description: A model that must be served. Left out, any will do, and O(smoke) takes the first.
+    type: str
+  smoke:
+    description: Have the model generate O(tokens) tokens, as a chat, or without a chat template as a completion.
+    type: bool
+    default: false
+  tokens:
+    description: Tokens that O(smoke) asks for. More than one makes RV(tokens_per_second) a rate worth comparing.
+    type: int
+    default: 1
+  timeout:
+    description: Seconds that all of it may take.
+    type: float
+    default: 60.0
+  validate_certs:
+    description: Whether the certificate of an C(https) endpoint must be valid.
+    type: bool
+    default: true
+  ca_path:
+    description: File of the authorities that may have signed it. Left out, those of the host.
+    type: path
+seealso:
+  - module: gpufleet.inference.ollama_service
+"""
+
+EXAMPLES = r"""
+- name: The chat model answers, and how fast
+  gpufleet.inference.inference_endpoint:
+    url: http://127.0.0.1:8000
+    api_key: "{{ vault_vllm_key }}"
+    model: chat
+    smoke: true
+    tokens: 32
+
+- name: Wait until no request is left, a minute at most
+  gpufleet.inference.inference_endpoint:
+    url: http://127.0.0.1:8000
+    state: idle
+    timeout: 60
+"""
+
+RETURN = r"""
+msg:
+  description: The outcome in one line, or what failed.
+  returned: always
+  type: str
+  sample: ok · 1 model · chat answered in 0.21 s, 151.2 tokens/s · 0 running, 0 waiting
+verdict:
+  description:
+    - V(ok), or one of V(not_ready), V(unauthorized), V(model_missing), V(stalled), V(not_generated), V(no_metrics),
+      V(busy).
+  returned: unless an option was wrong
+  type: str
+  sample: ok
+url:
+  description: The endpoint without C(/v1).
+  returned: success
+  type: str
+  sample: http://127.0.0.1:8000
+models:
+  description: Names of the models that it serves.
+  returned: success
+  type: list
+  elements: str
+  sample: [chat]
+model:
+  description: The model that generated.
+  returned: success, with O(smoke)
+  type: str
+  sample: chat
+latency_seconds:
+  description: Seconds from the request to the whole answer.
+  returned: success, with O(smoke)
+  type: float
+  sample: 0.212
+tokens_per_second:
+  description: Tokens that were generated, by that time.
+  returned: success, with O(smoke)
+  type: float
+  sample: 151.2
+running:
+  description: Requests that the server works at, null where it does not tell.
+  returned: success
+  type: int
+  sample: 0
+waiting:
+  description: Requests that wait in the server, null where it does not tell.
+  returned: success
+  type: int
+  sample: 0
+waited_seconds:
+  description: Seconds that all of it took.
+  returned: success
+  type: float
+  sample: 0.4
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.inference.plugins.module_utils import endpoint
+
+
+def argument_spec():
+    return dict(
+        url=dict(type="str", required=True),
+        api_key=dict(type="str", no_log=True),
+        state=dict(type="str", choices=["ready", "idle"], default="ready"),
+        model=dict(type="str"),
+        smoke=dict(type="bool", default=False),
+        tokens=dict(type="int", default=1, no_log=False),
+        timeout=dict(type="float", default=60.0),
+        validate_certs=dict(type="bool", default=True),
+        ca_path=dict(type="path"),
+    )
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    try:
+        result = endpoint.look(module.params)
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    except endpoint.EndpointError as error:
+        module.fail_json(msg="%s: %s" % (error.name, error), verdict=error.name)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
