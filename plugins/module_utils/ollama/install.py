@@ -29,6 +29,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases
     Source,
     is_url,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import account
 
 USER = "ollama"
 HOME = "/usr/share/ollama"
@@ -36,7 +37,6 @@ STORE = "lib/gpufleet"
 """Where releases lie, below the prefix."""
 ASIDE = "ollama-before-"
 """Beginning of the name of the folder there to which files are set aside that are not ours."""
-GROUPS = ("render", "video")
 UNIT_PATHS = (
     "etc/systemd/system",
     "run/systemd/system",
@@ -67,99 +67,14 @@ class InstallError(Exception):
     """An archive, directory or user is not as needed; the message names it and says what to do."""
 
 
-class UserStep:
-    """The system user that upstream's install.sh makes, in the groups that may open GPUs."""
+DirectoryStep = account.DirectoryStep
 
-    restarts = True  # a process keeps the groups it was started with
+
+class UserStep(account.UserStep):
+    """The system user that upstream's install.sh makes."""
 
     def __init__(self, user: str = USER, home: str = HOME) -> None:
-        self.user, self.home = user, home
-        self._made_user = self._made_home = False
-        self._joined: List[str] = []
-
-    def needed(self) -> bool:
-        return not self._exists() or bool(self._missing_groups())
-
-    def diff(self) -> Dict[str, str]:
-        groups = self._missing_groups()
-        after = "user %s%s\n" % (self.user, ", in groups %s" % ", ".join(groups) if groups else "")
-        return {"before": "", "after": after}
-
-    def apply(self) -> None:
-        if not self._exists():
-            self._made_home = not os.path.isdir(self.home)
-            _run(["useradd", "-r", "-s", "/bin/false", "-U", "-m", "-d", self.home, self.user])
-            self._made_user = True
-        for group in self._missing_groups():
-            _run(["usermod", "-a", "-G", group, self.user])
-            self._joined.append(group)
-
-    def undo(self) -> None:
-        if self._made_user:
-            _run(["userdel", "-f", self.user])  # also while a process of the failed unit is still there
-            if self._made_home:
-                shutil.rmtree(self.home, ignore_errors=True)
-        else:
-            for group in self._joined:
-                _run(["gpasswd", "-d", self.user, group])
-
-    def _exists(self) -> bool:
-        import pwd
-
-        try:
-            pwd.getpwnam(self.user)
-        except KeyError:
-            return False
-        return True
-
-    def _missing_groups(self) -> List[str]:
-        import grp
-
-        missing = []
-        for group in GROUPS:
-            try:
-                if self.user not in grp.getgrnam(group).gr_mem:
-                    missing.append(group)
-            except KeyError:
-                continue
-        return missing
-
-
-class DirectoryStep:
-    """A directory that belongs to the service's user, made when it is not there; one that is there is left alone."""
-
-    restarts = False
-
-    def __init__(self, path: str, user: str) -> None:
-        self.path, self.user = path, user
-        self._made: List[str] = []
-
-    def needed(self) -> bool:
-        return not os.path.lexists(self.path)
-
-    def diff(self) -> Dict[str, str]:
-        return {"before": "", "after": "directory %s of %s\n" % (self.path, self.user)}
-
-    def apply(self) -> None:
-        import pwd
-
-        missing, path = [], self.path
-        while not os.path.lexists(path):
-            missing.append(path)
-            path = os.path.dirname(path)
-        for path in reversed(missing):
-            os.mkdir(path, 0o755)
-            os.chmod(path, 0o755)
-            self._made.append(path)
-        entry = pwd.getpwnam(self.user)
-        os.chown(self.path, entry.pw_uid, entry.pw_gid)
-
-    def undo(self) -> None:
-        for path in reversed(self._made):
-            try:
-                os.rmdir(path)
-            except OSError:
-                break  # something was put into it meanwhile, which is not ours to remove
+        super().__init__(user, home)
 
 
 class ReleaseStep:
@@ -550,18 +465,6 @@ def _name_of(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
-
-
-def _run(command: List[str]) -> None:
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False
-        )
-    except OSError as error:
-        raise InstallError("%s: %s" % (command[0], error.strerror)) from None
-    if done.returncode:
-        words = done.stdout.decode("utf-8", "replace").strip()
-        raise InstallError("%s: exit status %d: %s" % (" ".join(command), done.returncode, words))
 
 
 def _link(path: str) -> Optional[str]:

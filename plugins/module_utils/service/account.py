@@ -1,0 +1,126 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Steps for the engine: the user that a service runs as, and directories that belong to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import Dict, List
+
+GROUPS = ("render", "video")
+"""May open GPUs, on hosts that have these groups."""
+
+
+class AccountError(Exception):
+    """A user cannot be made, changed or removed."""
+
+
+class UserStep:
+    """A system user with a home, in the groups that may open GPUs."""
+
+    restarts = True  # a process keeps the groups it was started with
+
+    def __init__(self, user: str, home: str) -> None:
+        self.user, self.home = user, home
+        self._made_user = self._made_home = False
+        self._joined: List[str] = []
+
+    def needed(self) -> bool:
+        return not self._exists() or bool(self._missing_groups())
+
+    def diff(self) -> Dict[str, str]:
+        groups = self._missing_groups()
+        after = "user %s%s\n" % (self.user, ", in groups %s" % ", ".join(groups) if groups else "")
+        return {"before": "", "after": after}
+
+    def apply(self) -> None:
+        if not self._exists():
+            self._made_home = not os.path.isdir(self.home)
+            run(["useradd", "-r", "-s", "/bin/false", "-U", "-m", "-d", self.home, self.user])
+            self._made_user = True
+        for group in self._missing_groups():
+            run(["usermod", "-a", "-G", group, self.user])
+            self._joined.append(group)
+
+    def undo(self) -> None:
+        if self._made_user:
+            run(["userdel", "-f", self.user])  # also while a process of the failed unit is still there
+            if self._made_home:
+                shutil.rmtree(self.home, ignore_errors=True)
+        else:
+            for group in self._joined:
+                run(["gpasswd", "-d", self.user, group])
+
+    def _exists(self) -> bool:
+        import pwd
+
+        try:
+            pwd.getpwnam(self.user)
+        except KeyError:
+            return False
+        return True
+
+    def _missing_groups(self) -> List[str]:
+        import grp
+
+        missing = []
+        for group in GROUPS:
+            try:
+                if self.user not in grp.getgrnam(group).gr_mem:
+                    missing.append(group)
+            except KeyError:
+                continue
+        return missing
+
+
+class DirectoryStep:
+    """A directory that belongs to the service's user, made when it is not there; one that is there is left alone."""
+
+    restarts = False
+
+    def __init__(self, path: str, user: str) -> None:
+        self.path, self.user = path, user
+        self._made: List[str] = []
+
+    def needed(self) -> bool:
+        return not os.path.lexists(self.path)
+
+    def diff(self) -> Dict[str, str]:
+        return {"before": "", "after": "directory %s of %s\n" % (self.path, self.user)}
+
+    def apply(self) -> None:
+        import pwd
+
+        missing, path = [], self.path
+        while not os.path.lexists(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        for path in reversed(missing):
+            os.mkdir(path, 0o755)
+            os.chmod(path, 0o755)
+            self._made.append(path)
+        entry = pwd.getpwnam(self.user)
+        os.chown(self.path, entry.pw_uid, entry.pw_gid)
+
+    def undo(self) -> None:
+        for path in reversed(self._made):
+            try:
+                os.rmdir(path)
+            except OSError:
+                break  # something was put into it meanwhile, which is not ours to remove
+
+
+def run(command: List[str]) -> None:
+    """:raises AccountError: it fails; the message quotes it and its last words."""
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False
+        )
+    except OSError as error:
+        raise AccountError("%s: %s" % (command[0], error.strerror)) from None
+    if done.returncode:
+        words = done.stdout.decode("utf-8", "replace").strip()
+        raise AccountError("%s: exit status %d: %s" % (" ".join(command), done.returncode, words))
