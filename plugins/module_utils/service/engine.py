@@ -16,6 +16,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import (
     Change,
     Gate,
+    Handover,
     Outcome,
     Running,
     ServiceError,
@@ -36,7 +37,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError, merge, unit_name
 
-__all__ = ["Change", "Gate", "Outcome", "Running", "ServiceError", "Step", "Verdict", "converge"]
+__all__ = ["Change", "Gate", "Handover", "Outcome", "Running", "ServiceError", "Step", "Verdict", "converge"]
 
 DOWN = ("inactive", "failed")
 ENABLED = ("enabled", "enabled-runtime")
@@ -56,6 +57,7 @@ def converge(
     *,
     gate: Optional[Gate] = None,
     steps: Sequence[Step] = (),
+    handover: Optional[Handover] = None,
     check_mode: bool = False,
     system: Optional[System] = None,
 ) -> Outcome:
@@ -73,7 +75,7 @@ def converge(
     try:
         name = _checked(change)
         with _no_lock() if check_mode else system.lock(name, change.timeout):
-            return _Convergence(change, name, gate, steps, check_mode, system).run()
+            return _Convergence(change, name, gate, steps, handover, check_mode, system).run()
     except (UnitError, ManagerError) as error:
         raise ServiceError(
             "%s (nothing was changed)" % error, Outcome(verdict=Verdict("refused", str(error)))
@@ -124,10 +126,18 @@ class _Convergence:
     """One run of :func:`converge`: read, plan, and unless there is nothing to do, act and prove."""
 
     def __init__(
-        self, change: Change, name: str, gate: Optional[Gate], steps: Sequence[Step], check_mode: bool, system: System
+        self,
+        change: Change,
+        name: str,
+        gate: Optional[Gate],
+        steps: Sequence[Step],
+        handover: Optional[Handover],
+        check_mode: bool,
+        system: System,
     ) -> None:
         self.change = change
         self.gate = gate
+        self.handover = handover
         self.check_mode = check_mode
         self.system = system
         self.outcome = Outcome()
@@ -239,6 +249,9 @@ class _Convergence:
         settings = compare.changed_settings(self.now, self.planned)
         if settings:
             reasons.append("settings in force change: %s" % ", ".join(settings))
+        files = [file.path for file in self.rewritten if file.path in self.override.files]
+        if files:
+            reasons.append("files that it reads change: %s" % ", ".join(files))
         reasons += ["%s" % type(step).__name__ for step in self.steps if step.restarts]
         if self.running is not None:
             stale = compare.stale(sorted({*declared} - {*changed}), self.planned, self.running)
@@ -415,11 +428,15 @@ class _Convergence:
             self._prove_unchanged()
             return
         former = self.state.get("InvocationID")
+        if self.action != "start":
+            self._let_requests_end()
         self.system.reset_failed(self.name)  # systemd counts regular starts, too, into StartLimitBurst=
         self.acted = True
         self.stopped_at = time.monotonic()
         if self.action == "restart":
-            failure = self.system.restart(self.name, self._stop_limit(), self.change.timeout)
+            failure, released = self._restart()
+            if not released.ok:
+                raise _Failed(released.name, released.message, **released.evidence)
         elif self.action == "start":
             failure = self.system.start(self.name, self.change.timeout)
         else:
@@ -429,6 +446,9 @@ class _Convergence:
         if self.action == "stop":
             if self.state.get("ActiveState") not in DOWN:
                 raise _Failed("not_stopped", "it is %s after systemctl stop: %s" % (_active(self.state), failure))
+            released = self.handover.after_stop() if self.handover else Verdict("ok")
+            if not released.ok:
+                self.outcome.warnings.append(released.message)
             return
         if failure or self.state.get("InvocationID") == former:
             raise self._fault(failure or "systemd did not start it anew", former)
@@ -443,6 +463,25 @@ class _Convergence:
             raise self._fault("its main process ended", former)
         if running:
             self._check_same(running)
+
+    def _let_requests_end(self) -> None:
+        """Let the process that is about to be stopped hand over what it is doing, if it is there at all."""
+        try:
+            running = self._executed() if self.handover else None
+        except _Failed:
+            return
+        if running and self.handover:
+            self.handover.before_stop(running)
+
+    def _restart(self) -> Tuple[Optional[str], Verdict]:
+        """What went wrong with the restart, and what was found between stop and start; upon that nothing is started."""
+        if not self.handover:
+            return self.system.restart(self.name, self._stop_limit(), self.change.timeout), Verdict("ok")
+        failure = self.system.stop(self.name, self._stop_limit())
+        released = self.handover.after_stop()
+        if failure or not released.ok:
+            return failure, released
+        return self.system.start(self.name, self.change.timeout), released
 
     def _stop_limit(self) -> float:
         """Seconds after which systemd itself kills what does not stop, and a little."""
@@ -654,7 +693,9 @@ class _Convergence:
             if self.state.get("ActiveState") not in DOWN:
                 self.system.stop(self.name, self._stop_limit())
             return "The unit was not running before and is stopped."
-        failure = self.system.restart(self.name, self._stop_limit(), self.change.timeout)
+        failure, released = self._restart()
+        if not failure and not released.ok:  # it may still come up
+            failure = self.system.start(self.name, self.change.timeout)
         self.state = self.system.show(self.name)
         if not failure:
             try:

@@ -29,6 +29,9 @@ class Change:
     """Kept in a root-only ``EnvironmentFile``, ``/etc/gpufleet/UNIT.env``."""
     credentials: Dict[str, str] = field(default_factory=dict)
     """Credential id to content, handed over by ``LoadCredential=``."""
+    files: Dict[str, Optional[str]] = field(default_factory=dict)
+    """Path to text of further files of the unit's own, readable by all, which its process reads at its start: a change
+    of one restarts it. None: the file is not to be there."""
     enabled: Optional[bool] = None
     started: Optional[bool] = None
     timeout: float = 60
@@ -108,6 +111,16 @@ class Running:
 
 
 Gate = Callable[[Running, bool], Verdict]
+
+
+class Handover(Protocol):
+    """What has to happen around a stop of a running process by us, such as letting its requests end."""
+
+    def before_stop(self, running: Running) -> None:
+        """Called right before the process is stopped, while it still serves. What it raises fails the change."""
+
+    def after_stop(self) -> Verdict:
+        """Called once the process is gone; a verdict that is not ok fails the change before another one is started."""
 
 
 @dataclass

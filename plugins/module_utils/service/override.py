@@ -36,6 +36,7 @@ class Override:
         self.credentials: Dict[str, str] = change.credentials if present else {}
         self.variables = dict(self.environment, **self.secret_environment)
         self.settings = self._settings(change.settings if present else {})
+        self.files: Dict[str, Optional[str]] = {path: text if present else None for path, text in change.files.items()}
 
     def _settings(self, declared: Dict[str, Dict[str, List[str]]]) -> Dict[str, Dict[str, List[str]]]:
         """The declared settings and those that hand over the secrets."""
@@ -68,6 +69,8 @@ class Override:
             path = "%s/%s" % (self.credential_directory, name)
             content = as_bytes(self.credentials[name]) if name in self.credentials else None
             private.append(Wanted(path, content, 0o600, 0o700, own_directories=3))
+        for path, text in self.files.items():
+            private.append(Wanted(path, as_bytes(text) if text is not None else None))
         override = Wanted(self.drop_in, self.content(self.drop_in))
         return [*private, override] if override.content else [override, *private]
 

@@ -33,8 +33,10 @@ def change(**more: Any) -> Change:
     return Change(**dict({"unit": "ollama", "environment": {"A": "1"}}, **more))
 
 
-def go(system: Any, gate: Any = None, steps: Any = (), check: bool = False, **more: Any) -> Outcome:
-    return converge(change(**more), gate=gate, steps=steps, check_mode=check, system=system)
+def go(
+    system: Any, gate: Any = None, steps: Any = (), check: bool = False, handover: Any = None, **more: Any
+) -> Outcome:
+    return converge(change(**more), gate=gate, steps=steps, handover=handover, check_mode=check, system=system)
 
 
 def fails(system: Any, **more: Any) -> ServiceError:
@@ -880,3 +882,95 @@ def test_after_a_killed_run_systemd_reads_its_files_whatever_it_says(
     show = system.show
     monkeypatch.setattr(system, "show", lambda unit: dict(show(unit), NeedDaemonReload="no"))
     assert go(system, **declared).reloaded and system.loaded_settings[("Service", "Nice")] == ["1"]
+
+
+# --- files that the process reads at its start
+
+CONFIG = "/etc/gpufleet/vllm/chat.yaml"
+
+
+def test_a_file_of_the_unit_is_written_and_restarts_it(system: Any) -> None:
+    outcome = go(system, files={CONFIG: "port: 8000\n"})
+    assert system.read(CONFIG) == b"port: 8000\n" and CONFIG in outcome.diff["after"]
+    assert "files that it reads change: " + CONFIG in outcome.reasons
+    system.calls.clear()
+    assert not go(system, files={CONFIG: "port: 8000\n"}).changed and system.calls == ["lock", "show", "unlock"]
+    outcome = go(system, files={CONFIG: "port: 8001\n"})
+    assert outcome.restarted and outcome.reasons == ["files that it reads change: " + CONFIG]
+    assert "restart" in system.calls and "reload" not in system.calls, "systemd reads nothing of it"
+    assert not go(system, state="absent", files={CONFIG: "port: 8001\n"}).diff["after"].count("port")
+    assert system.read(CONFIG) is None and "/etc/gpufleet/vllm" not in system.tree()
+
+
+def test_a_file_that_breaks_the_unit_is_put_back(system: Any) -> None:
+    go(system, files={CONFIG: "port: 8000\n"})
+    before = system.tree()
+    error = fails(system, gate=lambda running, changed: Verdict("not_ready", "no answer"), files={CONFIG: "port: 9\n"})
+    assert error.outcome.rolled_back and "The unit runs again" in error.message
+    assert system.tree() == before
+
+
+def test_a_file_of_the_unit_is_not_written_in_check_mode(no_writes: Any) -> None:
+    assert go(no_writes, check=True, files={CONFIG: "port: 8000\n"}).restarted
+
+
+# --- handing over
+
+
+class Handover:
+    """Notes when it was called; `released` is what it finds after the stops."""
+
+    def __init__(self, system: Any, *released: Verdict) -> None:
+        self.system, self.released, self.served = system, list(released), []
+
+    def before_stop(self, running: Running) -> None:
+        self.served.append(running.environ.get("A"))
+        self.system.calls.append("before_stop")
+
+    def after_stop(self) -> Verdict:
+        assert not self.system.processes
+        self.system.calls.append("after_stop")
+        return self.released.pop(0) if self.released else Verdict("ok")
+
+
+def test_requests_are_handed_over_around_a_restart(system: Any) -> None:
+    go(system, environment={"A": "0"})
+    handover = Handover(system)
+    system.calls.clear()
+    outcome = go(system, handover=handover)
+    assert outcome.restarted and handover.served == ["0"], "the process that is stopped is asked"
+    assert [call for call in system.calls if call not in ("lock", "show", "unlock", "reset-failed")] == [
+        "reload",
+        "before_stop",
+        "stop",
+        "after_stop",
+        "start",
+    ]
+
+
+def test_nothing_is_handed_over_by_a_unit_that_is_down(system: Any) -> None:
+    system.stop("", 1)
+    handover = Handover(system)
+    go(system, started=True, handover=handover)
+    assert handover.served == [] and "after_stop" not in system.calls
+
+
+def test_a_stop_hands_over_too(system: Any) -> None:
+    handover = Handover(system, Verdict("vram_held", "5 GiB are still held"))
+    outcome = go(system, started=False, handover=handover)
+    assert handover.served == [None] and outcome.warnings == ["5 GiB are still held"]
+
+
+def test_what_is_not_released_fails_the_change_and_the_former_is_started(system: Any) -> None:
+    held = Verdict("vram_held", "5 GiB are still held", {"pids": [7]})
+    error = fails(system, handover=Handover(system, held, held))
+    assert error.outcome.verdict.name == "vram_held" and error.outcome.verdict.evidence["pids"] == [7]
+    assert error.outcome.rolled_back and "A" not in system.environment
+    assert system.calls.count("start") == 1 and "restart" not in system.calls
+
+
+def test_a_handover_that_fails_stops_nothing(system: Any) -> None:
+    handover = Handover(system)
+    handover.before_stop = lambda running: (_ for _ in ()).throw(RuntimeError("no"))
+    error = fails(system, handover=handover)
+    assert error.outcome.rolled_back and "stop" not in system.calls and system.read(OURS) is None
