@@ -134,8 +134,19 @@ options:
   models_dir:
     description:
       - Where models are stored (E(OLLAMA_MODELS)). Made for the service's user when it is not there. One that the user
-        may not write into is refused, with the first directory that is in the way.
+        may not use is refused, with the first folder or file that is in the way and the command that helps.
     type: path
+  models_dir_change:
+    description:
+      - What to do when another store was in force until now, with models that the new one does not have.
+      - V(refuse) stops before anything is touched, and says what would be out of sight.
+      - V(move) moves them. On one file system that takes no time and no space. On another one they are copied and
+        their digests compared, which needs room for both. The old store stays whole until the service is proven on
+        the new one.
+      - V(leave) leaves them where they are.
+    type: str
+    choices: [refuse, move, leave]
+    default: refuse
   noprune:
     description: Keep blobs that no model uses (E(OLLAMA_NOPRUNE)).
     type: bool
@@ -369,7 +380,7 @@ archive_needed:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service, settings, store
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install import InstallError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import ServiceError
 
@@ -399,6 +410,7 @@ def argument_spec():
         host=dict(type="str"),
         origins=dict(type="list", elements="str"),
         models_dir=dict(type="path"),
+        models_dir_change=dict(type="str", choices=list(store.CHANGES), default="refuse"),
         noprune=dict(type="bool"),
         no_cloud=dict(type="bool"),
         remotes=dict(type="list", elements="str"),

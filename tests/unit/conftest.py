@@ -13,6 +13,8 @@ import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
@@ -54,3 +56,11 @@ def run_module(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -
 def fixture_text() -> Callable[[str], str]:
     """`fixture_text("gpu/NAME")` is the text of a file under tests/unit/fixtures."""
     return lambda name: (FIXTURES / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def remembered(monkeypatch, tmp_path_factory):
+    """What is made in tests is remembered in a file of theirs; gives its path."""
+    path = tmp_path_factory.mktemp("var") / "gpufleet/made.json"
+    monkeypatch.setattr(made, "PATH", str(path))
+    return path

@@ -29,7 +29,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases
     Source,
     is_url,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import account
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, made
 
 USER = "ollama"
 HOME = "/usr/share/ollama"
@@ -272,6 +272,7 @@ class UnitStep:
             with open(beside, "w", encoding="ascii") as file:
                 file.write(self.text)
             os.chmod(beside, 0o644)
+            made.add("units", self.path)
             os.rename(beside, self.path)
         finally:
             if os.path.exists(beside):
@@ -281,6 +282,7 @@ class UnitStep:
     def undo(self) -> None:
         if self._wrote and os.path.exists(self.path):
             os.unlink(self.path)
+        made.drop("units", self.path)
 
 
 # --- archives
@@ -397,74 +399,6 @@ def libraries(prefix: str) -> Optional[List[str]]:
         return sorted(name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name)))
     except OSError:
         return None
-
-
-def default_store(user: str) -> Optional[str]:
-    """Where a server of this user keeps its models unless told otherwise; None while there is no such user."""
-    import pwd
-
-    try:
-        return os.path.join(pwd.getpwnam(user).pw_dir, ".ollama", "models")
-    except KeyError:
-        return None
-
-
-def refused(path: str, user: str) -> Optional[str]:
-    """What keeps a user from writing into a directory that exists, asked of the kernel as that user.
-
-    :returns: a message that names the first directory in the way, or None.
-    """
-    import grp
-    import pwd
-
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        return None  # not made yet
-    groups = [group.gr_gid for group in grp.getgrall() if user in group.gr_mem] + [entry.pw_gid]
-    parts = [part for part in path.split("/") if part]
-    steps = ["/" + "/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-    if os.path.lexists(path) and not os.path.isdir(path):
-        return "%s is not a directory" % path
-    blocked = _first_blocked(steps, entry.pw_uid, entry.pw_gid, groups)
-    if blocked is None:
-        return None
-    at = os.stat(steps[blocked])
-    owner = "%s, mode %04o" % (_name_of(at.st_uid), stat.S_IMODE(at.st_mode))
-    if steps[blocked] == path:
-        return "%s cannot write into %s (owner %s); chown -R %s: %s" % (user, path, owner, user, path)
-    return "%s cannot enter %s (owner %s), a parent of %s; give it x there" % (user, steps[blocked], owner, path)
-
-
-def _first_blocked(steps: List[str], uid: int, gid: int, groups: List[int]) -> Optional[int]:
-    if os.geteuid() != 0:
-        return None  # only root can try as somebody else
-    child = os.fork()
-    if child == 0:
-        answer = 255
-        try:
-            os.setgroups(groups)
-            os.setgid(gid)
-            os.setuid(uid)
-            for index, step in enumerate(steps[:253]):
-                mode = os.W_OK | os.X_OK if index == len(steps) - 1 else os.X_OK
-                if not os.access(step, mode):
-                    answer = index
-                    break
-        finally:
-            os._exit(answer)
-    status = os.waitpid(child, 0)[1]
-    index = os.WEXITSTATUS(status)
-    return index if index < len(steps) and os.path.exists(steps[index]) else None
-
-
-def _name_of(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _link(path: str) -> Optional[str]:

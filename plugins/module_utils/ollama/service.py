@@ -16,6 +16,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select impo
     visible_devices,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, names, releases, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
@@ -65,6 +66,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     models_dir = declared.environment.get("OLLAMA_MODELS")
     user, store = _user_and_store(system, unit, models_dir)
     steps = _steps(params, unit, user, models_dir)
+    steps += _moving(params, system, unit, user, store)
     _check_host(params, user, store, steps)
     for step in steps:
         if isinstance(step, install.ReleaseStep) and not step.unpacked():
@@ -92,7 +94,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         system=system,
     )
     for step in steps:
-        if isinstance(step, install.ReleaseStep):
+        if isinstance(step, (install.ReleaseStep, stores.MoveStep)):
             step.finish()
     for warning in outcome.warnings:
         warn(warning)
@@ -179,26 +181,27 @@ def _check_archives(sources: Sequence[releases.Source], remote_src: bool, check_
 
 def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], steps: List[engine.Step]) -> None:
     """What is known to fail before anything is touched: a store that the user may not write, names without files."""
-    why = install.refused(store, user) if store and os.path.lexists(store) else None
+    why = stores.refused(store, user) if store else None
     if why:
         raise Refused("the models' directory: %s" % why)
     model = params["prove_model"]
     if model:
+        moved_from = [step.old for step in steps if isinstance(step, stores.MoveStep)]
         try:
-            manifest = names.manifest(store or "", model)
+            found = [names.manifest(place, model) for place in [store or "", *moved_from]]
         except ValueError as error:
             raise Refused("prove_model: %s" % error) from None
-        if not (store and os.path.isfile(manifest)):
+        if not (store and any(os.path.isfile(manifest) for manifest in found)):
             raise Refused(
                 "prove_model: the store of this host, %s, has no model %s%s; pull it first, or leave prove_model out"
-                % (store or "of user %s" % user, model, " (no file %s)" % manifest if store else "")
+                % (store or "of user %s" % user, model, " (no file %s)" % found[0] if store else "")
             )
-    library, found = params["llm_library"], install.libraries(params["prefix"])
+    library, libraries = params["llm_library"], install.libraries(params["prefix"])
     replaced = any(isinstance(step, install.ReleaseStep) and step.needed() for step in steps)
-    if library and found is not None and library not in found and not replaced:
+    if library and libraries is not None and library not in libraries and not replaced:
         raise Refused(
             "llm_library: there is no folder %s under %s/lib/ollama, so Ollama would serve on the CPU; there are: %s"
-            % (library, params["prefix"], ", ".join(found) or "none")
+            % (library, params["prefix"], ", ".join(libraries) or "none")
         )
 
 
@@ -206,12 +209,26 @@ def _user_and_store(system: Any, unit: str, models_dir: Optional[str]) -> Tuple[
     """The user that the unit runs as, and where its models are; what upstream's unit has where there is none yet."""
     files = [file for file in system.load([unit]) if os.path.basename(file[0]) != engine.DROP_IN]
     if not any(content and not path.endswith(".conf") for path, content in files):  # a masked one is empty
-        return install.USER, models_dir or install.default_store(install.USER)
+        return install.USER, models_dir or stores.default_store(install.USER)
     merged = merge(files)
     lines = merged.in_force("Service", "User")
     user = lines[-1].value if lines else "root"
     by_others = merged.environment(system.specifiers(unit), system.environment_files).get("OLLAMA_MODELS")
-    return user, models_dir or (by_others and by_others.text) or install.default_store(user)
+    return user, models_dir or (by_others and by_others.text) or stores.default_store(user)
+
+
+def _moving(params: Mapping[str, Any], system: Any, unit: str, user: str, store: Optional[str]) -> List[engine.Step]:
+    """The step that moves the models, where the store in force is another one than will be."""
+    files = system.load([unit])
+    former = None
+    if any(content and not path.endswith(".conf") for path, content in files):
+        in_force = merge(files).environment(system.specifiers(unit), system.environment_files).get("OLLAMA_MODELS")
+        former = in_force.text if in_force else stores.default_store(user)
+    try:
+        step = stores.plan(former, store, params["models_dir_change"], user, unit)
+    except stores.StoreError as error:
+        raise Refused(str(error)) from None
+    return [step] if step else []
 
 
 def sentence(

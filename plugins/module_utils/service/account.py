@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from typing import Dict, List
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
+
 GROUPS = ("render", "video")
 """May open GPUs, on hosts that have these groups."""
 
@@ -41,6 +43,9 @@ class UserStep:
             self._made_home = not os.path.isdir(self.home)
             run(["useradd", "-r", "-s", "/bin/false", "-U", "-m", "-d", self.home, self.user])
             self._made_user = True
+            made.add("users", self.user)
+            if self._made_home:
+                made.add("homes", self.home)
         for group in self._missing_groups():
             run(["usermod", "-a", "-G", group, self.user])
             self._joined.append(group)
@@ -50,6 +55,8 @@ class UserStep:
             run(["userdel", "-f", self.user])  # also while a process of the failed unit is still there
             if self._made_home:
                 shutil.rmtree(self.home, ignore_errors=True)
+            made.drop("users", self.user)
+            made.drop("homes", self.home)
         else:
             for group in self._joined:
                 run(["gpasswd", "-d", self.user, group])
@@ -102,6 +109,7 @@ class DirectoryStep:
             os.mkdir(path, 0o755)
             os.chmod(path, 0o755)
             self._made.append(path)
+            made.add("directories", path)
         entry = pwd.getpwnam(self.user)
         os.chown(self.path, entry.pw_uid, entry.pw_gid)
 
@@ -111,6 +119,7 @@ class DirectoryStep:
                 os.rmdir(path)
             except OSError:
                 break  # something was put into it meanwhile, which is not ours to remove
+            made.drop("directories", path)
 
 
 def run(command: List[str]) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -24,6 +25,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install 
     UnitStep,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import UNVERIFIED, Release, Source
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -51,7 +53,8 @@ def archive(tmp_path):
 
     def make(text="one", members=None, zstd=False, name=None):
         path = tmp_path / (name or "ollama-%s.tgz" % text)
-        with tarfile.open(path, "w:gz") as tar:
+        # without the time of day: the same release has the same digest each time it is made
+        with gzip.GzipFile(path, "wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
             for member in members or [
                 ("bin/ollama", 0o755, text),
                 ("lib/ollama/llama-server", 0o755, text),
@@ -80,7 +83,7 @@ def prefix(tmp_path):
 
 
 def step(archive, prefix, *addons):
-    return ReleaseStep(Release(tuple(Source(*made) for made in (archive, *addons))), prefix)
+    return ReleaseStep(Release(tuple(Source(*one) for one in (archive, *addons))), prefix)
 
 
 def proven(release):
@@ -95,24 +98,25 @@ def proven(release):
     "zstd", [False, pytest.param(True, marks=pytest.mark.skipif(not shutil.which("zstd"), reason="no zstd here"))]
 )
 def test_a_release_is_taken_by_links(archive, prefix, zstd):
-    made = archive(zstd=zstd)
-    release = step(made, prefix)
+    packed = archive(zstd=zstd)
+    release = step(packed, prefix)
     assert release.needed()
     assert not release.unpacked()
     assert release.diff()["before"] == ""
     proven(release)
-    folder = "lib/gpufleet/ollama-" + made[1][:12]
+    folder = "lib/gpufleet/ollama-" + packed[1][:12]
     found = tree(prefix)
     assert found["bin/ollama"][1] == "-> ../%s/bin/ollama" % folder
-    assert found["lib/ollama"][1] == "-> gpufleet/ollama-%s/lib/ollama" % made[1][:12]
+    assert found["lib/ollama"][1] == "-> gpufleet/ollama-%s/lib/ollama" % packed[1][:12]
     assert found[folder + "/bin/ollama"] == (0o755, "one")
     assert found[folder + "/lib/ollama/cuda_v13/libggml-cuda.so"] == (0o644, "")
-    assert found[folder + "/.sha256"][1] == made[1] + "\n"
+    assert found[folder + "/.sha256"][1] == packed[1] + "\n"
     assert os.path.isdir(os.path.join(prefix, "lib/ollama/cuda_v13")), "as ../lib/ollama from the real binary"
     assert not [name for name in found if ".part" in name or ".gpufleet" in name]
-    again = step(("gone", made[1]), prefix)
+    again = step(("gone", packed[1]), prefix)
     assert not again.needed()
     assert install.libraries(prefix) == ["cuda_v13"]
+    assert install.libraries("/nowhere") is None
 
 
 def test_undo_leaves_nothing(archive, prefix):
@@ -176,20 +180,20 @@ def test_upstreams_own_files_are_set_aside_and_come_back(archive, prefix):
 
 def test_upstreams_installer_over_our_links(archive, prefix):
     """What install.sh does: rm -rf lib/ollama, unpack over the prefix. Our release stays whole, and is taken again."""
-    made = archive("ours")
-    proven(step(made, prefix))
+    packed = archive("ours")
+    proven(step(packed, prefix))
     subprocess.run(["rm", "-rf", prefix + "/lib/ollama"], check=True)
     subprocess.run(["tar", "-xzf", archive("vendor")[0], "-C", prefix], check=True)
     with open(prefix + "/bin/ollama", encoding="utf-8") as file:
         assert file.read() == "vendor"
-    release = step(("gone", made[1]), prefix)
+    release = step(("gone", packed[1]), prefix)
     assert release.needed()
     assert release.unpacked()
     for _twice in range(2):
-        proven(step(("gone", made[1]), prefix))
+        proven(step(("gone", packed[1]), prefix))
         with open(prefix + "/bin/ollama", encoding="utf-8") as file:
             assert file.read() == "ours"
-        assert not step(("gone", made[1]), prefix).needed()
+        assert not step(("gone", packed[1]), prefix).needed()
         subprocess.run(["rm", "-rf", prefix + "/lib/ollama", prefix + "/bin/ollama"], check=True)
         subprocess.run(["tar", "-xzf", archive("vendor")[0], "-C", prefix], check=True)
 
@@ -220,8 +224,8 @@ def test_a_link_inside_the_archive_is_kept(archive, prefix):
         ("lib/ollama/libggml.so", 0o777, "libggml.so.1", tarfile.SYMTYPE),
         ("lib/ollama/v12", 0o700, "", tarfile.DIRTYPE),
     ]
-    made = archive(members=members)
-    step(made, prefix).apply()
+    packed = archive(members=members)
+    step(packed, prefix).apply()
     assert os.readlink(prefix + "/lib/ollama/libggml.so") == "libggml.so.1"
 
 
@@ -430,6 +434,15 @@ def test_a_masked_unit_is_left_alone(tmp_path):
     assert not UnitStep("ollama.service", root=str(tmp_path)).needed()
 
 
+def test_a_unit_of_ours_is_remembered(tmp_path, remembered):
+    (tmp_path / "etc/systemd/system").mkdir(parents=True)
+    unit = UnitStep("ollama.service", root=str(tmp_path))
+    unit.apply()
+    assert made.remembered("units") == [unit.path]
+    unit.undo()
+    assert not remembered.parent.exists()
+
+
 def test_an_instance_gets_a_template(tmp_path):
     (tmp_path / "etc/systemd/system").mkdir(parents=True)
     unit = UnitStep("ollama@second.service", root=str(tmp_path))
@@ -446,52 +459,6 @@ def test_a_unit_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         unit.apply()
     assert os.listdir(folder) == []
-
-
-# --- may the service's user write there?
-
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as somebody else")
-
-
-@as_root
-def test_a_store_that_the_user_may_not_write(tmp_path):
-    top = tmp_path / "srv"
-    store = top / "models"
-    store.mkdir(parents=True)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder != folder.parent and folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
-            folder.chmod(0o755)
-    store.chmod(0o755)
-    refusal = install.refused(str(store), "nobody")
-    assert refusal == "nobody cannot write into %s (owner root, mode 0755); chown -R nobody: %s" % (store, store)
-    os.chown(store, pwd.getpwnam("nobody").pw_uid, -1)
-    assert install.refused(str(store), "nobody") is None
-    top.chmod(0o700)
-    assert "nobody cannot enter %s (owner root, mode 0700), a parent of" % top in install.refused(str(store), "nobody")
-    os.chown(top, 12345, -1)
-    assert "(owner 12345, mode 0700)" in install.refused(str(store), "nobody")
-
-
-def test_a_store_that_is_a_file(tmp_path):
-    (tmp_path / "models").write_text("")
-    assert install.refused(str(tmp_path / "models"), ME) == "%s/models is not a directory" % tmp_path
-
-
-def test_a_store_that_may_be_written(tmp_path):
-    assert install.refused(str(tmp_path), ME) is None
-    assert install.refused(str(tmp_path), "nosuchuser") is None
-
-
-def test_only_root_can_try(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert install.refused("/root", "nobody") is None
-
-
-def test_default_store():
-    assert install.default_store(ME) == os.path.join(pwd.getpwnam(ME).pw_dir, ".ollama/models")
-    assert install.default_store("nosuchuser") is None
-    assert install.libraries("/nowhere") is None
 
 
 def test_undo_after_half_an_apply(archive, prefix, monkeypatch):

@@ -11,6 +11,7 @@ import os
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
@@ -59,8 +60,8 @@ def bring(monkeypatch, fakes, tmp_path):
     run.store = tmp_path / "store"
     monkeypatch.setattr(service.engine, "converge", converge)
     monkeypatch.setattr(service.gpu_facts, "gather", lambda timeout, python_paths: run.facts)
-    monkeypatch.setattr(install, "default_store", lambda user: str(run.store))
-    monkeypatch.setattr(install, "refused", lambda path, user: None)
+    monkeypatch.setattr(stores, "default_store", lambda user: str(run.store))
+    monkeypatch.setattr(stores, "refused", lambda path, user: None)
     return run
 
 
@@ -273,9 +274,28 @@ def test_the_store_is_the_one_in_force(bring, tmp_path):
 
 def test_a_store_that_refuses_the_user(bring, monkeypatch):
     bring.store.mkdir()
-    monkeypatch.setattr(install, "refused", lambda path, user: "%s cannot write into %s" % (user, path))
+    monkeypatch.setattr(stores, "refused", lambda path, user: "%s cannot write into %s" % (user, path))
     with pytest.raises(service.Refused, match="the models' directory: nobody cannot write into %s" % bring.store):
         bring()
+
+
+def test_a_store_with_models_is_not_left_without_a_word(bring, tmp_path):
+    put_model(bring.store)
+    with pytest.raises(service.Refused, match="set models_dir_change to move"):
+        bring(models_dir=str(tmp_path / "other"))
+    bring(models_dir=str(tmp_path / "other"), models_dir_change="leave")
+    bring(models_dir=str(tmp_path / "other"), models_dir_change="move")
+    assert [type(step).__name__ for step in bring.asked["steps"]] == ["DirectoryStep", "MoveStep"]
+
+
+def test_back_to_the_default_store_is_a_change_too(bring, tmp_path):
+    put_model(tmp_path / "ours")
+    override = b"[Service]\nEnvironment=OLLAMA_MODELS=%s\n" % str(tmp_path / "ours").encode()
+    bring.system.files.append(("/etc/systemd/system/ollama.service.d/zz-gpufleet.conf", override))
+    with pytest.raises(service.Refused, match="changes from %s to %s" % (tmp_path / "ours", bring.store)):
+        bring()
+    bring(models_dir=str(tmp_path / "ours"))
+    assert [type(step).__name__ for step in bring.asked["steps"]] == ["DirectoryStep"]
 
 
 def test_a_unit_without_a_user_runs_as_root(bring):

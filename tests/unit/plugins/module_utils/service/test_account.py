@@ -11,7 +11,7 @@ import pwd
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import account
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, made
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.account import DirectoryStep, UserStep
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -20,7 +20,7 @@ ME = pwd.getpwuid(os.geteuid()).pw_name
 # --- directories
 
 
-def test_a_directory_is_made_with_its_parents_and_undone(tmp_path):
+def test_a_directory_is_made_with_its_parents_and_undone(tmp_path, remembered):
     path = str(tmp_path / "srv/ollama/models")
     directory = DirectoryStep(path, ME)
     assert directory.needed()
@@ -28,8 +28,10 @@ def test_a_directory_is_made_with_its_parents_and_undone(tmp_path):
     directory.apply()
     assert os.stat(path).st_mode & 0o777 == 0o755
     assert not directory.needed()
+    assert made.remembered("directories")[-1] == path
     directory.undo()
     assert os.listdir(tmp_path) == []
+    assert not remembered.parent.exists()
 
 
 def test_a_directory_that_was_filled_meanwhile_stays(tmp_path):
@@ -83,7 +85,9 @@ def test_the_user_is_made_and_undone(accounts):
         "usermod -a -G video ollama",
     ]
     assert not UserStep("ollama", accounts.home).needed()
+    assert (made.remembered("users"), made.remembered("homes")) == (["ollama"], [accounts.home])
     user.undo()
+    assert made.remembered("users") == []
     assert accounts.commands[3:] == ["userdel -f ollama"]
     assert not os.path.exists(accounts.home)
 

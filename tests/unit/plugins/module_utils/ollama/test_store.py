@@ -1,0 +1,303 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A store of models in a scratch directory: moved, moved back, refused; and a walk through it as somebody else."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import pwd
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store
+
+ME = pwd.getpwuid(os.geteuid()).pw_name
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as somebody else")
+
+
+def put(folder, model, weights=b"weights", shared=b"template"):
+    """A model of two blobs, the second one shared."""
+    digests = [hashlib.sha256(content).hexdigest() for content in (weights, shared)]
+    files = {"blobs/sha256-" + digests[0]: weights, "blobs/sha256-" + digests[1]: shared}
+    files["manifests/registry.ollama.ai/library/%s/latest" % model] = " ".join(digests).encode()
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def old(tmp_path):
+    folder = tmp_path / "old"
+    put(folder, "m8b")
+    put(folder, "m70b", b"more weights")
+    return folder
+
+
+@pytest.fixture
+def new(tmp_path):
+    return tmp_path / "srv/new"
+
+
+@pytest.fixture(params=["one file system", "two file systems"])
+def where(request, monkeypatch):
+    if request.param.startswith("two"):
+
+        def link(*words, **options):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+        monkeypatch.setattr(os, "link", link)
+    return request.param
+
+
+def plan(old, new, change="move", proc="/proc"):
+    return store.plan(str(old), str(new), change, ME, "ollama.service", proc)
+
+
+def test_models_move(old, new, where):
+    (old / ("blobs/sha256-%s-partial" % ("ab" * 32))).write_text("half pulled")
+    (old / "notes.txt").write_text("of a person")
+    before = content(old)
+    step = plan(old, new)
+    assert step.needed()
+    assert "models in %s (2 models, 0.0 GB)" % new in step.diff()["after"]
+    step.apply()
+    assert content(old) == before, "whole until the service is proven"
+    step.finish()
+    moved = {name: what for name, what in before.items() if "partial" not in name and name != "notes.txt"}
+    assert content(new) == moved
+    assert set(content(old)) == set(before) - set(moved)
+    assert plan(new, new) is None
+    assert plan(old, new) is None, "nothing is left that would be out of sight"
+
+
+def test_an_empty_old_store_is_removed(old, new, where):
+    step = plan(old, new)
+    step.apply()
+    step.finish()
+    assert not old.exists()
+
+
+def test_undo_leaves_both_as_they_were(old, new, where):
+    put(new, "here")
+    before = content(old), content(new)
+    step = plan(old, new)
+    step.apply()
+    step.undo()
+    assert (content(old), content(new)) == before
+
+
+def test_undo_removes_folders_that_were_made(old, new, where):
+    step = plan(old, new)
+    step.apply()
+    step.undo()
+    assert not new.parent.exists()
+
+
+def test_a_run_killed_in_the_midst_of_it_goes_on(old, new, where, monkeypatch):
+    before = content(old)
+    first = plan(old, new)
+    taken = []
+
+    def killed(*words):
+        taken.append(words)
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        return take(*words)
+
+    take = first._take
+    monkeypatch.setattr(first, "_take", killed)
+    with pytest.raises(KeyboardInterrupt):
+        first.apply()
+    assert len([name for name in content(new) if name.startswith("blobs/")]) == 2
+    # the next run may find the new store in force already
+    step = plan(new, new, "refuse")
+    assert step.old == str(old)
+    step.apply()
+    step.finish()
+    assert content(new) == before
+    assert not old.exists()
+
+
+def test_a_blob_that_is_not_whole_is_replaced(old, new, where):
+    put(new, "m8b")
+    blob = next(path for path in (new / "blobs").iterdir())
+    blob.write_bytes(b"")
+    step = plan(old, new)
+    step.apply()
+    step.finish()
+    assert blob.stat().st_size
+
+
+def test_a_damaged_blob_is_told(old, new, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *words, **options: (_ for _ in ()).throw(OSError(errno.EXDEV, "")))
+    (blob,) = [path for path in (old / "blobs").iterdir() if path.read_bytes() == b"weights"]
+    blob.write_bytes(b"rotten!")
+    step = plan(old, new)
+    with pytest.raises(store.StoreError, match="%s is damaged: its SHA-256 is" % blob):
+        step.apply()
+    step.undo()
+    assert not new.exists()
+
+
+def test_a_full_disk_is_told_and_undone(old, new, monkeypatch):
+    def full(*words, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    step = plan(old, new)
+    with pytest.raises(store.StoreError, match="cannot be brought to .*: No space left on device"):
+        step.apply()
+    step.undo()
+    assert not new.exists()
+
+
+def test_refused_with_what_would_be_lost_and_what_to_do(old, new):
+    with pytest.raises(store.StoreError) as refusal:
+        plan(old, new, "refuse")
+    said = str(refusal.value)
+    assert "from %s to %s, where the server would not see the 2 models, 0.0 GB of %s" % (old, new, old) in said
+    assert "mkdir -p %s && cp -a %s/. %s/ && chown -R %s: %s" % (new, old, new, ME, new) in said
+
+
+def test_models_may_be_left(old, new):
+    assert plan(old, new, "leave") is None
+
+
+def test_no_question_without_models(tmp_path, new):
+    (tmp_path / "empty/blobs").mkdir(parents=True)
+    assert plan(tmp_path / "empty", new, "refuse") is None
+    assert plan(tmp_path / "nowhere", new, "refuse") is None
+    assert store.plan(None, str(new), "refuse", ME, "ollama.service") is None
+
+
+def test_no_question_when_a_person_has_copied_them(old, new):
+    for name, what in content(old).items():
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).write_bytes(what)
+    assert plan(old, new, "refuse") is None
+
+
+def test_a_link_to_the_same_store(old, tmp_path):
+    (tmp_path / "link").symlink_to(old)
+    assert plan(old, tmp_path / "link", "refuse") is None
+
+
+def test_two_models_of_one_name(old, new):
+    put(new, "m8b", b"other weights of another length")
+    (new / "manifests/registry.ollama.ai/library/m8b/latest").write_text("another")
+    with pytest.raises(store.StoreError, match="have the model m8b/latest, and they differ"):
+        plan(old, new)
+
+
+def test_room_for_both_copies(old, new, monkeypatch):
+    real = os.stat
+
+    def stat(path, **options):
+        found = real(path, **options)
+        if str(path) == str(old):
+            return os.stat_result([*found[:2], found[2] + 1, *found[3:]])
+        return found
+
+    monkeypatch.setattr(store.os, "stat", stat)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20})())
+    with pytest.raises(store.StoreError, match="another file system, which has 0.0 GB free; the models need 1.1 GB"):
+        plan(old, new)
+
+
+def test_a_store_that_another_service_uses_is_not_moved(old, new, tmp_path):
+    for pid, unit, environ in [
+        (7, "ollama.service", "OLLAMA_MODELS=%s" % old),
+        (8, "ollama@second.service", "HOME=/x\0OLLAMA_MODELS=%s/" % old),
+        (9, "ollama@third.service", "HOME=/x"),
+    ]:
+        folder = tmp_path / "proc" / str(pid)
+        folder.mkdir(parents=True)
+        (folder / "comm").write_text("ollama\n")
+        (folder / "environ").write_text(environ + "\0")
+        (folder / "cgroup").write_text("0::/system.slice/system-ollama.slice/%s\n" % unit)
+    with pytest.raises(store.StoreError, match="ollama@second.service uses the models of %s, too" % old):
+        plan(old, new, proc=str(tmp_path / "proc"))
+
+
+# --- may the service's user write there?
+
+
+@pytest.fixture
+def models(tmp_path):
+    folder = tmp_path / "srv/models"
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "manifests").mkdir()
+    (folder / "blobs/sha256-1").write_text("")
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent != parent.parent and parent.stat().st_uid == 0 and str(parent).startswith("/tmp/"):
+            parent.chmod(0o755)
+    return folder
+
+
+def give(path, user="nobody"):
+    for folder, _below, files in os.walk(path):
+        for place in (folder, *(os.path.join(folder, name) for name in files)):
+            os.chown(place, pwd.getpwnam(user).pw_uid, -1)
+
+
+@as_root
+def test_a_store_that_the_user_may_not_write(models):
+    refusal = store.refused(str(models), "nobody")
+    assert refusal == "nobody cannot write into %s (owner root, mode 0755); chown -R nobody: %s" % (models, models)
+    give(models)
+    assert store.refused(str(models), "nobody") is None
+    top = models.parent
+    top.chmod(0o700)
+    assert store.refused(str(models), "nobody") == (
+        "nobody cannot enter %s (owner root, mode 0700), a parent of %s; chmod o+x %s, or setfacl -m u:nobody:x %s"
+        % (top, models, top, top)
+    )
+    assert "cannot enter %s" % top in store.refused(str(models / "not/yet/there"), "nobody")
+    os.chown(top, 12345, -1)
+    assert "(owner 12345, mode 0700)" in store.refused(str(models), "nobody")
+
+
+@as_root
+@pytest.mark.parametrize(
+    "place, mode, words",
+    [("blobs", 0o755, "write into"), ("manifests", 0o755, "write into"), ("blobs/sha256-1", 0o600, "read")],
+)
+def test_what_root_left_in_a_store(models, place, mode, words):
+    give(models)
+    os.chown(models / place, 0, 0)
+    (models / place).chmod(mode)
+    expected = "nobody cannot %s %s (owner root, mode %04o); chown -R nobody: %s" % (
+        words,
+        models / place,
+        mode,
+        models,
+    )
+    assert store.refused(str(models), "nobody") == expected
+
+
+def test_a_store_that_is_a_file(tmp_path):
+    (tmp_path / "models").write_text("")
+    assert store.refused(str(tmp_path / "models"), ME) == "%s/models is not a directory" % tmp_path
+
+
+def test_a_store_that_may_be_written(tmp_path):
+    assert store.refused(str(tmp_path), ME) is None
+    assert store.refused(str(tmp_path), "nosuchuser") is None
+
+
+def test_only_root_can_try(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert store.refused("/root", "nobody") is None
+
+
+def test_default_store():
+    assert store.default_store(ME) == os.path.join(pwd.getpwnam(ME).pw_dir, ".ollama/models")
+    assert store.default_store("nosuchuser") is None
