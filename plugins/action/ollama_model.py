@@ -11,10 +11,11 @@ import time
 from typing import Any, Dict, Optional
 
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-MODULE = "gpufleet.inference.ollama_model"
+from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
+
 FIRST = 0.5  # seconds to the first look; the pause doubles
 EVERY = 3.0  # seconds between two later looks
 LONGEST = 7 * 24 * 3600  # seconds; a pull that stalls ends long before
@@ -32,28 +33,27 @@ OF_THE_JOB = (
 display = Display()
 
 
-class ActionModule(ActionBase):
+class ActionModule(Asking):
     """Runs the module; when it answers ``pull_needed``, runs it in the background and tells how far it is."""
 
-    TRANSFERS_FILES = False
-    _supports_async = True
+    MODULE = "gpufleet.inference.ollama_model"
+    WORK = Work("ollama.models", "bring", ollama_model.argument_spec())
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-        result = super().run(tmp, task_vars)
+        result = super(Asking, self).run(tmp, task_vars)
         arguments = dict(self._task.args)
+        answer = self.ask(arguments, task_vars)
+        if answer:
+            result.update(answer)
+            return result
         watched = boolean(arguments.get("progress", True), strict=False) and "progress_file" not in arguments
         if not watched or self._task.async_val or self._task.check_mode:
-            result.update(self._call(arguments, task_vars))
+            result.update(self.send(arguments, task_vars))
             return result
-        result.update(self._call(dict(arguments, progress_file=""), task_vars))
+        result.update(self.send(dict(arguments, progress_file=""), task_vars))
         if result.get("pull_needed") and not result.get("failed"):
             result = self._watched(arguments, task_vars)
         return result
-
-    def _call(self, arguments: Dict[str, Any], task_vars: Optional[Dict[str, Any]]) -> Dict[str, Any]:
-        return self._execute_module(
-            module_name=MODULE, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
-        )
 
     def _watched(self, arguments: Dict[str, Any], task_vars: Optional[Dict[str, Any]]) -> Dict[str, Any]:
         host = (task_vars or {}).get("inventory_hostname", "")
@@ -63,7 +63,7 @@ class ActionModule(ActionBase):
         self._task.async_val = LONGEST  # what the wrapper of background jobs takes as its limit
         try:
             job = self._execute_module(
-                module_name=MODULE,
+                module_name=self.MODULE,
                 module_args=dict(arguments, progress_file=path),
                 task_vars=task_vars,
                 wrap_async=True,

@@ -12,18 +12,19 @@ from typing import Any, Dict, List, Optional
 
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.plugins.action import ActionBase
 
-MODULE = "gpufleet.inference.ollama_service"
+from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
 
 
-class ActionModule(ActionBase):
-    """Runs the module; when it answers ``archive_needed``, sends these archives and runs it again."""
+class ActionModule(Asking):
+    """Sends the module to a host that is not as declared; when it answers ``archive_needed``, the archives as well."""
 
-    TRANSFERS_FILES = False  # the folder for it is made only when an archive is sent: three calls less
+    MODULE = "gpufleet.inference.ollama_service"
+    WORK = Work("ollama.service", "bring", ollama_service.argument_spec())
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-        result = super().run(tmp, task_vars)
+        result = super(Asking, self).run(tmp, task_vars)
         arguments = dict(self._task.args)
         local = [] if boolean(arguments.get("remote_src", False), strict=False) else self._find(arguments)
         if local and self._task.async_val:
@@ -31,13 +32,13 @@ class ActionModule(ActionBase):
         given = arguments.get("archive_checksum")
         if local and (not given or isinstance(given, dict)):
             arguments["archive_checksum"] = {**checksums(local), **(given or {})}
-        result.update(self._call(arguments, task_vars))
+        result.update(self.ask(arguments, task_vars) or self.send(arguments, task_vars))
         needed = result.get("archive_needed")
         if local and needed and not result.get("failed"):
             sent = [self._send(place) if on_controller(place) else place for place in needed]
             self._fixup_perms2((self._connection._shell.tmpdir, *sent))
             arguments.update(archive=sent[0], addons=sent[1:], remote_src=True)
-            result = self._call(arguments, task_vars)
+            result = self.send(arguments, task_vars)
         return result
 
     def _find(self, arguments: Dict[str, Any]) -> List[str]:
@@ -72,11 +73,6 @@ class ActionModule(ActionBase):
 
     def _make_folder(self) -> str:
         return self._connection._shell.tmpdir or self._make_tmp_path()
-
-    def _call(self, arguments: Dict[str, Any], task_vars: Optional[Dict[str, Any]]) -> Dict[str, Any]:
-        return self._execute_module(
-            module_name=MODULE, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
-        )
 
 
 def on_controller(place: str) -> bool:

@@ -948,38 +948,19 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
 
 
-def main() -> None:
-    """Gather, and fail only where the caller says that GPUs are required."""
-    module = AnsibleModule(
-        argument_spec={
-            "timeout": {"type": "float", "default": 10},
-            "required": {"type": "bool", "default": False},
-            "venv": {"type": "path"},
-        },
-        supports_check_mode=True,
+def argument_spec():
+    return dict(
+        timeout=dict(type="float", default=10), required=dict(type="bool", default=False), venv=dict(type="path")
     )
-    timeout, venv = module.params["timeout"], module.params["venv"]
-    if timeout <= 0:
-        module.fail_json(msg="timeout is %g; expected a number of seconds above 0" % timeout)
-    python_paths = facts.site_packages(venv or facts.VENV)
-    if venv and not python_paths:
-        module.fail_json(
-            msg="venv %s is no virtual environment: there is no lib/python3*/site-packages in it; create it and "
-            "install nvidia-ml-py, or leave the option out" % venv
-        )
 
-    gpu = facts.gather(timeout=timeout, python_paths=python_paths)
-    fault = gpu["fault"]
-    trouble = "GPU fault %s: %s. What to do: %s" % (fault["code"], fault["text"], fault["remedy"]) if fault else None
-    if module.params["required"] and (trouble or not gpu["count"]):
-        module.fail_json(
-            msg=trouble
-            or "GPUs are required, but this host has none: no NVIDIA GPU on its PCI bus, none known to a driver",
-            ansible_facts={"gpu": gpu},
-        )
-    if trouble:
-        module.warn(trouble)
-    module.exit_json(changed=False, ansible_facts={"gpu": gpu})
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    try:
+        result = facts.report(module.params, module.check_mode, module.warn)
+    except facts.FactsError as error:
+        module.fail_json(msg=str(error), **({"ansible_facts": {"gpu": error.facts}} if error.facts else {}))
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

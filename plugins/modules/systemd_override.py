@@ -284,82 +284,37 @@ unit_state:
       sample: [/etc/systemd/system/ollama.service.d/zz-gpufleet.conf]
 """
 
-from typing import Any, Dict, List
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import declared
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
 
-ARGUMENTS = {
-    "unit": {"type": "str", "required": True},
-    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-    "environment": {"type": "dict", "default": {}},
-    "secret_environment": {"type": "dict", "default": {}, "no_log": True},
-    "credentials": {"type": "dict", "default": {}, "no_log": True},
-    "settings": {"type": "dict", "default": {}},
-    "enabled": {"type": "bool"},
-    "started": {"type": "bool"},
-    "timeout": {"type": "int", "default": 60},
-    "settle": {"type": "float", "default": 2},
-}
+
+def argument_spec():
+    return dict(
+        unit=dict(type="str", required=True),
+        state=dict(type="str", choices=["present", "absent"], default="present"),
+        environment=dict(type="dict", default={}),
+        secret_environment=dict(type="dict", default={}, no_log=True),
+        credentials=dict(type="dict", default={}, no_log=True),
+        settings=dict(type="dict", default={}),
+        enabled=dict(type="bool"),
+        started=dict(type="bool"),
+        timeout=dict(type="int", default=60),
+        settle=dict(type="float", default=2),
+    )
 
 
-def variables(option: str, values: Dict[str, Any]) -> Dict[str, str]:
-    """Values as text; UnitError for one that is no text and no number."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            kind = "true or false" if isinstance(value, bool) else "a %s" % type(value).__name__
-            raise UnitError(
-                "%s: %s is %s; expected text: put quotes around what the program is to get" % (option, name, kind)
-            )
-    return {str(name): str(value) for name, value in values.items()}
-
-
-def settings(values: Dict[str, Any]) -> Dict[str, Dict[str, List[str]]]:
-    """Section to key to lines; UnitError for what is no setting."""
-    found: Dict[str, Dict[str, List[str]]] = {}
-    for section, keys in values.items():
-        if not isinstance(keys, dict):
-            raise UnitError("settings: %s is a %s; expected settings and their values" % (section, type(keys).__name__))
-        for key, lines in keys.items():
-            lines = lines if isinstance(lines, list) else [lines]
-            for line in lines:
-                if not isinstance(line, (str, int, float)):
-                    raise UnitError(
-                        "settings: [%s] %s is a %s; expected text, a number, or a list of them"
-                        % (section, key, type(line).__name__)
-                    )
-            words = [("yes" if line else "no") if isinstance(line, bool) else str(line) for line in lines]
-            found.setdefault(section, {})[key] = words
-    return found
-
-
-def main() -> None:
-    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    params = module.params
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
-        change = Change(
-            unit=params["unit"],
-            state=params["state"],
-            environment=variables("environment", params["environment"]),
-            secret_environment=variables("secret_environment", params["secret_environment"]),
-            credentials=variables("credentials", params["credentials"]),
-            settings=settings(params["settings"]),
-            enabled=params["enabled"],
-            started=params["started"],
-            timeout=params["timeout"],
-            settle=params["settle"],
-        )
+        result = declared.bring(module.params, module.check_mode, module.warn)
     except UnitError as error:
         module.fail_json(msg="%s (nothing was changed)" % error)
-    try:
-        outcome = converge(change, check_mode=module.check_mode)
     except ServiceError as error:
         module.fail_json(msg=error.message, **error.outcome.as_result())
-    for warning in outcome.warnings:
-        module.warn(warning)
-    module.exit_json(**outcome.as_result())
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

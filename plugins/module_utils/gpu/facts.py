@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import (
     child,
@@ -47,6 +47,42 @@ _DRIVER = (
     "open_kernel_module",
     "confidential_compute",
 )
+
+
+class FactsError(Exception):
+    """What was asked for is not there; ``facts`` holds what was read, None when nothing was."""
+
+    def __init__(self, message: str, facts: Optional[Dict[str, Any]] = None) -> None:
+        super().__init__(message)
+        self.facts = facts
+
+
+def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+    """The result of the module `gpu_facts`.
+
+    :param params: the module's parameters.
+    :param check_mode: makes no difference: facts are only read.
+    :param warn: called with a fault of the GPUs.
+    :raises FactsError: an option is wrong, or GPUs are required and there are none that work.
+    """
+    timeout, venv = params["timeout"], params["venv"]
+    if timeout <= 0:
+        raise FactsError("timeout is %g; expected a number of seconds above 0" % timeout)
+    python_paths = site_packages(venv or VENV)
+    if venv and not python_paths:
+        raise FactsError(
+            "venv %s is no virtual environment: there is no lib/python3*/site-packages in it; create it and "
+            "install nvidia-ml-py, or leave the option out" % venv
+        )
+    gpu = gather(timeout=timeout, python_paths=python_paths)
+    fault = gpu["fault"]
+    trouble = "GPU fault %s: %s. What to do: %s" % (fault["code"], fault["text"], fault["remedy"]) if fault else None
+    if params["required"] and (trouble or not gpu["count"]):
+        none = "GPUs are required, but this host has none: no NVIDIA GPU on its PCI bus, none known to a driver"
+        raise FactsError(trouble or none, gpu)
+    if trouble:
+        warn(trouble)
+    return {"changed": False, "ansible_facts": {"gpu": gpu}}
 
 
 def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/") -> Dict[str, Any]:

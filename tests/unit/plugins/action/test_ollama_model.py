@@ -13,6 +13,7 @@ import pytest
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import ollama_model
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking
 
 JOB = {"ansible_job_id": "j1", "results_file": "/root/.ansible_async/j1", "started": 1, "finished": 0}
 ARGUMENTS = {"models": [{"name": "big"}]}
@@ -49,10 +50,18 @@ def act(monkeypatch: pytest.MonkeyPatch) -> Any:
     run.progress = json.dumps(
         {"name": "big", "completed": 21 * 10**9, "total": 42 * 10**9, "rate": 10**8, "seconds_left": 210}
     )
+    run.answer = None
     monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
+    monkeypatch.setattr(Asking, "ask", lambda self, arguments, task_vars: run.answer)
     monkeypatch.setattr(ollama_model.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(ollama_model.display, "display", lambda line: run.said.append(line))
     return run
+
+
+def test_a_host_that_is_as_declared_is_sent_no_module(act: Any) -> None:
+    act.answer = {"changed": False, "msg": "1 as declared"}
+    assert act(ARGUMENTS) == {"changed": False, "msg": "1 as declared"}
+    assert act.calls == []
 
 
 def test_without_a_pull_it_is_one_call(act: Any) -> None:

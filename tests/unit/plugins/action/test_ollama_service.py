@@ -13,6 +13,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import ollama_service
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking
 
 CONTENT = b"release"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -49,8 +50,17 @@ def act(monkeypatch):
         plugin._fixup_perms2 = lambda paths: None
         return plugin.run(task_vars={})
 
+    run.answer, run.asked = None, []
     monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
+    monkeypatch.setattr(Asking, "ask", lambda self, arguments, task_vars: run.asked.append(arguments) or run.answer)
     return run
+
+
+def test_a_host_that_is_as_declared_is_sent_nothing(act, archive):
+    act.answer = {"changed": False, "msg": "ok"}
+    assert act({"archive": str(archive)}, []) == {"changed": False, "msg": "ok"}
+    assert act.asked == [{"archive": str(archive), "archive_checksum": {"ollama.tgz": "sha256:" + DIGEST}}]
+    assert act.calls == act.sent == []
 
 
 def test_without_an_archive_it_is_one_call(act):

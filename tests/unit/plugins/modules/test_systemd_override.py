@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List
 import pytest
 import yaml
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import declared
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import (
     Change,
     Outcome,
@@ -30,7 +31,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
             raise calls[-1]
         return calls[-1]
 
-    monkeypatch.setattr(systemd_override, "converge", converge)
+    monkeypatch.setattr(declared, "converge", converge)
     return calls
 
 
@@ -101,8 +102,8 @@ def test_warnings_are_passed_on(run_module: Callable[..., Dict[str, Any]], engin
 
 def test_the_documentation_names_every_option_and_every_key() -> None:
     options = yaml.safe_load(systemd_override.DOCUMENTATION)["options"]
-    assert set(options) == set(systemd_override.ARGUMENTS)
-    for name, argument in systemd_override.ARGUMENTS.items():
+    assert set(options) == set(systemd_override.argument_spec())
+    for name, argument in systemd_override.argument_spec().items():
         assert options[name].get("default") == argument.get("default"), name
         assert options[name]["type"] == argument["type"], name
     assert set(yaml.safe_load(systemd_override.RETURN)) | {"changed", "diff"} == set(Outcome().as_result())

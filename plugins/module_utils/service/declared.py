@@ -1,0 +1,71 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One unit, as the options of the module `systemd_override` declare it."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Mapping
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Change, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
+
+
+def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+    """Bring the unit to its declared state.
+
+    :param params: the module's parameters.
+    :param check_mode: read and compare only.
+    :param warn: called with each warning.
+    :returns: the module's result.
+    :raises UnitError: an option is wrong; nothing was touched.
+    :raises ServiceError: the former state is back.
+    """
+    outcome = converge(
+        Change(
+            unit=params["unit"],
+            state=params["state"],
+            environment=variables("environment", params["environment"]),
+            secret_environment=variables("secret_environment", params["secret_environment"]),
+            credentials=variables("credentials", params["credentials"]),
+            settings=settings(params["settings"]),
+            enabled=params["enabled"],
+            started=params["started"],
+            timeout=params["timeout"],
+            settle=params["settle"],
+        ),
+        check_mode=check_mode,
+    )
+    for warning in outcome.warnings:
+        warn(warning)
+    return outcome.as_result()
+
+
+def variables(option: str, values: Dict[str, Any]) -> Dict[str, str]:
+    """Values as text; UnitError for one that is no text and no number."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            kind = "true or false" if isinstance(value, bool) else "a %s" % type(value).__name__
+            raise UnitError(
+                "%s: %s is %s; expected text: put quotes around what the program is to get" % (option, name, kind)
+            )
+    return {str(name): str(value) for name, value in values.items()}
+
+
+def settings(values: Dict[str, Any]) -> Dict[str, Dict[str, List[str]]]:
+    """Section to key to lines; UnitError for what is no setting."""
+    found: Dict[str, Dict[str, List[str]]] = {}
+    for section, keys in values.items():
+        if not isinstance(keys, dict):
+            raise UnitError("settings: %s is a %s; expected settings and their values" % (section, type(keys).__name__))
+        for key, lines in keys.items():
+            lines = lines if isinstance(lines, list) else [lines]
+            for line in lines:
+                if not isinstance(line, (str, int, float)):
+                    raise UnitError(
+                        "settings: [%s] %s is a %s; expected text, a number, or a list of them"
+                        % (section, key, type(line).__name__)
+                    )
+            words = [("yes" if line else "no") if isinstance(line, bool) else str(line) for line in lines]
+            found.setdefault(section, {})[key] = words
+    return found

@@ -1,0 +1,174 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The bare script gives the module's result without a module; where it cannot, the module is sent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.inference.plugins.action import gpu_facts as gpu_facts_action
+from ansible_collections.gpufleet.inference.plugins.action import ollama_model, ollama_service, systemd_override
+from ansible_collections.gpufleet.inference.plugins.modules import gpu_facts
+from ansible_collections.gpufleet.inference.plugins.plugin_utils import ask
+
+SPEC = {
+    "word": {"type": "str", "default": "hello"},
+    "count": {"type": "int"},
+    "key": {"type": "str", "no_log": True},
+    "folder": {"type": "path"},
+}
+LIBRARY = """
+from ansible_collections.gpufleet.inference.plugins.module_utils.room import other
+
+def bring(params, check_mode, warn):
+    return other.bring(params, check_mode, warn)
+"""
+OTHER = """
+def bring(params, check_mode, warn):
+    from ansible_collections.gpufleet.inference.plugins.module_utils.room.deeper import late
+    if params["word"] == "fail":
+        raise RuntimeError("as asked")
+    if params["word"] == "warn":
+        warn("look out")
+    return {"changed": params["word"] == "change", "msg": late.NAME, "params": dict(params), "check": check_mode}
+"""
+
+
+@pytest.fixture
+def act(monkeypatch, tmp_path):
+    """`act(arguments)` runs an asking action, the script in a Python of its own; `.commands` and `.sent` tell."""
+    (tmp_path / "room/deeper").mkdir(parents=True)
+    (tmp_path / "room/main.py").write_text(LIBRARY)
+    (tmp_path / "room/other.py").write_text(OTHER)
+    (tmp_path / "room/deeper/late.py").write_text("NAME = 'Größe'\n")
+    monkeypatch.setattr(ask, "FOLDER", tmp_path)
+
+    class Action(ask.Asking):
+        MODULE = "gpufleet.inference.example"
+        WORK = ask.Work("room.main", "bring", SPEC)
+
+    def run(arguments, variables=None, check=False, background=0, delegate=None, pipelining=True, noise=""):
+        plugin = Action.__new__(Action)
+        plugin._task = SimpleNamespace(args=arguments, async_val=background, delegate_to=delegate, check_mode=check)
+        plugin._templar = SimpleNamespace(template=lambda text: text.replace("{{ here }}", sys.executable))
+        plugin._connection = SimpleNamespace(has_pipelining=pipelining)
+        plugin._compute_environment_string = lambda: "LANG=C"
+        run.commands, run.sent = [], []
+
+        def execute(command, in_data):
+            run.commands.append(command)
+            done = subprocess.run(["sh", "-c", command], input=in_data, capture_output=True, check=False)
+            return {"rc": done.returncode, "stdout": noise + done.stdout.decode(), "stderr": done.stderr.decode()}
+
+        plugin._low_level_execute_command = execute
+        plugin._execute_module = lambda **told: run.sent.append(told) or {"changed": True, "msg": "by the module"}
+        return plugin.run(task_vars=variables or {"ansible_python_interpreter": "{{ here }}"})
+
+    monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
+    return run
+
+
+def test_as_declared_is_told_without_a_module(act):
+    result = act({"count": "3"}, noise="Welcome\n")
+    params = {"word": "hello", "count": 3, "key": None, "folder": None}
+    assert result == {
+        "changed": False,
+        "msg": "Größe",
+        "params": params,
+        "check": True,
+        "invocation": {"module_args": params},
+    }
+    assert act.sent == []
+    assert act.commands == ["LANG=C %s -I -" % sys.executable]
+
+
+def test_a_change_is_the_modules_work(act):
+    assert act({"word": "change"})["msg"] == "by the module"
+    assert act.sent == [
+        {
+            "module_name": "gpufleet.inference.example",
+            "module_args": {"word": "change"},
+            "task_vars": {"ansible_python_interpreter": "{{ here }}"},
+            "wrap_async": 0,
+        }
+    ]
+
+
+def test_in_check_mode_a_change_is_told_as_well(act):
+    assert act({"word": "change"}, check=True)["changed"]
+    assert act.sent == []
+
+
+def test_warnings_are_told(act):
+    assert act({"word": "warn"})["warnings"] == ["look out"]
+
+
+def test_secrets_are_masked(act):
+    result = act({"key": "sesame"})
+    assert "sesame" not in str(result) and result["params"]["key"] == "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
+    assert "sesame" not in "".join(act.commands)
+
+
+@pytest.mark.parametrize(
+    "arguments, how", [({"word": "fail"}, {}), ({}, {"variables": {"ansible_python_interpreter": "/no/such/python"}})]
+)
+def test_what_goes_wrong_is_told_by_the_module(act, arguments, how):
+    assert act(arguments, **how)["msg"] == "by the module"
+    assert len(act.commands) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, how",
+    [
+        ({"count": "many"}, {}),
+        ({"word": "a", "unknown": 1}, {}),
+        ({"folder": "~/models"}, {}),
+        ({"folder": "$HOME/models"}, {}),
+        ({}, {"background": 60}),
+        ({}, {"delegate": "other"}),
+        ({}, {"pipelining": False}),
+    ],
+)
+def test_nothing_is_asked_where_only_the_module_can_tell(act, arguments, how):
+    assert act(arguments, **how)["msg"] == "by the module"
+    assert act.commands == []
+
+
+@pytest.mark.parametrize(
+    "variables, python",
+    [
+        ({"ansible_python_interpreter": "/opt/python"}, "/opt/python"),
+        ({"ansible_python_interpreter": "auto_silent"}, "python3"),
+        (
+            {"ansible_python_interpreter": "auto", "ansible_facts": {"discovered_interpreter_python": "/found"}},
+            "/found",
+        ),
+    ],
+)
+def test_the_hosts_python(act, variables, python):
+    act({}, variables)
+    assert act.commands[0] == "LANG=C %s -I -" % python
+
+
+@pytest.mark.parametrize("action", [gpu_facts_action, ollama_model, ollama_service, systemd_override])
+def test_every_works_script_has_all_that_it_imports(action):
+    """In a Python that has nothing of ours: every source is imported, and the function is there."""
+    work = action.ActionModule.WORK
+    lines = ask.SCRIPT.splitlines()
+    until = lines.index("warnings = []")
+    script = work.script({}).decode().splitlines()[:until]
+    script += ["for name in sources: __import__(name)", "print(getattr(sys.modules[work], function).__name__)"]
+    done = subprocess.run([sys.executable, "-I", "-S", "-"], input="\n".join(script), capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (work.function, "")
+
+
+def test_a_script_carries_no_other_room(act):
+    rooms = {name[len(ask.ROOM) + 1 :].split(".")[0] for name in gpu_facts_action.ActionModule.WORK.sources}
+    assert rooms == {"gpu"}
+    assert set(gpu_facts.argument_spec()) == {"timeout", "required", "venv"}
