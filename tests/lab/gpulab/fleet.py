@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import json
 import os
 import pwd
 import re
@@ -373,5 +374,17 @@ def wait_ssh(host: str, ip: str, timeout: float) -> None:
         except OSError as error:
             problem = str(error)
         if time.monotonic() > deadline:
-            raise LabError("%s: sshd at %s does not answer: %s" % (host, ip, problem))
+            raise LabError("%s: sshd at %s does not answer: %s%s" % (host, ip, problem, dead_bridge(ip)))
         time.sleep(0.1)
+
+
+def dead_bridge(ip: str) -> str:
+    """What is wrong with the way to a host when it leads over a bridge without a cable; nothing else is told.
+
+    Podman's two network backends use the same addresses, and the bridge of one stays when the other takes over.
+    """
+    route = subprocess.run(["ip", "-json", "route", "show", "match", ip], capture_output=True, text=True)
+    dead = [way["dev"] for way in json.loads(route.stdout or "[]") if "linkdown" in way.get("flags", [])]
+    if not dead:
+        return ""
+    return "; the way there leads over %s, which nothing is plugged into: ip link delete %s" % (dead[0], dead[0])

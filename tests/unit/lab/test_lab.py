@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -278,3 +280,19 @@ def test_missing_tools_are_named_with_their_packages(monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(LabError, match="needs podman, gcc, .*: apt-get install podman gcc libc6-dev"):
         fleet.check_tools()
+
+
+@pytest.mark.parametrize(
+    "routes, says",
+    [
+        ([{"dev": "eth0", "flags": []}, {"dev": "podman0", "flags": []}], ""),
+        (
+            [{"dev": "eth0", "flags": []}, {"dev": "cni-podman0", "flags": ["linkdown"]}, {"dev": "podman0"}],
+            "; the way there leads over cni-podman0, which nothing is plugged into: ip link delete cni-podman0",
+        ),
+    ],
+)
+def test_a_bridge_of_the_other_network_backend_is_named(monkeypatch, routes, says):
+    told = subprocess.CompletedProcess([], 0, stdout=json.dumps(routes))
+    monkeypatch.setattr(fleet.subprocess, "run", lambda *words, **more: told)
+    assert fleet.dead_bridge("10.88.1.2") == says
