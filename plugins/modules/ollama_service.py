@@ -55,7 +55,7 @@ options:
       - A service that dies is noticed at once and not waited for.
     type: int
     default: 180
-  visible_devices:
+  visible_devices: &visible_devices
     description:
       - The GPUs of the service, given to it as E(CUDA_VISIBLE_DEVICES).
       - V(all), a list of indexes, UUIDs or PCI bus ids, or a policy, a dictionary with some of the keys C(count),
@@ -64,74 +64,103 @@ options:
       - A GPU that does not exist is refused before anything is touched. So are an unhealthy one under V(all), and a
         policy that selects nothing.
     type: raw
-  sched_spread:
+  share_gpus:
+    description:
+      - Whether other services of this collection may use the same GPUs, if they share them as well. Else a service that
+        claims one of them is refused, with both names, before anything is touched. Without O(visible_devices) all GPUs
+        are claimed.
+      - A claim lies in the service's own drop-in. It counts as long as the unit is there, and running or enabled.
+    type: bool
+    default: false
+  isolate:
+    description:
+      - Have the kernel refuse the service every GPU but those of O(visible_devices) (C(DeviceAllow=) on their device
+        nodes).
+      - The GPUs are then given by UUID, as indexes would count otherwise inside.
+    type: bool
+    default: false
+  sandbox:
+    description:
+      - Run the service in a sandbox in which it still reaches its GPUs. By C(systemd-analyze security) its exposure is
+        then 1.6 at most; that of the unit which upstream installs is 9.2.
+      - It then writes to its user's home and to O(models_dir) alone. Neither may lie under C(/home), C(/root), C(/tmp)
+        or C(/var/tmp), which it does not see.
+    type: bool
+    default: false
+  sched_spread: &sched_spread
     description: Spread every model over all visible GPUs (E(OLLAMA_SCHED_SPREAD)), also one that fits a single GPU.
     type: bool
-  keep_alive:
+  keep_alive: &keep_alive
     description:
       - How long a model stays loaded after its last request (E(OLLAMA_KEEP_ALIVE)). A duration such as V(30m) or
         V(1h30m), a number of seconds, V(-1) for ever, V(0) to unload at once. A request's own value wins.
       - There is no unit for days, V(1d) is refused.
     type: str
-  num_parallel:
+  num_parallel: &num_parallel
     description: Requests that one model serves at a time (E(OLLAMA_NUM_PARALLEL)). Multiplies the context's memory.
     type: int
-  max_loaded_models:
+  max_loaded_models: &max_loaded_models
     description: Models loaded at a time (E(OLLAMA_MAX_LOADED_MODELS)). V(0) means three for each GPU.
     type: int
-  max_queue:
+  max_queue: &max_queue
     description: Requests that may wait before the server answers 503 (E(OLLAMA_MAX_QUEUE)).
     type: int
-  context_length:
+  context_length: &context_length
     description:
       - Tokens of context where a request or model names none (E(OLLAMA_CONTEXT_LENGTH)). V(0) lets Ollama choose by the
         memory of the GPUs.
     type: int
-  flash_attention:
+  flash_attention: &flash_attention
     description: Flash attention (E(OLLAMA_FLASH_ATTENTION)). Left out, Ollama chooses for each model.
     type: bool
-  kv_cache_type:
+  kv_cache_type: &kv_cache_type
     description: Type of the context's cache (E(OLLAMA_KV_CACHE_TYPE)). The quantised ones need flash attention.
     type: str
     choices: [f16, q8_0, q4_0, f32, bf16, q4_1, iq4_nl, q5_0, q5_1]
-  gpu_overhead:
+  gpu_overhead: &gpu_overhead
     description:
       - Memory of each GPU that Ollama leaves alone (E(OLLAMA_GPU_OVERHEAD)), as V(512MiB), V(1.5GB), or bytes.
       - Since Ollama 0.30 it no longer steers where GGUF models go; use O(fit_target) there.
     type: str
-  fit_target:
+  fit_target: &fit_target
     description:
       - Memory of each GPU that llama.cpp keeps free (E(LLAMA_ARG_FIT_TARGET)), as V(2GiB), or a number of MiB. Since
         Ollama 0.30.
     type: str
-  fit:
+  fit: &fit
     description: Whether llama.cpp adapts what is not set to the free memory (E(LLAMA_ARG_FIT)). Since Ollama 0.30.
     type: bool
-  load_timeout:
+  load_timeout: &load_timeout
     description: How long the loading of a model may stall (E(OLLAMA_LOAD_TIMEOUT)), written as O(keep_alive).
     type: str
-  llm_library:
+  llm_library: &llm_library
     description:
       - Folder under C(lib/ollama) to use instead of what Ollama detects (E(OLLAMA_LLM_LIBRARY)), such as V(cuda_v13).
         One that does not exist is refused, as Ollama would serve on the CPU.
     type: str
-  igpu_enable:
+  igpu_enable: &igpu_enable
     description: Use integrated GPUs (E(OLLAMA_IGPU_ENABLE)).
     type: bool
-  vulkan:
+  vulkan: &vulkan
     description: Use Vulkan where there is no better library (E(OLLAMA_VULKAN)).
     type: bool
-  host:
+  host: &host
     description:
       - Where the server listens (E(OLLAMA_HOST)), as C(ADDRESS), C(ADDRESS:PORT), C(:PORT), IPv6 in brackets. Ollama's
         default is V(127.0.0.1:11434).
-      - The API knows no authentication. On an address that others reach, anybody may use, pull and delete models.
+      - The API knows no authentication. An address that others reach is refused, unless O(allow_unauthenticated).
+      - A port that another service of this collection claims, or on which another process listens, is refused.
     type: str
-  origins:
+  allow_unauthenticated:
+    description:
+      - Whether O(host) may be an address that others reach, where anybody may then use, pull and delete models.
+    type: bool
+    default: false
+  origins: &origins
     description: Origins that browsers may call from, beside those of localhost (E(OLLAMA_ORIGINS)).
     type: list
     elements: str
-  models_dir:
+  models_dir: &models_dir
     description:
       - Where models are stored (E(OLLAMA_MODELS)). Made for the service's user when it is not there. One that the user
         may not use is refused, with the first folder or file that is in the way and the command that helps.
@@ -147,37 +176,40 @@ options:
     type: str
     choices: [refuse, move, leave]
     default: refuse
-  noprune:
+  noprune: &noprune
     description: Keep blobs that no model uses (E(OLLAMA_NOPRUNE)).
     type: bool
-  no_cloud:
-    description: Neither call ollama.com nor offer its models (E(OLLAMA_NO_CLOUD)).
+  no_cloud: &no_cloud
+    description:
+      - Neither call ollama.com nor offer its models (E(OLLAMA_NO_CLOUD)). Left out, it is set as well, where no other
+        file of the unit sets it, but a server older than 0.16.2, which does not know it, is accepted.
+      - With V(false) the variable is not declared.
     type: bool
-  remotes:
+  remotes: &remotes
     description: Hosts from which remote models may be used (E(OLLAMA_REMOTES)).
     type: list
     elements: str
-  max_transfer_streams:
+  max_transfer_streams: &max_transfer_streams
     description: Parallel transfers of a pull or push of safetensors models (E(OLLAMA_MAX_TRANSFER_STREAMS)).
     type: int
-  auth:
+  auth: &auth
     description: Sign requests between Ollama's client and server (E(OLLAMA_AUTH)). This protects nothing from others.
     type: bool
-  go_template:
+  go_template: &go_template
     description: Use a model's own template (E(OLLAMA_GO_TEMPLATE)).
     type: bool
-  log_level:
+  log_level: &log_level
     description: How much the server logs (E(OLLAMA_DEBUG)).
     type: str
     choices: [info, debug, trace]
-  debug_log_requests:
+  debug_log_requests: &debug_log_requests
     description: Write the bodies of requests to a temporary folder (E(OLLAMA_DEBUG_LOG_REQUESTS)), private ones too.
     type: bool
-  https_proxy:
+  https_proxy: &https_proxy
     description:
       - Proxy for pulls (E(HTTPS_PROXY)). One with a password is refused, as Ollama writes the URL into its log.
     type: str
-  no_proxy:
+  no_proxy: &no_proxy
     description: Hosts that are reached without the proxy (E(NO_PROXY)).
     type: str
   environment:
@@ -186,7 +218,7 @@ options:
         Ollama does not know but that is close to one it does, there is a warning.
     type: dict
     default: {}
-  prove_model:
+  prove_model: &prove_model
     description:
       - A model of the store that must answer. After a change it is loaded and generates one token, and NVML must name
         the unit's processes on the declared GPUs, on all of them with O(sched_spread).
@@ -241,6 +273,83 @@ options:
     description: Seconds that reading the GPUs may take.
     type: float
     default: 10.0
+  instances:
+    description:
+      - Several services on this host, each an instance C(NAME@INSTANCE.service) of the template C(NAME@.service), which
+        is made where there is none. C(NAME.service) itself is then left alone.
+      - What an instance leaves out is as the options beside this one say. Its O(instances[].environment) is laid over
+        O(environment).
+      - All are checked before the first one is touched. Two that claim the same GPU or port are refused, with both
+        names.
+      - Instances with the same models' directory keep blobs that no model uses (O(noprune)), as one server would remove
+        what another one is just pulling.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the instance, letters, digits, C(_) and C(.).
+        type: str
+        required: true
+      state:
+        description: V(absent) stops and disables the instance, and removes its drop-in. Models are kept.
+        type: str
+        choices: [present, absent]
+      enabled:
+        description: Whether it starts at boot.
+        type: bool
+      timeout:
+        description: Seconds within which it must be up and proven.
+        type: int
+      environment:
+        description: Further variables of its process.
+        type: dict
+      share_gpus:
+        description: Whether others may use its GPUs.
+        type: bool
+      isolate:
+        description: Have the kernel refuse it every GPU but its own.
+        type: bool
+      sandbox:
+        description: Run it in the sandbox.
+        type: bool
+      allow_unauthenticated:
+        description: Whether it may listen where others reach it.
+        type: bool
+      models_dir_change:
+        description: What to do when its models were elsewhere until now.
+        type: str
+        choices: [refuse, move, leave]
+      visible_devices: *visible_devices
+      sched_spread: *sched_spread
+      keep_alive: *keep_alive
+      num_parallel: *num_parallel
+      max_loaded_models: *max_loaded_models
+      max_queue: *max_queue
+      context_length: *context_length
+      flash_attention: *flash_attention
+      kv_cache_type: *kv_cache_type
+      gpu_overhead: *gpu_overhead
+      fit_target: *fit_target
+      fit: *fit
+      load_timeout: *load_timeout
+      llm_library: *llm_library
+      igpu_enable: *igpu_enable
+      vulkan: *vulkan
+      host: *host
+      origins: *origins
+      models_dir: *models_dir
+      noprune: *noprune
+      no_cloud: *no_cloud
+      remotes: *remotes
+      max_transfer_streams: *max_transfer_streams
+      auth: *auth
+      go_template: *go_template
+      log_level: *log_level
+      debug_log_requests: *debug_log_requests
+      https_proxy: *https_proxy
+      no_proxy: *no_proxy
+      prove_model: *prove_model
 seealso:
   - module: gpufleet.inference.gpu_facts
   - module: gpufleet.inference.systemd_override
@@ -261,6 +370,15 @@ EXAMPLES = r"""
       ollama-linux-arm64.tar.zst: sha256:0000000000000000000000000000000000000000000000000000000000000000
     visible_devices: all
     prove_model: llama3.3:70b
+
+- name: Two instances, each alone with its GPUs
+  gpufleet.inference.ollama_service:
+    isolate: true
+    sandbox: true
+    keep_alive: "-1"
+    instances:
+      - {name: chat, visible_devices: [0, 1], host: "127.0.0.1:11434", sched_spread: true}
+      - {name: code, visible_devices: [2, 3], host: "127.0.0.1:11435", models_dir: /srv/code/models}
 
 - name: Two healthy GPUs of at least 40 GiB, none that drives a display
   gpufleet.inference.ollama_service:
@@ -369,6 +487,10 @@ version:
   returned: success
   type: str
   sample: 0.32.15
+instances:
+  description: The result of each service by the name of its unit, as described here. RV(msg) has one part for each.
+  returned: success, with O(instances)
+  type: dict
 archive_needed:
   description:
     - The archives of the release, which is not on the host; nothing was touched. The action plugin then sends those
@@ -384,14 +506,40 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import s
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install import InstallError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import ServiceError
 
+OF_ONE = [
+    "state",
+    "enabled",
+    "timeout",
+    "visible_devices",
+    "share_gpus",
+    "isolate",
+    "sandbox",
+    "allow_unauthenticated",
+    "models_dir_change",
+    "environment",
+    "prove_model",
+]
+"""Options that each instance may have for itself, besides what is a variable of the process."""
+
 
 def argument_spec():
+    spec = _one_service()
+    names = [*OF_ONE, *(entry.option for entry in settings.SETTINGS)]
+    own = {name: dict(spec[name], default=None) for name in names}
+    instance = dict(own, name=dict(type="str", required=True))
+    return dict(spec, instances=dict(type="list", elements="dict", default=[], options=instance))
+
+
+def _one_service():
     return dict(
         name=dict(type="str", default="ollama"),
         state=dict(type="str", choices=["present", "absent"], default="present"),
         enabled=dict(type="bool", default=True),
         timeout=dict(type="int", default=180),
         visible_devices=dict(type="raw"),
+        share_gpus=dict(type="bool", default=False),
+        isolate=dict(type="bool", default=False),
+        sandbox=dict(type="bool", default=False),
         sched_spread=dict(type="bool"),
         keep_alive=dict(type="str", no_log=False),
         num_parallel=dict(type="int"),
@@ -408,6 +556,7 @@ def argument_spec():
         igpu_enable=dict(type="bool"),
         vulkan=dict(type="bool"),
         host=dict(type="str"),
+        allow_unauthenticated=dict(type="bool", default=False),
         origins=dict(type="list", elements="str"),
         models_dir=dict(type="path"),
         models_dir_change=dict(type="str", choices=list(store.CHANGES), default="refuse"),

@@ -401,6 +401,16 @@ def libraries(prefix: str) -> Optional[List[str]]:
         return None
 
 
+def home(user: str) -> str:
+    """A user's home; where it will be while there is no such user."""
+    import pwd
+
+    try:
+        return pwd.getpwnam(user).pw_dir
+    except KeyError:
+        return HOME
+
+
 def _link(path: str) -> Optional[str]:
     try:
         return os.readlink(path)

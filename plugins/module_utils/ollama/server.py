@@ -120,3 +120,33 @@ def _files_named(proc: str, pid: int) -> List[str]:
     except OSError:
         return []
     return [os.path.basename(word) for word in words]
+
+
+class ProgramStep:
+    """A step of the engine: a service still runs a program that is no longer the one in place.
+
+    Of several services that start the same program only the first one is restarted by the step that replaces it.
+    """
+
+    restarts = True
+
+    def __init__(self, unit: str, program: str, system: Any) -> None:
+        self.unit, self.program, self.system = unit, program, system
+
+    def needed(self) -> bool:
+        running = self._running()
+        place = os.path.dirname(os.path.dirname(os.path.realpath(self.program)))
+        return running is not None and not running.startswith(place + "/")
+
+    def diff(self) -> Dict[str, str]:
+        return {"before": "runs %s\n" % self._running(), "after": "runs %s\n" % os.path.realpath(self.program)}
+
+    def apply(self) -> None:
+        """The restart is all there is to do."""
+
+    def undo(self) -> None:
+        """There is nothing to put back."""
+
+    def _running(self) -> Optional[str]:
+        pid = int(self.system.show(self.unit).get("MainPID") or 0)
+        return self.system.program(pid) if pid else None

@@ -6,21 +6,30 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import nodes as gpu_nodes
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import (
     SelectionError,
+    label,
     select,
     visible_devices,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, names, releases, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    install,
+    instances,
+    names,
+    releases,
+    settings,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.server import ProgramStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger, sandbox
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import merge
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import Unit, merge
 
 
 class Refused(Exception):
@@ -35,8 +44,24 @@ class ArchiveNeeded(Exception):
         self.archives = archives
 
 
+class Plan(NamedTuple):
+    """One service, everything about it decided and nothing touched yet."""
+
+    params: Mapping[str, Any]
+    change: engine.Change
+    claim: ledger.Claim
+    gate: OllamaGate
+    steps: List[engine.Step]
+    declared: settings.Declared
+    visible: Optional[str]
+
+    @property
+    def unit(self) -> str:
+        return self.change.unit
+
+
 def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
-    """Bring the service to its declared state.
+    """Bring the service, or all instances, to their declared state.
 
     :param params: the module's parameters.
     :param check_mode: read and compare only.
@@ -44,33 +69,89 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     :returns: the module's result.
     :raises Refused: nothing was touched.
     :raises ArchiveNeeded: nothing was touched; call again with the archive on this host.
-    :raises engine.ServiceError: the former state is back.
+    :raises engine.ServiceError: the former state of the service is back; instances before it are as declared.
     """
     system = system or System()
-    unit = params["name"] if params["name"].endswith(".service") else params["name"] + ".service"
-    if params["state"] == "absent":
-        outcome = engine.converge(engine.Change(unit=unit, state="absent"), check_mode=check_mode, system=system)
-        return _result(outcome, "%s: override removed" % unit if outcome.changed else "%s: no override" % unit)
+    try:
+        services = instances.services(params)
+    except instances.InstanceError as error:
+        raise Refused(str(error)) from None
+    leaving = [service for service in services if service["state"] == "absent"]
+    staying = [service for service in services if service["state"] == "present"]
 
     def gather() -> Dict[str, Any]:
         return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
 
-    facts = gather()
-    devices, visible = _choose(params["visible_devices"], params["environment"], facts, unit)
+    plans = []  # type: List[Plan]
+    if staying:
+        facts = gather()
+        for service in staying:
+            try:
+                plans.append(_plan(service, facts, gather, warn, system))
+            except Refused as error:
+                raise Refused("%s: %s" % (service["unit"], error) if params["instances"] else str(error)) from None
+        _check_claims(plans, [service["unit"] for service in leaving], facts, system)
+        _check_archive(params, plans, check_mode)
+    results = {}  # type: Dict[str, Dict[str, Any]]
     try:
-        declared = settings.declare(params, params["environment"], visible)
+        for service in leaving:  # first: they may hold what the others are to have
+            results[service["unit"]] = _remove(service, check_mode, system)
+        for plan in plans:
+            results[plan.unit] = _carry_out(plan, check_mode, warn, system)
+    except engine.ServiceError as error:
+        error.outcome.changed = error.outcome.changed or any(result["changed"] for result in results.values())
+        raise
+    return _together(results) if params["instances"] else results[services[0]["unit"]]
+
+
+def _remove(params: Mapping[str, Any], check_mode: bool, system: Any) -> Dict[str, Any]:
+    unit, instance = params["unit"], bool(params["instances"])
+    change = engine.Change(unit=unit, state="absent")
+    if instance:  # without its override it would be one more server at the default port: it is stopped, too
+        change = engine.Change(unit=unit, enabled=False, started=False)
+        if system.show(unit).get("LoadState") != "loaded":
+            change = engine.Change(unit=unit, state="absent")
+    outcome = engine.converge(change, check_mode=check_mode, system=system)
+    gone = "stopped and removed" if instance else "override removed"
+    return _result(outcome, "%s: %s" % (unit, gone if outcome.changed else "no override"))
+
+
+def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: Any, system: Any) -> Plan:
+    """Decide everything about one service; what is known to fail is refused here."""
+    unit = params["unit"]
+    devices, visible = _choose(params, facts, unit)
+    user, others = _without_ours(system, unit)
+    options = dict(params, no_cloud=params["no_cloud"] or None)
+    try:
+        declared = settings.declare(options, params["environment"], visible)
     except settings.SettingsError as error:
         raise Refused(str(error)) from None
+    if params["no_cloud"] is None and "OLLAMA_NO_CLOUD" not in others:
+        declared.environment.setdefault("OLLAMA_NO_CLOUD", "1")  # not held against the log: old servers do not list it
     for warning in declared.warnings:
         warn(warning)
     models_dir = declared.environment.get("OLLAMA_MODELS")
-    user, store = _user_and_store(system, unit, models_dir)
+    store = models_dir or others.get("OLLAMA_MODELS") or stores.default_store(user)
     steps = _steps(params, unit, user, models_dir)
     steps += _moving(params, system, unit, user, store)
+    if params["instances"]:
+        steps += _steps_of_instance(params, unit, steps, system)
     _check_host(params, user, store, steps)
-    for step in steps:
-        if isinstance(step, install.ReleaseStep) and not step.unpacked():
-            _check_archives(step.release.sources, params["remote_src"], check_mode)
+    host = _host(declared, others, params["allow_unauthenticated"], warn)
+    used = devices or facts["devices"]
+    claim = ledger.Claim(
+        unit,
+        dict.fromkeys(device["uuid"] for device in used if device["uuid"]),
+        exclusive=not params["share_gpus"],
+        ports=(settings.listen_address(host)[1],),
+    )
+    try:
+        nodes = [sandbox.Node(*node) for node in gpu_nodes.nodes(used)]
+    except ValueError as error:
+        if params["isolate"]:
+            raise Refused("isolate: %s" % error) from None
+        nodes = []
+    service = _sandbox(params, user, store, [*nodes, *(sandbox.Node(*node) for node in gpu_nodes.USEFUL)])
     gate = OllamaGate(
         effective=declared.effective,
         facts=facts,
@@ -80,37 +161,67 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         version=params["version"],
         gather=gather,
     )
-    outcome = engine.converge(
-        engine.Change(
-            unit=unit,
-            environment=declared.environment,
-            enabled=params["enabled"],
-            started=True,
-            timeout=params["timeout"],
-        ),
-        gate=gate,
-        steps=steps,
-        check_mode=check_mode,
-        system=system,
+    change = engine.Change(
+        unit=unit,
+        environment=declared.environment,
+        settings=dict({"Service": service} if service else {}, **ledger.lines(claim)),
+        enabled=params["enabled"],
+        started=True,
+        timeout=params["timeout"],
+        objection=lambda merged: _on_the_cpu(merged, nodes) if facts["count"] else None,
     )
-    for step in steps:
+    return Plan(params, change, claim, gate, steps, declared, visible)
+
+
+def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str, Any], system: Any) -> None:
+    """No two services may have the same GPU or port."""
+    names = {device["uuid"]: label(device) for device in facts["devices"]}
+    try:
+        ledger.check([plan.claim for plan in plans], system, leaving, lambda uuid: names.get(uuid, uuid))
+    except ledger.Conflict as conflict:
+        raise Refused(str(conflict)) from None
+
+
+def _check_archive(params: Mapping[str, Any], plans: Sequence[Plan], check_mode: bool) -> None:
+    """What is to be unpacked must be within reach."""
+    for step in (step for plan in plans for step in plan.steps):
+        if isinstance(step, install.ReleaseStep) and not step.unpacked():
+            _check_archives(step.release.sources, params["remote_src"], check_mode)
+
+
+def _carry_out(plan: Plan, check_mode: bool, warn: Any, system: Any) -> Dict[str, Any]:
+    """Have the engine change what differs, and prove it."""
+    outcome = engine.converge(plan.change, gate=plan.gate, steps=plan.steps, check_mode=check_mode, system=system)
+    for step in plan.steps:
         if isinstance(step, (install.ReleaseStep, stores.MoveStep)):
             step.finish()
     for warning in outcome.warnings:
         warn(warning)
-    proven = gate.proven()
+    proven = plan.gate.proven()
     return dict(
-        _result(outcome, sentence(outcome, declared, proven, params["prove_model"], check_mode)),
-        version=gate.version,
-        visible_devices=visible,
+        _result(
+            outcome,
+            sentence(outcome, plan.declared, proven, plan.params["prove_model"], check_mode, plan.params["isolate"]),
+        ),
+        version=plan.gate.version,
+        visible_devices=plan.visible,
         gpus=proven,
     )
 
 
-def _choose(
-    wanted: Any, environment: Mapping[str, Any], facts: Dict[str, Any], unit: str
-) -> Tuple[List[Dict[str, Any]], Optional[str]]:
+def _together(results: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
+    """The result of all instances."""
+    return {
+        "changed": any(result["changed"] for result in results.values()),
+        "msg": " | ".join("%s: %s" % (unit[: -len(".service")], result["msg"]) for unit, result in results.items()),
+        "diff": [result["diff"] for result in results.values() if result["diff"]],
+        "instances": results,
+    }
+
+
+def _choose(params: Mapping[str, Any], facts: Dict[str, Any], unit: str) -> Tuple[List[Dict[str, Any]], Optional[str]]:
     """The declared GPUs and the value of CUDA_VISIBLE_DEVICES; no GPUs and None when none are declared."""
+    wanted, environment = params["visible_devices"], params["environment"]
     by_hand = environment.get("CUDA_VISIBLE_DEVICES")
     fault = facts["fault"]
     if fault and (wanted is None or all(device["health"]["lost"] for device in facts["devices"])):
@@ -120,10 +231,20 @@ def _choose(
         if "CUDA_VISIBLE_DEVICES" in environment:
             if wanted is not None:
                 raise Refused("environment.CUDA_VISIBLE_DEVICES: already given by visible_devices; keep one of the two")
-            return select(facts["devices"], settings.visible_list(by_hand)), str(by_hand)
+            listed = settings.visible_list(by_hand)
+            if params["isolate"] and not listed[0].startswith("GPU-"):
+                raise Refused(
+                    "environment.CUDA_VISIBLE_DEVICES: %r are indexes, which count otherwise where only the declared "
+                    "GPUs can be opened (isolate); write UUIDs, or use visible_devices" % by_hand
+                )
+            return select(facts["devices"], listed), str(by_hand)
         if wanted is None:
+            if params["isolate"]:
+                raise Refused("isolate: no GPUs are declared that it could be about; name them by visible_devices")
             return [], None
         chosen = select(facts["devices"], wanted, held_by_unit(facts["devices"], unit))
+        if params["isolate"]:  # indexes would count what the unit may open: with them it ends on the CPU, in silence
+            return chosen, ",".join(device["uuid"] for device in chosen)
         return chosen, visible_devices(chosen, facts["devices"], wanted)
     except SelectionError as error:
         raise Refused("%s: %s" % ("visible_devices" if by_hand is None else "CUDA_VISIBLE_DEVICES", error)) from None
@@ -179,6 +300,22 @@ def _check_archives(sources: Sequence[releases.Source], remote_src: bool, check_
         raise ArchiveNeeded([source.place for source in sources])
 
 
+def _steps_of_instance(
+    params: Mapping[str, Any], unit: str, steps: List[engine.Step], system: Any
+) -> List[engine.Step]:
+    """What a host needs besides for an instance: the template of its unit, and each instance the program in place."""
+    program = os.path.join(params["prefix"], "bin", "ollama")
+    more = [ProgramStep(unit, program, system)]  # type: List[engine.Step]
+    if not any(isinstance(step, install.UnitStep) for step in steps):
+        if not os.path.exists(program):
+            raise Refused(
+                "there is no %s that it could start; expected an installed Ollama: declare archive, or the prefix "
+                "below which it is" % program
+            )
+        more.append(install.UnitStep(unit, params["prefix"]))
+    return more
+
+
 def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], steps: List[engine.Step]) -> None:
     """What is known to fail before anything is touched: a store that the user may not write, names without files."""
     why = stores.refused(store, user) if store else None
@@ -205,23 +342,75 @@ def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], step
         )
 
 
-def _user_and_store(system: Any, unit: str, models_dir: Optional[str]) -> Tuple[str, Optional[str]]:
-    """The user that the unit runs as, and where its models are; what upstream's unit has where there is none yet."""
+def _without_ours(system: Any, unit: str) -> Tuple[str, Dict[str, str]]:
+    """User and variables of the unit without our override; what upstream's unit has where there is none yet."""
     files = [file for file in system.load([unit]) if os.path.basename(file[0]) != engine.DROP_IN]
     if not any(content and not path.endswith(".conf") for path, content in files):  # a masked one is empty
-        return install.USER, models_dir or stores.default_store(install.USER)
+        return install.USER, {}
     merged = merge(files)
     lines = merged.in_force("Service", "User")
-    user = lines[-1].value if lines else "root"
-    by_others = merged.environment(system.specifiers(unit), system.environment_files).get("OLLAMA_MODELS")
-    return user, models_dir or (by_others and by_others.text) or stores.default_store(user)
+    values = merged.environment(system.specifiers(unit), system.environment_files)
+    variables = {name: value.text for name, value in values.items() if value.text}
+    return lines[-1].value if lines else "root", variables
+
+
+def _on_the_cpu(unit: Unit, nodes: Sequence[sandbox.Node]) -> Optional[str]:
+    hidden = sandbox.hides(unit, nodes)
+    return hidden and "%s, so that Ollama would serve on the CPU without a word; take it out there" % hidden
+
+
+def _host(declared: settings.Declared, others: Mapping[str, str], allowed: bool, warn: Any) -> str:
+    """Where the service will listen; an address that others reach must have been allowed.
+
+    :raises Refused: anybody could use, pull and delete models.
+    """
+    advice = (
+        "%s is reached by others, and the API knows no authentication: anybody there may use, pull and delete models; "
+        "listen on 127.0.0.1 behind a proxy that asks who is there, or set allow_unauthenticated: true"
+    )
+    host = declared.environment.get("OLLAMA_HOST")
+    if host is not None:
+        if not (allowed or settings.is_loopback(host)):
+            raise Refused("host: " + advice % host)
+        return host
+    host = others.get("OLLAMA_HOST", "").strip().strip("\"'") or settings.DEFAULT_HOST
+    try:
+        if not (allowed or settings.is_loopback(host)):
+            warn("OLLAMA_HOST of the unit, which is not declared: " + advice % host)
+    except ValueError:
+        return settings.DEFAULT_HOST  # so does the server
+    return host
+
+
+def _sandbox(
+    params: Mapping[str, Any], user: str, store: Optional[str], nodes: Sequence[sandbox.Node]
+) -> Dict[str, Any]:
+    """Settings of ``[Service]`` for the options sandbox and isolate."""
+    service = {}  # type: Dict[str, List[str]]
+    if params["sandbox"]:
+        home = install.home(user)
+        store = store or home
+        writable = [home] if (store + "/").startswith(home + "/") else [home, store]
+        for path in [*writable, params["prefix"]]:
+            real = os.path.realpath(path)
+            hidden = [folder for folder in sandbox.HIDDEN if (real + "/").startswith(folder + "/")]
+            if hidden:
+                raise Refused(
+                    "sandbox: %s needs %s%s, but the sandbox hides %s from it; move it elsewhere"
+                    % (params["unit"], path, "" if real == path else " (%s)" % real, hidden[0])
+                )
+        service.update(sandbox.profile(writable))
+    if params["isolate"]:
+        service.update(sandbox.only(nodes))
+    return service
 
 
 def _moving(params: Mapping[str, Any], system: Any, unit: str, user: str, store: Optional[str]) -> List[engine.Step]:
     """The step that moves the models, where the store in force is another one than will be."""
     files = system.load([unit])
     former = None
-    if any(content and not path.endswith(".conf") for path, content in files):
+    new = bool(params["instances"]) and not any(os.path.basename(path) == engine.DROP_IN for path, _content in files)
+    if not new and any(content and not path.endswith(".conf") for path, content in files):
         in_force = merge(files).environment(system.specifiers(unit), system.environment_files).get("OLLAMA_MODELS")
         former = in_force.text if in_force else stores.default_store(user)
     try:
@@ -232,7 +421,12 @@ def _moving(params: Mapping[str, Any], system: Any, unit: str, user: str, store:
 
 
 def sentence(
-    outcome: engine.Outcome, declared: settings.Declared, gpus: List[Dict[str, Any]], model: Optional[str], check: bool
+    outcome: engine.Outcome,
+    declared: settings.Declared,
+    gpus: List[Dict[str, Any]],
+    model: Optional[str],
+    check: bool,
+    isolated: bool = False,
 ) -> str:
     """The outcome in one line for a person."""
     parts = [outcome.verdict.name]
@@ -244,7 +438,9 @@ def sentence(
         counts[short] = counts.get(short, 0) + 1
     parts.append(" + ".join("%d× %s" % (count, name) for name, count in counts.items()) or "no GPU")
     spread = declared.effective.get("OLLAMA_SCHED_SPREAD") == "true"
-    if "CUDA_VISIBLE_DEVICES" in declared.environment:
+    if isolated:
+        parts.append("alone with GPU %s%s" % (",".join(str(gpu["index"]) for gpu in gpus), " spread" if spread else ""))
+    elif "CUDA_VISIBLE_DEVICES" in declared.environment:
         visible = declared.environment["CUDA_VISIBLE_DEVICES"]
         parts.append("CUDA_VISIBLE_DEVICES=%s%s" % (visible, " spread" if spread else ""))
     holding = [gpu for gpu in gpus if gpu["held_bytes"]]

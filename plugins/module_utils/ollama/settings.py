@@ -404,6 +404,18 @@ def listen_address(value: Any) -> Tuple[str, int]:
     return address, DEFAULT_PORT if port is None else int(port)
 
 
+def is_loopback(value: Any) -> bool:
+    """Whether a server that listens at OLLAMA_HOST is reached from its own host alone.
+
+    :raises ValueError: see listen_address().
+    """
+    address = listen_address(value)[0]
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 def reachable_at(value: Any) -> Tuple[str, int]:
     """Where a client on the same host finds a server that listens at OLLAMA_HOST."""
     address, port = listen_address(value)

@@ -170,6 +170,7 @@ class _Convergence:
         self._plan()
         self._describe()
         self._refuse_shadowed()
+        self._refuse_objected()
         if self.present and self.change.settings and self.drop_in_changes:
             self._refuse_ignored()
         if self.check_mode and self.outcome.changed:
@@ -322,6 +323,12 @@ class _Convergence:
                 outcome,
             )
 
+    def _refuse_objected(self) -> None:
+        """Stop when those above object to the unit as it will be."""
+        why = self.change.objection(self.planned.unit) if self.change.objection and self.present else None
+        if why:
+            raise UnitError("%s: %s" % (self.name, why))
+
     def _refuse_ignored(self) -> None:
         """Stop when systemd would ignore one of the settings; before the steps it may not know the unit yet."""
         content = self.override.content(self.override.drop_in)
@@ -410,6 +417,7 @@ class _Convergence:
         if self.steps:
             self._read()
             self._refuse_shadowed()
+            self._refuse_objected()
         loaded = self._loaded()
         wrong = [name for name, text in sorted(self.override.environment.items()) if loaded.get(name) != text]
         if wrong:

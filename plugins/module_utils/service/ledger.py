@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.override import DIRECTORY, DROP_IN
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import parse
@@ -89,21 +89,41 @@ def check(
 ) -> None:
     """Raise Conflict when one of the declared services would get in the way of another one, declared or on the host.
 
-    To be asked before anything is written, with all services that the same run declares. Nothing is read but files,
-    unless there is a conflict: then the other unit must still be there, and be running or enabled.
+    To be asked before anything is written, with all services that the same run declares. What is converged is told from
+    files alone. systemd is asked only upon a conflict, whose other unit must still be there and be running or enabled,
+    and for a port that is new to its service, on which nobody else may listen.
 
     :param system: a systemd.System.
     :param leaving: units that the same run takes off the host.
     :param label: how messages name a GPU, from its UUID.
     """
     units = {claim.unit for claim in declared} | set(leaving)
-    others = [claim for claim in held(system) if claim.unit not in units]
+    held_before = held(system)
+    others = [claim for claim in held_before if claim.unit not in units]
     found = _met(declared, others, label)
     if found and others:  # only now is systemd asked
         others = [claim for claim in others if _stands(system.show(claim.unit))]
         found = _met(declared, others, label)
+    known = {(claim.unit, port) for claim in held_before for port in claim.ports}
+    new = [(claim.unit, port) for claim in declared for port in claim.ports if (claim.unit, port) not in known]
+    found = found or _taken(new, units, system)
     if found:
         raise Conflict(found)
+
+
+def _taken(ports: Sequence[Tuple[str, int]], ours: Iterable[str], system: Any) -> Optional[str]:
+    """The first of the ports (unit, port) on which a process listens that is in none of our units; None: all free."""
+    for unit, port in ports:
+        listener = system.listener(port)
+        if not listener:
+            continue
+        pid, name = listener
+        if not any(pid in system.pids(system.show(our).get("ControlGroup", "")) for our in ours):
+            return (
+                "port %d, on which %s is to listen, is taken by process %d (%s): give the service another port, or "
+                "stop that process (systemctl status %d names its unit)" % (port, unit, pid, name, pid)
+            )
+    return None
 
 
 def _met(declared: Sequence[Claim], others: Sequence[Claim], label: Callable[[str], str]) -> Optional[str]:

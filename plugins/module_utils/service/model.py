@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import Process, System
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import Unit
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Change:
     """Seconds, from the start of the new process, within which the unit must be up and pass the gate."""
     settle: float = 2
     """Seconds for which a unit without a gate is watched after a start: one that dies within them has failed."""
+    objection: Optional[Callable[[Unit], Optional[str]]] = None
+    """Says why the unit as it will be, drop-ins of others included, must not run; asked before anything is written."""
 
 
 class Step(Protocol):

@@ -16,8 +16,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from contextlib import contextmanager, suppress
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
     UnitError,
@@ -230,6 +230,13 @@ class System:
         found = dict(item.split("=", 1) for item in content.split("\0") if "=" in item)
         return None if between_fork_and_exec and "INVOCATION_ID" not in found else found
 
+    def program(self, pid: int) -> Optional[str]:
+        """The file that a process executes, with `` (deleted)`` behind one that is gone; None when the process is."""
+        try:
+            return os.readlink("%s/proc/%d/exe" % (self.root, pid))
+        except OSError:
+            return None
+
     def _environment_end(self, pid: int) -> int:
         """Address where a process's environment ends; 0 while it is not laid out (proc(5): stat, field 51)."""
         with open("%s/proc/%d/stat" % (self.root, pid), encoding="utf-8", errors="replace") as stream:
@@ -258,6 +265,33 @@ class System:
             if found:
                 break
         return sorted(found)
+
+    def listener(self, port: int) -> Optional[Tuple[int, str]]:
+        """PID and name of a process that listens on a TCP port; None when nobody does.
+
+        PID 0 stands for one that is not to be found: the kernel, or a process of another namespace.
+        """
+        sockets = set()
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            for line in (self.read(table) or b"").decode("ascii", "replace").split("\n")[1:]:
+                fields = line.split()  # proc(5): 0A is LISTEN
+                if len(fields) > 9 and fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    sockets.add("socket:[%s]" % fields[9])
+        for pid in sorted(int(name) for name in self.names("/proc") if name.isdigit()) if sockets else ():
+            if sockets & self._opened(pid):
+                return pid, (self.read("/proc/%d/comm" % pid) or b"").decode("utf-8", "replace").strip()
+        return (0, "unknown") if sockets else None
+
+    def _opened(self, pid: int) -> Set[str]:
+        """What a process has open, as /proc/PID/fd names it; what is gone meanwhile is left out."""
+        folder, found = "%s/proc/%d/fd" % (self.root, pid), set()
+        try:
+            for name in os.listdir(folder):
+                with suppress(FileNotFoundError):
+                    found.add(os.readlink("%s/%s" % (folder, name)))
+        except OSError:
+            pass
+        return found
 
     def journal(self, invocation_id: str, lines: int) -> List[str]:
         """The last lines that the processes of one invocation of a unit logged, oldest first.

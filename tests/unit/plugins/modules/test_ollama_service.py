@@ -102,6 +102,7 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
     device = {
         "index": 0,
         "uuid": "GPU-1",
+        "minor": 0,
         "name": "NVIDIA H200",
         "pci_bus_id": "0000:00:06.0",
         "processes": [],
@@ -162,7 +163,7 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
     assert "CUDA_VISIBLE_DEVICES=0" in result["diff"]["after"]
     assert "ExecStart=%s/bin/ollama serve" % tmp_path in result["diff"]["after"]
     assert "directory /nowhere/models" in result["diff"]["after"]
-    assert result["msg"].startswith("would change CUDA_VISIBLE_DEVICES, OLLAMA_MODELS · 1× H200")
+    assert result["msg"].startswith("would change CUDA_VISIBLE_DEVICES, OLLAMA_MODELS, OLLAMA_NO_CLOUD · 1× H200")
     assert result["version"] is None
     assert os.listdir(tmp_path) == []
 

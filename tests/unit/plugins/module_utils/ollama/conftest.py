@@ -30,6 +30,8 @@ def device(index: int, held: int = 0, unit: str = UNIT) -> Dict[str, Any]:
         "uuid": uuid(index),
         "name": "NVIDIA H200",
         "pci_bus_id": "0000:00:0%d.0" % (6 + index),
+        "minor": index,
+        "unavailable": {},
         "memory": {"total_bytes": 140 * GIB, "free_bytes": 139 * GIB},
         "display_active": False,
         "mig": {"enabled": False},

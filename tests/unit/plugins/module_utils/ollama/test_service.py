@@ -24,9 +24,26 @@ class FakeSystem:
 
     def __init__(self, *files):
         self.files = list(files)
+        self.states = {}
+        self.programs = {}
 
     def load(self, names):
         return self.files
+
+    def names(self, directory):
+        return [path.split("/")[4] for path, _content in self.files if path.count("/") > 4]
+
+    def read(self, path):
+        return dict(self.files).get(path)
+
+    def listener(self, port):
+        return None
+
+    def show(self, unit):
+        return dict(self.states.get(unit, {"LoadState": "loaded", "ActiveState": "active"}))
+
+    def program(self, pid):
+        return self.programs.get(pid)
 
     def specifiers(self, unit):
         return {}
@@ -50,6 +67,7 @@ def bring(monkeypatch, fakes, tmp_path):
 
     def run(check_mode=False, **given):
         parameters = {name: option.get("default") for name, option in ollama_service.argument_spec().items()}
+        parameters.update(no_cloud=False)
         parameters.update(given)
         run.asked, run.warnings = None, []
         return service.bring(parameters, check_mode, run.warnings.append, system=run.system)
@@ -337,3 +355,227 @@ def test_sentence():
     assert service.sentence(outcome, Declared(), [gpu()], None, True) == "would change OLLAMA_KEEP_ALIVE · 1× RTX 4090"
     outcome.drift = {}
     assert service.sentence(outcome, Declared(), [gpu()], None, True).startswith("would change the installation")
+
+
+# --- claims, instances, isolation
+
+
+A_OWN = b"[X-Gpufleet]\nExclusive=yes\nGPU=GPU-00000001-0000-4000-8000-000000000001\nPort=11434\n"
+
+
+@pytest.fixture
+def host(bring, tmp_path, monkeypatch):
+    """The same on a host with an installed Ollama; `.changes` are the engine's, one for each service."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ollama").write_text("")
+    changes = []
+    one = service.engine.converge
+
+    def converge(change, **more):
+        changes.append(change)
+        return one(change, **more)
+
+    monkeypatch.setattr(service.engine, "converge", converge)
+
+    def run(*given, **common):
+        none = dict.fromkeys(ollama_service.argument_spec()["instances"]["options"])
+        del changes[:]
+        return bring(prefix=str(tmp_path), instances=[dict(none, **one) for one in given], **common)
+
+    run.changes = changes
+    run.bring = bring
+    run.program = str(tmp_path / "bin/ollama")
+    return run
+
+
+CHAT = {"name": "chat", "visible_devices": [0, 1], "host": "127.0.0.1:11435"}
+CODE = {"name": "code", "visible_devices": [2, 3], "host": "127.0.0.1:11436"}
+
+
+def test_a_service_claims_its_gpus_and_its_port(bring):
+    bring(visible_devices=[1], host="localhost:1234")
+    claims = bring.asked["change"].settings
+    assert claims == {
+        "X-Gpufleet": {"Exclusive": ["yes"], "GPU": [bring.facts["devices"][1]["uuid"]], "Port": ["1234"]}
+    }
+    bring(share_gpus=True)
+    claims = bring.asked["change"].settings["X-Gpufleet"]
+    assert (claims["Exclusive"], len(claims["GPU"]), claims["Port"]) == (["no"], 4, ["11434"])
+
+
+def test_the_port_that_another_file_sets_is_claimed(bring):
+    override = b"[Service]\nEnvironment=OLLAMA_HOST=127.0.0.1:999\n"
+    bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", override))
+    bring()
+    assert bring.asked["change"].settings["X-Gpufleet"]["Port"] == ["999"]
+
+
+def test_what_another_service_on_the_host_claims_is_refused_with_both_names(bring):
+    bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))
+    with pytest.raises(service.Refused, match=r"ollama.service and vllm@a.service both listen on port 11434"):
+        bring()
+    with pytest.raises(service.Refused, match=r"both claim GPU 1 \(NVIDIA H200, GPU-00000001"):
+        bring(host=":11500", allow_unauthenticated=True)
+    assert bring.asked is None
+    bring(host="127.0.0.1:11500", visible_devices=[0, 2, 3])
+    bring.system.states["vllm@a.service"] = {"LoadState": "not-found"}
+    bring()
+
+
+def test_instances_are_units_of_their_own(host):
+    result = host(CHAT, CODE, keep_alive="-1")
+    assert [change.unit for change in host.changes] == ["ollama@chat.service", "ollama@code.service"]
+    assert [change.environment["CUDA_VISIBLE_DEVICES"] for change in host.changes] == ["0,1", "2,3"]
+    assert all(change.environment["OLLAMA_KEEP_ALIVE"] == "-1" for change in host.changes)
+    assert all(change.environment["OLLAMA_NOPRUNE"] == "1" for change in host.changes)  # they share the store
+    assert result["msg"].startswith("ollama@chat: ok · 2× H200")
+    assert " | ollama@code: ok · 2× H200" in result["msg"]
+    assert sorted(result["instances"]) == ["ollama@chat.service", "ollama@code.service"]
+    assert result["changed"] is False
+
+
+def test_instances_in_each_others_way_are_refused_before_the_first_is_touched(host):
+    with pytest.raises(service.Refused, match="ollama@chat.service and ollama@code.service both claim GPU 1"):
+        host(CHAT, dict(CODE, visible_devices=[1, 2]))
+    with pytest.raises(service.Refused, match="ollama@chat.service and ollama@code.service both listen on port 11435"):
+        host(CHAT, dict(CODE, host="localhost:11435"))
+    with pytest.raises(service.Refused, match="ollama@code.service: visible_devices: There is no GPU 9"):
+        host(CHAT, dict(CODE, visible_devices=[9]))
+    assert host.changes == []
+
+
+def test_a_change_of_one_instance_is_the_hosts_even_when_the_next_one_fails(host, monkeypatch):
+    one = service.engine.converge
+
+    def converge(change, **more):
+        if change.unit == "ollama@code.service":
+            raise engine.ServiceError("broken", engine.Outcome(changed=False))
+        return one(change, **more)
+
+    host.bring.outcome = engine.Outcome(changed=True)
+    monkeypatch.setattr(service.engine, "converge", converge)
+    with pytest.raises(engine.ServiceError) as error:
+        host(CHAT, CODE)
+    assert error.value.outcome.changed is True
+
+
+def test_an_instance_that_leaves_is_stopped_before_the_others_come(host):
+    host(CHAT, dict(CODE, state="absent"))
+    gone, chat = host.changes
+    assert (gone.unit, gone.state, gone.enabled, gone.started) == ("ollama@code.service", "present", False, False)
+    assert (gone.environment, gone.settings) == ({}, {})
+    assert chat.unit == "ollama@chat.service"
+
+
+def test_an_instance_runs_the_program_in_place(host):
+    host.bring.system.states["ollama@chat.service"] = {"LoadState": "loaded", "MainPID": "7"}
+    for running, stale in ((host.program, False), ("/usr/local/lib/gpufleet/old/bin/ollama (deleted)", True)):
+        host.bring.system.programs[7] = running
+        host(CHAT)
+        (step,) = [step for step in host.bring.asked["steps"] if type(step).__name__ == "ProgramStep"]
+        assert step.needed() is stale
+
+
+def test_an_instance_needs_an_installed_ollama(host):
+    os.unlink(host.program)
+    with pytest.raises(service.Refused, match="there is no .*/bin/ollama that it could start; expected an installed"):
+        host(CHAT)
+
+
+def test_isolated_gpus_are_given_by_uuid_and_their_nodes_alone_allowed(bring):
+    result = bring(visible_devices=[2, 3], isolate=True)
+    change, uuids = bring.asked["change"], [device["uuid"] for device in bring.facts["devices"][2:]]
+    assert change.environment["CUDA_VISIBLE_DEVICES"] == ",".join(uuids)
+    assert change.settings["Service"]["DevicePolicy"] == ["closed"]
+    assert change.settings["Service"]["DeviceAllow"] == [
+        "",
+        "/dev/nvidia2 rw",
+        "/dev/nvidia3 rw",
+        "/dev/nvidiactl rw",
+        "/dev/nvidia-uvm rw",
+        "/dev/nvidia-uvm-tools rw",
+    ]
+    assert result["msg"] == "ok · 2× H200 · alone with GPU 2,3"
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"isolate": True}, "isolate: no GPUs are declared"),
+        ({"isolate": True, "environment": {"CUDA_VISIBLE_DEVICES": "2,3"}}, "are indexes, which count otherwise"),
+        ({"host": "0.0.0.0"}, "host: 0.0.0.0 is reached by others, and the API knows no authentication"),
+        ({"host": ":11434"}, "is reached by others"),
+        ({"host": "10.0.0.5:11434"}, "is reached by others"),
+        ({"environment": {"OLLAMA_HOST": "[::]:80"}}, "is reached by others"),
+        (
+            {"sandbox": True, "models_dir": "/home/fleet/models"},
+            "needs /home/fleet/models, but the sandbox hides /home from it",
+        ),
+        ({"sandbox": True, "models_dir": "/usr/s", "prefix": "/root/x"}, "needs /root/x, but the sandbox hides /root"),
+        ({"instances": [{"name": "a b"}]}, "no name of an instance"),
+    ],
+)
+def test_what_would_not_hold_is_refused(bring, given, words):
+    with pytest.raises(service.Refused) as error:
+        bring(**given)
+    assert words in str(error.value)
+    assert bring.asked is None
+
+
+def test_loopback_and_a_forced_address_are_let_through(bring):
+    for host in ("127.0.0.1", "localhost:80", "[::1]:80", "127.9.9.9:1"):
+        bring(host=host)
+    bring(host="0.0.0.0", allow_unauthenticated=True)
+    assert bring.warnings == []
+
+
+def test_an_open_address_in_someone_elses_file_is_warned_of(bring):
+    override = b"[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n"
+    bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", override))
+    bring()
+    assert "OLLAMA_HOST of the unit, which is not declared: 0.0.0.0 is reached by others" in bring.warnings[0]
+    bring(allow_unauthenticated=True)
+    assert bring.warnings == []
+
+
+def test_the_sandbox_may_write_where_the_server_does(bring, monkeypatch):
+    monkeypatch.setattr(install, "home", lambda user: "/usr/share/ollama")
+    bring(sandbox=True, models_dir="/srv/models")
+    settings = bring.asked["change"].settings["Service"]
+    assert settings["ReadWritePaths"] == ["-/usr/share/ollama", "-/srv/models"]
+    assert settings["ProtectSystem"] == ["strict"]
+    assert "DeviceAllow" not in settings
+    bring(sandbox=True, models_dir="/usr/share/ollama/.ollama/models", isolate=True, visible_devices="all")
+    settings = bring.asked["change"].settings["Service"]
+    assert settings["ReadWritePaths"] == ["-/usr/share/ollama"]
+    assert settings["DevicePolicy"] == ["closed"]
+
+
+def test_what_would_hide_the_gpus_is_objected_to(bring):
+    def unit(text):
+        return service.merge([("/x.conf", b"[Service]\n" + text)])
+
+    bring(visible_devices=[2])
+    objection = bring.asked["change"].objection
+    assert "PrivateDevices=yes in /x.conf:2 keeps /dev/nvidia2" in objection(unit(b"PrivateDevices=yes"))
+    assert "/dev/nvidia-uvm" in objection(unit(b"DeviceAllow=/dev/nvidia2\nDeviceAllow=/dev/nvidiactl"))
+    assert objection(unit(b"DeviceAllow=char-nvidia*")) is None
+    bring.facts = {"source": "procfs", "count": 0, "fault": None, "devices": []}
+    bring()
+    assert bring.asked["change"].objection(unit(b"PrivateDevices=yes")) is None
+
+
+@pytest.mark.parametrize(
+    "given, others, value, proven",
+    [
+        (None, b"", "1", None),
+        (True, b"", "1", "true"),
+        (False, b"", None, None),
+        (None, b"Environment=OLLAMA_NO_CLOUD=0\n", None, None),
+    ],
+)
+def test_no_call_to_the_cloud_unless_asked_for(bring, given, others, value, proven):
+    bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", b"[Service]\n" + others))
+    bring(no_cloud=given)
+    assert bring.asked["change"].environment.get("OLLAMA_NO_CLOUD") == value
+    assert bring.asked["gate"].effective.get("OLLAMA_NO_CLOUD") == proven

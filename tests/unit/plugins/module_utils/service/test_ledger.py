@@ -19,6 +19,7 @@ class Host:
 
     def __init__(self, **claims):
         self.files, self.states, self.asked = {}, {}, []
+        self.listeners, self.groups = {}, {}
         for name, claim in claims.items():
             self.add(Claim(name + ".service", **claim))
 
@@ -37,7 +38,13 @@ class Host:
 
     def show(self, unit):
         self.asked.append(unit)
-        return self.states[unit]
+        return dict(self.states.get(unit, {}), ControlGroup="/system.slice/" + unit)
+
+    def listener(self, port):
+        return self.listeners.get(port)
+
+    def pids(self, control_group):
+        return self.groups.get(control_group, [])
 
 
 @pytest.mark.parametrize(
@@ -152,3 +159,25 @@ def test_a_unit_that_was_removed_or_switched_off_by_hand_holds_nothing(state, ho
             ledger.check([Claim("a.service", {A: None})], host)
     else:
         ledger.check([Claim("a.service", {A: None})], host)
+
+
+def test_a_port_on_which_a_stranger_listens_is_refused_with_its_name():
+    host = Host()
+    host.listeners[80] = (42, "nginx")
+    with pytest.raises(Conflict, match=r"port 80, on which a.service is to listen, is taken by process 42 \(nginx\)"):
+        ledger.check([Claim("a.service", ports=(80,))], host)
+
+
+def test_a_port_that_a_unit_of_this_run_gives_up_is_free():
+    host = Host()
+    host.listeners[80] = (42, "ollama")
+    host.groups["/system.slice/b.service"] = [41, 42]
+    ledger.check([Claim("a.service", ports=(80,)), Claim("b.service", ports=(81,))], host)
+    ledger.check([Claim("a.service", ports=(80,))], host, leaving=["b.service"])
+
+
+def test_a_port_that_the_unit_had_before_is_not_looked_at():
+    host = Host(a={"ports": (80,)})
+    host.listeners[80] = (42, "a")
+    ledger.check([Claim("a.service", ports=(80,))], host)
+    assert host.asked == []
