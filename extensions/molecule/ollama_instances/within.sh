@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Which GPUs nvidia-smi finds within the unit $1, and which of them, seen from outside, its processes hold memory of.
 # A process that is put into the control group of a unit has its rights to devices, and no others.
 set -euo pipefail
