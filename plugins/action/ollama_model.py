@@ -41,16 +41,18 @@ class ActionModule(Asking):
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = super(Asking, self).run(tmp, task_vars)
-        arguments = dict(self._task.args)
-        answer = self.ask(arguments, task_vars)
+        arguments = dict(self._task.args, models=named(self._task.args.get("models")))
+        # who names seeds knows that there is something to pull
+        answer = None if arguments.get("seeds") else self.ask(arguments, task_vars)
         if answer:
             result.update(answer)
             return result
         watched = boolean(arguments.get("progress", True), strict=False) and "progress_file" not in arguments
-        if not watched or self._task.async_val or self._task.check_mode:
+        deferred = boolean(arguments.get("defer_pulls", False), strict=False)
+        if not watched or deferred or self._task.async_val or self._task.check_mode:
             result.update(self.send(arguments, task_vars))
             return result
-        result.update(self.send(dict(arguments, progress_file=""), task_vars))
+        result.update(self.send(dict(arguments, defer_pulls=True), task_vars))
         if result.get("pull_needed") and not result.get("failed"):
             result = self._watched(arguments, task_vars)
         return result
@@ -102,6 +104,11 @@ class ActionModule(Asking):
             return json.loads(answer.get("stdout") or "{}")
         except ValueError:
             return {}
+
+
+def named(models: Any) -> Any:
+    """The list of models, with a dictionary in the place of a name alone."""
+    return [{"name": one} if isinstance(one, str) else one for one in models] if isinstance(models, list) else models
 
 
 def sentence(progress: Dict[str, Any]) -> str:

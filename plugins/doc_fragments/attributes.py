@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """`attributes` for every module, `attributes.facts` for modules that only gather facts."""
+    """`attributes` for every module, `attributes.info` for those that only read, `attributes.facts` for facts."""
 
     DOCUMENTATION = r"""
 options: {}
@@ -20,6 +20,19 @@ attributes:
     description: The operating systems on which it runs.
     platforms: linux
     support: full
+"""
+
+    INFO = r"""
+options: {}
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This action does not change anything.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not change anything.
 """
 
     FACTS = r"""

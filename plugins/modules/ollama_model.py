@@ -31,7 +31,9 @@ attributes:
     support: full
 options:
   models:
-    description: The models.
+    description:
+      - The models.
+      - A name alone stands for a dictionary with nothing but O(models[].name).
     type: list
     elements: dict
     required: true
@@ -101,8 +103,42 @@ options:
       - When the registry cannot be asked, the model stays as it is, with a warning.
     type: bool
     default: false
+  registry_mirror:
+    description:
+      - A registry, as C([http://]HOST[:PORT]), that has the models of Ollama's own registry under the same names. They
+        are pulled from there and nowhere else, and keep their names.
+      - A model whose name begins with another registry's host is pulled from that one.
+    type: str
   insecure:
-    description: Accept any certificate of the registry, and plain HTTP where the name begins with C(http://).
+    description:
+      - Accept any certificate of the registry, and plain HTTP where the name or O(registry_mirror) begins with
+        C(http://).
+    type: bool
+    default: false
+  seeds:
+    description:
+      - Hosts that offer models over the network, as the module M(gpufleet.inference.ollama_seed) returns them. What
+        they have is pulled from them, and from the registry only where that does not work, with a warning.
+      - The server checks every file against the digest that is named here.
+    type: list
+    elements: dict
+    suboptions:
+      url:
+        description: Where the host offers them.
+        type: str
+        required: true
+      token:
+        description: What it was told to ask for.
+        type: str
+        required: true
+      models:
+        description: Digests by the names of the models.
+        type: dict
+        required: true
+  defer_pulls:
+    description:
+      - Where something is to be pulled, do nothing at all, but return what in RV(pull_needed). Without anything to
+        pull, and in check mode, it means nothing.
     type: bool
     default: false
   fit:
@@ -138,9 +174,7 @@ options:
     default: true
   progress_file:
     description:
-      - File on the host in which the progress of a pull is kept while it runs.
-      - For the action plugin, which sets it. Empty, nothing is done where something is to be pulled, but
-        RV(pull_needed) says so.
+      - File on the host in which the progress of a pull is kept while it runs. The action plugin sets it.
     type: str
   facts_timeout:
     description: Seconds that reading the GPUs may take.
@@ -150,6 +184,8 @@ notes:
   - The API knows no authentication, and neither does this module.
   - The proxy for pulls is the server's own, see O(gpufleet.inference.ollama_service#module:https_proxy).
 seealso:
+  - module: gpufleet.inference.ollama_info
+  - module: gpufleet.inference.ollama_seed
   - module: gpufleet.inference.ollama_service
   - module: gpufleet.inference.gpu_facts
 """
@@ -184,6 +220,13 @@ EXAMPLES = r"""
       - name: registry.example.com/team/house:v3
         digest: 66908c11b735143ffc35aac958316b8762165113b9543a5a996f58e0f989ec63
     stall_timeout: 60
+
+- name: Two of Ollama's own, out of a mirror in the house
+  gpufleet.inference.ollama_model:
+    models:
+      - llama3.3:70b
+      - nomic-embed-text
+    registry_mirror: mirror.example.com
 """
 
 RETURN = r"""
@@ -221,6 +264,11 @@ models:
       returned: when it was loaded, or would be
       type: str
       sample: is not loaded
+    pulled_from:
+      description: The registry, or the host that seeded it.
+      returned: when it was pulled, or would be
+      type: str
+      sample: registry.ollama.ai
     digest:
       description: Digest of the model in the store; null when it is not there.
       returned: always
@@ -289,10 +337,25 @@ models:
       returned: when it was loaded on GPUs
       type: float
       sample: 1.0
+unit:
+  description: Unit of the server.
+  returned: when the server was reached
+  type: str
+  sample: ollama.service
 pull_needed:
-  description: Something is to be pulled, and nothing was done yet. The action plugin then calls again.
-  returned: when O(progress_file) is empty and something is to be pulled
-  type: bool
+  description: What is to be pulled. Nothing was done, and RV(models) names those of the others that are there.
+  returned: when O(defer_pulls) and something is to be pulled
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: As declared.
+      returned: always
+      type: str
+    digest:
+      description: As declared.
+      returned: when it is declared
+      type: str
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -320,7 +383,18 @@ def argument_spec():
         name=dict(type="str", default="ollama"),
         host=dict(type="str"),
         update=dict(type="bool", default=False),
+        registry_mirror=dict(type="str"),
         insecure=dict(type="bool", default=False),
+        seeds=dict(
+            type="list",
+            elements="dict",
+            options=dict(
+                url=dict(type="str", required=True),
+                token=dict(type="str", required=True, no_log=True),
+                models=dict(type="dict", required=True),
+            ),
+        ),
+        defer_pulls=dict(type="bool", default=False),
         fit=dict(type="str", choices=["refuse", "warn", "ignore"], default="refuse"),
         free_space_margin=dict(type="str", default="2GiB"),
         stall_timeout=dict(type="int", default=120),
@@ -335,8 +409,8 @@ def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
         result = models.bring(module.params, module.check_mode, module.warn)
-    except models.PullNeeded:
-        module.exit_json(changed=False, pull_needed=True, msg="something is to be pulled")
+    except models.PullNeeded as needed:
+        module.exit_json(**needed.result)
     except models.ModelError as error:
         module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
     except models.Failed as error:

@@ -18,11 +18,10 @@ sys.path.insert(0, str(TESTS / "fleet"))
 
 import faults  # noqa: E402
 import hostsetup  # noqa: E402
+import house_registry  # noqa: E402
 import models  # noqa: E402
-import on_host  # noqa: E402
 
 GGUF = "/srv/tiny.gguf"
-REGISTRY = "http://127.0.0.1:5001/library/"
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +128,27 @@ def test_loaded_and_unloaded(served: str, declare: Callable[..., Dict[str, Any]]
     assert resident(served) == {}
 
 
+def test_what_ollama_info_tells(served: str, declare: Callable[..., Dict[str, Any]], lab: Any) -> None:
+    declare({"name": "m8b", "state": "loaded", "keep_alive": "-1"})
+    told = lab.module(served, "ollama_info", check=True)
+    assert (told["changed"], told["running"], told["version"]) == (False, True, "0.32.15")
+    assert told["configuration"]["OLLAMA_CONTEXT_LENGTH"] == "4096"
+    assert {model["name"]: model["digest"] for model in told["models"]} == tags(served)
+    (loaded,) = told["loaded"]
+    held = [sum(gpu.values()) << 20 for gpu in hostsetup.held(served)]
+    assert [loaded["held_bytes"].get(str(index), 0) for index in range(4)] == pytest.approx(held, rel=0.01)
+    assert [gpu["held_bytes"] for gpu in told["gpus"]] == pytest.approx(held, rel=0.01)
+    assert loaded["size_vram_bytes"] == resident(served)["m8b:latest"]["size_vram"]
+    assert len(told["devices"]) == 4
+    declare({"name": "m8b", "state": "unloaded"})
+    lab.sh(served, "systemctl stop ollama")
+    try:
+        assert lab.module(served, "ollama_info")["running"] is False
+    finally:
+        lab.sh(served, "systemctl start ollama")
+        hostsetup.wait_for_api(served)
+
+
 def test_a_dead_worker_is_found_out(served: str, declare: Callable[..., Dict[str, Any]]) -> None:
     wanted = {"name": "m8b", "state": "loaded", "keep_alive": "-1"}
     assert not declare(wanted)["failed"]
@@ -159,56 +179,45 @@ def test_a_model_that_does_not_fit_is_refused(served: str, declare: Callable[...
 
 
 @pytest.fixture
-def registry(served: str, lab: Any) -> Iterator[str]:
-    """Debian's docker-registry on the host, as Ollama can pull from it, with `served`'s mine in it as tiny:v1."""
-    front = Path(__file__).parent / "host/registry_front.py"
-    on_host.put(lab, served, "/root/registry_front.py", front.read_bytes())
-    hostsetup.sh(
-        served,
-        "systemctl stop registry-front registry 2>/dev/null || :; rm -rf /run/registry*; mkdir /run/registry;"
-        # without the password that Debian's configuration asks for
-        " sed '/^auth:/,/path:/d; s#/var/lib/docker-registry#/run/registry#; s#:5000#127.0.0.1:5000#'"
-        "   /etc/docker/registry/config.yml >/run/registry.yml;"
-        " systemd-run --quiet --unit=registry docker-registry serve /run/registry.yml;"
-        " systemd-run --quiet --unit=registry-front python3 /root/registry_front.py;"
-        " timeout 20 sh -c 'until curl -fs http://127.0.0.1:5001/v2/ >/dev/null; do sleep 0.05; done'",
-    )
-    yield REGISTRY
-    hostsetup.sh(served, "systemctl stop registry-front registry; rm -rf /run/registry*")
+def registry(served: str, lab: Any) -> Iterator[house_registry.Registry]:
+    """A real registry on the host."""
+    found = house_registry.Registry(lab, served)
+    yield found
+    found.stop()
 
 
-def test_pulled_from_a_registry(served: str, declare: Callable[..., Dict[str, Any]], registry: str, lab: Any) -> None:
-    name = registry + "tiny:v1"
-    declare({"name": "mine", "from_file": GGUF}, {"name": name, "copy_of": "mine"})
-    pushed = hostsetup.api(served, "/api/push", {"model": name, "insecure": True, "stream": False})
-    assert pushed["status"] == 200, pushed
-    # blobs that no model needs are pruned at a start
-    declare({"name": "mine", "state": "absent"}, {"name": name, "state": "absent"})
+def test_pulled_from_a_registry(
+    served: str, declare: Callable[..., Dict[str, Any]], registry: house_registry.Registry, lab: Any
+) -> None:
+    name, full = registry.here + "/library/tiny:v1", registry.here.partition("//")[2] + "/library/tiny:v1"
+    declare({"name": "mine", "from_file": GGUF})
+    registry.push(served, "mine", "tiny:v1")
+    declare({"name": "mine", "state": "absent"})  # blobs that no model needs go with it
     wanted = {"name": name}
     options = {"insecure": True, "stall_timeout": 3, "progress": False}
 
-    full = declare(wanted, free_space_margin="100TiB", **options)
-    assert full["failed"]
-    assert "and 102400.0 GiB shall stay free (free_space_margin)" in full["msg"]
+    full_disk = declare(wanted, free_space_margin="100TiB", **options)
+    assert full_disk["failed"]
+    assert "and 102400.0 GiB shall stay free (free_space_margin)" in full_disk["msg"]
     wrong = declare(dict(wanted, digest="0" * 64), **options)
     assert wrong["failed"]
     assert "the registry offers digest" in wrong["msg"]
 
-    hostsetup.sh(served, "echo 0 >/run/registry-rate")
+    registry.rate(0)
     stalled = declare(wanted, **options)
     assert stalled["failed"]
     assert "no byte more for 3 s (stall_timeout)" in stalled["msg"], stalled["msg"]
-    assert "127.0.0.1:5001/library/tiny:v1" not in tags(served)
+    assert full not in tags(served)
 
-    hostsetup.sh(served, "echo 500000 >/run/registry-rate")
+    registry.rate(500000)
     arguments = json.dumps({"insecure": True, "models": [wanted]})
     run = lab.ansible("ansible", served, "--become", "-m", "gpufleet.inference.ollama_model", "-a", arguments)
     assert run.rc == 0, run.output
     assert "% of 0.0 GB" in run.output, "progress is shown while it runs: %s" % run.output
     assert run.results[0]["result"]["models"][0]["actions"] == ["pulled"]
-    digest = tags(served)["127.0.0.1:5001/library/tiny:v1"]
+    digest = tags(served)[full]
 
-    hostsetup.sh(served, "rm /run/registry-rate")
+    registry.rate(limited=False)
     assert run.results[0]["result"]["models"][0]["digest"] == digest
     again = declare(wanted, update=True, **options)
     assert again["changed"] is False, "the registry's digest is the store's: %s" % again

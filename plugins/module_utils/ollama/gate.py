@@ -11,8 +11,7 @@ held against the declaration, one token is truly generated, and NVML must name t
 from __future__ import annotations
 
 import time
-from itertools import islice, takewhile
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, pci_bus_id
@@ -23,7 +22,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine 
 _GIB = 1024.0**3
 _LOG_DELAY = 2.0  # seconds that a line may need from the server to the journal
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
-_LOG_LINES = 5000  # more than any start writes, at the highest log level too
 
 CPU_REASONS = (
     "common reasons: the driver was not ready when the service started, /dev/nvidia-uvm is missing or not allowed to "
@@ -143,7 +141,7 @@ class OllamaGate:
         """The start log; None when it is no longer in the journal of a server that runs for long."""
         until = time.monotonic() + (_LOG_DELAY if changed else 0)
         while True:
-            start = log.parse(_before_serving(running.journal_from_start()))
+            start = log.parse(log.before_serving(running.journal_from_start()))
             if start.failure and not start.listening:
                 # whoever answered on that port was not this server
                 raise self._died(running)
@@ -363,8 +361,3 @@ class OllamaGate:
             }
             for device in (self.devices or self.facts["devices"])
         ]
-
-
-def _before_serving(lines: Iterator[str]) -> Iterator[str]:
-    """The lines up to the first request: a server that runs for long has logged millions since."""
-    return takewhile(lambda line: not line.startswith("[GIN]"), islice(lines, _LOG_LINES))

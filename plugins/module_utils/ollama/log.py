@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Optional
+from itertools import islice, takewhile
+from typing import Dict, Iterable, Iterator, List, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import LOGGED
 
@@ -59,6 +60,14 @@ _CONFIG = re.compile(r'server config"? env=(%s)' % _STRING)
 _PAIR = re.compile(r"([A-Za-z_]+)=(%s|\S*)" % _STRING)
 _LISTENING = re.compile(r"Listening on (\S+) \(version ([^)]+)\)")
 _KEY = re.compile(r"(?:\A| )(%s|OLLAMA_[A-Z0-9_]+|LLAMA_ARG_[A-Z0-9_]+):" % "|".join(map(re.escape, LOGGED)))
+
+
+_START_LINES = 5000  # more than any start writes, at the highest log level too
+
+
+def before_serving(lines: Iterable[str]) -> Iterator[str]:
+    """The lines up to the first request: a server that runs for long has logged millions since."""
+    return takewhile(lambda line: not line.startswith("[GIN]"), islice(lines, _START_LINES))
 
 
 def parse(lines: Iterable[str]) -> StartLog:

@@ -29,6 +29,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd
 
 _GIB = float(1 << 30)
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process, and /api/ps to forget one
+_UNVERIFIED = ".unverified"  # record of the blobs of a pull that runs; no model's name
+_LENT = re.compile(r"[^/]+/gpufleet-[0-9a-f]{32}/")  # names by which seeding hosts have their models
 _FOREVER_FROM = 2200  # year from which an expiry means never; the server says 2319
 
 
@@ -44,8 +46,16 @@ class Failed(Exception):
         self.result = result
 
 
+class NoRoom(ModelError):
+    """The disk of the store is too full."""
+
+
 class PullNeeded(Exception):
-    """Something is to be pulled, and the caller asked to be told first. Nothing was touched."""
+    """Something is to be pulled, and the caller asked to be told first; ``result`` says what. Nothing was touched."""
+
+    def __init__(self, result: Dict[str, Any]) -> None:
+        super().__init__("something is to be pulled")
+        self.result = result
 
 
 class Limits(NamedTuple):
@@ -70,7 +80,7 @@ def bring(
     :param warn: called with each warning.
     :returns: the module's result.
     :raises ModelError: a declaration is wrong, or there is no server; nothing was touched.
-    :raises PullNeeded: see ``progress_file``.
+    :raises PullNeeded: see ``defer_pulls``.
     :raises Failed: at one model; those before it are as declared.
     """
     unit = params["name"] if params["name"].endswith(".service") else params["name"] + ".service"
@@ -80,9 +90,16 @@ def bring(
         margin = int(settings.size(params["free_space_margin"]).text)
     except ValueError as error:
         raise ModelError("free_space_margin: %s" % error) from None
+    mirror = params["registry_mirror"]
+    if mirror and not re.match(r"(http://)?[A-Za-z0-9_.-]+(:[0-9]+)?\Z", mirror):
+        raise ModelError("registry_mirror: %s; expected [http://]HOST[:PORT]" % mirror)
+    if (mirror or "").startswith("http://") and not params["insecure"]:
+        raise ModelError("registry_mirror: %s has no TLS; expected insecure: true with it" % mirror)
     try:
         found = server.find(unit, params["host"], system or System())
     except server.ServerError as error:
+        if check_mode and params["host"] is None:  # what would start it may have been left out for the same reason
+            return {"changed": bool(declared), "unit": unit, "models": [], "msg": "not compared: %s" % error}
         raise ModelError(str(error)) from None
 
     def read_gpus() -> Dict[str, Any]:
@@ -99,8 +116,10 @@ def bring(
     try:
         run.look()
         before = run.lines(declared)
-        if params["progress_file"] == "" and not check_mode and any(run.must_pull(item) for item in declared):
-            raise PullNeeded()
+        if not check_mode:
+            if params["defer_pulls"]:
+                run.defer(declared)
+            run.tidy()
     except ApiError as error:
         raise ModelError("%s; expected Ollama's API at %s" % (error, found.api.url)) from None
     for item in declared:
@@ -209,10 +228,38 @@ class _Run:
             told.append("%d as declared" % rest)
         return {
             "changed": bool(changed),
+            "unit": self.server.unit,
             "models": self.results,
             "msg": "; ".join(told) or "nothing declared",
             "diff": {"before": "".join(before), "after": "".join(self.lines(declared))},
         }
+
+    def defer(self, declared: List[Dict[str, Any]]) -> None:
+        """End here when something is to be pulled."""
+        needed = [item for item in declared if self.must_pull(item)]
+        if needed:
+            names_of = {item["name"] for item in needed}
+            there = {item["name"]: self.store.get(_key(item["name"])) for item in declared}
+            raise PullNeeded(
+                {
+                    "changed": False,
+                    "msg": "to be pulled: %s" % ", ".join(item["name"] for item in needed),
+                    "unit": self.server.unit,
+                    "pull_needed": [{key: item[key] for key in ("name", "digest") if key in item} for item in needed],
+                    "models": [
+                        {"name": name, "digest": entry.get("digest")}
+                        for name, entry in there.items()
+                        if entry and name not in names_of
+                    ],
+                }
+            )
+
+    def tidy(self) -> None:
+        """Take away what a run that was killed has left."""
+        self._drop_unverified()
+        for entry in [entry for entry in self.store.values() if _LENT.match(entry["name"])]:
+            self.api.delete(names.full(entry["name"]))
+            del self.store[_key(entry["name"])]
 
     # --- one model
 
@@ -286,45 +333,101 @@ class _Run:
             self.warn("%s: the registry cannot be asked whether it has a newer one; it stays as it is" % item["name"])
         return offered is not None and offered.digest != digest
 
+    def _source(self, item: Dict[str, Any]) -> str:
+        """The name by which the registry, or its mirror, has it."""
+        mirror = self.params["registry_mirror"]
+        return names.at(mirror, item["name"]) if mirror else item["name"]
+
     def _manifest(self, item: Dict[str, Any]) -> Optional[registry.Manifest]:
         """What the registry offers; None when it cannot be asked: then the server may still reach it."""
         if item["name"] not in self.manifests:
             try:
                 self.manifests[item["name"]] = registry.manifest(
-                    item["name"], insecure=self.params["insecure"], environ=self.server.environ
+                    self._source(item), insecure=self.params["insecure"], environ=self.server.environ
                 )
             except registry.RegistryError:
                 self.manifests[item["name"]] = None
         return self.manifests[item["name"]]
 
     def _pulled(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
+        """From a host that has it where one is named, else from the registry."""
         former = self.store.get(_key(item["name"]))
-        offered = self._manifest(item)
+        if self.check_mode or not self._fetched(item, entry):
+            self._pull(item, self._source(item), self.params["insecure"], self._manifest(item))
+            entry["pulled_from"] = names.full(self._source(item)).partition("/")[0]
+        self._made(item, entry, former, "pulled")
+
+    def _fetched(self, item: Dict[str, Any], entry: Dict[str, Any]) -> bool:
+        """From a host that seeds it; False, with a warning, where one is named and does not give it."""
+        known = self.manifests.get(item["name"])  # asked for by update
+        for seed in self.params["seeds"] or ():
+            offered = {_key(name): digest for name, digest in seed["models"].items()}.get(_key(item["name"]), "")
+            if not offered or not offered.startswith(item.get("digest", "")) or (known and known.digest != offered):
+                continue
+            source = "%s/gpufleet-%s/%s:seed" % (seed["url"], seed["token"], offered)
+            try:
+                found = registry.manifest(source, insecure=True, environ={}, timeout=5)
+                self._pull(dict(item, digest=offered), source, True, found)
+            except NoRoom:
+                raise
+            except (registry.RegistryError, pull.PullError, ModelError, ApiError) as error:
+                self.warn(
+                    "%s: cannot be had from %s, so the registry is asked: %s" % (item["name"], seed["url"], error)
+                )
+                self.look()
+                continue
+            entry["pulled_from"] = seed["url"].partition("//")[2]
+            return True
+        return False
+
+    def _pull(self, item: Dict[str, Any], source: str, insecure: bool, offered: Optional[registry.Manifest]) -> None:
+        """Pull it from a source that may have it by another name."""
         wanted = item.get("digest", "")
         if offered and not offered.digest.startswith(wanted):
             raise ModelError("the registry offers digest %s; declared is %s" % (offered.digest, wanted))
-        expected = sum(offered.layers.values()) if offered else 0
         if offered:
             missing = {digest: size for digest, size in offered.layers.items() if not self.api.has_blob(digest[7:])}
             self._room(sum(missing.values()))
-        if not self.check_mode:
-            progress = pull.Progress(self.params["progress_file"] or None)
+        if self.check_mode:
+            return
+        had, borrowed = _key(source) in self.store, _key(source) != _key(item["name"])
+        self.records.write(_UNVERIFIED, {"blobs": sorted(missing) if offered else []})
+        try:
             pull.pull(
                 self.api,
                 item["name"],
-                insecure=self.params["insecure"],
+                source=source,
+                insecure=insecure,
                 stall_timeout=self.limits.stall,
                 finish_timeout=self.limits.timeout,
-                expected=expected,
+                expected=sum(offered.layers.values()) if offered else 0,
                 room=self._room,
-                progress=progress,
+                progress=pull.Progress(self.params["progress_file"] or None),
             )
-            now = self._stored_after(item)
-            if not str(now.get("digest")).startswith(wanted):
-                if former is None:
-                    self.api.delete(item["full"])
-                raise ModelError("was pulled with digest %s; declared is %s" % (now.get("digest"), wanted))
-        self._made(item, entry, former, "pulled")
+        except BaseException:
+            self._drop_unverified()
+            raise
+        self.records.forget(_UNVERIFIED)
+        digest = str(self._stored_after(source).get("digest"))
+        right = digest.startswith(wanted)
+        if right and borrowed:
+            _succeeded(self.api.copy(names.full(source), item["full"]), "cannot be taken from %s" % source)
+        if not had and (borrowed or not right):
+            self.api.delete(names.full(source))
+        self.look()
+        if not right:
+            raise ModelError("was pulled with digest %s; declared is %s" % (digest, wanted))
+
+    def _drop_unverified(self) -> None:
+        """Remove what a pull that ended between download and check has left: the server would take it as good."""
+        for digest in self.records.read(_UNVERIFIED).get("blobs") or ():
+            path = os.path.join(self.server.store or "", "blobs", digest.replace(":", "-"))
+            try:
+                if fingerprint(path, {})["sha256"] != digest[7:]:
+                    os.unlink(path)
+            except OSError:
+                pass  # it is not there
+        self.records.forget(_UNVERIFIED)
 
     def _room(self, needed: int) -> None:
         """Refuse what would fill the disk of the store."""
@@ -339,7 +442,7 @@ class _Run:
             return
         free = status.f_bavail * status.f_frsize
         if free < needed + self.limits.margin:
-            raise ModelError(
+            raise NoRoom(
                 "needs %.1f GiB on the disk of %s, and %.1f GiB shall stay free (free_space_margin), but only %.1f GiB "
                 "are free; delete models, or move the store"
                 % (needed / _GIB, folder, self.limits.margin / _GIB, free / _GIB)
@@ -353,7 +456,7 @@ class _Run:
             return
         if not self.check_mode:
             _succeeded(self.api.copy(names.full(item["copy_of"]), item["full"]), "cannot be copied")
-            self._stored_after(item)
+            self._stored_after(item["name"])
         self._made(item, entry, former, "copied")
 
     def _created(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
@@ -388,7 +491,7 @@ class _Run:
                     self._uploaded(source, file)
         if not self.check_mode:
             self._build(item, body)
-            made = self._stored_after(item)
+            made = self._stored_after(item["name"])
             self.records.write(item["full"], {"request": request, "file": source, "digest": made.get("digest")})
         self._made(item, entry, former, "created")
 
@@ -408,9 +511,9 @@ class _Run:
         if status != "success":
             raise ModelError("cannot be created: the server ended at %r, without success" % status)
 
-    def _stored_after(self, item: Dict[str, Any]) -> Dict[str, Any]:
+    def _stored_after(self, name: str) -> Dict[str, Any]:
         self.look()
-        found = self.store.get(_key(item["name"]))
+        found = self.store.get(_key(name))
         if found is None:
             raise ModelError("the server reported success, but its store has no such model")
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 
+REGISTRY = "registry.ollama.ai"  # of names without a host
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}\Z")
 
 
@@ -25,7 +26,7 @@ def full(name: str) -> str:
     parts = path.split("/")
     if len(parts) > 3:
         raise ValueError("%r is no model's name; expected [host/][namespace/]model[:tag]" % name)
-    host, namespace, model = (["registry.ollama.ai", "library"][: 3 - len(parts)] + parts)[-3:]
+    host, namespace, model = ([REGISTRY, "library"][: 3 - len(parts)] + parts)[-3:]
     if not all(_PART.match(part) for part in (namespace, model, tag)) or not re.match(
         r"[A-Za-z0-9.:_-]{1,350}\Z", host
     ):
@@ -36,6 +37,15 @@ def full(name: str) -> str:
 def same(one: str, other: str) -> bool:
     """Whether two names mean one model; Ollama ignores case where it looks for a model that it has."""
     return full(one).lower() == full(other).lower()
+
+
+def at(mirror: str, name: str) -> str:
+    """The name by which a mirror of Ollama's own registry has a model; of another registry's model its own name.
+
+    :param mirror: ``[http://]HOST[:PORT]``.
+    """
+    own = full(name)
+    return mirror.rstrip("/") + own[len(REGISTRY) :] if own.startswith(REGISTRY + "/") else name
 
 
 def manifest(models_dir: str, name: str) -> str:

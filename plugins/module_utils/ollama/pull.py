@@ -15,6 +15,17 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api impo
 _WRITE_EVERY = 0.5  # seconds between two states of the progress file
 _RESUMES = "; what was downloaded stays, and the next run goes on from there"
 
+_REMEDIES = (
+    ("no space left on device", "free space on the disk of the store, or move it; the next run goes on from there"),
+    (
+        "digest mismatch",
+        "the file was removed; if this comes again, the registry's copy of it, or what a proxy makes of it, is damaged",
+    ),
+    ("file does not exist", "the registry has no such model: correct the name or the tag"),
+    ("insecure protocol http", "a registry without TLS needs insecure: true"),
+    ("certificate", "have the host trust its issuer, or declare insecure: true"),
+)
+
 
 class PullError(Exception):
     """The pull did not succeed; the model is as it was before."""
@@ -57,6 +68,7 @@ def pull(
     api: Api,
     name: str,
     *,
+    source: str,
     insecure: bool,
     stall_timeout: float,
     finish_timeout: float,
@@ -66,6 +78,8 @@ def pull(
 ) -> None:
     """Pull a model.
 
+    :param name: as whoever watches knows it.
+    :param source: its name at the registry that it comes from.
     :param stall_timeout: seconds after which a download without a new byte is given up.
     :param finish_timeout: seconds for what comes after the download: the digest of all of it, in silence.
     :param expected: bytes altogether, 0 when not known.
@@ -89,9 +103,10 @@ def pull(
         return max(0.0, since + stall_timeout - time.monotonic()) if loading else finish_timeout
 
     try:
-        for event in api.events("/api/pull", {"model": name, "insecure": insecure, "stream": True}, silence):
+        for event in api.events("/api/pull", {"model": source, "insecure": insecure, "stream": True}, silence):
             if "error" in event:
-                raise PullError("%s: %s%s" % (name, event["error"], kept()))
+                words = str(event["error"])
+                raise PullError("%s: %s%s" % (name, words, _advice(words) or kept()))
             status, digest = str(event.get("status", "")), event.get("digest")
             loading = status.startswith("pulling")
             if not digest:
@@ -114,3 +129,8 @@ def pull(
         raise PullError("%s: %s%s" % (name, error, kept())) from None
     if status != "success":
         raise PullError("%s: the server ended the pull at %r, without success%s" % (name, status, kept()))
+
+
+def _advice(words: str) -> str:
+    """What to do about an error of the server; empty when it is not known."""
+    return next(("; " + advice for known, advice in _REMEDIES if known in words), "")

@@ -421,6 +421,14 @@ class System:
     def disable(self, unit: str) -> None:
         self._call(["systemctl", "disable", "--quiet", "--", unit])
 
+    def run_transient(self, unit: str, description: str, command: List[str], properties: Mapping[str, str]) -> None:
+        """Run a command as a unit that lives in memory only, and is forgotten once it ends."""
+        words = ["--property=%s=%s" % item for item in sorted(properties.items())]
+        self._call(
+            ["systemd-run", "--quiet", "--collect", "--unit=" + unit, "--description=" + description, *words, "--"]
+            + command
+        )
+
     def _job(self, verb: str, unit: str, stop_limit: float, start_limit: float) -> Optional[str]:
         command = ["systemctl", verb, "--", unit]
         begun = starting = time.monotonic()

@@ -1,10 +1,13 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stands at 127.0.0.1:5001 before Debian's docker-registry at 5000, for Ollama pulls no blob without a redirect.
+"""Stands at port 5001 before Debian's docker-registry at 5000, for Ollama pulls no blob without a redirect.
 
-A blob's GET is answered by 307 to another name of this machine; everything else is passed on. The file
-/run/registry-rate holds bytes a second that a blob then comes at; 0: none at all, for ever.
+A blob's GET is answered by 307 to another spelling of this machine's address; everything else is passed on. What blobs
+cost is written to /run/registry-log: bytes sent and path, a line for each request. Files that make it misbehave:
+    /run/registry-rate     bytes a second at which a blob comes; 0: none at all, for ever
+    /run/registry-fault    gone: every connection is closed; 503: every request is answered so; corrupt: the first byte
+                           of each blob is another one
 """
 
 from __future__ import annotations
@@ -13,23 +16,33 @@ import http.client
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-RATE = "/run/registry-rate"
 PIECE = 16384
 
 
-def rate():
+def told(what, default):
     try:
-        with open(RATE) as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return 1 << 40
+        with open("/run/registry-" + what) as file:
+            return file.read().strip() or default
+    except OSError:
+        return default
+
+
+def rate():
+    return int(told("rate", 1 << 40))
 
 
 class Front(BaseHTTPRequestHandler):
     def do_GET(self):
-        if self.command == "GET" and "/blobs/sha256:" in self.path and self.headers["Host"].startswith("127."):
+        fault = told("fault", "")
+        if fault == "gone":
+            return
+        if fault == "503":
+            self.send_error(503)
+            return
+        blob = self.command == "GET" and "/blobs/sha256:" in self.path
+        if blob and not self.headers["Host"].startswith("["):
             self.send_response(307)
-            self.send_header("Location", "http://localhost:5001" + self.path)
+            self.send_header("Location", "http://[::ffff:%s]:5001%s" % (self.connection.getsockname()[0], self.path))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -41,16 +54,26 @@ class Front(BaseHTTPRequestHandler):
         for name, value in answer.getheaders():
             self.send_header(name, value)
         self.end_headers()
-        slow = self.command == "GET" and "/blobs/" in self.path
-        while self.command != "HEAD":
-            while slow and not rate():
-                time.sleep(0.1)
-            piece = answer.read(PIECE)
-            if not piece:
-                return
-            self.wfile.write(piece)
-            if slow:
-                time.sleep(PIECE / rate())
+        sent = 0
+        try:
+            while self.command != "HEAD":
+                while blob and not rate() and told("fault", "") != "gone":
+                    time.sleep(0.1)
+                if blob and told("fault", "") == "gone":
+                    return
+                piece = answer.read(PIECE)
+                if not piece:
+                    return
+                if blob and fault == "corrupt" and not sent:
+                    piece = bytes([piece[0] ^ 1]) + piece[1:]
+                self.wfile.write(piece)
+                sent += len(piece)
+                if blob:
+                    time.sleep(PIECE / rate())
+        finally:
+            if blob:
+                with open("/run/registry-log", "a") as file:
+                    file.write("%d %s\n" % (sent, self.path))
 
     do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
@@ -58,4 +81,4 @@ class Front(BaseHTTPRequestHandler):
         pass
 
 
-ThreadingHTTPServer(("127.0.0.1", 5001), Front).serve_forever()
+ThreadingHTTPServer(("0.0.0.0", 5001), Front).serve_forever()

@@ -66,7 +66,7 @@ def test_a_host_that_is_as_declared_is_sent_no_module(act: Any) -> None:
 
 def test_without_a_pull_it_is_one_call(act: Any) -> None:
     assert act(ARGUMENTS, {"changed": False, "msg": "1 as declared"})["msg"] == "1 as declared"
-    assert act.calls == [("ollama_model", dict(ARGUMENTS, progress_file=""))]
+    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_pulls=True))]
     assert act.said == []
 
 
@@ -79,6 +79,18 @@ def test_not_watched_in_check_mode_and_in_the_background(act: Any, how: Dict[str
 def test_not_watched_when_not_wanted(act: Any) -> None:
     act(dict(ARGUMENTS, progress="no"), {"changed": True})
     assert act.calls == [("ollama_model", dict(ARGUMENTS, progress="no"))]
+
+
+def test_not_watched_when_told_not_to_pull(act: Any) -> None:
+    act(dict(ARGUMENTS, defer_pulls=True), {"pull_needed": [{"name": "big"}]})
+    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_pulls=True))]
+
+
+def test_a_name_alone_is_a_model(act: Any) -> None:
+    act({"models": ["a", {"name": "b"}]}, {"changed": False})
+    assert act.calls[0][1]["models"] == [{"name": "a"}, {"name": "b"}]
+    act({}, {"failed": True})
+    assert act.calls[0][1]["models"] is None, "Ansible itself says what is missing"
 
 
 def test_a_pull_is_watched(act: Any) -> None:

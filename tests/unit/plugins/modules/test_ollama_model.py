@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
@@ -46,6 +49,23 @@ def test_a_failure_keeps_what_was_done(outcome: Any, run_module: Any) -> None:
 
 
 def test_told_before_a_pull(outcome: Any, run_module: Any) -> None:
-    outcome(models.PullNeeded())
+    outcome(models.PullNeeded({"changed": False, "msg": "to be pulled: a", "pull_needed": [{"name": "a"}]}))
     result = run_module(ollama_model.main, ARGUMENTS)
-    assert (result["changed"], result["pull_needed"]) == (False, True)
+    assert (result["changed"], result["pull_needed"]) == (False, [{"name": "a"}])
+
+
+def test_the_roles_variables_are_options() -> None:
+    """Those of the role that the module's calls share have its types, choices and defaults."""
+    role = Path(__file__).resolve().parents[4] / "roles/ollama"
+    spec = yaml.safe_load((role / "meta/argument_specs.yml").read_text(encoding="utf-8"))
+    variables, options = spec["argument_specs"]["main"]["options"], ollama_model.argument_spec()
+    block = yaml.safe_load((role / "tasks/main.yml").read_text(encoding="utf-8"))[1]
+    for name, template in block["module_defaults"]["gpufleet.inference.ollama_model"].items():
+        if name == "name":
+            continue
+        variable = re.match(r"{{ (ollama_\w+)( \| default\(omit\))? }}\Z", template)
+        assert variable, template
+        of_role, option = variables[variable.group(1)], options[name]
+        assert bool(variable.group(2)) == ("default" not in option), template
+        for key in ("type", "choices", "default"):
+            assert of_role.get(key) == option.get(key), (name, key)

@@ -97,6 +97,8 @@ class FakeServer:
 
     def copy(self, source: str, destination: str) -> Answer:
         self.done.append("copy %s" % destination)
+        if self.key(source) not in self.store:
+            return Answer(404, {"error": "model not found"})
         name = destination.rpartition("/")[2]
         self.store[name] = dict(self.store[self.key(source)], name=name)
         return Answer(200, {})
@@ -272,7 +274,9 @@ def test_what_does_not_go_on_the_disk(world: Any, monkeypatch: pytest.MonkeyPatc
 def test_a_failed_pull_keeps_what_was_done(world: Any) -> None:
     world.api.have("a:latest")
     world.api.lines = [{"error": "pull model manifest: file does not exist"}]
-    with pytest.raises(models.Failed, match="^none: pull model manifest: file does not exist$") as error:
+    with pytest.raises(
+        models.Failed, match="^none: pull model manifest: file does not exist; the registry has no"
+    ) as error:
         world.run({"name": "a", "state": "absent"}, {"name": "none"}, {"name": "later"})
     assert error.value.result["changed"] is True
     assert [entry["name"] for entry in error.value.result["models"]] == ["a", "none"]
@@ -283,11 +287,182 @@ def test_a_failed_pull_keeps_what_was_done(world: Any) -> None:
 
 def test_told_before_a_pull(world: Any) -> None:
     world.api.have("a:latest")
-    with pytest.raises(models.PullNeeded):
-        world.run({"name": "a", "state": "absent"}, {"name": "big:v1"}, progress_file="")
+    with pytest.raises(models.PullNeeded) as needed:
+        world.run(
+            {"name": "a", "state": "absent"}, {"name": "big:v1"}, {"name": "c", "digest": "a" * 12}, defer_pulls=True
+        )
     assert world.api.done == []
-    assert world.run({"name": "a"}, progress_file="")["changed"] is False
-    assert world.run({"name": "big:v1"}, progress_file="", check=True)["changed"]
+    assert needed.value.result["pull_needed"] == [{"name": "big:v1"}, {"name": "c", "digest": "a" * 12}]
+    assert needed.value.result["models"] == [{"name": "a", "digest": digest("a:latest")}]
+    assert needed.value.result["unit"] == UNIT
+    assert world.run({"name": "a"}, defer_pulls=True)["changed"] is False
+    assert world.run({"name": "big:v1"}, defer_pulls=True, check=True)["changed"]
+
+
+# --- from elsewhere than the registry
+
+TOKEN = "0123456789abcdef" * 2
+
+
+def seed(name: str, content: str, place: str = "10.0.0.5") -> Dict[str, Any]:
+    return {"url": "http://%s:11435" % place, "token": TOKEN, "models": {name: digest(content)}}
+
+
+def lent(content: str, place: str = "10.0.0.5") -> str:
+    return "%s:11435/gpufleet-%s/%s:seed" % (place, TOKEN, digest(content))
+
+
+@pytest.fixture
+def network(world: Any, monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
+    """What can be asked for a manifest, by name; what is there is what a pull brings, too."""
+    there: Dict[str, Any] = {}
+
+    def manifest(name: str, **_more: Any) -> Any:
+        if name not in there:
+            raise registry.RegistryError("%s: no way" % name)
+        return registry.Manifest(there[name], {"sha256:" + digest("layer"): 1000})
+
+    monkeypatch.setattr(registry, "manifest", manifest)
+    world.api.offers = there
+    return there
+
+
+def test_a_mirror_gives_it_under_its_own_name(world: Any, network: Dict[str, Any]) -> None:
+    network["mirror.example.com/library/big:v1"] = digest("big")
+    result = world.run({"name": "big:v1"}, registry_mirror="mirror.example.com")
+    assert world.api.done == [
+        "/api/pull mirror.example.com/library/big:v1",
+        "copy registry.ollama.ai/library/big:v1",
+        "delete mirror.example.com/library/big:v1",
+    ]
+    assert list(world.api.store) == ["big:v1"]
+    assert result["models"][0]["pulled_from"] == "mirror.example.com"
+    assert world.run({"name": "big:v1"}, registry_mirror="mirror.example.com")["changed"] is False
+
+
+def test_what_was_there_by_the_mirrors_name_stays(world: Any, network: Dict[str, Any]) -> None:
+    name = "mirror.example.com/library/big:v1"
+    network[name] = digest("big")
+    world.api.store[name] = {"name": name, "digest": digest("big"), "size": 1}
+    world.run({"name": "big:v1"}, registry_mirror="mirror.example.com")
+    assert sorted(world.api.store) == ["big:v1", name]
+
+
+def test_another_registrys_model_has_no_mirror(world: Any) -> None:
+    result = world.run({"name": "reg.example.com/team/a:v1"}, registry_mirror="mirror.example.com")
+    assert world.api.done == ["/api/pull reg.example.com/team/a:v1"]
+    assert result["models"][0]["pulled_from"] == "reg.example.com"
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"registry_mirror": "mirror.example.com/path"}, r"expected \[http://\]HOST\[:PORT\]"),
+        ({"registry_mirror": "http://mirror.example.com"}, "expected insecure: true with it"),
+    ],
+)
+def test_a_wrong_mirror(world: Any, options: Dict[str, Any], words: str) -> None:
+    with pytest.raises(models.ModelError, match=words):
+        world.run({"name": "big:v1"}, **options)
+
+
+def test_a_host_seeds_it(world: Any, network: Dict[str, Any]) -> None:
+    network["http://" + lent("big")] = digest("big")
+    result = world.run({"name": "big:v1"}, seeds=[seed("registry.ollama.ai/library/big:v1", "big")])
+    assert world.api.done == [
+        "/api/pull http://" + lent("big"),
+        "copy registry.ollama.ai/library/big:v1",
+        "delete http://" + lent("big"),
+    ]
+    assert list(world.api.store) == ["big:v1"]
+    assert result["models"][0]["pulled_from"] == "10.0.0.5:11435"
+    assert world.warnings == []
+
+
+def test_the_registry_is_asked_where_the_host_does_not_answer(world: Any, network: Dict[str, Any]) -> None:
+    network["big:v1"] = digest("big")
+    result = world.run({"name": "big:v1"}, seeds=[seed("big:v1", "big")])
+    assert result["models"][0]["pulled_from"] == "registry.ollama.ai"
+    assert len(world.warnings) == 1
+    assert "big:v1: cannot be had from http://10.0.0.5:11435, so the registry is asked: " in world.warnings[0]
+
+
+def test_what_a_host_seeds_must_be_what_ansible_was_told(world: Any, network: Dict[str, Any]) -> None:
+    """Who stands between the hosts cannot put another model in."""
+    network["http://" + lent("big")] = digest("evil")
+    network["big:v1"] = digest("big")
+    assert world.run({"name": "big:v1"}, seeds=[seed("big:v1", "big")])["models"][0]["digest"] == digest("big")
+    assert "the registry offers digest %s; declared is %s" % (digest("evil"), digest("big")) in world.warnings[0]
+
+    world.api.store.clear()
+    network["http://" + lent("big")] = digest("big")
+    world.api.offers = {"http://" + lent("big"): digest("evil"), "big:v1": digest("big")}  # asked again, it lies
+    assert world.run({"name": "big:v1"}, seeds=[seed("big:v1", "big")])["models"][0]["digest"] == digest("big")
+    assert list(world.api.store) == ["big:v1"]
+
+
+def test_a_seed_that_is_not_wanted(world: Any, network: Dict[str, Any]) -> None:
+    network["big:v1"] = digest("newer")
+    network["http://" + lent("big")] = digest("big")
+    world.run({"name": "big:v1", "digest": digest("newer")}, seeds=[seed("big:v1", "big"), seed("other", "big")])
+    world.api.have("big:v1", "older")
+    world.run({"name": "big:v1"}, seeds=[seed("big:v1", "big")], update=True)
+    assert world.api.done == ["/api/pull big:v1"] * 2
+    assert world.warnings == []
+
+
+def test_a_full_disk_is_full_for_the_registry_too(
+    world: Any, network: Dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world.system.environment["OLLAMA_MODELS"] = str(tmp_path)
+    network["http://" + lent("big")] = digest("big")
+    with pytest.raises(models.Failed, match="big:v1: needs 0.0 GiB on the disk"):
+        world.run({"name": "big:v1"}, seeds=[seed("big:v1", "big")], free_space_margin="100TiB")
+    assert world.warnings == []
+
+
+def test_what_a_killed_run_left_is_taken_away(world: Any, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "blobs").mkdir(parents=True)
+    good, bad = ("sha256-" + digest("good"), "sha256-" + digest("bad"))
+    (store / "blobs" / good).write_text("good")
+    (store / "blobs" / bad).write_text("broken")
+    world.system.environment["OLLAMA_MODELS"] = str(store)
+    world.api.have(lent("big"))
+    records.Records("127.0.0.1:11434").write(
+        ".unverified", {"blobs": [name.replace("-", ":") for name in (good, bad, "sha256-" + "0" * 64)]}
+    )
+    world.run(check=True)
+    assert (store / "blobs" / bad).exists()
+    world.run()
+    assert [path.name for path in (store / "blobs").iterdir()] == [good]
+    assert world.api.store == {}
+    assert records.Records("127.0.0.1:11434").read(".unverified") == {}
+
+
+def test_what_a_broken_pull_left_is_checked_at_once(world: Any, network: Dict[str, Any], tmp_path: Path) -> None:
+    world.system.environment["OLLAMA_MODELS"] = str(tmp_path / "store")
+    blob = tmp_path / "store" / "blobs" / ("sha256-" + digest("layer"))
+    blob.parent.mkdir(parents=True)
+    network["big:v1"] = digest("big")
+
+    def broken(*_words: Any) -> Iterator[Dict[str, Any]]:
+        blob.write_text("not the layer")
+        yield {"error": "the connection broke"}
+
+    world.api.events = broken
+    with pytest.raises(models.Failed, match="the connection broke"):
+        world.run({"name": "big:v1"}, free_space_margin="0")
+    assert not blob.exists()
+
+
+def test_nothing_runs_yet_in_check_mode(world: Any) -> None:
+    world.system.pid = 0
+    look = world.run({"name": "big:v1"}, check=True)
+    assert look["changed"]
+    assert "not compared: ollama.service does not run" in look["msg"]
+    with pytest.raises(models.ModelError, match="does not run"):
+        world.run({"name": "big:v1"})
 
 
 def test_copies(world: Any) -> None:

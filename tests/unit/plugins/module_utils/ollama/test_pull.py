@@ -44,7 +44,7 @@ class Lines:
         self.silences: List[float] = []
 
     def events(self, path: str, body: Dict[str, Any], silence: Any) -> Iterator[Dict[str, Any]]:
-        assert (path, body["model"], body["stream"]) == ("/api/pull", "big:v1", True)
+        assert (path, body["model"], body["stream"]) == ("/api/pull", "http://mirror/library/big:v1", True)
         for line in self.lines:
             self.silences.append(silence())
             if isinstance(line, Exception):
@@ -56,6 +56,7 @@ def run(api: Any, path: Any = None, stall: float = 60, room: Any = lambda needed
     pull.pull(
         api,
         "big:v1",
+        source="http://mirror/library/big:v1",
         insecure=False,
         stall_timeout=stall,
         finish_timeout=600,
@@ -75,15 +76,16 @@ def test_success_is_the_last_status() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "words, advice",
     [
-        "pull model manifest: file does not exist",
-        "max retries exceeded: unexpected EOF",
-        "digest mismatch, file must be downloaded again: want sha256:1, got sha256:2",
+        ("pull model manifest: file does not exist", "the registry has no such model"),
+        ("max retries exceeded: unexpected EOF", "what was downloaded stays"),
+        ("digest mismatch, file must be downloaded again: want sha256:1, got sha256:2", "the file was removed"),
+        ("write /x/sha256-1-partial: no space left on device", "free space on the disk"),
     ],
 )
-def test_the_servers_own_words(words: str) -> None:
-    with pytest.raises(pull.PullError, match="big:v1: %s; what was downloaded stays" % words):
+def test_the_servers_own_words(words: str, advice: str) -> None:
+    with pytest.raises(pull.PullError, match="big:v1: %s; %s" % (words, advice)):
         run(Lines(*RECORDED[:2], {"error": words}))
 
 

@@ -1,0 +1,114 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program of a seeding host: a registry of the few files that it is told, for a while.
+
+Handed to ``python3 -`` as its standard input, with the call of :func:`serve` behind it; so it needs nothing but this
+file, and what it is told stands in no command line.
+
+Ollama takes a blob only by way of a redirect to another host name; another spelling of the same address is one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Dict
+
+_SILENCE = 60  # seconds that one peer may take nothing
+
+
+class Server(ThreadingHTTPServer):
+    """Ends itself when nobody has asked for anything for ``idle`` seconds."""
+
+    daemon_threads = True
+    request_queue_size = 256
+    idle = 0.0
+    busy = 0
+    last = 0.0
+
+    def service_actions(self) -> None:
+        if self.busy:
+            self.last = time.monotonic()
+        elif time.monotonic() - self.last > self.idle:
+            raise SystemExit(0)
+
+
+def serve(config: Dict[str, Any]) -> None:
+    """Serve until nobody asks any more.
+
+    :param config: ``address``, ``port``, ``idle`` in seconds, ``prefix`` of all paths, ``manifests``: text by digest,
+        ``blobs``: path by digest, ``sha256:`` before each.
+    """
+    make(config).serve_forever(0.5)
+
+
+def make(config: Dict[str, Any]) -> Server:
+    """The server, listening."""
+    prefix, other = config["prefix"], "http://[::ffff:%s]:%d/" % (config["address"], config["port"])
+    manifests = {
+        "/v2/%s/%s/manifests/seed" % (prefix, digest[7:]): text.encode("utf-8")
+        for digest, text in config["manifests"].items()
+    }
+    asked = re.compile(r"/(?:v2/)?%s/(?:[0-9a-f]{64}/)?blobs/(sha256:[0-9a-f]{64})\Z" % re.escape(prefix))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = _SILENCE
+
+        def do_GET(self) -> None:
+            self.server.busy += 1  # type: ignore[attr-defined]
+            try:
+                self._answer()
+            except OSError:
+                self.close_connection = True  # the peer is gone, or the file
+            finally:
+                self.server.busy -= 1  # type: ignore[attr-defined]
+
+        do_HEAD = do_GET
+
+        def _answer(self) -> None:
+            blob = asked.match(self.path)
+            file = config["blobs"].get(blob.group(1)) if blob else None
+            if self.path in manifests:
+                content = manifests[self.path]
+                self._head(200, len(content), ("Content-Type", config["type"]))
+                if self.command == "GET":
+                    self.wfile.write(content)
+            elif file is None:
+                self._head(404, 0)
+            elif self.command == "GET" and self.path.startswith("/v2/"):
+                self._head(307, 0, ("Location", other + "%s/blobs/%s" % (prefix, blob.group(1) if blob else "")))
+            else:
+                self._file(file)
+
+        def _file(self, path: str) -> None:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                part = re.match(r"bytes=(\d+)-(\d*)\Z", self.headers.get("Range") or "")
+                first = int(part.group(1)) if part else 0
+                last = min(int(part.group(2)) if part and part.group(2) else size - 1, size - 1)
+                if part and first > last:
+                    self._head(416, 0)
+                    return
+                length = last - first + 1
+                span = [("Content-Range", "bytes %d-%d/%d" % (first, last, size))] if part else []
+                self._head(206 if part else 200, length, *span)
+                if self.command == "GET" and length:
+                    self.connection.sendfile(file, first, length)
+
+        def _head(self, status: int, length: int, *headers: Any) -> None:
+            self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+
+        def log_message(self, *_words: Any) -> None:
+            pass  # paths hold the token
+
+    server = Server((config["address"], config["port"]), Handler)
+    server.idle, server.last = float(config["idle"]), time.monotonic()
+    return server

@@ -1,0 +1,151 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One host's models, offered to the others of the fleet for the length of a run."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ollama_seed
+short_description: Offer models of an Ollama store to other hosts
+version_added: 0.1.0
+description:
+  - Has a host offer models of its store over the network, so that the other hosts need not download them, too. They
+    pull them with the option O(gpufleet.inference.ollama_model#module:seeds).
+  - The role P(gpufleet.inference.ollama#role) does both, with C(ollama_seeding).
+  - What is offered are the files of these models and nothing else, and only to who knows the token. It goes over plain
+    HTTP. A peer is told each model's digest by Ansible, and its server checks every file against it.
+  - A small program does it, as a unit of systemd that lives in memory only, in a sandbox, as the user of the server. It
+    ends when it is told to, or by itself when nobody has asked for anything for O(idle_timeout). Nothing of it stays.
+  - Seeding is a help and no condition. A host that cannot do it gives a warning, and RV(models) is empty.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details: Nothing of the host is changed.
+options:
+  state:
+    description: Whether models are offered.
+    type: str
+    choices: [started, stopped]
+    default: started
+  models:
+    description: Names of models of the store. Required with O(state=started).
+    type: list
+    elements: str
+  token:
+    description: What peers have to ask for, 32 hexadecimal digits, new for each run. Required with O(state=started).
+    type: str
+  peers:
+    description:
+      - Names or addresses of hosts that will ask. The address by which this host reaches the first of them is the one
+        that it listens at.
+    type: list
+    elements: str
+  address:
+    description: IPv4 address of this host to listen at. Left out, it is found by O(peers).
+    type: str
+  port:
+    description: TCP port to listen at. Peers must be able to reach it.
+    type: int
+    default: 11435
+  idle_timeout:
+    description: Seconds without a request after which it ends by itself.
+    type: int
+    default: 600
+  name:
+    description: Unit of the server, with or without C(.service).
+    type: str
+    default: ollama
+  host:
+    description: Where the server listens, as C(ADDRESS:PORT). Left out, what the unit's process has in E(OLLAMA_HOST).
+    type: str
+seealso:
+  - module: gpufleet.inference.ollama_model
+"""
+
+EXAMPLES = r"""
+- name: Offer a model
+  gpufleet.inference.ollama_seed:
+    models: ["llama3.3:70b"]
+    token: "{{ token }}"
+    peers: [gpu2.example.com]
+  register: seed
+
+- name: Pull it from there, on another host
+  gpufleet.inference.ollama_model:
+    models: ["llama3.3:70b"]
+    seeds:
+      - url: "{{ hostvars['gpu1'].seed.url }}"
+        token: "{{ token }}"
+        models: "{{ hostvars['gpu1'].seed.models }}"
+
+- name: End
+  gpufleet.inference.ollama_seed:
+    state: stopped
+"""
+
+RETURN = r"""
+msg:
+  description: What is offered where.
+  returned: always
+  type: str
+  sample: http://192.0.2.7:11435 offers llama3.3:70b
+url:
+  description: Where it is offered.
+  returned: when something is offered
+  type: str
+  sample: http://192.0.2.7:11435
+models:
+  description: Digests by the names of the models that are offered.
+  returned: always
+  type: dict
+  sample: {"llama3.3:70b": "a6eb4748fd2990ad2952b2335a95a7f952d1a06119a0aa6a2df6cd052a93a3fa"}
+unit:
+  description: The unit that offers them.
+  returned: always
+  type: str
+  sample: gpufleet-seed-11435.service
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
+
+
+def argument_spec():
+    return dict(
+        state=dict(type="str", choices=["started", "stopped"], default="started"),
+        models=dict(type="list", elements="str"),
+        token=dict(type="str", no_log=True),
+        peers=dict(type="list", elements="str"),
+        address=dict(type="str"),
+        port=dict(type="int", default=11435),
+        idle_timeout=dict(type="int", default=600),
+        name=dict(type="str", default="ollama"),
+        host=dict(type="str"),
+    )
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=argument_spec(), required_if=[("state", "started", ("models", "token"))], supports_check_mode=True
+    )
+    try:
+        result = seeding.bring(module.params, module.check_mode)
+    except seeding.SeedError as error:
+        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
+    except seeding.Unable as error:
+        module.warn("does not seed: %s" % error)
+        module.exit_json(changed=False, models={}, unit="", msg="does not seed: %s" % error)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

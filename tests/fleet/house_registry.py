@@ -1,0 +1,68 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real registry on a lab host, as Ollama can push to it and pull from it, that counts and misbehaves."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS / "lab/ollama"))
+
+import hostsetup  # noqa: E402
+import on_host  # noqa: E402
+
+PORT = 5001
+
+
+class Registry:
+    """Debian's docker-registry behind host/registry_front.py."""
+
+    def __init__(self, lab: Any, host: str) -> None:
+        self.host = host
+        front = Path(__file__).parent / "host/registry_front.py"
+        on_host.put(lab, host, "/root/registry_front.py", front.read_bytes())
+        self.stop()
+        hostsetup.sh(
+            host,
+            "mkdir /run/registry;"
+            # without the password that Debian's configuration asks for
+            " sed '/^auth:/,/path:/d; s#/var/lib/docker-registry#/run/registry#; s#:5000#127.0.0.1:5000#'"
+            "   /etc/docker/registry/config.yml >/run/registry.yml;"
+            " systemd-run --quiet --collect --unit=registry docker-registry serve /run/registry.yml;"
+            " systemd-run --quiet --collect --unit=registry-front python3 /root/registry_front.py;"
+            " timeout 20 sh -c 'until curl -fs http://127.0.0.1:%d/v2/ >/dev/null; do sleep 0.05; done'" % PORT,
+        )
+        address = hostsetup.sh(host, "hostname -I").split()[0]
+        self.url = "http://%s:%d" % (address, PORT)
+        self.size = 0  # of a model in it, for who pushes one
+        self.here = "http://127.0.0.1:%d" % PORT
+
+    def stop(self) -> None:
+        hostsetup.sh(self.host, "systemctl stop registry-front registry 2>/dev/null || :; rm -rf /run/registry*")
+
+    def rate(self, bytes_a_second: int = 0, limited: bool = True) -> None:
+        write = "echo %d >/run/registry-rate" % bytes_a_second
+        hostsetup.sh(self.host, write if limited else "rm -f /run/registry-rate")
+
+    def fault(self, name: str = "") -> None:
+        hostsetup.sh(self.host, "echo %s >/run/registry-fault" % name)
+
+    def sent(self) -> int:
+        """Bytes of blobs that were sent since the last time."""
+        log = hostsetup.sh(self.host, "cat /run/registry-log 2>/dev/null || :; rm -f /run/registry-log")
+        return sum(int(line.split()[0]) for line in log.splitlines())
+
+    def push(self, host: str, model: str, name: str) -> int:
+        """Put a model of a host's store here, as library/NAME; its bytes."""
+        there = "%s/library/%s" % (self.here if host == self.host else self.url, name)
+        hostsetup.api(host, "/api/copy", {"source": model, "destination": there})
+        pushed = hostsetup.api(host, "/api/push", {"model": there, "insecure": True, "stream": False})
+        assert pushed["status"] == 200, pushed
+        full = there.partition("//")[2]
+        size = next(one["size"] for one in hostsetup.api(host, "/api/tags")["models"] if one["name"] == full)
+        hostsetup.sh(host, 'curl -fsX DELETE -d \'{"model": "%s"}\' %s/api/delete' % (there, hostsetup.API))
+        return size

@@ -1,0 +1,136 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Models of a whole play: one download for all hosts, and what happens when the host that seeds cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS / "lab/ollama"))
+sys.path.insert(0, str(TESTS / "fleet"))
+
+import hostsetup  # noqa: E402
+import house_registry  # noqa: E402
+import models  # noqa: E402
+
+HOSTS = ["gpu1", "gpu2", "gpu3"]
+MODEL = "tiny:v1"
+PORT = 11435
+BLOBS = "/usr/share/ollama/.ollama/models/blobs"
+PLAY = TESTS / "fleet/models.yml"
+
+
+@pytest.fixture(scope="module")
+def house(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[house_registry.Registry]:
+    """Three hosts that serve with empty stores, and a registry on the last one that has tiny:v1."""
+    for host in HOSTS:
+        lab.reset(host)
+        hostsetup.sh(host, "rm -rf /var/lib/gpufleet")
+        hostsetup.install(host)
+    for host in HOSTS:
+        hostsetup.wait_for_api(host)
+    registry = house_registry.Registry(lab, "gpu3")
+    file = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    models.write_gguf(file, "tiny")
+    hostsetup.sh("gpu3", "cat >/srv/tiny.gguf", file.read_bytes())
+    made = lab.module("gpu3", "ollama_model", {"models": [{"name": "mine", "from_file": "/srv/tiny.gguf"}]})
+    assert not made["failed"], made
+    registry.size = registry.push("gpu3", "mine", MODEL)
+    yield registry
+    registry.stop()
+    for host in HOSTS:
+        hostsetup.uninstall(host)
+
+
+@pytest.fixture
+def bring(lab: Any, house: house_registry.Registry) -> Any:
+    """`bring(ok=True, words)` runs the role with seeding on hosts whose stores were emptied before the test."""
+    for host in HOSTS:
+        for name in tags(host):
+            hostsetup.sh(host, 'curl -fsX DELETE -d \'{"model": "%s"}\' %s/api/delete' % (name, hostsetup.API))
+    house.sent()
+
+    def run(models: List[Any], *words: str, **more: Any) -> Any:
+        values = {
+            "ollama_models": models,
+            "ollama_registry_mirror": house.url,
+            "ollama_registry_insecure": True,
+            "ollama_seeding": True,
+            "ollama_free_space_margin": "0",
+        }
+        run = lab.playbook(str(PLAY), "-e", json.dumps(values), *words, **more)
+        print(run.output)
+        return run
+
+    yield run
+    for host in HOSTS:
+        left = hostsetup.sh(
+            host, "systemctl list-units --all --no-legend 'gpufleet-*'; ls /run/gpufleet 2>/dev/null || :"
+        )
+        assert left == "", "nothing is left of seeding"
+
+
+def tags(host: str) -> Dict[str, str]:
+    return {one["name"]: one["digest"] for one in hostsetup.api(host, "/api/tags")["models"]}
+
+
+def origins(run: Any) -> Dict[str, List[str]]:
+    """Where each host pulled from."""
+    found: Dict[str, List[str]] = {host: [] for host in HOSTS}
+    for line in run.results:
+        for model in line["result"].get("models") or () if line["action"].endswith("ollama_model") else ():
+            found[line["host"]] += [model["pulled_from"].rpartition(":")[0]] if "pulled_from" in model else []
+    return found
+
+
+def address(host: str) -> str:
+    return hostsetup.sh(host, "hostname -I").split()[0]
+
+
+def test_three_hosts_cost_one_download(house: house_registry.Registry, bring: Any) -> None:
+    run = bring([MODEL])
+    sent = house.sent()
+    assert sent == pytest.approx(house.size, rel=0.01), "one download, whatever the number of hosts"
+    registry, seeder = house.url.rpartition("/")[2].rpartition(":")[0], address("gpu1")
+    assert origins(run) == {"gpu1": [registry], "gpu2": [seeder], "gpu3": [seeder]}
+    assert {host: list(tags(host)) for host in HOSTS} == {host: [MODEL] for host in HOSTS}
+    assert len({tags(host)[MODEL] for host in HOSTS}) == 1
+    for host in HOSTS:
+        sums = hostsetup.sh(host, "cd %s; for f in sha256-*; do echo $f $(sha256sum $f); done" % BLOBS).splitlines()
+        assert sums and all(line.split()[0] == "sha256-" + line.split()[1] for line in sums), sums
+
+    again = bring([MODEL])
+    assert again.changed == 0
+    calls = [line for line in again.results if line["action"].endswith(("ollama_model", "ollama_seed"))]
+    assert len([line for line in calls if line["status"] != "skipped"]) == len(HOSTS), "one call a host"
+    assert house.sent() == 0
+
+
+def test_a_host_that_has_it_seeds_it(house: house_registry.Registry, bring: Any) -> None:
+    bring([MODEL], "--limit", "gpu2")
+    house.sent()
+    run = bring([MODEL])
+    assert house.sent() == 0, "the registry gives nothing that a host of the play has"
+    assert origins(run) == {"gpu1": [address("gpu2")], "gpu2": [], "gpu3": [address("gpu2")]}
+
+
+def test_batch_by_batch(house: house_registry.Registry, bring: Any) -> None:
+    run = bring([MODEL], "-e", "gpufleet_batch=1")
+    assert house.sent() == pytest.approx(house.size, rel=0.01)
+    assert list(origins(run).values())[1:] == [[address("gpu1")]] * 2
+
+
+def test_peers_that_cannot_reach_it_take_the_registry(house: house_registry.Registry, bring: Any) -> None:
+    run = bring([MODEL], "-e", "ollama_seed_address=127.0.0.2", warnings=True)
+    assert "cannot be had from http://%s:%d, so the registry is asked" % ("127.0.0.2", PORT) in run.output.replace(
+        "\n", " "
+    )
+    assert house.sent() == pytest.approx(3 * house.size, rel=0.01)
+    assert all(MODEL in tags(host) for host in HOSTS)

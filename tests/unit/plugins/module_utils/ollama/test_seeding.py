@@ -1,0 +1,230 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host that seeds: what it offers and to whom, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seed_program, seeding
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+
+TOKEN = "0123456789abcdef" * 2
+WEIGHTS = b"weights " * 1000
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store with big:v1."""
+    parts = []
+    (tmp_path / "blobs").mkdir()
+    for content in (b"{}", WEIGHTS):
+        (tmp_path / "blobs" / ("sha256-" + sha256(content))).write_bytes(content)
+        parts.append({"digest": "sha256:" + sha256(content), "size": len(content)})
+    manifest = tmp_path / "manifests/registry.ollama.ai/library/big/v1"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"config": parts[0], "layers": parts[1:]}))
+    (tmp_path / "secret").write_text("of somebody else")
+    return tmp_path
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class FakeSystem:
+    """Runs the program as systemd would: with the file as its standard input."""
+
+    def __init__(self, store: Path) -> None:
+        self.environment = {"OLLAMA_MODELS": str(store)}
+        self.process: Optional[subprocess.Popen] = None
+        self.stopped: List[str] = []
+        self.command: List[str] = []
+        self.fails = ""
+
+    def show(self, unit: str) -> Dict[str, str]:
+        if unit == "ollama.service":
+            return {"MainPID": str(os.getpid())}
+        runs = self.process is not None and self.process.poll() is None
+        return {"ActiveState": "active" if runs else "inactive"}
+
+    def environ(self, pid: int) -> Dict[str, str]:
+        return self.environment
+
+    def run_transient(self, unit: str, description: str, command: List[str], properties: Dict[str, str]) -> None:
+        if self.fails:
+            raise ManagerError(self.fails)
+        file = properties["StandardInput"].partition(":")[2]
+        assert os.stat(file).st_mode & 0o777 == 0o600
+        self.command, self.properties = command, properties
+        with open(file) as program:
+            self.process = subprocess.Popen(command, stdin=program)
+
+    def stop(self, unit: str, limit: float) -> None:
+        self.stopped.append(unit)
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def system(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSystem]:
+    monkeypatch.setattr(seeding, "_FOLDER", str(tmp_path / "run"))
+    fake = FakeSystem(store)
+    yield fake
+    fake.stop("", 0)
+
+
+def declared(port: int, **more: Any) -> Dict[str, Any]:
+    found = {"state": "started", "models": ["big:v1"], "token": TOKEN, "peers": None, "address": "127.0.0.1"}
+    return dict(dict(found, port=port, idle_timeout=600, name="ollama", host=None), **more)
+
+
+def get(url: str, method: str = "GET", span: str = "") -> Tuple[int, Any, bytes]:
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *words: Any) -> None:
+            return None
+
+    request = urllib.request.Request(url, method=method, headers={"Range": span} if span else {})
+    try:
+        with urllib.request.build_opener(Stay, urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+def test_a_peer_gets_what_is_offered_and_nothing_else(system: FakeSystem, store: Path, port: int) -> None:
+    result = seeding.bring(declared(port), False, system)
+    manifest = (store / "manifests/registry.ollama.ai/library/big/v1").read_bytes()
+    assert result["models"] == {"big:v1": sha256(manifest)}
+    assert result["url"] == "http://127.0.0.1:%d" % port
+    base = "%s/v2/gpufleet-%s/%s" % (result["url"], TOKEN, sha256(manifest))
+    status, headers, content = get(base + "/manifests/seed")
+    assert (status, content) == (200, manifest)
+
+    blob = base + "/blobs/sha256:" + sha256(WEIGHTS)
+    status, headers, content = get(blob, "HEAD")
+    assert (status, headers["Content-Length"], content) == (200, str(len(WEIGHTS)), b"")
+    status, headers, content = get(blob)
+    assert status == 307
+    there = headers["Location"]
+    assert there.startswith("http://[::ffff:127.0.0.1]:%d/" % port), "another host name, or Ollama does not follow"
+    there = there.replace("[::ffff:127.0.0.1]", "127.0.0.1")
+    assert get(there)[0::2] == (200, WEIGHTS)
+    status, headers, content = get(there, span="bytes=100-199")
+    assert (status, headers["Content-Range"], content) == (206, "bytes 100-199/%d" % len(WEIGHTS), WEIGHTS[100:200])
+    assert get(there, span="bytes=7990-")[2] == WEIGHTS[7990:]
+    assert get(there, span="bytes=9000-")[0] == 416
+
+    for path in (
+        "/v2/",
+        "/secret",
+        "/v2/gpufleet-%s/%s/manifests/seed" % ("f" * 32, sha256(manifest)),
+        "/v2/gpufleet-%s/%s/blobs/sha256:%s" % ("f" * 32, sha256(manifest), sha256(WEIGHTS)),
+        "/gpufleet-%s/blobs/../../secret" % TOKEN,
+        "/gpufleet-%s/blobs/sha256:%s" % (TOKEN, "0" * 64),
+    ):
+        assert get(result["url"] + path)[0] == 404, path
+
+
+def test_the_token_is_in_no_command_line_and_no_file(system: FakeSystem, port: int, tmp_path: Path) -> None:
+    seeding.bring(declared(port), False, system)
+    assert system.command == [sys.executable, "-I", "-"]
+    assert TOKEN not in json.dumps(system.properties)
+    assert list((tmp_path / "run").iterdir()) == []
+    assert system.properties["User"] == str(os.getuid())
+    assert seeding.bring({"state": "stopped", "port": port}, False, system)["changed"]
+    assert system.stopped == ["gpufleet-seed-%d.service" % port]
+    assert seeding.bring({"state": "stopped", "port": port}, False, system)["changed"] is False
+
+
+def test_check_mode_starts_nothing(system: FakeSystem, port: int) -> None:
+    assert seeding.bring(declared(port), True, system)["changed"]
+    assert system.process is None
+
+
+def test_one_of_a_killed_run_makes_room(system: FakeSystem, port: int) -> None:
+    seeding.bring(declared(port), False, system)
+    seeding.bring(declared(port, token="f" * 32), False, system)
+    assert len(system.stopped) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"token": "short"}, {"token": None}, {"models": []}])
+def test_a_wrong_declaration(system: FakeSystem, port: int, wrong: Dict[str, Any]) -> None:
+    with pytest.raises(seeding.SeedError, match="expected"):
+        seeding.bring(declared(port, **wrong), False, system)
+
+
+def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(seeding.Unable, match="none: cannot be offered"):
+        seeding.bring(declared(port, models=["none"]), False, system)
+    with pytest.raises(seeding.Unable, match=r"finds no address by which its peers \(localhost\) could reach it"):
+        seeding.bring(declared(port, address=None, peers=["localhost"]), False, system)
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(seeding.Unable, match="cannot listen at 127.0.0.1"):
+        seeding.bring(declared(port), False, system)
+    system.fails = "systemd-run failed"
+    with pytest.raises(seeding.Unable, match="systemd-run failed"):
+        seeding.bring(declared(port), False, system)
+    system.fails = ""
+    monkeypatch.setattr(seeding.pkgutil, "get_data", lambda *words: b"raise SystemExit(1)")
+    with pytest.raises(seeding.Unable, match="ended; see journalctl -u gpufleet-seed-%d" % port):
+        seeding.bring(declared(port), False, system)
+    (store / "blobs" / ("sha256-" + sha256(WEIGHTS))).unlink()
+    with pytest.raises(seeding.Unable, match="its store has no .*sha256-" + sha256(WEIGHTS)):
+        seeding.bring(declared(port), False, system)
+    system.environment = {"X": "1"}
+    with pytest.raises(seeding.Unable, match="does not tell where its models lie"):
+        seeding.bring(declared(port), False, system)
+
+
+def test_it_ends_when_nobody_asks() -> None:
+    server = seed_program.make(
+        {"address": "127.0.0.1", "port": 0, "idle": 0.05, "prefix": "p", "manifests": {}, "blobs": {}, "type": "t"}
+    )
+    with pytest.raises(SystemExit) as ended:
+        server.serve_forever(0.01)
+    assert ended.value.code == 0
+    server.server_close()
+
+
+def test_who_still_loads_is_waited_for(tmp_path: Path) -> None:
+    server = seed_program.make(
+        {"address": "127.0.0.1", "port": 0, "idle": 0.05, "prefix": "p", "manifests": {}, "blobs": {}, "type": "t"}
+    )
+    server.busy = 1
+    serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    serving.start()
+    serving.join(0.3)
+    assert serving.is_alive()
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_way_to_a_peer() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no way to anywhere")
+        own = probe.getsockname()[0]
+    assert seeding.toward(["no such name.invalid", "127.0.0.1", "192.0.2.1"]) == own
