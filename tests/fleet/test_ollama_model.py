@@ -130,7 +130,8 @@ def test_loaded_and_unloaded(served: str, declare: Callable[..., Dict[str, Any]]
 
 def test_what_ollama_info_tells(served: str, declare: Callable[..., Dict[str, Any]], lab: Any) -> None:
     declare({"name": "m8b", "state": "loaded", "keep_alive": "-1"})
-    told = lab.module(served, "ollama_info", check=True)
+    told = lab.module(served, "ollama_info", {"name": "ollama"}, check=True)
+    assert not told["failed"], told["msg"]
     assert (told["changed"], told["running"], told["version"]) == (False, True, "0.32.15")
     assert told["configuration"]["OLLAMA_CONTEXT_LENGTH"] == "4096"
     assert {model["name"]: model["digest"] for model in told["models"]} == tags(served)
@@ -143,7 +144,7 @@ def test_what_ollama_info_tells(served: str, declare: Callable[..., Dict[str, An
     declare({"name": "m8b", "state": "unloaded"})
     lab.sh(served, "systemctl stop ollama")
     try:
-        assert lab.module(served, "ollama_info")["running"] is False
+        assert lab.module(served, "ollama_info", {"name": "ollama"})["running"] is False
     finally:
         lab.sh(served, "systemctl start ollama")
         hostsetup.wait_for_api(served)
