@@ -378,7 +378,7 @@ EXAMPLES = r"""
     keep_alive: "-1"
     instances:
       - {name: chat, visible_devices: [0, 1], host: "127.0.0.1:11434", sched_spread: true}
-      - {name: code, visible_devices: [2, 3], host: "127.0.0.1:11435", models_dir: /srv/code/models}
+      - {name: code, visible_devices: [2, 3], host: "127.0.0.1:11440", models_dir: /srv/code/models}
 
 - name: Two healthy GPUs of at least 40 GiB, none that drives a display
   gpufleet.inference.ollama_service:
@@ -507,7 +507,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import ServiceError
 
 OF_ONE = [
-    "state",
     "enabled",
     "timeout",
     "visible_devices",
@@ -525,8 +524,8 @@ OF_ONE = [
 def argument_spec():
     spec = _one_service()
     names = [*OF_ONE, *(entry.option for entry in settings.SETTINGS)]
-    own = {name: dict(spec[name], default=None) for name in names}
-    instance = dict(own, name=dict(type="str", required=True))
+    instance = {name: dict(spec[name], default=None) for name in names}
+    instance.update(name=dict(type="str", required=True), state=dict(type="str", choices=["present", "absent"]))
     return dict(spec, instances=dict(type="list", elements="dict", default=[], options=instance))
 
 

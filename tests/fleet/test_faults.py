@@ -99,6 +99,10 @@ LOADED = (
     'curl -fsS http://127.0.0.1:11434/api/generate -d \'{"model": "m8b"}\'; pkill -TERM -x llama-server;'
     "pgrep -x llama-server"
 )
+HIDES = (
+    "mkdir -p /run/systemd/system/ollama.service.d; cd /run/systemd/system/ollama.service.d;"
+    "printf '[Service]\\nPrivateDevices=yes\\n' >hides.conf; systemctl daemon-reload"
+)
 SQUATTER = (
     "systemd-run --quiet --unit=squatter python3 -m http.server --bind 127.0.0.1 18080;"
     "until curl -s http://127.0.0.1:18080/ >/dev/null; do sleep 0.05; done"
@@ -140,9 +144,7 @@ CASES: List[Case] = [
     server("hang-at-stop", "ok", make=STOP_LIMIT, unmake=NO_STOP_LIMIT),
     Case(
         "server: port taken",
-        ("listen tcp 127.0.0.1:18080: bind: address already in use", "another process listens there"),
-        BACK,
-        verdict="crash_loop",
+        ("port 18080, on which ollama.service is to listen, is taken by process", "(python3)"),
         make=SQUATTER,
         unmake="systemctl stop squatter",
         variables={"ollama_host": "127.0.0.1:18080"},
@@ -161,6 +163,32 @@ CASES: List[Case] = [
         ("llm_library", "no folder cuda_v99"),
         variables={"ollama_llm_library": "cuda_v99"},
         elsewhere=MISTAKES,
+    ),
+    Case(
+        "server: GPUs hidden by somebody's drop-in",
+        (
+            "PrivateDevices=yes in /run/systemd/system/ollama.service.d/hides.conf:2 keeps /dev/nvidia0",
+            "take it out there",
+        ),
+        make=HIDES,
+        unmake="rm -r /run/systemd/system/ollama.service.d; systemctl daemon-reload",
+    ),
+    given(
+        "two services, one GPU",
+        "ollama@chat.service and ollama@code.service both claim GPU 1",
+        "give them different GPUs, or let both share",
+        variables={
+            "ollama_instances": [
+                {"name": "chat", "visible_devices": [0, 1], "host": "127.0.0.1:11501"},
+                {"name": "code", "visible_devices": [1, 2], "host": "127.0.0.1:11502"},
+            ]
+        },
+    ),
+    given(
+        "an address that others reach",
+        "0.0.0.0 is reached by others, and the API knows no authentication",
+        "allow_unauthenticated",
+        variables={"ollama_host": "0.0.0.0"},
     ),
     given("GPU index 9", "There is no GPU 9", variables={"ollama_visible_devices": [0, 9]}, elsewhere=MISTAKES),
     given(

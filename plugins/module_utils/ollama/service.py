@@ -151,7 +151,16 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         if params["isolate"]:
             raise Refused("isolate: %s" % error) from None
         nodes = []
-    service = _sandbox(params, user, store, [*nodes, *(sandbox.Node(*node) for node in gpu_nodes.USEFUL)])
+    useful = [*nodes, *(sandbox.Node(*node) for node in gpu_nodes.USEFUL)]
+    service = _sandbox(params, user, store, useful)
+
+    def objection(merged: Unit) -> Optional[str]:
+        hidden = sandbox.hides(merged, nodes) if facts["count"] else None
+        if hidden:
+            return "%s, so that Ollama would serve on the CPU without a word; take it out there" % hidden
+        opened = sandbox.opens(merged, useful) if params["isolate"] else None
+        return opened and "isolate: %s; take it out there" % opened
+
     gate = OllamaGate(
         effective=declared.effective,
         facts=facts,
@@ -168,7 +177,7 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         enabled=params["enabled"],
         started=True,
         timeout=params["timeout"],
-        objection=lambda merged: _on_the_cpu(merged, nodes) if facts["count"] else None,
+        objection=objection,
     )
     return Plan(params, change, claim, gate, steps, declared, visible)
 
@@ -179,6 +188,10 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str
     try:
         ledger.check([plan.claim for plan in plans], system, leaving, lambda uuid: names.get(uuid, uuid))
     except ledger.Conflict as conflict:
+        for plan in plans:
+            made = any(isinstance(step, install.UnitStep) for step in plan.steps)
+            if not made and system.show(plan.unit).get("LoadState") == "not-found":
+                return  # a unit that does not exist claims nothing, and the engine says so
         raise Refused(str(conflict)) from None
 
 
@@ -352,11 +365,6 @@ def _without_ours(system: Any, unit: str) -> Tuple[str, Dict[str, str]]:
     values = merged.environment(system.specifiers(unit), system.environment_files)
     variables = {name: value.text for name, value in values.items() if value.text}
     return lines[-1].value if lines else "root", variables
-
-
-def _on_the_cpu(unit: Unit, nodes: Sequence[sandbox.Node]) -> Optional[str]:
-    hidden = sandbox.hides(unit, nodes)
-    return hidden and "%s, so that Ollama would serve on the CPU without a word; take it out there" % hidden
 
 
 def _host(declared: settings.Declared, others: Mapping[str, str], allowed: bool, warn: Any) -> str:

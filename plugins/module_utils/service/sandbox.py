@@ -88,6 +88,15 @@ def hides(unit: Unit, nodes: Sequence[Node]) -> Optional[str]:
     return None
 
 
+def opens(unit: Unit, nodes: Sequence[Node]) -> Optional[str]:
+    """The setting in force that lets a unit, which is to have ``only(nodes)``, open something else; None: none does."""
+    meant = only(nodes)["DeviceAllow"]
+    for line in unit.in_force("Service", "DeviceAllow"):
+        if line.value not in meant:
+            return "%s=%s in %s:%d lets it open more than its GPUs" % (line.key, line.value, line.path, line.line)
+    return None
+
+
 def _allows(value: str, node: Node) -> bool:
     what, _blank, access = value.partition(" ")
     if not set("rw") <= set(access.strip() or "rwm"):

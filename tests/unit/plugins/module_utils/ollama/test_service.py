@@ -422,6 +422,13 @@ def test_what_another_service_on_the_host_claims_is_refused_with_both_names(brin
     bring()
 
 
+def test_that_a_unit_does_not_exist_is_left_to_the_engine_to_say(bring):
+    bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))
+    bring.system.states["ollama.service"] = {"LoadState": "not-found"}
+    bring()
+    assert bring.asked["change"].unit == "ollama.service"
+
+
 def test_instances_are_units_of_their_own(host):
     result = host(CHAT, CODE, keep_alive="-1")
     assert [change.unit for change in host.changes] == ["ollama@chat.service", "ollama@code.service"]
@@ -560,6 +567,9 @@ def test_what_would_hide_the_gpus_is_objected_to(bring):
     assert "PrivateDevices=yes in /x.conf:2 keeps /dev/nvidia2" in objection(unit(b"PrivateDevices=yes"))
     assert "/dev/nvidia-uvm" in objection(unit(b"DeviceAllow=/dev/nvidia2\nDeviceAllow=/dev/nvidiactl"))
     assert objection(unit(b"DeviceAllow=char-nvidia*")) is None
+    bring(visible_devices=[2], isolate=True)
+    wider = unit(b"DeviceAllow=char-nvidia* rw")
+    assert "isolate: DeviceAllow=char-nvidia* rw in /x.conf:2" in bring.asked["change"].objection(wider)
     bring.facts = {"source": "procfs", "count": 0, "fault": None, "devices": []}
     bring()
     assert bring.asked["change"].objection(unit(b"PrivateDevices=yes")) is None

@@ -974,3 +974,32 @@ def test_a_handover_that_fails_stops_nothing(system: Any) -> None:
     handover.before_stop = lambda running: (_ for _ in ()).throw(RuntimeError("no"))
     error = fails(system, handover=handover)
     assert error.outcome.rolled_back and "stop" not in system.calls and system.read(OURS) is None
+
+
+# --- objections
+
+
+def no_nice(unit: Any) -> Optional[str]:
+    lines = unit.in_force("Service", "Nice")
+    return "%s:%d sets Nice" % (lines[-1].path, lines[-1].line) if lines else None
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("converged", [False, True])
+def test_an_objection_to_the_unit_as_it_will_be_stops_before_any_write(
+    system: Any, converged: bool, check: bool
+) -> None:
+    if converged:
+        go(system, objection=no_nice)
+    system.write(D + "/local.conf", "[Service]\nNice=5\n")
+    before = system.tree()
+    error = fails(system, objection=no_nice, check=check)
+    assert "ollama.service: %s/local.conf:2 sets Nice (nothing was changed)" % D in error.message
+    assert error.outcome.verdict.name == "refused" and not error.outcome.changed and system.tree() == before
+
+
+def test_an_objection_to_what_the_steps_wrote_is_undone(system: Any) -> None:
+    unit = Step(system, "/usr/lib/systemd/system/ollama.service", "[Service]\nNice=5\n")
+    error = fails(system, steps=[unit], objection=no_nice)
+    assert "sets Nice" in error.message and error.outcome.rolled_back and "restart" not in system.calls
+    go(system, state="absent", objection=no_nice)

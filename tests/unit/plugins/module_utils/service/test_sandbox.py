@@ -81,3 +81,12 @@ def test_only_the_nodes_that_are_named():
     )
     allowed = [line.value for line in merged.in_force("Service", "DeviceAllow")]
     assert allowed == ["/dev/nvidia2 rw", "/dev/nvidia-uvm rw"]
+
+
+def test_what_opens_more_is_named_with_its_place():
+    files = [("/1.conf", b"[Service]\n" + drop_in(sandbox.only(NODES)).encode())]
+    assert sandbox.opens(merge(files), NODES) is None
+    files.append(("/2.conf", b"[Service]\nDeviceAllow=char-nvidia rw\n"))
+    assert sandbox.opens(merge(files), NODES) == (
+        "DeviceAllow=char-nvidia rw in /2.conf:2 lets it open more than its GPUs"
+    )

@@ -416,3 +416,44 @@ def test_a_lock_file_that_its_holder_removed_is_no_lock(tmp_path: Path) -> None:
         assert not systemd._lock(stream.fileno(), str(path))
     with open(path) as stream:
         assert systemd._lock(stream.fileno(), str(path))
+
+
+# --- who listens
+
+
+def listening(tmp_path: Path, pid: int) -> System:
+    """A host on which a process listens at ports 80 (IPv4) and 443 (IPv6), and one has a connection from port 81."""
+    tables = {
+        "tcp": "0100007F:0050 00000000:0000 0A 0:0 0:0 0 0 0 {ipv4} 1 x\n 1: 0100007F:0051 0100007F:0050 01 0:0 0:0 0 0 0 9",
+        "tcp6": "00000000000000000000000000000000:01BB 0:0 0A 0:0 0:0 0 0 0 {ipv6} 1 x",
+    }
+    (tmp_path / "proc/net").mkdir(parents=True)
+    for name, lines in tables.items():
+        (tmp_path / "proc/net" / name).write_text("  sl  local_address\n 0: %s\n" % lines.format(ipv4=1111, ipv6=2222))
+    for number, sockets in ((7, [9]), (pid, [1111, 2222])):
+        folder = tmp_path / "proc" / str(number)
+        (folder / "fd").mkdir(parents=True)
+        (folder / "comm").write_text("server%d\n" % number)
+        for descriptor, inode in enumerate(sockets):
+            (folder / "fd" / str(descriptor)).symlink_to("socket:[%d]" % inode)
+    return System(str(tmp_path))
+
+
+@pytest.mark.parametrize("port, found", [(80, (42, "server42")), (443, (42, "server42")), (81, None), (8080, None)])
+def test_who_listens_on_a_port(tmp_path: Path, port: int, found: Any) -> None:
+    assert listening(tmp_path, 42).listener(port) == found
+
+
+def test_a_listener_that_is_in_no_process(tmp_path: Path) -> None:
+    system = listening(tmp_path, 42)
+    for name in os.listdir(tmp_path / "proc/42/fd"):
+        os.unlink(tmp_path / "proc/42/fd" / name)
+    assert system.listener(80) == (0, "unknown")
+    assert System(str(tmp_path / "empty")).listener(80) is None
+
+
+def test_the_program_of_a_process(tmp_path: Path) -> None:
+    (tmp_path / "proc/5").mkdir(parents=True)
+    (tmp_path / "proc/5/exe").symlink_to("/usr/local/bin/ollama (deleted)")
+    assert System(str(tmp_path)).program(5) == "/usr/local/bin/ollama (deleted)"
+    assert System(str(tmp_path)).program(6) is None
