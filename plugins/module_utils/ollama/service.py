@@ -26,7 +26,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.server import ProgramStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger, sandbox
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import Unit, merge
@@ -317,6 +316,8 @@ def _steps_of_instance(
     params: Mapping[str, Any], unit: str, steps: List[engine.Step], system: Any
 ) -> List[engine.Step]:
     """What a host needs besides for an instance: the template of its unit, and each instance the program in place."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.server import ProgramStep
+
     program = os.path.join(params["prefix"], "bin", "ollama")
     more = [ProgramStep(unit, program, system)]  # type: List[engine.Step]
     if not any(isinstance(step, install.UnitStep) for step in steps):
