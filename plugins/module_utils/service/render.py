@@ -30,12 +30,24 @@ LARGEST_CREDENTIAL = 1024 * 1024
 SECTION = re.compile("[A-Z][A-Za-z0-9]*|X-[A-Za-z0-9_-]+")
 KEY = re.compile("[A-Za-z][A-Za-z0-9-]*")
 CREDENTIAL = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+PLAIN = re.compile("[A-Za-z0-9_@%+=:,./-]+")
 ESCAPED = re.compile('[\x01-\x1f\x7f"\\\\%]')
 
 
 def _escape(match: "re.Match[str]") -> str:
     char = match.group()
     return {'"': '\\"', "\\": "\\\\", "%": "%%", "\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char, "\\x%02x" % ord(char))
+
+
+def argument(text: str, variables: bool = False) -> str:
+    """One word of an ``ExecStart=``, escaped so that the program gets exactly ``text``.
+
+    With ``variables`` systemd's own ``$NAME`` and ``$$`` are left as they are.
+    """
+    escaped = ESCAPED.sub(_escape, text)
+    if not variables:
+        escaped = escaped.replace("$", "$$")
+    return escaped if PLAIN.fullmatch(escaped) else '"%s"' % escaped
 
 
 def environment_line(name: str, value: str) -> str:

@@ -1,0 +1,235 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One host's part of a job as files: environment, unit, plain script. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from typing import Any, Dict, List, Mapping, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import render
+
+FOLDER = "/etc/gpufleet/torchrun"
+UNITS = "/etc/systemd/system"
+STATE = "/var/lib/gpufleet/torchrun"
+MARK = "GPUFLEET_JOB"
+"""Variable that tells which generation of which job a process belongs to."""
+HEADER = "# Written by the Ansible collection gpufleet.inference, which replaces this file on its next run.\n"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}")
+
+
+def unit_name(job: str) -> str:
+    return "torchrun@%s.service" % job
+
+
+class Job:
+    """What one host does for a job.
+
+    :param params: the module's parameters.
+    :param plan: the plan, whose ``host`` is this host.
+    """
+
+    def __init__(self, params: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+        self.params = params
+        self.plan = plan
+        self.name = params["name"]  # type: str
+        self.host = plan["host"]  # type: str
+        self.node = plan["nodes"][self.host]  # type: Mapping[str, Any]
+        self.generation = self._generation()
+        self.mark = "%s-%s" % (self.name, self.generation)
+        self.state = "%s/%s" % (STATE, self.name)
+        self.log_dir = params["log_dir"] or "/var/log/torchrun/" + self.name
+        self.environment = self._environment()
+
+    def _generation(self) -> str:
+        """Changes whenever the job changes on any of its hosts; on a host of an elastic job, when it changes there."""
+        left_out = ("plan", "state", "timeout", "restart", "keep_logs", "script_path", "secret_environment")
+        declared = {key: value for key, value in self.params.items() if key not in left_out}
+        declared["secrets"] = sorted(self.params["secret_environment"])
+        elastic = self.plan["min_nodes"] < self.plan["nnodes"]
+        nodes = {self.host: self.node} if elastic else self.plan["nodes"]
+        planned = {
+            host: [node["address"], node["environment"], node["nproc_per_node"], elastic or node["node_rank"]]
+            for host, node in nodes.items()
+        }
+        return _digest([declared, planned, self._common()])
+
+    def _common(self) -> List[Any]:
+        """What all hosts must have alike."""
+        keys = ("rendezvous", "master_addr", "master_port", "max_restarts", "min_nodes", "nnodes")
+        program = [self.params[key] for key in ("script", "module", "content", "arguments")]
+        return [self.plan[key] for key in keys] + program
+
+    @property
+    def rendezvous_id(self) -> str:
+        """The same on all hosts; hosts of different states of the job do not meet."""
+        return "%s-%s" % (self.name, _digest(self._common())[:8])
+
+    def _environment(self) -> Dict[str, Tuple[str, str]]:
+        """Name to value and reason; what is declared by hand wins over the plan."""
+        found = {MARK: (self.mark, "tells this generation of the job from others")}  # type: Dict[str, Tuple[str, str]]
+        found["PYTHONUNBUFFERED"] = ("1", "what a process printed before it died must be in its log")
+        found["LOGLEVEL"] = ("INFO", "torchrun tells of each rendezvous, and with how many hosts it goes on")
+        for name, value in self.node["environment"].items():
+            found[name] = (value, self.node["reasons"][name])
+        for name, value in self.params["environment"].items():
+            found[name] = (str(value), "declared")
+        return found
+
+    # --- the command
+
+    @property
+    def program(self) -> str:
+        """The script to run: the declared one, or the file that holds the declared content."""
+        return self.params["script"] or "%s/script.py" % self.state
+
+    def command(self) -> List[str]:
+        """torchrun and its arguments."""
+        plan, params = self.plan, self.params
+        words = [self.params["venv"] + "/bin/python", "-m", "torch.distributed.run"]
+        words.append("--nproc-per-node=%d" % self.node["nproc_per_node"])
+        words += self._rendezvous()
+        if plan["max_restarts"]:
+            words.append("--max-restarts=%d" % plan["max_restarts"])
+        if params["monitor_interval"] is not None:
+            words.append("--monitor-interval=%g" % params["monitor_interval"])
+        words += ["--log-dir=" + self.log_dir, "--redirects=3"]
+        words += ["--module", params["module"]] if params["module"] else [self.program]
+        return words + params["arguments"]
+
+    def _rendezvous(self) -> List[str]:
+        plan, join = self.plan, self.params["join_timeout"]
+        if plan["rendezvous"] == "standalone":
+            return ["--standalone"]
+        low, high = plan["min_nodes"], plan["nnodes"]
+        words = ["--nnodes=%s" % (high if low == high else "%d:%d" % (low, high)), "--rdzv-id=" + self.rendezvous_id]
+        conf = {"timeout": join} if plan["rendezvous"] == "static" else {"join_timeout": join}
+        if plan["rendezvous"] == "static":
+            words += ["--node-rank=%d" % self.node["node_rank"]]
+            words += ["--master-addr=%s" % plan["master_addr"], "--master-port=%d" % plan["master_port"]]
+        else:
+            conf["read_timeout"] = min(60, join)
+            conf["is_host"] = str(self.host == plan["master"]).lower()
+            words += ["--rdzv-backend=c10d", "--rdzv-endpoint=%s:%d" % (plan["master_addr"], plan["master_port"])]
+        if self.node["address"]:
+            words.append("--local-addr=" + self.node["address"])
+        conf.update(self.params["rdzv_conf"])
+        return [*words, "--rdzv-conf=" + ",".join("%s=%s" % item for item in conf.items())]
+
+    # --- the files
+
+    def files(self) -> Dict[str, Tuple[str, int]]:
+        """Path to text and mode of every file of the job on this host, in the order in which they are written."""
+        secrets = self.params["secret_environment"]
+        found = {}  # type: Dict[str, Tuple[str, int]]
+        if self.params["content"] is not None:
+            found[self.program] = (self.params["content"], 0o644)
+        found[self.env_file] = (self.env_text(), 0o644)
+        if secrets:
+            found[self.secret_file] = (render.environment_file({k: str(v) for k, v in secrets.items()}), 0o600)
+        found["%s/%s" % (UNITS, unit_name(self.name))] = (self.unit_text(), 0o644)
+        if self.params["script_path"]:
+            found[self.params["script_path"]] = (self.script_text(), 0o755)
+        return found
+
+    @property
+    def env_file(self) -> str:
+        return "%s/%s.env" % (FOLDER, self.name)
+
+    @property
+    def secret_file(self) -> str:
+        return "%s/%s.secrets" % (FOLDER, self.name)
+
+    def env_text(self) -> str:
+        lines = [HEADER]
+        for name, (value, reason) in self.environment.items():
+            lines.append("# %s\n%s" % (" ".join(reason.split()), render.environment_file({name: value})))
+        return "".join(lines)
+
+    def _title(self) -> str:
+        last = self.node["first_rank"] + self.node["nproc_per_node"] - 1
+        return "torchrun job %s, node %d of %d, ranks %d to %d of %d" % (
+            self.name,
+            self.node["node_rank"],
+            self.plan["nnodes"],
+            self.node["first_rank"],
+            last,
+            self.plan["world_size"],
+        )
+
+    def unit_text(self) -> str:
+        """The unit as ``systemctl cat`` shows it."""
+        params = self.params
+        command = [render.argument(word) for word in self.command()]
+        ended = "echo %s $$SERVICE_RESULT $$EXIT_CODE $$EXIT_STATUS > %s/ended" % (self.mark, self.state)
+        service = [
+            "Type=exec",
+            "User=%s" % params["user"],
+            "WorkingDirectory=%s" % (params["working_directory"] or "/").replace("%", "%%"),
+            "EnvironmentFile=%s" % self.env_file,
+        ]
+        if params["secret_environment"]:
+            service.append("EnvironmentFile=%s" % self.secret_file)
+        service += [
+            "ExecStart=" + " \\\n    ".join(command),
+            "# how it ended, for the next run of the collection",
+            "ExecStopPost=+/bin/sh -c %s" % render.argument(ended, variables=True),
+            "# torchrun ends its processes itself, and kills them after 30 s",
+            "KillMode=mixed",
+            "TimeoutStopSec=45",
+        ]
+        service += ["Limit%s=%s" % (name.upper(), value) for name, value in sorted(params["limits"].items())]
+        return (
+            "%s\n[Unit]\nDescription=%s\nWants=network-online.target\nAfter=network-online.target\n\n[Service]\n%s\n"
+            % (HEADER, self._title(), "\n".join(service))
+        )
+
+    def script_text(self) -> str:
+        """The same as a plain shell script; secrets are not in it."""
+        lines = ["#!/bin/sh", HEADER + "# %s, as the unit %s starts it." % (self._title(), unit_name(self.name))]
+        if self.params["secret_environment"]:
+            lines.append("# Secrets are in %s, which only root may read." % self.secret_file)
+        for name, (value, reason) in self.environment.items():
+            lines.append("export %s=%s  # %s" % (name, shlex.quote(value), " ".join(reason.split())))
+        for name, value in sorted(self.params["limits"].items()):
+            if name.lower() in ULIMIT and value == "infinity":
+                lines.append("ulimit %s unlimited" % ULIMIT[name.lower()])
+        lines.append("cd %s || exit 1" % shlex.quote(self.params["working_directory"] or "/"))
+        lines.append("exec " + " \\\n    ".join(shlex.quote(word) for word in self.command()))
+        return "\n".join(lines) + "\n"
+
+
+LIMITS = (
+    *("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss"),
+    *("rtprio", "rttime", "sigpending", "stack"),
+)
+ULIMIT = {"memlock": "-l", "stack": "-s", "core": "-c"}
+"""Limits that a shell, too, can take away."""
+
+
+def _digest(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def check(params: Mapping[str, Any]) -> List[str]:
+    """What is wrong with what is declared, in sentences; nothing when it can be carried out."""
+    wrong = []
+    if not NAME.fullmatch(params["name"]):
+        wrong.append("name: %r: expected letters, digits, ., _ and -, as it is the instance of a unit" % params["name"])
+    programs = [key for key in ("script", "module", "content") if params[key] is not None]
+    if len(programs) != 1:
+        wrong.append("expected one of script, module and content, found %s" % (" and ".join(programs) or "none"))
+    if params["script"] and not params["script"].startswith("/"):
+        wrong.append("script: %s: expected an absolute path on the host" % params["script"])
+    unknown = sorted(name for name in params["limits"] if name.lower() not in LIMITS)
+    if unknown:
+        wrong.append("limits: %s: expected some of %s" % (", ".join(unknown), ", ".join(LIMITS)))
+    both = sorted(set(params["environment"]) & set(params["secret_environment"]))
+    if both:
+        wrong.append("%s is both in environment and in secret_environment: leave one out" % ", ".join(both))
+    return wrong

@@ -1,0 +1,156 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a job has left on its host: how it ended, its logs, the error files of its processes."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import time
+from typing import Any, Dict, List, Mapping, Optional
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import logs
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.command import Job
+
+TAIL = 1 << 18
+"""Bytes read of the end of a log; NCCL says all that matters at its start, so as many of the beginning, too."""
+JOURNAL = 400
+LAST_LINES = 15
+
+
+def ended(system: Any, job: Job) -> Optional[Dict[str, Any]]:
+    """How this generation of the job ended here last: ``ok`` and ``status``; None when it has not."""
+    words = (system.read(job.state + "/ended") or b"").decode("utf-8", "replace").split()
+    if len(words) < 4 or words[0] != job.mark:
+        return None
+    return {"ok": words[1] == "success", "status": int(words[3]) if words[3].isdigit() else words[3]}
+
+
+def runs(system: Any, job: Job) -> List[str]:
+    """The folders of the job's runs, the oldest first."""
+    folders = glob.glob(glob.escape(system.root + job.log_dir) + "/*_*/attempt_0")
+    return sorted((os.path.dirname(folder) for folder in folders), key=os.path.getmtime)
+
+
+def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
+    """What the last run says, for the module's result."""
+    system.sync_journal()
+    agent = "\n".join(system.journal(invocation, JOURNAL)) if invocation else ""
+    found = runs(system, job)
+    attempts = sorted(glob.glob(glob.escape(found[-1]) + "/attempt_*"), key=_number) if found else []
+    last = {int(os.path.basename(folder)): _logs_of(folder) for folder in _ranks(attempts[-1])} if attempts else {}
+    said = logs.read(agent)
+    text = "\n".join(last.values())
+    of_processes = logs.read(text)
+    failures = [one for attempt in attempts for one in _failures(attempt, job)]
+    cause = said["root_cause"]
+    if cause:
+        _complete(failures, cause, len(attempts) - 1, job)
+    return {
+        "nccl": {key: of_processes[key] for key in ("version", "interfaces", "network", "via", "set", "warnings")},
+        "seen_ranks": of_processes["ranks"],
+        "allreduce": of_processes["allreduce"],
+        "pairs": of_processes["pairs"],
+        "restarts": max(0, len(attempts) - 1),
+        "rounds": logs.rounds(agent),
+        "failures": failures,
+        "fault": of_processes["fault"] or said["fault"],
+        "log": found[-1] if found else None,
+        "last_words": [line for line in (text or agent).splitlines() if line.strip()][-LAST_LINES:],
+    }
+
+
+def verdict(said: Mapping[str, Any], expected_ranks: int, running: bool) -> Dict[str, str]:
+    """The verdict on a job that has not ended well."""
+    failures = [one for one in said["failures"] if one["attempt"] == said["restarts"]]
+    first = logs.first_failure(failures)
+    like_log = {
+        "fault": said["fault"],
+        "root_cause": first,
+        "allreduce": said["allreduce"],
+        "ranks": said["seen_ranks"],
+    }
+    found = logs.verdict(like_log, expected_ranks, running)
+    if first and said["fault"]:
+        found["text"] += " (%s)" % logs.describe(first)
+    if found["name"] == "ok":
+        return {"name": "failed", "text": "; ".join(said["last_words"][-3:])}
+    return found
+
+
+def _number(path: str) -> int:
+    tail = path.rpartition("_")[2]
+    return int(tail) if tail.isdigit() else -1
+
+
+def _ranks(attempt: str) -> List[str]:
+    folders = [path for path in glob.glob(glob.escape(attempt) + "/*") if os.path.basename(path).isdigit()]
+    return sorted(folders, key=lambda path: int(os.path.basename(path)))
+
+
+def _logs_of(folder: str) -> str:
+    return "\n".join(_ends(os.path.join(folder, name)) for name in ("stdout.log", "stderr.log"))
+
+
+def _ends(path: str) -> str:
+    """Beginning and end of a file that may be large."""
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(TAIL)
+            size = os.fstat(stream.fileno()).st_size
+            if size > TAIL:
+                stream.seek(max(TAIL, size - TAIL))
+                content += b"\n" + stream.read(TAIL)
+    except OSError:
+        return ""
+    return content.decode("utf-8", "replace")
+
+
+def _failures(attempt: str, job: Job) -> List[Dict[str, Any]]:
+    """The processes of one attempt that left an error file, or died with an exception in their log."""
+    found = []
+    for folder in _ranks(attempt):
+        local_rank = int(os.path.basename(folder))
+        text, moment = None, None
+        try:
+            with open(os.path.join(folder, "error.json"), encoding="utf-8") as stream:
+                told = json.load(stream)["message"]
+            text = told["message"] if isinstance(told, dict) else str(told)
+            moment = float(told["extraInfo"]["timestamp"]) if isinstance(told, dict) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            log = os.path.join(folder, "stderr.log")
+            text = logs.last_words(_ends(log))
+            moment = os.path.getmtime(log) if text else None
+        if text:
+            known = logs.fault(text)
+            found.append(
+                {
+                    "host": job.host,
+                    "rank": job.node["first_rank"] + local_rank,
+                    "local_rank": local_rank,
+                    "attempt": _number(attempt),
+                    "exit_code": None,
+                    "time": moment,
+                    "message": text.strip().splitlines()[0][:300],
+                    "fault": known["name"] if known else None,
+                }
+            )
+    return found
+
+
+def _complete(failures: List[Dict[str, Any]], cause: Mapping[str, Any], attempt: int, job: Job) -> None:
+    """Add what torchrun's own summary knows of the first process that failed here: its exit code, its true rank."""
+    for one in failures:
+        if one["attempt"] == attempt and one["local_rank"] == cause["local_rank"]:
+            one.update(exit_code=cause["exit_code"], rank=cause["rank"])
+            return
+    moment = None
+    if cause["time"]:
+        try:
+            moment = time.mktime(time.strptime(cause["time"], "%Y-%m-%d_%H:%M:%S"))
+        except ValueError:
+            pass
+    found = {key: cause[key] for key in ("rank", "local_rank", "exit_code", "message")}
+    failures.append(dict(found, host=job.host, attempt=attempt, time=moment, fault=None))

@@ -1,0 +1,44 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Listens on ports of a host for a while and says who it is and what time it has: peers try whether they reach it.
+
+A program of its own, run by network.py: listen.py TOKEN SECONDS PORT...
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import time
+
+
+def main(token, seconds, ports):
+    until = time.monotonic() + seconds
+    listeners = []
+    for port in ports:
+        try:
+            one = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            place = "::"
+        except OSError:  # a host without IPv6
+            one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            place = "0.0.0.0"
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind((place, port))
+        one.listen(128)
+        listeners.append(one)
+    while time.monotonic() < until:
+        ready, _write, _error = select.select(listeners, [], [], until - time.monotonic())
+        for one in ready:
+            connection, _peer = one.accept()
+            try:
+                connection.sendall(b"%s %.6f\n" % (token.encode("ascii"), time.time()))
+            except OSError:
+                pass  # whoever asked has gone
+            connection.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), [int(port) for port in sys.argv[3:]])

@@ -1,0 +1,253 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a plan needs to know of a host: interfaces, names, PyTorch, GPUs; and which peers it reaches."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+LISTENER = "gpufleet-torchrun-listen.service"
+"""Transient unit of the listener that peers try; gone by itself after a while."""
+ATTEMPTS_AT_ONCE = 32
+
+
+class NetworkError(Exception):
+    """A host cannot tell of its network; the message says why."""
+
+
+# --- facts
+
+
+def interfaces(sysfs: str = "/sys/class/net") -> List[Dict[str, Any]]:
+    """The network interfaces with their addresses."""
+    done = _run(["ip", "-json", "address", "show"])
+    if done.returncode:
+        raise NetworkError("ip -json address show: exit %d: %s" % (done.returncode, done.stderr.strip()))
+    return [_interface(one, sysfs) for one in json.loads(done.stdout or "[]") if one.get("ifname")]
+
+
+def _interface(told: Mapping[str, Any], sysfs: str) -> Dict[str, Any]:
+    name, flags = told["ifname"], told.get("flags", [])
+    return {
+        "name": name,
+        "up": "UP" in flags and "LOWER_UP" in flags,
+        "loopback": "LOOPBACK" in flags,
+        "mtu": told.get("mtu"),
+        "speed_mbps": _speed("%s/%s/speed" % (sysfs, name)),
+        "addresses": [
+            {"address": one["local"], "prefix": one["prefixlen"]}
+            for one in told.get("addr_info", [])
+            if one.get("local") and one.get("family") in ("inet", "inet6") and not one.get("tentative")
+        ],
+    }
+
+
+def _speed(path: str) -> Optional[int]:
+    """Mbit/s; None where the driver does not know."""
+    try:
+        with open(path, encoding="ascii") as stream:
+            speed = int(stream.read())
+    except (OSError, ValueError):
+        return None
+    return speed if speed > 0 else None
+
+
+def own_names(hostname: str) -> Dict[str, List[str]]:
+    """What the host's own name resolves to on itself, as Gloo and torchrun look it up."""
+    try:
+        found = socket.getaddrinfo(hostname, None, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []
+    return {hostname: list(dict.fromkeys(str(one[4][0]).partition("%")[0] for one in found))}
+
+
+def torch(venv: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
+    """The PyTorch of an environment, from its files (an import would take seconds), or why there is none."""
+    if not os.access(venv + "/bin/python", os.X_OK):
+        return None, "there is no %s/bin/python" % venv
+    packages = [path for path in _site_packages(venv) if os.path.isfile(path + "/torch/version.py")]
+    if not packages:
+        return None, "its Python has no package torch"
+    with open(packages[0] + "/torch/version.py", encoding="utf-8") as stream:
+        text = stream.read()
+    found = {}  # type: Dict[str, Optional[str]]
+    for name in ("__version__", "cuda"):
+        match = re.search(r"^%s\b[^=]*= *['\"]([^'\"]+)" % name, text, re.MULTILINE)
+        found[name] = match.group(1) if match else None
+    nccl = glob.glob(glob.escape(packages[0]) + "/nvidia_nccl_cu*.dist-info")
+    version = os.path.basename(nccl[0]).split("-")[1].replace(".dist", "") if nccl else None
+    return {"version": found["__version__"], "cuda": found["cuda"], "nccl": version}, None
+
+
+def _site_packages(venv: str) -> List[str]:
+    return sorted(glob.glob(glob.escape(venv) + "/lib*/python3*/site-packages"))
+
+
+def facts(params: Mapping[str, Any], gather: Any) -> Dict[str, Any]:
+    """Everything of this host that a plan needs; starts the listener when asked to.
+
+    :param params: the module's parameters.
+    :param gather: gives the facts of the GPUs.
+    """
+    gpu = gather()
+    hostname = socket.gethostname()
+    found, missing = torch(params["venv"]) if params["venv"] else (None, None)
+    return {
+        "hostname": hostname,
+        "interfaces": interfaces(),
+        "own_names": own_names(hostname),
+        "venv": params["venv"],
+        "torch": found,
+        "torch_missing": missing,
+        "gpus": {
+            "count": gpu["count"],
+            "fault": gpu["fault"]["text"] if gpu["fault"] else None,
+            "nvlink": any((word or "").startswith("NV") for row in gpu["topology"] for word in row),
+        },
+        "rdma": gpu["rdma"],
+        "listener": listen(params["master_port"], params["listen"]) if params["listen"] else None,
+    }
+
+
+# --- the listener
+
+
+def listen(port: int, seconds: int) -> Dict[str, Any]:
+    """Have a listener on the rendezvous port and on a free one: ``token``, ``port`` and ``busy``.
+
+    ``busy`` names, by port, who holds the rendezvous port when somebody else does; then only the other is listened on.
+    """
+    _run(["systemctl", "stop", LISTENER])
+    busy = {} if _free(port) else {str(port): holder(port)}
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("0.0.0.0", 0))
+        data = probe.getsockname()[1]
+    token = uuid.uuid4().hex
+    ports = [data] + ([] if busy else [port])
+    command = ["systemd-run", "--quiet", "--collect", "--unit", LISTENER, "--property=RuntimeMaxSec=%d" % (seconds + 5)]
+    command += ["--description=Answers the peers of a torchrun job that try whether they reach this host"]
+    command += [sys.executable, "-c", _program(), token, str(seconds), *map(str, ports)]
+    done = _run(command)
+    if done.returncode:
+        raise NetworkError("systemd-run: exit %d: %s" % (done.returncode, done.stderr.strip()))
+    until = time.monotonic() + 10
+    while not knock("127.0.0.1", data, token, 1.0)["ok"]:
+        if time.monotonic() > until:
+            raise NetworkError("the listener did not come up within 10 s: look at journalctl -u %s" % LISTENER)
+        time.sleep(0.05)
+    return {"token": token, "port": data, "busy": busy}
+
+
+def _program() -> str:
+    """The source of listen.py, also out of the archive that Ansible sends."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import listen as module
+
+    source = module.__loader__.get_source(module.__name__)  # type: ignore[union-attr]
+    if source is None:
+        raise NetworkError("the source of %s is not there" % module.__name__)
+    return source
+
+
+def _free(port: int) -> bool:
+    for family, place in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((place, port))
+        except OSError as error:
+            if error.errno == 98:  # EADDRINUSE
+                return False
+    return True
+
+
+def holder(port: int) -> str:
+    """Who listens on a port, in words: program, process and unit."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
+
+    said = _run(["ss", "-Hltnp", "sport = :%d" % port]).stdout
+    found = re.findall(r'\("([^"]*)",pid=(\d+)', said)
+    if not found:
+        return "an unknown process"
+    name, pid = found[0]
+    unit = unit_of(int(pid))
+    return "%s, process %s%s" % (name, pid, " of %s" % unit if unit else "")
+
+
+# --- trying peers
+
+
+def reach(peers: Mapping[str, Mapping[str, Any]], timeout: float) -> Dict[str, Dict[str, Any]]:
+    """Try every address of every peer.
+
+    :param peers: per peer ``addresses``, ``token`` and ``port`` of its listener, and ``rendezvous``, the port that is
+        to be tried besides (None where it is not).
+    :param timeout: seconds for each attempt.
+    :returns: per peer and address ``data`` and ``rendezvous``, each ``ok`` and ``why``, and ``clock_offset_s``.
+    """
+    tries = []  # type: List[Tuple[str, str, str, int, Optional[str]]]
+    for name, peer in peers.items():
+        for address in peer["addresses"]:
+            tries.append((name, address, "data", peer["port"], peer["token"]))
+            if peer["rendezvous"]:
+                held = str(peer["rendezvous"]) in peer["busy"]
+                tries.append((name, address, "rendezvous", peer["rendezvous"], None if held else peer["token"]))
+    found = {name: {address: {} for address in peer["addresses"]} for name, peer in peers.items()}  # type: Dict[str, Dict[str, Any]]
+    if not tries:
+        return found
+    with ThreadPoolExecutor(min(len(tries), ATTEMPTS_AT_ONCE)) as pool:
+        answers = list(pool.map(lambda one: knock(one[1], one[3], one[4], timeout), tries))
+    for (name, address, kind, _port, _token), answer in zip(tries, answers):
+        offset = answer.pop("clock_offset_s", None)
+        found[name][address][kind] = answer
+        if offset is not None:
+            found[name][address]["clock_offset_s"] = offset
+    return found
+
+
+def knock(address: str, port: int, token: Optional[str], timeout: float) -> Dict[str, Any]:
+    """Try one port: ``ok``, ``why`` not, and the offset of the peer's clock. Without a token any answer will do."""
+    began = time.time()
+    try:
+        with socket.create_connection((address, port), timeout=timeout) as connection:
+            if token is None:
+                return {"ok": True, "why": ""}
+            connection.settimeout(timeout)
+            words = connection.makefile("rb").readline(200).decode("ascii", "replace").split()
+    except socket.timeout:
+        return {"ok": False, "why": "no answer within %g s" % timeout}
+    except OSError as error:
+        return {"ok": False, "why": (error.strerror or str(error)).lower()}
+    ended = time.time()
+    if len(words) != 2 or words[0] != token:
+        return {"ok": False, "why": "somebody else answers there"}
+    return {"ok": True, "why": "", "clock_offset_s": round(float(words[1]) - (began + ended) / 2, 3)}
+
+
+def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+            timeout=30,
+            env=dict(os.environ, LC_ALL="C"),
+        )
+    except FileNotFoundError:
+        raise NetworkError("there is no %s on this host" % command[0]) from None
+    except subprocess.TimeoutExpired:
+        raise NetworkError("%s did not finish within 30 s" % " ".join(command[:2])) from None

@@ -1,0 +1,235 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the facts of all hosts of a job to its ranks, rendezvous, interfaces and variables. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import fabric, lint
+
+RENDEZVOUS = ("static", "c10d", "standalone")
+PORT = 29500
+
+
+class PlanError(Exception):
+    """What is declared cannot be planned; the message says what was found and what to do."""
+
+
+def make(
+    facts: Mapping[str, Optional[Mapping[str, Any]]],
+    reach: Optional[fabric.Reach] = None,
+    *,
+    job: str = "",
+    nnodes: Optional[int] = None,
+    min_nodes: Optional[int] = None,
+    nproc_per_node: Optional[int] = None,
+    max_restarts: int = 0,
+    rendezvous: Optional[str] = None,
+    master: Optional[str] = None,
+    master_addr: Optional[str] = None,
+    master_port: int = PORT,
+    network: Optional[str] = None,
+) -> Dict[str, Any]:
+    """Plan one job.
+
+    :param facts: the hosts in the order of their ranks, each with its facts or None where it has none.
+    :param reach: what each host has found when it tried the others; None when none has tried.
+    :param job: name of the job, whose own processes may hold the rendezvous port.
+    :param nnodes: the number of hosts that is expected, when it is to be checked.
+    :param min_nodes: with how many hosts an elastic job may run; None for one that needs all.
+    :param nproc_per_node: processes a host; None for one on each GPU, or one where there is no GPU.
+    :param rendezvous: one of RENDEZVOUS; None to choose.
+    :param master: the host of the rendezvous, that is rank 0; None for the first.
+    :param master_addr: its address, when it is not to be chosen.
+    :param network: the subnet to use, when it is not to be chosen.
+    :returns: the plan; ``findings`` with a level ``error`` say why it would not run.
+    :raises PlanError: when there is nothing to plan.
+    """
+    hosts = list(facts)
+    if not hosts:
+        raise PlanError("there is no host to plan for: expected the hosts of a group")
+    if master is not None:
+        if master not in facts:
+            raise PlanError("master: %s is none of the hosts %s" % (master, ", ".join(hosts)))
+        hosts = [master] + [host for host in hosts if host != master]
+    needed = len(hosts) if min_nodes is None else min_nodes
+    if not 1 <= needed <= len(hosts):
+        raise PlanError("min_nodes: %d of %d hosts: expected 1 to %d" % (needed, len(hosts), len(hosts)))
+    nodes = {host: facts[host] or {} for host in hosts if facts[host]}
+    findings = lint.size(hosts, nnodes, [host for host in hosts if host not in nodes], needed)
+    kind = _rendezvous(rendezvous, len(hosts), needed, max_restarts)
+    plan = {
+        "nnodes": len(hosts),
+        "min_nodes": needed,
+        "rendezvous": kind,
+        "master": hosts[0],
+        "master_addr": "127.0.0.1" if len(hosts) == 1 else master_addr,
+        "master_port": master_port,
+        "max_restarts": max_restarts,
+    }  # type: Dict[str, Any]
+    chosen = {}  # type: Dict[str, Dict[str, Any]]
+    if len(hosts) > 1 and hosts[0] in nodes:
+        try:
+            chosen = fabric.choose(nodes, reach, network)
+        except fabric.NoNetwork as error:
+            findings.append(lint.error("no_network", None, "no network joins the hosts: %s" % error))
+    if chosen:
+        plan["master_addr"] = master_addr or chosen[hosts[0]]["address"]
+        findings += _network_findings(nodes, chosen, reach, plan)
+    plan["nodes"] = _nodes(nodes, chosen, nproc_per_node, findings)
+    _give_ranks(plan)
+    findings += lint.versions(nodes)
+    if hosts[0] in nodes and kind != "standalone":
+        findings += lint.ports(hosts[0], nodes[hosts[0]], master_port, "torchrun@%s.service" % job)
+    plan["findings"] = findings
+    plan["errors"] = [one["text"] for one in findings if one["level"] == "error"]
+    plan["text"] = text(plan)
+    return plan
+
+
+def _rendezvous(wanted: Optional[str], nnodes: int, needed: int, max_restarts: int) -> str:
+    """Static keeps the order of the inventory, but cannot gather the hosts anew after a failure; c10d can."""
+    elastic = needed < nnodes
+    if wanted not in (None, *RENDEZVOUS):
+        raise PlanError("rendezvous: %s: expected one of %s" % (wanted, ", ".join(RENDEZVOUS)))
+    if wanted == "standalone" and nnodes > 1:
+        raise PlanError("rendezvous: standalone is for one host, here are %d: take static or c10d" % nnodes)
+    if wanted == "static" and elastic:
+        raise PlanError("rendezvous: static needs all %d hosts, min_nodes is %d: take c10d" % (nnodes, needed))
+    if wanted == "static" and max_restarts and nnodes > 1:
+        raise PlanError(
+            "rendezvous: after a failure static does not bring %d hosts together again, max_restarts is %d: take c10d"
+            % (nnodes, max_restarts)
+        )
+    if wanted:
+        return wanted
+    if nnodes == 1:
+        return "standalone"
+    return "c10d" if elastic or max_restarts else "static"
+
+
+def _network_findings(
+    nodes: fabric.Nodes, chosen: Mapping[str, Dict[str, Any]], reach: Optional[fabric.Reach], plan: Mapping[str, Any]
+) -> List[lint.Finding]:
+    found = []
+    master, address, port = plan["master"], plan["master_addr"], plan["master_port"]
+    try:
+        loopback = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        loopback = address == "localhost"
+    if loopback:
+        text = "master_addr is %s, where each host finds only itself: leave it out, or give an address of %s"
+        found.append(lint.error("loopback_master", master, text % (address, master)))
+    found += lint.names(nodes)
+    found += lint.mtu(nodes, chosen)
+    if reach is None:
+        text = "no host has tried to reach another: have torchrun_facts try peers to find out before the job does"
+        found.append(lint.warning("not_tried", None, text))
+    else:
+        found += lint.reachability(nodes, chosen, reach, master, port)
+        found += lint.clocks(nodes, reach, plan["rendezvous"] == "c10d")
+    return found
+
+
+def _nodes(
+    nodes: fabric.Nodes, chosen: Mapping[str, Dict[str, Any]], wanted: Optional[int], findings: List[lint.Finding]
+) -> Dict[str, Dict[str, Any]]:
+    """What each host needs, in the order given; its ranks come later."""
+    ports = fabric.choose_rdma(nodes) if chosen else {}
+    found = {}
+    for host, node in nodes.items():
+        gpus = node["gpus"]["count"]
+        nproc = wanted or gpus or 1
+        findings += lint.processes(host, nproc, gpus)
+        variables = {}  # type: fabric.Variables
+        if host in chosen:
+            version = node["torch"]["nccl"] if node["torch"] else None
+            variables = fabric.environment(node, chosen[host], ports[host], version)
+        found[host] = {
+            "nproc_per_node": nproc,
+            "address": chosen[host]["address"] if host in chosen else None,
+            "interface": chosen[host]["interface"] if host in chosen else None,
+            "rdma": ports.get(host, []),
+            "environment": {name: value for name, (value, _why) in variables.items()},
+            "reasons": {name: why for name, (_value, why) in variables.items()},
+        }
+    return found
+
+
+def _give_ranks(plan: Dict[str, Any]) -> None:
+    """The rank of each node and of each process, as torchrun will count them.
+
+    Static: in the order given. c10d sorts the nodes by the text of the addresses under which they announce themselves.
+    """
+    names = list(plan["nodes"])
+    if plan["rendezvous"] == "c10d":
+        names.sort(key=lambda host: plan["nodes"][host]["address"] or "")
+    ranks = []  # type: List[Dict[str, Any]]
+    for node_rank, host in enumerate(names):
+        node = plan["nodes"][host]
+        node["node_rank"] = node_rank
+        node["first_rank"] = len(ranks)
+        for local_rank in range(node["nproc_per_node"]):
+            ranks.append({"rank": len(ranks), "host": host, "node_rank": node_rank, "local_rank": local_rank})
+    plan["ranks"] = ranks
+    plan["world_size"] = len(ranks)
+
+
+# --- for a person
+
+
+def text(plan: Mapping[str, Any]) -> str:
+    """The plan on one page."""
+    nodes = plan["min_nodes"], plan["nnodes"]
+    lines = [
+        "%s hosts, %d processes, rendezvous %s%s"
+        % (
+            "%d" % nodes[1] if nodes[0] == nodes[1] else "%d to %d" % nodes,
+            plan["world_size"],
+            plan["rendezvous"],
+            "" if plan["rendezvous"] == "standalone" else " at %s:%s" % (plan["master_addr"], plan["master_port"]),
+        )
+    ]
+    rows = [("HOST", "NODE", "RANKS", "ADDRESS", "INTERFACE", "RDMA")]
+    for host, node in sorted(plan["nodes"].items(), key=lambda item: item[1]["node_rank"]):
+        last = node["first_rank"] + node["nproc_per_node"] - 1
+        rows.append(
+            (
+                host,
+                str(node["node_rank"]),
+                "%d-%d" % (node["first_rank"], last) if last > node["first_rank"] else str(last),
+                node["address"] or "-",
+                node["interface"] or "-",
+                ",".join("%s:%d" % (port["device"], port["port"]) for port in node["rdma"]) or "-",
+            )
+        )
+    lines += table(rows)
+    for host, node in plan["nodes"].items():
+        for name, value in node["environment"].items():
+            lines.append("%s: %s=%s  # %s" % (host, name, value, node["reasons"][name]))
+    lines += [
+        "%s%s: %s" % (one["level"], " (%s)" % one["host"] if one["host"] else "", one["text"])
+        for one in plan["findings"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: Sequence[Sequence[str]]) -> List[str]:
+    """Rows of cells in columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def matrix(hosts: Sequence[str], reach: fabric.Reach, addresses: Mapping[str, str], key: str) -> List[str]:
+    """Who reaches whom (row to column) at the chosen addresses, ``key`` being ``data`` or ``rendezvous``."""
+
+    def cell(one: str, other: str) -> str:
+        if one == other:
+            return "-"
+        tried = reach.get(one, {}).get(other, {}).get(addresses.get(other, ""))
+        return "?" if not tried else "ok" if tried[key]["ok"] else "no"
+
+    return table([("", *hosts), *((one, *(cell(one, other) for other in hosts)) for one in hosts)])
