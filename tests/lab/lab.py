@@ -34,6 +34,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     for name, text in (
         ("exec", "run a command as root on a host"),
         ("ssh", "log in as user fleet, or run a command so"),
+        ("net", "run a command of this machine, such as ip, tc or iptables, in a host's network"),
     ):
         one = commands.add_parser(name, help=text)
         one.add_argument("host")
@@ -83,6 +84,9 @@ def main() -> None:
         if status == podman.NOT_RUN:
             lab.container(options.host)  # says which hosts there are, when that is why
         sys.exit(status)
+    elif options.command == "net":
+        command = ["nsenter", "--net", "--target", str(podman.pid(lab.container(options.host))), "--", *words]
+        os.execvp(command[0], command)
     elif options.command == "ssh":
         command = lab.ssh_command(options.host, words)
         os.execvp(command[0], command)

@@ -89,17 +89,21 @@ class Job:
 
     def command(self) -> List[str]:
         """torchrun and its arguments."""
+        return [word for line in self._lines() for word in line]
+
+    def _lines(self) -> List[List[str]]:
+        """The command as lines of words, as a person would write it."""
         plan, params = self.plan, self.params
-        words = [self.params["venv"] + "/bin/python", "-m", "torch.distributed.run"]
-        words.append("--nproc-per-node=%d" % self.node["nproc_per_node"])
+        words = ["--nproc-per-node=%d" % self.node["nproc_per_node"]]
         words += self._rendezvous()
         if plan["max_restarts"]:
             words.append("--max-restarts=%d" % plan["max_restarts"])
         if params["monitor_interval"] is not None:
             words.append("--monitor-interval=%g" % params["monitor_interval"])
         words += ["--log-dir=" + self.log_dir, "--redirects=3"]
-        words += ["--module", params["module"]] if params["module"] else [self.program]
-        return words + params["arguments"]
+        program = ["--module", params["module"]] if params["module"] else [self.program]
+        head = [params["venv"] + "/bin/python", "-m", "torch.distributed.run"]
+        return [head, *([word] for word in words), program + params["arguments"]]
 
     def _rendezvous(self) -> List[str]:
         plan, join = self.plan, self.params["join_timeout"]
@@ -164,8 +168,11 @@ class Job:
     def unit_text(self) -> str:
         """The unit as ``systemctl cat`` shows it."""
         params = self.params
-        command = [render.argument(word) for word in self.command()]
-        ended = "echo %s $$SERVICE_RESULT $$EXIT_CODE $$EXIT_STATUS > %s/ended" % (self.mark, self.state)
+        command = [" ".join(render.argument(word) for word in line) for line in self._lines()]
+        ended = "echo %s $$SERVICE_RESULT $$EXIT_CODE $$EXIT_STATUS $$INVOCATION_ID > %s/ended" % (
+            self.mark,
+            self.state,
+        )
         service = [
             "Type=exec",
             "User=%s" % params["user"],
@@ -199,7 +206,7 @@ class Job:
             if name.lower() in ULIMIT and value == "infinity":
                 lines.append("ulimit %s unlimited" % ULIMIT[name.lower()])
         lines.append("cd %s || exit 1" % shlex.quote(self.params["working_directory"] or "/"))
-        lines.append("exec " + " \\\n    ".join(shlex.quote(word) for word in self.command()))
+        lines.append("exec " + " \\\n    ".join(" ".join(map(shlex.quote, line)) for line in self._lines()))
         return "\n".join(lines) + "\n"
 
 

@@ -21,11 +21,12 @@ LAST_LINES = 15
 
 
 def ended(system: Any, job: Job) -> Optional[Dict[str, Any]]:
-    """How this generation of the job ended here last: ``ok`` and ``status``; None when it has not."""
+    """How this generation of the job ended here last: ``ok``, ``status``, ``invocation``; None when it has not."""
     words = (system.read(job.state + "/ended") or b"").decode("utf-8", "replace").split()
-    if len(words) < 4 or words[0] != job.mark:
+    if len(words) < 5 or words[0] != job.mark:
         return None
-    return {"ok": words[1] == "success", "status": int(words[3]) if words[3].isdigit() else words[3]}
+    status = int(words[3]) if words[3].isdigit() else words[3]
+    return {"ok": words[1] == "success", "status": status, "invocation": words[4]}
 
 
 def runs(system: Any, job: Job) -> List[str]:
@@ -35,7 +36,9 @@ def runs(system: Any, job: Job) -> List[str]:
 
 
 def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
-    """What the last run says, for the module's result."""
+    """What the last run says, for the module's result; ``invocation`` is the running one, if it runs."""
+    how = ended(system, job)
+    invocation = how["invocation"] if how else invocation
     system.sync_journal()
     agent = "\n".join(system.journal(invocation, JOURNAL)) if invocation else ""
     found = runs(system, job)

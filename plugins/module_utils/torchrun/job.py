@@ -235,6 +235,7 @@ class _Running(_Part):
         asked, restart = self.params["state"], self.params["restart"]
         start = asked != "present" and (restart or not (self.running or self.finished))
         self.result["stale"] = self.stale
+        self.result["ready"] = self.running or self.finished
         self.result["changed"] = bool(self.rewritten or start)
         self._describe(start)
         if not self.check_mode:

@@ -152,7 +152,7 @@ def _figures(match: "re.Match[str]") -> Dict[str, Any]:
 
 
 def rounds(agent: str) -> List[Dict[str, Any]]:
-    """Each gathering of the hosts by torchrun: ``restarts`` so far, ``nodes``, ``world_size``, this host's ``ranks``."""
+    """Each gathering of hosts by torchrun: ``restarts`` so far, ``nodes``, ``world_size``, this host's ``ranks``."""
     found = []
     for restarts, nodes, ranks, world in _ROUND.findall(agent):
         own = [int(rank) for rank in ranks.split(",") if rank.strip()]

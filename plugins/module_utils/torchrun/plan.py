@@ -87,6 +87,7 @@ def make(
     plan["findings"] = findings
     plan["errors"] = [one["text"] for one in findings if one["level"] == "error"]
     plan["text"] = text(plan)
+    plan["matrix"] = matrix(hosts, reach, plan) if reach else []
     return plan
 
 
@@ -223,13 +224,19 @@ def table(rows: Sequence[Sequence[str]]) -> List[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
-def matrix(hosts: Sequence[str], reach: fabric.Reach, addresses: Mapping[str, str], key: str) -> List[str]:
-    """Who reaches whom (row to column) at the chosen addresses, ``key`` being ``data`` or ``rendezvous``."""
+def matrix(hosts: Sequence[str], reach: fabric.Reach, plan: Mapping[str, Any]) -> List[str]:
+    """Who reaches whom, from row to column, at the planned addresses: the rendezvous port, and a free one for data."""
 
-    def cell(one: str, other: str) -> str:
+    def cell(one: str, other: str, kind: str) -> str:
         if one == other:
             return "-"
-        tried = reach.get(one, {}).get(other, {}).get(addresses.get(other, ""))
-        return "?" if not tried else "ok" if tried[key]["ok"] else "no"
+        address = plan["nodes"].get(other, {}).get("address")
+        tried = reach.get(one, {}).get(other, {})
+        answer = tried.get(address) or next(iter(tried.values()), None)
+        return "?" if not answer else "ok" if answer[kind]["ok"] else "no"
 
-    return table([("", *hosts), *((one, *(cell(one, other) for other in hosts)) for one in hosts)])
+    lines = []
+    for kind, title in (("rendezvous", "port %d" % plan["master_port"]), ("data", "data port")):
+        rows = [(title, *hosts), *((one, *(cell(one, other, kind) for other in hosts)) for one in hosts)]
+        lines += table(rows)
+    return lines

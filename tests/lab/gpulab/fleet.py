@@ -91,6 +91,7 @@ class Lab:
         self.owner = (cache.stat().st_uid, cache.stat().st_gid)
         self.home = pwd.getpwuid(self.owner[0]).pw_dir
         self.folder = cache / "lab" / name
+        self.shared = cache / "shared"
         self.key = self.folder / "ssh" / "id_ed25519"
         self.known_hosts = self.folder / "ssh" / "known_hosts"
         default = name == DEFAULT_NAME
@@ -131,6 +132,8 @@ class Lab:
         hosts = host_names(count)
         with self.locked():
             self.make_key()
+            self.shared.mkdir(exist_ok=True)
+            os.chown(self.shared, *self.owner)
             archive = self.made_by(ARCHIVE)
             simulator = Path(self.made_by(SIMULATOR))
             with locked(self.cache / "lab" / "image.lock"):
@@ -184,7 +187,8 @@ class Lab:
                     reason = str(error)
             self.say("%s is made anew: %s" % (host, reason))
             podman.remove([name])
-        podman.create(name, host, base, handed_in, {"gpufleet.lab": self.name, "gpufleet.spec": label})
+        labels = {"gpufleet.lab": self.name, "gpufleet.spec": label}
+        podman.create(name, host, base, handed_in, labels, self.shared)
         return self.wait_booted(host, states=("running",), timeout=120)
 
     def wait_booted(self, host: str, states: Sequence[str], timeout: float) -> str:
@@ -350,7 +354,7 @@ def inotify_instances_left(wanted: int) -> int:
 
 def spec_label(base: str, public_key: str, simulator: Path) -> str:
     """What a host is made of; one with another label is made anew. The simulator's folder tells its content."""
-    parts = [base, public_key, str(simulator), podman.START, str(podman.DEVICE_RULES)]
+    parts = [base, public_key, str(simulator), podman.START, str(podman.DEVICE_RULES), podman.SHARED]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 

@@ -26,6 +26,9 @@ DEVICE_RULES = ("c 195:* rwm",)
 # What a lab host gets from this machine is mounted here and copied over its / before systemd starts.
 HANDED_IN = "/usr/local/share/gpufleet-lab"
 
+# What is kept in the cache for all hosts of all labs, too large to copy, such as a Python environment with PyTorch.
+SHARED = "/srv/shared"
+
 # With cgroup version 2 alone systemd enforces DeviceAllow=, as on a real GPU host.
 START = (
     'if [ "$(stat -fc %%T /sys/fs/cgroup)" != cgroup2fs ]; then'
@@ -120,10 +123,13 @@ def is_process_of(pid: int, container_id: str, proc: Path = Path("/proc")) -> bo
         return False
 
 
-def create(name: str, hostname: str, image: str, handed_in: Dict[str, Path], labels: Dict[str, str]) -> None:
+def create(
+    name: str, hostname: str, image: str, handed_in: Dict[str, Path], labels: Dict[str, str], shared: Path
+) -> None:
     """Start a new container whose first process is systemd.
 
     `handed_in`: name → folder of this machine whose content is copied over the `/` of the host at each start.
+    `shared`: folder of this machine that the host may read at SHARED.
     """
     limits = {
         "nofile": min(10000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] % 2**63),
@@ -138,6 +144,7 @@ def create(name: str, hostname: str, image: str, handed_in: Dict[str, Path], lab
     words += [word for label in labels.items() for word in ("--label", "%s=%s" % label)]
     for folder, path in handed_in.items():
         words += ["--volume", "%s:%s/%s:ro" % (path, HANDED_IN, folder)]
+    words += ["--volume", "%s:%s:ro" % (shared, SHARED)]
     podman(*words, image, "sh", "-c", START)
 
 
@@ -151,6 +158,11 @@ def address(name: str) -> str:
     return podman(
         "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name
     ).stdout.strip()
+
+
+def pid(name: str) -> int:
+    """The first process of a running container, as this machine numbers it."""
+    return int(podman("inspect", "--format", "{{.State.Pid}}", name).stdout)
 
 
 def remove(names: Sequence[str]) -> None:
