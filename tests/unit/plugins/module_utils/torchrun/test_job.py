@@ -1,0 +1,317 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The way of a job on one host, with a systemd in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, job, plan
+
+UNIT = "torchrun@train.service"
+
+
+class FakeProcess:
+    def __init__(self, system):
+        self.system = system
+
+    def ended_within(self, limit):
+        """The job ends while it is waited for, unless it hangs."""
+        self.system.waited.append(limit)
+        if limit > job.SETTLE and self.system.ends is not None and self.system.up:
+            self.system.end(*self.system.ends)
+        return not self.system.up
+
+
+class FakeSystem(System):
+    """One unit; a start reads the environment file that was written, as systemd does."""
+
+    def __init__(self, root):
+        super().__init__(str(root))
+        self.up, self.environment, self.invocation = False, {}, ""
+        self.calls, self.waited, self.lines = [], [], []
+        self.dies, self.ends = None, ("success", "exited", "0")
+        self.forbidden = False
+
+    def path(self, name):
+        return Path(self.root + name)
+
+    def end(self, result, code, status):
+        self.up = False
+        mark = self.environment.get(command.MARK)
+        self.path("/var/lib/gpufleet/torchrun/train/ended").write_text(
+            "%s %s %s %s %s\n" % (mark, result, code, status, self.invocation)
+        )
+
+    def show(self, unit):
+        state = "active" if self.up else "inactive"
+        there = "loaded" if self.path("/etc/systemd/system/" + UNIT).exists() else "not-found"
+        pid = "7" if self.up else "0"
+        return {"ActiveState": state, "LoadState": there, "MainPID": pid, "InvocationID": self.invocation}
+
+    def environ(self, pid):
+        return self.environment
+
+    def process(self, pid):
+        return FakeProcess(self)
+
+    def journal(self, invocation, lines):
+        return self.lines
+
+    def sync_journal(self):
+        pass
+
+    def names(self, directory):
+        return ["eth0", "lo"]
+
+    def _write(self, call):
+        assert not self.forbidden, call
+        self.calls.append(call)
+
+    def reload(self):
+        self._write("reload")
+
+    def reset_failed(self, unit):
+        pass
+
+    def stop(self, unit, limit):
+        self._write("stop %s" % unit)
+        if unit == UNIT:
+            self.up = False
+
+    def start(self, unit, limit):
+        self._write("start")
+        text = self.path("/etc/gpufleet/torchrun/train.env").read_text()
+        self.environment = dict(
+            line.replace('"', "").split("=", 1) for line in text.splitlines() if not line.startswith("#")
+        )
+        self.up, self.invocation = True, "i%d" % len(self.calls)
+        if self.dies:
+            self.end(*self.dies)
+
+
+@pytest.fixture
+def system(tmp_path):
+    fake = FakeSystem(tmp_path / "root")
+    for path, mode in (("/opt/torch/bin/python", 0o755), ("/srv/train.py", 0o644)):
+        fake.path(path).parent.mkdir(parents=True)
+        fake.path(path).write_text("")
+        fake.path(path).chmod(mode)
+    return fake
+
+
+@pytest.fixture
+def bring(system, params, node, interface):
+    """`bring(state, check=False, options of the plan, **params)` on host a of two."""
+    facts = {n: node(n, interface("eth0", "10.1.0.%d/24" % i)) for i, n in enumerate("ab", 1)}
+
+    def run(state="started", check=False, warnings=None, options=None, **more):
+        made = None if state in ("stopped", "absent") else dict(plan.make(facts, **(options or {})), host="a")
+        system.forbidden = check
+        warn = (warnings if warnings is not None else []).append
+        return job.bring(params(state=state, plan=made, **more), check, warn, system)
+
+    return run
+
+
+def test_present_writes_and_starts_nothing(bring, system):
+    result = bring("present")
+    assert (result["changed"], result["started"], result["ready"]) == (True, False, False)
+    assert system.calls == ["reload"]
+    assert "+++" not in result["diff"]["after"] and "ExecStart=" in result["diff"]["after"]
+    assert bring("present")["changed"] is False
+    assert system.calls == ["reload"]
+
+
+def test_started_and_again(bring, system):
+    result = bring()
+    assert (result["changed"], result["started"], result["running"]) == (True, True, True)
+    assert system.calls == ["reload", "stop gpufleet-torchrun-listen.service", "start"]
+    assert result["msg"] == "torchrun@train.service: started · node 0 of 2 · ranks 0-0 of 2"
+    again = bring()
+    assert (again["changed"], again["started"], again["ready"]) == (False, False, True)
+    assert again["msg"].startswith("torchrun@train.service: running")
+
+
+def test_check_mode_writes_nothing(bring, system):
+    result = bring(check=True)
+    assert result["changed"] is True and system.calls == []
+    assert not system.path("/etc").exists()
+    assert result["msg"].startswith("torchrun@train.service: would start")
+    bring()
+    assert bring(check=True)["changed"] is False
+    assert bring(check=True, arguments=["-x"])["changed"] is True
+
+
+def test_a_changed_job_is_stopped_and_started(bring, system):
+    bring()
+    present = bring("present", arguments=["--more"])
+    assert (present["stale"], present["ready"], system.up) == (True, False, True)
+    result = bring(arguments=["--more"])
+    assert (result["stopped"], result["started"]) == (True, True)
+    assert bring(arguments=["--more"])["changed"] is False
+
+
+def test_a_new_secret_starts_it_anew_and_shows_nowhere(bring, system):
+    bring(secret_environment={"KEY": "old-secret"})
+    result = bring(secret_environment={"KEY": "new-secret"})
+    assert result["started"] is True
+    assert "secret" not in json.dumps(result).replace(".secrets", "").replace("<secret", "")
+    assert system.path("/etc/gpufleet/torchrun/train.secrets").stat().st_mode & 0o777 == 0o600
+    bring()
+    assert not system.path("/etc/gpufleet/torchrun/train.secrets").exists()
+
+
+def test_finished(bring, system):
+    result = bring("finished")
+    assert (result["verdict"], result["exit_status"], result["running"]) == ("ok", 0, False)
+    assert result["msg"].startswith("torchrun@train.service: finished")
+    # what has ended well is not run again
+    for state in ("finished", "started"):
+        again = bring(state)
+        assert (again["changed"], again["started"]) == (False, False)
+        assert "finished" in again["msg"]
+    assert bring(restart=True)["started"] is True
+
+
+def test_what_has_failed_is_run_again(bring, system):
+    system.ends = ("exit-code", "exited", "1")
+    with pytest.raises(job.JobFailed):
+        bring("finished")
+    system.ends = ("success", "exited", "0")
+    assert bring("finished")["started"] is True
+
+
+def leave(system, attempt, rank, error=None, stderr="", stdout=""):
+    folder = system.path("/var/log/torchrun/train/train-1_x/attempt_%d/%d" % (attempt, rank))
+    folder.mkdir(parents=True)
+    (folder / "stdout.log").write_text(stdout)
+    (folder / "stderr.log").write_text(stderr)
+    if error:
+        told = {"message": error, "extraInfo": {"timestamp": "1795357234"}}
+        (folder / "error.json").write_text(json.dumps({"message": told}))
+
+
+def test_why_it_failed(bring, system):
+    system.ends = ("exit-code", "exited", "1")
+    leave(system, 0, 0, error="ValueError: bad batch")
+    with pytest.raises(job.JobFailed, match="worker_failed: it has failed. rank 0 .* ValueError: bad batch") as raised:
+        bring("finished")
+    result = raised.value.result
+    assert result["exit_status"] == 1
+    assert result["failures"] == [
+        {"host": "a", "rank": 0, "local_rank": 0, "attempt": 0, "exit_code": None, "time": 1795357234.0,
+         "message": "ValueError: bad batch", "fault": None}
+    ]  # fmt: skip
+
+
+def test_a_cause_without_an_error_file(bring, system, log):
+    system.ends = ("exit-code", "exited", "1")
+    system.lines = log("too-many").splitlines()
+    with pytest.raises(job.JobFailed, match="too_many_processes: it has failed. more processes than GPUs") as raised:
+        bring("finished")
+    assert [(one["rank"], one["exit_code"]) for one in raised.value.result["failures"]] == [(4, 1)]
+
+
+def test_a_restart_is_told(bring, system):
+    leave(system, 0, 0, error="RuntimeError: killed")
+    leave(system, 1, 0, stdout="RANKS rank=0 local=0 world=2 node=0 master=a\n")
+    result = bring("finished")
+    assert result["restarts"] == 1 and " · 1 restart" in result["msg"]
+    assert [one["message"] for one in result["failures"]] == ["RuntimeError: killed"]
+
+
+def test_one_that_does_not_end(bring, system):
+    system.ends = None
+    with pytest.raises(job.JobFailed, match="peer_missing: it has not ended within 0 s; it goes on running") as raised:
+        bring("finished", timeout=0)
+    assert raised.value.result["running"] is True and system.up
+
+
+def test_one_that_dies_at_once(bring, system):
+    system.dies = ("exit-code", "exited", "2")
+    system.lines = ["python: can't open file '/srv/train.py': [Errno 13]"]
+    with pytest.raises(job.JobFailed, match="no_script: it ended at once. there is no script /srv/train.py"):
+        bring()
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"venv": "/opt/none"}, "there is no /opt/none/bin/python: install the environment first"),
+        ({"script": "/srv/none.py"}, "there is no script /srv/none.py on this host"),
+        ({"user": "nobody-here"}, "there is no user nobody-here"),
+        ({"working_directory": "/none"}, "there is no working_directory /none"),
+        (
+            {"environment": {"NCCL_SOCKET_IFNAME": "=nosuch0"}},
+            "this host has no interface nosuch0; there are: eth0, lo",
+        ),
+        ({"environment": {"NCCL_SOCKET_IFNAME": "nosuch"}}, "no interface nosuch"),
+        ({"environment": {"GLOO_SOCKET_IFNAME": "eth"}}, "no interface eth;"),
+        ({"options": {"nnodes": 3}}, "the job would not run: the group has 2 hosts"),
+        ({"name": "a b"}, "name: 'a b'"),
+    ],
+)
+def test_what_is_known_to_fail_is_refused(bring, system, more, message):
+    with pytest.raises(job.Refused, match=message):
+        bring(**more)
+    assert system.calls == []
+
+
+@pytest.mark.parametrize("value", ["eth", "^docker", "=eth0,nosuch0,"])
+def test_interfaces_that_are_there(bring, value):
+    if "nosuch" in value:
+        with pytest.raises(job.Refused):
+            bring(environment={"NCCL_SOCKET_IFNAME": value})
+    else:
+        assert bring(environment={"NCCL_SOCKET_IFNAME": value})["started"]
+
+
+def test_a_plan_is_needed(params, system):
+    with pytest.raises(job.Refused, match="plan: expected what the lookup"):
+        job.bring(params(), False, print, system)
+
+
+def test_a_host_that_is_not_in_the_plan(params, system, node):
+    with pytest.raises(job.Refused, match="the plan has no part for host z: its hosts are a"):
+        job.bring(params(plan=dict(plan.make({"a": node("a")}), host="z")), False, print, system)
+
+
+def test_findings_are_warnings(bring):
+    warnings = []
+    bring(warnings=warnings)
+    assert warnings == [
+        "not_tried: no host has tried to reach another: have torchrun_facts try peers to find out before the job does"
+    ]
+
+
+def test_stopped_and_absent(bring, system):
+    bring()
+    assert bring("stopped", check=True)["changed"] is True and system.up
+    result = bring("stopped")
+    assert (result["changed"], result["stopped"], system.up) == (True, True, False)
+    assert bring("stopped")["changed"] is False
+    assert bring("absent")["changed"] is True
+    left = [name for _folder, _folders, files in os.walk(system.path("/etc")) for name in files]
+    assert left == [] and not system.path("/var/lib/gpufleet/torchrun/train").exists()
+    assert bring("absent")["changed"] is False
+
+
+def test_old_logs_are_removed_at_a_start(bring, system):
+    for number in range(6):
+        folder = system.path("/var/log/torchrun/train/train-1_%d/attempt_0" % number)
+        folder.mkdir(parents=True)
+        os.utime(folder.parent, (number, number))
+    system.path("/var/log/torchrun/train/mine").mkdir()
+    bring(keep_logs=3)
+    assert sorted(path.name for path in system.path("/var/log/torchrun/train").iterdir()) == [
+        "mine",
+        "train-1_4",
+        "train-1_5",
+    ]

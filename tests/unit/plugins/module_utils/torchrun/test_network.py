@@ -1,0 +1,204 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Facts of a host, the listener, and who answers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import listen, network
+
+ADDRESSES = [
+    {"ifname": "lo", "flags": ["LOOPBACK", "UP", "LOWER_UP"], "mtu": 65536,
+     "addr_info": [{"family": "inet", "local": "127.0.0.1", "prefixlen": 8}]},
+    {"ifname": "eth0", "flags": ["BROADCAST", "MULTICAST", "UP", "LOWER_UP"], "mtu": 9000, "addr_info": [
+        {"family": "inet", "local": "10.1.0.1", "prefixlen": 24},
+        {"family": "inet6", "local": "2001:db8::1", "prefixlen": 64, "tentative": True}]},
+    {"ifname": "eth1", "flags": ["NO-CARRIER", "BROADCAST", "UP"], "mtu": 1500, "addr_info": []},
+    {},
+]  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Answers of commands by their first word; the commands are in `run.seen`."""
+
+    class Run:
+        seen, answers = [], {}
+
+        def __call__(self, command):
+            self.seen.append(command)
+            code, out = self.answers.get(command[0], (0, ""))
+            return subprocess.CompletedProcess(command, code, out, "words on stderr")
+
+    fake = Run()
+    fake.seen, fake.answers = [], {}
+    monkeypatch.setattr(network, "_run", fake)
+    return fake
+
+
+def test_interfaces(run, tmp_path):
+    run.answers["ip"] = (0, json.dumps(ADDRESSES))
+    for name, text in (("eth0", "25000\n"), ("eth1", "-1\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "speed").write_text(text)
+    lo, eth0, eth1 = network.interfaces(str(tmp_path))
+    assert (lo["loopback"], lo["speed_mbps"]) == (True, None)
+    assert eth0 == {
+        "name": "eth0", "up": True, "loopback": False, "mtu": 9000, "speed_mbps": 25000,
+        "addresses": [{"address": "10.1.0.1", "prefix": 24}],
+    }  # fmt: skip
+    assert (eth1["up"], eth1["speed_mbps"]) == (False, None)
+
+
+def test_interfaces_that_are_not_told(run):
+    run.answers["ip"] = (255, "")
+    with pytest.raises(network.NetworkError, match="ip -json address show: exit 255: words on stderr"):
+        network.interfaces()
+
+
+def test_own_names():
+    assert network.own_names("localhost")["localhost"][0] in ("127.0.0.1", "::1")
+    assert network.own_names("no-such-name.invalid") == {"no-such-name.invalid": []}
+
+
+def test_torch_by_its_files(tmp_path):
+    venv = str(tmp_path)
+    assert network.torch(venv) == (None, "there is no %s/bin/python" % venv)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    assert network.torch(venv) == (None, "its Python has no package torch")
+    packages = tmp_path / "lib/python3.11/site-packages"
+    (packages / "torch").mkdir(parents=True)
+    text = "__version__ = '2.13.0+cu130'\ndebug = False\ncuda: Optional[str] = '13.0'\n"
+    (packages / "torch/version.py").write_text(text)
+    assert network.torch(venv)[0] == {"version": "2.13.0+cu130", "cuda": "13.0", "nccl": None}
+    (packages / "nvidia_nccl_cu13-2.29.7.dist-info").mkdir()
+    assert network.torch(venv)[0]["nccl"] == "2.29.7"
+    (packages / "torch/version.py").write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
+    assert network.torch(venv)[0]["cuda"] is None
+
+
+def test_facts(run, monkeypatch):
+    run.answers["ip"] = (0, json.dumps(ADDRESSES))
+    gpu = {"count": 2, "fault": None, "topology": [["X", "NV18"], ["NV18", "X"]], "rdma": []}
+    found = network.facts({"venv": None, "listen": 0, "master_port": 1}, lambda: gpu)
+    assert found["gpus"] == {"count": 2, "fault": None, "nvlink": True}
+    assert (found["torch"], found["listener"], found["hostname"]) == (None, None, socket.gethostname())
+    gpu = {"count": 0, "fault": {"text": "driver hangs"}, "topology": [[None]], "rdma": []}
+    found = network.facts({"venv": "/none", "listen": 0, "master_port": 1}, lambda: gpu)
+    assert found["gpus"] == {"count": 0, "fault": "driver hangs", "nvlink": False}
+    assert found["torch_missing"] == "there is no /none/bin/python"
+
+
+@contextmanager
+def listening(token, *ports):
+    thread = threading.Thread(target=listen.main, args=(token, 3, list(ports)), daemon=True)
+    thread.start()
+    yield
+    # ends by itself
+
+
+def knock(port, token, tries=100):
+    for _ in range(tries):
+        answer = network.knock("127.0.0.1", port, token, 1.0)
+        if answer["ok"] or "refused" not in answer["why"]:
+            return answer
+    return answer
+
+
+def test_the_listener_says_who_it_is_and_what_time_it_has():
+    port = free_port()
+    with listening("t1", port):
+        answer = knock(port, "t1")
+        assert answer["ok"] and abs(answer["clock_offset_s"]) < 5
+        assert network.knock("127.0.0.1", port, "t2", 1.0) == {"ok": False, "why": "somebody else answers there"}
+        assert network.knock("127.0.0.1", port, None, 1.0) == {"ok": True, "why": ""}
+
+
+def test_reach():
+    port, closed = free_port(), free_port()
+    with listening("t1", port):
+        knock(port, "t1")
+        peer = {"addresses": ["127.0.0.1"], "token": "t1", "port": port, "rendezvous": closed, "busy": {}}
+        found = network.reach({"b": peer, "c": dict(peer, addresses=[])}, 1.0)
+    assert found["b"]["127.0.0.1"]["data"] == {"ok": True, "why": ""}
+    assert found["b"]["127.0.0.1"]["rendezvous"] == {"ok": False, "why": "connection refused"}
+    assert "clock_offset_s" in found["b"]["127.0.0.1"] and found["c"] == {}
+    assert network.reach({}, 1.0) == {}
+
+
+def test_a_rendezvous_that_the_job_itself_holds_need_not_know_us():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen(5)
+        port = held.getsockname()[1]
+        peer = {
+            "addresses": ["127.0.0.1"],
+            "token": "t1",
+            "port": free_port(),
+            "rendezvous": port,
+            "busy": {str(port): "x"},
+        }
+        assert network.reach({"b": peer}, 1.0)["b"]["127.0.0.1"]["rendezvous"]["ok"] is True
+
+
+def test_silence_ends():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(5)
+        answer = network.knock("127.0.0.1", silent.getsockname()[1], "t", 0.05)
+    assert answer == {"ok": False, "why": "no answer within 0.05 s"}
+
+
+def test_the_listener_is_a_transient_unit(run, monkeypatch):
+    monkeypatch.setattr(network, "knock", lambda *words: {"ok": True})
+    port = free_port()
+    found = network.listen(port, 30)
+    assert run.seen[0] == ["systemctl", "stop", network.LISTENER]
+    command = run.seen[1]
+    assert command[:2] == ["systemd-run", "--quiet"] and "--property=RuntimeMaxSec=35" in command
+    assert "def main(token, seconds, ports)" in command[command.index("-c") + 1]
+    assert command[-4:] == [found["token"], "30", str(found["port"]), str(port)]
+    assert found["busy"] == {}
+
+
+def test_a_port_in_use_is_told_and_not_taken(run, monkeypatch):
+    monkeypatch.setattr(network, "knock", lambda *words: {"ok": True})
+    run.answers["ss"] = (0, 'LISTEN 0 5 *:1 *:* users:(("nginx",pid=999999,fd=3))\n')
+    with socket.socket() as held:
+        held.bind(("0.0.0.0", 0))
+        held.listen(5)
+        port = held.getsockname()[1]
+        found = network.listen(port, 30)
+    assert found["busy"] == {str(port): "nginx, process 999999"}
+    assert run.seen[-1][-1] == str(found["port"])
+
+
+def test_a_listener_that_does_not_start(run):
+    run.answers["systemd-run"] = (1, "")
+    with pytest.raises(network.NetworkError, match="systemd-run: exit 1: words on stderr"):
+        network.listen(free_port(), 30)
+
+
+def test_who_holds_a_port_may_be_hidden(run):
+    assert network.holder(1) == "an unknown process"
+
+
+def test_a_missing_program_is_named():
+    with pytest.raises(network.NetworkError, match="there is no no-such-program on this host"):
+        network._run(["no-such-program"])
