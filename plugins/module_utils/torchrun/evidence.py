@@ -48,9 +48,11 @@ def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
     text = "\n".join(last.values())
     of_processes = logs.read(text)
     failures = [one for attempt in attempts for one in _failures(attempt, job)]
+    for death in logs.deaths(agent):
+        _complete(failures, dict(death, rank=None, message=None, time=None), death["attempt"], job)
     cause = said["root_cause"]
     if cause:
-        _complete(failures, cause, len(attempts) - 1, job)
+        _complete(failures, cause, max(0, len(attempts) - 1), job)
     return {
         "nccl": {key: of_processes[key] for key in ("version", "interfaces", "network", "via", "set", "warnings")},
         "seen_ranks": of_processes["ranks"],
@@ -145,15 +147,20 @@ def _failures(attempt: str, job: Job) -> List[Dict[str, Any]]:
 
 def _complete(failures: List[Dict[str, Any]], cause: Mapping[str, Any], attempt: int, job: Job) -> None:
     """Add what torchrun's own summary knows of the first process that failed here: its exit code, its true rank."""
-    for one in failures:
-        if one["attempt"] == attempt and one["local_rank"] == cause["local_rank"]:
-            one.update(exit_code=cause["exit_code"], rank=cause["rank"])
-            return
     moment = None
     if cause["time"]:
         try:
             moment = time.mktime(time.strptime(cause["time"], "%Y-%m-%d_%H:%M:%S"))
         except ValueError:
             pass
+    for one in failures:
+        if one["attempt"] == attempt and one["local_rank"] == cause["local_rank"]:
+            one["exit_code"] = cause["exit_code"]
+            one["rank"] = one["rank"] if cause["rank"] is None else cause["rank"]
+            one["message"] = one["message"] or cause["message"]
+            one["time"] = one["time"] or moment
+            return
     found = {key: cause[key] for key in ("rank", "local_rank", "exit_code", "message")}
+    if found["rank"] is None:
+        found["rank"] = job.node["first_rank"] + cause["local_rank"]
     failures.append(dict(found, host=job.host, attempt=attempt, time=moment, fault=None))

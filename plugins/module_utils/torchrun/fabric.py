@@ -20,7 +20,14 @@ NEVER = ("docker", "lo", "virbr")
 
 
 class NoNetwork(Exception):
-    """There is no network on which all hosts reach each other; the message says what was tried."""
+    """There is no network on which all hosts reach each other; the message says what was tried.
+
+    ``hosts`` are those that are not reached by all others.
+    """
+
+    def __init__(self, message: str, hosts: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.hosts = list(hosts)
 
 
 # --- addresses
@@ -63,7 +70,7 @@ def choose(nodes: Nodes, reach: Optional[Reach] = None, network: Optional[str] =
     }
     lost = [host for host, found in usable.items() if not found]
     if lost:
-        raise NoNetwork("; ".join(_tried(host, nodes, reach, network) for host in lost))
+        raise NoNetwork("; ".join(_tried(host, nodes, reach, network) for host in lost), lost)
     first = next(iter(usable.values()))
     shared = [
         one["subnet"]

@@ -23,6 +23,7 @@ _ROUND = re.compile(
     r"restart_count=(\d+)\b.*?group_world_size=(\d+)\b.*?global_ranks=\[([\d, ]*)\].*?global_world_sizes=\[(\d+)",
     re.DOTALL,
 )
+_DEATH = re.compile(r"\brestart_count=(\d+)|failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 _LAST_WORDS = re.compile(r"^(?:\[\w+\]:)?\s*([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
 
 
@@ -157,6 +158,19 @@ def rounds(agent: str) -> List[Dict[str, Any]]:
     for restarts, nodes, ranks, world in _ROUND.findall(agent):
         own = [int(rank) for rank in ranks.split(",") if rank.strip()]
         found.append({"restarts": int(restarts), "nodes": int(nodes), "world_size": int(world), "ranks": own})
+    return found
+
+
+def deaths(agent: str) -> List[Dict[str, int]]:
+    """The processes that torchrun saw die: ``attempt``, ``local_rank`` and ``exit_code``."""
+    found, attempt = [], -1
+    for match in _DEATH.finditer(agent):
+        if match.group(1) is not None:
+            attempt = int(match.group(1))
+        else:
+            found.append(
+                {"attempt": max(0, attempt), "local_rank": int(match.group(3)), "exit_code": int(match.group(2))}
+            )
     return found
 
 

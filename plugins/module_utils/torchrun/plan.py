@@ -72,10 +72,7 @@ def make(
     }  # type: Dict[str, Any]
     chosen = {}  # type: Dict[str, Dict[str, Any]]
     if len(hosts) > 1 and hosts[0] in nodes:
-        try:
-            chosen = fabric.choose(nodes, reach, network)
-        except fabric.NoNetwork as error:
-            findings.append(lint.error("no_network", None, "no network joins the hosts: %s" % error))
+        chosen = _choose(nodes, reach, network, needed, findings)
     if chosen:
         plan["master_addr"] = master_addr or chosen[hosts[0]]["address"]
         findings += _network_findings(nodes, chosen, reach, plan)
@@ -89,6 +86,34 @@ def make(
     plan["text"] = text(plan)
     plan["matrix"] = matrix(hosts, reach, plan) if reach else []
     return plan
+
+
+def _choose(
+    nodes: Dict[str, Mapping[str, Any]],
+    reach: Optional[fabric.Reach],
+    network: Optional[str],
+    needed: int,
+    findings: List[lint.Finding],
+) -> Dict[str, Dict[str, Any]]:
+    """The addresses of the hosts; an elastic job does without hosts that do not reach the master, nor it them."""
+    try:
+        return fabric.choose(nodes, reach, network)
+    except fabric.NoNetwork as error:
+        master = next(iter(nodes))
+        silent = [host for host in nodes if host != master and not _reaches(host, master, reach)]
+        if silent and len(nodes) - len(silent) >= needed:
+            for host in silent:
+                del nodes[host]
+            text = "%s and %s do not reach each other; the job runs without: %s" % (master, ", ".join(silent), error)
+            findings.append(lint.warning("no_network", None, text))
+            return _choose(nodes, reach, network, needed, findings)
+        findings.append(lint.error("no_network", None, "no network joins the hosts: %s" % error))
+        return {}
+
+
+def _reaches(host: str, master: str, reach: Optional[fabric.Reach]) -> bool:
+    tried = ((reach or {}).get(master, {}).get(host) or {}).values()
+    return any(one["data"]["ok"] for one in tried)
 
 
 def _rendezvous(wanted: Optional[str], nnodes: int, needed: int, max_restarts: int) -> str:

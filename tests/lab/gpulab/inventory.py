@@ -18,7 +18,7 @@ class Address(NamedTuple):
 
 
 def render(hosts: Dict[str, Address], lab: str, key: str, known_hosts: str, archive: str) -> str:
-    """YAML inventory of the hosts, all in group `ollama`.
+    """YAML inventory of the hosts, all in group `ollama`, and so in `torchrun`.
 
     Args: host name → address; the lab's name; paths of the private key, of known_hosts and of Ollama's archive.
     """
@@ -43,6 +43,7 @@ def render(hosts: Dict[str, Address], lab: str, key: str, known_hosts: str, arch
         lines.append(
             "    %s: {ansible_host: %s, ansible_control_path: %s}" % (name, json.dumps(address.ip), json.dumps(control))
         )
+    lines += ["torchrun:", "  children:", "    ollama:"]
     return "\n".join(lines) + "\n"
 
 

@@ -227,6 +227,19 @@ def test_a_restart_is_told(bring, system):
     assert [one["message"] for one in result["failures"]] == ["RuntimeError: killed"]
 
 
+def test_a_process_that_was_killed_leaves_no_word_but_is_told(bring, system, log):
+    leave(system, 0, 0)
+    leave(system, 1, 0)
+    killed = log("restarted").splitlines()
+    killed.insert(
+        8, "E1122 14:28:01 7848 torch/x.py:986] failed (exitcode: -9) local_rank: 0 (pid: 9) of binary: python"
+    )
+    system.lines = killed
+    result = bring("finished")
+    assert [(one["rank"], one["attempt"], one["exit_code"]) for one in result["failures"]] == [(0, 0, -9)]
+    assert result["rounds"][-1]["nodes"] == 2 and "2 hosts, 4 processes" not in result["msg"]
+
+
 def test_one_that_does_not_end(bring, system):
     system.ends = None
     with pytest.raises(job.JobFailed, match="peer_missing: it has not ended within 0 s; it goes on running") as raised:

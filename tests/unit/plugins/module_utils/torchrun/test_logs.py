@@ -115,6 +115,19 @@ def test_rounds(log):
     ]
 
 
+def test_deaths(log):
+    assert logs.deaths(log("too-many")) == [{"attempt": 0, "local_rank": 4, "exit_code": 1}]
+    killed = log("restarted").splitlines()
+    killed.insert(
+        8, "E1122 14:28:01 7848 torch/x.py:986] failed (exitcode: -9) local_rank: 1 (pid: 9) of binary: python"
+    )
+    killed.append("E1122 14:29:01 7848 torch/x.py:986] failed (exitcode: 1) local_rank: 0 (pid: 10) of binary: python")
+    assert logs.deaths("\n".join(killed)) == [
+        {"attempt": 0, "local_rank": 1, "exit_code": -9},
+        {"attempt": 1, "local_rank": 0, "exit_code": 1},
+    ]
+
+
 def test_the_cause_comes_before_what_follows_from_it():
     lost = {"host": "a", "rank": 0, "exit_code": 1, "time": 99.0, "fault": "connection_lost"}
     ended = {"host": "a", "rank": 1, "exit_code": -15, "time": 98.0, "fault": None}

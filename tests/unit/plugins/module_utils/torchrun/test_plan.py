@@ -176,6 +176,14 @@ def test_a_host_that_nobody_reaches(three, reach):
     assert made["matrix"][1:3] == ["gpu1        -     ok    no", "gpu2        ok    -     no"]
 
 
+def test_an_elastic_job_does_without_a_host_that_is_not_reached(three, reach):
+    no = [(one, "10.1.0.3", kind, "no route to host") for one in ("gpu1", "gpu2") for kind in ("data", "rendezvous")]
+    made = plan.make(three, reach(three, no), min_nodes=2)
+    assert (made["errors"], codes(made), list(made["nodes"])) == ([], ["no_network"], ["gpu1", "gpu2"])
+    assert "gpu1 and gpu3 do not reach each other; the job runs without" in made["findings"][0]["text"]
+    assert codes(plan.make(three, reach(three, no), min_nodes=3), "error") == ["no_network"]
+
+
 @pytest.mark.parametrize(
     "offset, kind, level",
     [(0.4, "c10d", None), (3, "c10d", "warning"), (-30, "c10d", "error"), (30, "static", "warning")],

@@ -1,0 +1,242 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""torchrun jobs over three hosts with a real PyTorch: torchrun_facts, the plan, torchrun_job, and what may go wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTS = ("gpu1", "gpu2", "gpu3")
+SAYS_WHO = """
+import os, sys, time
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
+
+@record
+def main():
+    who = {name: int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE")}
+    print("RANKS rank=%(RANK)d local=%(LOCAL_RANK)d world=%(WORLD_SIZE)d node=%(GROUP_RANK)d" % who, flush=True)
+"""
+DEADLINE = 240
+"""Seconds within which a fault must have its verdict, on a machine that is busy with other things, too."""
+
+
+@pytest.fixture(scope="module")
+def venv():
+    made = [sys.executable, str(ROOT / "tests/lab/torch/environment.py"), "path"]
+    return subprocess.run(made, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def clean(lab):
+    def end():
+        for host in HOSTS:
+            lab.sh(host, "systemctl stop 'torchrun@*' gpufleet-torchrun-listen.service; systemctl reset-failed;"
+                         " rm -rf /etc/gpufleet/torchrun /etc/systemd/system/torchrun@* /var/lib/gpufleet/torchrun"
+                         " /var/log/torchrun; systemctl daemon-reload", check=False)  # fmt: skip
+
+    end()
+    yield
+    end()
+
+
+@pytest.fixture
+def net(lab):
+    """`net(host, command)` in the host's network, undone by what was given as `undo` at the test's end."""
+    undone = []
+
+    def run(host, command, undo=None, check=True):
+        if undo:
+            undone.append((host, undo))
+        return lab.lab("net", host, "--", "sh", "-c", command, check=check).stdout
+
+    yield run
+    for host, command in reversed(undone):
+        lab.lab("net", host, "--", "sh", "-c", command, check=False)
+
+
+@pytest.fixture
+def play(lab, venv, clean):
+    """`play(name, variables)` runs a playbook of the collection."""
+
+    def run(name="torchrun", ok=True, words=(), **variables):
+        given = {"torchrun_venv": venv, "torchrun_nproc_per_node": 2, "torchrun_join_timeout": 90}
+        given.update({"torchrun_" + key: value for key, value in variables.items()})
+        playbook = str(ROOT / "playbooks" / (name + ".yml"))
+        return lab.playbook(playbook, "-e", json.dumps(given), *words, ok=ok, warnings=True)
+
+    return run
+
+
+def job_of(run, host=None):
+    return run.of("torchrun_job", host)
+
+
+def verdict(run):
+    """The lines of the verdict."""
+    return next(iter(run.of("assert")))["msg"]
+
+
+def test_who_reaches_whom_and_how_fast(play, lab):
+    run = play("torchrun_check", check_mib=[1, 4], check_iterations=3, check_timeout=200)
+    lines = verdict(run)
+    assert lines[0] == "verdict: ok"
+    assert lines[1].startswith("all-reduce of 4 MiB: ") and lines[1].endswith("over socket")
+    page = run.of("debug")[0]["msg"]
+    assert page[0].startswith("3 hosts, 6 processes, rendezvous static at ")
+    assert page.count("gpu3        ok    ok    -") == 1
+    ended = [one for one in job_of(run) if one.get("seen_ranks")]
+    seen = sorted((who["rank"], who["node"], who["local"]) for one in ended for who in one["seen_ranks"])
+    assert seen == [(node * 2 + local, node, local) for node in range(3) for local in range(2)]
+    figures = [figure for one in ended for figure in one["allreduce"]]
+    assert [figure["sum_ok"] for figure in figures] == [True, True]
+    assert sorted((pair["a"], pair["b"]) for one in ended for pair in one["pairs"]) == [(0, 1), (0, 2), (1, 2)]
+    # nothing stays
+    for host in HOSTS:
+        assert lab.sh(host, "ls /etc/systemd/system /etc/gpufleet/torchrun | grep -c check", check=False).strip() == "0"
+
+
+def test_below_the_floor(play):
+    run = play("torchrun_check", ok=False, check_mib=[1], check_iterations=1, check_timeout=200, check_floor_gbps=1000)
+    assert run.rc and verdict(run)[0].startswith("verdict: slow · bus bandwidth ")
+    assert verdict(run)[0].endswith("expected at least 1000.0 GB/s")
+
+
+def test_the_second_run_changes_nothing(play, lab):
+    job = {"job_name": "who", "content": SAYS_WHO + "main()\n", "state": "finished", "timeout": 150}
+    first = play(**job)
+    assert first.changed and "finished" in job_of(first, "gpu1")[-1]["msg"]
+    invocation = lab.sh("gpu2", "cat /var/lib/gpufleet/torchrun/who/ended")
+    second = play(**job)
+    assert second.changed == 0
+    assert lab.sh("gpu2", "cat /var/lib/gpufleet/torchrun/who/ended") == invocation
+    unit = lab.sh("gpu2", "systemctl cat torchrun@who")
+    assert "node 1 of 3, ranks 2 to 3 of 6" in unit and "LimitMEMLOCK=infinity" in unit
+    checked = play(words=["--check"], **job)
+    assert checked.changed == 0
+    play(job_name="who", state="absent")
+    assert lab.sh("gpu2", "systemctl cat torchrun@who", check=False).startswith("No files found")
+
+
+def test_two_networks_whose_names_differ(play, net, lab):
+    """A second network that leads nowhere, with a better name and the same subnet everywhere; eth0 has another name."""
+    for number, host in enumerate(HOSTS, 1):
+        net(
+            host,
+            "ip link add aaa0 type veth peer name aaa1 && ip link set aaa1 up && ip link set aaa0 up"
+            " && ip addr add 10.99.0.%d/24 dev aaa0" % number,
+            undo="ip link del aaa0",
+        )
+    gateway = net("gpu2", "ip -o route show default").split()[2]
+    rename = "ip link set {0} down; ip link set {0} name {1}; ip link set {1} up; ip route add default via %s" % gateway
+    net("gpu2", rename.format("eth0", "ens1f1np1"), undo=rename.format("ens1f1np1", "eth0"))
+    lab.sh(
+        "gpu3",
+        "cp /etc/hosts /etc/hosts.was; (echo 127.0.1.1 gpu3; cat /etc/hosts.was) > /tmp/hosts;"
+        " cat /tmp/hosts > /etc/hosts",
+    )
+    try:
+        run = play("torchrun_check", check_mib=[1], check_iterations=2, check_timeout=200)
+    finally:
+        lab.sh("gpu3", "cat /etc/hosts.was > /etc/hosts")
+    assert verdict(run)[0] == "verdict: ok"
+    page = "\n".join(run.of("debug")[0]["msg"])
+    assert [line.split()[4] for line in page.splitlines()[2:5]] == ["eth0", "ens1f1np1", "eth0"]
+    assert "gpu2: NCCL_SOCKET_IFNAME==ens1f1np1" in page and "NCCL would look at aaa0, too" in page
+    assert "gpu3: GLOO_SOCKET_IFNAME=eth0" in page
+    assert "gpu3 resolves to 127.0.1.1" in page
+
+
+def test_a_firewall_before_the_rendezvous(play, net, lab):
+    job = {"job_name": "wall", "content": SAYS_WHO + "main()\n", "state": "finished", "timeout": 150}
+    drop = "iptables %s INPUT -p tcp --dport 29500 -j DROP"
+    net("gpu1", drop % "-I", undo=drop % "-D")
+    began = time.monotonic()
+    run = play(ok=False, **job)
+    assert time.monotonic() - began < DEADLINE
+    failed = [one["msg"] for one in job_of(run) if one["failed"]]
+    assert failed and all("does not reach the rendezvous" in text and "a firewall" in text for text in failed)
+    assert "gpu2 does not reach" in failed[0] and "gpu3 does not reach" in failed[0]
+    assert lab.sh("gpu1", "ls /etc/systemd/system | grep -c torchrun", check=False).strip() == "0"
+    net("gpu1", drop % "-D")
+    assert "verdict: ok" in verdict(play(**job))
+    assert play(**job).changed == 0
+    play(job_name="wall", state="absent")
+
+
+def test_a_peer_without_sshd(play, lab):
+    job = {"job_name": "mute", "content": SAYS_WHO + "main()\n", "state": "finished", "timeout": 150}
+    lab.sh("gpu3", "systemctl stop ssh.service ssh.socket 2>/dev/null; pkill -x sshd; true", check=False)
+    try:
+        began = time.monotonic()
+        run = play(ok=False, **job)
+        assert time.monotonic() - began < DEADLINE
+    finally:
+        lab.sh("gpu3", "systemctl start ssh.service")
+    failed = [one["msg"] for one in job_of(run) if one["failed"]]
+    assert failed and all("gpu3 has no facts of this run: it was not reached" in text for text in failed)
+    assert "verdict: ok" in verdict(play(**job))
+    play(job_name="mute", state="absent")
+
+
+def test_a_rank_that_dies_at_its_start(play, lab):
+    dies = "    if who['RANK'] == 3:\n        raise ValueError('no data for me')\n    dist.init_process_group('gloo')\n"
+    job = {"job_name": "dies", "state": "finished", "timeout": 150}
+    began = time.monotonic()
+    run = play(ok=False, content=SAYS_WHO + dies + "main()\n", **job)
+    assert time.monotonic() - began < DEADLINE
+    first = verdict(run)[0]
+    assert first.startswith("verdict: worker_failed · gpu2: first failed rank 3 (local rank 1) exited with status 1")
+    assert "ValueError: no data for me" in first
+    mended = "    dist.init_process_group('gloo')\n    dist.barrier()\n    dist.destroy_process_group()\n"
+    assert verdict(play(content=SAYS_WHO + mended + "main()\n", **job))[0] == "verdict: ok"
+    play(job_name="dies", state="absent")
+
+
+@pytest.mark.parametrize("name", ["NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"])
+def test_an_interface_that_is_not_there_is_refused(play, name):
+    run = play(ok=False, job_name="iface", content=SAYS_WHO, environment={name: "nosuch0"})
+    failed = [one["msg"] for one in job_of(run) if one["failed"]]
+    assert len(failed) == 3 and all("this host has no interface nosuch0; there are:" in text for text in failed)
+
+
+def test_an_interface_that_only_the_script_knows(play):
+    """What cannot be seen beforehand is told from the log."""
+    script = (
+        SAYS_WHO + "    os.environ['GLOO_SOCKET_IFNAME'] = 'nosuch0'\n    dist.init_process_group('gloo')\nmain()\n"
+    )
+    began = time.monotonic()
+    run = play(ok=False, job_name="iface", content=script, state="finished", timeout=150)
+    assert time.monotonic() - began < DEADLINE
+    assert verdict(run)[0].startswith("verdict: bad_interface · gpu")
+    assert "there is no network interface nosuch0" in verdict(run)[0]
+    play(job_name="iface", state="absent")
+
+
+def test_a_changed_job_is_started_anew_on_all_hosts(play, lab):
+    waits = SAYS_WHO + "    dist.init_process_group('gloo')\n    time.sleep(600)\nmain()\n"
+
+    def invocations():
+        return [lab.sh(host, "systemctl show -P InvocationID torchrun@long").strip() for host in HOSTS]
+
+    play(job_name="long", content=waits)
+    first = invocations()
+    assert play(job_name="long", content=waits).changed == 0 and invocations() == first
+    # one host declares another environment: all are started anew
+    run = play(
+        job_name="long", content=waits, environment="{{ {'ONLY': 'gpu2'} if inventory_hostname == 'gpu2' else {} }}"
+    )
+    assert not set(invocations()) & set(first)
+    assert [one["stale"] for one in job_of(run)[:3]].count(True) == 1
+    assert "ONLY=gpu2" in lab.sh("gpu2", "tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID torchrun@long)/environ")
+    play(job_name="long", state="stopped")
+    assert lab.sh("gpu1", "systemctl is-active torchrun@long", check=False).strip() == "inactive"
+    play(job_name="long", state="absent")
