@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -107,18 +108,20 @@ def test_facts(run, monkeypatch):
 
 @contextmanager
 def listening(token, *ports):
-    thread = threading.Thread(target=listen.main, args=(token, 3, list(ports)), daemon=True)
+    thread = threading.Thread(target=listen.main, args=(token, 60, list(ports)), daemon=True)
     thread.start()
     yield
     # ends by itself
 
 
-def knock(port, token, tries=100):
-    for _ in range(tries):
-        answer = network.knock("127.0.0.1", port, token, 1.0)
-        if answer["ok"] or "refused" not in answer["why"]:
+def knock(port, token):
+    """The first answer that is no refusal: the listener's thread may not have begun."""
+    until = time.monotonic() + 30
+    while True:
+        answer = network.knock("127.0.0.1", port, token, 10.0)
+        if answer["ok"] or "refused" not in answer["why"] or time.monotonic() > until:
             return answer
-    return answer
+        time.sleep(0.01)
 
 
 def test_the_listener_says_who_it_is_and_what_time_it_has():
@@ -126,8 +129,8 @@ def test_the_listener_says_who_it_is_and_what_time_it_has():
     with listening("t1", port):
         answer = knock(port, "t1")
         assert answer["ok"] and abs(answer["clock_offset_s"]) < 5
-        assert network.knock("127.0.0.1", port, "t2", 1.0) == {"ok": False, "why": "somebody else answers there"}
-        assert network.knock("127.0.0.1", port, None, 1.0) == {"ok": True, "why": ""}
+        assert network.knock("127.0.0.1", port, "t2", 10.0) == {"ok": False, "why": "somebody else answers there"}
+        assert network.knock("127.0.0.1", port, None, 10.0) == {"ok": True, "why": ""}
 
 
 def test_reach():
@@ -135,7 +138,7 @@ def test_reach():
     with listening("t1", port):
         knock(port, "t1")
         peer = {"addresses": ["127.0.0.1"], "token": "t1", "port": port, "rendezvous": closed, "busy": {}}
-        found = network.reach({"b": peer, "c": dict(peer, addresses=[])}, 1.0)
+        found = network.reach({"b": peer, "c": dict(peer, addresses=[])}, 10.0)
     assert found["b"]["127.0.0.1"]["data"] == {"ok": True, "why": ""}
     assert found["b"]["127.0.0.1"]["rendezvous"] == {"ok": False, "why": "connection refused"}
     assert "clock_offset_s" in found["b"]["127.0.0.1"] and found["c"] == {}
@@ -154,7 +157,7 @@ def test_a_rendezvous_that_the_job_itself_holds_need_not_know_us():
             "rendezvous": port,
             "busy": {str(port): "x"},
         }
-        assert network.reach({"b": peer}, 1.0)["b"]["127.0.0.1"]["rendezvous"]["ok"] is True
+        assert network.reach({"b": peer}, 10.0)["b"]["127.0.0.1"]["rendezvous"]["ok"] is True
 
 
 def test_silence_ends():
