@@ -28,7 +28,7 @@ LICENCE = [
 # wheels and models, and names for examples.
 URL_HOSTS = re.compile(
     r"^(github\.com|galaxy\.ansible\.com|docs\.ansible\.com|forum\.ansible\.com|www\.gnu\.org|docs\.nvidia\.com"
-    r"|(download\.)?pytorch\.org|wheels\.vllm\.ai|huggingface\.co|modelscope\.cn"
+    r"|git-lfs\.github\.com|(download\.)?pytorch\.org|wheels\.vllm\.ai|huggingface\.co|modelscope\.cn"
     r"|ollama\.com|semver\.org|localhost|127\.0\.0\.1|0\.0\.0\.0|\[.*"
     r"|([a-z0-9-]+\.)*example(\.[a-z]+)?|[a-z0-9-]+|10(\.\d+){3}|192\.168(\.\d+){2}|192\.0\.2\.\d+|.*[<{%$(].*)$"
 )

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import IO, Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import IO, Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 
@@ -89,7 +89,7 @@ class Sources:
     extra_indexes: Tuple[str, ...] = ()
     """Indexes in place of the table's."""
     wheels: Optional[str] = None
-    """Directory on this host with all wheels: no index is asked."""
+    """Directory on this host with all wheels, or a tar of one: no index is asked."""
     installer: str = "auto"
     """``uv``, ``pip``, or ``auto``: uv when it is on the PATH."""
     timeout: float = 3600
@@ -238,8 +238,10 @@ class EnvironmentStep:
         """Build, or leave everything as it was."""
         kept = (self.link("current"), self.link("previous"))
         for name in self._environments():  # of runs that were killed
-            if name not in kept and not read_record(os.path.join(self.folder, name)):
-                shutil.rmtree(os.path.join(self.folder, name))
+            path = os.path.join(self.folder, name)
+            if name not in kept and not read_record(path):
+                _await_idle(path, self.sources.timeout)
+                shutil.rmtree(path)
         aside = os.path.join(self.folder, ".%s.aside" % self.name)
         if os.path.isdir(self.path):  # in use, but someone has damaged it
             os.rename(self.path, aside)
@@ -256,11 +258,6 @@ class EnvironmentStep:
 
     def _build(self) -> None:
         sources = self.sources
-        if sources.wheels and not os.path.isdir(sources.wheels):
-            raise EnvironmentFault(
-                "wheels: there is no directory %s on this host; expected one with the wheels of %s"
-                % (sources.wheels, " ".join(self.choice.packages))
-            )
         uv = find_uv(sources.installer)
         if uv:
             self._run([uv, "venv", "--quiet", "--python", self.interpreter, self.path])
@@ -268,24 +265,29 @@ class EnvironmentStep:
             self._run([self.interpreter, "-m", "venv", self.path], hint=_venv_hint)
         with open(os.path.join(self.path, ".constraints.txt"), "w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in self.choice.constraints))
-        install = self._installer(uv)
+        wheels = sources.wheels
+        if wheels and not os.path.isdir(wheels):
+            wheels = os.path.join(self.path, ".wheels")
+            _unpack(sources.wheels or "", wheels)
+        install = self._installer(uv, wheels)
         packages = list(self.choice.packages)
         if self.choice.without:
             main, packages = packages[0], packages[1:]
             self._run([*install, "--no-deps", main], hint=_install_hint)
-            self._run([*install, *self._requirements(install), *packages], hint=_install_hint)
-        else:
+            packages = [*self._requirements(install), *packages]
+        if packages:
             self._run([*install, *packages], hint=_install_hint)
+        if wheels != sources.wheels:
+            shutil.rmtree(wheels or "")
         self._test()
 
-    def _installer(self, uv: Optional[str]) -> List[str]:
-        sources = self.sources
+    def _installer(self, uv: Optional[str], wheels: Optional[str]) -> List[str]:
         if uv:
             words = [uv, "pip", "install", "--quiet", "--python", self.python, "--index-strategy", "unsafe-best-match"]
         else:
             words = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
         words += ["--constraint", os.path.join(self.path, ".constraints.txt")]
-        return [*words, "--no-index", "--find-links", sources.wheels] if sources.wheels else words
+        return [*words, "--no-index", "--find-links", wheels] if wheels else words
 
     def _indexes(self) -> Dict[str, str]:
         """Where to look, as variables: everybody can read a program's arguments."""
@@ -511,7 +513,32 @@ def _install_hint(words: str, step: EnvironmentStep) -> str:
 
 
 def _test_hint(words: str, step: EnvironmentStep) -> str:
-    return ". The new environment does not work on this host and was removed; what is in use is untouched"
+    return ". The new environment does not work on this host"
+
+
+def _await_idle(path: str, timeout: float) -> None:
+    """Wait until no program of a killed run writes there any more: children end with it, but theirs do not.
+
+    :raises EnvironmentFault: one goes on.
+    """
+    until = time.monotonic() + timeout
+    while True:
+        found = [pid for pid in os.listdir("/proc") if pid.isdigit() and _names(pid, os.fsencode(path) + b"/")]
+        if not found:
+            return
+        if time.monotonic() > until:
+            raise EnvironmentFault(
+                "%s is left of a run that was killed, and process %s still works there; end it first" % (path, found[0])
+            )
+        time.sleep(0.2)
+
+
+def _names(pid: str, path: bytes) -> bool:
+    try:
+        with open("/proc/%s/cmdline" % pid, "rb") as file:
+            return path in file.read()
+    except OSError:
+        return False
 
 
 class _lock:
@@ -545,6 +572,25 @@ class _lock:
             self._file.close()
 
 
+def _unpack(archive: str, folder: str) -> None:
+    """The wheels of a tar, whatever folders they are in there.
+
+    :raises EnvironmentFault: it cannot be read.
+    """
+    import tarfile
+
+    os.mkdir(folder)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                source = tar.extractfile(member) if member.isfile() and member.name.endswith(".whl") else None
+                if source:
+                    with open(os.path.join(folder, os.path.basename(member.name)), "wb") as file:
+                        shutil.copyfileobj(source, file, 1 << 20)
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise EnvironmentFault("wheels: %s cannot be unpacked: %s" % (archive, error)) from None
+
+
 def _texts(folder: str) -> List[str]:
     """The text of every unit file and drop-in below a folder."""
     found = []
@@ -565,19 +611,3 @@ def _remove_empty(folder: str) -> None:
             shutil.rmtree(folder)
     except OSError:
         pass
-
-
-def result(step: EnvironmentStep) -> Mapping[str, Any]:
-    """The values of an environment for a module's result."""
-    record = step.record()
-    return {
-        "path": step.path,
-        "python": step.python,
-        "engine": step.choice.engine,
-        "version": step.choice.version,
-        "cuda": step.choice.cuda,
-        "current": step.link("current"),
-        "previous": step.link("previous"),
-        "device": record.get("device"),
-        "packages": record.get("packages", {}),
-    }

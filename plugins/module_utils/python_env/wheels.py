@@ -47,7 +47,7 @@ def choose(
     """The newest build that runs here, or the named one.
 
     :param version: version of the engine; None for the newest of the table that runs here.
-    :param cuda: ``cu130``, ``cpu``, or None for the newest CUDA that the driver runs.
+    :param cuda: ``cu130``, ``cpu``, or None for that of the package on PyPI or else the newest, as the driver runs it.
     :param driver: version of the NVIDIA driver; None where there is none.
     :param python: version of the interpreter; None when it is not known, then it is not looked at.
     :param package: the engine's own package instead of the table's, as pip takes it; the version need not be in the
@@ -155,7 +155,8 @@ def _from_table(
     if not running:
         oldest = min(for_python, key=lambda wheel: (numbers(floor(wheel.cuda) or "0"), numbers(wheel.cuda[2:])))
         _refuse_driver(oldest, driver, _advice(engine, driver, python, known))
-    return max(running, key=lambda wheel: (numbers(wheel.version), numbers(wheel.cuda[2:] or "0")))
+    # of one version's builds the one on PyPI: most people have it
+    return max(running, key=lambda wheel: (numbers(wheel.version), not wheel.indexes, numbers(wheel.cuda[2:])))
 
 
 def _refuse_driver(wheel: Wheel, driver: Optional[str], advice: str = "") -> None:

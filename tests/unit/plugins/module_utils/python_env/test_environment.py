@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -41,6 +44,9 @@ elif words[:3] == ["-m", "pip", "install"] or words[:2] == ["pip", "install"]:
     here = os.path.dirname(os.path.dirname(sys.argv[0] if words[0] == "-m" else words[words.index("--python") + 1]))
     with open(here + "/half-written", "w") as file:
         file.write("x")
+    if "--find-links" in words:
+        with open(fake + "/found", "w") as file:
+            file.write(" ".join(sorted(os.listdir(words[words.index("--find-links") + 1]))))
     if behaviour == "half":
         sys.exit("ERROR: Could not install: https://me:s3cret@index/simple\nERROR: the rest\n")
     if behaviour == "full":
@@ -49,7 +55,7 @@ elif words[:3] == ["-m", "pip", "install"] or words[:2] == ["pip", "install"]:
         open(fake + "/hanging", "w").close()
         time.sleep(600)
 elif words[0] == "-c" and "importlib.metadata.requires" in words[1]:
-    print(json.dumps(["numpy>=2"]))
+    print(json.dumps([] if behaviour == "no requirements" else ["numpy>=2"]))
 elif words[0] == "-c":
     if behaviour == "broken":
         sys.exit("ImportError: libcudart.so.13: cannot open shared object file")
@@ -216,7 +222,7 @@ def test_undone_one_that_was_there_before_stays(make, tmp_path):
         ("no venv", "Install the venv module of"),
         ("half", r"pip install .*exit status 1: ERROR: Could not install"),
         ("full", "No space left on device. Free space on the file system of"),
-        ("broken", "libcudart.so.13.*The new environment does not work on this host and was removed"),
+        ("broken", "libcudart.so.13.*The new environment does not work on this host"),
     ],
 )
 def test_a_failed_build_leaves_nothing(make, fake, tmp_path, behaviour, message):
@@ -264,11 +270,24 @@ def test_wheels_of_a_directory_ask_no_index(make, fake, tmp_path):
     assert fake.log()[1][-4:] == ["--no-index", "--find-links", str(tmp_path / "wheels"), "engine==1.0"]
 
 
-def test_a_directory_of_wheels_that_is_not_there(make, tmp_path):
-    with pytest.raises(
-        EnvironmentFault, match="there is no directory /nowhere on this host; expected one with the wheels"
-    ):
-        make(sources=Sources(wheels="/nowhere")).apply()
+def test_wheels_in_a_tar(make, fake, tmp_path):
+    with tarfile.open(tmp_path / "wheels.tar", "w") as tar:
+        for name in ("wheels/engine-1.0-py3-none-any.whl", "../outside.whl", "notes.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"zip"))
+    step = make(sources=Sources(wheels=str(tmp_path / "wheels.tar")))
+    step.apply()
+    assert fake.log()[1][-4:-1] == ["--no-index", "--find-links", step.path + "/.wheels"]
+    assert (fake.folder / "found").read_text().split() == ["engine-1.0-py3-none-any.whl", "outside.whl"]
+    assert not os.path.exists(step.path + "/.wheels") and not (tmp_path / "opt/engine/outside.whl").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar"])
+def test_a_tar_that_is_none(make, tmp_path, content):
+    (tmp_path / "wheels.tar").write_bytes(content)
+    with pytest.raises(EnvironmentFault, match="wheels: .*/wheels.tar cannot be unpacked"):
+        make(sources=Sources(wheels=str(tmp_path / "wheels.tar"))).apply()
     assert not (tmp_path / "opt").exists()
 
 
@@ -279,6 +298,13 @@ def test_requirements_left_out(make, fake):
     assert installs[1][-1:] == ["numpy>=2"]
     asked = next(words for words in fake.log() if words[1] == "-c" and "requires" in words[2])
     assert asked[3:] == ["engine", "torch"]
+
+
+def test_nothing_but_the_package_itself(make, fake):
+    """pip calls an empty list an error."""
+    fake("no requirements")
+    make(without=("numpy",)).apply()
+    assert len([words for words in fake.log() if "install" in words]) == 1
 
 
 def test_uv_when_it_is_there(make, fake, monkeypatch, tmp_path):
@@ -356,6 +382,22 @@ def test_a_child_ends_with_the_one_that_waits_for_it(make, fake):
     while installers() and time.monotonic() < until:
         time.sleep(0.01)
     assert not installers()
+
+
+def test_what_a_killed_run_left_is_removed_when_nobody_writes_there(make, tmp_path):
+    make("1.0").apply()
+    left_over = make("1.1").path
+    os.makedirs(left_over)
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", left_over + "/bin/pip"])
+    try:
+        with pytest.raises(EnvironmentFault, match="process %d still works there; end it first" % grandchild.pid):
+            make("1.1", sources=Sources(timeout=0.3)).apply()
+        assert os.path.isdir(left_over)
+    finally:
+        grandchild.kill()
+        grandchild.wait()
+    make("1.1").apply()
+    assert in_use(tmp_path) == make("1.1").name
 
 
 def test_another_run_that_builds_is_waited_for(make, tmp_path, fake):

@@ -14,6 +14,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.whee
 ANY = ((3, 9), (3, 14))
 TABLE = (
     Wheel("engine", "2.0", "cu130", ("engine==2.0",), ((3, 11), (3, 15))),
+    Wheel("engine", "2.0", "cu132", ("engine==2.0+cu132",), ((3, 11), (3, 15)), ("https://cu132",)),
     Wheel("engine", "2.0", "cu129", ("engine==2.0+cu129",), ((3, 11), (3, 15)), ("https://cu129",)),
     Wheel("engine", "1.9", "cu129", ("engine==1.9",), ANY),
     Wheel("engine", "1.10", "cu128", ("engine==1.10",), ANY),
@@ -98,12 +99,12 @@ def test_a_build_for_the_cpu_is_taken_only_when_asked_for():
         ),
         (
             {"version": "3.0", "driver": "580"},
-            "the table has no engine 3.0; there are 2.1 (cpu), 2.0 (cu130), 2.0 (cu129), 1.10 (cu128), 1.9 (cu129), "
+            "the table has no engine 3.0; there are 2.1 (cpu), 2.0 (cu132), 2.0 (cu130), 2.0 (cu129), 1.10 (cu128), 1.9 (cu129), "
             "1.0 (cu118). Another one is installed with package, version and cuda",
         ),
         (
             {"version": "2.0", "cuda": "cu118", "driver": "580"},
-            "the table has no engine 2.0 with CUDA 11.8; there are 2.0 (cu130), 2.0 (cu129). "
+            "the table has no engine 2.0 with CUDA 11.8; there are 2.0 (cu132), 2.0 (cu130), 2.0 (cu129). "
             "Another one is installed with package, version and cuda",
         ),
         ({"cuda": "thirteen"}, "cuda is 'thirteen'; expected a version such as 13.0 or cu130, or cpu"),

@@ -1,0 +1,145 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Downloads files into a directory: checked by checksum, gone on with after an interruption, never half there."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from typing import Any, Callable, Mapping, Optional
+from urllib.parse import urlsplit
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File
+
+ATTEMPTS = 5  # in a row without a byte
+SILENCE = 60  # seconds without a byte
+PIECE = 1 << 20
+
+
+class DownloadError(Exception):
+    """A server refuses, is not reached, or sends something else than it said."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Goes where it is sent; who asks is told to the first host alone."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None and urlsplit(newurl).netloc == urlsplit(req.full_url).netloc:
+            for name, value in req.unredirected_hdrs.items():
+                request.add_unredirected_header(name, value)
+        return request
+
+
+def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
+    """The open answer of a server.
+
+    :raises DownloadError: with what the server says, in the words of its user.
+    """
+    request = urllib.request.Request(url)
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)
+    if first_byte:
+        request.add_header("Range", "bytes=%d-" % first_byte)
+    try:
+        return urllib.request.build_opener(_Redirects()).open(request, timeout=SILENCE)
+    except urllib.error.HTTPError as error:
+        host = urlsplit(url).netloc
+        if error.code in (401, 403):
+            said = (
+                "give a token that may read it"
+                if not headers
+                else "the token may not read it, or its terms are not accepted"
+            )
+            raise DownloadError("%s answers %d for %s: %s" % (host, error.code, url, said)) from None
+        if error.code == 404:
+            raise DownloadError("%s knows no %s: correct name and revision" % (host, url)) from None
+        raise DownloadError("%s answers %d %s for %s" % (host, error.code, error.reason, url)) from error
+
+
+def download(url: str, headers: Mapping[str, str], file: File, folder: str, arrived: Callable[[int], None]) -> None:
+    """Have one file in a folder; what is there is not loaded again.
+
+    :param arrived: called with the size of each piece.
+    :raises DownloadError: nothing wrong is left under the file's name.
+    """
+    path = os.path.join(folder, file.path)
+    if os.path.exists(path) and os.path.getsize(path) == file.size:
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    part = path + ".part"
+    digest = _Digest(file)
+    with open(part, "ab+") as target:
+        target.seek(0)
+        have = 0
+        for chunk in iter(lambda: target.read(PIECE), b""):
+            digest.update(chunk)
+            have += len(chunk)
+        if have > file.size:
+            target.truncate(0)
+            digest, have = _Digest(file), 0
+        left = ATTEMPTS
+        while have < file.size:
+            try:
+                with get(url, headers, have) as answer:
+                    if have and answer.status != 206:  # the server sends all of it
+                        target.truncate(0)
+                        digest, have = _Digest(file), 0
+                    for chunk in iter(lambda: answer.read(PIECE), b""):
+                        target.write(chunk)
+                        digest.update(chunk)
+                        have, left = have + len(chunk), ATTEMPTS
+                        arrived(len(chunk))
+                        if have > file.size:
+                            raise DownloadError("%s is longer than the %d bytes that are listed" % (url, file.size))
+                if have < file.size:
+                    raise http.client.IncompleteRead(b"", file.size - have)
+            except DownloadError as error:
+                if not isinstance(error.__cause__, urllib.error.HTTPError) or error.__cause__.code < 500:
+                    if have > file.size:
+                        os.unlink(part)
+                    raise
+                left = _again(left, url, have, file, error)
+            except (OSError, http.client.HTTPException) as error:
+                left = _again(left, url, have, file, error)
+        target.flush()
+        os.fsync(target.fileno())
+    if digest.wrong():
+        os.unlink(part)
+        raise DownloadError("%s has %s; expected %s" % (url, digest.found(), digest.expected))
+    os.rename(part, path)
+
+
+def _again(left: int, url: str, have: int, file: File, error: Exception) -> int:
+    """One attempt less; a broken connection is met with patience."""
+    if left <= 1:
+        raise DownloadError(
+            "%s: %s, after %d of %d bytes and %d attempts; run it again to go on from there"
+            % (url, error, have, file.size, ATTEMPTS)
+        ) from None
+    time.sleep(0.1 * 2 ** (ATTEMPTS - left))
+    return left - 1
+
+
+class _Digest:
+    """The checksum that the hub lists for a file: SHA-256, or git's own."""
+
+    def __init__(self, file: File) -> None:
+        self.expected = file.sha256 or file.blob
+        self._digest: Any = hashlib.sha256() if file.sha256 or not file.blob else hashlib.sha1()
+        if not file.sha256 and file.blob:
+            self._digest.update(b"blob %d\0" % file.size)
+
+    def update(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+
+    def found(self) -> str:
+        return self._digest.hexdigest()
+
+    def wrong(self) -> Optional[bool]:
+        return self.expected is not None and self.found() != self.expected

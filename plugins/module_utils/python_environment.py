@@ -1,0 +1,130 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An engine's Python environment from options to the switch; by itself, or as a step of a service."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, Mapping
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import procfs
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import environment, wheels
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
+    EnvironmentFault,
+    EnvironmentStep,
+    Sources,
+)
+
+#: For the argument spec of every module that brings an environment along, at its top or as suboptions.
+OPTIONS: Dict[str, Dict[str, Any]] = dict(
+    version=dict(type="str"),
+    cuda=dict(type="str"),
+    interpreter=dict(type="str", default="python3"),
+    package=dict(type="str"),
+    packages=dict(type="list", elements="str", default=[]),
+    without=dict(type="list", elements="str", default=[]),
+    constraints=dict(type="list", elements="str", default=[]),
+    index_url=dict(type="str", no_log=True),
+    extra_index_urls=dict(type="list", elements="str", default=[], no_log=True),
+    wheels=dict(type="str"),
+    remote_src=dict(type="bool", default=False),
+    installer=dict(type="str", choices=["auto", "uv", "pip"], default="auto"),
+    build_timeout=dict(type="int", default=3600),
+    root=dict(type="path", default=environment.ROOT),
+)
+
+
+class Refused(Exception):
+    """Something is wrong before anything was touched."""
+
+
+class WheelsNeeded(Exception):
+    """The environment is not on this host yet, and its wheels lie on the controller."""
+
+
+def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> EnvironmentStep:
+    """The environment that OPTIONS ask for.
+
+    :param root: where /proc and /sys are (for tests).
+    :raises Refused: the driver or the interpreter does not run what is asked for.
+    """
+    try:
+        interpreter = environment.find_interpreter(params["interpreter"])
+        choice = wheels.choose(
+            engine,
+            version=params["version"],
+            cuda=params["cuda"],
+            driver=procfs.kernel_driver(root)["version"],
+            python=environment.python_version(interpreter),
+            package=params["package"],
+            packages=params["packages"],
+            without=params["without"],
+            constraints=params["constraints"],
+        )
+        sources = Sources(
+            index=params["index_url"],
+            extra_indexes=tuple(params["extra_index_urls"]),
+            wheels=params["wheels"],
+            installer=params["installer"],
+            timeout=params["build_timeout"],
+        )
+        return EnvironmentStep(choice, interpreter, sources, params["root"])
+    except (wheels.WheelError, EnvironmentFault) as error:
+        raise Refused(str(error)) from None
+
+
+def check_wheels(step: EnvironmentStep, params: Mapping[str, Any], check_mode: bool) -> None:
+    """To be called before a step is applied.
+
+    :raises WheelsNeeded: the controller has to send them first.
+    :raises Refused: they are not where they should be.
+    """
+    if not params["wheels"] or step.built():
+        return
+    if not params["remote_src"]:
+        if not check_mode:
+            raise WheelsNeeded()
+    elif not os.path.exists(params["wheels"]):
+        raise Refused(
+            "wheels: there is no directory %s on this host; expected one with the wheels of %s"
+            % (params["wheels"], " ".join(step.choice.packages))
+        )
+
+
+def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
+    """Bring an engine's environment to its declared state.
+
+    :param params: ``engine`` and OPTIONS.
+    :returns: the module's result.
+    :raises Refused: nothing was touched.
+    :raises WheelsNeeded: nothing was touched; call again with the wheels on this host.
+    :raises EnvironmentFault: nothing was switched, and nothing of the new environment is left.
+    """
+    step = step_for(params["engine"], params)
+    needed, built = step.needed(), step.built()
+    if not needed:
+        return dict(_result(step), changed=False, diff={}, pruned=[])
+    check_wheels(step, params, check_mode)
+    diff, pruned = step.diff(), []
+    if not check_mode:
+        step.apply()
+        pruned = step.prune()
+    said = "switched to" if built else "built and switched to"
+    result = dict(_result(step), changed=True, diff=diff, pruned=pruned)
+    result["msg"] = "%s%s %s" % ("would have " if check_mode else "", said, result["msg"])
+    return result
+
+
+def _result(step: EnvironmentStep) -> Dict[str, Any]:
+    record, choice = step.record(), step.choice
+    return {
+        "msg": "%s %s (%s)" % (choice.engine, choice.version, choice.cuda),
+        "path": step.path,
+        "python": step.python,
+        "version": choice.version,
+        "cuda": choice.cuda,
+        "device": record.get("device"),
+        "packages": record.get("packages", {}),
+        "previous": step.link("previous"),
+    }

@@ -1,0 +1,178 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One revision of a model in a directory of its own, from a hub, by git, or as it lies there."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: model_source
+short_description: Have one revision of a model in a directory, from Hugging Face, ModelScope, git or the host itself
+version_added: 0.1.0
+description:
+  - Has a model's files in C(ROOT/SOURCE/NAME/COMMIT), where vLLM and others find them without any network. A server
+    that is started with that path never downloads, and its start takes no longer than the reading of the weights.
+  - Every file is checked by the checksum that the hub lists, while it arrives. The directory is there once all files
+    are. An interrupted download is gone on with by the next run.
+  - A revision that is there costs no network. A branch or tag is looked up once, and again with O(update=true).
+  - Before anything is downloaded, the sizes are compared with the free space.
+  - Weights in other formats (V(*.bin), V(*.pth), V(*.gguf), C(original/) and so on) are left out where there are
+    safetensors, unless O(include) says what to have.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Asks the hub, and tells sizes and lack of space. By git only that something would be cloned is told.
+  diff_mode:
+    support: full
+requirements:
+  - git and git-lfs, with O(source=git)
+options:
+  name:
+    description:
+      - C(ORGANISATION/NAME) as the hub writes it. With O(source=git) any such name, for the directory.
+      - With O(source=directory) the path of a directory on the host.
+    type: str
+    required: true
+  source:
+    description: Where it comes from.
+    type: str
+    choices: [huggingface, modelscope, git, directory]
+    default: huggingface
+  revision:
+    description:
+      - A commit, tag or branch. Only a commit is the same for ever.
+      - Left out, it is V(main) at Hugging Face, V(master) at ModelScope, and the default branch of a git repository.
+    type: str
+  url:
+    description:
+      - Another address of the hub, such as a mirror.
+      - With O(source=git) what C(git clone) takes, without a user and password. Required there.
+    type: str
+  token:
+    description:
+      - For models that not everybody may read. It is sent to the hub alone, not to where the hub redirects. It stands
+        in no process list and is written to no file.
+    type: str
+  include:
+    description: Patterns of the files to have, as C(*.safetensors). Left out, all.
+    type: list
+    elements: str
+    default: []
+  exclude:
+    description: Patterns of files to leave out. Not for O(source=git).
+    type: list
+    elements: str
+    default: []
+  update:
+    description: Ask the hub again what a branch or tag is now. Older revisions stay where they are.
+    type: bool
+    default: false
+  offline:
+    description: Ask nothing of the network. A model that is not there is an error then.
+    type: bool
+    default: false
+  free_space_margin:
+    description: Space to leave free, such as V(2GiB).
+    type: str
+    default: 2GiB
+  root:
+    description: Folder for the models of all sources.
+    type: path
+    default: /var/lib/gpufleet/models
+seealso:
+  - module: gpufleet.inference.ollama_model
+    description: For models of an Ollama server.
+"""
+
+EXAMPLES = r"""
+- name: Have a model that not everybody may read
+  gpufleet.inference.model_source:
+    name: meta-llama/Llama-3.1-8B-Instruct
+    revision: 0e9e39f249a16976918f6564b8830bc894c89659
+    token: "{{ vault_hf_token }}"
+  become: true
+  register: llama
+
+- name: Serve it
+  ansible.builtin.debug:
+    msg: "vllm serve {{ llama.path }}"
+
+- name: From ModelScope
+  gpufleet.inference.model_source: {name: Qwen/Qwen3-8B, source: modelscope}
+  become: true
+
+- name: From a house's own git server
+  gpufleet.inference.model_source:
+    name: house/chat-8b
+    source: git
+    url: https://git.example.com/models/chat-8b.git
+    revision: v1.2
+  become: true
+"""
+
+RETURN = r"""
+msg:
+  description: What was done, in one line; on a failure what was found, what was expected, and what to do.
+  returned: always
+  type: str
+  sample: loaded main of Qwen/Qwen3-8B, 11 files, 15.3 GiB
+path:
+  description: The directory. It is there once all files are.
+  returned: success
+  type: str
+  sample: /var/lib/gpufleet/models/huggingface/Qwen/Qwen3-8B/b968826d9c46dd6066d109eabc6255188de91218
+commit:
+  description:
+    - The commit that the revision is. ModelScope tells none of the whole; there it is a hash of the files' checksums.
+    - None for a directory.
+  returned: success
+  type: str
+  sample: b968826d9c46dd6066d109eabc6255188de91218
+bytes:
+  description: Size of what was loaded, or would be in check mode; 0 when it was there.
+  returned: success
+  type: int
+diff:
+  description: The directory, when it is new.
+  returned: success
+  type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import source
+
+
+def argument_spec():
+    return dict(
+        name=dict(type="str", required=True),
+        source=dict(type="str", choices=["huggingface", "modelscope", "git", "directory"], default="huggingface"),
+        revision=dict(type="str"),
+        url=dict(type="str"),
+        token=dict(type="str", no_log=True),
+        include=dict(type="list", elements="str", default=[]),
+        exclude=dict(type="list", elements="str", default=[]),
+        update=dict(type="bool", default=False),
+        offline=dict(type="bool", default=False),
+        free_space_margin=dict(type="str", default="2GiB"),
+        root=dict(type="path", default="/var/lib/gpufleet/models"),
+    )
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    try:
+        result = source.bring(module.params, module.check_mode, module.warn)
+    except source.SourceError as error:
+        module.fail_json(msg=str(error), changed=False)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

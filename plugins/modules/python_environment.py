@@ -1,0 +1,227 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Python environment of an inference engine, one for each version, switched at one stroke."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: python_environment
+short_description: Build the Python environment of vLLM or PyTorch beside the one in use, test it, and switch
+version_added: 0.1.0
+description:
+  - Has a virtual environment with the declared version of an engine under C(ROOT/ENGINE/VERSION-CUDA-HASH) and the link
+    C(ROOT/ENGINE/current) pointing to it. The environment that was in use is kept, named by the link C(previous);
+    declaring its version again switches back without building anything. Older ones are removed, but for those that a
+    unit under C(/etc/systemd/system) names.
+  - The wheel is chosen from a table by the CUDA that it is built with, the host's NVIDIA driver and the interpreter.
+    One that needs a newer driver is refused before anything is installed, with the numbers and with the newest version
+    that would run. CUDA 13 needs driver 580, CUDA 12 driver 525, CUDA 11 driver 450.80.02, or newer (NVIDIA's table of
+    minor version compatibility).
+  - A new environment is tested before the switch. The engine is imported, and a small tensor is multiplied on a GPU of
+    this host, or on the CPU with O(cuda=cpu).
+  - A build that fails or does not pass leaves nothing behind, and the environment in use as it was. One that was killed
+    is cleaned up by the next run. While another run builds, this one waits.
+  - The environment is known by a hash of what is asked for. A host that has it is told so by reading one file; neither
+    pip nor the network is asked.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+requirements:
+  - uv, or the venv module of the interpreter (Debian's C(python3-venv))
+options:
+  engine:
+    description: What the environment is for. Each engine has environments of its own.
+    type: str
+    choices: [vllm, torch]
+    required: true
+  version:
+    description:
+      - Version of the engine. Left out, it is the newest of the table that the driver and the interpreter run. A newer
+        table or driver then changes what is declared.
+    type: str
+  cuda:
+    description:
+      - CUDA that the wheel is built with, such as V(13.0) or V(cu129), or V(cpu). Left out, it is that of the version's
+        package on PyPI where the driver runs it, and else the newest that the driver runs; V(cpu) is never chosen by
+        itself.
+    type: str
+  interpreter:
+    description: The Python that the environment is made of. A path, a name such as V(python3.12), or a version.
+    type: str
+    default: python3
+  package:
+    description:
+      - The engine's package in place of the table's, as pip takes it (V(vllm==0.28.0+local), a path on the host, a
+        URL). A O(version) that the table does not know needs this and O(cuda).
+    type: str
+  packages:
+    description:
+      - Further packages, such as V(modelscope). One that the table has for this version, too, takes its place.
+    type: list
+    elements: str
+    default: []
+  without:
+    description:
+      - Names of packages that the engine's own package asks for and that are left out. The table leaves out some, too.
+    type: list
+    elements: str
+    default: []
+  constraints:
+    description: Versions that other packages must have, as in a constraints file of pip.
+    type: list
+    elements: str
+    default: []
+  index_url:
+    description:
+      - Package index in place of the host's own and of those of the table. It is not part of what makes an environment
+        another one.
+      - With a user and password it stands in no process list, log or message.
+    type: str
+  extra_index_urls:
+    description: Package indexes in place of those of the table, beside the host's own or O(index_url).
+    type: list
+    elements: str
+    default: []
+  wheels:
+    description:
+      - Directory with the wheels of everything, for hosts that reach no index. No index is asked then.
+      - It lies on the controller, and is sent only to hosts that have to build; or on the host with O(remote_src).
+      - C(pip download -d DIRECTORY PACKAGES) fills one on a machine with the same Python and processor.
+    type: str
+  remote_src:
+    description: Whether O(wheels) lies on the host.
+    type: bool
+    default: false
+  installer:
+    description: V(auto) is uv where it is installed, and pip where not.
+    type: str
+    choices: [auto, uv, pip]
+    default: auto
+  build_timeout:
+    description: Seconds within which each step of a build must end, and for which another run is waited for.
+    type: int
+    default: 3600
+  root:
+    description: Folder for the environments of all engines.
+    type: path
+    default: /opt/gpufleet
+seealso:
+  - module: gpufleet.inference.gpu_facts
+"""
+
+EXAMPLES = r"""
+- name: Have the newest PyTorch that the driver of each host runs
+  gpufleet.inference.python_environment:
+    engine: torch
+  become: true
+
+- name: Pin it, and take the wheels from the controller
+  gpufleet.inference.python_environment:
+    engine: torch
+    version: 2.13.0
+    cuda: cu130
+    interpreter: "3.12"
+    constraints: ["numpy<3"]
+    wheels: /srv/wheels/torch-2.13.0
+  become: true
+
+- name: A build of one's own
+  gpufleet.inference.python_environment:
+    engine: vllm
+    version: 0.28.0+house
+    cuda: cu129
+    package: vllm==0.28.0+house
+    extra_index_urls: ["https://wheels.example.com/simple"]
+  become: true
+"""
+
+RETURN = r"""
+msg:
+  description: What was done, in one line; on a failure what was found, and the last lines that the installer printed.
+  returned: always
+  type: str
+  sample: built and switched to torch 2.13.0 (cu130)
+path:
+  description: The environment, by its own name. A unit that names it is not touched by a later switch.
+  returned: success
+  type: str
+  sample: /opt/gpufleet/torch/2.13.0-cu130-5d41402abc4b
+python:
+  description: Its interpreter.
+  returned: success
+  type: str
+  sample: /opt/gpufleet/torch/2.13.0-cu130-5d41402abc4b/bin/python
+version:
+  description: Version of the engine.
+  returned: success
+  type: str
+  sample: 2.13.0
+cuda:
+  description: What it is built with.
+  returned: success
+  type: str
+  sample: cu130
+device:
+  description: On which device it was tested.
+  returned: success, none in check mode when it is not built yet
+  type: str
+  sample: NVIDIA H200
+packages:
+  description: The installed packages, name to version, as they were right after the build.
+  returned: success, empty in check mode when it is not built yet
+  type: dict
+  sample: {torch: 2.13.0, numpy: 2.4.6}
+previous:
+  description: Name of the environment that was in use before, none when there was none.
+  returned: success
+  type: str
+  sample: 2.12.1-cu130-7d793037a076
+pruned:
+  description: Names of the environments that were removed.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+diff:
+  description: The environment in use before and after.
+  returned: success
+  type: dict
+wheels_needed:
+  description: The wheels lie on the controller, and nothing was done yet. The action plugin then sends them.
+  returned: when O(wheels) is not on the host and something is to be built
+  type: bool
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.inference.plugins.module_utils import python_environment
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import EnvironmentFault
+
+
+def argument_spec():
+    return dict(python_environment.OPTIONS, engine=dict(type="str", choices=["vllm", "torch"], required=True))
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    try:
+        result = python_environment.bring(module.params, module.check_mode, module.warn)
+    except python_environment.WheelsNeeded:
+        module.exit_json(changed=False, wheels_needed=True, msg="the wheels have to be sent first")
+    except python_environment.Refused as error:
+        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
+    except EnvironmentFault as error:
+        module.fail_json(msg="%s. Nothing of it is left; what was in use still is" % error, changed=False)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Models loaded from a hub of this test: whole or not there, checked, gone on with, and no network without need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, hub, place, source
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File, HubError
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import SourceError
+
+FILES = {
+    "config.json": b'{"hidden_size": 128}',
+    "model-00001-of-00002.safetensors": b"w" * 300000,
+    "model-00002-of-00002.safetensors": b"v" * 200000,
+    "pytorch_model.bin": b"x" * 400000,
+    "original/params.json": b"{}",
+    "tokenizer.json": b"{}",
+}
+
+
+class Hub:
+    """Hugging Face's and ModelScope's API as far as it is used; large files are redirected to another host name."""
+
+    def __init__(self):
+        self.files, self.commit = dict(FILES), "a" * 40
+        self.asked, self.tokens, self.token = [], [], None
+        self.corrupt = self.cut = None
+        self.broken = 0
+        self.ranges = []
+        this = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words):
+                pass
+
+            def do_GET(self):
+                this.answer(self)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        self.port = self.server.server_address[1]
+        self.url = "http://127.0.0.1:%d" % self.port
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, request):
+        parts, query = urlsplit(request.path), parse_qs(urlsplit(request.path).query)
+        self.asked.append(unquote(parts.path) + ("?" + parts.query if parts.query else ""))
+        given = request.headers.get("Authorization") or request.headers.get("Cookie")
+        self.tokens.append((request.headers.get("Host").split(":")[0], given))
+        if self.broken:
+            self.broken -= 1
+            return self.send(request, 503, b"")
+        allowed = not self.token or given in ("Bearer " + self.token, "m_session_id=" + self.token)
+        if not allowed and not parts.path.startswith("/cdn/"):
+            return self.send(request, 401, b"")
+        path = unquote(parts.path)
+        if path.startswith("/api/models/o/m/revision/"):
+            siblings = []
+            for name, content in self.files.items():
+                one = {"rfilename": name, "size": len(content)}
+                if len(content) > 1000:
+                    one["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                one["blobId"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+                siblings.append(one)
+            return self.send(request, 200, json.dumps({"sha": self.commit, "siblings": siblings}).encode())
+        if path == "/api/v1/models/o/m/repo/files":
+            files = [
+                {"Path": name, "Size": len(data), "Sha256": hashlib.sha256(data).hexdigest(), "Type": "blob"}
+                for name, data in self.files.items()
+            ]
+            files.append({"Path": "original", "Size": 0, "Sha256": "", "Type": "tree"})
+            return self.send(request, 200, json.dumps({"Code": 200, "Data": {"Files": files}}).encode())
+        if path.startswith("/o/m/resolve/%s/" % self.commit):
+            name = path.split("/", 5)[5]
+            if len(self.files.get(name, b"")) > 1000:
+                request.send_response(302)
+                request.send_header("Location", "http://localhost:%d/cdn/%s" % (self.port, name))
+                request.send_header("Content-Length", "0")
+                return request.end_headers()
+        elif path.startswith("/cdn/"):
+            name = path[5:]
+        elif path == "/api/v1/models/o/m/repo":
+            name = query["FilePath"][0]
+        else:
+            name = None
+        if name not in self.files:
+            return self.send(request, 404, b"")
+        content, status = self.files[name], 200
+        if name == self.corrupt:
+            content = b"?" + content[1:]
+        wanted = request.headers.get("Range")
+        if wanted:
+            self.ranges.append((name, wanted))
+            content, status = content[int(wanted[6:-1]) :], 206
+        if name == self.cut:
+            self.cut = None
+            request.send_response(status)
+            request.send_header("Content-Length", str(len(content)))
+            request.end_headers()
+            request.wfile.write(content[:1000])
+            return request.connection.close()
+        self.send(request, status, content)
+
+    @staticmethod
+    def send(request, status, content):
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    running = Hub()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def bring(server, tmp_path):
+    """`bring(revision=…)` runs the module's work for o/m."""
+
+    def run(check=False, **more):
+        params = dict(
+            name="o/m",
+            source="huggingface",
+            revision=None,
+            url=server.url,
+            token=None,
+            include=[],
+            exclude=[],
+            update=False,
+            offline=False,
+            free_space_margin="0",
+            root=str(tmp_path / "models"),
+        )
+        return source.bring(dict(params, **more), check, None)
+
+    return run
+
+
+def found(path):
+    names = []
+    for folder, _folders, files in os.walk(path):
+        names += [os.path.relpath(os.path.join(folder, name), path) for name in files]
+    return sorted(names)
+
+
+WANTED = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "modelscope"])
+def test_loaded_once(bring, server, kind):
+    result = bring(source=kind)
+    assert result["changed"] and found(result["path"]) == sorted([*WANTED, "gpufleet.json"])
+    assert result["bytes"] == sum(len(FILES[name]) for name in WANTED)
+    assert "o/m, 4 files" in result["msg"] and result["diff"]["after"] == result["path"] + "\n"
+    for name in WANTED:
+        with open(os.path.join(result["path"], name), "rb") as file:
+            assert file.read() == FILES[name]
+    assert result["path"].endswith("/models/%s/o/m/%s" % (kind, result["commit"]))
+    server.asked.clear()
+    again = bring(source=kind)
+    assert (again["changed"], again["path"], again["bytes"]) == (False, result["path"], 0)
+    assert server.asked == []
+
+
+def test_a_commit_is_asked_for_by_its_name(bring, server):
+    bring(revision="a" * 40)
+    assert server.asked[0] == "/api/models/o/m/revision/%s?blobs=true" % ("a" * 40)
+    assert not bring(revision="a" * 40, offline=True)["changed"]
+
+
+def test_a_branch_moves_only_on_request(bring, server):
+    first = bring(revision="release/1")
+    server.commit, server.files["config.json"] = "b" * 40, b'{"hidden_size": 256}'
+    assert bring(revision="release/1")["path"] == first["path"]
+    second = bring(revision="release/1", update=True)
+    assert second["changed"] and second["commit"] == "b" * 40
+    assert os.path.isdir(first["path"])
+    assert not bring(revision="release/1", update=True)["changed"]
+    # a tag of a commit that is there costs its name alone
+    named = bring(revision="v1")
+    assert named["changed"] and named["path"] == second["path"]
+
+
+def test_check_mode_writes_nothing(bring, tmp_path):
+    result = bring(check=True)
+    assert result["changed"] and result["msg"].startswith("would load main of o/m, 4 files")
+    assert not (tmp_path / "models").exists()
+
+
+def test_offline(bring, server, tmp_path):
+    with pytest.raises(
+        SourceError, match="main of o/m is not in .*, and offline is true: nothing is asked of the network"
+    ):
+        bring(offline=True)
+    assert server.asked == []
+    bring()
+    assert not bring(offline=True, update=True)["changed"]
+
+
+def test_a_wrong_checksum_leaves_no_model(bring, server):
+    server.corrupt = "model-00002-of-00002.safetensors"
+    with pytest.raises(SourceError, match="model-00002-of-00002.safetensors has [0-9a-f]{64}; expected [0-9a-f]{64}"):
+        bring()
+    with pytest.raises(SourceError, match="offline"):
+        bring(offline=True)
+    server.commit, server.corrupt = "c" * 40, "config.json"  # small ones have git's checksum
+    with pytest.raises(SourceError, match="config.json has [0-9a-f]{40}; expected [0-9a-f]{40}"):
+        bring(revision="other")
+    server.corrupt = None
+    assert bring()["changed"]
+
+
+def test_a_broken_connection_is_gone_on_with(bring, server):
+    server.cut = "model-00001-of-00002.safetensors"
+    assert bring()["changed"]
+    assert server.ranges == [("model-00001-of-00002.safetensors", "bytes=1000-")]
+
+
+def test_an_interrupted_download_is_gone_on_with(bring, server, monkeypatch):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.cut = "model-00002-of-00002.safetensors"
+    with pytest.raises(
+        SourceError, match="after 1000 of 200000 bytes and 1 attempts; run it again to go on from there"
+    ):
+        bring()
+    server.asked.clear()
+    assert bring()["changed"]
+    assert server.ranges == [("model-00002-of-00002.safetensors", "bytes=1000-")]
+    assert not any("00001" in path for path in server.asked)
+
+
+def test_a_server_that_is_busy_is_asked_again(bring, server):
+    bring(check=True)
+    server.broken = 0
+
+    def listing_first(request, answer=server.answer):
+        if "resolve" in request.path and not server.ranges:
+            server.ranges.append("broken")
+            server.broken = 2
+        answer(request)
+
+    server.answer = listing_first
+    assert bring()["changed"]
+
+
+def test_the_token_is_told_to_the_hub_alone(bring, server):
+    server.token = "s3cret"
+    with pytest.raises(SourceError, match="answers 401 .*give a token that may read it"):
+        bring()
+    with pytest.raises(SourceError, match="answers 401 .*the token may not read it") as caught:
+        bring(token="wrong")
+    assert "wrong" not in str(caught.value)
+    server.tokens.clear()
+    result = bring(token="s3cret")
+    assert {given for host, given in server.tokens if host == "127.0.0.1"} == {"Bearer s3cret"}
+    assert {given for host, given in server.tokens if host == "localhost"} == {None}
+    with open(result["path"] + "/gpufleet.json", encoding="utf-8") as file:
+        assert "s3cret" not in file.read()
+    assert bring(source="modelscope", token="s3cret")["changed"]
+
+
+def test_a_model_that_is_not_there(bring, server):
+    with pytest.raises(SourceError, match="main of o/other: .* correct name and revision"):
+        bring(name="o/other")
+
+
+def test_a_hub_that_is_not_reached(bring, server, tmp_path):
+    with pytest.raises(SourceError, match="http://127.0.0.1:1/.* is not reached"):
+        bring(url="http://127.0.0.1:1")
+    assert not (tmp_path / "models").exists()
+
+
+def test_no_space(bring, tmp_path):
+    with pytest.raises(SourceError, match=r"has .* free; needed are 0\.5 MiB, and 9\d+\.\d GiB shall be left"):
+        bring(free_space_margin="1000TB")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_damaged_one_is_loaded_again(bring):
+    result = bring()
+    with open(result["path"] + "/config.json", "w") as file:
+        file.write("{")
+    assert bring()["changed"]
+    with open(result["path"] + "/config.json", "rb") as file:
+        assert file.read() == FILES["config.json"]
+
+
+def test_a_directory(bring, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in (str(folder), "relative", "/nowhere"):
+        with pytest.raises(SourceError, match="expected a directory with config.json"):
+            bring(source="directory", name=name)
+    (folder / "config.json").write_text("{}")
+    result = bring(source="directory", name=str(folder))
+    assert (result["changed"], result["path"], result["commit"]) == (False, str(folder), None)
+
+
+# --- pure parts
+
+
+@pytest.mark.parametrize("name", ["m", "../m", "o/../m", "o/m/x", "/o/m", "o/m ", "o//m", ""])
+def test_names_that_are_none(name):
+    with pytest.raises(HubError, match="expected ORGANISATION/NAME"):
+        hub.check_name(name)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", ""])
+def test_an_unsafe_listing(path):
+    text = json.dumps({"sha": "a" * 40, "siblings": [{"rfilename": path, "size": 1}]}).encode()
+    with pytest.raises(HubError, match="unsafe name"):
+        hub.read_listing("huggingface", text, "main")
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"<html>", b"[]", b"{}", b'{"sha": "x", "siblings": []}', b'{"sha": "../..", "siblings": []}']
+)
+def test_what_is_no_listing(text):
+    with pytest.raises(HubError, match="no listing|as the commit"):
+        hub.read_listing("huggingface", text, "main")
+
+
+FLAT = [File(name, 1) for name in FILES]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "names"),
+    [
+        ([], [], WANTED),
+        (["*"], [], sorted(FILES)),
+        (["*.bin", "*.json"], [], ["config.json", "original/params.json", "pytorch_model.bin", "tokenizer.json"]),
+        ([], ["token*"], [name for name in WANTED if "token" not in name]),
+    ],
+)
+def test_files_to_have(include, exclude, names):
+    assert [file.path for file in hub.wanted(FLAT, include, exclude)] == names
+
+
+def test_other_formats_are_had_where_there_are_no_safetensors():
+    files = [file for file in FLAT if not file.path.endswith("safetensors")]
+    assert "pytorch_model.bin" in [file.path for file in hub.wanted(files, [], [])]
+    with pytest.raises(HubError, match="of its 4 files none matches"):
+        hub.wanted(files, ["*.safetensors"], [])
+
+
+@pytest.mark.parametrize(("text", "size"), [("2GiB", 2 << 30), ("500MB", 500000000), ("1.5K", 1500), ("7", 7)])
+def test_sizes(text, size):
+    assert place.margin_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "2 gigs"])
+def test_what_is_no_size(text):
+    with pytest.raises(SourceError, match="expected a size such as 2GiB"):
+        place.margin_of(text)
