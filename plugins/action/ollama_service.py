@@ -26,7 +26,8 @@ class ActionModule(Asking):
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = super(Asking, self).run(tmp, task_vars)
         arguments = dict(self._task.args)
-        local = [] if boolean(arguments.get("remote_src", False), strict=False) else self._find(arguments)
+        elsewhere = boolean(arguments.get("remote_src", False), strict=False)
+        local = [] if elsewhere or arguments.get("state", "present") != "present" else self._find(arguments)
         if local and self._task.async_val:
             raise AnsibleActionFail("archive: a file on the controller cannot be sent in the background (async)")
         given = arguments.get("archive_checksum")

@@ -42,9 +42,16 @@ options:
       - V(present) brings the service to the declared state, enabled and running.
       - V(absent) removes this collection's drop-in of the unit and restarts the service with what is left. Nothing is
         uninstalled.
+      - V(uninstalled) takes away all that this collection has installed. Where upstream's files or somebody's unit were
+        there before, the service goes on with these. Else it is stopped, and unit, releases and user are removed.
+        Models stay, and the user that owns them, unless O(remove_models) says otherwise.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, uninstalled]
     default: present
+  remove_models:
+    description: Whether V(uninstalled) as O(state) removes the models of the service's store, too.
+    type: bool
+    default: false
   enabled:
     description: Whether the service starts at boot.
     type: bool
@@ -532,7 +539,8 @@ def argument_spec():
 def _one_service():
     return dict(
         name=dict(type="str", default="ollama"),
-        state=dict(type="str", choices=["present", "absent"], default="present"),
+        state=dict(type="str", choices=["present", "absent", "uninstalled"], default="present"),
+        remove_models=dict(type="bool", default=False),
         enabled=dict(type="bool", default=True),
         timeout=dict(type="int", default=180),
         visible_devices=dict(type="raw"),

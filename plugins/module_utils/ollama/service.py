@@ -75,6 +75,8 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         services = instances.services(params)
     except instances.InstanceError as error:
         raise Refused(str(error)) from None
+    if params["state"] == "uninstalled":
+        return _uninstall(services, check_mode, system)
     leaving = [service for service in services if service["state"] == "absent"]
     staying = [service for service in services if service["state"] == "present"]
 
@@ -113,6 +115,20 @@ def _remove(params: Mapping[str, Any], check_mode: bool, system: Any) -> Dict[st
     outcome = engine.converge(change, check_mode=check_mode, system=system)
     gone = "stopped and removed" if instance else "override removed"
     return _result(outcome, "%s: %s" % (unit, gone if outcome.changed else "no override"))
+
+
+def _uninstall(services: Sequence[Mapping[str, Any]], check_mode: bool, system: Any) -> Dict[str, Any]:
+    """Take away all instances, and with the last one what was installed for them."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.uninstall import uninstall
+
+    units = [service["unit"] for service in services]
+    users, places = zip(*(_in_force(system, unit) for unit in units))
+    results = {service["unit"]: _remove(service, check_mode, system) for service in services[:-1]}
+    params = services[-1]
+    results[units[-1]] = uninstall(
+        units, params["prefix"], params["remove_models"], users[-1], list(filter(None, places)), check_mode, system
+    )
+    return _together(results) if params["instances"] else results[units[-1]]
 
 
 def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: Any, system: Any) -> Plan:
@@ -416,17 +432,26 @@ def _sandbox(
 
 def _moving(params: Mapping[str, Any], system: Any, unit: str, user: str, store: Optional[str]) -> List[engine.Step]:
     """The step that moves the models, where the store in force is another one than will be."""
-    files = system.load([unit])
-    former = None
-    new = bool(params["instances"]) and not any(os.path.basename(path) == engine.DROP_IN for path, _content in files)
-    if not new and any(content and not path.endswith(".conf") for path, content in files):
-        in_force = merge(files).environment(system.specifiers(unit), system.environment_files).get("OLLAMA_MODELS")
-        former = in_force.text if in_force else stores.default_store(user)
+    ours = any(os.path.basename(path) == engine.DROP_IN for path, _content in system.load([unit]))
+    # an instance that is new had no store before
+    former = None if params["instances"] and not ours else _in_force(system, unit)[1]
     try:
         step = stores.plan(former, store, params["models_dir_change"], user, unit)
     except stores.StoreError as error:
         raise Refused(str(error)) from None
     return [step] if step else []
+
+
+def _in_force(system: Any, unit: str) -> Tuple[str, Optional[str]]:
+    """User and store of the unit as it is, our override included; upstream's user and no store where there is none."""
+    files = system.load([unit])
+    if not any(content and not path.endswith(".conf") for path, content in files):  # a masked one is empty
+        return install.USER, stores.default_store(install.USER)
+    merged = merge(files)
+    lines = merged.in_force("Service", "User")
+    user = lines[-1].value if lines else "root"
+    store = merged.environment(system.specifiers(unit), system.environment_files).get("OLLAMA_MODELS")
+    return user, store.text if store else stores.default_store(user)
 
 
 def sentence(

@@ -19,6 +19,7 @@ from shlex import quote
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 CHANGES = ("refuse", "move", "leave")
+TOPS = ("blobs", "manifests")
 _BLOB = re.compile(r"blobs/sha256-([0-9a-f]{64})\Z")
 _NO_SECOND_NAME = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 _MARGIN = 1 << 30  # bytes that stay free when models are copied
@@ -47,7 +48,7 @@ class Holding(NamedTuple):
 
 def holding(path: str) -> Holding:
     files = {}
-    for top in ("blobs", "manifests"):
+    for top in TOPS:
         for folder, _below, names in os.walk(os.path.join(path, top)):
             for name in names:
                 file = os.path.join(folder, name)
@@ -126,7 +127,7 @@ class MoveStep:
             return
         for file in self.holding.files:
             os.unlink(os.path.join(self.old, file))
-        for top in ("blobs", "manifests"):
+        for top in TOPS:
             for folder, _below, _files in os.walk(os.path.join(self.old, top), topdown=False):
                 _remove_empty(folder)
         _remove_empty(self.old)

@@ -1,0 +1,7 @@
+#!/bin/sh
+# Every file of the host but those that change by themselves; its accounts; the units of that name.
+find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /run -o -path /var/log -o -path /root -o -path /home \
+  -o -path /var/lib/systemd -o -path /var/lib/private -o -path /var/tmp \) -prune -o -printf '%p %m %U %l\n' | sort
+cut -d: -f1,3,4 /etc/passwd /etc/group
+systemctl list-unit-files --no-legend 'ollama*'
+systemctl list-units --all --no-legend 'ollama*'

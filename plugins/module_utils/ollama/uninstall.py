@@ -1,0 +1,225 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Takes away what this collection has installed for an Ollama service, and brings back what was there before.
+
+Where the vendor's files were set aside, or the unit is somebody else's with a program of its own, the service goes on
+with that. Else it is stopped and its unit, releases, user and empty folders are removed. Models stay, and with them the
+user that owns them, unless their removal is asked for.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from typing import Any, Dict, List, Optional, Sequence
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, engine, made
+
+
+class Release:
+    """What of our releases lies below a prefix, and whom they serve."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.store = os.path.join(prefix, install.STORE)
+        self.links = [path for path in self._places() if self._is_ours(path)]
+        asides = sorted(glob.glob(os.path.join(glob.escape(self.store), install.ASIDE + "*")), key=os.path.getmtime)
+        self.aside = asides[-1] if asides and self.links else None
+        self.folders = [
+            os.path.join(self.store, name)
+            for name in (sorted(os.listdir(self.store)) if os.path.isdir(self.store) else ())
+            if name.startswith(("ollama-", ".ollama-"))
+        ]
+
+    def _places(self) -> List[str]:
+        return [os.path.join(self.prefix, "bin", "ollama"), os.path.join(self.prefix, "lib", "ollama")]
+
+    @staticmethod
+    def _is_ours(path: str) -> bool:
+        return os.path.islink(path) and "gpufleet/ollama-" in os.readlink(path)
+
+    def coming_back(self) -> Dict[str, str]:
+        """Files of the vendor that were set aside, to the places where they were."""
+        found = {}
+        for place in self._places():
+            aside = os.path.join(self.aside or "", os.path.relpath(place, self.prefix))
+            if self.aside and os.path.lexists(aside):
+                found[aside] = place
+        return found
+
+    def other_users(
+        self, units: Sequence[str], wanted: str = "/etc/systemd/system/*.wants/ollama*.service"
+    ) -> List[str]:
+        """Other units that start our program, now or at boot."""
+        found = {os.path.basename(path) for path in glob.glob(wanted)}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                program = os.readlink("/proc/%s/exe" % pid)
+            except OSError:
+                continue
+            if program.startswith(os.path.realpath(self.store) + "/ollama-") and program.endswith("/bin/ollama"):
+                found.add(unit_of(int(pid)) or "process %s" % pid)
+        return sorted(found - set(units))
+
+
+class RestoreStep:
+    """The vendor's own files back in their places, instead of our links."""
+
+    restarts = True
+
+    def __init__(self, release: Release) -> None:
+        self.release = release
+        self._removed: Dict[str, str] = {}
+        self._moved: Dict[str, str] = {}
+
+    def needed(self) -> bool:
+        return bool(self.release.links)
+
+    def diff(self) -> Dict[str, str]:
+        back = self.release.coming_back().values()
+        return {
+            "before": "".join("%s -> %s\n" % (path, os.readlink(path)) for path in self.release.links),
+            "after": "".join("%s, as it was before\n" % path for path in back),
+        }
+
+    def apply(self) -> None:
+        for path in self.release.links:
+            self._removed[path] = os.readlink(path)
+            os.unlink(path)
+        for aside, path in self.release.coming_back().items():
+            os.rename(aside, path)
+            self._moved[aside] = path
+
+    def undo(self) -> None:
+        for aside, path in self._moved.items():
+            os.rename(path, aside)
+        for path, target in self._removed.items():
+            if not os.path.lexists(path):
+                os.symlink(target, path)
+
+
+def uninstall(
+    units: Sequence[str],
+    prefix: str,
+    remove_models: bool,
+    user: str,
+    places: Sequence[str],
+    check_mode: bool,
+    system: Any,
+) -> Dict[str, Any]:
+    """Take away what was installed for a unit.
+
+    :param units: the unit; before it, instances of it that are being taken away as well.
+    :param user: whom the unit runs as.
+    :param places: where their models are.
+    :returns: the module's result.
+    :raises install.InstallError: nothing was touched.
+    :raises engine.ServiceError: the former state is back, or a rest cannot be removed.
+    """
+    unit, release = units[-1], Release(prefix)
+    others = release.other_users(units) if release.links else []
+    if others:
+        raise install.InstallError(
+            "%s runs the program of this installation, too: take that away first" % " and ".join(others)
+        )
+    ours = [path for path in made.remembered("units") if os.path.basename(path) in _files_of(unit)]
+    loaded = system.show(unit).get("LoadState") == "loaded"
+    restore = RestoreStep(release)
+    # somebody's unit goes on if it has a program then; one of ours does where upstream's installer has come over it
+    program = os.path.join(prefix, "bin", "ollama")
+    if release.links:
+        goes_on = loaded and not ours and program in release.coming_back().values()
+    else:
+        goes_on = loaded and (not ours or os.path.lexists(program))
+    change = engine.Change(unit=unit, state="absent")
+    if loaded and not goes_on:
+        change = engine.Change(unit=unit, enabled=False if ours else None, started=False)
+    steps = [restore] if goes_on else []
+    outcome = engine.converge(change, steps=steps, check_mode=check_mode, system=system)
+
+    holdings = [stores.holding(path) for path in dict.fromkeys([*places, *made.remembered("stores")])]
+    keeps_models = any(holding.files for holding in holdings) and not remove_models
+    account_goes = not goes_on and not keeps_models and user in made.remembered("users")
+    gone = list(release.folders) if goes_on else [*release.links, *ours, *release.folders]
+    if remove_models:
+        inside = [os.path.join(holding.path, top) for holding in holdings for top in stores.TOPS if holding.files]
+        gone += [path for path in [*inside, records.FOLDER] if os.path.isdir(path)]
+    if account_goes:
+        gone += [path for path in made.remembered("homes") if path == install.HOME and os.path.isdir(path)]
+    names = gone + (["user " + user] if account_goes else [])
+    if names:
+        former = outcome.diff or {"before": "", "after": "", "before_header": unit, "after_header": unit}
+        outcome.diff = dict(former, before=former["before"] + "".join("%s\n" % name for name in names))
+    outcome.changed = outcome.changed or bool(names)
+    if names and not check_mode:
+        try:
+            if not goes_on:
+                restore.apply()
+            _remove(gone, user if account_goes else None, prefix, [holding.path for holding in holdings])
+            if ours and not goes_on:
+                system.reload()
+        except (OSError, account.AccountError) as error:
+            outcome.verdict = engine.Verdict("not_removed", str(error))
+            message = "%s: not everything can be removed: %s; run this again" % (unit, error)
+            raise engine.ServiceError(message, outcome) from None
+    if not check_mode:
+        _remember([] if goes_on else holdings, ours)
+    kept = "; ".join("its models stay in %s (%s)" % (one.path, one) for one in holdings if one.files and keeps_models)
+    return dict(outcome.as_result(), msg=_sentence(unit, outcome.changed, check_mode, goes_on, kept))
+
+
+def _files_of(unit: str) -> List[str]:
+    name, at, _instance = unit.partition("@")
+    return [unit, name + "@.service"] if at else [unit]
+
+
+def _remove(gone: List[str], user: Optional[str], prefix: str, places: List[str]) -> None:
+    for path in gone:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+        made.drop("homes", path)
+    if user:
+        account.run(["userdel", user])
+        made.drop("users", user)
+    _remove_empty([os.path.join(prefix, install.STORE)])
+    # folders that were made for a store, from the inside out
+    for folder in reversed(made.remembered("directories")):
+        if any((place + "/").startswith(folder + "/") for place in places):
+            _remove_empty([folder])
+    _remove_empty([os.path.dirname(made.PATH)])
+
+
+def _remember(holdings: List[stores.Holding], units: List[str]) -> None:
+    """Where models stay, for a later run that is told to remove them."""
+    for path in units:
+        made.drop("units", path)
+    for holding in holdings:
+        change = made.add if stores.holding(holding.path).files else made.drop
+        change("stores", holding.path)
+
+
+def _remove_empty(folders: List[str]) -> None:
+    for folder in folders:
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            continue  # it holds something
+        made.drop("directories", folder)
+
+
+def _sentence(unit: str, changed: bool, check_mode: bool, goes_on: bool, kept: str) -> str:
+    if not changed:
+        return "%s: nothing of this collection is installed" % unit
+    done = "would be" if check_mode else "is"
+    if goes_on:
+        return "%s: what was there before %s in force again" % (unit, done)
+    return "%s %s uninstalled%s" % (unit, done, kept and "; " + kept)

@@ -1,0 +1,211 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is taken away, what stays and what comes back, on a host that is a scratch directory."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records, uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, engine, made
+
+UNIT = "ollama.service"
+ME = pwd.getpwuid(os.geteuid()).pw_name
+
+
+class FakeSystem:
+    loaded, reloads = True, 0
+
+    def show(self, unit):
+        return {"LoadState": "loaded" if self.loaded else "not-found"}
+
+    def reload(self):
+        self.reloads += 1
+
+
+class Host:
+    """A prefix, a store and a unit; `uninstall()` takes away, `asked` is what the engine was to do."""
+
+    def __init__(self, folder):
+        self.folder, self.prefix, self.store = folder, folder / "usr", folder / "srv/models"
+        self.unit, self.system = folder / "etc/ollama.service", FakeSystem()
+        self.asked = None
+
+    def write(self, path, text="x"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def installed(self, vendor=False):
+        """As after an installation of ours, over one of the vendor or on a bare host."""
+        store = self.prefix / "lib/gpufleet"
+        for name in ("ollama-1", "ollama-2"):
+            self.write(store / name / "bin/ollama")
+            (store / name / "lib/ollama").mkdir(parents=True)
+        (self.prefix / "bin").mkdir()
+        (self.prefix / "bin/ollama").symlink_to("../lib/gpufleet/ollama-2/bin/ollama")
+        (self.prefix / "lib/ollama").symlink_to("gpufleet/ollama-2/lib/ollama")
+        self.write(self.unit)
+        if vendor:
+            self.write(store / "ollama-before-1/bin/ollama", "vendor")
+            self.write(store / "ollama-before-1/lib/ollama/libggml.so", "vendor")
+        else:
+            made.add("units", str(self.unit))
+            made.add("users", ME)
+
+    def uninstall(self, remove_models=False, check_mode=False):
+        return uninstall.uninstall(
+            [UNIT], str(self.prefix), remove_models, ME, [str(self.store)], check_mode, self.system
+        )
+
+    def files(self):
+        return sorted(
+            str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_symlink() or path.is_file()
+        )
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    host = Host(tmp_path / "host")
+
+    def converge(change, steps=(), check_mode=False, system=None):
+        host.asked = (change.state, change.started, change.enabled)
+        for step in steps if not check_mode else ():
+            if step.needed():
+                step.apply()
+        return engine.Outcome(changed=bool(change.started is False or [step for step in steps if step.needed()]))
+
+    monkeypatch.setattr(uninstall.engine, "converge", converge)
+    monkeypatch.setattr(uninstall.Release, "other_users", lambda self, units: host.others)
+    monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
+    monkeypatch.setattr(install, "HOME", str(tmp_path / "host/home"))
+    host.others, host.commands = [], []
+    monkeypatch.setattr(account, "run", lambda command: host.commands.append(" ".join(command)))
+    return host
+
+
+def put_model(host):
+    host.write(host.store / "manifests/registry.ollama.ai/library/m8b/latest")
+    host.write(host.store / ("blobs/sha256-" + "ab" * 32), "weights")
+
+
+def test_from_a_bare_host_nothing_stays(host, remembered):
+    host.installed()
+    host.write(host.folder / "home/.ollama/id_ed25519")
+    made.add("homes", str(host.folder / "home"))
+    result = host.uninstall()
+    assert host.asked == ("present", False, False), "stopped, disabled, without our override"
+    assert result["changed"]
+    assert result["msg"] == "ollama.service is uninstalled"
+    assert host.files() == []
+    assert not (host.prefix / "lib/gpufleet").exists()
+    assert host.commands == ["userdel " + ME]
+    assert host.system.reloads == 1
+    assert not remembered.parent.exists()
+
+
+def test_check_mode_foretells_and_touches_nothing(host):
+    host.installed()
+    before = host.files()
+    result = host.uninstall(check_mode=True)
+    assert result["changed"]
+    assert result["msg"] == "ollama.service would be uninstalled"
+    assert "%s/bin/ollama\n" % host.prefix in result["diff"]["before"]
+    assert "user %s\n" % ME in result["diff"]["before"]
+    assert host.files() == before
+    assert host.commands == []
+    assert made.remembered("units")
+
+
+def test_models_stay_with_their_user_until_told_otherwise(host, remembered):
+    for folder in (host.store.parent, host.store):
+        made.add("directories", str(folder))
+    host.installed()
+    put_model(host)
+    result = host.uninstall()
+    assert result["msg"] == "ollama.service is uninstalled; its models stay in %s (1 model, 0.0 GB)" % host.store
+    assert len(host.files()) == 2
+    assert host.commands == []
+    host.system.loaded = False
+    assert not host.uninstall()["changed"]
+    assert host.commands == []
+    assert host.uninstall(remove_models=True)["changed"]
+    assert host.files() == []
+    assert not host.store.parent.exists(), "was made for them"
+    assert host.commands == ["userdel " + ME]
+    assert not host.uninstall(remove_models=True)["changed"]
+    assert not remembered.exists()
+
+
+def test_a_folder_that_was_there_stays(host):
+    host.installed()
+    put_model(host)
+    host.uninstall(remove_models=True)
+    assert host.store.is_dir()
+
+
+def test_the_vendors_files_come_back(host):
+    host.installed(vendor=True)
+    result = host.uninstall()
+    assert host.asked == ("absent", None, None)
+    assert result["msg"] == "ollama.service: what was there before is in force again"
+    assert (host.prefix / "bin/ollama").read_text() == "vendor"
+    assert host.files() == ["etc/ollama.service", "usr/bin/ollama", "usr/lib/ollama/libggml.so"]
+    assert host.commands == []
+
+
+def test_bringing_them_back_can_be_undone(host):
+    host.installed(vendor=True)
+    before = host.files()
+    step = uninstall.RestoreStep(uninstall.Release(str(host.prefix)))
+    step.apply()
+    step.undo()
+    assert host.files() == before
+
+
+def test_upstreams_installer_has_come_over_ours(host):
+    """Its files are in the place of our links: they, and its unit, go on."""
+    host.installed()
+    for path in (host.prefix / "bin/ollama", host.prefix / "lib/ollama"):
+        path.unlink()
+    host.write(host.prefix / "bin/ollama", "vendor")
+    host.uninstall()
+    assert host.asked == ("absent", None, None)
+    assert host.files() == ["etc/ollama.service", "usr/bin/ollama"]
+
+
+def test_a_persons_unit_without_a_program_is_stopped_and_left(host):
+    host.installed()
+    made.drop("units", str(host.unit))
+    host.uninstall()
+    assert host.asked == ("present", False, None)
+    assert host.files() == ["etc/ollama.service"]
+
+
+def test_an_installation_that_others_use_stays(host):
+    host.installed()
+    host.others = ["ollama@second.service"]
+    before = host.files()
+    with pytest.raises(install.InstallError, match="ollama@second.service runs the program of this installation, too"):
+        host.uninstall()
+    assert host.files() == before
+
+
+def test_where_nothing_is_installed(host):
+    host.system.loaded = False
+    result = host.uninstall(remove_models=True)
+    assert not result["changed"]
+    assert result["msg"] == "ollama.service: nothing of this collection is installed"
+
+
+def test_what_cannot_be_removed_is_told(host, monkeypatch):
+    def busy(command):
+        raise account.AccountError("userdel: user is currently used by process 7")
+
+    host.installed()
+    monkeypatch.setattr(account, "run", busy)
+    with pytest.raises(engine.ServiceError, match="not everything can be removed: .* process 7; run this again"):
+        host.uninstall()
