@@ -155,6 +155,8 @@ class _Convergence:
         self.rewritten = self.files.changes()
         self.unfinished = self.files.unfinished()
         self.drop_in_changes = self.override.drop_in in [file.path for file in self.rewritten]
+        self.by_others = False
+        """All that is declared is in force already, by files that are not ours."""
         self.was_up = self.state.get("ActiveState") in ("active", "reloading", "refreshing")
         self.was_failing = self.state.get("SubState") == "auto-restart"
         self.committed = False
@@ -167,6 +169,7 @@ class _Convergence:
     def run(self) -> Outcome:
         self._refuse_unusable()
         self._read()
+        self._leave_unwritten()
         self._plan()
         self._describe()
         self._refuse_shadowed()
@@ -212,6 +215,23 @@ class _Convergence:
         self.planned = self._view(self._with_drop_in(files), self._planned_environment_files)
         pid = int(self.state.get("MainPID") or 0)
         self.running = self.system.environ(pid) if pid else None
+
+    def _leave_unwritten(self) -> None:
+        """Write no drop-in where others' files have put all that is declared in force: such a host is as declared.
+
+        Sections that only tell something (X-) do not make a difference to the service.
+        """
+        override = self.override
+        plain = all(section.startswith("X-") for section in override.settings)  # no secrets among them either
+        there = self.files.read(override.drop_in) is not None
+        if there or not plain or not override.environment or self.unfinished or self.steps:
+            return
+        if all(self.now.text(name) == text for name, text in override.environment.items()):
+            self.by_others = True
+            self.files = Files([file for file in self.files.wanted if file.path != override.drop_in], self.system.root)
+            self.rewritten = self.files.changes()
+            self.drop_in_changes = False
+            self.planned = self.now
 
     def _with_drop_in(self, files: List[Tuple[str, bytes]]) -> List[Tuple[str, bytes]]:
         """``files`` with our drop-in as wanted, in its place among the drop-ins."""
@@ -294,8 +314,12 @@ class _Convergence:
         # because of a broken file systemd would say so for ever
         if self.state.get("NeedDaemonReload") == "yes" and not self.now.unit.broken:
             return True
+        return not self.by_others and bool(self._not_loaded())
+
+    def _not_loaded(self) -> List[str]:
+        """Declared variables that systemd has not read from ``Environment=`` as they are declared."""
         loaded = self._loaded()
-        return any(loaded.get(name) != text for name, text in self.override.environment.items())
+        return [name for name, text in sorted(self.override.environment.items()) if loaded.get(name) != text]
 
     def _hide(self, name: str, text: Optional[str]) -> Optional[str]:
         """Hide a variable's value when it is a secret of ours, or comes from a file in which others keep theirs."""
@@ -418,8 +442,7 @@ class _Convergence:
             self._read()
             self._refuse_shadowed()
             self._refuse_objected()
-        loaded = self._loaded()
-        wrong = [name for name, text in sorted(self.override.environment.items()) if loaded.get(name) != text]
+        wrong = [] if self.by_others else self._not_loaded()
         if wrong:
             raise _Failed("not_loaded", "systemd has read other values than were written: %s" % ", ".join(wrong))
 

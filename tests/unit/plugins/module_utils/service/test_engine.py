@@ -174,12 +174,33 @@ def test_a_running_process_with_other_values_is_restarted(system: Any) -> None:
     assert system.environment["A"] == "1"
 
 
-def test_a_value_that_another_file_already_gives_restarts_nothing(system: Any) -> None:
+@pytest.mark.parametrize("line", ["Environment=A=1", "EnvironmentFile=/etc/ollama.env"])
+@pytest.mark.parametrize("more", [{}, {"settings": {"X-Gpufleet": {"Claim": ["gpus"]}}}], ids=["", "X-"])
+def test_what_other_files_have_put_in_force_is_not_written_again(system: Any, line: str, more: Any) -> None:
+    system.write("/etc/ollama.env", "A=1\n")
+    system.write(D + "/override.conf", "[Service]\n%s\n" % line)
+    system.reload()
+    system.restart("ollama.service", 1, 1)
+    before, process = system.tree(), system.state["MainPID"]
+    outcome = go(system, **more)
+    assert not outcome.changed and not outcome.reloaded and not outcome.restarted and not outcome.diff
+    assert outcome.environment == {"A": "1"}
+    assert system.tree() == before and system.state["MainPID"] == process
+    outcome = go(system, enabled=True, **more)
+    assert outcome.changed and not outcome.restarted and not system.read(D + "/zz-gpufleet.conf")
+    system.write(D + "/override.conf", "[Service]\n")
+    system.reload()
+    outcome = go(system, **more)
+    assert outcome.changed
+    assert b"A=1" in system.read(D + "/zz-gpufleet.conf")
+
+
+def test_what_others_give_does_not_stand_for_a_setting(system: Any) -> None:
     system.write(D + "/override.conf", "[Service]\nEnvironment=A=1\n")
     system.reload()
     system.restart("ollama.service", 1, 1)
-    outcome = go(system)
-    assert outcome.changed and outcome.reloaded and not outcome.restarted
+    assert go(system, settings={"Service": {"Restart": ["no"]}}).changed
+    assert b"Restart=no" in system.read(D + "/zz-gpufleet.conf")
 
 
 def test_a_unit_that_does_not_run_is_not_started(system: Any) -> None:

@@ -1,0 +1,186 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The parts of a service's life that can go wrong on the way: a killed upgrade, a moved store, adoption, the way back.
+
+The straight way, from a bare host to a bare host, is the molecule scenario ollama_lifecycle.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab/ollama"))
+
+import archive
+import faults
+import hostsetup
+
+STORE = "/usr/share/ollama/.ollama/models"
+RELEASES = "/usr/local/lib/gpufleet"
+
+
+@pytest.fixture(scope="module")
+def mirror():
+    return str(archive.mirror())
+
+
+@pytest.fixture
+def host(lab):
+    """A host that a person has set up as upstream's install.sh does, with a model; everything is gone afterwards."""
+    name = lab.reset("gpu2")
+    hostsetup.uninstall(name)
+    hostsetup.install(name)
+    hostsetup.add_models(name, "m8b")
+    hostsetup.wait_for_api(name)
+    yield name
+    faults.clear(name)
+    lab.module(name, "ollama_service", {"state": "uninstalled", "remove_models": True})
+    hostsetup.uninstall(name)
+    lab.reset(name)
+    lab.sh(name, "umount -q /srv/other; rm -rf /srv/* /var/lib/gpufleet")
+
+
+@pytest.fixture
+def bring(lab, host):
+    def bring(**options):
+        return lab.module(host, "ollama_service", {"visible_devices": "all", "timeout": 20, **options})
+
+    return bring
+
+
+def version(host):
+    return hostsetup.api(host, "/api/version")["version"]
+
+
+def models(host):
+    return [model["name"] for model in hostsetup.api(host, "/api/tags")["models"]]
+
+
+def files(host, *places):
+    """Files with inode, size and owner."""
+    return hostsetup.sh(host, "find %s -type f -printf '%%p %%i %%s %%u\\n' | sort" % " ".join(places))
+
+
+# --- a run that is killed
+
+
+def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
+    """The links lead to the new release, the old process serves: the next run notices, restarts and proves."""
+    assert bring(version=archive.FORMER, mirror=mirror)["version"] == archive.FORMER
+    killed = {}
+    run = threading.Thread(target=lambda: killed.update(bring(version=archive.VERSION, mirror=mirror)))
+    run.start()
+    hostsetup.sh(
+        host,
+        "timeout 60 sh -c 'until [ -e %s/.ollama-switch ]; do :; done';"
+        "kill -9 $(cat /run/lock/gpufleet-ollama.service.lock)" % RELEASES,
+    )
+    run.join()
+    assert killed["failed"]
+    hostsetup.sh(host, "test -e %s/.ollama-switch" % RELEASES)
+    again = bring(version=archive.VERSION, mirror=mirror)
+    assert again["changed"], again["msg"]
+    assert again["version"] == version(host) == archive.VERSION
+    hostsetup.sh(host, "! test -e %s/.ollama-switch" % RELEASES)
+    assert not bring(version=archive.VERSION, mirror=mirror)["changed"]
+
+
+# --- back to what was there before
+
+
+def test_uninstalling_brings_back_what_a_person_had_installed(lab, host, bring, mirror):
+    before = hostsetup.sh(host, "sha256sum /usr/local/bin/ollama /etc/systemd/system/ollama.service; ls /usr/local/lib")
+    assert bring(version=archive.FORMER, mirror=mirror, keep_alive="1h")["version"] == version(host) == archive.FORMER
+    foretold = lab.module(host, "ollama_service", {"state": "uninstalled"}, check=True)
+    assert foretold["changed"]
+    assert version(host) == archive.FORMER
+    done = lab.module(host, "ollama_service", {"state": "uninstalled"})
+    assert done["msg"] == "ollama.service: what was there before is in force again"
+    hostsetup.wait_for_api(host)
+    assert version(host) == archive.VERSION
+    assert models(host) == ["m8b:latest"]
+    found = hostsetup.sh(host, "sha256sum /usr/local/bin/ollama /etc/systemd/system/ollama.service; ls /usr/local/lib")
+    assert found == before
+    assert "OLLAMA_KEEP_ALIVE" not in hostsetup.sh(host, "systemctl show ollama -p Environment,DropInPaths")
+    assert not lab.module(host, "ollama_service", {"state": "uninstalled"})["changed"]
+
+
+# --- the store
+
+
+def test_a_store_moves_with_its_models(lab, host, bring):
+    before = files(host, STORE)
+    refused = bring(models_dir="/srv/llm/models")
+    assert refused["failed"]
+    assert "would not see the 1 model, 4.4 GB of %s: set models_dir_change to move" % STORE in refused["msg"]
+    assert files(host, STORE) == before
+    moved = bring(models_dir="/srv/llm/models", models_dir_change="move", prove_model="m8b")
+    assert not moved["failed"], moved["msg"]
+    assert models(host) == ["m8b:latest"]
+    assert files(host, "/srv/llm/models") == before.replace(STORE, "/srv/llm/models"), "the same files, by inode"
+    assert hostsetup.sh(host, "ls -A %s 2>/dev/null || :" % STORE) == ""
+    assert not bring(models_dir="/srv/llm/models", models_dir_change="move", prove_model="m8b")["changed"]
+
+
+def test_a_move_that_is_not_proven_is_undone(lab, host, bring):
+    before = files(host, STORE, "/srv")
+    faults.worker(host, "die-at-load")
+    failed = bring(models_dir="/srv/llm/models", models_dir_change="move", prove_model="m8b")
+    assert failed["verdict"] == "load_failed", failed["msg"]
+    assert failed["rolled_back"]
+    assert files(host, STORE, "/srv") == before
+    hostsetup.wait_for_api(host)
+    assert models(host) == ["m8b:latest"]
+
+
+def test_between_file_systems_the_digests_are_compared(lab, host, bring):
+    """A model of true digests, whose weights rot on the way."""
+    hostsetup.sh(
+        host,
+        "mkdir -p /srv/other; mount -t tmpfs none /srv/other; rm -rf {0}/blobs {0}/manifests; cd {0}; mkdir blobs;"
+        "mkdir -p manifests/registry.ollama.ai/library/small; printf weights >w;"
+        'digest=$(sha256sum w | cut -d" " -f1); mv w blobs/sha256-$digest;'
+        'printf \'{{"layers":[{{"digest":"sha256:%s"}}]}}\' $digest >manifests/registry.ollama.ai/library/small/latest;'
+        "chown -R ollama: .; cp -a {0} /srv/good; printf rotten! >blobs/sha256-$digest".format(STORE),
+    )
+    before = files(host, STORE)
+    rotten = bring(models_dir="/srv/other/models", models_dir_change="move")
+    assert rotten["failed"]
+    assert "is damaged: its SHA-256 is" in rotten["msg"]
+    assert files(host, STORE) == before
+    assert hostsetup.sh(host, "ls -A /srv/other") == ""
+    hostsetup.sh(host, "rm -rf {0}; cp -a /srv/good {0}; rm -rf /srv/good".format(STORE))
+    moved = bring(models_dir="/srv/other/models", models_dir_change="move")
+    assert not moved["failed"], moved["msg"]
+    assert "/srv/other/models/manifests/registry.ollama.ai/library/small/latest" in files(host, "/srv/other/models")
+    assert files(host, STORE.rpartition("/")[0]).count("\n") == 2, "the server's keys alone"
+
+
+# --- adoption (three kinds of hosts with all of site.yml: the molecule scenario ollama_adopt)
+
+
+def test_an_adopted_service_is_not_touched(lab, host):
+    hostsetup.override(host, {"OLLAMA_KEEP_ALIVE": "24h", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "HF_TOKEN": "hf_hidden"})
+    hostsetup.wait_for_api(host)
+    look = (
+        "systemctl show ollama -p MainPID,InvocationID; find /etc/systemd /usr/local -xdev -printf '%p %T@\\n' | sort"
+    )
+    before = hostsetup.sh(host, look)
+    adopted = lab.module(host, "ollama_adopt", {"name": "ollama"}, check=True)
+    assert not adopted["failed"], adopted["msg"]
+    assert "hf_hidden" not in str(adopted)
+    variables = {name[len("ollama_") :]: value for name, value in adopted["variables"].items() if name[:3] == "oll"}
+    assert variables == {"visible_devices": "all", "keep_alive": "24h", "no_cloud": False}
+    result = lab.module(host, "ollama_service", variables)
+    assert not result["failed"], result["msg"]
+    assert not result["changed"]
+    assert result["environment"] == {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "OLLAMA_KEEP_ALIVE": "24h"}
+    assert hostsetup.sh(host, look) == before
+    changed = lab.module(host, "ollama_service", dict(variables, keep_alive="25h"))
+    assert changed["restarted"], "and from then on it is managed"
+    assert "HF_TOKEN=hf_hidden" in hostsetup.sh(host, "tr '\\0' '\\n' </proc/$(pidof ollama)/environ")
