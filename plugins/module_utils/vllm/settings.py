@@ -1,0 +1,262 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Options of an instance → vLLM's YAML file and its environment. Pure.
+
+vLLM's own rules for the file: a key is a long option without dashes; true gives the option alone, false its ``--no-``
+form where there is one; a list gives several words, a mapping JSON; null would be the text ``None``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+PORT = 8000
+HOST = "127.0.0.1"
+GUARD = "gpufleet_guard"
+"""Name of the module whose class ``Guard`` asks for the key on every path."""
+
+FLAGS: Tuple[Tuple[str, str], ...] = (
+    ("model", "model"),
+    ("served_model_name", "served-model-name"),
+    ("host", "host"),
+    ("port", "port"),
+    ("revision", "revision"),
+    ("download_dir", "download-dir"),
+    ("load_format", "load-format"),
+    ("trust_remote_code", "trust-remote-code"),
+    ("chat_template", "chat-template"),
+    ("dtype", "dtype"),
+    ("quantization", "quantization"),
+    ("max_model_len", "max-model-len"),
+    ("max_num_seqs", "max-num-seqs"),
+    ("max_num_batched_tokens", "max-num-batched-tokens"),
+    ("gpu_memory_utilization", "gpu-memory-utilization"),
+    ("kv_cache_dtype", "kv-cache-dtype"),
+    ("cpu_offload_gb", "cpu-offload-gb"),
+    ("enable_prefix_caching", "enable-prefix-caching"),
+    ("enforce_eager", "enforce-eager"),
+    ("ssl_keyfile", "ssl-keyfile"),
+    ("ssl_certfile", "ssl-certfile"),
+    ("shutdown_timeout", "shutdown-timeout"),
+)
+"""Option of ours, and the option of vLLM's command line that it is."""
+
+_SIZES = (
+    ("tensor_parallel_size", "tensor-parallel-size"),
+    ("pipeline_parallel_size", "pipeline-parallel-size"),
+    ("data_parallel_size", "data-parallel-size"),
+)
+_ELSEWHERE = {
+    "api-key": "it would stand in the file, and older versions log it; use api_key",
+    "hf-token": "it would stand in the file; use hf_token",
+    "config": "the file itself is written here",
+    "middleware": "it is used by guard_all_paths; leave that out to use your own",
+    "uds": "the proof and the ledger need a port; a proxy may offer a socket",
+}
+"""Options that ``extra_args`` must not hold, and why."""
+_SECRETS = {"VLLM_API_KEY": "api_key", "HF_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}
+_OURS = {
+    "CUDA_VISIBLE_DEVICES": "visible_devices",
+    "CUDA_DEVICE_ORDER": "visible_devices",
+    "HF_TOKEN_PATH": "hf_token",
+    "PYTHONPATH": "guard_all_paths",
+}
+_SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class SettingsError(ValueError):
+    """Values that vLLM would refuse or misread; one sentence each."""
+
+    def __init__(self, problems: List[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass
+class Declared:
+    """What an instance is to have."""
+
+    config: Dict[str, Any] = field(default_factory=dict)
+    environment: Dict[str, str] = field(default_factory=dict)
+    secret_environment: Dict[str, str] = field(default_factory=dict)
+    credentials: Dict[str, str] = field(default_factory=dict)
+    warnings: List[str] = field(default_factory=list)
+
+    @property
+    def served(self) -> str:
+        """The name that clients use."""
+        names = self.config.get("served-model-name")
+        return str(names[0] if names else self.config["model"])
+
+    @property
+    def port(self) -> int:
+        return int(self.config["port"])
+
+    @property
+    def url(self) -> str:
+        """Where a client on the same host finds it."""
+        scheme = "https" if "ssl-certfile" in self.config else "http"
+        host = str(self.config["host"])
+        if host in ("0.0.0.0", "::"):
+            host = HOST if host == "0.0.0.0" else "::1"
+        return "%s://%s:%d" % (scheme, "[%s]" % host if ":" in host else host, self.port)
+
+
+def declare(options: Mapping[str, Any], sizes: Mapping[str, int], visible: Optional[str]) -> Declared:
+    """Turn options into the file and the environment.
+
+    :param options: the module's options; absent and None mean: not declared.
+    :param sizes: the parallel sizes that were chosen, by option; a size of 1 is vLLM's default and is left out.
+    :param visible: value of CUDA_VISIBLE_DEVICES; None where the instance uses no GPU.
+    :raises SettingsError: vLLM would misread or refuse a value.
+    """
+    declared, problems = Declared(), []  # type: Tuple[Declared, List[str]]
+    given = dict(options, host=options.get("host") or HOST, port=options.get("port") or PORT)
+    for option, flag in FLAGS:
+        if given.get(option) is not None:
+            declared.config[flag] = given[option]
+    for option, flag in _SIZES:
+        if sizes.get(option, 1) != 1:
+            declared.config[flag] = sizes[option]
+    problems += _wrong_values(given)
+    problems += _take_extra(declared, options.get("extra_args") or {})
+    problems += _take_environment(declared, options.get("environment") or {})
+    if visible is not None:
+        declared.environment.update(CUDA_VISIBLE_DEVICES=visible, CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    declared.environment.setdefault("VLLM_NO_USAGE_STATS", "1")
+    key, token = options.get("api_key"), options.get("hf_token")
+    if key is not None:
+        if not re.match(r"[\x21-\x7e]{8,}\Z", key):
+            problems.append("api_key: expected 8 or more characters without blanks, all of ASCII")
+        declared.secret_environment["VLLM_API_KEY"] = key
+    if token is not None:
+        declared.credentials["hf_token"] = token
+    if options.get("guard_all_paths"):
+        if key is None:
+            problems.append("guard_all_paths: there is no api_key that it could ask for")
+        declared.config["middleware"] = ["%s.Guard" % GUARD]
+        declared.environment["GPUFLEET_OPEN_PATHS"] = ",".join(options.get("open_paths") or ())
+    if problems:
+        raise SettingsError(problems)
+    return declared
+
+
+def public_bind(options: Mapping[str, Any]) -> Optional[str]:
+    """The address, if others than this host reach it and no key is asked for."""
+    host = str(options.get("host") or HOST)
+    if options.get("api_key") is not None or host == "localhost":
+        return None
+    try:
+        return None if ipaddress.ip_address(host).is_loopback else host
+    except ValueError:
+        return host
+
+
+def render(config: Mapping[str, Any]) -> str:
+    """The file's text: each value as JSON, which is YAML."""
+    lines = ["%s: %s\n" % (key, json.dumps(config[key], ensure_ascii=False)) for key in sorted(config)]
+    head = "# Written by the Ansible collection gpufleet.inference, which replaces this file on its next run.\n"
+    return head + "".join(lines)
+
+
+def read_back(text: str) -> Dict[str, Any]:
+    """The configuration in a text that render() gave; nothing of one by another hand."""
+    found: Dict[str, Any] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(": ")
+        if colon and not line.startswith("#"):
+            try:
+                found[key] = json.loads(value)
+            except ValueError:
+                return {}
+    return found if "host" in found and "port" in found else {}
+
+
+def tokens(value: Any) -> Optional[int]:
+    """A number of tokens as vLLM reads it (``32768``, ``32k``, ``32K``); None for ``auto``.
+
+    :raises ValueError: vLLM does not read it.
+    """
+    text = str(value).strip()
+    if text.lower() == "auto" or text == "-1":
+        return None
+    found = re.match(r"([0-9]+)(\.[0-9]+)?([kmgtKMGT])?\Z", text)
+    if not found or (found.group(2) and (found.group(3) or "").lower() != found.group(3)):
+        raise ValueError(
+            "%r is no number of tokens; expected such as 32768, 32k (32000), 32K (32768), 1.5k, or auto" % (value,)
+        )
+    return int(float(found.group(1) + (found.group(2) or "")) * _SCALES.get(found.group(3), 1))
+
+
+def _wrong_values(given: Mapping[str, Any]) -> List[str]:
+    problems = []
+    port, share = int(given["port"]), given.get("gpu_memory_utilization")
+    if not 1024 <= port <= 65535:
+        problems.append("port: %d; vLLM takes a port from 1024 to 65535" % port)
+    if share is not None and not 0 < share <= 1:
+        problems.append(
+            "gpu_memory_utilization: %.4g is no share of a GPU's memory; expected more than 0, 1 at most" % share
+        )
+    for option in ("max_num_seqs", "max_num_batched_tokens"):
+        if given.get(option) is not None and given[option] < 1:
+            problems.append("%s: %d; expected 1 or more" % (option, given[option]))
+    if given.get("max_model_len") is not None:
+        try:
+            tokens(given["max_model_len"])
+        except ValueError as error:
+            problems.append("max_model_len: %s" % error)
+    if not re.match(r"[A-Za-z0-9.:-]+\Z", str(given["host"])):
+        problems.append("host: %r is no address" % given["host"])
+    if not given.get("model"):
+        problems.append("model: is not given; vLLM would serve a small model of its own choice")
+    if bool(given.get("ssl_keyfile")) != bool(given.get("ssl_certfile")):
+        problems.append("ssl_keyfile, ssl_certfile: one is no use without the other")
+    if (given.get("shutdown_timeout") or 0) < 0:
+        problems.append("shutdown_timeout: %d; expected 0 or more seconds" % given["shutdown_timeout"])
+    return problems
+
+
+def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
+    problems = []
+    typed = {flag: option for option, flag in FLAGS + _SIZES}
+    for name in sorted(extra):
+        flag = str(name).lstrip("-").replace("_", "-")
+        where = "extra_args.%s" % name
+        bare = flag[3:] if flag.startswith("no-") else flag
+        if bare in typed:
+            problems.append("%s: use the option %s" % (where, typed[bare]))
+        elif bare in _ELSEWHERE:
+            problems.append("%s: %s" % (where, _ELSEWHERE[bare]))
+        elif not re.match(r"[a-z][a-z0-9.-]*\Z", flag):
+            problems.append("%s: is no name of an option, such as max-loras" % where)
+        elif extra[name] is None:
+            problems.append("%s: has no value, which vLLM would take for the text None; leave it out" % where)
+        elif flag in declared.config:
+            problems.append("%s: is given twice" % where)
+        else:
+            declared.config[flag] = extra[name]
+    return problems
+
+
+def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> List[str]:
+    problems = []
+    for name in sorted(environment):
+        value, where = environment[name], "environment.%s" % name
+        if name in _SECRETS:
+            problems.append("%s: is a secret and would stand in the unit; use %s" % (where, _SECRETS[name]))
+        elif name in _OURS:
+            problems.append("%s: is set by %s" % (where, _OURS[name]))
+        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            problems.append("%s: %r is no text or number; put quotes around it" % (where, value))
+        else:
+            declared.environment[name] = str(value)
+            if name == "VLLM_PORT":
+                declared.warnings.append("%s: is not the API's port, but vLLM's first internal one" % where)
+            if name == "VLLM_SERVER_DEV_MODE" and str(value) == "1":
+                declared.warnings.append("%s: opens paths that change the server and ask for no key" % where)
+    return problems

@@ -1,0 +1,175 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a model will take of each GPU, before it is started. Pure.
+
+vLLM takes a share of each GPU's memory (gpu_memory_utilization), and gives what weights and computing leave of it to
+the cache, which must hold one request of the longest context. Only what is certain to fail is refused: weights and that
+cache alone. Buffers for computing, CUDA graphs and what torch takes besides depend on the version; ``RESERVE`` stands
+for them where tokens are foretold.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.shape import ELEMENT, Shape
+
+GIB = 1 << 30
+DEFAULT_UTILIZATION = 0.92
+"""Of vLLM since 0.20; 0.9 before."""
+RESERVE = 2 * GIB
+
+
+class SizingError(ValueError):
+    """The model does not fit, or others hold the memory."""
+
+
+class Fit(NamedTuple):
+    """What is known of one GPU, in bytes."""
+
+    budget: int
+    weights: int
+    token: int
+    """Of the cache, for one token; 0 where it is not known."""
+    request: int
+    """Of the cache, for one request of the longest context; 0 where that is not known."""
+
+    @property
+    def missing(self) -> int:
+        return max(0, self.weights + self.request - self.budget)
+
+    @property
+    def tokens(self) -> Optional[int]:
+        """About so many tokens will find room in the cache."""
+        if not self.token:
+            return None
+        return max(0, self.budget - self.weights - RESERVE) // self.token
+
+
+def budget(total: int, utilization: float) -> int:
+    """Bytes that vLLM claims of a GPU."""
+    return math.ceil(total * utilization)
+
+
+def weights_loaded(stored: int, shape: Optional[Shape], dtype: str = "auto", quantization: Optional[str] = None) -> int:
+    """Bytes that the weights take once they are loaded, at least."""
+    if shape is None or shape.quantized:
+        return stored
+    if quantization:
+        return stored // 4  # 4 bits of 16; more is not certain
+    to = ELEMENT.get(dtype, min(shape.element, 2))  # "auto" halves what is stored as float32
+    return stored * to // shape.element
+
+
+def fit(
+    shape: Optional[Shape],
+    weights: int,
+    total: int,
+    parallel: Parallel,
+    *,
+    utilization: float = DEFAULT_UTILIZATION,
+    context: Optional[int] = None,
+    dtype: str = "auto",
+    cache_dtype: str = "auto",
+    offload: int = 0,
+) -> Fit:
+    """How a model fits on GPUs of ``total`` bytes.
+
+    :param weights: bytes of all weights, loaded.
+    :param context: tokens of the longest request; None: not known, or fitted by vLLM itself.
+    :param offload: bytes of weights for each GPU that go to the host's memory.
+    """
+    token = _token(shape, parallel, dtype, cache_dtype) if shape else 0
+    return Fit(
+        budget=budget(total, utilization),
+        weights=max(0, weights // (parallel.tensor * parallel.pipeline) - offload),
+        token=token,
+        request=token * (context or 0),
+    )
+
+
+def _token(shape: Shape, parallel: Parallel, dtype: str, cache_dtype: str) -> int:
+    """Bytes of one token in the cache of one GPU; 0 where layers differ."""
+    if not (shape.plain and shape.layers):
+        return 0
+    if cache_dtype.startswith("fp8"):
+        element = 1
+    else:
+        named = ELEMENT.get(cache_dtype) or ELEMENT.get(dtype)
+        element = named or min(shape.element, 2)
+    layers = -(-shape.layers // parallel.pipeline)
+    if shape.latent:
+        return layers * shape.latent * element
+    if not (shape.kv_heads and shape.head_size):
+        return 0
+    return 2 * layers * max(1, shape.kv_heads // parallel.tensor) * shape.head_size * element
+
+
+def check_fit(found: Fit, label: str, utilization: float, context: Optional[int]) -> None:
+    """:raises SizingError: with all numbers, and the longest context that would fit."""
+    if not found.missing:
+        return
+    room = found.budget - found.weights
+    said = "GPU %s: vLLM takes %s of its memory, %s; the weights need %s of it" % (
+        label,
+        "%.4g" % utilization,
+        gib(found.budget),
+        gib(found.weights),
+    )
+    if found.request:
+        said += " and the cache for one request of %d tokens %s" % (context or 0, gib(found.request))
+    said += ": %s too little" % gib(found.missing)
+    if room > 0 and found.token:
+        advice = "at most %d tokens would fit (max_model_len), or" % (room // found.token)
+    else:
+        advice = "choose"
+    raise SizingError("%s; %s more GPUs, a quantised model, or kv_cache_dtype: fp8" % (said, advice))
+
+
+def check_free(device: Dict[str, Any], own: int, utilization: float, label: str, unit: str) -> None:
+    """vLLM refuses to start where less is free than it is to take; those who hold the memory are named.
+
+    :param own: bytes that the service itself holds there, which are free again once it is stopped.
+    :raises SizingError: with the numbers and the holders.
+    """
+    memory = device["memory"]
+    total, free = memory["total_bytes"], memory["free_bytes"]
+    if total is None or free is None:
+        return
+    wanted, available = budget(total, utilization), min(total, free + own)
+    if available >= wanted:
+        return
+    said = holders([device], unit)
+    raise SizingError(
+        "GPU %s has %s of %s free%s, but %.4g of it, %s, is to be taken; %sset gpu_memory_utilization to %.2f at most, "
+        "or free the memory (nobody else's process is ended by this collection)"
+        % (
+            label,
+            gib(free),
+            gib(total),
+            " besides what %s holds" % unit if own else "",
+            utilization,
+            gib(wanted),
+            "%s; " % said if said else "",
+            math.floor(available / total * 100) / 100,
+        )
+    )
+
+
+def holders(devices: Sequence[Dict[str, Any]], unit: str) -> str:
+    """Who holds memory of these GPUs besides a unit: ``PID 7 (python3, ollama.service) 4.0 GiB on GPU 1``."""
+    found: List[str] = []
+    for device in devices:
+        for process in device["processes"] or ():
+            if process["unit"] != unit:
+                whose = ", ".join(filter(None, (process["name"], process["unit"]))) or "unknown"
+                held = gib(process["used_bytes"]) if process["used_bytes"] else "some memory"
+                found.append("PID %s (%s) holds %s on GPU %s" % (process["pid"], whose, held, device["index"]))
+    return ", ".join(found)
+
+
+def gib(size: int) -> str:
+    return "%.1f GiB" % (size / GIB)

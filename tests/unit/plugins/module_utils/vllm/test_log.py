@@ -1,0 +1,72 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Why a server ended, out of what a real one logged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import log
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import refusal, unknown_variables
+
+
+@pytest.mark.parametrize(
+    "name, verdict, words",
+    [
+        ("bad-flag", "bad_config", "unrecognized arguments: --max-model-length"),
+        ("bad-value", "crash_loop", "argument --max-num-seqs: invalid int value: 'many'"),
+        ("bad-choice", "bad_config", "argument --dtype: invalid choice: 'float7'"),
+        ("too-long", "bad_config", "max_model_len (100000) is greater than the derived max_model_len"),
+        ("heads", "bad_config", "heads (4) must be divisible by tensor parallel size (3)"),
+        ("no-model", "model_missing", "Repo id must be in the form"),
+        ("port-taken", "port_taken", "OSError: [Errno 98] Address already in use"),
+    ],
+)
+def test_recorded_failures(fixture_text, name, verdict, words):
+    lines = json.loads(fixture_text("vllm/failures.json"))[name]["last"]
+    found = log.last_words(lines)
+    assert found.verdict == verdict
+    assert words in found.line
+    assert bool(found.advice) == (verdict != "crash_loop")
+
+
+def test_the_cause_stands_before_what_it_led_to():
+    found = log.last_words(
+        [
+            "(EngineCore pid=7) ERROR 11-22 14:15:19 [core.py:99] ValueError: Free memory on device cuda:0 (1/2 GiB) on startup",
+            "(APIServer pid=6) Traceback (most recent call last):",
+            "RuntimeError: Engine core initialization failed. See root cause above.",
+        ]
+    )
+    assert found.verdict == "out_of_memory"
+    assert found.line.startswith("ValueError: Free memory on device cuda:0")
+
+
+def test_a_line_without_its_prefix():
+    assert (
+        log.bare("(APIServer pid=1) INFO 01-01 00:00:00 [launcher.py:279] [shutdown] stopped") == "[shutdown] stopped"
+    )
+    assert log.bare("(Worker pid=1) hello") == "hello"
+    assert log.bare("INFO:     Started") == "INFO:     Started"
+
+
+def test_nothing_that_tells():
+    assert log.last_words([]).line == ""
+    assert log.last_words(["all is well", ""]).line == "all is well"
+
+
+def test_a_misspelt_option_and_the_nearest(fixture_text):
+    said = "\n".join(json.loads(fixture_text("vllm/failures.json"))["bad-flag"]["last"])
+    options = list(json.loads(fixture_text("vllm/options.json")))
+    assert refusal(said, options) == "unrecognized arguments: --max-model-length; did you mean max-model-len?"
+    assert refusal("x\nImportError: libcudart.so.13\n", []) == "ImportError: libcudart.so.13"
+    assert refusal("", []) == "it says nothing"
+
+
+def test_variables_that_this_version_does_not_read():
+    (warning,) = unknown_variables({"VLLM_LOGING_LEVEL": "1", "A": "1"}, ["VLLM_LOGGING_LEVEL"])
+    assert "did you mean VLLM_LOGGING_LEVEL?" in warning
+    assert unknown_variables({"VLLM_X": "1"}, []) == [], "envs.py cannot be read: nothing is known"

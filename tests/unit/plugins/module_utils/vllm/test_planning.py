@@ -1,0 +1,197 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""config.json → shape, parallel sizes, memory: by tables, and vLLM's own rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import shape, sizing
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, ParallelError, choose
+
+GIB = 1 << 30
+LLAMA8 = {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+}
+LLAMA70 = dict(LLAMA8, num_hidden_layers=80, num_attention_heads=64, hidden_size=8192)
+DEEPSEEK = {
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "hidden_size": 7168,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "dtype": "bfloat16",
+}
+GEMMA = dict(LLAMA8, sliding_window=1024, layer_types=["sliding_attention", "full_attention"])
+
+
+def test_the_shape_of_a_llama():
+    found = shape.read(LLAMA8)
+    assert (found.layers, found.heads, found.kv_heads, found.head_size) == (32, 32, 8, 128)
+    assert (found.context, found.element, found.latent, found.plain, found.quantized) == (131072, 2, 0, True, False)
+
+
+@pytest.mark.parametrize(
+    "config, key, value",
+    [
+        ({"n_head": 8, "n_embd": 512, "n_layer": 4, "n_positions": 99}, "head_size", 64),
+        ({"n_head": 8, "n_positions": 99}, "context", 99),
+        ({"num_attention_heads": 8}, "kv_heads", 8),
+        ({"num_attention_heads": 8, "multi_query": True}, "kv_heads", 1),
+        ({"text_config": {"num_attention_heads": 16}, "num_attention_heads": 3}, "heads", 16),
+        ({"dtype": "float32"}, "element", 4),
+        ({}, "heads", None),
+        ({"num_attention_heads": True}, "heads", None),
+        (DEEPSEEK, "latent", 576),
+        (GEMMA, "plain", False),
+        ({"sliding_window": 4096}, "plain", False),
+        ({"sliding_window": 4096, "use_sliding_window": False}, "plain", True),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized", True),
+        (dict(LLAMA8, rope_scaling={"rope_type": "llama3", "factor": 8.0}), "context", 131072),
+        (dict(LLAMA8, rope_scaling={"type": "linear", "factor": 2.0}), "context", 262144),
+        (
+            dict(LLAMA8, rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
+            "context",
+            131072,
+        ),
+    ],
+)
+def test_what_config_json_tells(config, key, value):
+    assert getattr(shape.read(config), key) == value
+
+
+@pytest.mark.parametrize(
+    "gpus, config, wanted, sizes",
+    [
+        (4, LLAMA8, (None, None, None), (4, 1, 1)),
+        (4, LLAMA8, ("auto", "auto", "auto"), (4, 1, 1)),
+        (1, LLAMA8, (None, None, None), (1, 1, 1)),
+        (0, LLAMA8, (None, None, None), (1, 1, 1)),
+        (3, LLAMA8, (None, None, None), (1, 3, 1)),
+        (6, LLAMA8, (None, None, None), (2, 3, 1)),
+        (16, LLAMA8, (None, None, None), (16, 1, 1)),  # heads of keys and values are copied
+        (8, LLAMA70, ("4", None, None), (4, 2, 1)),
+        (8, LLAMA70, (None, "2", None), (4, 2, 1)),
+        (8, LLAMA70, (None, None, "2"), (4, 1, 2)),
+        (6, None, (None, None, None), (6, 1, 1)),
+        (6, dict(LLAMA8, num_key_value_heads=6, num_attention_heads=12), (None, None, None), (6, 1, 1)),
+    ],
+)
+def test_sizes(gpus, config, wanted, sizes):
+    found = choose(gpus, shape.read(config) if config else None, *wanted)
+    assert found[:3] == sizes
+    assert found.why
+
+
+@pytest.mark.parametrize(
+    "gpus, config, wanted, words",
+    [
+        (
+            3,
+            LLAMA8,
+            ("3", None, None),
+            "32 attention heads (8 of keys and values) do not split over 3 GPUs; possible are 1, 2, 4",
+        ),
+        (3, {"num_attention_heads": 4}, ("3", None, None), "4 attention heads do not split"),
+        (4, LLAMA8, ("2", "1", None), "tensor 2 × pipeline 1 × data 1 = 2 GPUs, but 4 are chosen"),
+        (4, LLAMA8, (None, None, "3"), "3 copies of the model do not share 4 GPUs"),
+        (6, LLAMA8, (None, "2", None), "do not split over the 3 GPUs of a stage"),
+        (4, dict(LLAMA8, num_hidden_layers=2), ("1", "4", None), "4 stages for 2 layers"),
+        (4, LLAMA8, ("many", None, None), "'many' is neither"),
+        (4, LLAMA8, ("0", None, None), "'0' is neither"),
+    ],
+)
+def test_sizes_that_cannot_be(gpus, config, wanted, words):
+    with pytest.raises(ParallelError) as caught:
+        choose(gpus, shape.read(config), *wanted)
+    assert words in str(caught.value)
+
+
+# --- memory
+
+
+def test_the_cache_of_one_token_by_the_book():
+    one = Parallel(1, 1, 1, "")
+    assert sizing.fit(shape.read(LLAMA8), 0, GIB, one).token == 131072
+    assert sizing.fit(shape.read(LLAMA70), 0, GIB, one).token == 320 * 1024
+    assert sizing.fit(shape.read(LLAMA70), 0, GIB, Parallel(4, 1, 1, "")).token == 80 * 1024
+    assert sizing.fit(shape.read(LLAMA70), 0, GIB, Parallel(16, 1, 1, "")).token == 40 * 1024
+    assert sizing.fit(shape.read(LLAMA70), 0, GIB, Parallel(4, 2, 1, "")).token == 40 * 1024
+    assert sizing.fit(shape.read(LLAMA8), 0, GIB, one, cache_dtype="fp8_e5m2").token == 65536
+    assert sizing.fit(shape.read(DEEPSEEK), 0, GIB, Parallel(8, 1, 1, "")).token == 61 * 576 * 2
+    assert sizing.fit(shape.read(GEMMA), 0, GIB, one).token == 0, "layers differ: not foretold"
+    assert sizing.fit(None, 0, GIB, one).token == 0
+
+
+def test_a_model_that_fits():
+    found = sizing.fit(shape.read(LLAMA8), 15 * GIB, 80 * GIB, Parallel(1, 1, 1, ""), context=131072)
+    assert (found.budget, found.weights, found.request, found.missing) == (79027398247, 15 * GIB, 16 * GIB, 0)
+    assert found.tokens == (found.budget - 17 * GIB) // 131072
+    sizing.check_fit(found, "0", 0.92, 131072)
+
+
+def test_a_context_that_does_not_fit_is_told_with_all_numbers():
+    found = sizing.fit(shape.read(LLAMA8), 15 * GIB, 24 * GIB, Parallel(1, 1, 1, ""), context=131072)
+    with pytest.raises(sizing.SizingError) as caught:
+        sizing.check_fit(found, "0 (RTX 4090)", 0.92, 131072)
+    said = str(caught.value)
+    for words in (
+        "0.92 of its memory, 22.1 GiB",
+        "weights need 15.0 GiB",
+        "131072 tokens 16.0 GiB",
+        "8.9 GiB too little",
+    ):
+        assert words in said
+    assert "at most 57999 tokens would fit" in said
+
+
+def test_weights_that_do_not_fit():
+    found = sizing.fit(shape.read(LLAMA70), 140 * GIB, 24 * GIB, Parallel(4, 1, 1, ""), context=100)
+    with pytest.raises(sizing.SizingError, match="choose more GPUs, a quantised model"):
+        sizing.check_fit(found, "0", 0.92, 100)
+    assert not sizing.fit(None, 140 * GIB, 24 * GIB, Parallel(8, 1, 1, "")).missing
+    assert not sizing.fit(None, 140 * GIB, 24 * GIB, Parallel(4, 1, 1, ""), offload=20 * GIB).missing
+
+
+@pytest.mark.parametrize(
+    "config, options, expected",
+    [
+        ({"dtype": "float32"}, {}, 50),
+        ({"dtype": "float32"}, {"dtype": "float32"}, 100),
+        ({"dtype": "bfloat16"}, {"dtype": "float32"}, 200),
+        ({"dtype": "bfloat16"}, {"quantization": "fp8"}, 25),
+        ({"dtype": "bfloat16", "quantization_config": {}}, {"quantization": "awq"}, 100),
+    ],
+)
+def test_weights_as_they_are_loaded(config, options, expected):
+    assert sizing.weights_loaded(100, shape.read(config), **options) == expected
+
+
+def device(free, total=100, processes=()):
+    return {"index": 0, "memory": {"total_bytes": total * GIB, "free_bytes": free * GIB}, "processes": list(processes)}
+
+
+HOLDER = {"pid": 7, "name": "python3", "unit": "ollama.service", "used_bytes": 60 * GIB}
+
+
+def test_memory_that_others_hold_is_named_with_its_holders():
+    with pytest.raises(sizing.SizingError) as caught:
+        sizing.check_free(device(40, processes=[HOLDER]), 0, 0.92, "0", "vllm@a.service")
+    said = str(caught.value)
+    assert "GPU 0 has 40.0 GiB of 100.0 GiB free, but 0.92 of it, 92.0 GiB, is to be taken" in said
+    assert "PID 7 (python3, ollama.service) holds 60.0 GiB on GPU 0; set gpu_memory_utilization to 0.40 at most" in said
+
+
+def test_own_memory_is_as_good_as_free():
+    sizing.check_free(device(8), 92 * GIB, 0.92, "0", "vllm@a.service")
+    sizing.check_free(device(92), 0, 0.92, "0", "vllm@a.service")
+    unknown = dict(device(1), memory={"total_bytes": None, "free_bytes": None})
+    sizing.check_free(unknown, 0, 0.92, "0", "vllm@a.service")
+    with pytest.raises(sizing.SizingError, match="besides what vllm@a.service holds"):
+        sizing.check_free(device(8), 20 * GIB, 0.92, "0", "vllm@a.service")

