@@ -39,6 +39,10 @@ class Refused(Exception):
     """Something is wrong before anything was touched."""
 
 
+class Differs(Exception):
+    """The host is not as declared; what that would run into was not looked at."""
+
+
 class Plan(NamedTuple):
     """Everything about the instance decided, and nothing touched."""
 
@@ -52,16 +56,26 @@ class Plan(NamedTuple):
     program: Program
 
 
+def look(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+    """The result where the instance is as declared.
+
+    :raises Differs: it is not; vLLM's own parser, which takes seconds, was not asked.
+    """
+    return bring(params, True, warn, thorough=False)
+
+
 def bring(
-    params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Any = None
+    params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Any = None, thorough: bool = True
 ) -> Dict[str, Any]:
     """Bring the instance to its declared state.
 
     :param params: the module's parameters.
     :param check_mode: read and compare only.
     :param warn: called with each warning.
+    :param thorough: whether what a start would run into is looked at.
     :returns: the module's result.
     :raises Refused: nothing was touched.
+    :raises Differs: not ``thorough``, and something is to be done.
     :raises engine.ServiceError: the former state is back.
     """
     system = system or System()
@@ -75,7 +89,7 @@ def bring(
     if params["state"] == "absent":
         return _remove(params, unit, gather, check_mode, warn, system)
     try:
-        plan = _plan(params, unit, gather, check_mode, warn, system)
+        plan = _plan(params, unit, gather, check_mode, warn, system, thorough)
         endpoint = Endpoint(plan.declared.url, params["api_key"], verify=False)
     except (settings.SettingsError, ParallelError, sizing.SizingError, ledger.Conflict, ProgramError) as error:
         raise Refused(str(error)) from None
@@ -129,7 +143,13 @@ def _remove(
 
 
 def _plan(
-    params: Mapping[str, Any], unit: str, gather: Any, check_mode: bool, warn: Callable[[str], None], system: Any
+    params: Mapping[str, Any],
+    unit: str,
+    gather: Any,
+    check_mode: bool,
+    warn: Callable[[str], None],
+    system: Any,
+    thorough: bool,
 ) -> Plan:
     """Decide everything; what is known to fail is refused here."""
     devices, facts = _devices(params, unit, gather)
@@ -195,6 +215,8 @@ def _plan(
     change = _change(params, unit, declared, program, claim, weights)
     held = held_by_unit(devices, unit)
     if _differs(change, system) or (devices and not held):
+        if not thorough:
+            raise Differs()
         for device in devices:
             sizing.check_free(device, held.get(device["uuid"], 0), utilization, label(device), unit)
         for warning in declared.warnings + unknown_variables(params["environment"], program.variables()):

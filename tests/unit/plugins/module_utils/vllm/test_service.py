@@ -65,11 +65,11 @@ def bring(monkeypatch, fakes, tmp_path):
         run.asked = dict(more, change=change)
         return run.outcome or engine.Outcome()
 
-    def run(check_mode=False, **given):
+    def run(check_mode=False, thorough=True, **given):
         parameters = {name: option.get("default") for name, option in vllm_service.argument_spec().items()}
         parameters.update({"name": "chat", "venv": run.venv, "model": str(model), **given})
         run.asked, run.warnings, run.parsed = None, [], []
-        return service.bring(parameters, check_mode, run.warnings.append, system=run.system)
+        return service.bring(parameters, check_mode, run.warnings.append, run.system, thorough)
 
     run.outcome, run.venv, run.model = None, str(venv), model
     run.facts, run.system = fakes.facts(), FakeSystem()
@@ -124,6 +124,14 @@ def test_what_is_converged_asks_no_parser_and_no_memory(bring, fakes):
     bring.facts = fakes.facts()
     bring()
     assert len(bring.parsed) == 1, "as declared, but it does not run: it is going to be started"
+
+
+def test_a_look_leaves_what_takes_long_to_the_module(bring, monkeypatch):
+    with pytest.raises(service.Differs):
+        bring(thorough=False)
+    assert bring.parsed == [] and bring.asked is None
+    monkeypatch.setattr(service, "bring", lambda *words, **more: (words, more))
+    assert service.look({"a": 1}, False, None) == (({"a": 1}, True, None), {"thorough": False})
 
 
 def test_memory_of_others_is_looked_at_only_before_a_start(bring, fakes):
