@@ -121,7 +121,7 @@ options:
   visible_devices:
     description:
       - The GPUs of the instance, as for M(gpufleet.inference.ollama_service). V(all), a list of indexes, UUIDs or PCI
-        bus ids, or a policy such as C({count: 2, min_memory_gib: 40}). The process is given indexes in the order of the
+        bus ids, or a policy with keys such as C(count). The process is given indexes in the order of the
         PCI bus, which every version of vLLM understands.
       - V(none) is for a vLLM that runs on the CPU.
     type: raw

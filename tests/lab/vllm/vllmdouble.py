@@ -112,3 +112,10 @@ def uninstall(host: str) -> None:
         "systemctl daemon-reload; systemctl reset-failed\n"
         "! id -u vllm >/dev/null 2>&1 || userdel -r vllm 2>/dev/null || :" % (VENV, MODELS),
     )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("vllmdouble.py HOST: the double in %s, and the model %s/m8b" % (VENV, MODELS))
+    install(sys.argv[1])
+    add_model(sys.argv[1], "m8b", gib=4)

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
 
+ROLE = Path(__file__).resolve().parents[4] / "roles/vllm"
 GIVEN = {"name": "chat", "venv": "/v", "model": "/m"}
 
 
@@ -81,3 +85,14 @@ def test_wrong_options(run_module, bring, given, words):
 
 def test_absent_needs_a_name_alone(run_module, bring):
     assert not run_module(vllm_service.main, {"name": "chat", "state": "absent"})["failed"]
+
+
+def test_the_role_gives_every_option_on():
+    tasks = yaml.safe_load((ROLE / "tasks/main.yml").read_text(encoding="utf-8"))
+    (given,) = [task["gpufleet.inference.vllm_service"] for task in tasks if "gpufleet.inference.vllm_service" in task]
+    assert set(given) == set(vllm_service.argument_spec())
+    beside = {"name", "venv", "api_key", "hf_token"}
+    assert {name: text for name, text in given.items() if name not in beside} == {
+        name: "{{ item.%s | default(omit) }}" % name for name in given if name not in beside
+    }
+    assert "item." not in given["hf_token"], "a secret in a loop's item is shown"
