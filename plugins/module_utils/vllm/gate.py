@@ -20,7 +20,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine 
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import log, sizing
 
 _MEMORY_DELAY = 5.0  # seconds that NVML may need to name a process
-_LOOK = 2.0  # seconds between two looks at journal and memory while it starts
+_LOOK = 2.0  # seconds between two looks at journal and memory while it starts, at least
 
 
 class Fault(Exception):
@@ -86,7 +86,7 @@ class VllmGate:
         # one that was started by others may still be loading; a later death is noticed in any case
         now = time.monotonic()
         deadline = running.deadline if changed else max(now + 5, running.started_monotonic + self.allowed)
-        progress = _Progress(running, self.gather if self.devices else None)
+        progress = _Progress(running, self.gather if self.devices else None, max(_LOOK, self.stall / 20))
         pause = 0.05
         while True:
             if not running.alive():
@@ -244,8 +244,8 @@ class VllmGate:
 class _Progress:
     """Signs of life of a start: new lines in the journal, more memory on the GPUs."""
 
-    def __init__(self, running: Running, gather: Optional[Callable[[], Dict[str, Any]]]) -> None:
-        self.running, self.gather = running, gather
+    def __init__(self, running: Running, gather: Optional[Callable[[], Dict[str, Any]]], pause: float) -> None:
+        self.running, self.gather, self.pause = running, gather, pause
         self.line, self.held = "", 0
         self._lines: List[str] = []
         self._last = self._looked = time.monotonic()
@@ -253,7 +253,7 @@ class _Progress:
     def silent(self) -> float:
         """Seconds since the last sign; looks again every few seconds only."""
         now = time.monotonic()
-        if now >= self._looked + _LOOK:
+        if now >= self._looked + self.pause:
             self._looked = now
             lines = self.running.journal(3)
             held = self.held
