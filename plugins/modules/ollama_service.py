@@ -231,6 +231,14 @@ options:
         the unit's processes on the declared GPUs, on all of them with O(sched_spread).
       - Without a change nothing is loaded; the model is looked at only while it is loaded.
     type: str
+  prove_fit:
+    description:
+      - What happens when O(prove_model), by the header of its file and the free memory of the GPUs, would not fit with
+        what is declared. V(refuse) ends the run before anything is touched, V(warn) tries it, V(ignore) does not
+        estimate.
+    type: str
+    choices: [refuse, warn, ignore]
+    default: refuse
   version:
     description:
       - The release to install, such as V(0.32.15), for the architecture of the host. The server must say afterwards
@@ -357,6 +365,10 @@ options:
       https_proxy: *https_proxy
       no_proxy: *no_proxy
       prove_model: *prove_model
+      prove_fit:
+        description: See O(prove_fit).
+        type: str
+        choices: [refuse, warn, ignore]
 seealso:
   - module: gpufleet.inference.gpu_facts
   - module: gpufleet.inference.systemd_override
@@ -489,6 +501,17 @@ gpus:
       description: Memory that the unit's own processes hold there.
       returned: always
       type: int
+estimate:
+  description:
+    - What O(prove_model) was expected to take before anything was changed, as
+      RV(gpufleet.inference.ollama_model#module:models[].estimate) has it.
+  returned: when O(prove_model) is given, something changed, and the host has GPUs
+  type: dict
+ratio:
+  description: What NVML shows of the service on the GPUs after the change, divided by the estimate.
+  returned: with RV(estimate), outside of check mode
+  type: float
+  sample: 1.0
 version:
   description: Version of the server that answered, null in check mode when there is something to change.
   returned: success
@@ -524,6 +547,7 @@ OF_ONE = [
     "models_dir_change",
     "environment",
     "prove_model",
+    "prove_fit",
 ]
 """Options that each instance may have for itself, besides what is a variable of the process."""
 
@@ -579,6 +603,7 @@ def _one_service():
         no_proxy=dict(type="str"),
         environment=dict(type="dict", default={}),
         prove_model=dict(type="str"),
+        prove_fit=dict(type="str", choices=["refuse", "warn", "ignore"], default="refuse"),
         version=dict(type="str"),
         mirror=dict(type="str"),
         archive=dict(type="str"),

@@ -1,19 +1,24 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real registry on a lab host, as Ollama can push to it and pull from it, that counts and misbehaves."""
+"""A real registry on a lab host, as Ollama can push to it and pull from it, that counts and misbehaves.
+
+house_registry.py HOST     has a registry with library/tiny:v1 on a host that serves with Ollama; prints its address
+"""
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import List
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS / "lab/ollama"))
 
 import hostsetup  # noqa: E402
-import on_host  # noqa: E402
+import models  # noqa: E402
 
 PORT = 5001
 
@@ -21,10 +26,10 @@ PORT = 5001
 class Registry:
     """Debian's docker-registry behind host/registry_front.py."""
 
-    def __init__(self, lab: Any, host: str) -> None:
+    def __init__(self, host: str) -> None:
         self.host = host
         front = Path(__file__).parent / "host/registry_front.py"
-        on_host.put(lab, host, "/root/registry_front.py", front.read_bytes())
+        hostsetup.sh(host, "cat >/root/registry_front.py", front.read_bytes())
         self.stop()
         hostsetup.sh(
             host,
@@ -38,7 +43,7 @@ class Registry:
         )
         address = hostsetup.sh(host, "hostname -I").split()[0]
         self.url = "http://%s:%d" % (address, PORT)
-        self.size = 0  # of a model in it, for who pushes one
+        self.size = 0  # bytes of the model that was offered last
         self.here = "http://127.0.0.1:%d" % PORT
 
     def stop(self) -> None:
@@ -56,13 +61,32 @@ class Registry:
         log = hostsetup.sh(self.host, "cat /run/registry-log 2>/dev/null || :; rm -f /run/registry-log")
         return sum(int(line.split()[0]) for line in log.splitlines())
 
-    def push(self, host: str, model: str, name: str) -> int:
-        """Put a model of a host's store here, as library/NAME; its bytes."""
+    def offer(self, host: str, shape: str, name: str) -> None:
+        """Have a model made on a host and pushed here as library/NAME; the host's store is as before."""
+        with tempfile.TemporaryDirectory() as folder:
+            models.write_gguf(Path(folder) / "model.gguf", shape)
+            content = (Path(folder) / "model.gguf").read_bytes()
+        digest = "sha256:" + hashlib.sha256(content).hexdigest()
+        blob = "curl -fsT - -X POST %s/api/blobs/%s" % (hostsetup.API, digest)
+        hostsetup.sh(host, blob, content)
         there = "%s/library/%s" % (self.here if host == self.host else self.url, name)
-        hostsetup.api(host, "/api/copy", {"source": model, "destination": there})
+        made = hostsetup.api(host, "/api/create", {"model": there, "files": {"m.gguf": digest}, "stream": False})
+        assert made["status"] == 200, made
         pushed = hostsetup.api(host, "/api/push", {"model": there, "insecure": True, "stream": False})
         assert pushed["status"] == 200, pushed
         full = there.partition("//")[2]
-        size = next(one["size"] for one in hostsetup.api(host, "/api/tags")["models"] if one["name"] == full)
+        self.size = next(one["size"] for one in hostsetup.api(host, "/api/tags")["models"] if one["name"] == full)
         hostsetup.sh(host, 'curl -fsX DELETE -d \'{"model": "%s"}\' %s/api/delete' % (there, hostsetup.API))
-        return size
+
+
+def main(words: List[str]) -> int:
+    if len(words) != 1:
+        sys.exit(__doc__)
+    registry = Registry(words[0])
+    registry.offer(words[0], "tiny", "tiny:v1")
+    print(registry.url)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

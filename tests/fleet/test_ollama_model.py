@@ -179,10 +179,31 @@ def test_a_model_that_does_not_fit_is_refused(served: str, declare: Callable[...
         faults.clear(served)
 
 
+def test_a_service_that_its_model_would_not_fit_stays_as_it_is(served: str, lab: Any) -> None:
+    """m8b with 16 requests of 131072 tokens each: 256 GiB of cache for four cards of 24 GiB."""
+    invocation = "systemctl show ollama -p InvocationID"
+    before = lab.sh(served, invocation)
+    wanted = {"prove_model": "m8b", "context_length": 131072, "num_parallel": 16, "visible_devices": "all"}
+    for check in (True, False):
+        refused = lab.module(served, "ollama_service", wanted, check=check)
+        assert refused["failed"]
+        assert "m8b does not fit: 7.0 billion parameters" in refused["msg"], refused["msg"]
+        assert "(context 131072 × 16)" in refused["msg"]
+        assert "(nothing was changed)" in refused["msg"]
+    assert lab.sh(served, invocation) == before
+    fits = dict(wanted, context_length=8192, num_parallel=2, sched_spread=True)
+    proven = lab.module(served, "ollama_service", fits)
+    assert not proven["failed"], proven["msg"]
+    assert proven["estimate"]["parallel"] == 2
+    assert proven["ratio"] == pytest.approx(1.0, rel=0.05)
+    lab.module(served, "ollama_service", {"state": "absent"})
+    hostsetup.wait_for_api(served)
+
+
 @pytest.fixture
-def registry(served: str, lab: Any) -> Iterator[house_registry.Registry]:
+def registry(served: str) -> Iterator[house_registry.Registry]:
     """A real registry on the host."""
-    found = house_registry.Registry(lab, served)
+    found = house_registry.Registry(served)
     yield found
     found.stop()
 
@@ -191,9 +212,7 @@ def test_pulled_from_a_registry(
     served: str, declare: Callable[..., Dict[str, Any]], registry: house_registry.Registry, lab: Any
 ) -> None:
     name, full = registry.here + "/library/tiny:v1", registry.here.partition("//")[2] + "/library/tiny:v1"
-    declare({"name": "mine", "from_file": GGUF})
-    registry.push(served, "mine", "tiny:v1")
-    declare({"name": "mine", "state": "absent"})  # blobs that no model needs go with it
+    registry.offer(served, "tiny", "tiny:v1")
     wanted = {"name": name}
     options = {"insecure": True, "stall_timeout": 3, "progress": False}
 

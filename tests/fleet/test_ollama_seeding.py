@@ -18,7 +18,6 @@ sys.path.insert(0, str(TESTS / "fleet"))
 
 import hostsetup  # noqa: E402
 import house_registry  # noqa: E402
-import models  # noqa: E402
 
 HOSTS = ["gpu1", "gpu2", "gpu3"]
 MODEL = "tiny:v1"
@@ -28,7 +27,7 @@ PLAY = TESTS / "fleet/models.yml"
 
 
 @pytest.fixture(scope="module")
-def house(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[house_registry.Registry]:
+def house(lab: Any) -> Iterator[house_registry.Registry]:
     """Three hosts that serve with empty stores, and a registry on the last one that has tiny:v1."""
     for host in HOSTS:
         lab.reset(host)
@@ -36,13 +35,8 @@ def house(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[house_
         hostsetup.install(host)
     for host in HOSTS:
         hostsetup.wait_for_api(host)
-    registry = house_registry.Registry(lab, "gpu3")
-    file = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    models.write_gguf(file, "tiny")
-    hostsetup.sh("gpu3", "cat >/srv/tiny.gguf", file.read_bytes())
-    made = lab.module("gpu3", "ollama_model", {"models": [{"name": "mine", "from_file": "/srv/tiny.gguf"}]})
-    assert not made["failed"], made
-    registry.size = registry.push("gpu3", "mine", MODEL)
+    registry = house_registry.Registry("gpu3")
+    registry.offer("gpu3", "tiny", MODEL)
     yield registry
     registry.stop()
     for host in HOSTS:

@@ -602,6 +602,7 @@ class _Run:
                 parallel=self.server.parallel,
                 spread=self.server.spread,
                 cache_type=self.server.cache_type,
+                flash_attention=self.server.flash_attention,
             )
 
         # what this model holds itself goes when it is loaded anew
@@ -620,21 +621,8 @@ class _Run:
 
     def _does_not_fit(self, item: Dict[str, Any], header: gguf.Header, found: sizing.Estimate, free: List[int]) -> None:
         message = (
-            "does not fit: %s, %s, %d layers and %.1f GiB of cache (context %d × %d) take %.1f GiB of GPU memory; "
-            "free are %s GiB on %d GPUs, of which 1 GiB each stays free; the fullest lacks %.1f GiB. Free GPU memory, "
-            "shorten options.num_ctx, or load it with fit: warn, partly on the CPU"
-            % (
-                _billions(header.parameters),
-                header.quantization,
-                header.layers,
-                found.cache / _GIB,
-                found.context,
-                found.parallel,
-                found.held / _GIB,
-                " + ".join("%.1f" % (room / _GIB) for room in free),
-                len(free),
-                found.missing / _GIB,
-            )
+            sizing.shortage(header, found, free)
+            + ". Free GPU memory, shorten options.num_ctx, or load it with fit: warn, partly on the CPU"
         )
         if self.params["fit"] == "refuse":
             raise ModelError(message)
@@ -644,10 +632,7 @@ class _Run:
         """Tokens of context, by the order in which Ollama looks: request, model, server, GPU memory."""
         own = re.search(r"^num_ctx\s+([0-9]+)\s*$", str(shown.body.get("parameters") or ""), re.MULTILINE)
         wanted = int((item.get("options") or {}).get("num_ctx") or 0)
-        wanted = wanted or (int(own.group(1)) if own else 0) or self.server.context
-        if not wanted:
-            return sizing.automatic_contexts(total, header.context)
-        return [min(wanted, header.context or wanted)]
+        return sizing.contexts(wanted or (int(own.group(1)) if own else 0) or self.server.context, header, total)
 
     def _loaded_now(self, item: Dict[str, Any], shown: Answer) -> Dict[str, Any]:
         capabilities = shown.body.get("capabilities") or ()
@@ -748,7 +733,3 @@ def _held(device: Dict[str, Any], unit: str) -> int:
 def _stays(resident: Dict[str, Any]) -> bool:
     year = str(resident.get("expires_at") or "")[:4]
     return year.isdigit() and int(year) >= _FOREVER_FROM
-
-
-def _billions(parameters: int) -> str:
-    return "%.1f billion parameters" % (parameters / 1e9) if parameters >= 1e8 else "%d parameters" % parameters

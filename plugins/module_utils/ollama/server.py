@@ -32,8 +32,11 @@ class Server(NamedTuple):
 
     @property
     def spread(self) -> bool:
-        written = self.environ.get("OLLAMA_SCHED_SPREAD", "").strip()
-        return bool(written) and written.lower() not in ("0", "f", "false")
+        return self._flag("OLLAMA_SCHED_SPREAD", False)
+
+    @property
+    def flash_attention(self) -> bool:
+        return self._flag("OLLAMA_FLASH_ATTENTION", True)
 
     @property
     def parallel(self) -> int:
@@ -63,6 +66,10 @@ class Server(NamedTuple):
             return select(facts["devices"], settings.visible_list(visible))
         except (SelectionError, settings.SettingsError) as error:
             raise ValueError(str(error)) from None
+
+    def _flag(self, variable: str, default: bool) -> bool:
+        written = self.environ.get(variable, "").strip().lower()
+        return written not in ("0", "f", "false") if written else default
 
     def _number(self, variable: str) -> int:
         written = self.environ.get(variable, "").strip()

@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     settings,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.fit import Fit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger, sandbox
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
@@ -53,6 +54,7 @@ class Plan(NamedTuple):
     steps: List[engine.Step]
     declared: settings.Declared
     visible: Optional[str]
+    fit: Optional[Fit]
 
     @property
     def unit(self) -> str:
@@ -185,6 +187,11 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         version=params["version"],
         gather=gather,
     )
+    fit = None
+    if params["prove_model"] and store:
+        places = [store, *(step.old for step in steps if isinstance(step, stores.MoveStep))]
+        environ = dict(others, **declared.environment)
+        fit = Fit(params["prove_model"], places, environ, facts, unit, params["prove_fit"], warn)
     change = engine.Change(
         unit=unit,
         environment=declared.environment,
@@ -193,8 +200,9 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         started=True,
         timeout=params["timeout"],
         objection=objection,
+        objection_to_change=fit,
     )
-    return Plan(params, change, claim, gate, steps, declared, visible)
+    return Plan(params, change, claim, gate, steps, declared, visible, fit)
 
 
 def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str, Any], system: Any) -> None:
@@ -234,7 +242,16 @@ def _carry_out(plan: Plan, check_mode: bool, warn: Any, system: Any) -> Dict[str
         version=plan.gate.version,
         visible_devices=plan.visible,
         gpus=proven,
+        **_sized(plan.fit, sum(gpu["held_bytes"] for gpu in proven)),
     )
+
+
+def _sized(fit: Optional[Fit], held: int) -> Dict[str, Any]:
+    """The estimate beside what came of it."""
+    if fit is None or fit.estimate is None:
+        return {}
+    ratio = fit.ratio(held)
+    return dict({"estimate": fit.estimate}, **({"ratio": ratio} if ratio else {}))
 
 
 def _together(results: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:

@@ -25,7 +25,10 @@ CONTEXT_BYTES = 528 * MIB  # a CUDA context, on every GPU that the worker opens
 KERNEL_BYTES = 62 * MIB  # kernels and cuBLAS, on every GPU that computes
 MARGIN_BYTES = 1024 * MIB  # that llama.cpp leaves free on each GPU (LLAMA_ARG_FIT_TARGET)
 SINGLE_SHARE = 0.8  # of one GPU's free memory, up to which Ollama puts a model there
-BATCH = 512  # tokens computed at once
+BATCH = 512  # tokens computed at once; more where a long context has room for it
+# tokens of context above which Ollama computes more at once, how many, the share of the free memory that cache and
+# weights may have then, and the room that it must have besides
+_LARGER_BATCHES = ((32768, 2048, 0.60, 2 * GIB), (4096, 1024, 0.75, 768 * MIB))
 
 # bytes of one element of the cache, by type
 _ELEMENTS = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32}
@@ -81,6 +84,17 @@ def automatic_contexts(total_bytes: int, trained: int) -> List[int]:
     return sorted({min(step, trained or step) for step in steps[first:]}, reverse=True)
 
 
+def contexts(wanted: int, header: Header, total_bytes: int) -> List[int]:
+    """The contexts to try in turn.
+
+    :param wanted: tokens that the request, the model or the server names, the first of them that does; 0: none.
+    :param total_bytes: memory of all GPUs of the server.
+    """
+    if not wanted:
+        return automatic_contexts(total_bytes, header.context)
+    return [min(wanted, header.context or wanted)]
+
+
 def cache_bytes(header: Header, context: int, parallel: int = 1, cache_type: str = "f16") -> List[int]:
     """Bytes of the KV cache by layer.
 
@@ -100,6 +114,7 @@ def estimate(
     parallel: int = 1,
     spread: bool = False,
     cache_type: str = "f16",
+    flash_attention: bool = True,
     margin: int = MARGIN_BYTES,
 ) -> Estimate:
     """Where the model will go.
@@ -107,17 +122,25 @@ def estimate(
     :param free: free bytes of each GPU that the server may use; at least one.
     :param contexts: tokens of context to try in turn, at least one; the first that fits is taken, else the last.
     :param spread: OLLAMA_SCHED_SPREAD.
+    :param flash_attention: whether the server may use it.
     :param margin: bytes that stay free on each GPU.
     """
     for context in contexts:
-        found = _estimate(header, list(free), context, parallel, spread, cache_type, margin)
+        found = _estimate(header, list(free), context, parallel, spread, cache_type, flash_attention, margin)
         if found.fits or context == contexts[-1]:
             break
     return found
 
 
 def _estimate(
-    header: Header, free: List[int], context: int, parallel: int, spread: bool, cache_type: str, margin: int
+    header: Header,
+    free: List[int],
+    context: int,
+    parallel: int,
+    spread: bool,
+    cache_type: str,
+    flash_attention: bool,
+    margin: int,
 ) -> Estimate:
     cache = cache_bytes(header, context, parallel, cache_type)
     least_heads = min([heads for heads in header.kv_heads if heads] or [0])
@@ -132,7 +155,9 @@ def _estimate(
         places = list(range(len(free)))
     # the worker opens its context before it looks at what is free
     room = [max(0, free[index] - CONTEXT_BYTES) for index in places]
-    shares = _split(header, cache, context * parallel, places, room)
+    cells = context * parallel
+    batch = _batch(cells, predicted, sum(free[index] for index in places)) if flash_attention else BATCH
+    shares = _split(header, cache, cells, batch, places, room)
     missing = max([share.buffers + margin - left for share, left in zip(shares, room)] + [0])
     return Estimate(
         fits=missing <= 0,
@@ -145,7 +170,16 @@ def _estimate(
     )
 
 
-def _split(header: Header, cache: List[int], cells: int, places: List[int], room: List[int]) -> List[Share]:
+def _batch(cells: int, predicted: int, available: int) -> int:
+    """Tokens that the worker computes at once, as Ollama chooses where no request or model says it."""
+    for above, batch, share, besides in _LARGER_BATCHES:
+        room = SINGLE_SHARE * available - predicted
+        if cells > above and predicted <= share * available and besides <= room:
+            return batch
+    return BATCH
+
+
+def _split(header: Header, cache: List[int], cells: int, batch: int, places: List[int], room: List[int]) -> List[Share]:
     """Layers, the output counted as one, in proportion to the room on each GPU, in their order."""
     count, whole = header.layers + 1, float(sum(room) or 1)
     bounds = [sum(room[: position + 1]) / whole for position in range(len(room))]
@@ -165,16 +199,16 @@ def _split(header: Header, cache: List[int], cells: int, places: List[int], room
                 layers=len(mine),
                 weights=weights,
                 cache=sum(cache[layer] for layer in repeating),
-                compute=_compute(header, cells, several, last) if mine or not position else 0,
+                compute=_compute(header, cells, batch, several, last) if mine or not position else 0,
             )
         )
     return shares
 
 
-def _compute(header: Header, cells: int, several: bool, last: bool) -> int:
+def _compute(header: Header, cells: int, batch: int, several: bool, last: bool) -> int:
     """The compute buffer of one GPU; on several GPUs the worker keeps four copies of input and mask."""
-    row = BATCH * 4  # one number for each token of a batch
-    hidden, mask = header.embedding * row, cells * BATCH * 2
+    row = batch * 4  # one number for each token of a batch
+    hidden, mask = header.embedding * row, cells * batch * 2
     size = 3 * (header.forward * row + hidden) + mask
     if last:
         size = max(size, header.vocabulary * row + hidden)  # the logits
@@ -207,3 +241,24 @@ def describe(found: Estimate, names: Sequence[Any]) -> Dict[str, Any]:
             for share in found.shares
         ],
     }
+
+
+def shortage(header: Header, found: Estimate, free: Sequence[int]) -> str:
+    """Why a model does not fit, in figures."""
+    parameters = header.parameters
+    return (
+        "does not fit: %s, %s, %d layers and %.1f GiB of cache (context %d × %d) take %.1f GiB of GPU memory; "
+        "free are %s GiB on %d GPUs, of which 1 GiB each stays free; the fullest lacks %.1f GiB"
+        % (
+            "%.1f billion parameters" % (parameters / 1e9) if parameters >= 1e8 else "%d parameters" % parameters,
+            header.quantization,
+            header.layers,
+            found.cache / GIB,
+            found.context,
+            found.parallel,
+            found.held / GIB,
+            " + ".join("%.1f" % (room / GIB) for room in free),
+            len(free),
+            found.missing / GIB,
+        )
+    )

@@ -350,6 +350,8 @@ class _Convergence:
     def _refuse_objected(self) -> None:
         """Stop when those above object to the unit as it will be."""
         why = self.change.objection(self.planned.unit) if self.change.objection and self.present else None
+        if not why and self.change.objection_to_change and self.outcome.changed:
+            why = self.change.objection_to_change()
         if why:
             raise UnitError("%s: %s" % (self.name, why))
 

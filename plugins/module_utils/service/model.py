@@ -41,6 +41,8 @@ class Change:
     """Seconds for which a unit without a gate is watched after a start: one that dies within them has failed."""
     objection: Optional[Callable[[Unit], Optional[str]]] = None
     """Says why the unit as it will be, drop-ins of others included, must not run; asked before anything is written."""
+    objection_to_change: Optional[Callable[[], Optional[str]]] = None
+    """Says why nothing must be changed now; asked only where something would be, in check mode too."""
 
 
 class Step(Protocol):

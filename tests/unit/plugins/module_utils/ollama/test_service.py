@@ -278,6 +278,29 @@ def test_the_model_to_prove_with_must_be_in_the_store(bring):
     assert bring.asked["gate"].model == "m70b"
 
 
+def test_the_estimate_is_of_the_service_as_it_will_be(bring, monkeypatch):
+    put_model(bring.store)
+    override = b"[Service]\nEnvironment=OLLAMA_KV_CACHE_TYPE=q8_0\n"
+    bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", override))
+    bring(prove_model="m70b", context_length=8192, num_parallel=2, visible_devices=[1], prove_fit="warn")
+    asked = bring.asked["change"].objection_to_change
+    assert (asked.server.context, asked.server.parallel, asked.server.cache_type) == (8192, 2, "q8_0")
+    assert [device["index"] for device in asked.server.devices(bring.facts)] == [1]
+    assert asked.policy == "warn"
+    bring()
+    assert bring.asked["change"].objection_to_change is None
+
+
+def test_the_estimate_stands_beside_what_came_of_it(bring, monkeypatch):
+    put_model(bring.store)
+    monkeypatch.setattr(service.Fit, "estimate", {"held_bytes": 1000}, raising=False)
+    monkeypatch.setattr(service.Fit, "__init__", lambda self, *words: None)
+    monkeypatch.setattr(service.OllamaGate, "proven", lambda self: [{"name": "H200", "held_bytes": 490}] * 2)
+    result = bring(prove_model="m70b")
+    assert (result["estimate"], result["ratio"]) == ({"held_bytes": 1000}, 0.98)
+    assert "ratio" not in bring()
+
+
 def test_the_store_is_the_one_in_force(bring, tmp_path):
     put_model(tmp_path / "other")
     override = b"[Service]\nEnvironment=OLLAMA_MODELS=%s\n" % str(tmp_path / "other").encode()

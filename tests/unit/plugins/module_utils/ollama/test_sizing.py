@@ -143,3 +143,25 @@ def test_described_for_a_result() -> None:
     assert found["fits"] is True
     assert found["held_bytes"] > found["buffer_bytes"] > found["cache_bytes"] == GIB // 2
     assert found["gpus"][0]["layers"] == 33
+
+
+@pytest.mark.parametrize(
+    "context, parallel, free, flash, batch",
+    [
+        (4096, 1, 24, True, 512),
+        (4096, 2, 24, True, 1024),  # it is the sum of all sequences that counts
+        (8192, 1, 24, True, 1024),
+        (8192, 1, 24, False, 512),
+        (65536, 1, 24, True, 2048),
+        (8192, 1, 1.8, True, 512),  # 5.1 of 7.2 GiB: 0.66 of it is too little room besides
+    ],
+)
+def test_a_long_context_is_computed_in_larger_batches(
+    context: int, parallel: int, free: float, flash: bool, batch: int
+) -> None:
+    """As server 0.32.15 chooses; the compute buffer of a GPU grows with it."""
+    found = sizing.estimate(
+        header("m8b"), [int(free * GIB)] * 4, [context], parallel=parallel, spread=True, flash_attention=flash
+    )
+    row, mask = batch * 4, context * parallel * batch * 2
+    assert found.shares[0].compute == 3 * (14336 + 4096) * row + mask + 4 * 4096 * row + 3 * mask

@@ -98,6 +98,16 @@ def test_a_converged_unit_costs_one_call_and_no_write(system: Any) -> None:
     assert system.calls == ["lock", "show", "unlock"] and system.tree() == before
 
 
+def test_an_objection_to_a_change_is_heard_where_there_is_one(system: Any) -> None:
+    before = system.tree()
+    for check in (True, False):
+        with pytest.raises(ServiceError, match="it does not fit .nothing was changed."):
+            go(system, check=check, objection_to_change=lambda: "it does not fit")
+    assert system.tree() == before
+    go(system, objection_to_change=lambda: None)
+    assert not go(system, objection_to_change=lambda: "never asked").changed
+
+
 @pytest.mark.parametrize(
     "before, declared",
     [

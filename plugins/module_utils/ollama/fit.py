@@ -1,0 +1,120 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether the model that is to prove a service fits once the service runs as declared, from the files of the store."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, server
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
+
+if TYPE_CHECKING:
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
+
+_MODEL = "application/vnd.ollama.image.model"
+_PARAMETERS = "application/vnd.ollama.image.params"
+
+
+class Stored(NamedTuple):
+    header: "gguf.Header"
+    context: int
+    """Tokens that the model itself asks for; 0 when it does not."""
+
+
+class Fit:
+    """Called by the engine before it changes anything; afterwards ``estimate`` is as a module's result has it.
+
+    :param stores: directories in which the model may be.
+    :param environ: of the service as it will be.
+    :param policy: ``refuse``, ``warn`` or ``ignore``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        stores: Sequence[str],
+        environ: Mapping[str, str],
+        facts: Dict[str, Any],
+        unit: str,
+        policy: str,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.model, self.stores, self.facts, self.policy, self.warn = model, stores, facts, policy, warn
+        self.server = server.Server(Api("", 0), unit, environ)
+        self.estimate: Optional[Dict[str, Any]] = None
+
+    def __call__(self) -> Optional[str]:
+        """Why the change must not be made; None when it may."""
+        if self.policy == "ignore" or not self.facts["count"]:
+            return None
+        # only where something changes
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf, sizing
+
+        try:
+            stored = read(self.stores, self.model)
+            devices = self.server.devices(self.facts)
+        except (gguf.GgufError, OSError, ValueError, KeyError) as error:
+            self.warn("%s: its need of GPU memory cannot be estimated: %s" % (self.model, error))
+            return None
+        memory = [device["memory"] for device in devices]
+        if any(each["free_bytes"] is None for each in memory):
+            return None
+        own = held_by_unit(self.facts["devices"], self.server.unit)  # free after the restart
+        free = [int(device["memory"]["free_bytes"]) + own.get(device["uuid"], 0) for device in devices]
+        found = sizing.estimate(
+            stored.header,
+            free,
+            sizing.contexts(
+                stored.context or self.server.context, stored.header, sum(each["total_bytes"] or 0 for each in memory)
+            ),
+            parallel=self.server.parallel,
+            spread=self.server.spread,
+            cache_type=self.server.cache_type,
+            flash_attention=self.server.flash_attention,
+        )
+        self.estimate = sizing.describe(found, [device["index"] for device in devices])
+        if found.fits:
+            return None
+        message = "%s %s. Free GPU memory, or declare more GPUs, a shorter context_length, fewer num_parallel or a " % (
+            self.model,
+            sizing.shortage(stored.header, found, free),
+        )
+        message += "smaller kv_cache_type; prove_fit: warn tries it all the same"
+        if self.policy == "refuse":
+            return message
+        self.warn(message)
+        return None
+
+    def ratio(self, held: int) -> Optional[float]:
+        """What NVML shows, divided by the estimate."""
+        expected = (self.estimate or {}).get("held_bytes")
+        return round(held / float(expected), 3) if expected and held else None
+
+
+def read(stores: Sequence[str], model: str) -> Stored:
+    """What a store has of a model.
+
+    :raises OSError: it has no such model, or the files cannot be read.
+    :raises ValueError: they are not what they should be.
+    """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
+
+    manifest = next((path for path in (names.manifest(place, model) for place in stores) if os.path.isfile(path)), "")
+    with open(manifest, "rb") as file:
+        layers = {str(layer["mediaType"]): str(layer["digest"]) for layer in json.load(file)["layers"]}
+    store = manifest[: manifest.rindex("/manifests/")]
+
+    def blob(kind: str) -> str:
+        return os.path.join(store, "blobs", layers[kind].replace(":", "-"))
+
+    context = 0
+    if _PARAMETERS in layers:
+        with open(blob(_PARAMETERS), "rb") as file:
+            context = int(json.load(file).get("num_ctx") or 0)
+    with open(blob(_MODEL), "rb") as file:
+        return Stored(gguf.read(file), context)

@@ -1,0 +1,193 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Several users of an Ollama server at once, and what each of them waits for."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ollama_loadtest
+short_description: Ask an Ollama server as several users at once
+version_added: 0.1.0
+description:
+  - Sends requests of several users to a server at the same moment, from the host itself, and measures what each of them
+    waits for. Tells what the GPUs hold afterwards.
+  - The models are loaded first, which is not measured. They stay loaded as the server keeps them.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: none
+  diff_mode:
+    support: none
+options:
+  models:
+    description: Models to ask. Users take them in turn, so that with two of them each has half of the users.
+    type: list
+    elements: str
+    required: true
+  users:
+    description: Users that ask at the same time.
+    type: int
+    default: 4
+  requests:
+    description: Requests of each user, one after the other.
+    type: int
+    default: 1
+  tokens:
+    description: Tokens of an answer, at most.
+    type: int
+    default: 128
+  prompt:
+    description: What is asked. Each user's own number is put before it.
+    type: str
+    default: Tell a long story about a ship that looks for a new home.
+  name:
+    description: Unit of the server, with or without C(.service).
+    type: str
+    default: ollama
+  host:
+    description: Where the server listens, as C(ADDRESS:PORT). Left out, what the unit's process has in E(OLLAMA_HOST).
+    type: str
+  timeout:
+    description: Seconds that the server may say nothing, while a model loads or a request waits.
+    type: int
+    default: 600
+  facts_timeout:
+    description: Seconds that reading the GPUs may take.
+    type: float
+    default: 10.0
+seealso:
+  - module: gpufleet.inference.ollama_service
+    description: Its options O(gpufleet.inference.ollama_service#module:num_parallel),
+      O(gpufleet.inference.ollama_service#module:max_loaded_models) and
+      O(gpufleet.inference.ollama_service#module:max_queue) decide what is measured here.
+"""
+
+EXAMPLES = r"""
+- name: Eight users of one model
+  gpufleet.inference.ollama_loadtest:
+    models: ["llama3.3:70b"]
+    users: 8
+  become: true
+  register: load
+
+- name: Tell
+  ansible.builtin.debug:
+    var: load.report
+"""
+
+RETURN = r"""
+report:
+  description: All of it in lines for a person.
+  returned: success
+  type: list
+  elements: str
+users:
+  description: Users that asked.
+  returned: success
+  type: int
+seconds:
+  description: Seconds until the last of them had the last answer.
+  returned: success
+  type: float
+tokens_per_second:
+  description: Tokens of all answers by the time that they took together.
+  returned: success
+  type: float
+models:
+  description: What the users of each model saw.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The model.
+      returned: always
+      type: str
+    requests:
+      description: Requests to it.
+      returned: always
+      type: int
+    refused:
+      description: Those that were refused as the queue was full.
+      returned: always
+      type: int
+    failed:
+      description: Those that failed for another reason.
+      returned: always
+      type: int
+    first_token_seconds:
+      description: Seconds to the first token, C(least), C(median) and C(most). Null when no request was answered.
+      returned: always
+      type: dict
+    waited_seconds:
+      description: What of it was neither loading nor reading the prompt, which is the queue.
+      returned: always
+      type: dict
+    tokens_per_second:
+      description: Speed at which an answer came once it had begun.
+      returned: always
+      type: dict
+gpus:
+  description: The GPUs of the host at the end, the models still loaded.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    index:
+      description: Index, as NVML counts.
+      returned: always
+      type: int
+    name:
+      description: Model.
+      returned: always
+      type: str
+    used_bytes:
+      description: Memory in use there, null when the driver does not tell.
+      returned: always
+      type: int
+    held_bytes:
+      description: The part of it that the processes of the unit hold.
+      returned: always
+      type: int
+errors:
+  description: Each error that a request ended with, once.
+  returned: success
+  type: list
+  elements: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import loadtest
+
+
+def argument_spec():
+    return dict(
+        models=dict(type="list", elements="str", required=True),
+        users=dict(type="int", default=4),
+        requests=dict(type="int", default=1),
+        tokens=dict(type="int", default=128, no_log=False),
+        prompt=dict(type="str", default="Tell a long story about a ship that looks for a new home."),
+        name=dict(type="str", default="ollama"),
+        host=dict(type="str"),
+        timeout=dict(type="int", default=600),
+        facts_timeout=dict(type="float", default=10.0),
+    )
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec())
+    try:
+        result = loadtest.run(module.params)
+    except loadtest.LoadError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()
