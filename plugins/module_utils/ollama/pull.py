@@ -105,7 +105,7 @@ def pull(
     try:
         for event in api.events("/api/pull", {"model": source, "insecure": insecure, "stream": True}, silence):
             if "error" in event:
-                words = str(event["error"])
+                words = str(event["error"]).partition("\n")[0]  # a registry may say it in HTML
                 raise PullError("%s: %s%s" % (name, words, _advice(words) or kept()))
             status, digest = str(event.get("status", "")), event.get("digest")
             loading = status.startswith("pulling")
