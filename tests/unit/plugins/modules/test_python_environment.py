@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils import python_environment
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
     EnvironmentFault,
     EnvironmentStep,
 )
+from ansible_collections.gpufleet.inference.plugins.modules import model_source
 from ansible_collections.gpufleet.inference.plugins.modules import python_environment as module
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture
@@ -132,3 +137,20 @@ def test_further_indexes_are_no_part_of_the_name(run, host):
     one = run(version="2.13.0", cuda="cpu", check=True)
     other = run(version="2.13.0", cuda="cpu", index_url="https://a:b@mirror.example", check=True)
     assert one["path"] == other["path"]
+
+
+def test_the_role_of_vllm_gives_every_option_on():
+    tasks = yaml.safe_load((ROOT / "roles/vllm/tasks/main.yml").read_text(encoding="utf-8"))
+    (given,) = [task[name] for task in tasks for name in task if name.endswith(".python_environment")]
+    assert set(given) == set(module.argument_spec())
+    for name, text in given.items():
+        assert text in ("vllm", "{{ vllm_%s }}" % name, "{{ vllm_%s | default(omit) }}" % name)
+
+
+def test_the_role_of_vllm_gives_every_option_of_a_model_on():
+    tasks = yaml.safe_load((ROOT / "roles/vllm/tasks/main.yml").read_text(encoding="utf-8"))
+    (given,) = [task[name] for task in tasks for name in task if name.endswith(".model_source")]
+    assert set(given) == set(model_source.argument_spec())
+    spec = yaml.safe_load((ROOT / "roles/vllm/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    models = spec["argument_specs"]["main"]["options"]["vllm_models"]["options"]
+    assert set(models) == set(given) - {"token"}

@@ -91,7 +91,7 @@ def test_the_role_gives_every_option_on():
     tasks = yaml.safe_load((ROLE / "tasks/main.yml").read_text(encoding="utf-8"))
     (given,) = [task["gpufleet.inference.vllm_service"] for task in tasks if "gpufleet.inference.vllm_service" in task]
     assert set(given) == set(vllm_service.argument_spec())
-    beside = {"name", "venv", "api_key", "hf_token"}
+    beside = {"name", "venv", "model", "served_model_name", "api_key", "hf_token"}
     assert {name: text for name, text in given.items() if name not in beside} == {
         name: "{{ item.%s | default(omit) }}" % name for name in given if name not in beside
     }
