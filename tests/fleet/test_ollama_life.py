@@ -42,7 +42,7 @@ def host(lab):
     lab.module(name, "ollama_service", {"state": "uninstalled", "remove_models": True})
     hostsetup.uninstall(name)
     lab.reset(name)
-    lab.sh(name, "umount -q /srv/other; rm -rf /srv/* /var/lib/gpufleet")
+    lab.sh(name, "umount -q /srv/other; rm -rf /srv/llm /srv/other /srv/good /var/lib/gpufleet")
 
 
 @pytest.fixture
