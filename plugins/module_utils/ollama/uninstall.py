@@ -145,13 +145,13 @@ def uninstall(
     holdings = [stores.holding(path) for path in dict.fromkeys([*places, *made.remembered("stores")])]
     keeps_models = any(holding.files for holding in holdings) and not remove_models
     account_goes = not goes_on and not keeps_models and user in made.remembered("users")
-    gone = list(release.folders) if goes_on else [*release.links, *ours, *release.folders]
+    gone = list(release.folders) if goes_on else [*ours, *release.folders]
     if remove_models:
         inside = [os.path.join(holding.path, top) for holding in holdings for top in stores.TOPS if holding.files]
         gone += [path for path in [*inside, records.FOLDER] if os.path.isdir(path)]
     if account_goes:
         gone += [path for path in made.remembered("homes") if path == install.HOME and os.path.isdir(path)]
-    names = gone + (["user " + user] if account_goes else [])
+    names = [*([] if goes_on else release.links), *gone, *(["user " + user] if account_goes else [])]
     if names:
         former = outcome.diff or {"before": "", "after": "", "before_header": unit, "after_header": unit}
         outcome.diff = dict(former, before=former["before"] + "".join("%s\n" % name for name in names))

@@ -56,9 +56,9 @@ class Host:
             made.add("units", str(self.unit))
             made.add("users", ME)
 
-    def uninstall(self, remove_models=False, check_mode=False):
+    def uninstall(self, remove_models=False, check_mode=False, places=None):
         return uninstall.uninstall(
-            [UNIT], str(self.prefix), remove_models, ME, [str(self.store)], check_mode, self.system
+            [UNIT], str(self.prefix), remove_models, ME, places or [str(self.store)], check_mode, self.system
         )
 
     def files(self):
@@ -130,9 +130,10 @@ def test_models_stay_with_their_user_until_told_otherwise(host, remembered):
     assert len(host.files()) == 2
     assert host.commands == []
     host.system.loaded = False
-    assert not host.uninstall()["changed"]
+    # where the unit is gone, only what is remembered tells of the store
+    assert not host.uninstall(places=["/nowhere"])["changed"]
     assert host.commands == []
-    assert host.uninstall(remove_models=True)["changed"]
+    assert host.uninstall(remove_models=True, places=["/nowhere"])["changed"]
     assert host.files() == []
     assert not host.store.parent.exists(), "was made for them"
     assert host.commands == ["userdel " + ME]
@@ -155,6 +156,16 @@ def test_the_vendors_files_come_back(host):
     assert (host.prefix / "bin/ollama").read_text() == "vendor"
     assert host.files() == ["etc/ollama.service", "usr/bin/ollama", "usr/lib/ollama/libggml.so"]
     assert host.commands == []
+
+
+def test_a_program_without_a_unit_comes_back(host):
+    """Somebody had unpacked a release; the unit is ours."""
+    host.installed(vendor=True)
+    made.add("units", str(host.unit))
+    host.uninstall()
+    assert host.asked == ("present", False, False)
+    assert (host.prefix / "bin/ollama").read_text() == "vendor"
+    assert host.files() == ["usr/bin/ollama", "usr/lib/ollama/libggml.so"]
 
 
 def test_bringing_them_back_can_be_undone(host):
