@@ -204,10 +204,9 @@ def plan(
         return None
     if change == "refuse":
         raise StoreError(
-            "the models' directory changes from %s to %s, where the server would not see the %s of %s: set "
-            "models_dir_change to move, and they are moved, or to leave, and they stay where they are. By hand: "
-            "mkdir -p %s && cp -a %s/. %s/ && chown -R %s: %s"
-            % (former, new, old, former, quote(new), quote(former), quote(new), user, quote(new))
+            "models_dir changes from %s to %s, where the server would not see %s: set models_dir_change to move (them"
+            " there) or leave (them behind), or copy them: mkdir -p %s && cp -a %s/. %s/ && chown -R %s: %s"
+            % (former, new, old, quote(new), quote(former), quote(new), user, quote(new))
         )
     _refuse_move(former, new, missing, there, unit, proc)
     return MoveStep(former, new, user)

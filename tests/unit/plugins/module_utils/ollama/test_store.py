@@ -163,7 +163,7 @@ def test_refused_with_what_would_be_lost_and_what_to_do(old, new):
     with pytest.raises(store.StoreError) as refusal:
         plan(old, new, "refuse")
     said = str(refusal.value)
-    assert "from %s to %s, where the server would not see the 2 models, 0.0 GB of %s" % (old, new, old) in said
+    assert "from %s to %s, where the server would not see 2 models, 0.0 GB: set models_dir_change" % (old, new) in said
     assert "mkdir -p %s && cp -a %s/. %s/ && chown -R %s: %s" % (new, old, new, ME, new) in said
 
 
