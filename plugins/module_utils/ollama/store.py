@@ -85,6 +85,7 @@ class MoveStep:
         self._applied = False
 
     def needed(self) -> bool:
+        self.holding = holding(self.old)  # another run may have moved them while this one waited for its turn
         return bool(self.holding.files)
 
     def diff(self) -> Dict[str, str]:

@@ -85,6 +85,16 @@ def test_an_empty_old_store_is_removed(old, new, where):
     assert not old.exists()
 
 
+def test_two_runs_at_the_same_time(old, new, where):
+    """The second one has planned the same move, and waits for its turn."""
+    first, second = plan(old, new), plan(old, new)
+    first.apply()
+    first.finish()
+    assert not second.needed()
+    second.finish()
+    assert len(store.holding(str(new)).models) == 2
+
+
 def test_undo_leaves_both_as_they_were(old, new, where):
     put(new, "here")
     before = content(old), content(new)
