@@ -150,6 +150,7 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
     models_dir = declared.environment.get("OLLAMA_MODELS")
     store = models_dir or others.get("OLLAMA_MODELS") or stores.default_store(user)
     steps = _steps(params, unit, user, models_dir)
+    _check_store(user, store)
     steps += _moving(params, system, unit, user, store)
     if params["instances"]:
         steps += _steps_of_instance(params, unit, steps, system)
@@ -363,11 +364,14 @@ def _steps_of_instance(
     return more
 
 
-def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], steps: List[engine.Step]) -> None:
-    """What is known to fail before anything is touched: a store that the user may not write, names without files."""
+def _check_store(user: str, store: Optional[str]) -> None:
     why = stores.refused(store, user) if store else None
     if why:
         raise Refused("the models' directory: %s" % why)
+
+
+def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], steps: List[engine.Step]) -> None:
+    """What is known to fail before anything is touched: names without files."""
     model = params["prove_model"]
     if model:
         moved_from = [step.old for step in steps if isinstance(step, stores.MoveStep)]

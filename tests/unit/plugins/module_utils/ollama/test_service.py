@@ -320,6 +320,13 @@ def test_a_store_that_refuses_the_user(bring, monkeypatch):
         bring()
 
 
+def test_a_store_that_refuses_the_user_is_told_before_the_models_are(bring, monkeypatch, tmp_path):
+    put_model(bring.store)
+    monkeypatch.setattr(stores, "refused", lambda path, user: "%s cannot write into %s" % (user, path))
+    with pytest.raises(service.Refused, match="nobody cannot write into %s" % (tmp_path / "other")):
+        bring(models_dir=str(tmp_path / "other"))
+
+
 def test_a_store_with_models_is_not_left_without_a_word(bring, tmp_path):
     put_model(bring.store)
     with pytest.raises(service.Refused, match="set models_dir_change to move"):
