@@ -53,13 +53,15 @@ def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
     cause = said["root_cause"]
     if cause:
         _complete(failures, cause, max(0, len(attempts) - 1), job)
+    rounds = logs.rounds(agent)
     return {
         "nccl": {key: of_processes[key] for key in ("version", "interfaces", "network", "via", "set", "warnings")},
         "seen_ranks": of_processes["ranks"],
         "allreduce": of_processes["allreduce"],
         "pairs": of_processes["pairs"],
-        "restarts": max(0, len(attempts) - 1),
-        "rounds": logs.rounds(agent),
+        # a host that starts anew because another one has failed stays in its attempt
+        "restarts": max(0, len(attempts) - 1, len(rounds) - 1),
+        "rounds": rounds,
         "failures": failures,
         "fault": of_processes["fault"] or said["fault"],
         "log": found[-1] if found else None,
@@ -69,8 +71,8 @@ def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
 
 def verdict(said: Mapping[str, Any], expected_ranks: int, running: bool) -> Dict[str, str]:
     """The verdict on a job that has not ended well."""
-    failures = [one for one in said["failures"] if one["attempt"] == said["restarts"]]
-    first = logs.first_failure(failures)
+    last = max([one["attempt"] for one in said["failures"]] or [0])
+    first = logs.first_failure(one for one in said["failures"] if one["attempt"] == last)
     like_log = {
         "fault": said["fault"],
         "root_cause": first,
