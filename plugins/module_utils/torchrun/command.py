@@ -155,6 +155,9 @@ class Job:
         return "".join(lines)
 
     def _title(self) -> str:
+        low, high = self.plan["min_nodes"], self.plan["nnodes"]
+        if low < high:  # ranks come and go with the hosts
+            return "torchrun job %s, on %d to %d hosts" % (self.name, low, high)
         last = self.node["first_rank"] + self.node["nproc_per_node"] - 1
         return "torchrun job %s, node %d of %d, ranks %d to %d of %d" % (
             self.name,

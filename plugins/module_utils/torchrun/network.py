@@ -245,6 +245,7 @@ def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
             stderr=subprocess.PIPE,
             universal_newlines=True,
             timeout=30,
+            check=False,
             env=dict(os.environ, LC_ALL="C"),
         )
     except FileNotFoundError:

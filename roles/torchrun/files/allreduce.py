@@ -40,12 +40,12 @@ def all_reduce(size, iterations, device):
     dist.all_reduce(tensor)
     good = bool((tensor == world * (world + 1) / 2).all())
     tensor.zero_()
-    for _ in range(3):
+    for _turn in range(3):
         dist.all_reduce(tensor)
     synchronize(device)
     dist.barrier()
     began = time.perf_counter()
-    for _ in range(iterations):
+    for _turn in range(iterations):
         dist.all_reduce(tensor)
     synchronize(device)
     took = torch.tensor([(time.perf_counter() - began) / iterations, 0.0 if good else 1.0], device=device)
@@ -57,7 +57,7 @@ def link(peer, first, size, device):
     """Seconds in which two processes exchange `size` floats each way; `first` sends first."""
     out, back = torch.ones(size, device=device), torch.empty(size, device=device)
     best = None
-    for _ in range(3):
+    for _turn in range(3):
         synchronize(device)
         began = time.perf_counter()
         if first:
@@ -75,7 +75,7 @@ def link(peer, first, size, device):
 def rounds(nodes):
     """Every pair of nodes once, in rounds in which no node is in two pairs."""
     ring = list(range(nodes)) + ([None] if nodes % 2 else [])
-    for _ in range(len(ring) - 1):
+    for _turn in range(len(ring) - 1):
         half = len(ring) // 2
         yield [
             (min(a, b), max(a, b))

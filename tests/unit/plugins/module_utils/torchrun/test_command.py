@@ -97,6 +97,13 @@ def test_unit(job):
     assert "secrets" not in text
 
 
+def test_the_unit_of_an_elastic_job_does_not_change_with_its_hosts(job, node, interface, params):
+    alone = plan.make({"a": node("a", interface("eth0", "10.1.0.1/24"), names=["127.0.1.1"]), "b": None}, min_nodes=1,
+                      nproc_per_node=2)  # fmt: skip
+    without = command.Job(params(), dict(alone, host="a"))
+    assert without.files() == job("a", {"min_nodes": 1}).files()
+
+
 def test_a_content_becomes_the_script(job):
     made = job(script=None, content="print(1)\n")
     assert made.files()["/var/lib/gpufleet/torchrun/train/script.py"] == ("print(1)\n", 0o644)
