@@ -374,7 +374,7 @@ def test_a_child_ends_with_the_one_that_waits_for_it(make, fake):
                     words = file.read()
             except OSError:
                 continue
-            if str(fake.folder).encode() in words and b"install" in words:
+            if str(fake.folder.parent).encode() in words and b"install" in words:
                 found.append(pid)
         return found
 
