@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -51,7 +52,7 @@ def bring(lab: Any, house: house_registry.Registry) -> Any:
             hostsetup.sh(host, 'curl -fsX DELETE -d \'{"model": "%s"}\' %s/api/delete' % (name, hostsetup.API))
     house.sent()
 
-    def run(models: List[Any], *words: str, **more: Any) -> Any:
+    def run(models: List[Any], *words: str, play: str = str(PLAY), **more: Any) -> Any:
         values = {
             "ollama_models": models,
             "ollama_registry_mirror": house.url,
@@ -59,7 +60,7 @@ def bring(lab: Any, house: house_registry.Registry) -> Any:
             "ollama_seeding": True,
             "ollama_free_space_margin": "0",
         }
-        run = lab.playbook(str(PLAY), "-e", json.dumps(values), *words, **more)
+        run = lab.playbook(play, "-e", json.dumps(values), *words, **more)
         print(run.output)
         return run
 
@@ -128,3 +129,31 @@ def test_peers_that_cannot_reach_it_take_the_registry(house: house_registry.Regi
     )
     assert house.sent() == pytest.approx(3 * house.size, rel=0.01)
     assert all(MODEL in tags(host) for host in HOSTS)
+
+
+def test_site_brings_them_and_verify_misses_them(bring: Any) -> None:
+    # Ollama was installed by hand here, and what gpu_host would do is none of this test
+    own = json.dumps({"ollama_archive": None, "gpu_host_pynvml": False, "gpu_host_persistence": False})
+    words = ["--limit", "gpu1,gpu2", "-e", own]
+    proven = bring([MODEL], *words, play="site.yml")
+    for host in ("gpu1", "gpu2"):
+        assert re.search(r"%s: ok · .* · models: tiny:v1 (pulled|as declared)|1 as declared" % host, proven.output)
+    bring([MODEL], *words, play="playbooks/verify.yml")
+    hostsetup.sh("gpu2", 'curl -fsX DELETE -d \'{"model": "%s"}\' %s/api/delete' % (MODEL, hostsetup.API))
+    missed = bring([MODEL], *words, play="playbooks/verify.yml", ok=False)
+    assert missed.rc != 0
+    assert "gpu2 is not as declared: models: tiny:v1 would be pulled" in missed.output.replace("\n", " ")
+    assert "gpu1 is not as declared" not in missed.output
+    assert MODEL not in tags("gpu2"), "verify reads only"
+
+
+def test_what_a_killed_run_leaves_ends_by_itself(house: house_registry.Registry, bring: Any, lab: Any) -> None:
+    bring([MODEL], "--limit", "gpu1")
+    offer = {"models": [MODEL], "token": "0" * 32, "peers": [address("gpu2")], "idle_timeout": 15}
+    seeding = lab.module("gpu1", "ollama_seed", offer)
+    assert seeding["url"] == "http://%s:%d" % (address("gpu1"), PORT)
+    look = "tr '\\0' ' ' </proc/$(systemctl show -p MainPID --value %s)/cmdline" % seeding["unit"]
+    command = hostsetup.sh("gpu1", look)
+    assert command.split()[1:] == ["-I", "-"], "no token in a command line"
+    gone = "timeout 60 sh -c 'while systemctl is-active --quiet %s; do sleep 0.2; done'" % seeding["unit"]
+    hostsetup.sh("gpu1", gone, timeout=90)
