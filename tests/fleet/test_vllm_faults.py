@@ -142,14 +142,14 @@ def test_a_port_that_is_taken_while_it_was_down(served, change):
 
 
 def test_an_engine_that_dies_later_is_started_again_by_systemd(served, change):
-    vllmdouble.fault(served, "engine-dies:6 " + CHANGED)
-    result = change()
-    assert not result["failed"], result["msg"]
-    vllmdouble.clear(served)
+    """Its front end ends with status 0, upon which Restart=on-failure would do nothing."""
+    assert not change()["failed"]
+    sh(served, "pkill -KILL VLLM::Worker")
     sh(
         served,
-        "timeout 60 sh -c 'until [ $(systemctl show -p NRestarts --value %s) -ge 1 ] && curl -fs -o /dev/null "
+        "timeout 90 sh -c 'until [ $(systemctl show -p NRestarts --value %s) -ge 1 ] && curl -fs -o /dev/null "
         "http://127.0.0.1:8000/v1/models; do sleep 0.2; done'" % UNIT,
+        timeout=120,
     )
     again = change()
     assert not again["failed"] and not again["changed"], again["msg"]
@@ -157,7 +157,8 @@ def test_an_engine_that_dies_later_is_started_again_by_systemd(served, change):
 
 def test_a_killed_controller_leaves_what_the_next_run_finishes(lab, served, change):
     """The module is killed while it waits for the changed instance; another run proves it."""
-    vllmdouble.fault(served, "slow-start:30 " + CHANGED)
+    before = sh(served, "systemctl show -p InvocationID --value %s" % UNIT).strip()
+    vllmdouble.fault(served, "slow-start:45 " + CHANGED)
     arguments = json.dumps({**GOOD, "max_num_seqs": 7})
     words = ["ansible", served, "--become", "-m", "gpufleet.inference.vllm_service", "-a", arguments]
     controller = subprocess.Popen(
@@ -167,8 +168,8 @@ def test_a_killed_controller_leaves_what_the_next_run_finishes(lab, served, chan
         start_new_session=True,
     )
     former, lock = "/etc/gpufleet/vllm/.chat.yaml.former", "/run/lock/gpufleet-%s.service.lock" % UNIT
-    started = "[ -e %s ] && systemctl show -p ActiveState %s | grep -q =active" % (former, UNIT)
-    sh(served, "timeout 90 sh -c 'until %s; do sleep 0.1; done'" % started)
+    again = "[ -e %s ] && ! systemctl show -p InvocationID --value %s | grep -qx %s" % (former, UNIT, before)
+    sh(served, "timeout 90 sh -c 'until %s && systemctl is-active -q %s; do sleep 0.1; done'" % (again, UNIT))
     controller.kill()
     controller.wait()
     sh(served, "kill -KILL $(cat %s)" % lock)  # the module itself: a controller that is gone does not end it at once

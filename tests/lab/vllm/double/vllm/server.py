@@ -22,7 +22,6 @@ with that option has the fault:
     liar                 an answer with a token that no engine has counted
     slow-token:SECONDS   so long for each answer
     deaf                 SIGTERM is ignored
-    engine-dies:SECONDS  after so long the workers are gone and the front end ends with status 0
 """
 
 from __future__ import annotations
@@ -209,6 +208,10 @@ class Workers:
         while os.getppid() == father:
             time.sleep(0.5)
         os._exit(0)
+
+    def alive(self):
+        """Whether all are there; upon a death the front end ends, with status 0."""
+        return all(os.waitpid(pid, os.WNOHANG) == (0, 0) for pid in self.pids)
 
     def stop(self):
         for pid in self.pids:
@@ -416,7 +419,8 @@ def main():
         sock.listen(128)
         server = Server(sock, handler(api))
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        ended.wait(float(fault["engine-dies"]) if fault.get("engine-dies") else None)
+        while not ended.wait(0.2) and workers.alive():
+            pass
     drain = options["shutdown_timeout"]
     log("[shutdown] API server: stopping engine client mode=%s timeout=%ss" % ("drain" if drain else "abort", drain))
     api.stopping = True
