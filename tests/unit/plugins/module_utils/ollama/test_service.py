@@ -506,7 +506,11 @@ def test_an_instance_that_leaves_is_stopped_before_the_others_come(host):
 
 def test_an_instance_runs_the_program_in_place(host):
     host.bring.system.states["ollama@chat.service"] = {"LoadState": "loaded", "MainPID": "7"}
-    for running, stale in ((host.program, False), ("/usr/local/lib/gpufleet/old/bin/ollama (deleted)", True)):
+    for running, stale in (
+        (host.program, False),
+        ("/machine" + host.program, False),
+        ("/usr/local/lib/gpufleet/old/bin/ollama (deleted)", True),
+    ):
         host.bring.system.programs[7] = running
         host(CHAT)
         (step,) = [step for step in host.bring.asked["steps"] if type(step).__name__ == "ProgramStep"]
