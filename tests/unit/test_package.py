@@ -56,5 +56,5 @@ def test_modules_are_documented(installed: Callable[..., str]) -> None:
 @pytest.mark.parametrize("playbook", PLAYBOOKS)
 def test_playbooks_are_found_by_name(installed: Callable[..., str], tmp_path: Path, playbook: str) -> None:
     inventory = tmp_path / "hosts.ini"
-    inventory.write_text("[ollama]\ngpu1\n")
+    inventory.write_text("[ollama]\ngpu1\n[torchrun]\ngpu1\n")
     installed("ansible-playbook", "-i", str(inventory), "--syntax-check", "gpufleet.inference." + playbook)
