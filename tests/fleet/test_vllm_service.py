@@ -162,7 +162,7 @@ def test_two_instances_side_by_side(bring, ready):
         ({"extra_args": {"max-modle-len": 5}}, "unrecognized arguments: --max-modle-len"),
         ({"max_model_len": "9000"}, "config.json allows 8192 at most"),
         ({"tensor_parallel_size": "3", "visible_devices": [0, 1, 2]}, "do not split over 3 GPUs"),
-        ({"tensor_parallel_size": "2"}, "but 4 are chosen"),
+        ({"tensor_parallel_size": "2", "pipeline_parallel_size": "1"}, "but 4 are chosen"),
         ({"host": "0.0.0.0"}, "no api_key is set"),
         ({"model": "/srv/models/nosuch"}, "there is no directory /srv/models/nosuch"),
         ({"venv": "/opt/nosuch"}, "there is no /opt/nosuch/bin/python"),
