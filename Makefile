@@ -7,8 +7,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Test labs of two checkouts on one machine have different names.
 CHECKOUT := $(shell pwd | sha256sum | cut -c1-4)
-# Further words for the fleet tests, such as -n 3 --dist loadfile for three labs at a time.
-FLEET ?=
+# Further words for the fleet tests: two labs at a time, as they mostly wait.
+FLEET ?= -n 2 --dist loadfile
 STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)

@@ -140,9 +140,13 @@ def test_a_worker_that_died_is_no_witness(served, change):
 
 
 def test_others_hold_the_memory(served, change):
-    """So much that the model does not fit: named, and the other process is left alone."""
+    """So much that the model does not fit: told before the change, or proven by it; the other process is left alone."""
     faults.memory(served, "600")
     before = state(served)
-    result = change(keep_alive="4h")
+    refused = change(keep_alive="4h")
+    assert refused["failed"] and refused["verdict"] == "refused", refused["msg"]
+    assert "m8b does not fit" in refused["msg"] and "free are 0.6 + 0.6 + 0.6 + 0.6 GiB on 4 GPUs" in refused["msg"]
+    assert state(served) == before
+    result = change(keep_alive="4h", prove_fit="ignore")
     put_back(result, "load_failed", "out of memory", served, before)
     assert hostsetup.sh(served, "systemctl is-active memory-holder").strip() == "active"
