@@ -11,6 +11,13 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import fabric, lint
 
 RENDEZVOUS = ("static", "c10d", "standalone")
+
+_OWN_STORE = {
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": ("1", "after a failure hosts would read addresses of the former round")
+}
+"""Seen with torch 2.13.0: after one process was killed, hosts whose agents had counted restarts differently went on to
+read each other's old addresses (connection refused) until no restart was left."""
+
 PORT = 29500
 
 
@@ -76,7 +83,7 @@ def make(
     if chosen:
         plan["master_addr"] = master_addr or chosen[hosts[0]]["address"]
         findings += _network_findings(nodes, chosen, reach, plan)
-    plan["nodes"] = _nodes(nodes, chosen, nproc_per_node, findings)
+    plan["nodes"] = _nodes(nodes, chosen, nproc_per_node, kind == "c10d", findings)
     _give_ranks(plan)
     findings += lint.versions(nodes)
     if hosts[0] in nodes and kind != "standalone":
@@ -161,7 +168,11 @@ def _network_findings(
 
 
 def _nodes(
-    nodes: fabric.Nodes, chosen: Mapping[str, Dict[str, Any]], wanted: Optional[int], findings: List[lint.Finding]
+    nodes: fabric.Nodes,
+    chosen: Mapping[str, Dict[str, Any]],
+    wanted: Optional[int],
+    c10d: bool,
+    findings: List[lint.Finding],
 ) -> Dict[str, Dict[str, Any]]:
     """What each host needs, in the order given; its ranks come later."""
     ports = fabric.choose_rdma(nodes) if chosen else {}
@@ -174,6 +185,8 @@ def _nodes(
         if host in chosen:
             version = node["torch"]["nccl"] if node["torch"] else None
             variables = fabric.environment(node, chosen[host], ports[host], version)
+            if c10d:
+                variables.update(_OWN_STORE)
         found[host] = {
             "nproc_per_node": nproc,
             "address": chosen[host]["address"] if host in chosen else None,

@@ -194,6 +194,12 @@ def test_clocks(three, reach, offset, kind, level):
     assert level is None or ("ahead of" if offset > 0 else "behind") in made["findings"][0]["text"]
 
 
+@pytest.mark.parametrize(("kind", "own"), [("c10d", "1"), ("static", None)])
+def test_every_round_of_c10d_has_a_store_of_its_own(three, reach, kind, own):
+    nodes = plan.make(three, reach(three), rendezvous=kind)["nodes"].values()
+    assert [node["environment"].get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") for node in nodes] == [own] * 3
+
+
 def test_frames_of_different_size(node, interface, reach):
     facts = {
         "a": node("a", interface("eth0", "10.1.0.1/24", mtu=9000)),
@@ -215,7 +221,9 @@ def test_the_page(three, reach):
         "gpu2  1     2-3    10.1.0.2  eth0       -\n"
         "gpu3  2     4-5    10.1.0.3  eth0       -\n"
         + "".join(
-            "gpu%d: NCCL_IB_DISABLE=1  # there is no active RDMA port here; all hosts must talk over sockets\n" % n
+            "gpu%d: NCCL_IB_DISABLE=1  # there is no active RDMA port here; all hosts must talk over sockets\n"
+            "gpu%d: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # after a failure hosts would read addresses of the former "
+            "round\n" % (n, n)
             for n in (1, 2, 3)
         )
     )
