@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -389,6 +390,8 @@ def test_what_a_killed_run_left_is_removed_when_nobody_writes_there(make, tmp_pa
     left_over = make("1.1").path
     os.makedirs(left_over)
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", left_over + "/bin/pip"])
+    while left_over not in Path("/proc/%d/cmdline" % grandchild.pid).read_text():
+        assert grandchild.poll() is None  # it is about to execute the program
     try:
         with pytest.raises(EnvironmentFault, match="process %d still works there; end it first" % grandchild.pid):
             make("1.1", sources=Sources(timeout=0.3)).apply()
