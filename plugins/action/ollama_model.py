@@ -78,6 +78,7 @@ class ActionModule(Asking):
         pause = FIRST
         try:
             while True:
+                # a background job on another host tells nothing by itself
                 time.sleep(pause)
                 pause = min(EVERY, 2 * pause)
                 result = self._execute_module(

@@ -243,6 +243,7 @@ class Endpoint:
                     raise last
             if time.monotonic() >= deadline:
                 raise EndpointError(last.name, "%s; waited %.0f s" % (last, timeout))
+            # a server sends no word when it is ready or idle
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
 
     def wait_idle(self, timeout: float) -> Load:
@@ -270,6 +271,7 @@ class Endpoint:
                     "%s still has %d requests running and %d waiting after %.0f s; raise timeout, or take it out of "
                     "the load balancer first" % (self.url, load.running, load.waiting, timeout),
                 )
+            # a server sends no word when it is ready or idle
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
 
 

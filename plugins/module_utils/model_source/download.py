@@ -122,6 +122,7 @@ def _again(left: int, url: str, have: int, file: File, error: Exception) -> int:
             "%s: %s, after %d of %d bytes and %d attempts; run it again to go on from there"
             % (url, error, have, file.size, ATTEMPTS)
         ) from None
+    # a hub that is overloaded is not asked again at once
     time.sleep(0.1 * 2 ** (ATTEMPTS - left))
     return left - 1
 

@@ -120,6 +120,7 @@ class OllamaGate:
                     % (last, api.url, until - running.started_monotonic),
                     url=api.url,
                 )
+            # nothing tells when the port is open
             time.sleep(pause)
             pause = min(0.25, pause * 1.5)
 
@@ -170,6 +171,7 @@ class OllamaGate:
                     "journal of %s (StandardOutput=, StandardError=, MaxLevelStore=)"
                     % (" or ".join(repr(what) for what in missing), running.unit),
                 )
+            # the journal gets a line some time after the server wrote it
             time.sleep(0.05)
 
     def _understood(self, start: log.StartLog) -> None:
@@ -279,6 +281,7 @@ class OllamaGate:
             except Fault:
                 if not (changed and self.model) or time.monotonic() >= until:
                     raise
+            # NVML names a process some time after it took memory, and sends no word
             time.sleep(0.1)
 
     def _loaded(self, api: Api) -> Optional[Dict[str, Any]]:

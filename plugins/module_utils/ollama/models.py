@@ -300,6 +300,7 @@ class _Run:
             while any(_key(str(one.get("name"))) == _key(item["name"]) for one in self.api.loaded()):
                 if time.monotonic() > until:
                     raise ModelError("is still loaded after it was asked to go: a request keeps it busy; try again")
+                # the server answers before the model is gone, and sends no word
                 time.sleep(0.05)
         entry["actions"].append("unloaded")
         del self.loaded[_key(item["name"])]
@@ -666,6 +667,7 @@ class _Run:
                 break
             if time.monotonic() >= until:
                 raise ModelError("was loaded, but " + dead)
+            # NVML names a process some time after it took memory, and sends no word
             time.sleep(0.1)
         self._report(entry, resident, facts, blob)
         size, on_gpu = int(resident.get("size") or 0), int(resident.get("size_vram") or 0)

@@ -164,6 +164,7 @@ def _start(own: str, uid: int, config: Dict[str, Any], system: Any) -> None:
             if ended or time.monotonic() > until:
                 system.stop(own, 30)
                 raise Unable("%s %s; see journalctl -u %s" % (own, "ended" if ended else "does not listen", own))
+            # nothing tells when the port is open
             time.sleep(0.05)
     finally:
         try:

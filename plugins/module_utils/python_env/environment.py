@@ -530,6 +530,7 @@ def _await_idle(path: str, timeout: float) -> None:
             raise EnvironmentFault(
                 "%s is left of a run that was killed, and process %s still works there; end it first" % (path, found[0])
             )
+        # processes of others end without a word
         time.sleep(0.2)
 
 
@@ -559,6 +560,7 @@ class _lock:
                 return
             except OSError:
                 if time.monotonic() < self.until:
+                    # flock itself has no time limit
                     time.sleep(0.2)
                     continue
                 self._file.close()

@@ -655,6 +655,7 @@ class _Convergence:
             pid = int(state.get("MainPID") or 0)
             if not pid or self.system.process(pid).alive() or time.monotonic() > until:
                 return state
+            # systemd hears of the death a moment after the kernel knows
             time.sleep(0.02)
 
     def _roll_back(self, error: Exception) -> None:

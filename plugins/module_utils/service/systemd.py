@@ -141,6 +141,7 @@ class Process:
             descriptor = os.pidfd_open(self.pid)  # Python 3.9, Linux 5.3
         except (AttributeError, OSError):
             while self.alive() and time.monotonic() < until:
+                # without a descriptor of the process there is nothing to wait on
                 time.sleep(0.02)
             return not self.alive()
         try:
