@@ -107,7 +107,7 @@ def _parts(data: bytes) -> List[Tuple[str, Any]]:
 def _reaped(pid: int) -> bool:
     """Whether a child has ended. Waits a moment for one that is about to, no longer: it may hang on its way out."""
     for wait in (0, 0.001, 0.005, 0.02):
-        # Python 3.8 has no wait with a limit for a child that may hang in the kernel
+        # waitpid has no time limit, and the child may hang in the kernel
         time.sleep(wait)
         if os.waitpid(pid, os.WNOHANG)[0]:
             return True
