@@ -409,15 +409,26 @@ class _Run:
             self._drop_unverified()
             raise
         self.records.forget(_UNVERIFIED)
+        if borrowed and self._taken_already(item, source, offered):
+            return
         digest = str(self._stored_after(source).get("digest"))
         right = digest.startswith(wanted)
         if right and borrowed:
-            _succeeded(self.api.copy(names.full(source), item["full"]), "cannot be taken from %s" % source)
+            copied = self.api.copy(names.full(source), item["full"])
+            if copied.status == 404 and self._taken_already(item, source, offered):
+                return
+            _succeeded(copied, "cannot be taken from %s" % source)
         if not had and (borrowed or not right):
             self.api.delete(names.full(source))
         self.look()
         if not right:
             raise ModelError("was pulled with digest %s; declared is %s" % (digest, wanted))
+
+    def _taken_already(self, item: Dict[str, Any], source: str, offered: Optional[registry.Manifest]) -> bool:
+        """Whether another run that pulled the same at the same time took it from its borrowed name before this one."""
+        self.look()
+        own = self.store.get(_key(item["name"])) or {}
+        return _key(source) not in self.store and offered is not None and own.get("digest") == offered.digest
 
     def _drop_unverified(self) -> None:
         """Remove what a pull that ended between download and check has left: the server would take it as good."""

@@ -340,6 +340,33 @@ def test_a_mirror_gives_it_under_its_own_name(world: Any, network: Dict[str, Any
     assert world.run({"name": "big:v1"}, registry_mirror="mirror.example.com")["changed"] is False
 
 
+@pytest.mark.parametrize("when", ["before it is looked at", "before it is copied"])
+def test_another_run_takes_it_first(world: Any, network: Dict[str, Any], when: str) -> None:
+    name = "mirror.example.com/library/big:v1"
+    network[name] = digest("big")
+    api = world.api
+
+    def take() -> None:
+        api.store["big:v1"] = dict(api.store.pop(name), name="big:v1")
+
+    tags, copy = api.tags, api.copy
+
+    def looked() -> Any:
+        if name in api.store and when == "before it is looked at":
+            take()
+        return tags()
+
+    def copied(source: str, destination: str) -> Any:
+        take()
+        return copy(source, destination)
+
+    api.tags, api.copy = looked, copied
+    result = world.run({"name": "big:v1"}, registry_mirror="mirror.example.com")
+    assert result["models"][0]["actions"] == ["pulled"]
+    assert list(api.store) == ["big:v1"]
+    assert not any(one.startswith("delete") for one in api.done)
+
+
 def test_what_was_there_by_the_mirrors_name_stays(world: Any, network: Dict[str, Any]) -> None:
     name = "mirror.example.com/library/big:v1"
     network[name] = digest("big")
