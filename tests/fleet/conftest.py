@@ -20,6 +20,10 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import faults_table
+
 ROOT = Path(__file__).resolve().parents[2]
 LAB_PY = ROOT / "tests" / "lab" / "lab.py"
 STATES = {"gpu1": "rtx4090x4", "gpu2": "h200x4", "gpu3": "h200x2"}
@@ -161,6 +165,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     yield running
     if not os.environ.get("KEEP_LAB"):
         running.down()
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[List[faults_table.Row]]:
+    """Rows of a table of docs/faults.md, written at the end when asked for."""
+    found: List[faults_table.Row] = []
+    yield found
+    faults_table.write(found)
 
 
 @pytest.fixture

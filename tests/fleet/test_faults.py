@@ -9,7 +9,6 @@ FAULTS_TABLE=path    also run the cases that other files of this folder hold, an
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab/ollama"))
 
 import faults
 import hostsetup
+from faults_table import BACK, DECLARED, TABLE, UNTOUCHED, Row
 
 HOST = "gpu1"
 MODEL = "m8b"
-TABLE = os.environ.get("FAULTS_TABLE", "")
 LONGEST = 400  # characters of a message that a person reads at once
-
-UNTOUCHED = "untouched, same process"
-BACK = "put back, restarted"
-DECLARED = "as declared, proven"
 
 CHANGE = "OLLAMA_KEEP_ALIVE={keep_alive}"
 """Condition for a server's fault: the value that this run declares, so that the former configuration is well."""
@@ -239,27 +234,6 @@ CASES: List[Case] = [
         elsewhere=SITE,
     ),
 ]
-
-
-@dataclass
-class Row:
-    fault: str
-    seen: str
-    seconds: float
-    after: str
-
-
-@pytest.fixture(scope="module")
-def rows() -> Iterator[List[Row]]:
-    """Rows of the table, one a case; written at the end when asked for."""
-    found: List[Row] = []
-    yield found
-    if TABLE:
-        lines = ["| fault | what the user sees | known after | the service afterwards |", "| --- | --- | --- | --- |"]
-        for row in found:
-            cells = (row.fault, row.seen.replace("|", "\\|"), "%.1f s" % row.seconds, row.after)
-            lines.append("| %s |" % " | ".join(cells))
-        Path(TABLE).write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="module")

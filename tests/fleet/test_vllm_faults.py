@@ -1,7 +1,10 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Each fault of a vLLM on the lab, by its double: the verdict, how soon it is known, and that all is as it was."""
+"""Each fault of a vLLM on the lab, by its double: the verdict, how soon it is known, and that all is as it was.
+
+FAULTS_TABLE=path    write the table of docs/faults.md
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab/vllm"))
 
 import vllmdouble
+from faults_table import BACK, DECLARED, UNTOUCHED, Row
 from vllmdouble import sh
 
 UNIT = "vllm@chat"
@@ -67,8 +71,18 @@ def state(host):
     )
 
 
+@pytest.fixture
+def seen(rows):
+    """`seen(fault, result, after)` notes what a user saw."""
+
+    def note(fault, result, after):
+        print("%s: known after %.1f s: %s" % (fault, result["seconds"], result["msg"]))
+        rows.append(Row(fault, result["msg"], result["seconds"], after))
+
+    return note
+
+
 def told(result, verdict, words):
-    print("%-16s known after %5.1f s: %s" % (verdict, result["seconds"], result["msg"]))
     assert result["failed"] and not result["changed"]
     assert result.get("verdict") == verdict, result["msg"]
     assert words in result["msg"]
@@ -84,38 +98,42 @@ def told(result, verdict, words):
         ("liar", "no_progress", "counter of generated tokens"),
     ],
 )
-def test_a_fault_of_the_changed_instance_is_taken_back(served, change, fault, verdict, words):
+def test_a_fault_of_the_changed_instance_is_taken_back(served, change, seen, fault, verdict, words):
     before = state(served)
     vllmdouble.fault(served, "%s %s" % (fault, CHANGED))
     result = change()
+    seen(fault, result, BACK)
     told(result, verdict, words)
     assert "The former state is back. The unit runs again" in result["msg"] and result["rolled_back"]
     assert state(served) == before
 
 
-def test_a_slow_start_is_waited_for(served, change):
+def test_a_slow_start_is_waited_for(served, change, seen):
     """Longer than silence is allowed to last: it logs, and takes memory."""
     vllmdouble.fault(served, "slow-start:10 " + CHANGED)
     result = change()
+    seen("slow-start:10", result, DECLARED)
     assert not result["failed"], result["msg"]
     assert result["unavailable_ms"] > 9000
     assert result["evidence"]["ready_seconds"] > 9
 
 
-def test_a_hang_at_the_stop_is_ended_by_systemd_and_the_change_goes_on(served, change):
+def test_a_hang_at_the_stop_is_ended_by_systemd_and_the_change_goes_on(served, change, seen):
     vllmdouble.fault(served, "deaf max-num-seqs=8")
     assert not change(max_num_seqs=8)["failed"]
     result = change(max_num_seqs=9)
+    seen("deaf", result, DECLARED)
     assert not result["failed"], result["msg"]
     assert 29000 < result["unavailable_ms"] < 59000, "TimeoutStopSec is 30 s"
     assert "max-num-seqs: 9" in sh(served, "cat /etc/gpufleet/vllm/chat.yaml")
     assert sh(served, "pgrep VLLM::Worker | wc -l").strip() == "2"
 
 
-def test_an_orphan_that_holds_the_memory_is_named_before_anything_is_touched(served, change):
+def test_an_orphan_that_holds_the_memory_is_named_before_anything_is_touched(served, change, seen):
     before = state(served)
     vllmdouble.hold(served, 1, 60000)
     result = change(gpu_memory_utilization=0.9)
+    seen("an orphan holds GPU memory", result, UNTOUCHED)
     assert result["failed"] and "nothing was changed" in result["msg"]
     assert "vram-holder.service) holds 58.6 GiB on GPU 1" in result["msg"], result["msg"]
     assert "set gpu_memory_utilization to" in result["msg"]
@@ -123,20 +141,22 @@ def test_an_orphan_that_holds_the_memory_is_named_before_anything_is_touched(ser
     assert sh(served, "systemctl is-active vram-holder").strip() == "active", "it is left alone"
 
 
-def test_a_port_of_somebody_else(served, change):
+def test_a_port_of_somebody_else(served, change, seen):
     before = state(served)
     vllmdouble.take_port(served, 8005)
     result = change(port=8005)
+    seen("another process listens on the new port", result, UNTOUCHED)
     assert result["failed"] and "nothing was changed" in result["msg"]
     assert "taken by process" in result["msg"] and "python3" in result["msg"]
     assert state(served) == before
 
 
-def test_a_port_that_is_taken_while_it_was_down(served, change):
+def test_a_port_that_is_taken_while_it_was_down(served, change, seen):
     """It is the instance's own port, so nothing tells before the start; then its last words do."""
     sh(served, "systemctl stop %s" % UNIT)
     vllmdouble.take_port(served, 8000)
     result = change()
+    seen("another process took the port of a stopped instance", result, "stopped, as before")
     told(result, "port_taken", "Address already in use")
     assert "The unit was not running before and is stopped." in result["msg"]
 
