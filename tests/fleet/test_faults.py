@@ -18,6 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab/ollama"))
 
+import archive
 import faults
 import hostsetup
 from faults_table import BACK, DECLARED, TABLE, UNTOUCHED, Row
@@ -66,6 +67,13 @@ def server(fault: str, verdict: str, *says: str, **more: Any) -> Case:
     return Case("server: " + fault, says, after, verdict=verdict, server=(fault, *only), change=True, **more)
 
 
+def install(what: str, *says: str, **more: Any) -> Case:
+    """A release that cannot be had; unless told otherwise it is at RELEASES."""
+    wanted = {"ollama_version": "0.32.99", "ollama_mirror": RELEASES, "ollama_archive": ""}
+    variables = {**wanted, **more.pop("variables", {})}
+    return Case("install: " + what, says, **{"elsewhere": INSTALL, **more}, variables=variables)
+
+
 def given(what: str, *says: str, **more: Any) -> Case:
     return Case("input: " + what, says, **more)
 
@@ -102,7 +110,21 @@ SQUATTER = (
     "systemd-run --quiet --unit=squatter python3 -m http.server --bind 127.0.0.1 18080;"
     "until curl -s http://127.0.0.1:18080/ >/dev/null; do sleep 0.05; done"
 )
+MIRROR = str(archive.CACHE / "mirror")
+RELEASES = "http://127.0.0.1:18081"
+WEB = (
+    "mkdir -p /run/mirror/v0.32.99; echo '<html>Sign in' >/run/mirror/v0.32.99/ollama-linux-amd64.tar.zst;"
+    "systemd-run --quiet --unit=mirror python3 -m http.server --bind 127.0.0.1 --directory /run/mirror 18081;"
+    "until curl -s %s >/dev/null; do sleep 0.05; done" % RELEASES
+)
+NO_WEB = "systemctl stop mirror; rm -r /run/mirror"
+NO_ZSTD, ZSTD = "mv /usr/bin/zstd /usr/bin/not-zstd", "mv /usr/bin/not-zstd /usr/bin/zstd"
+NARROW = (
+    "cp -a /usr/local/lib/gpufleet /run/copy; mount -t tmpfs -o size=40M tmpfs /usr/local/lib/gpufleet;"
+    "cp -a /run/copy/. /usr/local/lib/gpufleet; rm -rf /run/copy"
+)
 SITE, MISTAKES, MODULE = "test_site.py", "test_ollama_mistakes.py", "test_ollama_faults.py"
+INSTALL = "tests/unit/…/ollama/test_install.py, test_releases.py, test_service.py; molecule: ollama_lifecycle"
 CASES: List[Case] = [
     gpu("driver-mismatch", "driver_mismatch", "575.57.08", "What to do: reboot", elsewhere=SITE),
     gpu("driver-not-loaded", "driver_not_loaded", "What to do: load it with modprobe nvidia", elsewhere=SITE),
@@ -167,6 +189,69 @@ CASES: List[Case] = [
         ),
         make=HIDES,
         unmake="rm -r /run/systemd/system/ollama.service.d; systemctl daemon-reload",
+    ),
+    install(
+        "no zstd on the host",
+        "no program zstd: apt-get install zstd",
+        make=NO_ZSTD,
+        unmake=ZSTD,
+        elsewhere="",
+        variables={"ollama_version": archive.FORMER, "ollama_mirror": MIRROR},
+    ),
+    install("an URL without a checksum", RELEASES, "needs archive_checksum", "sha256sum.txt of the release"),
+    install(
+        "another file than the checksum is of",
+        "has the SHA-256",
+        "expected " + "0" * 64,
+        make=WEB,
+        unmake=NO_WEB,
+        variables={"ollama_archive_checksum": "sha256:" + "0" * 64},
+    ),
+    install(
+        "a page instead of an archive",
+        "is neither a .tgz nor a .tar.zst archive",
+        make=WEB,
+        unmake=NO_WEB,
+        variables={"ollama_archive_checksum": "unverified"},
+    ),
+    install(
+        "a version that the mirror does not have",
+        "v0.32.98/ollama-linux-amd64.tar.zst cannot be fetched: HTTP Error 404",
+        "look whether",
+        make=WEB,
+        unmake=NO_WEB,
+        variables={"ollama_version": "0.32.98", "ollama_archive_checksum": "unverified"},
+    ),
+    install(
+        "a mirror that does not answer",
+        "cannot be fetched",
+        "Connection refused",
+        variables={"ollama_archive_checksum": "unverified"},
+    ),
+    install(
+        "a folder without that version",
+        "mirror: there is no /srv/nothing/v0.32.99/ollama-linux-* on the controller",
+        variables={"ollama_mirror": "/srv/nothing"},
+    ),
+    install(
+        "an archive for another architecture",
+        "ollama-linux-arm64.tgz is for arm64; this host is x86_64",
+        variables={"ollama_archive": RELEASES + "/ollama-linux-arm64.tgz"},
+    ),
+    install(
+        "no room for the release",
+        "No space left on device",
+        make=NARROW,
+        unmake="umount /usr/local/lib/gpufleet",
+        variables={"ollama_version": archive.FORMER, "ollama_mirror": MIRROR},
+    ),
+    install(
+        "another version than was declared",
+        archive.FORMER,
+        "0.32.99",
+        after=BACK,
+        verdict="wrong_version",
+        variables={"ollama_archive": "%s/v%s/ollama-linux-amd64.tar.zst" % (MIRROR, archive.FORMER)},
     ),
     given(
         "two services, one GPU",
@@ -243,6 +328,7 @@ def serving(lab: Any) -> Iterator[Any]:
     hostsetup.uninstall(HOST)
     hostsetup.install(HOST)
     hostsetup.add_models(HOST, MODEL)
+    assert str(archive.mirror()) == MIRROR
 
     def site(**variables: Any) -> Any:
         given = json.dumps({"ollama_prove_model": MODEL, **variables})

@@ -110,6 +110,27 @@ def test_uninstalling_brings_back_what_a_person_had_installed(lab, host, bring, 
     assert not lab.module(host, "ollama_service", {"state": "uninstalled"})["changed"]
 
 
+def test_instances_beside_a_persons_service_are_uninstalled(lab, host, bring, mirror):
+    """The person's service goes on, as the same process; what was put in the place of its program comes back."""
+    look = (
+        "systemctl show ollama -p MainPID,InvocationID; systemctl list-unit-files --no-legend 'ollama*'; id ollama;"
+        "find /usr/local/bin /usr/local/lib /etc/systemd/system -printf '%p %i %m %u %l\\n' | sort"
+    )
+    before = hostsetup.sh(host, look)
+    instances = [{"name": "chat", "visible_devices": [0]}, {"name": "code", "visible_devices": [1]}]
+    for number, one in enumerate(instances):
+        one["host"] = "127.0.0.1:%d" % (11440 + number)
+    done = bring(version=archive.FORMER, mirror=mirror, instances=instances)
+    assert not done["failed"], done["msg"]
+    refused = lab.module(host, "ollama_service", {"state": "uninstalled", "name": "ollama@chat"})
+    assert refused["failed"]
+    assert "is used by ollama@code.service as well" in refused["msg"]
+    gone = {"state": "uninstalled", "instances": instances}
+    assert not lab.module(host, "ollama_service", gone)["failed"]
+    assert hostsetup.sh(host, look) == before
+    assert not lab.module(host, "ollama_service", gone)["changed"]
+
+
 # --- the store
 
 

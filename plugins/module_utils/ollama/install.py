@@ -17,6 +17,7 @@ the links alone, and this collection takes over again at its next run.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -30,6 +31,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases
     is_url,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, made
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
 
 USER = "ollama"
 HOME = "/usr/share/ollama"
@@ -63,7 +65,7 @@ WantedBy=default.target
 """
 
 
-class InstallError(Exception):
+class InstallError(StepError):
     """An archive, directory or user is not as needed; the message names it and says what to do."""
 
 
@@ -238,7 +240,7 @@ class ReleaseStep:
                     "%s has the SHA-256 %s; expected %s (archive_checksum)"
                     % (archive, sha256_of(archive), source.checksum)
                 )
-            extract(archive, folder)
+            extract(archive, folder, source.place)
         finally:
             if os.path.exists(download):
                 os.unlink(download)
@@ -317,20 +319,31 @@ def fetch(url: str, path: str, checksum: Optional[str]) -> None:
                 digest.update(chunk)
                 file.write(chunk)
     except (OSError, ValueError) as error:
-        raise InstallError("%s cannot be fetched: %s" % (url, error)) from None
+        if isinstance(error, urllib.request.HTTPError):
+            hint = "; look whether that mirror has this version" if error.code == 404 else ""
+            raise InstallError("%s cannot be fetched: %s%s" % (url, error, hint)) from None
+        raise InstallError("%s cannot be fetched: %s" % (url, getattr(error, "reason", error))) from None
     if checksum != UNVERIFIED and digest.hexdigest() != checksum:
         raise InstallError(
             "%s has the SHA-256 %s; expected %s (archive_checksum)" % (url, digest.hexdigest(), checksum)
         )
 
 
-def has_zstd() -> bool:
-    return shutil.which("zstd") is not None
+def without_zstd(archive: str) -> Optional[str]:
+    """What keeps this host from unpacking an archive, as it is packed with zstd; None where the program is there."""
+    if shutil.which("zstd"):
+        return None
+    managers = [name for name in ("apt-get", "dnf", "yum", "zypper") if shutil.which(name)]
+    return (
+        "%s is packed with zstd, and this host has no program zstd: %s; where that cannot be, repack it elsewhere, "
+        "zstd -dc ollama….tar.zst | gzip >ollama….tgz, and declare that file as archive"
+    ) % (archive, "%s install zstd" % managers[0] if managers else "install the package zstd")
 
 
-def extract(archive: str, folder: str) -> None:
+def extract(archive: str, folder: str, origin: str) -> None:
     """Unpack a ``.tgz`` or ``.tar.zst``, owned by root, nothing outside ``folder``.
 
+    :param origin: where it came from, for messages.
     :raises InstallError: it is neither, is damaged, needs a program that is not there, or holds unsafe names.
     """
     import tarfile
@@ -343,24 +356,26 @@ def extract(archive: str, folder: str) -> None:
     zstd = None
     try:
         if magic == b"\x28\xb5\x2f\xfd":
-            if not has_zstd():
-                raise InstallError(
-                    "%s is packed with zstd, and this host has no zstd; install the package zstd" % archive
-                )
+            missing = without_zstd(origin)
+            if missing:
+                raise InstallError(missing)
             zstd = subprocess.Popen(["zstd", "-dcq", archive], stdout=subprocess.PIPE)
             with tarfile.open(fileobj=zstd.stdout, mode="r|") as tar:
                 _unpack_members(tar, folder)
             if zstd.wait():
-                raise InstallError("%s is damaged: zstd ends with status %d" % (archive, zstd.returncode))
+                raise InstallError("%s is damaged: zstd ends with status %d" % (origin, zstd.returncode))
         elif magic[:2] == b"\x1f\x8b":
             with tarfile.open(archive, mode="r|gz") as tar:
                 _unpack_members(tar, folder)
         else:
-            raise InstallError("%s is neither a .tgz nor a .tar.zst archive" % archive)
+            raise InstallError("%s is neither a .tgz nor a .tar.zst archive" % origin)
     except (tarfile.TarError, EOFError) as error:
-        raise InstallError("%s is damaged: %s" % (archive, error)) from None
+        raise InstallError("%s is damaged: %s" % (origin, error)) from None
     except OSError as error:
-        raise InstallError("%s cannot be unpacked to %s: %s" % (archive, folder, error.strerror or error)) from None
+        hint = "; free space on its file system" if error.errno == errno.ENOSPC else ""
+        raise InstallError(
+            "%s cannot be unpacked to %s: %s%s" % (origin, os.path.dirname(folder), error.strerror or error, hint)
+        ) from None
     finally:
         if zstd is not None and zstd.stdout is not None:
             zstd.stdout.close()

@@ -121,14 +121,14 @@ def _remove(params: Mapping[str, Any], check_mode: bool, system: Any) -> Dict[st
 
 def _uninstall(services: Sequence[Mapping[str, Any]], check_mode: bool, system: Any) -> Dict[str, Any]:
     """Take away all instances, and with the last one what was installed for them."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.uninstall import uninstall
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import uninstall
 
-    units = [service["unit"] for service in services]
+    params, units = services[-1], [service["unit"] for service in services]
+    uninstall.check(units, params["prefix"])
     users, places = zip(*(_in_force(system, unit) for unit in units))
     results = {service["unit"]: _remove(service, check_mode, system) for service in services[:-1]}
-    params = services[-1]
-    results[units[-1]] = uninstall(
-        units, params["prefix"], params["remove_models"], users[-1], list(filter(None, places)), check_mode, system
+    results[units[-1]] = uninstall.uninstall(
+        units[-1], params["prefix"], params["remove_models"], users[-1], list(filter(None, places)), check_mode, system
     )
     return _together(results) if params["instances"] else results[units[-1]]
 
@@ -338,10 +338,9 @@ def _release(params: Mapping[str, Any]) -> Optional[releases.Release]:
 def _check_archives(sources: Sequence[releases.Source], remote_src: bool, check_mode: bool) -> None:
     """The archives of a release that is to be unpacked must be within reach, and readable here."""
     for source in sources:
-        if source.name.endswith(".zst") and not install.has_zstd():
-            raise Refused(
-                "%s is packed with zstd, and this host has no program zstd: install the package zstd" % source.place
-            )
+        missing = install.without_zstd(source.place) if source.name.endswith(".zst") else None
+        if missing:
+            raise Refused(missing)
     if not (check_mode or remote_src or all(releases.is_url(source.place) for source in sources)):
         raise ArchiveNeeded([source.place for source in sources])
 

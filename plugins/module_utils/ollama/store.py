@@ -18,6 +18,8 @@ import stat
 from shlex import quote
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
+
 CHANGES = ("refuse", "move", "leave")
 TOPS = ("blobs", "manifests")
 _BLOB = re.compile(r"blobs/sha256-([0-9a-f]{64})\Z")
@@ -27,7 +29,7 @@ MOVING = ".gpufleet-moved-from"
 """File of a new store that names the old one, until nothing of it is left there."""
 
 
-class StoreError(Exception):
+class StoreError(StepError):
     """The store is not as needed; the message says what was found, and what to do."""
 
 

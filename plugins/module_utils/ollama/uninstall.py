@@ -55,14 +55,16 @@ class Release:
     def other_users(
         self, units: Sequence[str], wanted: str = "/etc/systemd/system/*.wants/ollama*.service"
     ) -> List[str]:
-        """Other units that start our program, now or at boot."""
-        found = {os.path.basename(path) for path in glob.glob(wanted)}
+        """Other units that run our program, or start it at boot where no other one comes back in its place."""
+        found = set() if self.coming_back() else {os.path.basename(path) for path in glob.glob(wanted)}
+        ours = os.path.realpath(self.store) + "/ollama-"
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 program = os.readlink("/proc/%s/exe" % pid)
             except OSError:
                 continue
-            if program.startswith(os.path.realpath(self.store) + "/ollama-") and program.endswith("/bin/ollama"):
+            set_aside = program.startswith(os.path.join(os.path.realpath(self.store), install.ASIDE))
+            if program.startswith(ours) and program.endswith("/bin/ollama") and not set_aside:
                 found.add(unit_of(int(pid)) or "process %s" % pid)
         return sorted(found - set(units))
 
@@ -103,39 +105,43 @@ class RestoreStep:
                 os.symlink(target, path)
 
 
-def uninstall(
-    units: Sequence[str],
-    prefix: str,
-    remove_models: bool,
-    user: str,
-    places: Sequence[str],
-    check_mode: bool,
-    system: Any,
-) -> Dict[str, Any]:
-    """Take away what was installed for a unit.
+def check(units: Sequence[str], prefix: str) -> None:
+    """What was installed for the units must serve no other one.
 
-    :param units: the unit; before it, instances of it that are being taken away as well.
-    :param user: whom the unit runs as.
-    :param places: where their models are.
-    :returns: the module's result.
-    :raises install.InstallError: nothing was touched.
-    :raises engine.ServiceError: the former state is back, or a rest cannot be removed.
+    :param units: all that are being taken away.
+    :raises install.InstallError: it does; nothing was touched.
     """
-    unit, release = units[-1], Release(prefix)
+    release = Release(prefix)
     others = release.other_users(units) if release.links else []
+    for path in _units_of_ours(units[-1]):
+        others += [name for name in _instances(path) if name not in [*units, *others]]
     if others:
         raise install.InstallError(
-            "%s runs the program of this installation, too: take that away first" % " and ".join(others)
+            "%s: what was installed is used by %s as well; take that away first, or name all of them in instances"
+            % (units[-1], " and ".join(others))
         )
-    ours = [path for path in made.remembered("units") if os.path.basename(path) in _files_of(unit)]
+
+
+def uninstall(
+    unit: str, prefix: str, remove_models: bool, user: str, places: Sequence[str], check_mode: bool, system: Any
+) -> Dict[str, Any]:
+    """Take away what was installed for a unit, once ``check`` has let it pass.
+
+    :param user: whom the unit runs as.
+    :param places: where models are.
+    :returns: the module's result.
+    :raises engine.ServiceError: the former state is back, or a rest cannot be removed.
+    """
+    release, ours = Release(prefix), _units_of_ours(unit)
     loaded = system.show(unit).get("LoadState") == "loaded"
     restore = RestoreStep(release)
-    # somebody's unit goes on if it has a program then; one of ours does where upstream's installer has come over it
+    # somebody's unit goes on if it has a program then; one of ours does where upstream's installer has come over it,
+    # which knows no instances
     program = os.path.join(prefix, "bin", "ollama")
     if release.links:
         goes_on = loaded and not ours and program in release.coming_back().values()
     else:
-        goes_on = loaded and (not ours or os.path.lexists(program))
+        goes_on = loaded and (not ours or "@" not in unit and os.path.lexists(program))
     change = engine.Change(unit=unit, state="absent")
     if loaded and not goes_on:
         change = engine.Change(unit=unit, enabled=False if ours else None, started=False)
@@ -173,9 +179,21 @@ def uninstall(
     return dict(outcome.as_result(), msg=_sentence(unit, outcome.changed, check_mode, goes_on, kept))
 
 
-def _files_of(unit: str) -> List[str]:
+def _units_of_ours(unit: str) -> List[str]:
+    """Unit files that this collection has made for a unit."""
     name, at, _instance = unit.partition("@")
-    return [unit, name + "@.service"] if at else [unit]
+    files = [unit, name + "@.service"] if at else [unit]
+    return [path for path in made.remembered("units") if os.path.basename(path) in files]
+
+
+def _instances(template: str) -> List[str]:
+    """Instances of a unit file of ours that are declared, or started at boot."""
+    folder, pattern = os.path.dirname(template), os.path.basename(template).replace("@.", "@?*.")
+    if "@" not in pattern:
+        return []
+    found = glob.glob(os.path.join(glob.escape(folder), pattern + ".d", engine.DROP_IN))
+    names = {os.path.basename(os.path.dirname(path))[: -len(".d")] for path in found}
+    return sorted(names.union(map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "*.wants", pattern)))))
 
 
 def _remove(gone: List[str], user: Optional[str], prefix: str, places: List[str]) -> None:

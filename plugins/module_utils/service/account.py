@@ -11,12 +11,13 @@ import subprocess
 from typing import Dict, List
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
 
 GROUPS = ("render", "video")
 """May open GPUs, on hosts that have these groups."""
 
 
-class AccountError(Exception):
+class AccountError(StepError):
     """A user cannot be made, changed or removed."""
 
 

@@ -21,6 +21,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.model i
     Running,
     ServiceError,
     Step,
+    StepError,
     Verdict,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.override import (
@@ -37,7 +38,18 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError, merge, unit_name
 
-__all__ = ["Change", "Gate", "Handover", "Outcome", "Running", "ServiceError", "Step", "Verdict", "converge"]
+__all__ = [
+    "Change",
+    "Gate",
+    "Handover",
+    "Outcome",
+    "Running",
+    "ServiceError",
+    "Step",
+    "StepError",
+    "Verdict",
+    "converge",
+]
 
 DOWN = ("inactive", "failed")
 ENABLED = ("enabled", "enabled-runtime")
@@ -666,7 +678,7 @@ class _Convergence:
             verdict = error.outcome.verdict
         elif isinstance(error, OSError):
             verdict = Verdict("not_written", _explain(error))
-        elif isinstance(error, (ManagerError, UnitError)):
+        elif isinstance(error, (ManagerError, StepError, UnitError)):
             verdict = Verdict("not_done", str(error))
         else:
             verdict = Verdict("error", "%s: %s" % (type(error).__name__, error))

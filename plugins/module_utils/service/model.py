@@ -45,6 +45,10 @@ class Change:
     """Says why nothing must be changed now; asked only where something would be, in check mode too."""
 
 
+class StepError(Exception):
+    """A step cannot do its part; the message says why, and what to do."""
+
+
 class Step(Protocol):
     """Something that must change together with the unit, such as installing its binary.
 

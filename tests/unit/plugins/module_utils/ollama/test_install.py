@@ -267,7 +267,7 @@ def test_an_archive_that_is_not_there(prefix):
     with pytest.raises(InstallError, match="/nowhere/a.tgz cannot be read: No such file"):
         step(("/nowhere/a.tgz", "0" * 64), prefix).apply()
     with pytest.raises(InstallError, match="/nowhere/a.tgz cannot be read: No such file"):
-        install.extract("/nowhere/a.tgz", prefix)
+        install.extract("/nowhere/a.tgz", prefix, "/nowhere/a.tgz")
 
 
 def test_a_full_disk_is_named(archive, prefix, monkeypatch):
@@ -321,7 +321,9 @@ def test_a_release_from_an_url(archive, prefix, web):
 def test_an_url_that_sends_something_else(archive, prefix, web):
     with pytest.raises(InstallError, match="has the SHA-256 .*; expected 000"):
         step((web(archive()[0]), "0" * 64), prefix).apply()
-    with pytest.raises(InstallError, match="cannot be fetched: HTTP Error 404"):
+    with pytest.raises(
+        InstallError, match="cannot be fetched: HTTP Error 404: Not Found; look whether that mirror has this version"
+    ):
         step((web(None), "0" * 64), prefix).apply()
 
 

@@ -253,8 +253,10 @@ def test_the_declared_version_is_proven(bring, tmp_path):
 
 
 def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypatch, tmp_path):
-    monkeypatch.setattr(install, "has_zstd", lambda: False)
-    with pytest.raises(service.Refused, match="ollama-linux-amd64.tar.zst is packed with zstd, and this host has no"):
+    monkeypatch.setattr(install.shutil, "which", {"dnf": "/usr/bin/dnf"}.get)
+    with pytest.raises(
+        service.Refused, match="amd64.tar.zst is packed .* no program zstd: dnf install zstd; .* repack"
+    ):
         bring(version="0.32.15", archive_checksum="unverified", prefix=str(tmp_path), check_mode=True)
 
 

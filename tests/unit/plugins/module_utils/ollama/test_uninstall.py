@@ -56,9 +56,10 @@ class Host:
             made.add("units", str(self.unit))
             made.add("users", ME)
 
-    def uninstall(self, remove_models=False, check_mode=False, places=None):
+    def uninstall(self, remove_models=False, check_mode=False, places=None, unit=UNIT):
+        uninstall.check([unit], str(self.prefix))
         return uninstall.uninstall(
-            [UNIT], str(self.prefix), remove_models, ME, places or [str(self.store)], check_mode, self.system
+            unit, str(self.prefix), remove_models, ME, places or [str(self.store)], check_mode, self.system
         )
 
     def files(self):
@@ -200,9 +201,43 @@ def test_an_installation_that_others_use_stays(host):
     host.installed()
     host.others = ["ollama@second.service"]
     before = host.files()
-    with pytest.raises(install.InstallError, match="ollama@second.service runs the program of this installation, too"):
+    with pytest.raises(install.InstallError, match="is used by ollama@second.service as well; take that away first"):
         host.uninstall()
     assert host.files() == before
+
+
+TEMPLATE, CHAT = "etc/ollama@.service", "ollama@chat.service"
+
+
+@pytest.fixture
+def instance(host):
+    """An instance, its template ours, the program somebody's."""
+    host.write(host.prefix / "bin/ollama", "vendor")
+    host.write(host.folder / TEMPLATE)
+    made.add("units", str(host.folder / TEMPLATE))
+    made.add("users", ME)
+    host.write(host.folder / "etc" / (CHAT + ".d") / engine.DROP_IN)
+    return host
+
+
+def test_an_instance_of_somebodys_program_does_not_go_on(instance):
+    """Without its override it would be one more server at the default port."""
+    result = instance.uninstall(unit=CHAT)
+    assert instance.asked == ("present", False, False)
+    assert result["msg"] == CHAT + " is uninstalled"
+    assert instance.files() == ["etc/ollama@chat.service.d/zz-gpufleet.conf", "usr/bin/ollama"], (
+        "the engine's is the rest"
+    )
+
+
+@pytest.mark.parametrize("trace", ["etc/ollama@code.service.d/zz-gpufleet.conf", "etc/a.wants/ollama@code.service"])
+def test_a_template_that_another_instance_has_stays(instance, trace):
+    instance.write(instance.folder / trace)
+    before = instance.files()
+    with pytest.raises(install.InstallError, match="ollama@chat.service: .* is used by ollama@code.service as well"):
+        instance.uninstall(unit=CHAT)
+    assert instance.files() == before
+    uninstall.check(["ollama@code.service", CHAT], str(instance.prefix))
 
 
 def test_where_nothing_is_installed(host):
