@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service, uninstall
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
@@ -258,6 +258,17 @@ def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypat
         service.Refused, match="amd64.tar.zst is packed .* no program zstd: dnf install zstd; .* repack"
     ):
         bring(version="0.32.15", archive_checksum="unverified", prefix=str(tmp_path), check_mode=True)
+
+
+def test_what_others_use_is_refused_before_the_first_instance_is_removed(bring, monkeypatch):
+    def check(units, prefix):
+        raise install.InstallError("%s used by ollama@third.service" % units)
+
+    monkeypatch.setattr(uninstall, "check", check)
+    none = dict.fromkeys(ollama_service.argument_spec()["instances"]["options"])
+    with pytest.raises(install.InstallError, match="'ollama@chat.service', 'ollama@code.service'. used by"):
+        bring(state="uninstalled", instances=[dict(none, name="chat"), dict(none, name="code")])
+    assert bring.asked is None
 
 
 def test_an_unreadable_archive_on_the_host(bring):
