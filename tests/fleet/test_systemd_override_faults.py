@@ -77,6 +77,15 @@ def test_a_process_that_dies_after_a_while(unit: Unit, before: str) -> None:
     assert SESAME not in json.dumps(result)
 
 
+def test_last_words_that_journald_reads_too_late(unit: Unit, before: str) -> None:
+    """A process that is gone before a busy journald reads its words; journald knows no more than its unit then."""
+    journald = "kill -%s $(pidof systemd-journald)"
+    command = '/bin/sh -c "%s; echo gone too soon; exit 7"' % (journald % "STOP")
+    after = '+/bin/sh -c "%s"' % (journald % "CONT")
+    service = {"ExecStart": ["", command], "ExecStopPost": ["", after], "Restart": "no"}
+    failed(unit(**GOOD, settle=10, settings={"Service": service}), "failed", "status 7", "gone too soon")
+
+
 def test_a_start_that_never_ends(unit: Unit, before: str) -> None:
     settings = {"Service": {"Type": "notify", "TimeoutStartSec": 600, "ExecStart": ["", "/bin/sleep 600"]}}
     result = unit(**dict(GOOD, timeout=3), settings=settings)

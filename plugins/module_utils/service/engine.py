@@ -536,7 +536,7 @@ class _Convergence:
         """The running invocation once its main process is executed; None for a unit without one."""
         pid = int(self.state.get("MainPID") or 0)
         if not pid:
-            if self.state.get("SubState") == "auto-restart":
+            if self._ends():
                 raise self._fault("its main process ended")
             return None
         process = self.system.process(pid)
@@ -560,6 +560,10 @@ class _Convergence:
             process=process,
             system=self.system,
         )
+
+    def _ends(self) -> bool:
+        """Whether the main process has ended though the unit is not down: its ExecStopPost= runs, or RestartSec=."""
+        return self.state.get("SubState") == "auto-restart" or self.state.get("ActiveState") == "deactivating"
 
     def _prove(self, running: Running, changed: bool) -> None:
         """The process must have what is declared, and the gate must find nothing wrong."""
@@ -602,7 +606,7 @@ class _Convergence:
         """The invocation that was proven must be the one that goes on running."""
         self.state = self.system.show(self.name)
         same = self.state.get("InvocationID") == running.invocation_id
-        if not same or self.state.get("ActiveState") in DOWN or self.state.get("SubState") == "auto-restart":
+        if not same or self.state.get("ActiveState") in DOWN or self._ends():
             raise self._fault("its main process ended", invocation=running.invocation_id)
 
     def _prove_unchanged(self) -> None:
@@ -610,7 +614,7 @@ class _Convergence:
         active = self.state.get("ActiveState")
         if self.present and self.state.get("LoadState") != "loaded":
             failed = _Failed("not_loaded", "systemd does not load it: %s" % self.state.get("LoadError"))
-        elif self.present and self.state.get("SubState") == "auto-restart":
+        elif self.present and self._ends():
             failed = self._fault("its main process ended")
         elif self.present and self.change.started is not False and active not in DOWN:
             try:
@@ -765,7 +769,7 @@ class _Convergence:
         journal: List[str] = []
         if invocation:
             self.system.sync_journal()
-            lines = self.system.journal(invocation, JOURNAL_LINES)
+            lines = self.system.journal(self.change.unit, invocation, JOURNAL_LINES)
             journal = [self.override.masked(line)[:JOURNAL_WIDTH] for line in lines]
             verdict.evidence.update(invocation_id=invocation, journal=journal)
         verdict.evidence = self.override.masked(verdict.evidence)

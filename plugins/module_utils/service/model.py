@@ -108,7 +108,7 @@ class Running:
 
     def journal(self, max_lines: int = 1000) -> List[str]:
         """The last lines that this invocation logged, oldest first."""
-        return self.system.journal(self.invocation_id, max_lines)
+        return self.system.journal(self.unit, self.invocation_id, max_lines)
 
     def journal_from_start(self) -> Iterator[str]:
         """What this invocation logged, from its first line on; no more is read than is taken."""

@@ -294,21 +294,31 @@ class System:
             pass
         return found
 
-    def journal(self, invocation_id: str, lines: int) -> List[str]:
+    def journal(self, unit: str, invocation_id: str, lines: int) -> List[str]:
         """The last lines that the processes of one invocation of a unit logged, oldest first.
 
-        The first of these fields is journald's own, which fails for a process that is gone too soon; the second one
-        is in what systemd logs of the unit, and in what its child does that could not execute the program.
+        The first of these fields is journald's own; the second one is in what systemd logs of the unit, and in what
+        its child does that could not execute the program. Of a process that was gone before a busy journald read what
+        it said, only the unit is known: then those are its words that came after systemd first spoke of the invocation.
         """
-        fields = ["_SYSTEMD_INVOCATION_ID=" + invocation_id, "+", "INVOCATION_ID=" + invocation_id]
-        command = ["journalctl", "--quiet", "--no-pager", "--all", "-o", "json", "--output-fields=MESSAGE,_PID"]
+        own, init = "_SYSTEMD_INVOCATION_ID", "1"
+        found = self._entries(lines + SYSTEMD_LINES, [own + "=" + invocation_id, "+", "INVOCATION_ID=" + invocation_id])
+        said = [entry for entry in found if entry.get("_PID") != init]
+        if found and not said:
+            since = min(_microseconds(entry) for entry in found)
+            of_unit = self._entries(lines, ["_SYSTEMD_UNIT=" + unit])
+            said = [entry for entry in of_unit if own not in entry and _microseconds(entry) >= since]
+        return [line for entry in said for line in _message(entry).split("\n") if line.strip()][-lines:]
+
+    def _entries(self, count: int, fields: List[str]) -> List[Dict[str, Any]]:
+        """The last entries of the journal that have these fields, oldest first; none if it cannot be read."""
+        shown = "--output-fields=MESSAGE,_PID,_SYSTEMD_INVOCATION_ID,_SOURCE_REALTIME_TIMESTAMP"
+        command = ["journalctl", "--quiet", "--no-pager", "--all", "-o", "json", shown, "-n", str(count)]
         try:
-            out = self._call([*command, "-n", str(lines + SYSTEMD_LINES), *fields])
+            out = self._call([*command, *fields])
         except ManagerError:
             return []
-        entries = [json.loads(line) for line in out.split("\n") if line]
-        said = [_message(entry) for entry in entries if entry.get("_PID") != "1"]
-        return [line for text in said for line in text.split("\n") if line.strip()][-lines:]
+        return [json.loads(line) for line in out.split("\n") if line]
 
     def journal_from_start(self, invocation_id: str) -> Iterator[str]:
         """What one invocation logged, from its first line on; no more is read than is taken."""
@@ -532,6 +542,11 @@ def _message(entry: Mapping[str, Any]) -> str:
     """The text of an entry of the journal, which is a list of bytes where it is not plain text."""
     message = entry.get("MESSAGE") or ""
     return message if isinstance(message, str) else bytes(message).decode("utf-8", "replace")
+
+
+def _microseconds(entry: Mapping[str, Any]) -> int:
+    """When it was said, as far as its author tells, else when it was written; since 1970."""
+    return int(entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry.get("__REALTIME_TIMESTAMP") or 0)
 
 
 def _unescape(name: str) -> str:

@@ -12,7 +12,7 @@ import time
 from typing import Any, Dict, List, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import logs
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.command import Job
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.command import Job, unit_name
 
 TAIL = 1 << 18
 """Bytes read of the end of a log; NCCL says all that matters at its start, so as many of the beginning, too."""
@@ -40,7 +40,7 @@ def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
     how = ended(system, job)
     invocation = how["invocation"] if how else invocation
     system.sync_journal()
-    agent = "\n".join(system.journal(invocation, JOURNAL)) if invocation else ""
+    agent = "\n".join(system.journal(unit_name(job.name), invocation, JOURNAL)) if invocation else ""
     found = runs(system, job)
     attempts = sorted(glob.glob(glob.escape(found[-1]) + "/attempt_*"), key=_number) if found else []
     last = {int(os.path.basename(folder)): _logs_of(folder) for folder in _ranks(attempts[-1])} if attempts else {}

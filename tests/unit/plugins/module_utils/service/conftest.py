@@ -138,7 +138,7 @@ class FakeSystem(System):
     def pids(self, control_group: str) -> List[int]:
         return sorted(self.processes)
 
-    def journal(self, invocation_id: str, lines: int) -> List[str]:
+    def journal(self, unit: str, invocation_id: str, lines: int) -> List[str]:
         return self.lines.get(invocation_id, [])[-lines:]
 
     def sync_journal(self) -> None:
@@ -188,10 +188,14 @@ class FakeSystem(System):
         self.state.update(InvocationID=invocation, ExecMainStartTimestampMonotonic="0", NRestarts="0")
         if how:
             self.lines[invocation].append("Error: %s" % how)
-            again = self.loaded_settings.get(("Service", "Restart")) == ["always"]
+            states = ("failed", "failed")
+            if ("Service", "ExecStopPost") in self.loaded_settings:
+                states = ("deactivating", "stop-post")
+            elif self.loaded_settings.get(("Service", "Restart")) == ["always"]:
+                states = ("activating", "auto-restart")
             self.state.update(
-                ActiveState="activating" if again else "failed",
-                SubState="auto-restart" if again else "failed",
+                ActiveState=states[0],
+                SubState=states[1],
                 Result="exit-code",
                 ExecMainCode="1",
                 ExecMainStatus="1",

@@ -463,6 +463,12 @@ def test_a_failure_without_restarts_is_called_failed(system: Any) -> None:
     assert "A" not in system.environment
 
 
+def test_a_process_that_is_gone_while_execstoppost_runs(system: Any) -> None:
+    system.fails = crash
+    error = fails(system, environment={"A": "bad"}, settings={"Service": {"ExecStopPost": ["/bin/true"]}})
+    assert "its main process ended" in error.message and error.outcome.rolled_back
+
+
 def test_a_process_that_dies_while_settling(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wait = type(system.process(1)).ended_within
 

@@ -191,14 +191,32 @@ def test_the_journal_of_one_invocation(tools: Tools) -> None:
         {"MESSAGE": "x.service: Main process exited", "_PID": "1"},
     ]
     tools.answers["journalctl --quiet"] = (0, "\n".join(json.dumps(entry) for entry in entries) + "\n", "")
-    assert System().journal("abc", 5) == ["one", " two", "b\ufffdd", "x.service: Failed at step EXEC"]
-    assert System().journal("abc", 1) == ["x.service: Failed at step EXEC"]
+    assert System().journal("x.service", "abc", 5) == ["one", " two", "b\ufffdd", "x.service: Failed at step EXEC"]
+    assert System().journal("x.service", "abc", 1) == ["x.service: Failed at step EXEC"]
     assert tools.commands[0][-3:] == ["_SYSTEMD_INVOCATION_ID=abc", "+", "INVOCATION_ID=abc"]
+    assert len(tools.commands) == 2, "what is known to be of the invocation is enough"
     tools.answers["journalctl --sync"] = (1, "", "no journald")
     System().sync_journal()
     tools.answers.clear()
     tools.answers["journalctl"] = (1, "", "no journald")
-    assert System().journal("abc", 5) == []
+    assert System().journal("x.service", "abc", 5) == []
+
+
+def test_the_words_of_a_process_that_was_gone_before_journald_read_them(tools: Tools) -> None:
+    invocation = [{"MESSAGE": "Started", "_PID": "1", "__REALTIME_TIMESTAMP": "50", "_SOURCE_REALTIME_TIMESTAMP": "40"}]
+    unit = [
+        {"MESSAGE": "of another time", "__REALTIME_TIMESTAMP": "39"},
+        {"MESSAGE": "one", "_PID": "7", "__REALTIME_TIMESTAMP": "41"},
+        {"MESSAGE": "two", "_PID": "7", "__REALTIME_TIMESTAMP": "51"},
+        {"MESSAGE": "of the next", "_SYSTEMD_INVOCATION_ID": "next", "__REALTIME_TIMESTAMP": "60"},
+    ]
+
+    def journal(command: List[str]) -> str:
+        entries = unit if command[-1] == "_SYSTEMD_UNIT=x.service" else invocation
+        return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+    tools.answers["journalctl --quiet"] = lambda command, _environ: (0, journal(command), "")
+    assert System().journal("x.service", "abc", 5) == ["one", "two"]
 
 
 def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ class FakeSystem(System):
     def process(self, pid):
         return FakeProcess(self)
 
-    def journal(self, invocation, lines):
+    def journal(self, unit, invocation, lines):
         return self.lines
 
     def sync_journal(self):
