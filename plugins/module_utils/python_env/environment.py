@@ -31,12 +31,15 @@ MARKER = "gpufleet.json"
 UNITS = "/etc/systemd/system"
 LAST_LINES = 8  # of a failed program's output, for the message
 
+#: Libraries that wheels leave to the host, and their packages.
+LIBRARIES = {"libnuma.so.1": "Debian: libnuma1; Red Hat: numactl-libs"}
+
 #: What must be importable in the environment of an engine.
-IMPORTS = {"vllm": ("vllm",), "torch": ("torch",)}
+IMPORTS = {"vllm": ("vllm", "vllm._custom_ops"), "torch": ("torch",)}
 
 # Runs in the new environment: imports, and arithmetic on the device. Prints what it found as JSON.
 _TEST = """\
-import importlib, importlib.metadata, json, sys
+import importlib, importlib.metadata, json, logging, sys
 cuda, names = sys.argv[1] == "cuda", sys.argv[2:]
 import torch
 devices = ["cuda:%d" % index for index in range(torch.cuda.device_count())] if cuda else ["cpu"]
@@ -51,8 +54,17 @@ for device in devices:  # one will do: others may be full
     break
 if failed:
     sys.exit(failed)
+broken, made = [], logging.getLogRecordFactory()
+def record(*args, **more):  # vLLM only warns of compiled parts that do not load, and fails when it is to serve
+    found = made(*args, **more)
+    if str(found.msg).startswith("Failed to import from vllm._C"):
+        broken.append(found.getMessage())
+    return found
+logging.setLogRecordFactory(record)
 for name in names:
     importlib.import_module(name)
+if broken:
+    sys.exit(broken[0])
 print("\\n" + json.dumps({
     "device": torch.cuda.get_device_name(device) if cuda else "cpu",
     "packages": {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]},
@@ -276,7 +288,9 @@ class EnvironmentStep:
             self._run([*install, "--no-deps", main], hint=_install_hint)
             packages = [*self._requirements(install), *packages]
         if packages:
-            self._run([*install, *packages], hint=_install_hint)
+            # Compiled once, as pip does anyway: the user of a service may not write here, and would at every start.
+            compiled = ["--compile-bytecode"] if uv else []
+            self._run([*install, *compiled, *packages], hint=_install_hint)
         if wheels != sources.wheels:
             shutil.rmtree(wheels or "")
         self._test()
@@ -513,6 +527,9 @@ def _install_hint(words: str, step: EnvironmentStep) -> str:
 
 
 def _test_hint(words: str, step: EnvironmentStep) -> str:
+    for library, package in LIBRARIES.items():
+        if library in words:
+            return ". Install the host's package with %s (%s)" % (library, package)
     return ". The new environment does not work on this host"
 
 

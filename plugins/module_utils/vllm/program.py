@@ -6,28 +6,49 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import os
 import re
 import subprocess
 import tempfile
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
 PARSE_LIMIT = 300  # seconds; it imports torch
+CACHE = "/var/cache/gpufleet/vllm"
 
 # Runs in the environment: the real command up to the moment at which its arguments are parsed.
 _PARSE = """\
-import argparse, os, runpy, sys
-real = argparse.ArgumentParser.parse_args
-def parse(self, args=None, namespace=None):
+import argparse, json, os, runpy, sys
+real, samples = argparse.ArgumentParser.parse_args, json.loads(sys.argv.pop(1))
+plain = ("_StoreAction", "_AppendAction", "_StoreTrueAction", "_StoreFalseAction", "BooleanOptionalAction")
+def took(kind, sample):
     try:
-        real(self, args, namespace)
-    except SystemExit:
-        for parser in [self] + [p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()]:
-            for option in getattr(parser, "_option_string_actions", ()):
-                print("OPTION", option)
-        sys.stdout.flush()
-        raise
+        return kind(sample) is not None
+    except Exception:
+        return False
+def table(parser):
+    for action in parser._actions:  # of several commands, the one that is asked for
+        if isinstance(action.choices, dict) and sys.argv[1] in action.choices:
+            parser = action.choices[sys.argv[1]]
+    found = {}
+    for name, action in parser._option_string_actions.items():
+        told = dict(bare=action.nargs == 0, several=action.nargs in ("+", "*"), takes=[], choices=None)
+        if type(action).__name__ in plain and action.nargs in (None, 0, "+", "*"):
+            if action.choices is not None:
+                told["choices"] = [str(choice) for choice in action.choices]
+            told["takes"] = [kind for kind in samples if not action.type or took(action.type, samples[kind])]
+        if name.startswith("--"):
+            found[name[2:]] = told
+    return found
+def parse(self, args=None, namespace=None):
+    sys.stdout.write("TABLE " + json.dumps(table(self)) + "\\n")
+    sys.stdout.flush()
+    real(self, args, namespace)
     sys.stdout.write("PARSED\\n")
     sys.stdout.flush()
     os._exit(0)
@@ -77,22 +98,40 @@ class Program:
             return [script, "serve"]
         return [self.python, "-m", MODULE]
 
-    def parse(self, config: str, environment: Mapping[str, str]) -> None:
-        """Have vLLM's own parser read a configuration; nothing is started, no GPU is opened.
+    def parse(self, config: Mapping[str, Any], environment: Mapping[str, str], keep: bool = False) -> None:
+        """Have vLLM's own parser judge a configuration; nothing is started, no GPU is opened.
 
+        It is asked only for what it did not tell the first time, which is kept in CACHE.
+
+        :param keep: whether what it tells of its options may be kept.
         :raises ProgramError: it refuses; with its own words, and the nearest name for one that it does not know.
         """
+        table = self._kept()
+        wrong = options.unknown(config, table) if table else []
+        if wrong:
+            said = "unrecognized arguments: %s" % " ".join("--" + key for key in wrong)
+            raise ProgramError("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
+        if table and options.certain(config, table):
+            return
+        taken, said, table = self._ask(config, environment)
+        if table and keep:
+            self._keep(table)
+        if not taken:
+            raise ProgramError("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
+
+    def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, options.Table]:
+        """Whether the parser takes it, what it says, and its options; an empty table when it does not get so far."""
         words = self.command()
         target = [words[0], "serve"] if len(words) == 2 else [words[2]]
         with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:
             path = os.path.join(scratch, "config.yaml")
             with open(path, "w", encoding="utf-8") as file:
-                file.write(config)
+                file.write(render(config))
             own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": scratch, "PYTHONDONTWRITEBYTECODE": "1"}
             own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=scratch, COLUMNS="200")
             try:
                 done = subprocess.run(
-                    [self.python, "-W", "ignore", "-c", _PARSE, *target, "--config", path],
+                    [self.python, "-W", "ignore", "-c", _PARSE, json.dumps(options.SAMPLES), *target, "--config", path],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -105,11 +144,40 @@ class Program:
                 raise ProgramError(
                     "vLLM's own parser did not read the configuration within %d s" % PARSE_LIMIT
                 ) from None
-        out, said = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
-        if done.returncode == 0 and "PARSED" in out.split("\n"):
-            return
-        options = [line.split(" ", 1)[1] for line in out.split("\n") if line.startswith("OPTION ")]
-        raise ProgramError("vLLM refuses the configuration: %s" % refusal(said, options))
+        lines = done.stdout.decode("utf-8", "replace").split("\n")
+        tables = [json.loads(line[6:]) for line in lines if line.startswith("TABLE ")]
+        taken = done.returncode == 0 and "PARSED" in lines
+        return taken, done.stderr.decode("utf-8", "replace"), tables[-1] if tables else {}
+
+    def _kept(self) -> options.Table:
+        """The options as the parser of this very environment told them; nothing when it was not asked yet."""
+        try:
+            with open(self._cache(), encoding="utf-8") as file:
+                kept = json.load(file)
+            return kept["options"] if kept["of"] == self._state() else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _keep(self, table: options.Table) -> None:
+        path = self._cache()
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path + ".new", "w", encoding="utf-8") as file:
+                json.dump({"of": self._state(), "options": table}, file)
+            os.rename(path + ".new", path)
+        except OSError:  # then it is asked again the next time
+            pass
+
+    def _cache(self) -> str:
+        return os.path.join(CACHE, hashlib.sha256(os.fsencode(self.venv)).hexdigest()[:16] + ".json")
+
+    def _state(self) -> List[Any]:
+        """Changes whenever a package comes, goes or is replaced, and with the question."""
+        found: List[Any] = [self.venv, hashlib.sha256(_PARSE.encode()).hexdigest()]
+        for path in self._packages(""):
+            status = os.stat(path)
+            found += [status.st_ino, status.st_mtime_ns]
+        return found
 
     def variables(self) -> List[str]:
         """Names of the variables that this version reads, out of its envs.py; none when that is not to be read."""

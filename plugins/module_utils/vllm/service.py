@@ -222,7 +222,7 @@ def _plan(
         for warning in declared.warnings + unknown_variables(params["environment"], program.variables()):
             warn(warning)
         if program.exists():
-            program.parse(settings.render(declared.config), declared.environment)
+            program.parse(declared.config, declared.environment, keep=not check_mode)
     return Plan(change, declared, devices, facts, parallel, weights, fits, program)
 
 

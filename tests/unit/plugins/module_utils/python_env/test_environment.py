@@ -60,6 +60,8 @@ elif words[0] == "-c" and "importlib.metadata.requires" in words[1]:
 elif words[0] == "-c":
     if behaviour == "broken":
         sys.exit("ImportError: libcudart.so.13: cannot open shared object file")
+    if behaviour == "library":
+        sys.exit("Failed to import from vllm._C: ImportError('libnuma.so.1: cannot open shared object file')")
     print("noise of a library\n" + json.dumps({"device": words[2], "packages": {"engine": "1.0"}}))
 """
 
@@ -223,6 +225,7 @@ def test_undone_one_that_was_there_before_stays(make, tmp_path):
         ("no venv", "Install the venv module of"),
         ("half", r"pip install .*exit status 1: ERROR: Could not install"),
         ("full", "No space left on device. Free space on the file system of"),
+        ("library", r"Install the host's package with libnuma.so.1 \(Debian: libnuma1; Red Hat: numactl-libs\)"),
         ("broken", "libcudart.so.13.*The new environment does not work on this host"),
     ],
 )
@@ -314,6 +317,31 @@ def test_uv_when_it_is_there(make, fake, monkeypatch, tmp_path):
     step.apply()
     assert [words[:3] for words in fake.log()[:2]] == [["uv", "venv", "--quiet"], ["uv", "pip", "install"]]
     assert step.python in fake.log()[1]
+    assert "--compile-bytecode" in fake.log()[1], "as pip does: the user of a service may not write it later"
+
+
+def test_a_compiled_part_that_does_not_load_is_told_though_vllm_only_warns(tmp_path):
+    """The real test program, with modules that do as vLLM and torch do."""
+    (tmp_path / "torch.py").write_text(
+        "__version__ = '2.13.0'\nclass version:\n    cuda = None\n"
+        "class arange(float):\n"
+        "    __new__ = lambda cls, n, device: float.__new__(cls, 6)\n"
+        "    __mul__ = lambda self, n: Sum()\n"
+        "class Sum:\n    sum = lambda self: self\n    item = lambda self: 12.0\n"
+    )
+    (tmp_path / "good.py").touch()
+    (tmp_path / "bad.py").write_text(
+        "import logging\nlog = logging.getLogger('vllm.platforms')\nlog.propagate = False\n"
+        "log.warning('Failed to import from vllm._C: %s', 'libnuma')\n"
+    )
+
+    def test(name):
+        words = [sys.executable, "-c", environment._TEST, "cpu", name]
+        return subprocess.run(words, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
+
+    assert test("good").returncode == 0
+    assert test("bad").returncode == 1
+    assert test("bad").stderr.strip().endswith("Failed to import from vllm._C: libnuma")
 
 
 def test_pip_when_it_is_asked_for(make, fake, monkeypatch):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, ProgramError
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template import TEXT, TemplateStep
 
@@ -67,12 +68,59 @@ def test_no_environment_and_one_without_vllm(tmp_path):
         Program(str(tmp_path)).check()
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(program_file, "CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The configurations about which the parser itself was asked."""
+    found, real = [], Program._ask
+    monkeypatch.setattr(Program, "_ask", lambda self, *words: found.append(words[0]) or real(self, *words))
+    return found
+
+
 def config(**more):
-    return settings.render({"model": "/nosuch", "served-model-name": ["a", "b"], "enforce-eager": True, **more})
+    return {"model": "/nosuch", "served-model-name": ["a", "b"], "enforce-eager": True, **more}
 
 
 def test_the_parser_takes_what_is_right_and_starts_nothing(venv):
     Program(venv).parse(config(), {"PATH": "/usr/bin"})
+
+
+def test_the_parser_is_asked_once_for_what_its_options_tell(venv, asked):
+    program = Program(venv)
+    program.parse(config(), {}, keep=True)
+    program.parse(config(**{"max-num-seqs": 8, "dtype": "half", "gpu-memory-utilization": 0.5}), {}, keep=True)
+    with pytest.raises(ProgramError, match="unrecognized arguments: --max-modle-len; did you mean max-model-len?"):
+        program.parse(config(**{"max-modle-len": 5}), {}, keep=True)
+    assert asked == [config()]
+    for wrong in ({"max-num-seqs": "many"}, {"dtype": "float7"}):
+        with pytest.raises(ProgramError, match="invalid"):
+            program.parse(config(**wrong), {}, keep=True)
+        assert asked[-1] == config(**wrong), "it alone has the words for what is wrong"
+
+
+def test_what_the_parser_told_is_kept_only_on_request_and_only_for_that_environment(venv, asked, cache):
+    Program(venv).parse(config(), {})
+    assert not cache.exists()
+    with pytest.raises(ProgramError):
+        Program(venv).parse(config(**{"max-modle-len": 5}), {}, keep=True)
+    assert len(list(cache.iterdir())) == 1, "a refusal tells of the options as well"
+    Program(venv).parse(config(), {})
+    assert len(asked) == 2
+    site = next(Path(venv, "lib").glob("python3*/site-packages"))
+    (site / "another_package").mkdir()
+    Program(venv).parse(config(), {}, keep=True)
+    (site / "another_package").rmdir()
+    assert len(asked) == 3
+    (kept,) = cache.iterdir()
+    for content in ("", "[]", "{}"):
+        kept.write_text(content)
+        Program(venv).parse(config(), {})
+    assert len(asked) == 6, "a damaged file is as none"
 
 
 @pytest.mark.parametrize(

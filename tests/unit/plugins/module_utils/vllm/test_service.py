@@ -10,7 +10,7 @@ import json
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
 
 GIB = 1 << 30
@@ -75,7 +75,9 @@ def bring(monkeypatch, fakes, tmp_path):
     run.facts, run.system = fakes.facts(), FakeSystem()
     monkeypatch.setattr(service.engine, "converge", converge)
     monkeypatch.setattr(service.gpu_facts, "gather", lambda timeout, python_paths: run.facts)
-    monkeypatch.setattr(service.Program, "parse", lambda self, config, environment: run.parsed.append(config))
+    monkeypatch.setattr(
+        service.Program, "parse", lambda self, config, environment, keep: run.parsed.append((config, keep))
+    )
     return run
 
 
@@ -98,7 +100,7 @@ def test_the_how_to(bring):
     assert change.settings[ledger.SECTION]["Port"] == ["8000"]
     assert "tensor-parallel-size: 4" in change.files[CONFIG]
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["UserStep", "TemplateStep"]
-    assert bring.parsed == [change.files[CONFIG]]
+    assert bring.parsed == [(settings.read_back(change.files[CONFIG]), True)]
     assert result["msg"] == "ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000"
     assert (result["version"], result["model"], result["parallel"]["tensor"]) == ("0.33.0", "chat", 4)
     assert result["fit"]["weight_bytes"] == 15 * GIB // 4
