@@ -190,6 +190,40 @@ options:
       - Seconds that vLLM itself gives running requests when it is stopped (since 0.18). The unit's C(TimeoutStopSec=)
         is 30 more.
     type: int
+  nodes:
+    description:
+      - The hosts that share the model, in the order of their ranks, by vLLM's own serving over several hosts (backend
+        C(mp)). Each has the same GPUs chosen, the same version and the same options. The first serves the API, the
+        others compute only. O(tensor_parallel_size) × O(pipeline_parallel_size) must be the GPUs of all of them; left
+        to V(auto), layers are split over the GPUs of a host and dealt out to the hosts.
+      - Run the module on all of them at a time. They start together; a change is kept when all of them are proven, and
+        else all have their former state back. Later, when the process of one ends, those of all do, and start together.
+      - The role P(gpufleet.inference.vllm#role) does this, with addresses and variables of the planner.
+      - What the hosts say to each other is neither encrypted nor authenticated, and goes over ports that vLLM chooses
+        (and O(master_port) and the next one on the first host). Have them in a network of their own.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: Name of the host, for messages.
+        type: str
+        required: true
+      address:
+        description: Its address, at which the others reach it. It becomes E(VLLM_HOST_IP).
+        type: str
+        required: true
+  node_rank:
+    description: Which of O(nodes) this host is.
+    type: int
+    default: 0
+  master_port:
+    description: Port of the rendezvous on the first of O(nodes); the next one is used, too.
+    type: int
+    default: 29500
+  restart:
+    description: Whether it is restarted and proven also where nothing differs, as another of O(nodes) has to be.
+    type: bool
+    default: false
   environment:
     description: Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name is warned of.
     type: dict
@@ -269,7 +303,8 @@ verdict:
   description:
     - What the proof found. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken), V(bad_config),
       V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(not_generated), V(no_progress), V(cpu_fallback),
-      V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held), or what the M(gpufleet.inference.systemd_override)
+      V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held),
+      V(peer_lost) (another of O(nodes) has ended), or what the M(gpufleet.inference.systemd_override)
       module names.
   returned: when anything was looked at
   type: str
@@ -319,7 +354,7 @@ unit_state:
   returned: when anything was looked at
   type: dict
 url:
-  description: Where a client on the host reaches it.
+  description: Where a client on the host reaches it. None where it is not the first of O(nodes).
   returned: success, with O(state=present)
   type: str
   sample: http://127.0.0.1:8000
@@ -417,6 +452,14 @@ def argument_spec():
         allow_unauthenticated=dict(type="bool", default=False),
         hf_token=dict(type="str", no_log=True),
         shutdown_timeout=dict(type="int"),
+        nodes=dict(
+            type="list",
+            elements="dict",
+            options=dict(name=dict(type="str", required=True), address=dict(type="str", required=True)),
+        ),
+        node_rank=dict(type="int", default=0),
+        master_port=dict(type="int", default=29500),
+        restart=dict(type="bool", default=False),
         environment=dict(type="dict", default={}),
         extra_args=dict(type="dict", default={}),
         timeout=dict(type="int"),

@@ -274,6 +274,8 @@ class _Convergence:
         active = self.state.get("ActiveState", "inactive")
         declared = self.override.variables
         reasons = outcome.reasons
+        if self.change.restart:
+            reasons.append(self.change.restart)
         if self.unfinished:
             reasons.append("an earlier run was interrupted before it could prove its change")
         changed = compare.changed_variables(self.now, self.planned)

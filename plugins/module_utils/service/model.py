@@ -35,6 +35,8 @@ class Change:
     of one restarts it. None: the file is not to be there."""
     enabled: Optional[bool] = None
     started: Optional[bool] = None
+    restart: str = ""
+    """Why a running unit is restarted in any case."""
     timeout: float = 60
     """Seconds, from the start of the new process, within which the unit must be up and pass the gate."""
     settle: float = 2

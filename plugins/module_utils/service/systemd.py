@@ -63,6 +63,7 @@ PROPERTIES = (
     "InvocationID",
     "NRestarts",
     "Result",
+    "StatusText",
     "ExecMainPID",
     "ExecMainCode",
     "ExecMainStatus",

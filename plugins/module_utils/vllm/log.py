@@ -49,6 +49,7 @@ _CAUSES: Tuple[Tuple[str, str, str], ...] = (
         "vLLM sees no GPU: driver, device nodes, or a wheel for another one",
     ),
     ("No CUDA GPUs are available", "cpu_fallback", "vLLM sees no GPU: look at visible_devices and the driver"),
+    ("is gone: all hosts of this model end", "peer_lost", "its own result says why"),
     ("Engine core initialization failed", "crash_loop", "the cause stands above it in the journal"),
     ("No module named", "crash_loop", "the environment is not whole: build it anew"),
 )

@@ -28,21 +28,29 @@ class Parallel(NamedTuple):
         return self.tensor * self.pipeline * self.data
 
 
-def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data: Size) -> Parallel:
+def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data: Size, hosts: int = 1) -> Parallel:
     """The sizes for a number of GPUs.
 
-    :param gpus: how many the instance is given; 0: it runs on the CPU.
+    :param gpus: how many the instance is given on each host; 0: it runs on the CPU.
     :param shape: of the model; None where its config.json is not known before the start.
     :param tensor: a number, or None or ``auto``: as many as the heads allow; ``pipeline``: the same, by what is left of
         the GPUs and by the layers; ``data``: copies of the model, None and ``auto`` mean one.
+    :param hosts: how many share the model. Where they choose, a layer is split over the GPUs of a host, and the layers
+        are dealt out to the hosts, which says less between them.
     :raises ParallelError: with the numbers.
     """
     copies = _number("data_parallel_size", data) or 1
     fixed_tensor, fixed_pipeline = _number("tensor_parallel_size", tensor), _number("pipeline_parallel_size", pipeline)
+    if hosts > 1:
+        if copies > 1:
+            raise ParallelError("data_parallel_size: %d copies of a model on %d hosts; expected 1" % (copies, hosts))
+        if fixed_tensor is None and fixed_pipeline is None and gpus:
+            fixed_tensor = choose(gpus, shape, None, None, 1).tensor
     if gpus % copies:
         raise ParallelError(
             "data_parallel_size: %d copies of the model do not share %d GPUs evenly; choose a divisor" % (copies, gpus)
         )
+    gpus *= hosts
     each = max(gpus // copies, 1)
     if gpus == 0:
         return _checked(Parallel(fixed_tensor or 1, fixed_pipeline or 1, copies, "no GPU"), shape)
@@ -59,9 +67,11 @@ def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data
         fixed_pipeline = each // fixed_tensor if each % fixed_tensor == 0 else 1
     found = _checked(Parallel(fixed_tensor, fixed_pipeline, copies, _why(each, copies, fixed_tensor, shape)), shape)
     if found.world != gpus:
+        chosen = "visible_devices" + (", %d on each of %d hosts" % (gpus // hosts, hosts) if hosts > 1 else "")
         raise ParallelError(
-            "tensor %d × pipeline %d × data %d = %d GPUs, but %d are chosen (visible_devices); let one of the sizes be "
-            "auto, or choose %d GPUs" % (found.tensor, found.pipeline, found.data, found.world, gpus, found.world)
+            "tensor %d × pipeline %d × data %d = %d GPUs, but %d are chosen (%s); let one of the sizes be "
+            "auto, or choose %d GPUs"
+            % (found.tensor, found.pipeline, found.data, found.world, gpus, chosen, found.world)
         )
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
@@ -17,7 +17,14 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service import 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.account import UserStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.override import Override, as_bytes
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint, guard, settings, shape, sizing
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
+    checkpoint,
+    guard,
+    settings,
+    shape,
+    sizing,
+    together,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmHandover
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, ParallelError, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import (
@@ -25,6 +32,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program im
     ProgramError,
     unknown_variables,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.span import HeadGate, WorkerGate, WorkerHandover
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template import TemplateStep
 
 CONFIGS = "/etc/gpufleet/vllm"
@@ -93,7 +101,7 @@ def bring(
         endpoint = Endpoint(plan.declared.url, params["api_key"], verify=False)
     except (settings.SettingsError, ParallelError, sizing.SizingError, ledger.Conflict, ProgramError) as error:
         raise Refused(str(error)) from None
-    gate = VllmGate(
+    gate = _gate_of(params)(
         endpoint=endpoint,
         served=plan.declared.served,
         devices=plan.devices,
@@ -117,7 +125,7 @@ def bring(
     return dict(
         outcome.as_result(),
         msg=sentence(outcome, plan, gpus, gate.figures, check_mode),
-        url=plan.declared.url,
+        url=plan.declared.url if not params["node_rank"] else None,
         model=plan.declared.served,
         version=plan.program.version(),
         parallel=dict(plan.parallel._asdict()),
@@ -178,6 +186,7 @@ def _plan(
         params["tensor_parallel_size"],
         params["pipeline_parallel_size"],
         params["data_parallel_size"],
+        len(params["nodes"] or [1]),
     )
     sizes = {
         "tensor_parallel_size": parallel.tensor,
@@ -208,7 +217,7 @@ def _plan(
         unit,
         dict.fromkeys((device["uuid"] for device in devices), utilization),
         exclusive=not params["share_gpus"],
-        ports=(declared.port,),
+        ports=_ports(params, declared),
     )
     names = {device["uuid"]: label(device) for device in facts["devices"]}
     ledger.check([claim], system, label=lambda uuid: names.get(uuid, uuid))
@@ -285,7 +294,7 @@ def _change(
     weights: int,
 ) -> engine.Change:
     """What the engine is to bring about."""
-    config, guard_file = _files(params["name"])
+    config, guard_file, together_file = _files(params["name"])
     environment = dict(declared.environment)
     environment.setdefault("PATH", "%s/bin:%s" % (program.venv, SYSTEM_PATH))
     if params["guard_all_paths"]:
@@ -293,6 +302,14 @@ def _change(
     if declared.credentials:
         environment["HF_TOKEN_PATH"] = "/run/credentials/%s/hf_token" % unit
     words = [*program.command(), "--config", config]  # two words: vLLM does not read --config=FILE
+    nodes = params["nodes"]
+    if nodes:
+        if words[1] != "serve":
+            raise Refused("nodes: %s has no command vllm, and its module knows no --headless" % program.venv)
+        place = "%s:%d" % (nodes[0]["address"], params["master_port"] + 1)
+        key = settings.definition(declared.config, program.version())
+        names = ",".join(node["name"] for node in nodes)
+        words = [program.python, "-I", together_file, place, str(params["node_rank"]), names, key, *words]
     if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
         raise Refused("venv: %r has characters that no command line of a unit carries" % program.venv)
     service = {
@@ -300,21 +317,43 @@ def _change(
         "ExecStart": ["", " ".join(words)],
         "TimeoutStopSec": [str((params["shutdown_timeout"] or 0) + STOP_MARGIN)],
     }
+    if nodes:
+        service["NotifyAccess"] = ["main"]
+    files: Dict[str, Optional[str]] = {config: settings.render(declared.config)}
+    files[guard_file] = guard.TEXT if params["guard_all_paths"] else None
+    files[together_file] = together.TEXT if nodes else None
     return engine.Change(
         unit=unit,
         environment=environment,
         secret_environment=declared.secret_environment,
         credentials=declared.credentials,
         settings=dict({"Service": service}, **ledger.lines(claim)),
-        files={config: settings.render(declared.config), guard_file: guard.TEXT if params["guard_all_paths"] else None},
+        files=files,
         enabled=params["enabled"],
         started=True,
+        restart="all hosts of the model start together" if params["restart"] else "",
         timeout=params["timeout"] or start_limit(weights),
     )
 
 
-def _files(name: str) -> Tuple[str, str]:
-    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.d/%s.py" % (CONFIGS, name, settings.GUARD)
+def _files(name: str) -> Tuple[str, str, str]:
+    folder = "%s/%s.d" % (CONFIGS, name)
+    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.py" % (folder, settings.GUARD), "%s/gpufleet_together.py" % folder
+
+
+def _ports(params: Mapping[str, Any], declared: settings.Declared) -> Tuple[int, ...]:
+    """Where it listens at ports that are known before: the API, of several hosts the rendezvous and its beginning."""
+    if not params["nodes"]:
+        return (declared.port,)
+    if params["node_rank"]:
+        return ()
+    return declared.port, params["master_port"], params["master_port"] + 1
+
+
+def _gate_of(params: Mapping[str, Any]) -> Type[VllmGate]:
+    if not params["nodes"]:
+        return VllmGate
+    return WorkerGate if params["node_rank"] else HeadGate
 
 
 def _differs(change: engine.Change, system: Any) -> bool:
@@ -322,7 +361,8 @@ def _differs(change: engine.Change, system: Any) -> bool:
     override = Override(change.unit, change)
     drop_in = (override.content(override.drop_in) or b"").decode("utf-8", "surrogateescape")
     texts = dict(change.files, **{override.drop_in: drop_in})
-    return any(system.read(path) != (None if text is None else as_bytes(text)) for path, text in texts.items())
+    differ = any(system.read(path) != (None if text is None else as_bytes(text)) for path, text in texts.items())
+    return differ or bool(change.restart)
 
 
 def start_limit(weights: int) -> int:
@@ -331,7 +371,7 @@ def start_limit(weights: int) -> int:
 
 
 def _handover(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None], system: Any) -> VllmHandover:
-    config, _guard = _files(params["name"])
+    config = _files(params["name"])[0]
     former = settings.read_back((system.read(config) or b"").decode("utf-8", "replace"))
 
     def endpoint_of(environ: Mapping[str, str]) -> Optional[Endpoint]:
@@ -340,7 +380,7 @@ def _handover(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None
             return None
         return Endpoint(settings.Declared(config=former).url, environ.get("VLLM_API_KEY") or None, verify=False)
 
-    return VllmHandover(
+    return (WorkerHandover if former.get("headless") else VllmHandover)(
         endpoint_of=endpoint_of,
         gather=gather,
         gpus=params["visible_devices"] != "none",
@@ -377,10 +417,13 @@ def sentence(
     sizes = ("TP", plan.parallel.tensor), ("PP", plan.parallel.pipeline), ("DP", plan.parallel.data)
     if plan.parallel.world > 1:
         parts.append(" ".join("%s%d" % size for size in sizes if size[1] > 1))
+    config = plan.declared.config
+    where = plan.declared.url
+    if "nnodes" in config:
+        parts.append("node %d of %d hosts" % (config["node-rank"], config["nnodes"]))
+        where = config["master-addr"] if config["node-rank"] else where
     held = sum(gpu["held_bytes"] for gpu in gpus)
-    parts.append(
-        "%s at %s%s" % (plan.declared.served, plan.declared.url, ", %s held" % sizing.gib(held) if held else "")
-    )
+    parts.append("%s at %s%s" % (plan.declared.served, where, ", %s held" % sizing.gib(held) if held else ""))
     if not check and "latency_seconds" in figures:
         parts.append("a token in %.2f s" % figures["latency_seconds"])
     if outcome.restarted and not check:

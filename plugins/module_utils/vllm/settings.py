@@ -13,7 +13,7 @@ import ipaddress
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 PORT = 8000
 HOST = "127.0.0.1"
@@ -123,6 +123,9 @@ def declare(options: Mapping[str, Any], sizes: Mapping[str, int], visible: Optio
     for option, flag in _SIZES:
         if sizes.get(option, 1) != 1:
             declared.config[flag] = sizes[option]
+    nodes, rank = options.get("nodes") or (), options.get("node_rank") or 0
+    if nodes:
+        problems += _take_nodes(declared, nodes, rank, int(options["master_port"]))
     problems += _wrong_values(given)
     problems += _take_extra(declared, options.get("extra_args") or {})
     problems += _take_environment(declared, options.get("environment") or {})
@@ -219,6 +222,33 @@ def _wrong_values(given: Mapping[str, Any]) -> List[str]:
     if (given.get("shutdown_timeout") or 0) < 0:
         problems.append("shutdown_timeout: %d; expected 0 or more seconds" % given["shutdown_timeout"])
     return problems
+
+
+def _take_nodes(declared: Declared, nodes: Sequence[Mapping[str, Any]], rank: int, port: int) -> List[str]:
+    """What makes one server of several hosts; those but the first serve no API."""
+    if len(nodes) < 2 or not 0 <= rank < len(nodes):
+        return ["nodes: %d nodes, of which this is node_rank %d; expected 2 or more" % (len(nodes), rank)]
+    names = [node.get("name") for node in nodes]
+    bad = [
+        node for node in nodes if not all(re.match(r"[\w.:-]+\Z", str(node.get(key))) for key in ("name", "address"))
+    ]
+    if bad or len(set(names)) != len(names):
+        return ["nodes: %r; expected each with a name of its own and an address" % (list(bad or names),)]
+    declared.config.update({"nnodes": len(nodes), "node-rank": rank, "distributed-executor-backend": "mp"})
+    declared.config.update({"master-addr": nodes[0]["address"], "master-port": port})
+    if rank:
+        declared.config["headless"] = True
+    declared.environment["VLLM_HOST_IP"] = nodes[rank]["address"]
+    return []
+
+
+def definition(config: Mapping[str, Any], version: str) -> str:
+    """What all nodes of a model must have in common, as a few digits."""
+    import hashlib
+
+    own = ("node-rank", "headless")
+    shared = {key: value for key, value in config.items() if key not in own}
+    return hashlib.sha256(json.dumps([version, shared], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:

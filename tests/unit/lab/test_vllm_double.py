@@ -49,7 +49,7 @@ def start(package, tmp_path):
     def start(key=None, **options):
         good = {"model": str(model), "served-model-name": ["tiny"], "host": "127.0.0.1", "port": port}
         good.update({"max-model-len": 256, **{name.replace("_", "-"): value for name, value in options.items()}})
-        file = tmp_path / "config.yaml"
+        file = tmp_path / ("config-%d.yaml" % len(begun))
         file.write_text("".join("%s: %s\n" % (name, json.dumps(value)) for name, value in good.items()))
         environment = dict(os.environ, PYTHONPATH=str(package), NVIDIA_SIM_ROOT=str(tmp_path))
         environment.update({"VLLM_API_KEY": key} if key else {})
@@ -181,6 +181,46 @@ def test_a_stop_and_what_the_log_says(start):
         assert words in said and words in real
     prefix = r"^\(APIServer pid=\d+\) INFO \d\d-\d\d \d\d:\d\d:\d\d \[[\w.]+:\d+\] "
     assert re.search(prefix, said, re.MULTILINE) and re.search(prefix, real, re.MULTILINE)
+
+
+@pytest.fixture
+def nodes(start):
+    """Node 0, which serves, and node 1."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        more = {"nnodes": 2, "master-addr": "127.0.0.1", "master-port": free.getsockname()[1]}
+    more.update({"distributed-executor-backend": "mp", "pipeline-parallel-size": 2})
+    other = start(headless=True, node_rank=1, **more)
+    said = other.stdout.readline() + other.stdout.readline() + other.stdout.readline() + other.stdout.readline()
+    recorded = json.loads((FIXTURES / "nodes.json").read_text())["worker-killed"]
+    assert re.sub(r"[0-9.]+:[0-9]+ for", "", said.splitlines()[-1].partition("] ")[2]) == re.sub(
+        r"[0-9.]+:[0-9]+ for", "", recorded["node-1"][0].partition("] ")[2]
+    )
+    head = start(node_rank=0, **more)
+    assert wait(head)[0] == 200
+    return head, other, recorded
+
+
+def test_a_server_notices_the_end_of_another_node_at_the_next_request(nodes):
+    head, other, recorded = nodes
+    other.kill()
+    other.wait()
+    assert ask(head.port, "GET", "/health")[0] == 200 and head.poll() is None
+    status, _type, body = ask(head.port, "POST", "/v1/completions", COMPLETION)
+    assert {"status": status, "body": json.loads(body)} == {
+        "status": recorded["node-0-answer"]["status"],
+        "body": json.loads(recorded["node-0-answer"]["body"]),
+    }
+    assert head.wait(20) == recorded["node-0-status"]
+
+
+def test_another_node_does_not_notice_the_end_of_the_server(nodes):
+    head, other, recorded = nodes
+    head.terminate()
+    assert head.wait(20) == 0
+    with pytest.raises(subprocess.TimeoutExpired):
+        other.wait(1)
+    other.terminate()
+    assert other.wait(20) == recorded["node-1-status"]
 
 
 def test_the_file_is_not_read_with_an_equals_sign(package, tmp_path):

@@ -89,7 +89,9 @@ def test_absent_needs_a_name_alone(run_module, bring):
 
 def test_the_role_gives_every_option_on():
     tasks = yaml.safe_load((ROLE / "tasks/main.yml").read_text(encoding="utf-8"))
-    (given,) = [task["gpufleet.inference.vllm_service"] for task in tasks if "gpufleet.inference.vllm_service" in task]
+    tasks = [task["gpufleet.inference.vllm_service"] for task in tasks if "gpufleet.inference.vllm_service" in task]
+    given = tasks[0]
+    assert tasks == [given] * 3, "for an instance of one host, a look at one of several, and its change"
     assert set(given) == set(vllm_service.argument_spec())
     beside = {"name", "venv", "model", "served_model_name", "api_key", "hf_token"}
     assert {name: text for name, text in given.items() if name not in beside} == {

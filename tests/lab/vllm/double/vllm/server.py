@@ -9,6 +9,10 @@ The real one binds its port at once, listens only when it is ready, answers /hea
 and ends with status 0 when its engine died. What differs here: no model is read but config.json, no token is computed,
 it is up in a second, and it reads only YAML whose values are JSON.
 
+Of one model on several hosts (nodes.json; a real one on two nodes, killed and stopped) it has this: each waits for the
+others at the rendezvous; a node whose worker dies ends with status 0; node 0 does not notice before the next request,
+which it answers with status 500, and ends with status 0; the others do not notice that node 0 has ended, and stay.
+
 GPU memory is claimed from the simulator (nvml_sim) by one process per GPU, named VLLM::Worker, as the real ones are.
 
 /etc/nvidia-sim/vllm on the host tells it to misbehave, one line NAME[:N] [OPTION=VALUE]; with the latter only a server
@@ -95,7 +99,7 @@ def parser():
     listed = json.loads(Path(__file__).with_name("options.json").read_text())
     types = {"--max-num-seqs": int, "--max-num-batched-tokens": int, "--port": int, "--tensor-parallel-size": int}
     types.update({"--pipeline-parallel-size": int, "--data-parallel-size": int, "--gpu-memory-utilization": float})
-    types["--shutdown-timeout"] = int
+    types.update(dict.fromkeys(("--shutdown-timeout", "--nnodes", "--node-rank", "--master-port"), int))
     several = ("--served-model-name", "--middleware", "--api-key", "--allowed-origins", "--lora-modules")
     for name, bare in listed.items():
         if not name.startswith("--") or name == "--help":
@@ -119,7 +123,8 @@ def options_of(words):
     words = [word.replace("_", "-") if word.startswith("--") else word for word in words]
     found = vars(parser().parse_args(words))
     defaults = {"port": 8000, "gpu_memory_utilization": 0.92, "shutdown_timeout": 0, "model": "Qwen/Qwen3-0.6B"}
-    sizes = dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"), 1)
+    sizes = dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes"), 1)
+    sizes.update(node_rank=0, master_addr="127.0.0.1", master_port=29501, headless=False)
     given = {key: value for key, value in found.items() if value not in (None, False)}
     return {**defaults, **sizes, **({"model": given["model_tag"]} if "model_tag" in given else {}), **given}
 
@@ -146,6 +151,50 @@ def check(options):
     return length
 
 
+# --- several hosts
+
+
+class Nodes:
+    """The nodes of one model, at the rendezvous of node 0."""
+
+    def __init__(self, options):
+        self.count, self.rank = options["nnodes"], options["node_rank"]
+        self.place = (options["master_addr"], options["master_port"])
+        self.others = []
+
+    def meet(self, ended):
+        """Wait for the others, or to be told to end."""
+        if self.count > 1 and not self.rank:
+            with socket.create_server(("", self.place[1])) as listener:
+                listener.settimeout(0.2)
+                while len(self.others) < self.count - 1 and not ended.is_set():
+                    try:
+                        self.others.append(listener.accept()[0])
+                    except socket.timeout:
+                        continue
+        elif self.count > 1:
+            where = "%s:%d" % self.place
+            log("Launching vLLM (v0.32.0) headless multiproc executor, with head node address %s for torch.distributed "
+                "process group." % where, "MainProcess")  # fmt: skip
+            while not self.others and not ended.wait(0.1):
+                try:
+                    self.others = [socket.create_connection(self.place)]
+                except OSError:
+                    continue
+
+    def lost(self):
+        """Whether another node's process has closed its connection."""
+        for other in self.others:
+            try:
+                if not other.recv(1, socket.MSG_DONTWAIT):
+                    return True
+            except BlockingIOError:
+                continue
+            except OSError:
+                return True
+        return False
+
+
 # --- workers
 
 
@@ -163,6 +212,7 @@ class Workers:
         count = 1
         for size in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
             count *= self.options[size]
+        count //= self.options["nnodes"]
         visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
         if not visible or "cpu" in self.fault:
             return
@@ -227,8 +277,9 @@ class Workers:
 
 
 class Api:
-    def __init__(self, options, length, fault):
-        self.options, self.length, self.fault = options, length, fault
+    def __init__(self, options, length, fault, nodes):
+        self.options, self.length, self.fault, self.nodes = options, length, fault, nodes
+        self.dead = False
         keys = options.get("api_key") or [os.environ.get("VLLM_API_KEY")]
         self.keys = {hashlib.sha256(key.encode()).digest() for key in keys if key}
         self.names = options.get("served_model_name") or [options["model"]]
@@ -293,6 +344,11 @@ class Api:
             return 400, {"error": {"message": words, "type": "BadRequestError", "param": "max_tokens", "code": 400}}
         if self.stopping:
             words = "cannot schedule new futures after shutdown"
+            return 500, {"error": {"message": words, "type": "InternalServerError", "param": None, "code": 500}}
+        if self.nodes.lost():
+            self.dead = True
+            words = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+            log("EngineCore encountered a fatal error.", "EngineCore", "ERROR")
             return 500, {"error": {"message": words, "type": "InternalServerError", "param": None, "code": 500}}
         with self.lock:
             self.running += 1
@@ -372,25 +428,38 @@ class Server(ThreadingHTTPServer):
 # --- the process
 
 
+def headless(workers, ended):
+    """A node without an API stays until it is told to end, or one of its own workers has died."""
+    while not ended.wait(0.2):
+        if not workers.alive():
+            words = "Worker proc VllmWorker-1 died unexpectedly (exit code: None), shutting down executor."
+            log(words, "MainProcess", "ERROR")
+            break
+    workers.stop()
+    return 0
+
+
 def main():
     options = options_of(sys.argv[1:])
     fault = fault_of(options)
     log("version 0.32.0")
     shown = {key: "<secret>" if key == "api_key" else value for key, value in options.items()}
     log("non-default args: %s" % shown)
-    workers = Workers(options, fault)
+    workers, nodes = Workers(options, fault), Nodes(options)
     ended = threading.Event()
     try:
         family = socket.AF_INET6 if ":" in options.get("host", "") else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((options.get("host", ""), options["port"]))
+        if not options["headless"]:
+            sock.bind((options.get("host", ""), options["port"]))
         length = check(options)
         log("Using max model len %d" % length)
         if "deaf" in fault:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         else:
             signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        nodes.meet(ended)
         workers.start()
         if "oom" in fault:
             raise RuntimeError(
@@ -401,7 +470,9 @@ def main():
         until = time.monotonic() + float(fault.get("slow-start") or 0.3)
         while time.monotonic() < until and not ended.wait(0.05):
             pass
-        api = Api(options, length, fault)
+        if options["headless"]:
+            raise SystemExit(headless(workers, ended))
+        api = Api(options, length, fault, nodes)
     except (ValueError, OSError, RuntimeError) as error:
         workers.stop()
         if isinstance(error, (ValueError, RuntimeError)) and "validation error" not in str(error):
@@ -419,7 +490,7 @@ def main():
         sock.listen(128)
         server = Server(sock, handler(api))
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        while not ended.wait(0.2) and workers.alive():
+        while not ended.wait(0.2) and workers.alive() and not api.dead:
             pass
     drain = options["shutdown_timeout"]
     log("[shutdown] API server: stopping engine client mode=%s timeout=%ss" % ("drain" if drain else "abort", drain))

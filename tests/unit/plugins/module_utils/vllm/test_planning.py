@@ -195,3 +195,32 @@ def test_own_memory_is_as_good_as_free():
     sizing.check_free(unknown, 0, 0.92, "0", "vllm@a.service")
     with pytest.raises(sizing.SizingError, match="besides what vllm@a.service holds"):
         sizing.check_free(device(8), 20 * GIB, 0.92, "0", "vllm@a.service")
+
+
+@pytest.mark.parametrize(
+    "gpus, hosts, model, sizes, expected",
+    [
+        (8, 2, LLAMA70, (None, None), (8, 2)),
+        (4, 3, LLAMA70, (None, None), (4, 3)),
+        (6, 2, LLAMA70, (None, None), (2, 6)),  # 64 heads do not split over 6
+        (4, 2, LLAMA70, (8, None), (8, 1)),
+        (4, 2, LLAMA70, (None, 4), (2, 4)),
+        (0, 2, LLAMA8, (2, 1), (2, 1)),
+    ],
+)
+def test_a_model_on_several_hosts(gpus, hosts, model, sizes, expected):
+    found = choose(gpus, shape.read(model), *sizes, None, hosts)
+    assert (found.tensor, found.pipeline, found.data) == (*expected, 1)
+
+
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        ((2, 1, None), "= 2 GPUs, but 8 are chosen (visible_devices, 4 on each of 2 hosts)"),
+        ((None, None, 2), "data_parallel_size: 2 copies of a model on 2 hosts; expected 1"),
+    ],
+)
+def test_what_does_not_fit_several_hosts(sizes, words):
+    with pytest.raises(ParallelError) as error:
+        choose(4, shape.read(LLAMA70), *sizes, 2)
+    assert words in str(error.value)

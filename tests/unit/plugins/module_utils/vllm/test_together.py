@@ -1,0 +1,126 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program that holds the hosts of a model together, as real processes: they start, are proven and end as one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import together
+
+NAMES = ("gpu1", "gpu2", "gpu3")
+
+
+class Node:
+    """One host's program, with what it says; its command says that it runs, and sleeps or ends."""
+
+    def __init__(self, folder, place, rank, key="abc", command="echo started; exec sleep 30"):
+        self.log = folder / ("log-%d-%d" % (rank, time.monotonic_ns()))
+        words = [sys.executable, "-I", str(folder / "together.py"), place, str(rank), ",".join(NAMES), key]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*words, "sh", "-c", command], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+
+    def says(self, words):
+        until = time.monotonic() + 20
+        while words not in self.log.read_text():
+            assert time.monotonic() < until, "%r is not in %r" % (words, self.log.read_text())
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def node(tmp_path):
+    """`node(rank, …)` starts the program of one of three hosts; all are gone afterwards."""
+    (tmp_path / "together.py").write_text(together.TEXT)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = "127.0.0.1:%d" % free.getsockname()[1]
+    begun = []
+
+    def start(rank, **more):
+        begun.append(Node(tmp_path, place, rank, **more))
+        return begun[-1]
+
+    yield start
+    for one in begun:
+        if one.process.poll() is None:
+            one.process.terminate()
+            subprocess.run(["pkill", "-P", str(one.process.pid)], check=False)
+            one.process.wait(20)
+
+
+def test_they_start_together_and_are_proven_when_all_are(node):
+    two, head = node(2), node(0)
+    head.says("waits for gpu2 (node 1)")
+    assert "started" not in head.log.read_text() + two.log.read_text()
+    nodes = [head, node(1), two]
+    for one in nodes:
+        one.says("started")
+        one.says("3 hosts: gpu1, gpu2, gpu3")
+    os.kill(head.process.pid, signal.SIGUSR1)
+    for one in nodes[1:]:
+        one.says("gpu1 serves")
+        assert "all proven" not in one.log.read_text()
+        os.kill(one.process.pid, signal.SIGUSR1)
+    for one in nodes:
+        one.says("all proven")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_one_ends_all_do(node, rank):
+    nodes = [node(number) for number in range(3)]
+    for one in nodes:
+        one.says("started")
+    nodes[rank].process.kill()
+    for one in nodes[:rank] + nodes[rank + 1 :]:
+        assert one.process.wait(20) == 1
+    lost = "gpu%d (node %d) is gone: all hosts of this model end" % (rank + 1, rank)
+    nodes[2].says("gpu1 (node 0) is gone")
+    if rank:
+        nodes[0].says(lost)
+
+
+def test_the_status_of_the_command_is_that_of_the_program(node):
+    nodes = [node(0, command="sleep 0.3; exit 3"), node(1), node(2)]
+    assert nodes[0].process.wait(20) == 3
+    assert [one.process.wait(20) for one in nodes[1:]] == [1, 1]
+
+
+def test_a_stop_waits_for_the_command(node):
+    slow = "trap 'sleep 0.5; echo bye; exit 0' TERM; echo started; while :; do sleep 0.05; done"
+    nodes = [node(0, command=slow), node(1), node(2)]
+    nodes[0].says("started")
+    subprocess.run(["pkill", "-TERM", "-P", str(nodes[0].process.pid)], check=True)  # systemd signals all processes
+    nodes[0].process.terminate()
+    assert nodes[0].process.wait(20) == 0
+    assert "bye" in nodes[0].log.read_text()
+
+
+def test_one_of_another_definition_is_sent_away(node):
+    head, other, right = node(0), node(1, key="xyz"), node(1)
+    other.says("which has another definition of this model")
+    node(2).says("started")
+    head.says("started")
+    right.says("started")
+    assert "started" not in other.log.read_text()
+
+
+def test_a_host_that_goes_while_others_are_waited_for(node):
+    head, one = node(0), node(1)
+    head.says("waits for gpu3 (node 2)")
+    one.process.kill()
+    until = time.monotonic() + 20
+    while not head.log.read_text().rstrip().endswith("waits for gpu2 (node 1), gpu3 (node 2)"):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    again = [node(1), node(2)]
+    for each in (head, *again):
+        each.says("started")
