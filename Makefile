@@ -40,8 +40,8 @@ sanity: deps ## ansible-test sanity
 fleet: deps ## modules, roles and playbooks on the hosts of a test lab, over SSH (KEEP_LAB=1 leaves it up)
 	GPUFLEET_LAB=test-$(CHECKOUT) pytest -v $(FLEET) --durations=15 tests/fleet
 
-molecule: deps ## the roles' molecule scenarios on a test lab
-	NO_COLOR=1 MOLECULE_LAB=molecule-$(CHECKOUT) molecule test --all
+molecule: deps ## the roles' molecule scenarios, on two test labs at a time
+	python tests/scenarios.py molecule-$(CHECKOUT)-
 
 test: deps ## everything above, the fastest first; stops at the first stage that fails
 	@python tests/run.py $(STAGES)
