@@ -20,12 +20,13 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import faults_table
-
 ROOT = Path(__file__).resolve().parents[2]
 LAB_PY = ROOT / "tests" / "lab" / "lab.py"
+sys.path[:0] = [str(Path(__file__).parent), str(LAB_PY.parent)]
+
+import faults_table  # noqa: E402
+from gpulab import podman  # noqa: E402  (a part of the lab's program, not of the collection)
+
 STATES = {"gpu1": "rtx4090x4", "gpu2": "h200x4", "gpu3": "h200x2"}
 
 
@@ -80,7 +81,10 @@ class Lab:
 
     def sh(self, host: str, command: str, check: bool = True, timeout: float = 120) -> str:
         """Output of a shell command run as root on a host, not through Ansible: the independent look."""
-        done = self.lab("exec", host, "--", "sh", "-c", command, check=False, timeout=timeout)
+        container = "%s-%s" % (os.environ["GPUFLEET_LAB"], host)
+        words = [*podman.inside(container), "sh", "-c", command]
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+        done.stdout += done.stderr
         assert not check or done.returncode == 0, "%s: %s: exit %d\n%s" % (host, command, done.returncode, done.stdout)
         return done.stdout
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import subprocess
 from pathlib import Path
@@ -163,6 +164,26 @@ def address(name: str) -> str:
 def pid(name: str) -> int:
     """The first process of a running container, as this machine numbers it."""
     return int(podman("inspect", "--format", "{{.State.Pid}}", name).stdout)
+
+
+_inits: Dict[str, int] = {}
+
+
+def inside(container: str) -> List[str]:
+    """The words before a command that run it as root inside a running container, in its init's control group.
+
+    What tests look at a host with, also as a user who may sudo: `podman exec` loads all of podman's state each time.
+    """
+    become = ["sudo"] if os.geteuid() else []
+    if container not in _inits or not os.path.isdir("/proc/%d" % _inits[container]):
+        asked = [*become, "podman", "inspect", "--format", "{{.State.Pid}}", container]
+        found = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        _inits[container] = int(found.stdout or 0)
+        if not _inits[container]:
+            raise LabError("%s does not run: %s" % (container, found.stderr.strip() or "it is stopped"))
+    join = 'echo $$ >/sys/fs/cgroup/init.scope/cgroup.procs; exec "$@"'
+    clean = ["env", "-i", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+    return [*become, "nsenter", "--all", "--target", str(_inits[container]), *clean, "sh", "-c", join, "sh"]
 
 
 def remove(names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@
 """Ollama on a lab host by hand: a host as it is before this collection comes, and a look at it that is none of ours.
 
 `install` leaves what upstream's install.sh leaves: archive over /usr/local, user and groups, its unit, enabled and
-running. Everything is done as root by `podman exec` (which `lab.py exec` costs three more of), not over SSH or Ansible.
+running. Everything is done as root inside the container, not over SSH or Ansible.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import archive  # noqa: E402  (beside us, not in a package: these files also run as scripts)
 import models  # noqa: E402
+from gpulab import podman  # noqa: E402
 
 PREFIX = "/usr/local"
 API = "http://127.0.0.1:11434"
@@ -60,11 +61,9 @@ def sh(host: str, script: str, data: Union[bytes, str] = b"", check: bool = True
     RuntimeError with both outputs when it fails and `check` is on.
     """
     container = "%s-%s" % (os.environ.get("GPUFLEET_LAB") or "gpufleet", host)
-    command = [*(["sudo"] if os.geteuid() else []), "podman", "exec", "-i", container, "sh", "-ec", script]
+    command = [*podman.inside(container), "sh", "-ec", script]
     content = data.encode() if isinstance(data, str) else data
-    # Nothing rather than an empty pipe: podman 4.3 loses the output of a command that leaves its input unread.
-    given = {"input": content} if content else {"stdin": subprocess.DEVNULL}
-    done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, **given)
+    done = subprocess.run(command, input=content, capture_output=True, timeout=timeout, check=False)
     if check and done.returncode:
         text = (done.stdout + done.stderr).decode("utf-8", "replace")
         raise RuntimeError("%s: exit status %d of: %s\n%s" % (host, done.returncode, script, text))
