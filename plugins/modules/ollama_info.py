@@ -15,21 +15,15 @@ description:
   - The configuration is the one that the server understood, out of its own log of its present start, which is not
     always the one that was meant.
   - GPU memory is what NVML names by process, beside what the server says of itself.
+  - Of a server at O(host) that is not the one of unit O(name), log and processes are not known. What comes from them is
+    empty.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
+  - gpufleet.inference.ollama_server
   - gpufleet.inference.attributes.info
 options:
-  name:
-    description: Unit of the server, with or without C(.service).
-    type: str
-    default: ollama
-  host:
-    description:
-      - Where the server listens, as C(ADDRESS:PORT). Left out, what the unit's process has in E(OLLAMA_HOST).
-      - Of a server that is not the one of unit O(name), log and processes are not known. What comes from them is empty.
-    type: str
   facts_timeout:
     description: Seconds that reading the GPUs may take.
     type: float

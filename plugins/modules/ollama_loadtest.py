@@ -18,6 +18,7 @@ author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
+  - gpufleet.inference.ollama_server
 attributes:
   check_mode:
     support: none
@@ -45,13 +46,6 @@ options:
     description: What is asked. Each user's own number is put before it.
     type: str
     default: Tell a long story about a ship that looks for a new home.
-  name:
-    description: Unit of the server, with or without C(.service).
-    type: str
-    default: ollama
-  host:
-    description: Where the server listens, as C(ADDRESS:PORT). Left out, what the unit's process has in E(OLLAMA_HOST).
-    type: str
   timeout:
     description: Seconds that the server may say nothing, while a model loads or a request waits.
     type: int

@@ -20,10 +20,13 @@ description:
     whose worker is dead; then it is loaded anew.
   - Talks to the server's API on the host itself. Where it listens, where its models lie and which GPUs it may use are
     read from the running process of the unit.
+  - A server at O(host) that is not the one of unit O(name) is used as it is. Then its own settings do not count in the
+    estimate, and NVML is not asked for its worker.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
+  - gpufleet.inference.ollama_server
 attributes:
   check_mode:
     support: full
@@ -87,16 +90,6 @@ options:
           - Options of the request that loads it, such as C(num_ctx).
           - A model that is loaded with another C(num_ctx) is loaded anew.
         type: dict
-  name:
-    description: Unit of the server, with or without C(.service).
-    type: str
-    default: ollama
-  host:
-    description:
-      - Where the server listens, as C(ADDRESS:PORT). Left out, what the unit's process has in E(OLLAMA_HOST).
-      - A server that is not the one of unit O(name) is used as it is. Then its own settings do not count in the
-        estimate, and NVML is not asked for its worker.
-    type: str
   update:
     description:
       - Ask the registry whether it has another version of a model that is in the store, and pull it then.

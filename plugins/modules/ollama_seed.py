@@ -23,6 +23,7 @@ author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
+  - gpufleet.inference.ollama_server
 attributes:
   check_mode:
     support: full
@@ -59,13 +60,6 @@ options:
     description: Seconds without a request after which it ends by itself.
     type: int
     default: 600
-  name:
-    description: Unit of the server, with or without C(.service).
-    type: str
-    default: ollama
-  host:
-    description: Where the server listens, as C(ADDRESS:PORT). Left out, what the unit's process has in E(OLLAMA_HOST).
-    type: str
 seealso:
   - module: gpufleet.inference.ollama_model
 """

@@ -27,6 +27,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(LAB_PY.parent)]
 import faults_table  # noqa: E402
 from gpulab import podman  # noqa: E402  (a part of the lab's program, not of the collection)
 
+APPLY = "/usr/local/lib/nvidia-sim/apply"
 STATES = {"gpu1": "rtx4090x4", "gpu2": "h200x4", "gpu3": "h200x2"}
 
 
@@ -91,14 +92,14 @@ class Lab:
     def state(self, host: str, name: Optional[str] = None, *faults: str) -> None:
         """Switch a host's simulated GPUs, without faults unless named; no name: the state the host booted with."""
         words = [word for fault in faults for word in ("--fault", fault)]
-        self.lab("state", host, name or STATES.get(host, "h200x4"), *words)
+        self.sh(host, " ".join([APPLY, name or STATES.get(host, "h200x4"), *words]))
 
     def reset(self, host: str) -> str:
         """Make a host as after boot: its GPUs, no service of ours, no override, nothing failed. Gives its name back."""
-        self.state(host)
+        gpus = "%s %s || exit;" % (APPLY, STATES.get(host, "h200x4"))
         self.sh(
             host,
-            "systemctl list-unit-files --no-legend 'ollama*' 'fleet-*' | while read unit rest; do"
+            gpus + "systemctl list-unit-files --no-legend 'ollama*' 'fleet-*' | while read unit rest; do"
             '   systemctl unmask --quiet $unit; case $unit in *@.service) systemctl stop "${unit%.service}*";;'
             "   *) systemctl disable --quiet --now $unit;; esac; done 2>/dev/null;"
             " umount -q /etc/systemd/system /etc 2>/dev/null;"

@@ -33,16 +33,14 @@ def mirror():
 def host(lab):
     """A host that a person has set up as upstream's install.sh does, with a model; everything is gone afterwards."""
     name = lab.reset("gpu2")
-    hostsetup.uninstall(name)
     hostsetup.install(name)
     hostsetup.add_models(name, "m8b")
     hostsetup.wait_for_api(name)
     yield name
     faults.clear(name)
-    lab.module(name, "ollama_service", {"state": "uninstalled", "remove_models": True})
-    hostsetup.uninstall(name)
     lab.reset(name)
-    lab.sh(name, "umount -q /srv/other; rm -rf /srv/llm /srv/other /srv/good /var/lib/gpufleet")
+    hostsetup.uninstall(name)
+    lab.sh(name, "umount -q /srv/other; rm -rf /srv/llm /srv/other /srv/good /var/lib/gpufleet " + RELEASES)
 
 
 @pytest.fixture

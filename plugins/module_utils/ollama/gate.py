@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes i
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, pci_bus_id
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, names, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Running, Verdict
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Fault, Running, Verdict
 
 _GIB = 1024.0**3
 _LOG_DELAY = 2.0  # seconds that a line may need from the server to the journal
@@ -28,14 +28,6 @@ CPU_REASONS = (
     "the unit (PrivateDevices=, DeviceAllow=), OLLAMA_LLM_LIBRARY names no folder of the installation, or the "
     "installation has no CUDA library for this driver"
 )
-
-
-class Fault(Exception):
-    """A check that failed; ``verdict`` says which and why."""
-
-    def __init__(self, name: str, message: str, **evidence: Any) -> None:
-        super().__init__(message)
-        self.verdict = Verdict(name, message, evidence)
 
 
 class OllamaGate:

@@ -15,6 +15,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service import 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import (
     Change,
+    Fault,
     Gate,
     Handover,
     Outcome,
@@ -40,6 +41,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit im
 
 __all__ = [
     "Change",
+    "Fault",
     "Gate",
     "Handover",
     "Outcome",

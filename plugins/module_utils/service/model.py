@@ -86,6 +86,14 @@ class Verdict:
         return self.name == "ok"
 
 
+class Fault(Exception):
+    """A check of a gate that failed; ``verdict`` says which and why."""
+
+    def __init__(self, name: str, message: str, **evidence: Any) -> None:
+        super().__init__(message)
+        self.verdict = Verdict(name, message, evidence)
+
+
 @dataclass
 class Running:
     """The unit's running invocation, as a gate sees it."""

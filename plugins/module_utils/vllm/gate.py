@@ -16,19 +16,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Running, Verdict
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Fault, Running, Verdict
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import log, sizing
 
 _MEMORY_DELAY = 5.0  # seconds that NVML may need to name a process
 _LOOK = 2.0  # seconds between two looks at journal and memory while it starts, at least
-
-
-class Fault(Exception):
-    """A check that failed; ``verdict`` says which and why."""
-
-    def __init__(self, name: str, message: str, **evidence: Any) -> None:
-        super().__init__(message)
-        self.verdict = Verdict(name, message, evidence)
 
 
 class VllmGate:

@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import hashlib
-from types import SimpleNamespace
 
 import pytest
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import ollama_service
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking
 
 CONTENT = b"release"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -27,33 +24,8 @@ def archive(tmp_path):
 
 
 @pytest.fixture
-def act(monkeypatch):
-    """`act(arguments, answers)` runs the plugin; gives its result, the module's calls and what was sent."""
-
-    def run(arguments, answers, background=0):
-        plugin = ollama_service.ActionModule.__new__(ollama_service.ActionModule)
-        plugin._task = SimpleNamespace(args=arguments, async_val=background)
-        shell = SimpleNamespace(tmpdir="/tmp/a", join_path=lambda *parts: "/".join(parts))
-        plugin._connection = SimpleNamespace(_shell=shell)
-        run.calls, run.sent = [], []
-        answers = iter(answers)
-
-        def execute(module_name, module_args, task_vars, wrap_async):
-            assert module_name == "gpufleet.inference.ollama_service"
-            run.calls.append(dict(module_args))
-            return next(answers)
-
-        plugin._execute_module = execute
-        plugin._find_needle = lambda folder, needle: needle
-        plugin._make_tmp_path = lambda: "/tmp/a"
-        plugin._transfer_file = lambda local, remote: run.sent.append((local, remote))
-        plugin._fixup_perms2 = lambda paths: None
-        return plugin.run(task_vars={})
-
-    run.answer, run.asked = None, []
-    monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
-    monkeypatch.setattr(Asking, "ask", lambda self, arguments, task_vars: run.asked.append(arguments) or run.answer)
-    return run
+def act(sending):
+    return sending(ollama_service)
 
 
 def test_a_host_that_is_as_declared_is_sent_nothing(act, archive):

@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import tarfile
-from types import SimpleNamespace
 
 import pytest
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import python_environment
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking
 
 
 @pytest.fixture
@@ -26,38 +23,17 @@ def wheels(tmp_path):
 
 
 @pytest.fixture
-def act(monkeypatch):
-    """`act(arguments, answers)` runs the plugin; `act.calls` are the module's, `act.sent` the names in what was sent."""
+def act(sending, monkeypatch):
+    """`act.sent` has the names in what was sent."""
 
-    def run(arguments, answers, background=0):
-        plugin = python_environment.ActionModule.__new__(python_environment.ActionModule)
-        plugin._task = SimpleNamespace(args=arguments, async_val=background)
-        shell = SimpleNamespace(tmpdir="/tmp/a", join_path=lambda *parts: "/".join(parts))
-        plugin._connection = SimpleNamespace(_shell=shell)
-        run.calls, run.sent = [], []
-        answers = iter(answers)
+    def kept(local, remote):
+        with tarfile.open(local) as tar:
+            return remote, tar.getnames()
 
-        def execute(module_name, module_args, task_vars, wrap_async):
-            assert module_name == "gpufleet.inference.python_environment"
-            run.calls.append(dict(module_args))
-            return next(answers)
-
-        def transfer(local, remote):
-            with tarfile.open(local) as tar:
-                run.sent.append((remote, tar.getnames()))
-
-        plugin._execute_module = execute
-        plugin._find_needle = lambda folder, needle: needle
-        plugin._make_tmp_path = lambda: "/tmp/a"
-        plugin._transfer_file = transfer
-        plugin._fixup_perms2 = lambda paths: None
-        return plugin.run(task_vars={})
-
-    run.answer, run.asked = None, []
-    monkeypatch.setattr(Asking, "ask", lambda self, arguments, task_vars: run.asked.append(arguments) or run.answer)
-    monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
     monkeypatch.setattr("ansible.constants.DEFAULT_LOCAL_TMP", None)
-    return run
+    act = sending(python_environment)
+    act.kept = kept
+    return act
 
 
 @pytest.mark.parametrize("arguments", [{"engine": "torch"}, {"wheels": "/srv/wheels", "remote_src": True}], ids=str)

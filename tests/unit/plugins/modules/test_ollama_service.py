@@ -21,14 +21,8 @@ ROLE = Path(__file__).resolve().parents[4] / "roles/ollama"
 
 
 @pytest.fixture
-def bring(monkeypatch):
-    """Replaces the engine room: `bring.does` is called with (params, check_mode, warn)."""
-
-    class Bring:
-        does = staticmethod(lambda params, check_mode, warn: {"changed": False, "msg": "ok"})
-
-    monkeypatch.setattr(service, "bring", lambda *words: Bring.does(*words))
-    return Bring
+def bring(replaced):
+    return replaced(service)
 
 
 def test_the_result_is_given_on(run_module, bring):
@@ -51,16 +45,9 @@ def test_options_and_check_mode_are_given_on(run_module, bring):
     assert seen["check_mode"] is True
 
 
-def raising(error):
-    def does(*words):
-        raise error
-
-    return does
-
-
 @pytest.mark.parametrize("error", [service.Refused("no GPU 9"), install.InstallError("no GPU 9")])
 def test_what_is_refused_changes_nothing(run_module, bring, error):
-    bring.does = raising(error)
+    bring.raises = error
     result = run_module(ollama_service.main)
     assert result["failed"]
     assert result["msg"] == "no GPU 9 (nothing was changed)"
@@ -69,9 +56,7 @@ def test_what_is_refused_changes_nothing(run_module, bring, error):
 
 def test_a_proof_that_failed_tells_all(run_module, bring):
     outcome = engine.Outcome(rolled_back=True, verdict=engine.Verdict("cpu_fallback", "no GPU", {"found": 0}))
-    bring.does = raising(
-        engine.ServiceError("ollama.service: cpu_fallback: no GPU. The former state is back.", outcome)
-    )
+    bring.raises = engine.ServiceError("ollama.service: cpu_fallback: no GPU. The former state is back.", outcome)
     result = run_module(ollama_service.main)
     assert result["failed"]
     assert result["msg"].endswith("The former state is back.")
@@ -81,7 +66,7 @@ def test_a_proof_that_failed_tells_all(run_module, bring):
 
 
 def test_an_archive_is_asked_for(run_module, bring):
-    bring.does = raising(service.ArchiveNeeded(["/a.tgz"]))
+    bring.raises = service.ArchiveNeeded(["/a.tgz"])
     result = run_module(ollama_service.main)
     assert result["archive_needed"] == ["/a.tgz"]
     assert result["changed"] is False

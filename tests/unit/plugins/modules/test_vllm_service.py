@@ -19,14 +19,8 @@ GIVEN = {"name": "chat", "venv": "/v", "model": "/m"}
 
 
 @pytest.fixture
-def bring(monkeypatch):
-    """Replaces the engine room: `bring.does` is called with (params, check_mode, warn)."""
-
-    class Bring:
-        does = staticmethod(lambda params, check_mode, warn: {"changed": False, "msg": "ok"})
-
-    monkeypatch.setattr(service, "bring", lambda *words: Bring.does(*words))
-    return Bring
+def bring(replaced):
+    return replaced(service)
 
 
 def test_options_and_check_mode_are_given_on(run_module, bring):
@@ -46,22 +40,15 @@ def test_options_and_check_mode_are_given_on(run_module, bring):
     assert seen["check_mode"] is True
 
 
-def raising(error):
-    def does(*words):
-        raise error
-
-    return does
-
-
 def test_what_is_refused_changes_nothing(run_module, bring):
-    bring.does = raising(service.Refused("no GPU 9"))
+    bring.raises = service.Refused("no GPU 9")
     result = run_module(vllm_service.main, GIVEN)
     assert result["failed"] and result["msg"] == "vllm@chat: no GPU 9 (nothing was changed)"
 
 
 def test_a_proof_that_failed_tells_all(run_module, bring):
     outcome = engine.Outcome(rolled_back=True, verdict=engine.Verdict("stalled", "silence", {"silent_seconds": 9}))
-    bring.does = raising(engine.ServiceError("vllm@chat.service: stalled: silence. The former state is back.", outcome))
+    bring.raises = engine.ServiceError("vllm@chat.service: stalled: silence. The former state is back.", outcome)
     result = run_module(vllm_service.main, GIVEN)
     assert result["failed"] and result["verdict"] == "stalled" and result["rolled_back"]
     assert result["evidence"] == {"silent_seconds": 9}

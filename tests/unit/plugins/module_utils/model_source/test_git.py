@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import git, source
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import git
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import SourceError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 12345\n" % ("0" * 64)
@@ -52,24 +52,8 @@ def lfs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bring(repository, tmp_path):
-    def run(check=False, **more):
-        params = dict(
-            name="house/chat",
-            source="git",
-            revision=None,
-            url=str(repository.folder),
-            token=None,
-            include=[],
-            exclude=[],
-            update=False,
-            offline=False,
-            free_space_margin="0",
-            root=str(tmp_path / "models"),
-        )
-        return source.bring(dict(params, **more), check, None)
-
-    return run
+def bring(bring_from, repository):
+    return bring_from(name="house/chat", source="git", url=str(repository.folder))
 
 
 def content(result):

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, hub, place, source
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, hub, place
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File, HubError
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import SourceError
 
@@ -133,26 +133,9 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def bring(server, tmp_path):
+def bring(bring_from, server):
     """`bring(revision=…)` runs the module's work for o/m."""
-
-    def run(check=False, **more):
-        params = dict(
-            name="o/m",
-            source="huggingface",
-            revision=None,
-            url=server.url,
-            token=None,
-            include=[],
-            exclude=[],
-            update=False,
-            offline=False,
-            free_space_margin="0",
-            root=str(tmp_path / "models"),
-        )
-        return source.bring(dict(params, **more), check, None)
-
-    return run
+    return bring_from(name="o/m", source="huggingface", url=server.url)
 
 
 def found(path):
