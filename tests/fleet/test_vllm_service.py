@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab/vllm"))
 
@@ -219,3 +220,36 @@ def test_a_new_environment_is_taken_and_given_back(bring, ready):
     broken = bring(venv="/opt/vllm-double-current", max_num_seqs=8)
     assert broken["failed"] and "libcudart" in broken["msg"], "found by the parser, before the service is touched"
     assert sh(ready, "systemctl show -p InvocationID %s" % UNIT) == before
+
+
+def test_site_and_verify_of_an_inventory_with_vllm_alone(ready, lab, tmp_path, monkeypatch):
+    listed = yaml.safe_load(Path(lab.inventory).read_text())
+    inventory = {"all": {"vars": listed["all"]["vars"]}, "vllm": {"hosts": {ready: listed["ollama"]["hosts"][ready]}}}
+    instance = {"name": "chat", "served_model_name": ["chat"], "drain_timeout": 2}
+    inventory["vllm"]["vars"] = {
+        "vllm_venv": vllmdouble.VENV,
+        "vllm_defaults": {"model": "/srv/models/m8b"},
+        "vllm_instances": [instance],
+    }
+    path = tmp_path / "hosts.yml"
+    path.write_text(json.dumps(inventory))
+    monkeypatch.setattr(lab, "inventory", str(path))
+    run = lab.playbook("site.yml")
+    assert "%s: ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000" % ready in run.output
+    before = processes(ready)
+    run = lab.playbook("site.yml", warnings=True)
+    assert run.changed == 0 and processes(ready) == before
+    assert "ok · 4× H200" in lab.playbook("playbooks/verify.yml").output
+    instance["max_num_seqs"] = 64
+    path.write_text(json.dumps(inventory))
+    sh(ready, "nvidia-smi --persistence-mode=0")
+    run = lab.playbook("playbooks/verify.yml", ok=False)
+    said = " ".join(run.output.split())
+    assert run.rc == 2
+    assert "%s is not as declared: would change files that it reads change: %s" % (ready, CONFIG) in said
+    assert "persistence mode is off" in said
+    assert processes(ready) == before
+    instance["state"] = "absent"
+    path.write_text(json.dumps(inventory))
+    assert "stopped and removed" in lab.playbook("site.yml").output
+    assert processes(ready) == []
