@@ -13,32 +13,17 @@ import os
 import re
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS / "lab/ollama"))
+sys.path[:0] = [str(TESTS / "lab"), str(TESTS / "lab/ollama")]
 
 import archive  # noqa: E402
+import clients  # noqa: E402
 import hostsetup  # noqa: E402
-
-CLIENTS = ["ollama==0.6.3", "openai==3.54.0"]
-CACHE = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference")
-
-
-@pytest.fixture(scope="module")
-def python() -> str:
-    """A Python that has the clients; made once, named after what is in it."""
-    home = CACHE / "clients" / "-".join(CLIENTS).replace("==", "-")
-    with archive.only_one("clients"):
-        if not (home / "ready").exists():
-            venv.create(home, with_pip=True, clear=True)
-            subprocess.run([str(home / "bin/pip"), "install", "-q", *CLIENTS], check=True)
-            (home / "ready").touch()
-    return str(home / "bin/python")
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +52,11 @@ def managed(lab: Any) -> Iterator[str]:
     hostsetup.uninstall(host)
 
 
-def test_clients(managed: str, python: str) -> None:
+def test_clients(managed: str) -> None:
     address = hostsetup.sh(managed, "hostname -I").split()[0]
     script = str(TESTS / "fleet/host/clients.py")
     done = subprocess.run(
-        [python, script, "http://%s:11434" % address, "tiny"],
+        [clients.path(), script, "http://%s:11434" % address, "tiny"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ import json
 import sys
 
 import ollama
-import openai
+import openai_client
 
 
 def main(url, model):
@@ -36,19 +36,7 @@ def main(url, model):
     except ollama.ResponseError as error:
         told["missing"] = error.status_code
 
-    other = openai.OpenAI(base_url=url + "/v1", api_key="unused", timeout=120, max_retries=0)
-    told["openai models"] = [one.id for one in other.models.list()]
-    messages = [{"role": "user", "content": "hello"}]
-    chat = other.chat.completions.create(model=model, messages=messages, max_tokens=5, seed=1)
-    told["openai chat"] = [chat.choices[0].finish_reason, chat.usage.completion_tokens]
-    parts = list(other.chat.completions.create(model=model, messages=messages, max_tokens=5, stream=True))
-    told["openai stream"] = [parts[0].object, parts[-1].choices[0].finish_reason]
-    text = other.completions.create(model=model, prompt="hello", max_tokens=5)
-    told["openai completion"] = [text.choices[0].finish_reason, text.usage.completion_tokens]
-    try:
-        other.chat.completions.create(model="no-such-model", messages=messages)
-    except openai.NotFoundError as error:
-        told["openai missing"] = error.status_code
+    told.update({"openai " + name: got for name, got in openai_client.ask(url, model, "unused").items()})
     print(json.dumps(told))
 
 

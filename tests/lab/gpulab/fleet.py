@@ -355,6 +355,7 @@ def inotify_instances_left(wanted: int) -> int:
 def spec_label(base: str, public_key: str, simulator: Path) -> str:
     """What a host is made of; one with another label is made anew. The simulator's folder tells its content."""
     parts = [base, public_key, str(simulator), podman.START, str(podman.DEVICE_RULES), podman.SHARED]
+    parts.append(podman.SHARED_MEMORY)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 

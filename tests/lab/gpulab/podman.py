@@ -30,6 +30,9 @@ HANDED_IN = "/usr/local/share/gpufleet-lab"
 # What is kept in the cache for all hosts of all labs, too large to copy, such as a Python environment with PyTorch.
 SHARED = "/srv/shared"
 
+# /dev/shm, on which vLLM's processes meet; podman's own default is 64 MB, a real host has half its memory.
+SHARED_MEMORY = "1g"
+
 # With cgroup version 2 alone systemd enforces DeviceAllow=, as on a real GPU host.
 START = (
     'if [ "$(stat -fc %%T /sys/fs/cgroup)" != cgroup2fs ]; then'
@@ -138,6 +141,7 @@ def create(
     }
     words = ["--runtime", RUNTIME, "run", "--detach", "--name", name, "--hostname", hostname]
     words += ["--systemd=always", "--cgroupns=private", "--security-opt", "apparmor=unconfined"]
+    words += ["--shm-size", SHARED_MEMORY]
     words += [word for capability in CAPABILITIES for word in ("--cap-add", capability)]
     words += [word for rule in DEVICE_RULES for word in ("--device-cgroup-rule", rule)]
     # Given, as the runtime would otherwise ask for more than a machine that cannot raise its hard limits has.
