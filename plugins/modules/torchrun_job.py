@@ -33,8 +33,8 @@ attributes:
       - Secrets are never part of the difference.
 notes:
   - Run it as root (C(become)).
-  - With more hosts than forks, wait in a task of its own (O(state=finished)) after one that starts (O(state=started)),
-    or those that wait keep others from starting.
+  - With more hosts than forks, wait in a task of its own (O(state=joined), O(state=finished)) after one that starts
+    (O(state=started)), or those that wait keep others from starting.
   - The journal of the unit has what torchrun itself says. What the processes say is in O(log_dir), a folder for each
     run, with C(attempt_N/LOCAL_RANK/stdout.log), C(stderr.log) and C(error.json).
 requirements:
@@ -49,10 +49,12 @@ options:
     description:
       - V(present) writes the files and leaves the processes alone.
       - V(started) also has it running, unless this very job has already ended well.
-      - V(finished) also waits until it has ended well on this host.
+      - V(joined) waits until all hosts have met and the processes run on this one, or have ended well.
+      - V(finished) waits until it has ended well on this host. Neither starts anything, as a host that starts alone
+        what has failed is of no use to the others.
       - V(stopped) stops it, V(absent) also removes its files. Logs stay.
     type: str
-    choices: [present, started, finished, stopped, absent]
+    choices: [present, started, joined, finished, stopped, absent]
     default: started
   plan:
     description:
@@ -120,11 +122,13 @@ options:
     description: Where to put the same launch as a plain shell script, for starting it by hand. None by default.
     type: path
   restart:
-    description: Have it stopped and started anew, whether it has changed or not.
+    description: Have it stopped and started anew, whether it has changed or not, with O(state=started).
     type: bool
     default: false
   timeout:
-    description: Seconds within which the job must end, with O(state=finished). It is left running when it does not.
+    description:
+      - Seconds within which the hosts must meet, with O(state=joined), or the job must end, with O(state=finished).
+        It is left running when it does not.
     type: int
     default: 3600
 seealso:
@@ -170,7 +174,7 @@ verdict:
     - V(ok), or why the job does not run or has failed on this host.
     - V(bad_interface), V(too_many_processes), V(peer_missing), V(master_unreachable), V(stranger_at_port),
       V(port_taken), V(connection_lost), V(out_of_memory), V(no_driver), V(no_script), V(no_module), V(wrong_sum),
-      V(worker_failed), V(stalled), V(failed).
+      V(worker_failed), V(stalled), V(not_begun), V(stopped), V(failed).
   returned: always
   type: str
   sample: ok
@@ -226,6 +230,11 @@ ready:
   returned: with a plan
   type: bool
   sample: true
+joined:
+  description: Whether all hosts have met and this one's processes run, or the job has ended well.
+  returned: with a plan
+  type: bool
+  sample: true
 stale:
   description: Whether processes of another definition of the job were running.
   returned: with a plan
@@ -241,6 +250,11 @@ restarts:
   returned: when it has ended
   type: int
   sample: 1
+begun:
+  description: Whether torchrun has come so far as to look for the other hosts.
+  returned: when it has ended
+  type: bool
+  sample: true
 rounds:
   description: Each gathering of the hosts, with C(restarts) so far, C(nodes), C(world_size) and this host's C(ranks).
   returned: when it has ended
@@ -311,7 +325,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import
 def argument_spec():
     return dict(
         name=dict(type="str", required=True),
-        state=dict(type="str", choices=["present", "started", "finished", "stopped", "absent"], default="started"),
+        state=dict(
+            type="str", choices=["present", "started", "joined", "finished", "stopped", "absent"], default="started"
+        ),
         plan=dict(type="dict"),
         venv=dict(type="path", default="/opt/torch"),
         script=dict(type="str"),

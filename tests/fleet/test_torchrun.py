@@ -25,6 +25,7 @@ def main():
     who = {name: int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE")}
     print("RANKS rank=%(RANK)d local=%(LOCAL_RANK)d world=%(WORLD_SIZE)d node=%(GROUP_RANK)d" % who, flush=True)
 """
+WAITS = SAYS_WHO + "    dist.init_process_group('gloo')\n    time.sleep(600)\nmain()\n"
 DEADLINE = 240
 """Seconds within which a fault must have its verdict, on a machine that is busy with other things, too."""
 
@@ -74,6 +75,22 @@ def play(lab, venv, clean):
         return lab.playbook(playbook, "-e", json.dumps(given), *words, ok=ok, warnings=True)
 
     return run
+
+
+@pytest.fixture
+def before_torchrun(lab, venv):
+    """`before_torchrun(gpu1="sleep 5")`: an environment whose Python first does that on that host; its path."""
+
+    def make(**lines):
+        for host in HOSTS:
+            program = '#!/bin/sh\n%s\nexec %s/bin/python "$@"\n' % (lines.get(host, ""), venv)
+            lab.sh(host, "mkdir -p /opt/odd/bin; ln -sfn %s/lib /opt/odd/lib; printf '%%s' '%s' >/opt/odd/bin/python;"
+                         " chmod +x /opt/odd/bin/python" % (venv, program))  # fmt: skip
+        return "/opt/odd"
+
+    yield make
+    for host in HOSTS:
+        lab.sh(host, "rm -rf /opt/odd")
 
 
 def job_of(run, host=None):
@@ -222,22 +239,46 @@ def test_an_interface_that_only_the_script_knows(play):
     play(job_name="iface", state="absent")
 
 
-def test_a_changed_job_is_started_anew_on_all_hosts(play, lab):
-    waits = SAYS_WHO + "    dist.init_process_group('gloo')\n    time.sleep(600)\nmain()\n"
+def test_a_changed_job_is_started_anew_on_all_hosts(play, lab, before_torchrun):
+    """The master's torchrun takes long to start: its hosts have met when the play ends, not only begun."""
+    job = {"job_name": "long", "venv": before_torchrun(gpu1="sleep 5"), "content": WAITS}
 
     def invocations():
         return [lab.sh(host, "systemctl show -P InvocationID torchrun@long").strip() for host in HOSTS]
 
-    play(job_name="long", content=waits)
+    run = play(**job)
     first = invocations()
-    assert play(job_name="long", content=waits).changed == 0 and invocations() == first
+    assert verdict(run)[0] == "verdict: ok" and [one["joined"] for one in job_of(run)[-3:]] == [True] * 3
+    again = play(**job)
+    assert again.changed == 0 and invocations() == first
+    assert not [one for one in again.of("assert") if "msg" in one]  # there was nothing to wait for
+    # all start as after a boot: the run in between leaves the master its port, and waits, too
+    for host in HOSTS:
+        lab.sh(host, "systemctl restart --no-block torchrun@long")
+    run = play(**job)
+    booted = invocations()
+    assert run.changed == 0 and not set(booted) & set(first)
+    assert [one["joined"] for one in job_of(run)[-3:]] == [True] * 3
     # one host declares another environment: all are started anew
-    run = play(
-        job_name="long", content=waits, environment="{{ {'ONLY': 'gpu2'} if inventory_hostname == 'gpu2' else {} }}"
-    )
-    assert not set(invocations()) & set(first)
+    run = play(**job, environment="{{ {'ONLY': 'gpu2'} if inventory_hostname == 'gpu2' else {} }}")
+    assert not set(invocations()) & set(booted)
     assert [one["stale"] for one in job_of(run)[:3]].count(True) == 1
     assert "ONLY=gpu2" in lab.sh("gpu2", "tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID torchrun@long)/environ")
     play(job_name="long", state="stopped")
     assert lab.sh("gpu1", "systemctl is-active torchrun@long", check=False).strip() == "inactive"
     play(job_name="long", state="absent")
+
+
+def test_a_host_that_does_not_come_to_the_rendezvous_is_named(play, lab, before_torchrun):
+    """Its process hangs, or somebody stops it: the others say so within the time to join, and nothing goes on."""
+    job = {"job_name": "alone", "content": WAITS, "join_timeout": 15}
+    for line, name in (("kill -STOP $$", "not_begun"), ("kill -TERM $$", "stopped")):
+        began = time.monotonic()
+        run = play(ok=False, venv=before_torchrun(gpu3=line), **job)
+        assert time.monotonic() - began < DEADLINE
+        assert verdict(run)[0].startswith("verdict: %s · gpu3: torchrun@alone.service: %s: " % (name, name))
+        for host in HOSTS:
+            active = lab.sh(host, "systemctl is-active torchrun@alone", check=False).strip()
+            assert active in ("inactive", "failed"), host
+    assert verdict(play(venv=before_torchrun(), **job))[0] == "verdict: ok"
+    play(job_name="alone", state="absent")

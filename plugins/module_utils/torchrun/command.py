@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shlex
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import render
 
@@ -18,12 +18,24 @@ UNITS = "/etc/systemd/system"
 STATE = "/var/lib/gpufleet/torchrun"
 MARK = "GPUFLEET_JOB"
 """Variable that tells which generation of which job a process belongs to."""
+OF_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Variable that torchrun gives to the processes it starts."""
 HEADER = "# Written by the Ansible collection gpufleet.inference, which replaces this file on its next run.\n"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}")
 
 
 def unit_name(job: str) -> str:
     return "torchrun@%s.service" % job
+
+
+def holds(words: Sequence[str], port: int) -> bool:
+    """Whether a command that was made here has its host hold the rendezvous at this port."""
+    static = "--master-port=%d" % port in words and "--node-rank=0" in words
+    return (
+        static
+        or any(word.startswith("--rdzv-endpoint=") and word.endswith(":%d" % port) for word in words)
+        and any(word.startswith("--rdzv-conf=") and "is_host=true" in word for word in words)
+    )
 
 
 class Job:

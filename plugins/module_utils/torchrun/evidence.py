@@ -26,7 +26,8 @@ def ended(system: Any, job: Job) -> Optional[Dict[str, Any]]:
     if len(words) < 5 or words[0] != job.mark:
         return None
     status = int(words[3]) if words[3].isdigit() else words[3]
-    return {"ok": words[1] == "success", "status": status, "invocation": words[4]}
+    # one that was stopped before it had begun is a success for systemd
+    return {"ok": words[1:4] == ["success", "exited", "0"], "status": status, "invocation": words[4]}
 
 
 def runs(system: Any, job: Job) -> List[str]:
@@ -62,6 +63,7 @@ def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
         # a host that starts anew because another one has failed stays in its attempt
         "restarts": max(0, len(attempts) - 1, len(rounds) - 1),
         "rounds": rounds,
+        "begun": logs.begun(agent),
         "failures": failures,
         "fault": of_processes["fault"] or said["fault"],
         "log": found[-1] if found else None,
@@ -69,8 +71,10 @@ def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
     }
 
 
-def verdict(said: Mapping[str, Any], expected_ranks: int, running: bool) -> Dict[str, str]:
-    """The verdict on a job that has not ended well."""
+def verdict(
+    said: Mapping[str, Any], expected_ranks: int, running: bool, how: Optional[Mapping[str, Any]] = None
+) -> Dict[str, str]:
+    """The verdict on a job that has not ended well; ``how`` it ended is what ``ended`` says."""
     last = max([one["attempt"] for one in said["failures"]] or [0])
     first = logs.first_failure(one for one in said["failures"] if one["attempt"] == last)
     like_log = {
@@ -79,6 +83,12 @@ def verdict(said: Mapping[str, Any], expected_ranks: int, running: bool) -> Dict
         "allreduce": said["allreduce"],
         "ranks": said["seen_ranks"],
     }
+    if not running and not said["fault"] and not first and (how is None or isinstance(how["status"], str)):
+        by = "by SIG%s" % how["status"] if how else "and has left no word of its end"
+        return {"name": "stopped", "text": "it was ended %s: not by the job itself" % by}
+    if running and not said["begun"] and not said["seen_ranks"]:
+        text = "torchrun has not come to the rendezvous: it hangs, or its start (the import of PyTorch) takes long"
+        return {"name": "not_begun", "text": text}
     found = logs.verdict(like_log, expected_ranks, running)
     if first and said["fault"]:
         found["text"] += " (%s)" % logs.describe(first)

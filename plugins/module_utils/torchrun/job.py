@@ -27,6 +27,8 @@ STOP_LIMIT = 50.0
 SETTLE = 1.0
 """Seconds for which a process that was just started is watched."""
 START_LIMIT = 30.0
+LOOK = 0.25
+"""Seconds between two looks for the processes of a job whose hosts are to meet."""
 
 
 class Refused(Exception):
@@ -134,7 +136,7 @@ class _Ending(_Part):
 
 
 class _Running(_Part):
-    """``present``, ``started`` and ``finished``."""
+    """``present``, ``started``, ``joined`` and ``finished``."""
 
     def __init__(self, params: Mapping[str, Any], check_mode: bool, warn: Any, system: Any) -> None:
         super().__init__(params, check_mode, system)
@@ -189,6 +191,12 @@ class _Running(_Part):
         self.stale = self.up() and not self.running
         self.ended = evidence.ended(self.system, self.job)
         self.finished = not self.up() and self.ended is not None and self.ended["ok"]
+        self.joined = self.finished or (self.running and self._has_processes())
+
+    def _has_processes(self) -> bool:
+        """Whether torchrun has started its processes, which it does once all hosts have met."""
+        found = (self.system.environ(pid) or {} for pid in self.system.pids(self.state.get("ControlGroup", "")))
+        return any(command.OF_TORCHRUN in environ for environ in found)
 
     def _refuse_unusable(self) -> None:
         """What is known to fail, before a running process is touched."""
@@ -233,16 +241,17 @@ class _Running(_Part):
         self._look()
         self._refuse_unusable()
         asked, restart = self.params["state"], self.params["restart"]
-        start = asked != "present" and (restart or not (self.running or self.finished))
+        start = asked == "started" and (restart or not (self.running or self.finished))
         self.result["stale"] = self.stale
         self.result["ready"] = self.running or self.finished
+        self.result["joined"] = self.joined and not start
         self.result["changed"] = bool(self.rewritten or start)
         self._describe(start)
         if not self.check_mode:
             self._write()
             if start:
                 self._start()
-            if asked == "finished":
+            if asked in ("joined", "finished"):
                 return self._wait()
         self.result["running"] = self.up()
         return self.done(self._sentence(start))
@@ -304,15 +313,24 @@ class _Running(_Part):
             shutil.rmtree(run, ignore_errors=True)
 
     def _wait(self) -> Dict[str, Any]:
-        """Until the job has ended on this host, or the time is up."""
+        """Until the job's hosts have met, or it has ended on this host, as is asked; or the time is up."""
+        if self.stale:
+            raise Refused("%s runs another definition of the job: state started starts it anew" % self.unit)
+        joined = self.params["state"] == "joined"
         until = time.monotonic() + self.params["timeout"]
-        while True:
-            pid = int(self.state.get("MainPID") or 0)
-            if not pid or self.system.process(pid).ended_within(max(0.0, until - time.monotonic())):
+        pid = int(self.state.get("MainPID") or 0)
+        process = self.system.process(pid) if pid else None
+        while process:
+            if joined and self._has_processes():
+                self.result.update(running=True, joined=True)
+                return self.done(self._sentence(self.result["started"]))
+            left = max(0.0, until - time.monotonic())
+            if process.ended_within(min(left, LOOK) if joined else left):
                 break
-            if time.monotonic() >= until:
+            if not left:
                 self.result["running"] = True
-                self._fail("it has not ended within %d s; it goes on running" % self.params["timeout"], running=True)
+                what = "its hosts have not met" if joined else "it has not ended"
+                self._fail("%s within %d s; it goes on running" % (what, self.params["timeout"]), running=True)
         until = time.monotonic() + 10  # systemd runs ExecStopPost= now
         while self.up() and time.monotonic() < until:
             time.sleep(0.05)
@@ -321,15 +339,15 @@ class _Running(_Part):
         self.result["running"] = self.up()
         ended = evidence.ended(self.system, self.job)
         if ended is None or not ended["ok"]:
-            self._fail("it has failed")
+            self._fail("it has failed" if ended else "it does not run")
         said = evidence.read(self.system, self.job, self.state.get("InvocationID", ""))
-        self.result.update(said, verdict="ok", exit_status=0)
+        self.result.update(said, verdict="ok", exit_status=0, joined=True)
         return self.done(self._sentence(self.result["started"]))
 
     def _fail(self, what: str, running: bool = False) -> None:
         said = evidence.read(self.system, self.job, self.state.get("InvocationID", ""))
-        verdict = evidence.verdict(said, len(self.result["ranks"]), running)
         ended = evidence.ended(self.system, self.job)
+        verdict = evidence.verdict(said, len(self.result["ranks"]), running, ended)
         self.result.update(said, verdict=verdict["name"], exit_status=ended["status"] if ended else None)
         self.done("")
         text = "%s: %s: %s. %s" % (self.unit, verdict["name"], what, verdict["text"])

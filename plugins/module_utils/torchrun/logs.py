@@ -58,6 +58,11 @@ FAULTS = (
         "more processes than GPUs on this host; lower nproc_per_node",
     ),
     _fault(
+        "stopped",
+        r"SignalException: Process \d+ got signal: (\d+)",
+        "torchrun was ended by signal {0}, not by the job itself",
+    ),
+    _fault(
         "stranger_at_port",
         r"Ping failed, invalid value returned from server",
         "something that is not this job's rendezvous answers at the master's address and port; choose another port",
@@ -159,6 +164,11 @@ def rounds(agent: str) -> List[Dict[str, Any]]:
         own = [int(rank) for rank in ranks.split(",") if rank.strip()]
         found.append({"restarts": int(restarts), "nodes": int(nodes), "world_size": int(world), "ranks": own})
     return found
+
+
+def begun(agent: str) -> bool:
+    """Whether torchrun has come so far as to look for the other hosts."""
+    return re.search("[Rr]endezvous|TCPStore", agent) is not None
 
 
 def deaths(agent: str) -> List[Dict[str, int]]:

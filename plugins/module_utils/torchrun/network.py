@@ -17,9 +17,13 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command
+
 LISTENER = "gpufleet-torchrun-listen.service"
 """Transient unit of the listener that peers try; gone by itself after a while."""
 ATTEMPTS_AT_ONCE = 32
+JOB_LIMIT = 120.0
+"""Seconds within which a job that was started must hold its port: the import of PyTorch, and time to spare."""
 
 
 class NetworkError(Exception):
@@ -129,16 +133,17 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     ``busy`` names, by port, who holds the rendezvous port when somebody else does; then only the other is listened on.
     """
     _run(["systemctl", "stop", LISTENER])
+    _await_job(port)
     busy = {} if _free(port) else {str(port): holder(port)}
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("0.0.0.0", 0))
         data = probe.getsockname()[1]
     token = uuid.uuid4().hex
     ports = [data] + ([] if busy else [port])
-    command = ["systemd-run", "--quiet", "--collect", "--unit", LISTENER, "--property=RuntimeMaxSec=%d" % (seconds + 5)]
-    command += ["--description=Answers the peers of a torchrun job that try whether they reach this host"]
-    command += [sys.executable, "-c", _program(), token, str(seconds), *map(str, ports)]
-    done = _run(command)
+    asked = ["systemd-run", "--quiet", "--collect", "--unit", LISTENER, "--property=RuntimeMaxSec=%d" % (seconds + 5)]
+    asked += ["--description=Answers the peers of a torchrun job that try whether they reach this host"]
+    asked += [sys.executable, "-c", _program(), token, str(seconds), *map(str, ports)]
+    done = _run(asked)
     if done.returncode:
         raise NetworkError("systemd-run: exit %d: %s" % (done.returncode, done.stderr.strip()))
     until = time.monotonic() + 10
@@ -147,6 +152,38 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
             raise NetworkError("the listener did not come up within 10 s: look at journalctl -u %s" % LISTENER)
         time.sleep(0.05)
     return {"token": token, "port": data, "busy": busy}
+
+
+def _await_job(port: int) -> None:
+    """Leave the port to a job that was started and is about to hold it: until it does, or has ended.
+
+    torchrun binds its port seconds after its start. A listener there would have it fail.
+    """
+    about = _job_for(port) if _free(port) else None
+    until = time.monotonic() + JOB_LIMIT
+    while about and _free(port) and _words(about):
+        if time.monotonic() > until:
+            text = (
+                "process %d (%s) is to listen at port %d and does not, after %d s: look what it waits for, or stop it"
+            )
+            raise NetworkError(text % (about, " ".join(_words(about)[-4:]), port, JOB_LIMIT))
+        time.sleep(0.1)  # a port that is bound tells nobody
+
+
+def _job_for(port: int) -> Optional[int]:
+    """The main process of a job on this host that is to hold the port."""
+    told = _run(["systemctl", "show", "--property=MainPID", "--value", "torchrun@*.service"]).stdout
+    found = [int(pid) for pid in told.split() if pid.isdigit() and pid != "0"]
+    return next((pid for pid in found if command.holds(_words(pid), port)), None)
+
+
+def _words(pid: int) -> List[str]:
+    """The command of a process; nothing when it is gone."""
+    try:
+        with open("/proc/%d/cmdline" % pid, encoding="utf-8", errors="replace") as stream:
+            return stream.read().split("\0")[:-1]
+    except OSError:
+        return []
 
 
 def _program() -> str:

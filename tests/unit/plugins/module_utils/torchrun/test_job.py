@@ -38,6 +38,7 @@ class FakeSystem(System):
         self.calls, self.waited, self.lines = [], [], []
         self.dies, self.ends = None, ("success", "exited", "0")
         self.forbidden = False
+        self.processes = {}
 
     def path(self, name):
         return Path(self.root + name)
@@ -56,7 +57,10 @@ class FakeSystem(System):
         return {"ActiveState": state, "LoadState": there, "MainPID": pid, "InvocationID": self.invocation}
 
     def environ(self, pid):
-        return self.environment
+        return self.processes.get(pid, self.environment)
+
+    def pids(self, control_group):
+        return [7, *self.processes]
 
     def process(self, pid):
         return FakeProcess(self)
@@ -112,11 +116,17 @@ def bring(system, params, node, interface):
     facts = {n: node(n, interface("eth0", "10.1.0.%d/24" % i)) for i, n in enumerate("ab", 1)}
 
     def run(state="started", check=False, warnings=None, options=None, **more):
+        if state in ("joined", "finished") and not system.up:  # neither of them starts it
+            run(check=check, options=options, **more)
         made = None if state in ("stopped", "absent") else dict(plan.make(facts, **(options or {})), host="a")
         system.forbidden = check
         warn = (warnings if warnings is not None else []).append
         return job.bring(params(state=state, plan=made, **more), check, warn, system)
 
+    def bare(state, **more):
+        return job.bring(params(state=state, plan=dict(plan.make(facts), host="a"), **more), False, print, system)
+
+    run.bare = bare  # a wait without a start before it
     return run
 
 
@@ -173,7 +183,7 @@ def test_finished(bring, system):
     assert (result["verdict"], result["exit_status"], result["running"]) == ("ok", 0, False)
     assert result["msg"].startswith("torchrun@train.service: finished")
     # what has ended well is not run again
-    for state in ("finished", "started"):
+    for state in ("started", "finished", "joined"):
         again = bring(state)
         assert (again["changed"], again["started"]) == (False, False)
         assert "finished" in again["msg"]
@@ -185,7 +195,52 @@ def test_what_has_failed_is_run_again(bring, system):
     with pytest.raises(job.JobFailed):
         bring("finished")
     system.ends = ("success", "exited", "0")
-    assert bring("finished")["started"] is True
+    assert bring("present")["ready"] is False
+    assert bring("started")["started"] is True
+
+
+def test_a_wait_starts_nothing(bring, system):
+    """A host that is started alone is of no use to the others, which have gone on, or ended."""
+    bring()
+    system.end("exit-code", "exited", "1")
+    del system.calls[:]
+    for state in ("joined", "finished"):
+        with pytest.raises(job.JobFailed, match="it has failed"):
+            bring.bare(state)
+    assert system.calls == []
+    system.path("/var/lib/gpufleet/torchrun/train/ended").unlink()
+    with pytest.raises(job.JobFailed, match="stopped: it does not run"):
+        bring.bare("finished")
+    bring()
+    with pytest.raises(job.Refused, match="another definition of the job"):
+        bring.bare("joined", arguments=["--more"])
+
+
+def test_joined(bring, system):
+    """It has met the others once torchrun has started processes, which it does not do before."""
+    bring()
+    assert bring("present")["joined"] is False
+    with pytest.raises(job.JobFailed, match="not_begun: its hosts have not met within 0 s; it goes on running"):
+        bring("joined", timeout=0)
+    system.lines = ["[default] Rendezvous'ing worker group"]
+    with pytest.raises(job.JobFailed, match="peer_missing: its hosts have not met within 0 s"):
+        bring("joined", timeout=0)
+    system.processes = {8: {command.OF_TORCHRUN: "x"}}
+    result = bring("joined", timeout=0)
+    assert (result["joined"], result["running"], result["verdict"], result["changed"]) == (True, True, "ok", False)
+    assert bring("present")["joined"] is True
+    assert bring(restart=True)["joined"] is False
+
+
+@pytest.mark.parametrize("status, text", [("TERM", "ended by SIGTERM"), ("KILL", "ended by SIGKILL")])
+def test_one_that_was_stopped_has_not_ended_well(bring, system, status, text):
+    """systemd calls a process that SIGTERM ends a success."""
+    bring()
+    system.end("success" if status == "TERM" else "signal", "killed", status)
+    assert bring("present")["ready"] is False
+    with pytest.raises(job.JobFailed, match="stopped: it has failed. it was " + text):
+        bring.bare("finished")
+    assert bring()["started"] is True
 
 
 def leave(system, attempt, rank, error=None, stderr="", stdout=""):
@@ -238,7 +293,7 @@ def test_a_process_that_was_killed_leaves_no_word_but_is_told(bring, system, log
 
 def test_one_that_does_not_end(bring, system):
     system.ends = None
-    with pytest.raises(job.JobFailed, match="peer_missing: it has not ended within 0 s; it goes on running") as raised:
+    with pytest.raises(job.JobFailed, match="not_begun: it has not ended within 0 s; it goes on running") as raised:
         bring("finished", timeout=0)
     assert raised.value.result["running"] is True and system.up
 

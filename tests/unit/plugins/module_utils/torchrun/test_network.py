@@ -173,11 +173,68 @@ def test_the_listener_is_a_transient_unit(run, monkeypatch):
     port = free_port()
     found = network.listen(port, 30)
     assert run.seen[0] == ["systemctl", "stop", network.LISTENER]
-    command = run.seen[1]
+    command = run.seen[-1]
     assert command[:2] == ["systemd-run", "--quiet"] and "--property=RuntimeMaxSec=35" in command
     assert "def main(token, seconds, ports)" in command[command.index("-c") + 1]
     assert command[-4:] == [found["token"], "30", str(found["port"]), str(port)]
     assert found["busy"] == {}
+
+
+@pytest.fixture
+def starting(run, tmp_path):
+    """`starting(words)`: a process of a job's unit that has not yet bound its port."""
+    made = []
+
+    def start(*words):
+        code = "import sys, time; time.sleep(60)"
+        made.append(subprocess.Popen([sys.executable, "-c", code, *words]))
+        while not network._words(made[-1].pid):  # in the midst of its exec
+            time.sleep(0.01)
+        run.answers["systemctl"] = (0, "0\n\n%d\n" % made[-1].pid)
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.kill()
+        process.wait()
+
+
+HOLDS = (["--master-port=%d", "--node-rank=0"], ["--rdzv-endpoint=10.1.0.1:%d", "--rdzv-conf=a=1,is_host=true"])
+
+
+@pytest.mark.parametrize("words", HOLDS)
+def test_a_job_that_is_about_to_hold_the_port_gets_it(run, starting, monkeypatch, words):
+    """Its torchrun binds the port seconds after its start: a second run in between must not be in its way."""
+    monkeypatch.setattr(network, "knock", lambda *asked: {"ok": True})
+    run.answers["ss"] = (0, 'LISTEN 0 5 *:1 *:* users:(("python",pid=999999,fd=3))\n')
+    port = free_port()
+    starting(*[word % port if "%d" in word else word for word in words])
+    with socket.socket() as held:
+
+        def bind(_seconds):
+            if held.getsockname()[1] != port:
+                held.bind(("0.0.0.0", port))
+                held.listen(5)
+
+        monkeypatch.setattr(network.time, "sleep", bind)
+        found = network.listen(port, 30)
+    assert found["busy"] == {str(port): "python, process 999999"}
+
+
+def test_a_job_that_never_takes_its_port_is_named(run, starting, monkeypatch):
+    monkeypatch.setattr(network, "JOB_LIMIT", 0.0)
+    port = free_port()
+    process = starting("--master-port=%d" % port, "--node-rank=0")
+    with pytest.raises(network.NetworkError, match="process %d .* is to listen at port %d" % (process.pid, port)):
+        network.listen(port, 30)
+
+
+@pytest.mark.parametrize("words", [["--master-port=%d", "--node-rank=1"], ["--master-port=1%d", "--node-rank=0"]])
+def test_other_hosts_and_other_jobs_are_not_waited_for(run, starting, monkeypatch, words):
+    monkeypatch.setattr(network, "knock", lambda *asked: {"ok": True})
+    port = free_port()
+    starting(*[word % port if "%d" in word else word for word in words])
+    assert network.listen(port, 30)["busy"] == {}
 
 
 def test_a_port_in_use_is_told_and_not_taken(run, monkeypatch):
