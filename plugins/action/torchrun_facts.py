@@ -1,34 +1,32 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""On the controller: hands the hosts' addresses and listeners to a host that is to try them."""
+"""Hands the hosts' addresses and listeners to a host that is to try them; asks it by a bare script."""
 
 from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional
 
-from ansible.plugins.action import ActionBase
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import fabric
+from ansible_collections.gpufleet.inference.plugins.modules import torchrun_facts
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
 
-MODULE = "gpufleet.inference.torchrun_facts"
 
+class ActionModule(Asking):
+    """Replaces names in ``peers`` by what the host has to know of those hosts."""
 
-class ActionModule(ActionBase):
-    """Replaces names in ``peers`` by what the module has to know of those hosts."""
-
-    TRANSFERS_FILES = False
+    MODULE = "gpufleet.inference.torchrun_facts"
+    WORK = Work("torchrun.network", "report", torchrun_facts.argument_spec())
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        arguments = dict(self._task.args)
+        arguments = self._task.args
         if arguments.get("peers") is not None:
             names = arguments["peers"] if isinstance(arguments["peers"], list) else [arguments["peers"]]
             own = (task_vars or {}).get("inventory_hostname")
             port = int(arguments.get("master_port") or 29500)
-            arguments["peers"] = known([name for name in names if name != own], (task_vars or {})["hostvars"], port)
-        result.update(self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars))
-        return result
+            peers = known([name for name in names if name != own], (task_vars or {})["hostvars"], port)
+            self._task.args = dict(arguments, peers=peers)
+        return super().run(tmp, task_vars)
 
 
 def known(names: List[Any], hostvars: Mapping[str, Any], port: int) -> List[Dict[str, Any]]:

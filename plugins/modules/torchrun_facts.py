@@ -129,22 +129,11 @@ def argument_spec():
 
 def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    params = module.params
-
-    def gather():
-        from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
-
-        return facts.gather(timeout=params["facts_timeout"], python_paths=facts.site_packages(facts.VENV))
-
     try:
-        if params["peers"] is None:
-            found = {"torchrun": network.facts(params, gather)}
-        else:
-            peers = {peer["name"]: peer for peer in params["peers"] if isinstance(peer, dict)}
-            found = {"torchrun_reach": network.reach(peers, params["timeout"])}
+        result = network.report(module.params, module.check_mode, module.warn)
     except network.NetworkError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, ansible_facts=found)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

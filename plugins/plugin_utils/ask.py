@@ -43,6 +43,9 @@ class Sources:
     def create_module(spec):
         return None
     @staticmethod
+    def get_source(name):
+        return sources[name]
+    @staticmethod
     def exec_module(module):
         if module.__name__ in sources:
             exec(compile(sources[module.__name__], module.__name__, "exec"), module.__dict__)

@@ -27,6 +27,8 @@ STOP_LIMIT = 50.0
 SETTLE = 1.0
 """Seconds for which a process that was just started is watched."""
 START_LIMIT = 30.0
+END_LIMIT = 10.0
+"""Seconds for ExecStopPost=, which says how it ended."""
 LOOK = 0.25
 """Seconds between two looks for the processes of a job whose hosts are to meet."""
 
@@ -180,6 +182,7 @@ class _Running(_Part):
 
     def _look(self) -> None:
         """Whether this generation runs, has ended well, or another one is running."""
+        self._settle()
         pid = int(self.state.get("MainPID") or 0)
         environ = (self.system.environ(pid) if pid else None) or {}
         own = environ.get(command.MARK) == self.job.mark
@@ -192,6 +195,13 @@ class _Running(_Part):
         self.ended = evidence.ended(self.system, self.job)
         self.finished = not self.up() and self.ended is not None and self.ended["ok"]
         self.joined = self.finished or (self.running and self._has_processes())
+
+    def _settle(self) -> None:
+        """Until systemd is done with a job whose torchrun has ended: how it ended is written after that."""
+        until = time.monotonic() + END_LIMIT
+        while self.up() and self.state.get("MainPID") == "0" and time.monotonic() < until:
+            time.sleep(0.05)
+            self.state = self.system.show(self.unit)
 
     def _has_processes(self) -> bool:
         """Whether torchrun has started its processes, which it does once all hosts have met."""
@@ -331,11 +341,8 @@ class _Running(_Part):
                 self.result["running"] = True
                 what = "its hosts have not met" if joined else "it has not ended"
                 self._fail("%s within %d s; it goes on running" % (what, self.params["timeout"]), running=True)
-        until = time.monotonic() + 10  # systemd runs ExecStopPost= now
-        while self.up() and time.monotonic() < until:
-            time.sleep(0.05)
-            self.state = self.system.show(self.unit)
         self.state = self.system.show(self.unit)
+        self._settle()
         self.result["running"] = self.up()
         ended = evidence.ended(self.system, self.job)
         if ended is None or not ended["ok"]:

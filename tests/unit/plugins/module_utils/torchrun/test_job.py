@@ -216,6 +216,22 @@ def test_a_wait_starts_nothing(bring, system):
         bring.bare("joined", arguments=["--more"])
 
 
+@pytest.mark.parametrize("state", ["present", "finished"])
+def test_one_that_is_about_to_have_ended(bring, system, monkeypatch, state):
+    """torchrun is gone, and systemd has not yet written how it ended: that is no other definition of the job."""
+    bring()
+    shown = {"ActiveState": "deactivating", "MainPID": "0", "LoadState": "loaded"}
+    monkeypatch.setattr(system, "show", lambda unit: shown)
+
+    def end(_seconds):
+        system.end("success", "exited", "0")
+        shown["ActiveState"] = "inactive"
+
+    monkeypatch.setattr(job.time, "sleep", end)
+    result = bring.bare(state)
+    assert (result["ready"], result["stale"], result["changed"]) == (True, False, False)
+
+
 def test_joined(bring, system):
     """It has met the others once torchrun has started processes, which it does not do before."""
     bring()
