@@ -1,7 +1,10 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""torchrun jobs over three hosts with a real PyTorch: torchrun_facts, the plan, torchrun_job, and what may go wrong."""
+"""torchrun jobs over three hosts with a real PyTorch: torchrun_facts, the plan, torchrun_job, and what may go wrong.
+
+FAULTS_TABLE=path    write the table of docs/faults.md
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
+from faults_table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ("gpu1", "gpu2", "gpu3")
@@ -71,6 +76,7 @@ def play(lab, venv, clean):
     def run(name="torchrun", ok=True, words=(), **variables):
         given = {"torchrun_venv": venv, "torchrun_nproc_per_node": 2, "torchrun_join_timeout": 90}
         given.update({"torchrun_" + key: value for key, value in variables.items()})
+        given = {name: value for name, value in given.items() if value is not None}
         playbook = str(ROOT / "playbooks" / (name + ".yml"))
         return lab.playbook(playbook, "-e", json.dumps(given), *words, ok=ok, warnings=True)
 
@@ -103,6 +109,20 @@ def verdict(run):
     return next(iter(run.of("assert")))["msg"]
 
 
+@pytest.fixture
+def seen(rows):
+    """`seen(fault, run, after)`: a line of the table, of what the run said; gives it back."""
+
+    def add(fault, run, after="all hosts stopped"):
+        failed = [one["msg"] for one in job_of(run) if one["failed"]]
+        said = [one["msg"] for one in run.of("assert") if "msg" in one]
+        line = said[0][0] if said else failed[0]
+        rows.append(Row(fault, line, run.seconds, after))
+        return line
+
+    return add
+
+
 def test_who_reaches_whom_and_how_fast(play, lab):
     run = play("torchrun_check", check_mib=[1, 4], check_iterations=3, check_timeout=200)
     lines = verdict(run)
@@ -122,26 +142,51 @@ def test_who_reaches_whom_and_how_fast(play, lab):
         assert "check" not in lab.sh(host, "ls /etc/systemd/system /etc/gpufleet/torchrun 2>&1 || :")
 
 
-def test_below_the_floor_the_slow_host_is_named(play, net):
+def test_below_the_floor_the_slow_host_is_named(play, net, seen):
     net(
         "gpu3",
         "tc qdisc add dev eth0 root tbf rate 200mbit burst 64kb latency 100ms",
         undo="tc qdisc del dev eth0 root",
     )
     run = play("torchrun_check", ok=False, check_mib=[1], check_iterations=1, check_timeout=200, check_floor_gbps=1000)
-    assert run.rc and verdict(run)[0].startswith("verdict: slow · bus bandwidth ")
-    assert "expected at least 1000.0 GB/s; the outlier is gpu3: 0.0" in verdict(run)[0]
+    line = seen("check: gpu3 sends 200 Mbit/s at most", run, "nothing left")
+    assert run.rc and line.startswith("verdict: slow · bus bandwidth ")
+    assert "expected at least 1000.0 GB/s; the outlier is gpu3: 0.0" in line
 
 
-def test_the_second_run_changes_nothing(play, lab):
+@pytest.fixture
+def wheels(lab, venv, tmp_path):
+    """A folder with a wheel of PyTorch that leads to the shared one; what is made of it is removed."""
+    shared = venv + "/lib/python3.11/site-packages"
+    info = "torch-2.13.0+cpu.dist-info/"
+    members = {
+        "torch/version.py": lab.sh("gpu1", "cat %s/torch/version.py" % shared),
+        "torch_shared.pth": "import sys; sys.path.insert(0, %r)\n" % shared,
+        info + "METADATA": "Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+cpu\n",
+        info + "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    members[info + "RECORD"] = "".join("%s,,\n" % name for name in [*members, info + "RECORD"])
+    with zipfile.ZipFile(tmp_path / "torch-2.13.0+cpu-py3-none-any.whl", "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    yield str(tmp_path)
+    for host in HOSTS:
+        lab.sh(host, "rm -rf /opt/gpufleet/torch")
+
+
+def test_the_second_run_changes_nothing(play, lab, wheels):
+    """In an environment that the role makes."""
     job = {"job_name": "who", "content": SAYS_WHO + "main()\n", "state": "finished", "timeout": 150}
+    job.update(venv=None, version="2.13.0", cuda="cpu", wheels=wheels)
     first = play(**job)
+    assert [one["changed"] for one in first.of("python_environment")] == [True] * 3
     assert first.changed and "finished" in job_of(first, "gpu1")[-1]["msg"]
     invocation = lab.sh("gpu2", "cat /var/lib/gpufleet/torchrun/who/ended")
     second = play(**job)
     assert second.changed == 0
     assert lab.sh("gpu2", "cat /var/lib/gpufleet/torchrun/who/ended") == invocation
     unit = lab.sh("gpu2", "systemctl cat torchrun@who")
+    assert "ExecStart=/opt/gpufleet/torch/2.13.0-cpu-" in unit
     assert "node 1 of 3, ranks 2 to 3 of 6" in unit and "LimitMEMLOCK=infinity" in unit
     checked = play(words=["--check"], **job)
     assert checked.changed == 0
@@ -178,13 +223,14 @@ def test_two_networks_whose_names_differ(play, net, lab):
     assert "gpu3 resolves to 127.0.1.1" in page
 
 
-def test_a_firewall_before_the_rendezvous(play, net, lab):
+def test_a_firewall_before_the_rendezvous(play, net, lab, seen):
     job = {"job_name": "wall", "content": SAYS_WHO + "main()\n", "state": "finished", "timeout": 150}
     drop = "iptables %s INPUT -p tcp --dport 29500 -j DROP"
     net("gpu1", drop % "-I", undo=drop % "-D")
     began = time.monotonic()
     run = play(ok=False, **job)
     assert time.monotonic() - began < DEADLINE
+    seen("a firewall before the master's port", run, "untouched")
     failed = [one["msg"] for one in job_of(run) if one["failed"]]
     assert failed and all("does not reach the rendezvous" in text and "a firewall" in text for text in failed)
     assert "gpu2 does not reach" in failed[0] and "gpu3 does not reach" in failed[0]
@@ -195,7 +241,7 @@ def test_a_firewall_before_the_rendezvous(play, net, lab):
     play(job_name="wall", state="absent")
 
 
-def test_a_peer_without_sshd(play, lab):
+def test_a_peer_without_sshd(play, lab, seen):
     job = {"job_name": "mute", "content": SAYS_WHO + "main()\n", "state": "finished", "timeout": 150}
     lab.sh("gpu3", "systemctl stop ssh.service ssh.socket 2>/dev/null; pkill -x sshd; true", check=False)
     try:
@@ -204,19 +250,20 @@ def test_a_peer_without_sshd(play, lab):
         assert time.monotonic() - began < DEADLINE
     finally:
         lab.sh("gpu3", "systemctl start ssh.service")
+    seen("a host without sshd", run, "untouched")
     failed = [one["msg"] for one in job_of(run) if one["failed"]]
     assert failed and all("gpu3 has no facts of this run: it was not reached" in text for text in failed)
     assert "verdict: ok" in verdict(play(**job))
     play(job_name="mute", state="absent")
 
 
-def test_a_rank_that_dies_at_its_start(play, lab):
+def test_a_rank_that_dies_at_its_start(play, seen):
     dies = "    if who['RANK'] == 3:\n        raise ValueError('no data for me')\n    dist.init_process_group('gloo')\n"
     job = {"job_name": "dies", "state": "finished", "timeout": 150}
     began = time.monotonic()
     run = play(ok=False, content=SAYS_WHO + dies + "main()\n", **job)
     assert time.monotonic() - began < DEADLINE
-    first = verdict(run)[0]
+    first = seen("a process dies at its start", run)
     assert first.startswith("verdict: worker_failed · gpu2: first failed rank 3 (local rank 1) exited with status 1")
     assert "ValueError: no data for me" in first
     mended = "    dist.init_process_group('gloo')\n    dist.barrier()\n    dist.destroy_process_group()\n"
@@ -225,13 +272,14 @@ def test_a_rank_that_dies_at_its_start(play, lab):
 
 
 @pytest.mark.parametrize("name", ["NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"])
-def test_an_interface_that_is_not_there_is_refused(play, name):
+def test_an_interface_that_is_not_there_is_refused(play, seen, name):
     run = play(ok=False, job_name="iface", content=SAYS_WHO, environment={name: "nosuch0"})
+    seen("%s names an interface that is not there" % name, run, "untouched")
     failed = [one["msg"] for one in job_of(run) if one["failed"]]
     assert len(failed) == 3 and all("this host has no interface nosuch0; there are:" in text for text in failed)
 
 
-def test_an_interface_that_only_the_script_knows(play):
+def test_an_interface_that_only_the_script_knows(play, seen):
     """What cannot be seen beforehand is told from the log."""
     script = (
         SAYS_WHO + "    os.environ['GLOO_SOCKET_IFNAME'] = 'nosuch0'\n    dist.init_process_group('gloo')\nmain()\n"
@@ -239,8 +287,8 @@ def test_an_interface_that_only_the_script_knows(play):
     began = time.monotonic()
     run = play(ok=False, job_name="iface", content=script, state="finished", timeout=150)
     assert time.monotonic() - began < DEADLINE
-    assert verdict(run)[0].startswith("verdict: bad_interface · gpu")
-    assert "there is no network interface nosuch0" in verdict(run)[0]
+    line = seen("the script itself names such an interface", run)
+    assert line.startswith("verdict: bad_interface · gpu") and "there is no network interface nosuch0" in line
     play(job_name="iface", state="absent")
 
 
@@ -274,14 +322,18 @@ def test_a_changed_job_is_started_anew_on_all_hosts(play, lab, before_torchrun):
     play(job_name="long", state="absent")
 
 
-def test_a_host_that_does_not_come_to_the_rendezvous_is_named(play, lab, before_torchrun):
+def test_a_host_that_does_not_come_to_the_rendezvous_is_named(play, lab, before_torchrun, seen):
     """Its process hangs, or somebody stops it: the others say so within the time to join, and nothing goes on."""
     job = {"job_name": "alone", "content": WAITS, "join_timeout": 15}
-    for line, name in (("kill -STOP $$", "not_begun"), ("kill -TERM $$", "stopped")):
+    for fault, line, name in (
+        ("torchrun of a host hangs before the rendezvous", "kill -STOP $$", "not_begun"),
+        ("torchrun of a host is stopped before the rendezvous", "kill -TERM $$", "stopped"),
+    ):
         began = time.monotonic()
         run = play(ok=False, venv=before_torchrun(gpu3=line), **job)
         assert time.monotonic() - began < DEADLINE
-        assert verdict(run)[0].startswith("verdict: %s · gpu3: torchrun@alone.service: %s: " % (name, name))
+        said = seen(fault, run)
+        assert said.startswith("verdict: %s · gpu3: torchrun@alone.service: %s: " % (name, name))
         for host in HOSTS:
             active = lab.sh(host, "systemctl is-active torchrun@alone", check=False).strip()
             assert active in ("inactive", "failed"), host

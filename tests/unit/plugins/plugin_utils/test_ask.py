@@ -13,7 +13,12 @@ import pytest
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import gpu_facts as gpu_facts_action
-from ansible_collections.gpufleet.inference.plugins.action import ollama_model, ollama_service, systemd_override
+from ansible_collections.gpufleet.inference.plugins.action import (
+    ollama_model,
+    ollama_service,
+    systemd_override,
+    torchrun_job,
+)
 from ansible_collections.gpufleet.inference.plugins.modules import gpu_facts
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import ask
 
@@ -34,6 +39,8 @@ def bring(params, check_mode, warn):
     from ansible_collections.gpufleet.inference.plugins.module_utils.room.deeper import late
     if params["word"] == "fail":
         raise RuntimeError("as asked")
+    if params["word"] == "source":
+        return {"changed": False, "msg": late.__loader__.get_source(late.__name__)}
     if params["word"] == "warn":
         warn("look out")
     return {"changed": params["word"] == "change", "msg": late.NAME, "params": dict(params), "check": check_mode}
@@ -107,6 +114,17 @@ def test_in_check_mode_a_change_is_told_as_well(act):
 
 def test_warnings_are_told(act):
     assert act({"word": "warn"})["warnings"] == ["look out"]
+
+
+def test_a_source_can_be_handed_on(act):
+    """As torchrun_facts does with the program of its listener."""
+    assert act({"word": "source"})["msg"] == "NAME = 'Größe'\n"
+
+
+@pytest.mark.parametrize("arguments", [{"state": "joined"}, {"state": "finished"}, {"restart": True}])
+def test_what_takes_its_time_is_not_asked(arguments):
+    plugin = torchrun_job.ActionModule.__new__(torchrun_job.ActionModule)  # it could not ask
+    assert plugin.ask({"name": "train", **arguments}, {}) is None
 
 
 def test_secrets_are_masked(act):
