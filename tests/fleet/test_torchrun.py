@@ -307,7 +307,7 @@ def test_a_changed_job_is_started_anew_on_all_hosts(play, lab, before_torchrun):
     assert not [one for one in again.of("assert") if "msg" in one]  # there was nothing to wait for
     # all start as after a boot: the run in between leaves the master its port, and waits, too
     for host in HOSTS:
-        lab.sh(host, "systemctl restart --no-block torchrun@long")
+        lab.sh(host, "systemctl restart torchrun@long")
     run = play(**job)
     booted = invocations()
     assert run.changed == 0 and not set(booted) & set(first)

@@ -182,7 +182,7 @@ class _Running(_Part):
 
     def _look(self) -> None:
         """Whether this generation runs, has ended well, or another one is running."""
-        self._settle()
+        self._settle("deactivating")
         pid = int(self.state.get("MainPID") or 0)
         environ = (self.system.environ(pid) if pid else None) or {}
         own = environ.get(command.MARK) == self.job.mark
@@ -190,16 +190,16 @@ class _Running(_Part):
             name for name, (text, _why) in self.job.environment.items() if own and environ.get(name, text) != text
         ]
         new_secret = any(file.path == self.job.secret_file for file in self.rewritten)
-        self.running = self.up() and own and not others and not new_secret
+        self.running = self.state.get("ActiveState") == "active" and own and not others and not new_secret
         self.stale = self.up() and not self.running
         self.ended = evidence.ended(self.system, self.job)
         self.finished = not self.up() and self.ended is not None and self.ended["ok"]
         self.joined = self.finished or (self.running and self._has_processes())
 
-    def _settle(self) -> None:
-        """Until systemd is done with a job whose torchrun has ended: how it ended is written after that."""
+    def _settle(self, *passing: str) -> None:
+        """Until the unit is in none of these states any more: how it ended is written when systemd is done with it."""
         until = time.monotonic() + END_LIMIT
-        while self.up() and self.state.get("MainPID") == "0" and time.monotonic() < until:
+        while self.state.get("ActiveState") in passing and time.monotonic() < until:
             time.sleep(0.05)
             self.state = self.system.show(self.unit)
 
@@ -342,7 +342,7 @@ class _Running(_Part):
                 what = "its hosts have not met" if joined else "it has not ended"
                 self._fail("%s within %d s; it goes on running" % (what, self.params["timeout"]), running=True)
         self.state = self.system.show(self.unit)
-        self._settle()
+        self._settle("active", "deactivating")
         self.result["running"] = self.up()
         ended = evidence.ended(self.system, self.job)
         if ended is None or not ended["ok"]:

@@ -216,6 +216,22 @@ def test_a_wait_starts_nothing(bring, system):
         bring.bare("joined", arguments=["--more"])
 
 
+def test_one_whose_end_systemd_has_not_seen_yet(bring, system, monkeypatch):
+    """torchrun is gone, and for a moment systemd calls it active, with its PID."""
+    bring()
+    system.ends = None
+    state = dict(system.show(UNIT))
+    monkeypatch.setattr(system, "show", lambda unit: state)
+    monkeypatch.setattr(FakeProcess, "ended_within", lambda self, limit: True)
+
+    def end(_seconds):
+        system.end("success", "exited", "0")
+        state.update(ActiveState="inactive", MainPID="0")
+
+    monkeypatch.setattr(job.time, "sleep", end)
+    assert (bring.bare("finished")["verdict"], state["ActiveState"]) == ("ok", "inactive")
+
+
 @pytest.mark.parametrize("state", ["present", "finished"])
 def test_one_that_is_about_to_have_ended(bring, system, monkeypatch, state):
     """torchrun is gone, and systemd has not yet written how it ended: that is no other definition of the job."""
