@@ -147,8 +147,7 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     ``busy`` names, by port, who holds the rendezvous port when somebody else does; then only the other is listened on.
     """
     _run(["systemctl", "stop", LISTENER])
-    _await_job(port)
-    busy = {} if _free(port) else {str(port): holder(port)}
+    busy = {} if _ours(port) else {str(port): holder(port)}
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("0.0.0.0", 0))
         data = probe.getsockname()[1]
@@ -168,20 +167,23 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     return {"token": token, "port": data, "busy": busy}
 
 
-def _await_job(port: int) -> None:
-    """Leave the port to a job that was started and is about to hold it: until it does, or has ended.
+def _ours(port: int) -> bool:
+    """Whether the listener may have the port: nobody holds it, nor is about to.
 
-    torchrun binds its port seconds after its start. A listener there would have it fail.
+    torchrun binds its port seconds after its start. A listener there would have it fail, so it is waited for.
     """
-    about = _job_for(port) if _free(port) else None
     until = time.monotonic() + JOB_LIMIT
-    while about and _free(port) and _words(about):
+    while _free(port):
+        about = _job_for(port)
+        if about is None:
+            return True
         if time.monotonic() > until:
             text = (
                 "process %d (%s) is to listen at port %d and does not, after %d s: look what it waits for, or stop it"
             )
             raise NetworkError(text % (about, " ".join(_words(about)[-4:]), port, JOB_LIMIT))
         time.sleep(0.1)  # a port that is bound tells nobody
+    return False
 
 
 def _job_for(port: int) -> Optional[int]:

@@ -61,8 +61,15 @@ def _failed(failed: Mapping[str, Mapping[str, Any]], first: Optional[Dict[str, A
     """The name and text of a failure: of the host whose process failed first, else of one that names a cause."""
 
     def order(host: str) -> Any:
-        verdict = failed[host].get("verdict") or "unreachable"
-        return (first is not None and host != first["host"], verdict in logs.CONSEQUENCES, host)
+        one = failed[host]
+        verdict = one.get("verdict") or "unreachable"
+        # a host that still runs may only be slower than the one that has ended
+        return (
+            first is not None and host != first["host"],
+            verdict in logs.CONSEQUENCES,
+            bool(one.get("running")),
+            host,
+        )
 
     host = sorted(failed, key=order)[0]
     one = failed[host]

@@ -49,6 +49,16 @@ def test_a_host_that_was_not_reached(good, planned):
     assert (found["name"], found["text"]) == ("unreachable", "gpu3: not reached")
 
 
+def test_a_host_that_has_ended_comes_before_those_that_are_slow(good, planned):
+    good["gpu1"] = {"verdict": "not_begun", "msg": "imports", "running": True}
+    good["gpu2"] = {"verdict": "peer_missing", "msg": "waits", "running": True}
+    good["gpu3"] = {"verdict": "stopped", "msg": "gone", "running": False}
+    assert report.of_job(good, planned)["text"] == "gpu3: gone"
+    good["gpu3"] = good["gpu1"]
+    good["gpu1"] = {"verdict": "peer_missing", "msg": "2/3 came", "running": False}
+    assert report.of_job(good, planned)["text"] == "gpu3: imports"
+
+
 def test_an_elastic_job_that_lost_a_host(good, planned):
     planned["min_nodes"] = 2
     good["gpu3"] = {"verdict": "failed", "msg": "gone"}
