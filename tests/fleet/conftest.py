@@ -25,9 +25,17 @@ LAB_PY = ROOT / "tests" / "lab" / "lab.py"
 sys.path[:0] = [str(Path(__file__).parent), str(LAB_PY.parent)]
 
 import faults_table  # noqa: E402
+from controller import Controller  # noqa: E402
 from gpulab import podman  # noqa: E402  (a part of the lab's program, not of the collection)
 
 APPLY = "/usr/local/lib/nvidia-sim/apply"
+SETTINGS = {
+    "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+    "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callback_plugins"),
+    "ANSIBLE_CALLBACKS_ENABLED": "results",
+    "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
+    "ANSIBLE_NOCOLOR": "1",
+}
 STATES = {"gpu1": "rtx4090x4", "gpu2": "h200x4", "gpu3": "h200x2"}
 
 
@@ -60,6 +68,7 @@ class Lab:
         self.hosts = ["gpu%d" % number for number in range(1, hosts + 1)]
         self.cache = cache
         self.inventory = ""
+        self.controller: Optional[Controller] = None
 
     def lab(self, *words: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess:
         """Run lab.py; its output is in `.stdout`, what went to stderr after it."""
@@ -79,6 +88,10 @@ class Lab:
 
     def down(self) -> None:
         self.lab("down")
+
+    def close(self) -> None:
+        if self.controller:
+            self.controller.close()
 
     def sh(self, host: str, command: str, check: bool = True, timeout: float = 120) -> str:
         """Output of a shell command run as root on a host, not through Ansible: the independent look."""
@@ -109,44 +122,26 @@ class Lab:
         )
         return host
 
-    def ansible(self, *words: str, env: Optional[Dict[str, str]] = None, timeout: float = 900) -> Run:
-        """Run a tool of ansible-core (`words[0]`) on the lab's inventory."""
+    def ansible(self, *words: str, timeout: float = 900) -> Run:
+        """Run `ansible` or `ansible-playbook` (`words[0]`) on the lab's inventory."""
         results = self.cache / ("results-%d.jsonl" % time.monotonic_ns())
-        environment = dict(
-            os.environ,
-            ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"),
-            ANSIBLE_CALLBACK_PLUGINS=str(Path(__file__).parent / "callback_plugins"),
-            ANSIBLE_CALLBACKS_ENABLED="results",
-            ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
-            ANSIBLE_NOCOLOR="1",
-            GPUFLEET_RESULTS=str(results),
-            **(env or {}),
-        )
-        tool = Path(sys.executable).parent / words[0]
+        environ = dict(os.environ, **SETTINGS, GPUFLEET_RESULTS=str(results))
+        if not self.controller:
+            self.controller = Controller(self.cache, environ)
+        words = (words[0], "-i", self.inventory, *words[1:])
         started = time.monotonic()
-        done = subprocess.run(
-            [str(tool), "-i", self.inventory, *words[1:]],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-        )
+        status, output = self.controller.run(words, environ, ROOT, timeout)
         seconds = time.monotonic() - started
         lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-        return Run(done.returncode, done.stdout, lines, seconds)
+        return Run(status, output, lines, seconds)
 
     def module(
-        self, host: str, name: str, args: Optional[Dict[str, Any]] = None, check: bool = False, **more: Any
+        self, host: str, name: str, args: Optional[Dict[str, Any]] = None, *words: str, check: bool = False, **more: Any
     ) -> Dict[str, Any]:
         """Run one module over SSH and sudo, with --diff; its result, with `failed` and `seconds` always in it."""
         action = name if "." in name else "gpufleet.inference." + name
-        words = ["--check"] if check else []
-        run = self.ansible(
-            "ansible", host, "--become", "--diff", "-m", action, "-a", json.dumps(args or {}), *words, **more
-        )
+        given = ["-m", action, "-a", json.dumps(args or {}), *(["--check"] if check else []), *words]
+        run = self.ansible("ansible", host, "--become", "--diff", *given, **more)
         assert len(run.results) == 1, "no result of %s on %s:\n%s" % (action, host, run.output)
         line = run.results[0]
         return dict(line["result"], failed=line["status"] != "ok", seconds=run.seconds)
@@ -168,6 +163,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     running = Lab(int(os.environ.get("FLEET_HOSTS", "3")), tmp_path_factory.mktemp("fleet"))
     running.up()
     yield running
+    running.close()
     if not os.environ.get("KEEP_LAB"):
         running.down()
 

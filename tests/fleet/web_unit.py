@@ -52,7 +52,7 @@ class Unit:
     def __call__(self, check: bool = False, **options: Any) -> Dict[str, Any]:
         options = dict({"unit": UNIT}, **options)
         # with less verbosity Ansible prints the difference, but leaves it out of the result
-        return self.lab.module(self.host, "systemd_override", options, check=check, env={"ANSIBLE_VERBOSITY": "3"})
+        return self.lab.module(self.host, "systemd_override", options, "-vvv", check=check)
 
     def serves(self, port: int) -> None:
         self.sh("curl -fsS --retry 40 --retry-delay 0 --retry-all-errors -o /dev/null http://127.0.0.1:%d/" % port)
