@@ -77,6 +77,31 @@ options:
     description: Ask nothing of the network. A model that is not there is an error then.
     type: bool
     default: false
+  defer:
+    description: Only tell whether the model is there (RV(missing)); a model that is not is no error then.
+    type: bool
+    default: false
+  seeds:
+    description:
+      - Other hosts that offer models by M(gpufleet.inference.model_seed). They are asked before the hub. Every file is
+        checked by the SHA-256 that the offering host has told by way of Ansible. Where none gives the model, the hub is
+        asked, with a warning.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      url:
+        description: As RV(gpufleet.inference.model_seed#module:url) gives it.
+        type: str
+        required: true
+      token:
+        description: What the other host wants to be told.
+        type: str
+        required: true
+      models:
+        description: As RV(gpufleet.inference.model_seed#module:models) gives it.
+        type: dict
+        required: true
   free_space_margin:
     description: Space to leave free, such as V(2GiB).
     type: str
@@ -127,6 +152,10 @@ path:
   returned: success
   type: str
   sample: /var/lib/gpufleet/models/huggingface/Qwen/Qwen3-8B/b968826d9c46dd6066d109eabc6255188de91218
+missing:
+  description: That the model is not there.
+  returned: with O(defer), when it is not
+  type: bool
 commit:
   description:
     - The commit that the revision is. ModelScope tells none of the whole; there it is a hash of the files' checksums.
@@ -160,6 +189,18 @@ def argument_spec():
         exclude=dict(type="list", elements="str", default=[]),
         update=dict(type="bool", default=False),
         offline=dict(type="bool", default=False),
+        defer=dict(type="bool", default=False),
+        seeds=dict(
+            type="list",
+            elements="dict",
+            default=[],
+            no_log=False,
+            options=dict(
+                url=dict(type="str", required=True),
+                token=dict(type="str", required=True, no_log=True),
+                models=dict(type="dict", required=True),
+            ),
+        ),
         free_space_margin=dict(type="str", default="2GiB"),
         root=dict(type="path", default="/var/lib/gpufleet/models"),
     )

@@ -95,3 +95,33 @@ def test_by_git(bring, host, sh):
     assert ".git" not in sh(host, "ls -A %s" % result["path"]).split()
     sh(host, "rm -rf /srv/git")
     assert not bring(name="house/chat", source="git", url="file:///srv/git/house.git", revision="v1")["changed"]
+
+
+def test_a_fleet_costs_one_download(lab, sh, tmp_path):
+    """The hub is reached by the first host alone; the second one has the model by model_seed, and from nowhere else."""
+    play, hosts = tmp_path / "play.yml", ("gpu1", "gpu2")
+    play.write_text(
+        json.dumps([{"hosts": ",".join(hosts), "gather_facts": False, "roles": ["gpufleet.inference.vllm"]}])
+    )
+    variables = {"vllm_models": [{"name": "o/m", "url": HUB}], "vllm_seeding": True}
+    sh("gpu1", "systemctl stop fleet-hub 2>/dev/null; rm -rf /var/lib/gpufleet/models /srv/hub")
+    sh("gpu2", "systemctl stop fleet-hub 2>/dev/null; rm -rf /var/lib/gpufleet/models")
+    folder = hub(sh, "gpu1")
+
+    def run():
+        return lab.playbook(str(play), "-e", json.dumps(variables))
+
+    assert run().changed
+    place = "/var/lib/gpufleet/models/huggingface/o/m/" + COMMIT
+    expected = sh("gpu1", "cd %s && sha256sum *" % folder)
+    for host in hosts:
+        assert sh(host, "cd %s && sha256sum config.json model.safetensors" % place) == expected
+        units = sh(host, "systemctl list-units --all --no-legend 'gpufleet-seed*'")
+        assert units == "" and sh(host, "ls /run/gpufleet 2>/dev/null; true") == "", "nothing of it stays"
+    sh("gpu1", "systemctl stop fleet-hub")
+    assert run().changed == 0
+    sh("gpu1", "rm -rf /var/lib/gpufleet/models")
+    assert run().changed, "the second host gives it back"
+    assert sh("gpu1", "cd %s && sha256sum config.json model.safetensors" % place) == expected
+    for host in hosts:
+        sh(host, "rm -rf /var/lib/gpufleet/models")

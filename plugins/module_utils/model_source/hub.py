@@ -93,10 +93,15 @@ def read_listing(source: str, text: bytes, revision: str) -> Tuple[str, List[Fil
         raise HubError("its answer is no listing of files (%s: %s)" % (type(error).__name__, error)) from None
     if not re.match(r"[0-9a-f]{40,64}\Z", commit):
         raise HubError("it names %r as the commit of %s; expected hexadecimal digits" % (commit, revision))
+    check_paths(files)
+    return commit, files
+
+
+def check_paths(files: Sequence[File]) -> None:
+    """:raises HubError: one would lie outside of the model."""
     for file in files:
         if file.path.startswith("/") or ".." in file.path.split("/") or "\0" in file.path or not file.path:
             raise HubError("it lists the unsafe name %r" % file.path)
-    return commit, files
 
 
 def wanted(files: Sequence[File], include: Iterable[str], exclude: Iterable[str]) -> List[File]:

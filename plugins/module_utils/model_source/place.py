@@ -45,6 +45,8 @@ class Place:
             raise SourceError(str(error)) from None
         self.folder = os.path.join(params["root"], self.source, *self.name.split("/"))
         self.shown = "%s of %s" % (self.revision, self.name)
+        self.key = "%s %s %s" % (self.source, self.name, self.revision)
+        """Its name among hosts."""
 
     def path(self, commit: str) -> str:
         return os.path.join(self.folder, commit)
@@ -83,10 +85,12 @@ class Place:
             return {}
         return record if isinstance(record, dict) else {}
 
-    def finish(self, commit: str, files: Mapping[str, int]) -> None:
-        """What was loaded becomes the model, at one stroke."""
+    def finish(self, commit: str, files: Mapping[str, int], sha256: Optional[Mapping[str, str]] = None) -> None:
+        """What was loaded becomes the model, at one stroke. Known checksums are kept for others."""
         part, path = self.part(commit), self.path(commit)
         record = {"name": self.name, "source": self.source, "commit": commit, "files": dict(files)}
+        if sha256:
+            record["sha256"] = dict(sha256)
         with open(os.path.join(part, MARKER), "w", encoding="utf-8") as file:
             json.dump(record, file, sort_keys=True, indent=1)
             file.flush()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, NamedTuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File, HubError
@@ -40,6 +40,18 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, A
     commit = place.commit()
     if commit and place.whole(commit) and not (params["update"] and not params["offline"]):
         return result(place, commit, False, "%s is there" % place.shown)
+    if params["defer"]:
+        said = "%s is not there yet" % place.shown
+        return dict(result(place, commit or "", False, said), path=None, missing=True)
+    umask = os.umask(0o022)  # a server reads them as a user of its own
+    try:
+        given = _from_seeds(place, params, check_mode, warn)
+        if given:
+            return given
+    except OSError as error:
+        raise SourceError("%s: %s" % (place.shown, error)) from None
+    finally:
+        os.umask(umask)
     if params["offline"]:
         raise SourceError(
             "%s is not in %s, and offline is true: nothing is asked of the network" % (place.shown, place.folder)
@@ -66,6 +78,45 @@ def _directory(params: Mapping[str, Any]) -> Dict[str, Any]:
     return {"changed": False, "msg": "%s is there" % path, "path": path, "commit": None, "bytes": 0, "diff": {}}
 
 
+def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn: Any) -> Optional[Dict[str, Any]]:
+    """The model from the first host that has it; None where none gives it. Who offers it has told the checksums."""
+    for seed in () if check_mode else params["seeds"]:
+        told = seed["models"].get(place.key)
+        if not told:
+            continue
+        from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download
+
+        commit, files = told["commit"], [File(**file) for file in told["files"]]
+        try:
+            hub.check_paths(files)
+            if not place.whole(commit):
+                needed = sum(file.size - _have(place.part(commit), file) for file in files)
+                check_space(place.folder, needed, margin_of(params["free_space_margin"]))
+                os.makedirs(place.part(commit), exist_ok=True)
+                for file in files:
+                    download.download(_seed_url(seed, file), {}, file, place.part(commit), lambda size: None)
+                _finish(place, commit, files)
+            place.remember(commit)
+        except (HubError, download.DownloadError) as error:
+            said = str(error).replace(seed["token"], "…")
+            warn("%s cannot be had from %s, so the hub is asked: %s" % (place.shown, seed["url"], said))
+            continue
+        size = sum(file.size for file in files)
+        said = "loaded %s from %s, %d files, %s" % (place.shown, seed["url"], len(files), gib(size))
+        return result(place, commit, True, said, size)
+    return None
+
+
+def _seed_url(seed: Mapping[str, Any], file: File) -> str:
+    """Where the program of the seeding host has a file."""
+    return "%s/gpufleet-%s/blobs/sha256:%s" % (seed["url"], seed["token"], file.sha256)
+
+
+def _finish(place: Place, commit: str, files: Sequence[File]) -> None:
+    sha256 = {file.path: file.sha256 for file in files if file.sha256}
+    place.finish(commit, {file.path: file.size for file in files}, sha256)
+
+
 def _from_hub(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str, Any]:
     from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download
 
@@ -86,7 +137,7 @@ def _from_hub(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict
             for file in files:
                 url = hub.file_url(place.source, endpoint, place.name, _at(place, commit), file.path)
                 download.download(url, headers, file, part, lambda size: None)
-            place.finish(commit, {file.path: file.size for file in files})
+            _finish(place, commit, files)
             place.remember(commit)
     except (HubError, download.DownloadError) as error:
         raise SourceError("%s: %s" % (place.shown, error)) from None

@@ -19,7 +19,8 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seed_program, seeding
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer, program
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
 
 TOKEN = "0123456789abcdef" * 2
@@ -89,7 +90,7 @@ class FakeSystem:
 
 @pytest.fixture
 def system(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSystem]:
-    monkeypatch.setattr(seeding, "_FOLDER", str(tmp_path / "run"))
+    monkeypatch.setattr(offer, "_FOLDER", str(tmp_path / "run"))
     fake = FakeSystem(store)
     yield fake
     fake.stop("", 0)
@@ -186,7 +187,7 @@ def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monk
     with pytest.raises(seeding.Unable, match="systemd-run failed"):
         seeding.bring(declared(port), False, system)
     system.fails = ""
-    monkeypatch.setattr(seeding.pkgutil, "get_data", lambda *words: b"raise SystemExit(1)")
+    monkeypatch.setattr(offer.pkgutil, "get_data", lambda *words: b"raise SystemExit(1)")
     with pytest.raises(seeding.Unable, match="ended; see journalctl -u gpufleet-seed-%d" % port):
         seeding.bring(declared(port), False, system)
     (store / "blobs" / ("sha256-" + sha256(WEIGHTS))).unlink()
@@ -198,7 +199,7 @@ def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monk
 
 
 def test_it_ends_when_nobody_asks() -> None:
-    server = seed_program.make(
+    server = program.make(
         {"address": "127.0.0.1", "port": 0, "idle": 0.05, "prefix": "p", "manifests": {}, "blobs": {}, "type": "t"}
     )
     with pytest.raises(SystemExit) as ended:
@@ -208,7 +209,7 @@ def test_it_ends_when_nobody_asks() -> None:
 
 
 def test_who_still_loads_is_waited_for(tmp_path: Path) -> None:
-    server = seed_program.make(
+    server = program.make(
         {"address": "127.0.0.1", "port": 0, "idle": 0.05, "prefix": "p", "manifests": {}, "blobs": {}, "type": "t"}
     )
     server.busy = 1

@@ -1,0 +1,130 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host that offers files to others of the fleet for the length of a run, by a transient unit in a sandbox."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+import socket
+import sys
+import time
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import program
+
+_FOLDER = "/run/gpufleet"
+_STARTS = 10.0  # seconds until it listens
+_SANDBOX = {
+    "CapabilityBoundingSet": "",
+    "LimitNOFILE": "65536",
+    "NoNewPrivileges": "yes",
+    "PrivateDevices": "yes",
+    "PrivateTmp": "yes",
+    "ProtectHome": "read-only",
+    "ProtectKernelTunables": "yes",
+    "ProtectSystem": "strict",
+    "RestrictAddressFamilies": "AF_INET AF_INET6 AF_UNIX",
+    "RestrictNamespaces": "yes",
+    "SystemCallFilter": "@system-service",
+}
+
+
+class Unable(Exception):
+    """This host cannot seed; others have to do without it."""
+
+
+def is_token(token: Optional[str]) -> bool:
+    """Whether it is one that nobody guesses."""
+    return bool(re.match(r"[0-9a-f]{32}\Z", token or ""))
+
+
+def _runs(own: str, system: Any) -> bool:
+    return system.show(own).get("ActiveState") in ("active", "activating", "deactivating")
+
+
+def end(params: Mapping[str, Any], check_mode: bool, system: Any) -> Dict[str, Any]:
+    """End to offer at a port; the result of a module."""
+    own = "gpufleet-seed-%d.service" % params["port"]
+    runs = _runs(own, system)
+    if runs and not check_mode:
+        system.stop(own, 30)
+    return {"changed": runs, "unit": own, "models": {}, "msg": "%s ended" % own if runs else "no %s" % own}
+
+
+def begin(config: Dict[str, Any], uid: int, params: Mapping[str, Any], check_mode: bool, system: Any) -> Dict[str, Any]:
+    """Offer what the program's configuration says; the result of a module.
+
+    :param uid: number of the user as whom the program reads the files.
+    :param params: ``address``, ``peers``, ``port``, ``idle_timeout`` and ``token`` of a module.
+    :raises Unable: nothing runs now.
+    """
+    own = "gpufleet-seed-%d.service" % params["port"]
+    config["address"] = params["address"] or toward(params["peers"] or ())
+    config.update(port=params["port"], idle=params["idle_timeout"], prefix="gpufleet-" + params["token"])
+    if not check_mode:
+        if _runs(own, system):
+            system.stop(own, 30)  # of a run that was killed
+        _start(own, uid, config, system)
+    return {"changed": True, "unit": own, "url": "http://%s:%d" % (config["address"], config["port"])}
+
+
+def toward(peers: Any) -> str:
+    """The IPv4 address of this host by which it reaches the first of its peers that can be reached.
+
+    :raises Unable: there is none that another host could reach.
+    """
+    for peer in peers:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((peer, 9))  # sends nothing: the kernel looks for the way
+            except OSError:
+                continue
+            address = probe.getsockname()[0]
+        if not address.startswith("127."):
+            return address
+    raise Unable(
+        "finds no address by which its peers (%s) could reach it; declare address" % (", ".join(peers) or "none given")
+    )
+
+
+def _start(own: str, uid: int, config: Dict[str, Any], system: Any) -> None:
+    """Have systemd run the program; its text, with the token in it, is read by systemd and then gone."""
+    address = (config["address"], config["port"])
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise Unable("cannot listen at %s:%d: %s" % (address + (error.strerror,))) from None
+    text = (pkgutil.get_data(__package__ or program.__package__, "program.py") or b"").decode("utf-8")
+    path = "%s/%s.py" % (_FOLDER, own)
+    os.makedirs(_FOLDER, mode=0o755, exist_ok=True)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
+            file.write("%s\n\nserve(%r)\n" % (text, config))
+        properties = dict(_SANDBOX, User=str(uid), StandardInput="file:" + path, SyslogIdentifier="gpufleet-seed")
+        system.run_transient(own, "Seeds models to other hosts of the fleet", [sys.executable, "-I", "-"], properties)
+        until = time.monotonic() + _STARTS
+        while not _listens(address):
+            ended = system.show(own).get("ActiveState") not in ("active", "activating")
+            if ended or time.monotonic() > until:
+                system.stop(own, 30)
+                raise Unable("%s %s; see journalctl -u %s" % (own, "ended" if ended else "does not listen", own))
+            # nothing tells when the port is open
+            time.sleep(0.05)
+    finally:
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
+
+
+def _listens(address: Tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=2).close()
+        return True
+    except OSError:
+        return False

@@ -1,0 +1,167 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One host's models of a hub, offered to the others of the fleet for the length of a run."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: model_seed
+short_description: Offer models of a hub to other hosts
+version_added: 0.1.0
+description:
+  - Has a host offer models that M(gpufleet.inference.model_source) has brought, so that the other hosts need not
+    download them, too. They get them with the option O(gpufleet.inference.model_source#module:seeds).
+  - The role P(gpufleet.inference.vllm#role) does both, with C(vllm_seeding).
+  - Offered are the files of these models and nothing else, and only to who knows the token, over plain HTTP. A peer is
+    told the checksum of each file by Ansible.
+  - A small program does it, as a unit of systemd that lives in memory only, in a sandbox, as a user without rights. It
+    ends when it is told to, or by itself when nobody has asked for anything for O(idle_timeout).
+  - Seeding is a help and no condition. A host that cannot do it gives a warning, and RV(models) is empty.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details: Nothing of the host is changed.
+options:
+  state:
+    description: Whether models are offered.
+    type: str
+    choices: [started, stopped]
+    default: started
+  models:
+    description: Models, as M(gpufleet.inference.model_source) was told of them. Required with O(state=started).
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: Name of the model.
+        type: str
+        required: true
+      source:
+        description: Hub from which it came.
+        type: str
+        choices: [huggingface, modelscope]
+        default: huggingface
+      revision:
+        description: Revision that was asked for.
+        type: str
+      root:
+        description: Folder for the models of all sources.
+        type: path
+        default: /var/lib/gpufleet/models
+  token:
+    description: What peers have to ask for, 32 hexadecimal digits, new for each run. Required with O(state=started).
+    type: str
+  peers:
+    description:
+      - Names or addresses of hosts that will ask. The address by which this host reaches the first of them is the one
+        that it listens at.
+    type: list
+    elements: str
+  address:
+    description: IPv4 address of this host to listen at. Left out, it is found by O(peers).
+    type: str
+  port:
+    description: TCP port to listen at. Peers must be able to reach it.
+    type: int
+    default: 11436
+  idle_timeout:
+    description: Seconds without a request after which it ends by itself.
+    type: int
+    default: 600
+seealso:
+  - module: gpufleet.inference.model_source
+"""
+
+EXAMPLES = r"""
+- name: Offer a model
+  gpufleet.inference.model_seed:
+    models: [{name: Qwen/Qwen3-8B}]
+    token: "{{ token }}"
+    peers: [gpu2.example.com]
+  become: true
+  register: seed
+
+- name: Get it from there, on another host
+  gpufleet.inference.model_source:
+    name: Qwen/Qwen3-8B
+    seeds:
+      - url: "{{ hostvars['gpu1'].seed.url }}"
+        token: "{{ token }}"
+        models: "{{ hostvars['gpu1'].seed.models }}"
+  become: true
+
+- name: End
+  gpufleet.inference.model_seed:
+    state: stopped
+  become: true
+"""
+
+RETURN = r"""
+msg:
+  description: What is offered where.
+  returned: always
+  type: str
+  sample: http://192.0.2.7:11436 offers huggingface Qwen/Qwen3-8B main
+url:
+  description: Where it is offered.
+  returned: when something is offered
+  type: str
+  sample: http://192.0.2.7:11436
+models:
+  description: Commit and files with size and SHA-256 of each model, by source, name and revision.
+  returned: always
+  type: dict
+unit:
+  description: The unit that offers them.
+  returned: always
+  type: str
+  sample: gpufleet-seed-11436.service
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.inference.plugins.module_utils import model_seed
+
+
+def argument_spec():
+    model = dict(
+        name=dict(type="str", required=True),
+        source=dict(type="str", choices=["huggingface", "modelscope"], default="huggingface"),
+        revision=dict(type="str"),
+        root=dict(type="path", default="/var/lib/gpufleet/models"),
+    )
+    return dict(
+        state=dict(type="str", choices=["started", "stopped"], default="started"),
+        models=dict(type="list", elements="dict", options=model),
+        token=dict(type="str", no_log=True),
+        peers=dict(type="list", elements="str"),
+        address=dict(type="str"),
+        port=dict(type="int", default=11436),
+        idle_timeout=dict(type="int", default=600),
+    )
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=argument_spec(), required_if=[("state", "started", ("models", "token"))], supports_check_mode=True
+    )
+    try:
+        result = model_seed.bring(module.params, module.check_mode)
+    except model_seed.SourceError as error:
+        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
+    except model_seed.Unable as error:
+        module.warn("does not seed: %s" % error)
+        module.exit_json(changed=False, models={}, unit="", msg="does not seed: %s" % error)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A model goes from host to host by the real program; what is damaged or not given comes from the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.filter.model_seeding import plan
+from ansible_collections.gpufleet.inference.plugins.module_utils import model_seed as seeding
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, source
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import SourceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import program
+
+COMMIT, TOKEN = "a" * 40, "5" * 32
+FILES = {"config.json": b"{}", "model.safetensors": b"w" * 300000}
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """A host's folder with the model, as model_source leaves it."""
+    folder = tmp_path / "owner/huggingface/o/m"
+    (folder / COMMIT).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(COMMIT + "\n")
+    for name, content in FILES.items():
+        (folder / COMMIT / name).write_bytes(content)
+    sizes = {name: len(content) for name, content in FILES.items()}
+    (folder / COMMIT / "gpufleet.json").write_text(json.dumps({"files": sizes}))
+    return tmp_path / "owner"
+
+
+@pytest.fixture
+def offered(owner, monkeypatch):
+    """What peers are told of it, while the real program serves it."""
+    running = []
+
+    def begin(config, uid, params, check_mode, system):
+        config.update(address="127.0.0.1", port=0, idle=60, prefix="gpufleet-" + params["token"])
+        running.append(program.make(config))
+        threading.Thread(target=running[0].serve_forever, args=(0.01,), daemon=True).start()
+        return {"changed": True, "unit": "u", "url": "http://127.0.0.1:%d" % running[0].server_address[1]}
+
+    monkeypatch.setattr(seeding.offer, "begin", begin)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    model = {"name": "o/m", "source": "huggingface", "revision": None, "root": str(owner)}
+    yield seeding.bring({"state": "started", "models": [model], "token": TOKEN}, False, object())
+    running[0].shutdown()
+    running[0].server_close()
+
+
+def peer(tmp_path, offered, warnings, token=TOKEN, **more):
+    seeds = [{"url": offered["url"], "token": token, "models": offered["models"]}]
+    params = {"name": "o/m", "source": "huggingface", "revision": None, "url": "http://127.0.0.1:9", "token": None}
+    params.update(include=[], exclude=[], update=False, offline=False, defer=False, seeds=seeds)
+    params.update({"free_space_margin": "0", "root": str(tmp_path / "peer"), **more})
+    return source.bring(params, False, warnings.append)
+
+
+def test_a_peer_has_it_from_there(tmp_path, offered):
+    result = peer(tmp_path, offered, [])
+    assert result["changed"] and result["commit"] == COMMIT and offered["url"] in result["msg"]
+    there = tmp_path / "peer/huggingface/o/m" / COMMIT
+    assert {name: (there / name).read_bytes() for name in FILES} == FILES
+    record = json.loads((there / "gpufleet.json").read_text())
+    assert record["sha256"]["config.json"] == hashlib.sha256(b"{}").hexdigest(), "which it need not count to give it on"
+    again = peer(tmp_path, offered, [])
+    assert not again["changed"]
+    assert TOKEN not in str(offered) + str(result)
+
+
+def test_a_damaged_file_is_not_taken(tmp_path, owner, offered):
+    (owner / "huggingface/o/m" / COMMIT / "config.json").write_bytes(b"[]")
+    warnings = []
+    with pytest.raises(SourceError, match="127.0.0.1:9"):
+        peer(tmp_path, offered, warnings)
+    assert "so the hub is asked" in warnings[0] and hashlib.sha256(b"{}").hexdigest() in warnings[0]
+    assert not (tmp_path / "peer/huggingface/o/m" / COMMIT).exists()
+
+
+def test_who_does_not_know_the_token_gets_nothing(tmp_path, offered):
+    warnings, wrong = [], "6" * 32
+    with pytest.raises(SourceError):
+        peer(tmp_path, offered, warnings, token=wrong)
+    assert "so the hub is asked" in warnings[0] and wrong not in warnings[0]
+
+
+def test_only_told_whether_it_is_there(tmp_path, offered):
+    told = peer(tmp_path, offered, [], defer=True)
+    assert (told["changed"], told["missing"], told["path"]) == (False, True, None)
+    peer(tmp_path, offered, [])
+    assert "missing" not in peer(tmp_path, offered, [], defer=True)
+
+
+def test_an_unsafe_name_is_not_taken(tmp_path, offered):
+    offered["models"]["huggingface o/m main"]["files"][0]["path"] = "../../evil"
+    warnings = []
+    with pytest.raises(SourceError):
+        peer(tmp_path, offered, warnings)
+    assert "unsafe name" in warnings[0]
+
+
+def test_what_cannot_be_offered(owner):
+    model = {"name": "o/other", "source": "huggingface", "revision": None, "root": str(owner)}
+    with pytest.raises(seeding.Unable, match="main of o/other is not in"):
+        seeding.bring({"state": "started", "models": [model], "token": TOKEN}, False, object())
+    with pytest.raises(SourceError, match="32 hexadecimal"):
+        seeding.bring({"state": "started", "models": [model], "token": "short"}, False, object())
+
+
+def told(name, missing, **more):
+    result = {"item": {"name": name, **more}, "path": None if missing else "/there"}
+    return {**result, "missing": True} if missing else result
+
+
+def test_who_downloads_and_who_seeds():
+    results = {
+        "a": [told("o/one", True), told("o/two", True), told("g/g", True, source="git")],
+        "b": [told("o/one", True), told("o/two", False), told("g/g", True, source="git")],
+        "c": [told("o/one", True), told("o/two", True), told("o/alone", True)],
+        "d": [],
+    }
+    assert plan(results, ["a", "b", "c", "d"]) == {
+        "pull": {"a": [{"name": "o/one"}]},
+        "seed": {
+            "a": {"models": [{"name": "o/one"}], "peers": ["b", "c"]},
+            "b": {"models": [{"name": "o/two"}], "peers": ["a", "c"]},
+        },
+    }
+    # of a later batch, whose hosts alone lack it now
+    results["a"][0] = told("o/one", False)
+    assert plan(results, ["c"])["seed"]["a"] == {"models": [{"name": "o/one"}], "peers": ["c"]}
