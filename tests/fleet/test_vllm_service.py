@@ -211,11 +211,9 @@ def test_a_new_environment_is_taken_and_given_back(bring, ready):
     assert result["restarted"] and result["version"] == "0.33.0", result["msg"]
     command = sh(ready, "tr '\\0' ' ' </proc/$(systemctl show -p MainPID --value %s)/cmdline" % UNIT)
     assert command.startswith(other + "/bin/python -m vllm.entrypoints.openai.api_server --config /etc")
-    sh(
-        ready,
-        "echo 'raise ImportError(\"libcudart.so.13\")' >>%s-2/lib/python3.11/site-packages/vllm/server.py"
-        % vllmdouble.VENV,
-    )
+    # as pip leaves it: with the file, the folder of the packages changes
+    packages = other + "/lib/python3.11/site-packages"
+    sh(ready, "cd %s && echo 'raise ImportError(\"libcudart.so.13\")' >>vllm/server.py && touch ." % packages)
     before = sh(ready, "systemctl show -p InvocationID %s" % UNIT)
     broken = bring(venv="/opt/vllm-double-current", max_num_seqs=8)
     assert broken["failed"] and "libcudart" in broken["msg"], "found by the parser, before the service is touched"
