@@ -66,7 +66,7 @@ def bring(lab: Any, house: house_registry.Registry) -> Any:
     yield run
     for host in HOSTS:
         left = hostsetup.sh(
-            host, "systemctl list-units --all --no-legend 'gpufleet-*'; ls /run/gpufleet 2>/dev/null || :"
+            host, "systemctl list-units --all --no-legend 'gpufleet-seed-*'; ls /run/gpufleet 2>/dev/null || :"
         )
         assert left == "", "nothing is left of seeding"
 
