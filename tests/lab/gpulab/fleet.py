@@ -189,6 +189,13 @@ class Lab:
             podman.remove([name])
         labels = {"gpufleet.lab": self.name, "gpufleet.spec": label}
         podman.create(name, host, base, handed_in, labels, self.shared)
+        try:
+            return self.wait_booted(host, states=("running",), timeout=120)
+        except LabError as error:
+            # Seen once in a container within a container: systemd could not move a unit's process (status 219/CGROUP).
+            self.say("%s is made anew, once: %s" % (host, error))
+            podman.remove([name])
+        podman.create(name, host, base, handed_in, labels, self.shared)
         return self.wait_booted(host, states=("running",), timeout=120)
 
     def wait_booted(self, host: str, states: Sequence[str], timeout: float) -> str:

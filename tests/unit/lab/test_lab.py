@@ -242,6 +242,27 @@ def test_a_host_is_kept_started_or_made_anew(
     assert [name for name, _first in calls] == expected
 
 
+@pytest.mark.parametrize("boots", [2, None])
+def test_a_new_host_that_does_not_boot_is_made_anew_once(
+    tmp_path: Path, calls: list, monkeypatch: pytest.MonkeyPatch, boots: int | None
+) -> None:
+    def wait_booted(self: fleet.Lab, host: str, states: tuple, timeout: float) -> str:
+        if calls.count(("create", "test-gpu1")) != boots:
+            raise LabError("systemd is degraded")
+        return "key"
+
+    said: list = []
+    monkeypatch.setattr(fleet.Lab, "wait_booted", wait_booted)
+    lab = fleet.Lab("test", tmp_path, said.append)
+    if boots:
+        assert lab.ensure_host("gpu1", None, "image", {}, "same") == "key"
+    else:
+        with pytest.raises(LabError, match="degraded"):
+            lab.ensure_host("gpu1", None, "image", {}, "same")
+    assert [name for name, _first in calls] == ["create", "remove", "create"]
+    assert said[-1] == "gpu1 is made anew, once: systemd is degraded"
+
+
 def test_a_stranger_with_the_remembered_pid_is_not_the_container(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7/cgroup").write_text("0::/libpod_parent/libpod-abc/init.scope\n")
