@@ -23,6 +23,7 @@ author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
+  - gpufleet.inference.seeding
 attributes:
   check_mode:
     support: full
@@ -30,11 +31,6 @@ attributes:
     support: none
     details: Nothing of the host is changed.
 options:
-  state:
-    description: Whether models are offered.
-    type: str
-    choices: [started, stopped]
-    default: started
   models:
     description: Models, as M(gpufleet.inference.model_source) was told of them. Required with O(state=started).
     type: list
@@ -56,26 +52,10 @@ options:
         description: Folder for the models of all sources.
         type: path
         default: /var/lib/gpufleet/models
-  token:
-    description: What peers have to ask for, 32 hexadecimal digits, new for each run. Required with O(state=started).
-    type: str
-  peers:
-    description:
-      - Names or addresses of hosts that will ask. The address by which this host reaches the first of them is the one
-        that it listens at.
-    type: list
-    elements: str
-  address:
-    description: IPv4 address of this host to listen at. Left out, it is found by O(peers).
-    type: str
   port:
     description: TCP port to listen at. Peers must be able to reach it.
     type: int
     default: 11436
-  idle_timeout:
-    description: Seconds without a request after which it ends by itself.
-    type: int
-    default: 600
 seealso:
   - module: gpufleet.inference.model_source
 """
