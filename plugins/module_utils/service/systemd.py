@@ -482,6 +482,7 @@ class System:
                     "%s is being changed by another run, process %s, for more than %d s (lock %s): try again later"
                     % (unit, holder, limit, path)
                 )
+            # flock itself has no time limit
             time.sleep(0.1)
         try:
             os.ftruncate(descriptor, 0)
