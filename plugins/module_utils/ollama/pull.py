@@ -15,6 +15,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api impo
 _WRITE_EVERY = 0.5  # seconds between two states of the progress file
 _RESUMES = "; what was downloaded stays, and the next run goes on from there"
 
+_BROKE_OFF = "; the connection to the registry broke off"
 _REMEDIES = (
     ("no space left on device", "free space on the disk of the store, or move it; the next run goes on from there"),
     (
@@ -106,7 +107,7 @@ def pull(
         for event in api.events("/api/pull", {"model": source, "insecure": insecure, "stream": True}, silence):
             if "error" in event:
                 words = str(event["error"]).partition("\n")[0]  # a registry may say it in HTML
-                raise PullError("%s: %s%s" % (name, words, _advice(words) or kept()))
+                raise PullError("%s: %s%s" % (name, words, _advice(words) or _broken(words) + kept()))
             status, digest = str(event.get("status", "")), event.get("digest")
             loading = status.startswith("pulling")
             if not digest:
@@ -129,6 +130,11 @@ def pull(
         raise PullError("%s: %s%s" % (name, error, kept())) from None
     if status != "success":
         raise PullError("%s: the server ended the pull at %r, without success%s" % (name, status, kept()))
+
+
+def _broken(words: str) -> str:
+    """What the server leaves unsaid when its connections break: of several at a time it tells any one's end."""
+    return _BROKE_OFF if any(known in words for known in ("EOF", "context canceled", "connection re")) else ""
 
 
 def _advice(words: str) -> str:

@@ -182,9 +182,7 @@ class _Running(_Part):
 
     def _look(self) -> None:
         """Whether this generation runs, has ended well, or another one is running."""
-        self._settle("deactivating")
-        pid = int(self.state.get("MainPID") or 0)
-        environ = (self.system.environ(pid) if pid else None) or {}
+        environ = self._main_environ()
         own = environ.get(command.MARK) == self.job.mark
         others = [
             name for name, (text, _why) in self.job.environment.items() if own and environ.get(name, text) != text
@@ -195,6 +193,19 @@ class _Running(_Part):
         self.ended = evidence.ended(self.system, self.job)
         self.finished = not self.up() and self.ended is not None and self.ended["ok"]
         self.joined = self.finished or (self.running and self._has_processes())
+
+    def _main_environ(self) -> Dict[str, str]:
+        """The environment of torchrun itself; empty when it does not run, and not before systemd knows that."""
+        until = time.monotonic() + END_LIMIT
+        while True:
+            self._settle("deactivating")
+            pid = int(self.state.get("MainPID") or 0)
+            environ = self.system.environ(pid) if pid else {}
+            if environ is not None or time.monotonic() > until:
+                return environ or {}
+            # it has ended, and systemd still calls the unit active
+            time.sleep(0.05)
+            self.state = self.system.show(self.unit)
 
     def _settle(self, *passing: str) -> None:
         """Until the unit is in none of these states any more: how it ended is written when systemd is done with it."""

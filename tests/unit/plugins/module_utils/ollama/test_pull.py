@@ -79,7 +79,9 @@ def test_success_is_the_last_status() -> None:
     "words, advice",
     [
         ("pull model manifest: file does not exist", "the registry has no such model"),
-        ("max retries exceeded: unexpected EOF", "what was downloaded stays"),
+        ("max retries exceeded: unexpected EOF", "the connection to the registry broke off; what was downloaded stays"),
+        ("context canceled", "the connection to the registry broke off; what was downloaded stays"),
+        ("pull model manifest: 503: busy", "what was downloaded stays"),
         ("digest mismatch, file must be downloaded again: want sha256:1, got sha256:2", "the file was removed"),
         ("write /x/sha256-1-partial: no space left on device", "free space on the disk"),
     ],

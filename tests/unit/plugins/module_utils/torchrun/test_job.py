@@ -39,6 +39,7 @@ class FakeSystem(System):
         self.dies, self.ends = None, ("success", "exited", "0")
         self.forbidden = False
         self.processes = {}
+        self.buried = 0  # looks at a main process that has ended before systemd knows it
 
     def path(self, name):
         return Path(self.root + name)
@@ -57,6 +58,11 @@ class FakeSystem(System):
         return {"ActiveState": state, "LoadState": there, "MainPID": pid, "InvocationID": self.invocation}
 
     def environ(self, pid):
+        if pid == 7 and self.buried:
+            self.buried -= 1
+            if not self.buried:
+                self.end(*self.ends)
+            return None
         return self.processes.get(pid, self.environment)
 
     def pids(self, control_group):
@@ -262,6 +268,15 @@ def test_joined(bring, system):
     assert (result["joined"], result["running"], result["verdict"], result["changed"]) == (True, True, "ok", False)
     assert bring("present")["joined"] is True
     assert bring(restart=True)["joined"] is False
+
+
+@pytest.mark.parametrize("state", ["present", "finished", "joined"])
+def test_one_that_has_ended_before_systemd_knows(bring, system, state):
+    """The unit is active and its main process has no environment any more: no other definition of the job either."""
+    bring()
+    system.buried = 3
+    result = bring.bare(state)
+    assert (result["ready"], result["stale"], result["changed"]) == (True, False, False)
 
 
 @pytest.mark.parametrize("status, text", [("TERM", "ended by SIGTERM"), ("KILL", "ended by SIGKILL")])
