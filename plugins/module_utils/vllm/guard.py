@@ -19,7 +19,7 @@ import os
 
 
 def _hash(text):
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(text.encode()).digest()
 
 
 class Guard:
@@ -40,7 +40,7 @@ class Guard:
 
     def _allowed(self, scope):
         path, root = scope["path"], scope.get("root_path", "")
-        if root and path.startswith(root):
+        if path.startswith(root):
             path = path[len(root) :]
         if scope.get("method") == "OPTIONS" or path in self.open:
             return True

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Union
+from typing import Any, List, NamedTuple, Optional, Union
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.shape import Shape
 
@@ -44,7 +44,7 @@ def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data
     if hosts > 1:
         if copies > 1:
             raise ParallelError("data_parallel_size: %d copies of a model on %d hosts; expected 1" % (copies, hosts))
-        if fixed_tensor is None and fixed_pipeline is None and gpus:
+        if fixed_tensor is None and fixed_pipeline is None:
             fixed_tensor = choose(gpus, shape, None, None, 1).tensor
     if gpus % copies:
         raise ParallelError(
@@ -55,16 +55,16 @@ def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data
     if gpus == 0:
         return _checked(Parallel(fixed_tensor or 1, fixed_pipeline or 1, copies, "no GPU"), shape)
     if fixed_tensor is None:
-        across = each // fixed_pipeline if fixed_pipeline and each % fixed_pipeline == 0 else each
+        across = max(each // (fixed_pipeline or 1), 1)
         fitting = [size for size in _divisors(across) if _splits(shape, size)]
-        fixed_tensor = across if fixed_pipeline and not fitting else max(fitting or [1])
+        fixed_tensor = max(fitting)
         if fixed_pipeline and fixed_tensor != across:
             raise ParallelError(
                 "%s do not split over the %d GPUs of a stage; choose another pipeline_parallel_size, or %s GPUs"
                 % (_heads(shape), across, " or ".join(map(str, fitting)))
             )
     if fixed_pipeline is None:
-        fixed_pipeline = each // fixed_tensor if each % fixed_tensor == 0 else 1
+        fixed_pipeline = max(each // fixed_tensor, 1)
     found = _checked(Parallel(fixed_tensor, fixed_pipeline, copies, _why(each, copies, fixed_tensor, shape)), shape)
     if found.world != gpus:
         chosen = "visible_devices" + (", %d on each of %d hosts" % (gpus // hosts, hosts) if hosts > 1 else "")
@@ -100,12 +100,9 @@ def _splits(shape: Optional[Shape], size: int) -> bool:
     return bool(shape.latent) or (size % kv_heads == 0 if size >= kv_heads else kv_heads % size == 0)
 
 
-def _heads(shape: Optional[Shape]) -> str:
-    heads, kv_heads = (shape.heads, shape.kv_heads) if shape else (None, None)
-    return "the model's %s attention heads%s" % (
-        heads,
-        "" if heads == kv_heads else " (%s of keys and values)" % kv_heads,
-    )
+def _heads(shape: Any) -> str:
+    of_keys = "" if shape.heads == shape.kv_heads else " (%s of keys and values)" % shape.kv_heads
+    return "the model's %s attention heads%s" % (shape.heads, of_keys)
 
 
 def _why(each: int, copies: int, tensor: int, shape: Optional[Shape]) -> str:
@@ -115,7 +112,7 @@ def _why(each: int, copies: int, tensor: int, shape: Optional[Shape]) -> str:
     elif tensor == each:
         words.append("%d heads split over all of them" % shape.heads)
     else:
-        words.append("%d heads (%s of keys and values) split over %d at most" % (shape.heads, shape.kv_heads, tensor))
+        words.append("%d heads (%s of keys and values) split over %d" % (shape.heads, shape.kv_heads, tensor))
     return ", ".join(words)
 
 
@@ -127,6 +124,6 @@ def _number(option: str, value: Size) -> Optional[int]:
     """A size; None for ``auto``."""
     if value is None or value == "auto":
         return None
-    if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
+    if not str(value).isdigit() or int(value) < 1:
         raise ParallelError("%s: %r is neither a number of 1 or more nor auto" % (option, value))
     return int(value)

@@ -42,8 +42,11 @@ def ask(monkeypatch):
 def test_without_the_key_nothing_is_answered(ask, path):
     through, sent = ask(path)
     assert through == []
-    assert [message.get("status") for message in sent] == [401, None]
-    assert sent[1]["body"] == b'{"error":"Unauthorized"}', "as vLLM's own"
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"24")]
+    assert sent == [
+        {"type": "http.response.start", "status": 401, "headers": headers},
+        {"type": "http.response.body", "body": b'{"error":"Unauthorized"}'},  # as vLLM's own
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,7 @@ def test_what_goes_through(ask):
     assert ask("/v1/models", method="OPTIONS")[0], "browsers ask without a key"
     assert ask("/anything", kind="lifespan")[0]
     assert ask("/team/health", root_path="/team")[0]
+    assert not ask("/them/health", root_path="/team")[0]
 
 
 def test_a_websocket_is_closed(ask):

@@ -73,6 +73,7 @@ def test_what_config_json_tells(config, key, value):
         (4, LLAMA8, ("auto", "auto", "auto"), (4, 1, 1)),
         (1, LLAMA8, (None, None, None), (1, 1, 1)),
         (0, LLAMA8, (None, None, None), (1, 1, 1)),
+        (0, LLAMA8, (None, "2", None), (1, 2, 1)),
         (3, LLAMA8, (None, None, None), (1, 3, 1)),
         (6, LLAMA8, (None, None, None), (2, 3, 1)),
         (16, LLAMA8, (None, None, None), (16, 1, 1)),  # heads of keys and values are copied
@@ -80,13 +81,34 @@ def test_what_config_json_tells(config, key, value):
         (8, LLAMA70, (None, "2", None), (4, 2, 1)),
         (8, LLAMA70, (None, None, "2"), (4, 1, 2)),
         (6, None, (None, None, None), (6, 1, 1)),
+        (6, {"num_hidden_layers": 4}, (None, None, None), (6, 1, 1)),
+        (6, {"num_attention_heads": 2}, (None, "3", None), (2, 3, 1)),  # how many layers is not known
+        (4, dict(LLAMA8, num_hidden_layers=4), ("1", "4", None), (1, 4, 1)),
+        (16, dict(LLAMA8, num_attention_heads=24), (None, None, None), (8, 2, 1)),
+        (12, dict(LLAMA8, num_attention_heads=48), (None, None, None), (4, 3, 1)),  # 8 of keys and values, not 48
+        (12, dict(DEEPSEEK, num_attention_heads=48, num_key_value_heads=8), (None, None, None), (12, 1, 1)),
         (6, dict(LLAMA8, num_key_value_heads=6, num_attention_heads=12), (None, None, None), (6, 1, 1)),
     ],
 )
 def test_sizes(gpus, config, wanted, sizes):
     found = choose(gpus, shape.read(config) if config else None, *wanted)
     assert found[:3] == sizes
-    assert found.why
+
+
+@pytest.mark.parametrize(
+    "gpus, config, wanted, why",
+    [
+        (1, LLAMA8, (None, None, None), "1 GPU, 32 heads split over all of them"),
+        (4, LLAMA8, (None, None, None), "4 GPUs, 32 heads split over all of them"),
+        (6, LLAMA8, (None, None, None), "6 GPUs, 32 heads (8 of keys and values) split over 2"),
+        (8, LLAMA8, (None, None, "2"), "4 GPUs for each of 2 copies, 32 heads split over all of them"),
+        (2, None, (None, None, None), "2 GPUs, config.json not known before the start"),
+        (2, {"num_hidden_layers": 4}, (None, None, None), "2 GPUs, config.json not known before the start"),
+        (0, LLAMA8, (None, None, None), "no GPU"),
+    ],
+)
+def test_why_these_sizes(gpus, config, wanted, why):
+    assert choose(gpus, shape.read(config) if config else None, *wanted).why == why
 
 
 @pytest.mark.parametrize(
@@ -99,11 +121,17 @@ def test_sizes(gpus, config, wanted, sizes):
             "32 attention heads (8 of keys and values) do not split over 3 GPUs; possible are 1, 2, 4",
         ),
         (3, {"num_attention_heads": 4}, ("3", None, None), "4 attention heads do not split"),
-        (4, LLAMA8, ("2", "1", None), "tensor 2 × pipeline 1 × data 1 = 2 GPUs, but 4 are chosen"),
+        (4, LLAMA8, ("2", "1", None), "tensor 2 × pipeline 1 × data 1 = 2 GPUs, but 4 are chosen (visible_devices);"),
+        (6, LLAMA8, (None, "4", None), "tensor 1 × pipeline 4 × data 1 = 4 GPUs, but 6 are chosen"),
+        (2, LLAMA8, (None, "4", None), "tensor 1 × pipeline 4 × data 1 = 4 GPUs, but 2 are chosen"),
+        (2, LLAMA8, ("4", None, None), "tensor 4 × pipeline 1 × data 1 = 4 GPUs, but 2 are chosen"),
+        (8, dict(LLAMA8, num_attention_heads=24), ("3", None, None), "24 attention heads (8 of keys and values) do"),
         (4, LLAMA8, (None, None, "3"), "3 copies of the model do not share 4 GPUs"),
         (6, LLAMA8, (None, "2", None), "do not split over the 3 GPUs of a stage"),
         (4, dict(LLAMA8, num_hidden_layers=2), ("1", "4", None), "4 stages for 2 layers"),
-        (4, LLAMA8, ("many", None, None), "'many' is neither"),
+        (4, LLAMA8, ("many", None, None), "tensor_parallel_size: 'many' is neither"),
+        (4, LLAMA8, (None, True, None), "pipeline_parallel_size: True is neither"),
+        (4, LLAMA8, (None, None, "-1"), "data_parallel_size: '-1' is neither"),
         (4, LLAMA8, ("0", None, None), "'0' is neither"),
     ],
 )

@@ -206,11 +206,17 @@ def test_the_template_is_written_where_there_is_none_and_undone(tmp_path):
     folder = tmp_path / "etc/systemd/system"
     folder.mkdir(parents=True)
     step = TemplateStep(str(tmp_path))
-    assert step.needed() and TEXT in step.diff()["after"]
+    path = folder / "vllm@.service"
+    assert step.needed() and not step.restarts
+    assert step.diff() == {"before": "", "after": "# %s\n%s" % (path, TEXT)}
     step.apply()
     assert os.listdir(folder) == ["vllm@.service"] and not TemplateStep(str(tmp_path)).needed()
+    assert path.read_text() == TEXT and path.stat().st_mode & 0o777 == 0o644
+    TemplateStep(str(tmp_path)).undo()
+    assert path.exists(), "which that one has not written"
     step.undo()
     assert os.listdir(folder) == []
+    step.undo()
     (tmp_path / "usr/lib/systemd/system").mkdir(parents=True)
     (tmp_path / "usr/lib/systemd/system/vllm@.service").write_text("by another package")
     assert not TemplateStep(str(tmp_path)).needed()
