@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.sharing import share
+
 DOCUMENTATION = r"""
 name: model_seeding
 short_description: Who downloads a model from its hub, and who seeds it to whom
@@ -46,6 +48,7 @@ _value:
 """
 
 HUBS = ("huggingface", "modelscope")
+NAMED = ("name", "source", "revision", "root")
 
 
 def _key(item: Mapping[str, Any]) -> Tuple[str, ...]:
@@ -54,30 +57,21 @@ def _key(item: Mapping[str, Any]) -> Tuple[str, ...]:
 
 def plan(results: Mapping[str, Any], batch: List[str]) -> Dict[str, Dict[str, Any]]:
     """See DOCUMENTATION."""
-    pulls: Dict[str, List[Dict[str, Any]]] = {}
-    seeds: Dict[str, Dict[str, Any]] = {}
-    items: Dict[Tuple[str, ...], Dict[str, Any]] = {}
-    have: Dict[Tuple[str, ...], List[str]] = {}
-    lack: Dict[Tuple[str, ...], List[str]] = {}
+    lack: Dict[Tuple[str, ...], Dict[str, Any]] = {}
+    have: Dict[Tuple[str, ...], Dict[str, Any]] = {}
     for host, of_host in results.items():
-        for one in of_host or ():
-            key = _key(one["item"])
-            if key[0] in HUBS and (one.get("path") or host in batch):
-                items.setdefault(key, dict(one["item"]))
-                (lack if one.get("missing") else have).setdefault(key, []).append(host)
-    for key, peers in lack.items():
-        owners = have.get(key)
-        if not owners and len(peers) < 2:
-            continue  # nobody to share the download with
-        seeder = (owners or peers)[0]
-        if not owners:
-            pulls.setdefault(seeder, []).append(items[key])
-        seed = seeds.setdefault(seeder, {"models": [], "peers": []})
-        seed["models"].append(
-            {name: items[key][name] for name in ("name", "source", "revision", "root") if name in items[key]}
-        )
-        seed["peers"] += [peer for peer in peers if peer != seeder and peer not in seed["peers"]]
-    return {"pull": pulls, "seed": seeds}
+        for one in of_host:
+            key, item = _key(one["item"]), one["item"]
+            if key[0] not in HUBS:
+                continue
+            if one.get("path"):
+                have.setdefault(key, {})[host] = item
+            elif one.get("missing") and host in batch:
+                lack.setdefault(key, {})[host] = item
+    found = share(lack, have)
+    for seed in found["seed"].values():
+        seed["models"] = [{name: item[name] for name in NAMED if name in item} for item in seed["models"]]
+    return found
 
 
 class FilterModule:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping
 
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.sharing import share
+
 DOCUMENTATION = r"""
 name: ollama_seeding
 short_description: Who pulls a model from the registry, and who seeds it to whom
@@ -51,28 +53,19 @@ _value:
 def plan(results: Mapping[str, Any], batch: List[str]) -> Dict[str, Dict[str, Any]]:
     """See DOCUMENTATION."""
     told = {host: result for host, result in results.items() if result and result.get("unit")}
-    pulls: Dict[str, List[Dict[str, Any]]] = {}
-    seeds: Dict[str, Dict[str, Any]] = {}
-    lacking: Dict[str, List[str]] = {}
-    for host in batch:
-        for item in told.get(host, {}).get("pull_needed") or ():
-            lacking.setdefault(item["name"], []).append(host)
-    for name, peers in lacking.items():
-        owners = [
-            host
-            for host, result in told.items()
-            if any(model["name"] == name and model.get("digest") for model in result.get("models") or ())
-        ]
-        if not owners and len(peers) < 2:
-            continue  # nobody to share the download with
-        seeder = (owners or peers)[0]
-        if not owners:
-            needed = told[seeder]["pull_needed"]
-            pulls.setdefault(seeder, []).extend(item for item in needed if item["name"] == name)
-        seed = seeds.setdefault(seeder, {"unit": told[seeder]["unit"], "models": [], "peers": []})
-        seed["models"].append(name)
-        seed["peers"] += [peer for peer in peers if peer != seeder and peer not in seed["peers"]]
-    return {"pull": pulls, "seed": seeds}
+    lack: Dict[str, Dict[str, Any]] = {}
+    have: Dict[str, Dict[str, Any]] = {}
+    for host, result in told.items():
+        for item in result.get("pull_needed") or ():
+            if host in batch:
+                lack.setdefault(item["name"], {})[host] = item
+        for item in result["models"]:
+            if item.get("digest"):
+                have.setdefault(item["name"], {})[host] = item
+    found = share(lack, have)
+    for host, seed in found["seed"].items():
+        seed.update(unit=told[host]["unit"], models=[item["name"] for item in seed["models"]])
+    return found
 
 
 class FilterModule:

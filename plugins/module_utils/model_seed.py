@@ -7,50 +7,41 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place, SourceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding.offer import Unable
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 
 _NOBODY = 65534  # the files are readable by all
 _PIECE = 1 << 20
 
 
 def bring(params: Mapping[str, Any], check_mode: bool, system: Optional[Any] = None) -> Dict[str, Any]:
-    """Start or end to offer models.
+    """Start or end to offer models; see offer.bring."""
+    return offer.bring(params, check_mode, system or System(), lambda: _look(params["models"]))
 
-    :returns: the module's result.
-    :raises SourceError: the declaration is wrong; nothing was touched.
-    :raises Unable: nothing runs now.
-    """
-    system = system or System()
-    try:
-        if params["state"] == "stopped":
-            return offer.end(params, check_mode, system)
-        if not offer.is_token(params["token"]):
-            raise SourceError("token: expected 32 hexadecimal digits in small letters, new for each run")
-        blobs: Dict[str, str] = {}
-        models = {}
-        for model in params["models"] or ():
+
+def _look(models: List[Dict[str, Any]]) -> offer.Offer:
+    found = offer.Offer({}, {}, _NOBODY)
+    for model in models:
+        try:
             place = Place(model)
-            models[place.key] = _offered(place, blobs)
-        told = offer.begin({"manifests": {}, "blobs": blobs, "type": ""}, _NOBODY, params, check_mode, system)
-    except (ManagerError, OSError) as error:
-        raise Unable(str(error)) from None
-    return dict(told, models=models, msg="%s offers %s" % (told["url"], ", ".join(models)))
+        except SourceError as error:
+            raise offer.SeedError(str(error)) from None
+        found.models[place.key] = _told(place, found.blobs)
+    return found
 
 
-def _offered(place: Place, blobs: Dict[str, str]) -> Dict[str, Any]:
+def _told(place: Place, blobs: Dict[str, str]) -> Dict[str, Any]:
     """What peers are told of a model; its files go to ``blobs``."""
     commit = place.commit()
     if not commit or not place.whole(commit):
-        raise Unable("%s is not in %s" % (place.shown, place.folder))
+        raise offer.Unable("%s is not in %s" % (place.shown, place.folder))
     record, files = place.record(commit), []
     for name, size in sorted(record["files"].items()):
         path = os.path.join(place.path(commit), name)
-        sha256 = (record.get("sha256") or {}).get(name) or _sha256(path)
+        sha256 = record.get("sha256", {}).get(name) or _sha256(path)
         blobs["sha256:" + sha256] = path
         files.append({"path": name, "size": size, "sha256": sha256})
     return {"commit": commit, "files": files}

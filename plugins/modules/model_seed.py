@@ -109,6 +109,7 @@ unit:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.inference.plugins.module_utils import model_seed
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 
 
 def argument_spec():
@@ -135,9 +136,9 @@ def main():
     )
     try:
         result = model_seed.bring(module.params, module.check_mode)
-    except model_seed.SourceError as error:
+    except offer.SeedError as error:
         module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
-    except model_seed.Unable as error:
+    except offer.Unable as error:
         module.warn("does not seed: %s" % error)
         module.exit_json(changed=False, models={}, unit="", msg="does not seed: %s" % error)
     module.exit_json(**result)

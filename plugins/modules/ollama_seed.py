@@ -91,6 +91,7 @@ unit:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 
 
 def argument_spec():
@@ -113,9 +114,9 @@ def main():
     )
     try:
         result = seeding.bring(module.params, module.check_mode)
-    except seeding.SeedError as error:
+    except offer.SeedError as error:
         module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
-    except seeding.Unable as error:
+    except offer.Unable as error:
         module.warn("does not seed: %s" % error)
         module.exit_json(changed=False, models={}, unit="", msg="does not seed: %s" % error)
     module.exit_json(**result)

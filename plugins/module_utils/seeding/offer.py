@@ -11,12 +11,14 @@ import re
 import socket
 import sys
 import time
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import program
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
 
 _FOLDER = "/run/gpufleet"
 _STARTS = 10.0  # seconds until it listens
+_STOPS = 30
 _SANDBOX = {
     "CapabilityBoundingSet": "",
     "LimitNOFILE": "65536",
@@ -32,43 +34,59 @@ _SANDBOX = {
 }
 
 
+class SeedError(Exception):
+    """The declaration is wrong; nothing was touched."""
+
+
 class Unable(Exception):
     """This host cannot seed; others have to do without it."""
 
 
-def is_token(token: Optional[str]) -> bool:
-    """Whether it is one that nobody guesses."""
-    return bool(re.match(r"[0-9a-f]{32}\Z", token or ""))
+class Offer(NamedTuple):
+    """What the program is to serve: see program.serve."""
+
+    blobs: Dict[str, str]
+    models: Dict[str, Any]
+    """What peers are told, by the names of the models."""
+    uid: int
+    """Of the user who may read the files."""
+    manifests: Dict[str, str] = {}
+    type: str = ""
 
 
-def _runs(own: str, system: Any) -> bool:
-    return system.show(own).get("ActiveState") in ("active", "activating", "deactivating")
+def bring(params: Mapping[str, Any], check_mode: bool, system: Any, look: Callable[[], Offer]) -> Dict[str, Any]:
+    """Start or end to offer models at a port.
 
-
-def end(params: Mapping[str, Any], check_mode: bool, system: Any) -> Dict[str, Any]:
-    """End to offer at a port; the result of a module."""
-    own = "gpufleet-seed-%d.service" % params["port"]
-    runs = _runs(own, system)
-    if runs and not check_mode:
-        system.stop(own, 30)
-    return {"changed": runs, "unit": own, "models": {}, "msg": "%s ended" % own if runs else "no %s" % own}
-
-
-def begin(config: Dict[str, Any], uid: int, params: Mapping[str, Any], check_mode: bool, system: Any) -> Dict[str, Any]:
-    """Offer what the program's configuration says; the result of a module.
-
-    :param uid: number of the user as whom the program reads the files.
-    :param params: ``address``, ``peers``, ``port``, ``idle_timeout`` and ``token`` of a module.
+    :param look: what is to be offered.
+    :returns: the module's result.
+    :raises SeedError: nothing was touched.
     :raises Unable: nothing runs now.
     """
     own = "gpufleet-seed-%d.service" % params["port"]
-    config["address"] = params["address"] or toward(params["peers"] or ())
-    config.update(port=params["port"], idle=params["idle_timeout"], prefix="gpufleet-" + params["token"])
-    if not check_mode:
-        if _runs(own, system):
-            system.stop(own, 30)  # of a run that was killed
-        _start(own, uid, config, system)
-    return {"changed": True, "unit": own, "url": "http://%s:%d" % (config["address"], config["port"])}
+    try:
+        runs = system.show(own).get("ActiveState") in ("active", "activating", "deactivating")
+        if params["state"] == "stopped":
+            if runs and not check_mode:
+                system.stop(own, _STOPS)
+            return {"changed": runs, "unit": own, "models": {}, "msg": "%s ended" % own if runs else "no %s" % own}
+        if not re.match(r"[0-9a-f]{32}\Z", params["token"] or ""):
+            raise SeedError("token: expected 32 hexadecimal digits in small letters, new for each run")
+        if not params["models"]:
+            raise SeedError("models: is empty; expected what is to be offered")
+        offered = look()
+        address = params["address"] or toward(params["peers"] or ())
+        if not check_mode:
+            if runs:
+                system.stop(own, _STOPS)  # of a run that was killed
+            config = {"address": address, "port": params["port"], "idle": params["idle_timeout"]}
+            config.update(prefix="gpufleet-" + params["token"], blobs=offered.blobs)
+            config.update(manifests=offered.manifests, type=offered.type)
+            _start(own, offered.uid, config, system)
+    except (ManagerError, OSError) as error:
+        raise Unable(str(error)) from None
+    url = "http://%s:%d" % (address, params["port"])
+    said = "%s offers %s" % (url, ", ".join(offered.models))
+    return {"changed": True, "unit": own, "url": url, "models": offered.models, "msg": said}
 
 
 def toward(peers: Any) -> str:
@@ -111,7 +129,7 @@ def _start(own: str, uid: int, config: Dict[str, Any], system: Any) -> None:
         while not _listens(address):
             ended = system.show(own).get("ActiveState") not in ("active", "activating")
             if ended or time.monotonic() > until:
-                system.stop(own, 30)
+                system.stop(own, _STOPS)
                 raise Unable("%s %s; see journalctl -u %s" % (own, "ended" if ended else "does not listen", own))
             # nothing tells when the port is open
             time.sleep(0.05)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Dict
@@ -21,18 +22,22 @@ _SILENCE = 60  # seconds that one peer may take nothing
 
 
 class Server(ThreadingHTTPServer):
-    """Ends itself when nobody has asked for anything for ``idle`` seconds."""
+    """Ends itself when for ``idle`` seconds nobody has asked for anything or is still taking it."""
 
-    daemon_threads = True
     request_queue_size = 256
     idle = 0.0
-    busy = 0
-    last = 0.0
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        self._lock, self._busy, self._last = threading.Lock(), 0, time.monotonic()
+
+    def count(self, more: int) -> None:
+        """One request more, or less."""
+        with self._lock:
+            self._busy, self._last = self._busy + more, time.monotonic()
 
     def service_actions(self) -> None:
-        if self.busy:
-            self.last = time.monotonic()
-        elif time.monotonic() - self.last > self.idle:
+        if not self._busy and time.monotonic() - self._last > self.idle:
             raise SystemExit(0)
 
 
@@ -42,7 +47,7 @@ def serve(config: Dict[str, Any]) -> None:
     :param config: ``address``, ``port``, ``idle`` in seconds, ``prefix`` of all paths, ``manifests``: text by digest,
         ``blobs``: path by digest, ``sha256:`` before each.
     """
-    make(config).serve_forever(0.5)
+    make(config).serve_forever()
 
 
 def make(config: Dict[str, Any]) -> Server:
@@ -59,19 +64,21 @@ def make(config: Dict[str, Any]) -> Server:
         timeout = _SILENCE
 
         def do_GET(self) -> None:
-            self.server.busy += 1  # type: ignore[attr-defined]
+            server: Any = self.server
+            server.count(1)
             try:
                 self._answer()
             except OSError:
                 self.close_connection = True  # the peer is gone, or the file
             finally:
-                self.server.busy -= 1  # type: ignore[attr-defined]
+                server.count(-1)
 
         do_HEAD = do_GET
 
         def _answer(self) -> None:
             blob = asked.match(self.path)
-            file = config["blobs"].get(blob.group(1)) if blob else None
+            digest = blob.group(1) if blob else ""
+            file = config["blobs"].get(digest)
             if self.path in manifests:
                 content = manifests[self.path]
                 self._head(200, len(content), ("Content-Type", config["type"]))
@@ -80,19 +87,20 @@ def make(config: Dict[str, Any]) -> Server:
             elif file is None:
                 self._head(404, 0)
             elif self.command == "GET" and self.path.startswith("/v2/"):
-                self._head(307, 0, ("Location", other + "%s/blobs/%s" % (prefix, blob.group(1) if blob else "")))
+                self._head(307, 0, ("Location", "%s%s/blobs/%s" % (other, prefix, digest)))
             else:
                 self._file(file)
 
         def _file(self, path: str) -> None:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
+                first, last = 0, size - 1
                 part = re.match(r"bytes=(\d+)-(\d*)\Z", self.headers.get("Range") or "")
-                first = int(part.group(1)) if part else 0
-                last = min(int(part.group(2)) if part and part.group(2) else size - 1, size - 1)
-                if part and first > last:
-                    self._head(416, 0)
-                    return
+                if part:
+                    first, last = int(part.group(1)), min(int(part.group(2) or last), last)
+                    if first > last:
+                        self._head(416, 0)
+                        return
                 length = last - first + 1
                 span = [("Content-Range", "bytes %d-%d/%d" % (first, last, size))] if part else []
                 self._head(206 if part else 200, length, *span)
@@ -110,5 +118,5 @@ def make(config: Dict[str, Any]) -> Server:
             pass  # paths hold the token
 
     server = Server((config["address"], config["port"]), Handler)
-    server.idle, server.last = float(config["idle"]), time.monotonic()
+    server.idle = float(config["idle"])
     return server

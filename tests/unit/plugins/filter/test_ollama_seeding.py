@@ -56,3 +56,13 @@ def test_a_model_without_a_digest_is_not_there() -> None:
     assert ollama_seeding.plan({"a": made, "b": host("m"), "c": host("m")}, ["a", "b", "c"])["pull"] == {
         "b": [{"name": "m"}]
     }
+
+
+def test_a_host_is_a_peer_once() -> None:
+    found = ollama_seeding.plan({"a": host("m n"), "b": host("m n")}, ["a", "b"])
+    assert found["seed"] == {"a": {"models": ["m", "n"], "peers": ["b"], "unit": "ollama.service"}}
+
+
+def test_a_host_that_failed_is_left_out() -> None:
+    failed = {"failed": True, "msg": "unreachable"}
+    assert ollama_seeding.plan({"a": failed, "b": host("m")}, ["a", "b"]) == {"pull": {}, "seed": {}}

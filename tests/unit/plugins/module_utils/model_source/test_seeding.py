@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.filter.model_seeding import plan
 from ansible_collections.gpufleet.inference.plugins.module_utils import model_seed as seeding
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, source
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import SourceError
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import program
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer, program
 
 COMMIT, TOKEN = "a" * 40, "5" * 32
+PARAMETERS = {"state": "started", "token": TOKEN, "address": "127.0.0.1", "peers": None, "idle_timeout": 60}
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 300000}
 
 
@@ -40,20 +41,32 @@ def offered(owner, monkeypatch):
     """What peers are told of it, while the real program serves it."""
     running = []
 
-    def begin(config, uid, params, check_mode, system):
-        config.update(address="127.0.0.1", port=0, idle=60, prefix="gpufleet-" + params["token"])
+    def start(own, uid, config, system):
+        assert uid == 65534, "who may read what all may read, and nothing else"
         running.append(program.make(config))
         threading.Thread(target=running[0].serve_forever, args=(0.01,), daemon=True).start()
-        return {"changed": True, "unit": "u", "url": "http://127.0.0.1:%d" % running[0].server_address[1]}
 
-    monkeypatch.setattr(seeding.offer, "begin", begin)
+    monkeypatch.setattr(seeding.offer, "_start", start)
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     model = {"name": "o/m", "source": "huggingface", "revision": None, "root": str(owner)}
-    yield seeding.bring({"state": "started", "models": [model], "token": TOKEN}, False, object())
+    yield seeding.bring(asked([model]), False, NoUnit())
     running[0].shutdown()
     running[0].server_close()
+
+
+class NoUnit:
+    """A systemd that knows none."""
+
+    def show(self, unit):
+        return {"ActiveState": "inactive"}
+
+
+def asked(models, **more):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {**PARAMETERS, "models": models, "port": port, **more}
 
 
 def peer(tmp_path, offered, warnings, token=TOKEN, **more):
@@ -109,31 +122,23 @@ def test_an_unsafe_name_is_not_taken(tmp_path, offered):
 
 def test_what_cannot_be_offered(owner):
     model = {"name": "o/other", "source": "huggingface", "revision": None, "root": str(owner)}
-    with pytest.raises(seeding.Unable, match="main of o/other is not in"):
-        seeding.bring({"state": "started", "models": [model], "token": TOKEN}, False, object())
-    with pytest.raises(SourceError, match="32 hexadecimal"):
-        seeding.bring({"state": "started", "models": [model], "token": "short"}, False, object())
+    with pytest.raises(offer.Unable, match="main of o/other is not in"):
+        seeding.bring(asked([model]), False, NoUnit())
+    with pytest.raises(offer.Unable, match="is not in"):
+        seeding.bring(asked([dict(model, revision=COMMIT)]), False, NoUnit())
+    for wrong in ({"token": "short"}, {"models": []}, {"models": [dict(model, name="no-slash")]}):
+        with pytest.raises(offer.SeedError, match="expected"):
+            seeding.bring({**asked([model]), **wrong}, False, NoUnit())
 
 
-def told(name, missing, **more):
-    result = {"item": {"name": name, **more}, "path": None if missing else "/there"}
-    return {**result, "missing": True} if missing else result
-
-
-def test_who_downloads_and_who_seeds():
-    results = {
-        "a": [told("o/one", True), told("o/two", True), told("g/g", True, source="git")],
-        "b": [told("o/one", True), told("o/two", False), told("g/g", True, source="git")],
-        "c": [told("o/one", True), told("o/two", True), told("o/alone", True)],
-        "d": [],
-    }
-    assert plan(results, ["a", "b", "c", "d"]) == {
-        "pull": {"a": [{"name": "o/one"}]},
-        "seed": {
-            "a": {"models": [{"name": "o/one"}], "peers": ["b", "c"]},
-            "b": {"models": [{"name": "o/two"}], "peers": ["a", "c"]},
-        },
-    }
-    # of a later batch, whose hosts alone lack it now
-    results["a"][0] = told("o/one", False)
-    assert plan(results, ["c"])["seed"]["a"] == {"models": [{"name": "o/one"}], "peers": ["c"]}
+def test_a_checksum_that_is_known_is_not_counted_again(owner):
+    marker = owner / "huggingface/o/m" / COMMIT / "gpufleet.json"
+    known = {"config.json": "0" * 64}
+    marker.write_text(json.dumps({"sha256": known, **json.loads(marker.read_text())}))
+    model = {"name": "o/m", "source": "huggingface", "revision": COMMIT, "root": str(owner)}
+    told = seeding.bring(asked([model]), True, NoUnit())
+    weights = {"path": "model.safetensors", "size": 300000, "sha256": hashlib.sha256(b"w" * 300000).hexdigest()}
+    files = [{"path": "config.json", "size": 2, "sha256": "0" * 64}, weights]
+    key = "huggingface o/m " + COMMIT
+    assert told["models"] == {key: {"commit": COMMIT, "files": files}}
+    assert told["msg"] == "%s offers %s" % (told["url"], key)

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -61,13 +64,13 @@ class FakeSystem:
         self.process: Optional[subprocess.Popen] = None
         self.stopped: List[str] = []
         self.command: List[str] = []
-        self.fails = ""
+        self.fails, self.state = "", ""
 
     def show(self, unit: str) -> Dict[str, str]:
         if unit == "ollama.service":
             return {"MainPID": str(os.getpid())}
         runs = self.process is not None and self.process.poll() is None
-        return {"ActiveState": "active" if runs else "inactive"}
+        return {"ActiveState": self.state or ("active" if runs else "inactive")}
 
     def environ(self, pid: int) -> Dict[str, str]:
         return self.environment
@@ -119,6 +122,8 @@ def test_a_peer_gets_what_is_offered_and_nothing_else(system: FakeSystem, store:
     manifest = (store / "manifests/registry.ollama.ai/library/big/v1").read_bytes()
     assert result["models"] == {"big:v1": sha256(manifest)}
     assert result["url"] == "http://127.0.0.1:%d" % port
+    assert result["msg"] == "http://127.0.0.1:%d offers big:v1" % port
+    assert (result["changed"], result["unit"]) == (True, "gpufleet-seed-%d.service" % port)
     base = "%s/v2/gpufleet-%s/%s" % (result["url"], TOKEN, sha256(manifest))
     status, headers, content = get(base + "/manifests/seed")
     assert (status, content) == (200, manifest)
@@ -154,71 +159,163 @@ def test_the_token_is_in_no_command_line_and_no_file(system: FakeSystem, port: i
     assert TOKEN not in json.dumps(system.properties)
     assert list((tmp_path / "run").iterdir()) == []
     assert system.properties["User"] == str(os.getuid())
-    assert seeding.bring({"state": "stopped", "port": port}, False, system)["changed"]
-    assert system.stopped == ["gpufleet-seed-%d.service" % port]
-    assert seeding.bring({"state": "stopped", "port": port}, False, system)["changed"] is False
+    sandbox = {
+        "NoNewPrivileges": "yes",
+        "CapabilityBoundingSet": "",
+        "ProtectSystem": "strict",
+        "PrivateDevices": "yes",
+    }
+    assert sandbox.items() <= system.properties.items()
+    assert system.properties["StandardInput"] == "file:%s/run/gpufleet-seed-%d.service.py" % (tmp_path, port)
+    own, end = "gpufleet-seed-%d.service" % port, {"state": "stopped", "port": port}
+    ended = {"changed": True, "unit": own, "models": {}, "msg": own + " ended"}
+    assert seeding.bring(end, True, system) == ended and system.stopped == []
+    assert seeding.bring(end, False, system) == ended and system.stopped == [own]
+    assert seeding.bring(end, False, system) == {**ended, "changed": False, "msg": "no " + own}
+    assert system.stopped == [own]
+    for state in ("activating", "deactivating"):
+        system.state = state
+        assert seeding.bring(end, True, system)["changed"], "its port is not free yet"
 
 
 def test_check_mode_starts_nothing(system: FakeSystem, port: int) -> None:
-    assert seeding.bring(declared(port), True, system)["changed"]
+    result = seeding.bring(declared(port, name="ollama.service"), True, system)
+    assert result["changed"] and result["url"] and result["models"]
     assert system.process is None
 
 
 def test_one_of_a_killed_run_makes_room(system: FakeSystem, port: int) -> None:
     seeding.bring(declared(port), False, system)
     seeding.bring(declared(port, token="f" * 32), False, system)
-    assert len(system.stopped) == 1
+    assert system.stopped == ["gpufleet-seed-%d.service" % port]
 
 
 @pytest.mark.parametrize("wrong", [{"token": "short"}, {"token": None}, {"models": []}])
 def test_a_wrong_declaration(system: FakeSystem, port: int, wrong: Dict[str, Any]) -> None:
-    with pytest.raises(seeding.SeedError, match="expected"):
+    with pytest.raises(offer.SeedError, match="expected"):
         seeding.bring(declared(port, **wrong), False, system)
 
 
 def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(seeding.Unable, match="none: cannot be offered"):
+    with pytest.raises(offer.Unable, match="none: cannot be offered"):
         seeding.bring(declared(port, models=["none"]), False, system)
-    with pytest.raises(seeding.Unable, match=r"finds no address by which its peers \(localhost\) could reach it"):
+    with pytest.raises(offer.Unable, match=r"finds no address by which its peers \(localhost\) could reach it"):
         seeding.bring(declared(port, address=None, peers=["localhost"]), False, system)
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(seeding.Unable, match="cannot listen at 127.0.0.1"):
+    with pytest.raises(offer.Unable, match=r"finds no address by which its peers \(none given\)"):
+        seeding.bring(declared(port, address=None), False, system)
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(offer.Unable, match="cannot listen at 127.0.0.1"):
         seeding.bring(declared(port), False, system)
     system.fails = "systemd-run failed"
-    with pytest.raises(seeding.Unable, match="systemd-run failed"):
+    with pytest.raises(offer.Unable, match="systemd-run failed"):
         seeding.bring(declared(port), False, system)
     system.fails = ""
     monkeypatch.setattr(offer.pkgutil, "get_data", lambda *words: b"raise SystemExit(1)")
-    with pytest.raises(seeding.Unable, match="ended; see journalctl -u gpufleet-seed-%d" % port):
+    with pytest.raises(offer.Unable, match="ended; see journalctl -u gpufleet-seed-%d" % port):
         seeding.bring(declared(port), False, system)
+    monkeypatch.setattr(offer.pkgutil, "get_data", lambda *words: b"import time\ntime.sleep(60)")
+    monkeypatch.setattr(offer, "_STARTS", 0.1)
+    system.stopped.clear()
+    with pytest.raises(offer.Unable, match="does not listen; see journalctl -u gpufleet-seed-%d" % port):
+        seeding.bring(declared(port), False, system)
+    assert system.stopped == ["gpufleet-seed-%d.service" % port] and list(Path(offer._FOLDER).iterdir()) == []
     (store / "blobs" / ("sha256-" + sha256(WEIGHTS))).unlink()
-    with pytest.raises(seeding.Unable, match="its store has no .*sha256-" + sha256(WEIGHTS)):
+    with pytest.raises(offer.Unable, match="its store has no .*sha256-" + sha256(WEIGHTS)):
         seeding.bring(declared(port), False, system)
     system.environment = {"X": "1"}
-    with pytest.raises(seeding.Unable, match="does not tell where its models lie"):
+    with pytest.raises(offer.Unable, match="does not tell where its models lie"):
         seeding.bring(declared(port), False, system)
 
 
-def test_it_ends_when_nobody_asks() -> None:
-    server = program.make(
-        {"address": "127.0.0.1", "port": 0, "idle": 0.05, "prefix": "p", "manifests": {}, "blobs": {}, "type": "t"}
-    )
+# --- the program
+
+
+MANIFEST = "sha256:" + "a" * 64
+FILE = "/p/blobs/sha256:"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Any]:
+    """`served(idle)`: the program, offering the files full and none, with a connection that is kept."""
+    begun: List[Any] = []
+
+    def begin(idle: float = 60) -> Tuple[Any, threading.Thread, http.client.HTTPConnection]:
+        blobs = {}
+        for letter, content in (("b", WEIGHTS), ("c", b"")):
+            (tmp_path / letter).write_bytes(content)
+            blobs["sha256:" + letter * 64] = str(tmp_path / letter)
+        config = {"address": "127.0.0.1", "port": 0, "idle": idle, "prefix": "p", "type": "t/m", "blobs": blobs}
+        server = program.make({**config, "manifests": {MANIFEST: "{}"}})
+
+        def run() -> None:
+            with contextlib.suppress(SystemExit):
+                server.serve_forever(0.01)
+
+        serving = threading.Thread(target=run, daemon=True)
+        serving.start()
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
+        begun.extend([connection, server, serving])
+        return server, serving, connection
+
+    yield begin
+    begun[0].close()
+    if begun[2].is_alive():
+        begun[1].shutdown()
+    begun[1].server_close()
+
+
+def test_many_requests_over_one_connection(served: Any, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    connection = served()[2]
+
+    def ask(path: str, method: str = "GET", span: str = "") -> Tuple[int, Dict[str, str], bytes]:
+        connection.request(method, path, headers={"Range": span} if span else {})
+        answer = connection.getresponse()
+        headers = {name: value for name, value in answer.getheaders() if name.startswith("Content")}
+        return answer.status, headers, answer.read()
+
+    manifest, size = "/v2/p/%s/manifests/seed" % ("a" * 64), len(WEIGHTS)
+    for method, body in (("HEAD", b""), ("GET", b"{}")):
+        assert ask(manifest, method) == (200, {"Content-Type": "t/m", "Content-Length": "2"}, body)
+    full, none = FILE + "b" * 64, FILE + "c" * 64
+    assert ask(full, "HEAD", "bytes=0-9")[::2] == (206, b"")
+    for span, first, last in (("bytes=5-5", 5, 5), ("bytes=100-99999", 100, size - 1), ("bytes=7-", 7, size - 1)):
+        length = str(last - first + 1)
+        expected = {"Content-Length": length, "Content-Range": "bytes %d-%d/%d" % (first, last, size)}
+        assert ask(full, span=span) == (206, expected, WEIGHTS[first : last + 1])
+    for path, span in ((full, "bytes=%d-" % size), (none, "bytes=0-")):
+        assert ask(path, span=span) == (416, {"Content-Length": "0"}, b"")
+    assert ask(none) == (200, {"Content-Length": "0"}, b"")
+    assert ask(full, span="bytes=-5") == (200, {"Content-Length": str(size)}, WEIGHTS), "what it does not understand"
+    (tmp_path / "b").unlink()
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(full)
+    assert capfd.readouterr().err == "", "neither the paths, in which the token is, nor that a peer or file is gone"
+
+
+def test_it_ends_when_nobody_asks(served: Any) -> None:
+    server, serving, connection = served(idle=0.05)
+    serving.join(20)
+    assert not serving.is_alive()
     with pytest.raises(SystemExit) as ended:
-        server.serve_forever(0.01)
-    assert ended.value.code == 0
-    server.server_close()
+        server.service_actions()
+    assert ended.value.code == 0, "the unit has not failed"
 
 
-def test_who_still_loads_is_waited_for(tmp_path: Path) -> None:
-    server = program.make(
-        {"address": "127.0.0.1", "port": 0, "idle": 0.05, "prefix": "p", "manifests": {}, "blobs": {}, "type": "t"}
-    )
-    server.busy = 1
-    serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    serving.start()
+def test_who_still_loads_is_waited_for_and_who_asks_again(served: Any, tmp_path: Path) -> None:
+    server, serving, connection = served()
+    os.unlink(tmp_path / "b")
+    os.mkfifo(tmp_path / "b")  # which it cannot open before somebody writes
+    connection.request("GET", FILE + "b" * 64)
+    while not server._busy:
+        time.sleep(0.01)
+    server.idle = 0.0
     serving.join(0.3)
     assert serving.is_alive()
-    server.shutdown()
-    server.server_close()
+    server.idle = 0.5
+    begun = time.monotonic()
+    with open(tmp_path / "b", "wb"):
+        connection.getresponse().read()
+    serving.join(20)
+    assert not serving.is_alive() and time.monotonic() - begun > 0.5, "it waits anew after a request"
 
 
 def test_the_way_to_a_peer() -> None:
@@ -228,4 +325,4 @@ def test_the_way_to_a_peer() -> None:
         except OSError:
             pytest.skip("this machine has no way to anywhere")
         own = probe.getsockname()[0]
-    assert seeding.toward(["no such name.invalid", "127.0.0.1", "192.0.2.1"]) == own
+    assert offer.toward(["no such name.invalid", "127.0.0.1", "192.0.2.1"]) == own

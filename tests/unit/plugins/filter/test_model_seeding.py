@@ -1,0 +1,69 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who downloads a model of a hub and who seeds it: which of two hosts' entries mean the same model."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+from ansible_collections.gpufleet.inference.plugins.filter.model_seeding import FilterModule
+
+plan = FilterModule().filters()["model_seeding"]
+
+
+def there(name: str, **more: Any) -> Dict[str, Any]:
+    return {"item": {"name": name, **more}, "path": "/there"}
+
+
+def lacks(name: str, **more: Any) -> Dict[str, Any]:
+    return {"item": {"name": name, **more}, "path": None, "missing": True}
+
+
+def test_who_downloads_and_who_seeds() -> None:
+    results = {
+        "a": [lacks("o/one"), lacks("o/two"), lacks("g/g", source="git")],
+        "b": [lacks("o/one"), there("o/two"), lacks("g/g", source="git")],
+        "c": [lacks("o/one"), lacks("o/two"), lacks("o/alone")],
+        "d": [],
+    }
+    assert plan(results, ["a", "b", "c", "d"]) == {
+        "pull": {"a": [{"name": "o/one"}]},
+        "seed": {
+            "a": {"models": [{"name": "o/one"}], "peers": ["b", "c"]},
+            "b": {"models": [{"name": "o/two"}], "peers": ["a", "c"]},
+        },
+    }
+    # of a later batch, whose hosts alone lack it now
+    results["a"][0] = there("o/one")
+    assert plan(results, ["c"])["seed"]["a"] == {"models": [{"name": "o/one"}], "peers": ["c"]}
+
+
+def test_two_hosts_are_enough_to_share() -> None:
+    assert plan({"a": [lacks("o/m")], "b": [lacks("o/m")]}, ["a", "b"])["pull"] == {"a": [{"name": "o/m"}]}
+
+
+def test_a_host_is_a_peer_once() -> None:
+    results = {"a": [lacks("o/1"), lacks("o/2")], "b": [lacks("o/1"), lacks("o/2")]}
+    assert plan(results, ["a", "b"])["seed"] == {"a": {"models": [{"name": "o/1"}, {"name": "o/2"}], "peers": ["b"]}}
+
+
+def test_another_revision_or_hub_is_another_model() -> None:
+    hub, none = {"source": "modelscope"}, {"pull": {}, "seed": {}}
+    assert plan({"a": [there("o/m")], "b": [lacks("o/m", revision="v2")]}, ["b"]) == none
+    assert plan({"a": [there("o/m")], "b": [lacks("o/m", **hub)]}, ["b"]) == none
+    assert plan({"a": [there("o/m", **hub)], "b": [lacks("o/m", **hub)]}, ["b"])["seed"]["a"]["peers"] == ["b"]
+    same = {"a": [there("o/m", source="huggingface", revision="")], "b": [lacks("o/m", revision=None)]}
+    assert plan(same, ["b"])["seed"]["a"]["peers"] == ["b"]
+
+
+def test_the_seeder_is_told_of_it_as_it_is_declared_there() -> None:
+    here = {"source": "modelscope", "revision": "v1", "root": "/data", "token": "t", "include": ["*"]}
+    results = {"b": [lacks("o/m", source="modelscope", revision="v1")], "a": [there("o/m", **here)]}
+    told = {"name": "o/m", "source": "modelscope", "revision": "v1", "root": "/data"}
+    assert plan(results, ["b"]) == {"pull": {}, "seed": {"a": {"models": [told], "peers": ["b"]}}}
+
+
+def test_one_that_failed_neither_has_it_nor_waits_for_it() -> None:
+    failed = {"item": {"name": "o/m"}, "failed": True, "msg": "no such host"}
+    assert plan({"a": [failed], "b": [lacks("o/m")]}, ["a", "b"]) == {"pull": {}, "seed": {}}
