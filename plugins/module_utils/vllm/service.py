@@ -239,7 +239,7 @@ def _devices(params: Mapping[str, Any], unit: str, gather: Any) -> Tuple[List[Di
     """The declared GPUs, and the facts; none of both for an instance that uses no GPU."""
     wanted = params["visible_devices"]
     if wanted == "none":
-        return [], {"devices": [], "count": 0, "source": None, "fault": None}
+        return [], {"devices": []}
     facts = gather()
     fault = facts["fault"]
     if fault and all(device["health"]["lost"] for device in facts["devices"]):

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import json
+import ssl
 
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings, together
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
 
 GIB = 1 << 30
@@ -63,16 +64,21 @@ def bring(monkeypatch, fakes, tmp_path):
 
     def converge(change, **more):
         run.asked = dict(more, change=change)
+        if "gate" in more:
+            more["gate"].held.update(run.held)
+            more["gate"].figures.update(run.figures)
         return run.outcome or engine.Outcome()
 
     def run(check_mode=False, thorough=True, **given):
         parameters = {name: option.get("default") for name, option in vllm_service.argument_spec().items()}
         parameters.update({"name": "chat", "venv": run.venv, "model": str(model), **given})
         run.asked, run.warnings, run.parsed = None, [], []
-        return service.bring(parameters, check_mode, run.warnings.append, run.system, thorough)
+        words = () if thorough else (False,)
+        return service.bring(parameters, check_mode, run.warnings.append, run.system, *words)
 
     run.outcome, run.venv, run.model = None, str(venv), model
     run.facts, run.system = fakes.facts(), FakeSystem()
+    run.held, run.figures = {}, {}
     monkeypatch.setattr(service.engine, "converge", converge)
     monkeypatch.setattr(service.gpu_facts, "gather", lambda timeout, python_paths: run.facts)
     monkeypatch.setattr(
@@ -100,11 +106,86 @@ def test_the_how_to(bring):
     assert change.settings[ledger.SECTION]["Port"] == ["8000"]
     assert "tensor-parallel-size: 4" in change.files[CONFIG]
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["UserStep", "TemplateStep"]
+    assert bring.asked["steps"][0].home == "/var/lib/vllm"
+    assert (bring.asked["check_mode"], bring.asked["system"]) == (False, bring.system)
+    assert type(bring.asked["gate"]) is service.VllmGate
     assert bring.parsed == [(settings.read_back(change.files[CONFIG]), True)]
     assert result["msg"] == "ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000"
     assert (result["version"], result["model"], result["parallel"]["tensor"]) == ("0.33.0", "chat", 4)
-    assert result["fit"]["weight_bytes"] == 15 * GIB // 4
+    assert (result["fit"]["budget_bytes"], result["fit"]["cache_tokens"]) == (138297946932, 4032102)
+    assert (result["fit"]["weight_bytes"], result["fit"]["request_cache_bytes"]) == (15 * GIB // 4, GIB // 4)
+    assert result["gpus"][3]["held_bytes"] == 0 and bring.warnings == []
     assert "sesame" not in str(result) and "hf_0123" not in str(result)
+
+
+def test_what_is_left_out_is_in_no_file(bring):
+    bring()
+    change = bring.asked["change"]
+    assert change.settings["Service"]["TimeoutStopSec"] == ["30"]
+    assert change.settings[ledger.SECTION]["Exclusive"] == ["yes"]
+    assert not {"HF_TOKEN_PATH", "PYTHONPATH"} & set(change.environment)
+    beside = "/etc/gpufleet/vllm/chat.d/gpufleet_%s.py"
+    assert {path: change.files[path] for path in (beside % "guard", beside % "together")} == {
+        beside % "guard": None,
+        beside % "together": None,
+    }
+
+
+def test_what_is_said_of_it_comes_true(bring):
+    bring(timeout=77, share_gpus=True, user="root", data_parallel_size="2")
+    change = bring.asked["change"]
+    assert change.timeout == 77 and change.settings[ledger.SECTION]["Exclusive"] == ["no"]
+    assert [type(step).__name__ for step in bring.asked["steps"]] == ["TemplateStep"]
+    assert "data-parallel-size: 2" in change.files[CONFIG]
+
+
+@pytest.mark.parametrize(
+    "given, weights, request_cache",
+    [
+        ({"max_model_len": "4096"}, 15 * GIB // 4, GIB // 8),
+        ({"max_model_len": "8192"}, 15 * GIB // 4, GIB // 4),
+        ({"max_model_len": "auto"}, 15 * GIB // 4, 0),
+        ({"kv_cache_dtype": "fp8"}, 15 * GIB // 4, GIB // 8),
+        ({"dtype": "float32"}, 30 * GIB // 4, GIB // 2),
+        ({"cpu_offload_gb": 1}, 11 * GIB // 4, GIB // 4),
+        ({"model": "meta/from-the-hub", "max_model_len": "9k"}, 0, 0),
+    ],
+)
+def test_what_is_foretold_of_the_memory(bring, given, weights, request_cache):
+    fit = bring(**given)["fit"]
+    assert (fit["weight_bytes"], fit["request_cache_bytes"]) == (weights, request_cache)
+
+
+def test_a_cache_of_a_declared_size_is_vllms_own_matter(bring):
+    bring(gpu_memory_utilization=0.02, extra_args={"kv-cache-memory-bytes": 1 << 20})
+    assert bring.asked
+
+
+def test_a_model_may_be_one_file(bring):
+    file = bring.model / "model.gguf"
+    file.touch()
+    bring(model=str(file))
+    assert bring.asked["change"].timeout == 300
+
+
+def test_what_is_wrong_with_the_driver_is_told(bring, fakes):
+    bring.facts["fault"] = {"code": "driver_hangs", "text": "it does not answer", "remedy": "restart the host"}
+    bring()
+    for device in bring.facts["devices"]:
+        device["health"]["lost"] = True
+    with pytest.raises(service.Refused, match="driver_hangs: it does not answer; restart the host"):
+        bring()
+
+
+def test_warnings(bring):
+    bring(check_mode=True)
+    assert bring.warnings == [] and bring.asked["check_mode"]
+    (bring.model.parent / "venv/lib/python3.11/site-packages/vllm/envs.py").write_text('x = {\n    "VLLM_PORT": 1,\n}')
+    bring.outcome = engine.Outcome(warnings=["of the engine"])
+    bring(environment={"VLLM_PROT": "1"})
+    assert [said[:14] for said in bring.warnings] == ["environment.VL", "of the engine"]
+    bring(state="absent")
+    assert bring.warnings == ["of the engine"]
 
 
 def converged(bring):
@@ -132,6 +213,10 @@ def test_a_look_leaves_what_takes_long_to_the_module(bring, monkeypatch):
     with pytest.raises(service.Differs):
         bring(thorough=False)
     assert bring.parsed == [] and bring.asked is None
+    bring(visible_devices="none")
+    converged(bring)
+    bring(visible_devices="none", thorough=False)
+    assert bring.asked, "which holds no memory of a GPU, and has not to"
     monkeypatch.setattr(service, "bring", lambda *words, **more: (words, more))
     assert service.look({"a": 1}, False, None) == (({"a": 1}, True, None), {"thorough": False})
 
@@ -154,6 +239,7 @@ def test_an_instance_on_the_cpu_reads_no_gpu(bring, monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in bring.asked["change"].environment
     assert ledger.SECTION in bring.asked["change"].settings, "the port is claimed"
     assert result["gpus"] == [] and result["fit"] == {} and "· CPU ·" in result["msg"]
+    assert bring.asked["handover"].gpus is False
 
 
 def test_the_guard_comes_as_a_file(bring):
@@ -179,6 +265,7 @@ def test_the_guard_comes_as_a_file(bring):
         ({"model": "/nosuch"}, "there is no directory /nosuch"),
         ({"venv": "/nosuch"}, "there is no /nosuch/bin/python"),
         ({"host": "0.0.0.0"}, "0.0.0.0 is reached by others, and no api_key"),
+        ({"gpu_memory_utilization": 0.02}, "GPU 0 (NVIDIA H200"),
         ({"gpu_memory_utilization": 0.02}, "too little"),
         ({"port": 80}, "port: 80"),
     ],
@@ -192,10 +279,10 @@ def test_what_is_refused(bring, given, words):
 
 def test_a_claim_of_another_is_refused(bring, monkeypatch):
     def check(declared, system, leaving=(), label=None):
-        raise ledger.Conflict("both listen on port 8000")
+        raise ledger.Conflict("both take %s and %s" % (label("GPU-1"), label("GPU-of-old")))
 
     monkeypatch.setattr(service.ledger, "check", check)
-    with pytest.raises(service.Refused, match="port 8000"):
+    with pytest.raises(service.Refused, match=r"both take 1 \(NVIDIA H200.* and GPU-of-old"):
         bring()
 
 
@@ -209,10 +296,13 @@ def test_what_a_play_has_not_brought_yet_is_only_warned_of_in_check_mode(bring):
     assert any("/nosuch is not there yet" in said for said in bring.warnings)
     assert any("/nosuch-either" in said for said in bring.warnings)
     assert bring.parsed == []
+    with pytest.raises(service.Refused, match="has characters that no command line of a unit carries"):
+        bring(check_mode=True, venv="/no such")
 
 
 def test_open_addresses(bring):
     bring(host="0.0.0.0", allow_unauthenticated=True)
+    assert bring.warnings == []
     bring(host="0.0.0.0", api_key="open-sesame")
     assert any("guard_all_paths" in said for said in bring.warnings)
     bring(host="0.0.0.0", api_key="open-sesame", guard_all_paths=True)
@@ -228,8 +318,11 @@ def test_absent(bring):
     assert result["msg"] == "vllm@chat.service: not there"
     bring.system.loaded = "loaded"
     bring.outcome = engine.Outcome(changed=True)
-    result = bring(state="absent", venv=None, model=None)
+    result = bring(check_mode=True, state="absent", venv=None, model=None)
     change = bring.asked["change"]
+    assert change.files == dict.fromkeys(files)
+    assert (bring.asked["check_mode"], bring.asked["system"]) == (True, bring.system)
+    assert type(bring.asked["handover"]) is service.VllmHandover
     assert (change.state, change.enabled, change.started) == ("present", False, False)
     assert result["msg"] == "vllm@chat.service: stopped and removed"
 
@@ -239,7 +332,18 @@ def test_who_is_asked_to_end_its_requests(bring):
     assert bring.asked["handover"].endpoint_of({}) is None, "there was none"
     bring.system.files[CONFIG] = b'host: "0.0.0.0"\nport: 9000\nmodel: "x"\n'
     bring(port=9001)
-    assert bring.asked["handover"].endpoint_of({"VLLM_API_KEY": "k"}).url == "http://127.0.0.1:9000"
+    endpoint = bring.asked["handover"].endpoint_of({"VLLM_API_KEY": "k"})
+    assert endpoint.url == "http://127.0.0.1:9000" and endpoint._headers == {"Authorization": "Bearer k"}
+    assert bring.asked["handover"].endpoint_of({})._headers == {}
+    assert bring.asked["handover"].gpus is True
+
+
+def test_a_certificate_of_ones_own_is_as_good(bring):
+    bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
+    converged(bring)
+    bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
+    for endpoint in (bring.asked["gate"].endpoint, bring.asked["handover"].endpoint_of({})):
+        assert endpoint.url.startswith("https:") and endpoint._tls.verify_mode == ssl.CERT_NONE
 
 
 def test_a_person_is_told(bring):
@@ -247,6 +351,20 @@ def test_a_person_is_told(bring):
     assert bring()["msg"].endswith("restart 92.4 s")
     bring.outcome = engine.Outcome(changed=True, reasons=["files that it reads change: x"])
     assert bring(check_mode=True)["msg"].startswith("would change files that it reads change: x ·")
+    assert bring()["msg"].startswith("ok · 4× H200")
+    bring.outcome = engine.Outcome(changed=True, drift={"port": {}, "model": {}})
+    assert bring(check_mode=True)["msg"].startswith("would change model, port ·")
+    bring.outcome = engine.Outcome(changed=True, restarted=True)
+    bring.held, bring.figures = {"GPU-0": GIB, "GPU-1": GIB // 2}, {"latency_seconds": 0.214}
+    assert bring(check_mode=True)["msg"].startswith("would change the instance ·")
+    assert bring(check_mode=True)["msg"].endswith(", 1.5 GiB held")
+    assert bring()["msg"].endswith(", 1.5 GiB held · a token in 0.21 s · restart 0.0 s")
+    bring.outcome = None
+    assert bring(check_mode=True)["msg"].startswith("ok ·")
+    for device, name in zip(bring.facts["devices"], ("NVIDIA GeForce RTX 4090", None)):
+        device["name"] = name
+    assert bring(visible_devices=[0])["msg"].startswith("ok · 1× RTX 4090 · /")
+    assert bring(visible_devices=[1, 2], data_parallel_size="2")["msg"].startswith("ok · 1× GPU + 1× H200 · DP2 · /")
 
 
 NODES = [{"name": "gpu1", "address": "192.0.2.1"}, {"name": "gpu2", "address": "192.0.2.2"}]
@@ -260,6 +378,8 @@ def test_one_model_on_two_hosts(bring):
     assert head.environment["VLLM_HOST_IP"] == "192.0.2.1"
     assert "headless" not in head.files[CONFIG] and 'master-addr: "192.0.2.1"' in head.files[CONFIG]
     assert result["url"] == "http://127.0.0.1:8000" and "TP4 PP2 · node 0 of 2 hosts" in result["msg"]
+    assert result["msg"].endswith("at http://127.0.0.1:8000") and "pipeline-parallel-size: 2" in head.files[CONFIG]
+    assert head.files["/etc/gpufleet/vllm/chat.d/gpufleet_together.py"] == together.TEXT
     result = bring(nodes=NODES, node_rank=1, restart=True)
     other = bring.asked["change"]
     assert "Port" not in other.settings[ledger.SECTION] and type(bring.asked["gate"]).__name__ == "WorkerGate"
@@ -267,6 +387,7 @@ def test_one_model_on_two_hosts(bring):
     assert "headless: true" in other.files[CONFIG] and "node-rank: 1" in other.files[CONFIG]
     assert result["url"] is None and "node 1 of 2 hosts · %s at 192.0.2.1" % bring.model in result["msg"]
     commands = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
+    assert commands[0][:2] == [bring.venv + "/bin/python", "-I"]
     assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_together.py", "192.0.2.1:29501", "0"]
     assert commands[1][3:6] == ["192.0.2.1:29501", "1", "gpu1,gpu2"]
     assert commands[0][6] == commands[1][6], "the same definition"
