@@ -58,18 +58,18 @@ class Place:
         return os.path.join(self.folder, "refs", quote(self.revision, safe=""))
 
     def commit(self) -> Optional[str]:
-        """The commit that the revision is or was found to be; None when it was never asked for."""
+        """The commit that the revision is or was found to be; nothing when it was never asked for."""
         if re.match(r"[0-9a-f]{40}\Z", self.revision):
             return self.revision
         try:
             with open(self._ref(), encoding="ascii") as file:
-                return file.read().strip() or None
+                return file.read().strip()
         except OSError:
             return None
 
     def whole(self, commit: str) -> bool:
         """Whether all files are there, in their sizes."""
-        files = self.record(commit).get("files") or {}
+        files = self.record(commit).get("files")
         try:
             return bool(files) and all(
                 os.stat(os.path.join(self.path(commit), name)).st_size == size for name, size in files.items()

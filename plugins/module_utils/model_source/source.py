@@ -48,16 +48,10 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, A
         given = _from_seeds(place, params, check_mode, warn)
         if given:
             return given
-    except OSError as error:
-        raise SourceError("%s: %s" % (place.shown, error)) from None
-    finally:
-        os.umask(umask)
-    if params["offline"]:
-        raise SourceError(
-            "%s is not in %s, and offline is true: nothing is asked of the network" % (place.shown, place.folder)
-        )
-    umask = os.umask(0o022)  # a server reads them as a user of its own
-    try:
+        if params["offline"]:
+            raise SourceError(
+                "%s is not in %s, and offline is true: nothing is asked of the network" % (place.shown, place.folder)
+            )
         if params["source"] == "git":
             from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import git
 
@@ -92,7 +86,6 @@ def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn:
             if not place.whole(commit):
                 needed = sum(file.size - _have(place.part(commit), file) for file in files)
                 check_space(place.folder, needed, margin_of(params["free_space_margin"]))
-                os.makedirs(place.part(commit), exist_ok=True)
                 for file in files:
                     download.download(_seed_url(seed, file), {}, file, place.part(commit), lambda size: None)
                 _finish(place, commit, files)
@@ -133,7 +126,6 @@ def _from_hub(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict
         needed = sum(file.size - _have(part, file) for file in files)
         check_space(place.folder, needed, margin_of(params["free_space_margin"]))
         if not check_mode:
-            os.makedirs(part, exist_ok=True)
             for file in files:
                 url = hub.file_url(place.source, endpoint, place.name, _at(place, commit), file.path)
                 download.download(url, headers, file, part, lambda size: None)

@@ -211,7 +211,7 @@ def refusal(said: str, options: Sequence[str]) -> str:
         import difflib
 
         for word in last.split()[2:]:
-            near = difflib.get_close_matches(word, options, n=1, cutoff=0.7) if word.startswith("--") else []
+            near = difflib.get_close_matches(word, options, cutoff=0.7) if word.startswith("--") else []
             if near:
                 last += "; did you mean %s?" % near[0][2:]
     return last
@@ -225,7 +225,7 @@ def unknown_variables(environment: Mapping[str, Any], known: Sequence[str]) -> L
     names: Dict[str, None] = dict.fromkeys(known)
     for name in sorted(environment) if known else ():
         if name.startswith("VLLM_") and name not in names:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            near = difflib.get_close_matches(name, known, cutoff=0.8)
             hint = "; did you mean %s?" % near[0] if near else ""
             warnings.append("environment.%s: this vLLM does not read it%s" % (name, hint))
     return warnings

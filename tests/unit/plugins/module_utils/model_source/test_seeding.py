@@ -69,23 +69,30 @@ def asked(models, **more):
     return {**PARAMETERS, "models": models, "port": port, **more}
 
 
-def peer(tmp_path, offered, warnings, token=TOKEN, **more):
-    seeds = [{"url": offered["url"], "token": token, "models": offered["models"]}]
+def peer(tmp_path, offered, warnings, token=TOKEN, check=False, **more):
+    others = {"url": "http://127.0.0.1:9", "token": token, "models": {"huggingface o/others main": {}}}
+    seeds = [others, {"url": offered["url"], "token": token, "models": offered["models"]}]
     params = {"name": "o/m", "source": "huggingface", "revision": None, "url": "http://127.0.0.1:9", "token": None}
     params.update(include=[], exclude=[], update=False, offline=False, defer=False, seeds=seeds)
     params.update({"free_space_margin": "0", "root": str(tmp_path / "peer"), **more})
-    return source.bring(params, False, warnings.append)
+    return source.bring(params, check, warnings.append)
 
 
 def test_a_peer_has_it_from_there(tmp_path, offered):
-    result = peer(tmp_path, offered, [])
-    assert result["changed"] and result["commit"] == COMMIT and offered["url"] in result["msg"]
+    warnings = []
+    result = peer(tmp_path, offered, warnings)
+    assert result["changed"] and result["commit"] == COMMIT and warnings == []
+    assert result["msg"] == "loaded main of o/m from %s, 2 files, 0.3 MiB" % offered["url"]
+    assert result["bytes"] == 300002
     there = tmp_path / "peer/huggingface/o/m" / COMMIT
     assert {name: (there / name).read_bytes() for name in FILES} == FILES
     record = json.loads((there / "gpufleet.json").read_text())
     assert record["sha256"]["config.json"] == hashlib.sha256(b"{}").hexdigest(), "which it need not count to give it on"
     again = peer(tmp_path, offered, [])
     assert not again["changed"]
+    offered["models"]["huggingface o/m v1"] = offered["models"].pop("huggingface o/m main")
+    assert peer(tmp_path, offered, [], token="of no use", revision="v1")["changed"], "its name alone"
+    assert not peer(tmp_path, {"url": "", "models": {}}, [], revision="v1")["changed"]
     assert TOKEN not in str(offered) + str(result)
 
 
@@ -103,6 +110,7 @@ def test_who_does_not_know_the_token_gets_nothing(tmp_path, offered):
     with pytest.raises(SourceError):
         peer(tmp_path, offered, warnings, token=wrong)
     assert "so the hub is asked" in warnings[0] and wrong not in warnings[0]
+    assert "/gpufleet-…/blobs/sha256:" in warnings[0]
 
 
 def test_only_told_whether_it_is_there(tmp_path, offered):
@@ -110,6 +118,22 @@ def test_only_told_whether_it_is_there(tmp_path, offered):
     assert (told["changed"], told["missing"], told["path"]) == (False, True, None)
     peer(tmp_path, offered, [])
     assert "missing" not in peer(tmp_path, offered, [], defer=True)
+
+
+def test_check_mode_asks_no_other_host(tmp_path, offered):
+    warnings = []
+    with pytest.raises(SourceError, match="127.0.0.1:9"):
+        peer(tmp_path, offered, warnings, check=True)
+    assert warnings == [] and not (tmp_path / "peer").exists()
+
+
+def test_no_space(tmp_path, offered):
+    part = tmp_path / "peer/huggingface/o/m" / (".%s.part" % COMMIT)
+    part.mkdir(parents=True)
+    (part / "model.safetensors.part").write_bytes(b"w" * 100000)
+    with pytest.raises(SourceError, match=r"needed are 0\.2 MiB"):
+        peer(tmp_path, offered, [], free_space_margin="1000TB")
+    assert peer(tmp_path, offered, [])["changed"]
 
 
 def test_an_unsafe_name_is_not_taken(tmp_path, offered):

