@@ -11,7 +11,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Mapping, Optional
 from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File
@@ -30,7 +30,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None and urlsplit(newurl).netloc == urlsplit(req.full_url).netloc:
+        if urlsplit(newurl).netloc == urlsplit(req.full_url).netloc:
             for name, value in req.unredirected_hdrs.items():
                 request.add_unredirected_header(name, value)
         return request
@@ -62,10 +62,9 @@ def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
         raise DownloadError("%s answers %d %s for %s" % (host, error.code, error.reason, url)) from error
 
 
-def download(url: str, headers: Mapping[str, str], file: File, folder: str, arrived: Callable[[int], None]) -> None:
+def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> None:
     """Have one file in a folder; what is there is not loaded again.
 
-    :param arrived: called with the size of each piece.
     :raises DownloadError: nothing wrong is left under the file's name.
     """
     path = os.path.join(folder, file.path)
@@ -94,7 +93,6 @@ def download(url: str, headers: Mapping[str, str], file: File, folder: str, arri
                         target.write(chunk)
                         digest.update(chunk)
                         have, left = have + len(chunk), ATTEMPTS
-                        arrived(len(chunk))
                         if have > file.size:
                             raise DownloadError("%s is longer than the %d bytes that are listed" % (url, file.size))
                 if have < file.size:

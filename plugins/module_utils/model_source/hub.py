@@ -122,7 +122,7 @@ def wanted(files: Sequence[File], include: Iterable[str], exclude: Iterable[str]
 
 def check_name(name: str) -> None:
     """:raises HubError: it is no ``ORGANISATION/NAME``."""
-    if not re.match(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", name) or ".." in name:
+    if not re.match(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", name):
         raise HubError("name is %r; expected ORGANISATION/NAME as the hub writes it" % name)
 
 
@@ -136,4 +136,4 @@ def _huggingface(one: Mapping[str, Any]) -> File:
 
 
 def _modelscope(one: Mapping[str, Any]) -> File:
-    return File(one["Path"], int(one["Size"]), one.get("Sha256") or None)
+    return File(one["Path"], int(one["Size"]), one.get("Sha256"))

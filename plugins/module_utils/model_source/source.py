@@ -87,7 +87,7 @@ def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn:
                 needed = sum(file.size - _have(place.part(commit), file) for file in files)
                 check_space(place.folder, needed, margin_of(params["free_space_margin"]))
                 for file in files:
-                    download.download(_seed_url(seed, file), {}, file, place.part(commit), lambda size: None)
+                    download.download(_seed_url(seed, file), {}, file, place.part(commit))
                 _finish(place, commit, files)
             place.remember(commit)
         except (HubError, download.DownloadError) as error:
@@ -128,7 +128,7 @@ def _from_hub(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict
         if not check_mode:
             for file in files:
                 url = hub.file_url(place.source, endpoint, place.name, _at(place, commit), file.path)
-                download.download(url, headers, file, part, lambda size: None)
+                download.download(url, headers, file, part)
             _finish(place, commit, files)
             place.remember(commit)
     except (HubError, download.DownloadError) as error:

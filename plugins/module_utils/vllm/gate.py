@@ -99,6 +99,7 @@ class VllmGate:
                     held_bytes=progress.held,
                 )
             if left <= 0:
+                progress.look()
                 raise Fault(
                     "not_ready",
                     "it runs, but does not answer within %.0f s of its start: %s; %s. Its last line: %s. Raise timeout "
@@ -247,15 +248,18 @@ class _Progress:
         now = time.monotonic()
         if now >= self._looked + self.pause:
             self._looked = now
-            lines = self.running.journal(3)
-            held = self.held
-            if self.gather:
-                held = sum(held_by_unit(self.gather()["devices"], self.running.unit).values())
-            if lines != self._lines or held > self.held:
-                self._last = time.monotonic()
-            self._lines, self.held = lines, max(self.held, held)
-            self.line = log.bare(lines[-1]) if lines else ""
+            self.look()
         return now - self._last
+
+    def look(self) -> None:
+        lines = self.running.journal(3)
+        held = self.held
+        if self.gather:
+            held = sum(held_by_unit(self.gather()["devices"], self.running.unit).values())
+        if lines != self._lines or held > self.held:
+            self._last = time.monotonic()
+        self._lines, self.held = lines, max(self.held, held)
+        self.line = log.bare(lines[-1]) if lines else ""
 
 
 class VllmHandover:

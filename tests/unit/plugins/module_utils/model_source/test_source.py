@@ -35,7 +35,8 @@ class Hub:
         self.files, self.commit = dict(FILES), "a" * 40
         self.asked, self.tokens, self.token = [], [], None
         self.corrupt = self.cut = None
-        self.broken = 0
+        self.broken, self.status, self.whole = 0, 503, False
+        self.listed = {}
         self.ranges = []
         this = self
 
@@ -62,18 +63,21 @@ class Hub:
         self.tokens.append((request.headers.get("Host").split(":")[0], given))
         if self.broken:
             self.broken -= 1
-            return self.send(request, 503, b"")
+            return self.send(request, self.status, b"")
         allowed = not self.token or given in ("Bearer " + self.token, "m_session_id=" + self.token)
         if not allowed and not parts.path.startswith("/cdn/"):
             return self.send(request, 401, b"")
-        path = unquote(parts.path)
+        path, wanted = unquote(parts.path), request.headers.get("Range")
+        if wanted and (os.path.basename(path), wanted) not in self.ranges:  # a redirected one comes twice
+            self.ranges.append((os.path.basename(path), wanted))
         if path.startswith("/api/models/o/m/revision/"):
             siblings = []
             for name, content in self.files.items():
-                one = {"rfilename": name, "size": len(content)}
-                if len(content) > 1000:
+                blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+                one = {"rfilename": name, "size": self.listed.get(name, len(content)), "blobId": blob}
+                if len(content) > 1000:  # what git has is a pointer
+                    one.update(size=134, blobId="0" * 40)
                     one["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-                one["blobId"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
                 siblings.append(one)
             return self.send(request, 200, json.dumps({"sha": self.commit, "siblings": siblings}).encode())
         if path == "/api/v1/models/o/m/repo/files":
@@ -90,8 +94,13 @@ class Hub:
                 request.send_header("Location", "http://localhost:%d/cdn/%s" % (self.port, name))
                 request.send_header("Content-Length", "0")
                 return request.end_headers()
-        elif path.startswith("/cdn/"):
-            name = path[5:]
+            if name == "tokenizer.json":
+                request.send_response(307)
+                request.send_header("Location", "/moved/" + name)
+                request.send_header("Content-Length", "0")
+                return request.end_headers()
+        elif path.startswith(("/cdn/", "/moved/")):
+            name = path.split("/", 2)[2]
         elif path == "/api/v1/models/o/m/repo":
             name = query["FilePath"][0]
         else:
@@ -101,9 +110,7 @@ class Hub:
         content, status = self.files[name], 200
         if name == self.corrupt:
             content = b"?" + content[1:]
-        wanted = request.headers.get("Range")
-        if wanted:
-            self.ranges.append((name, wanted))
+        if wanted and not self.whole:
             content, status = content[int(wanted[6:-1]) :], 206
         if name == self.cut:
             self.cut = None
@@ -261,7 +268,8 @@ def test_an_interrupted_download_is_gone_on_with(bring, server, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     server.cut = "model-00002-of-00002.safetensors"
     with pytest.raises(
-        SourceError, match="after 1000 of 200000 bytes and 1 attempts; run it again to go on from there"
+        SourceError,
+        match="199000 more expected.*, after 1000 of 200000 bytes and 1 attempts; run it again to go on from there",
     ):
         bring()
     with pytest.raises(SourceError, match=r"needed are 0\.2 MiB"):  # 0.5 less what is there
@@ -284,6 +292,71 @@ def test_a_server_that_is_busy_is_asked_again(bring, server):
 
     server.answer = listing_first
     assert bring()["changed"]
+
+
+def after_the_listing(server, act):
+    """Do something between the listing and the files."""
+    done = []
+
+    def answer(request, answer=server.answer):
+        if "resolve" in request.path and not done:
+            done.append(act())
+        answer(request)
+
+    server.answer = answer
+
+
+def test_a_server_that_stays_busy_is_asked_five_times(bring, server, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    after_the_listing(server, lambda: vars(server).update(broken=99, status=500))
+    with pytest.raises(SourceError, match="answers 500 .*, after 0 of 20 bytes and 5 attempts; run it again"):
+        bring()
+    assert len(server.asked) == 6 and [round(pause, 3) for pause in pauses] == [0.1, 0.2, 0.4, 0.8]
+
+
+def test_a_server_that_refuses_is_not_asked_again(bring, server):
+    after_the_listing(server, lambda: vars(server).update(broken=99, status=410))
+    with pytest.raises(SourceError, match="answers 410 Gone for http"):
+        bring()
+    assert len(server.asked) == 2
+
+
+def test_a_server_that_sends_all_of_it_again(bring, server):
+    server.cut, server.whole = "model-00001-of-00002.safetensors", True
+    result = bring()
+    assert server.ranges == [("model-00001-of-00002.safetensors", "bytes=1000-")]
+    with open(result["path"] + "/model-00001-of-00002.safetensors", "rb") as file:
+        assert file.read() == FILES["model-00001-of-00002.safetensors"]
+
+
+def test_more_than_is_listed(bring, server, tmp_path):
+    server.listed["config.json"] = 3
+    with pytest.raises(SourceError, match="config.json is longer than the 3 bytes that are listed"):
+        bring()
+    assert found(tmp_path / "models") == []
+
+
+def test_what_an_unfinished_download_left_is_not_trusted(bring, tmp_path):
+    part = tmp_path / "models/huggingface/o/m" / (".%s.part" % ("a" * 40))
+    part.mkdir(parents=True)
+    (part / "config.json.part").write_bytes(b"x" * 100)
+    (part / "tokenizer.json").write_bytes(b"x")
+    (part / "model-00001-of-00002.safetensors.part").write_bytes(b"w" * 300000)
+    (part / "model-00002-of-00002.safetensors.part").write_bytes(b"x" * 200000)
+    with pytest.raises(SourceError, match="00002-of-00002.safetensors has"):
+        bring()
+    path = bring()["path"]
+    assert {name: os.path.getsize(os.path.join(path, name)) for name in WANTED} == {
+        name: len(FILES[name]) for name in WANTED
+    }
+
+
+def test_files_without_a_checksum(server, tmp_path):
+    for checksum in ("", None):
+        file = File("sub/config.json", len(FILES["config.json"]), checksum)
+        download.download(server.url + "/cdn/config.json", {}, file, str(tmp_path / repr(checksum)))
+    assert found(tmp_path) == ["''/sub/config.json", "None/sub/config.json"]
 
 
 def test_the_token_is_told_to_the_hub_alone(bring, server):
@@ -359,7 +432,25 @@ def test_names_that_are_none(name):
         hub.check_name(name)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", ""])
+def test_what_is_asked_for():
+    one, other = "huggingface", "modelscope"
+    assert hub.listing_url(one, "http://e", "o/m", "a/b") == "http://e/api/models/o/m/revision/a%2Fb?blobs=true"
+    assert hub.file_url(one, "http://e", "o/m", "a/b", "c/d e") == "http://e/o/m/resolve/a%2Fb/c/d%20e"
+    api = "http://e/api/v1/models/o/m/repo"
+    assert hub.listing_url(other, "http://e", "o/m", "a/b") == api + "/files?Recursive=true&Revision=a%2Fb"
+    assert hub.file_url(other, "http://e", "o/m", "a/b", "c/d e") == api + "?Revision=a%2Fb&FilePath=c%2Fd%20e"
+    assert hub.headers(one, "t") == {"Authorization": "Bearer t"} and hub.headers(one, None) == {}
+    assert hub.headers(other, "t") == {"Cookie": "m_session_id=t"} and hub.headers(other, "") == {}
+
+
+def test_what_stands_for_a_commit_is_that_of_the_same_files():
+    files = [{"Path": "b", "Size": 2, "Sha256": "f" * 64}, {"Path": "a", "Size": 1, "Sha256": "e" * 64}]
+    for listed in (files, files[::-1]):
+        commit, _ = hub.read_listing("modelscope", json.dumps({"Data": {"Files": listed}}).encode(), "master")
+        assert commit == hashlib.sha256(b"a 1 %s\nb 2 %s" % (b"e" * 64, b"f" * 64)).hexdigest()[:40]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\0b", ""])
 def test_an_unsafe_listing(path):
     text = json.dumps({"sha": "a" * 40, "siblings": [{"rfilename": path, "size": 1}]}).encode()
     with pytest.raises(HubError, match="unsafe name"):

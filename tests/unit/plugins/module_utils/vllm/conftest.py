@@ -37,13 +37,13 @@ def facts(held: Tuple[int, ...] = (0, 0, 0, 0), source: str = "nvml", **more: An
 
 class FakeSystem:
     def __init__(self, listener: Optional[Tuple[int, str]]) -> None:
-        self._listener = listener
+        self._listener, self.synced = listener, False
 
     def listener(self, port: int) -> Optional[Tuple[int, str]]:
         return self._listener
 
     def sync_journal(self) -> None:
-        pass
+        self.synced = True
 
 
 class FakeRunning:

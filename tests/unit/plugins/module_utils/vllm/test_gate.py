@@ -52,12 +52,47 @@ def gate_of(served, fakes):
     return make
 
 
+class Clock:
+    """The gate's time, which passes only while it sleeps."""
+
+    def __init__(self):
+        self.now, self.slept = 1000.0, []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch, served):
+    monkeypatch.setattr(gate_module, "time", Clock())
+    monkeypatch.setattr(gate_module, "_LOOK", 2.0)
+    return gate_module.time
+
+
+@pytest.fixture
+def started(clock, fakes):
+    """`started(before, deadline)`: an invocation of so many seconds before, and so many until its deadline."""
+
+    def started(before=0.0, deadline=60.0):
+        running = fakes.FakeRunning()
+        running.started_monotonic, running.deadline = clock.now - before, clock.now + deadline
+        return running
+
+    return started
+
+
 def test_a_real_one_passes(gate_of, fakes, served):
     gate = gate_of()
     verdict = gate(fakes.FakeRunning(), True)
     assert verdict.ok, verdict.message
     assert verdict.evidence["latency_seconds"] >= 0 and "ready_seconds" in verdict.evidence
     assert [gpu["held_bytes"] for gpu in gate.proven()] == list(ALL)
+    expected = {"index": 1, "uuid": "GPU-1", "name": "NVIDIA H200", "pci_bus_id": "0000:00:01.0", "held_bytes": GIB}
+    assert gate.proven()[1] == expected
     assert "/health" not in [path for path, _body in served.requests], "which proves nothing"
 
 
@@ -80,21 +115,26 @@ def test_an_instance_without_gpus(gate_of, fakes):
         ((GIB, GIB, GIB, 0), "vram_missing", "holds no memory on 3 (NVIDIA H200"),
     ],
 )
-def test_memory_that_is_not_there(gate_of, fakes, held, name, words):
+def test_memory_that_is_not_there(gate_of, fakes, held, name, words, monkeypatch):
     verdict = gate_of(held)(fakes.FakeRunning(), True)
     assert verdict.name == name
     assert words in verdict.message
+    if name == "vram_missing":
+        assert [name[0] for name in verdict.evidence["without"]] == ["3"]
+    monkeypatch.setattr(gate_module.time, "sleep", lambda seconds: pytest.fail("it is not waited for"))
     assert gate_of(before=held)(fakes.FakeRunning(), False).name == name
 
 
 def test_memory_elsewhere_and_of_others(gate_of, fakes):
     gate = gate_of()
     gate.devices = gate.devices[:2]
-    assert gate(fakes.FakeRunning(), True).name == "wrong_gpu"
+    verdict = gate(fakes.FakeRunning(), True)
+    assert verdict.name == "wrong_gpu" and [name[0] for name in verdict.evidence["others"]] == ["2", "3"]
     others = fakes.facts(ALL, unit="ollama.service")
     assert gate_of(others)(fakes.FakeRunning(), True).name == "cpu_fallback"
     blind = fakes.facts(ALL, source="procfs")
     assert gate_of(blind)(fakes.FakeRunning(), True).name == "unproven"
+    assert gate_of(fakes.facts(ALL, source="nvidia-smi"))(fakes.FakeRunning(), True).ok
 
 
 def test_memory_may_show_late(gate_of, fakes, monkeypatch):
@@ -110,45 +150,81 @@ def test_it_is_waited_for_until_it_listens(gate_of, fakes, served):
     assert gate_of()(fakes.FakeRunning(), True).ok and answers == []
 
 
-def test_a_start_that_goes_on_is_no_stall(gate_of, fakes, served):
+def test_how_often_is_looked(gate_of, served, started, clock):
+    answers, looks, allowed = [(503, "")] * 40 + [served.recorded["models"]], [], gate_of(stall=30)
+    served.answers["/v1/models"] = lambda: answers.pop(0)
+    gather, allowed.gather = allowed.gather, lambda: looks.append(clock.now) or gather()
+    verdict = allowed(started(before=1.0), True)
+    assert verdict.ok and verdict.evidence["ready_seconds"] == round(clock.now - 999, 1)
+    assert clock.slept[:3] == [0.05, 0.05 * 1.5, 0.05 * 1.5 * 1.5] and clock.slept[-1] == max(clock.slept) == 0.5
+    assert len(looks) == 8 + 1, "every two seconds, once afterwards for the proof"
+
+
+def test_one_that_may_be_silent_for_long_is_looked_at_less_often(gate_of, served, started):
+    served.answers["/v1/models"], gate, looks = (503, ""), gate_of(stall=200.0), []
+    gather = gate.gather
+    gate.gather = lambda: looks.append(1) or gather()
+    assert gate(started(deadline=55), True).name == "not_ready"
+    assert len(looks) == 5 + 1, "each ten seconds, and what is told in the end is not old"
+
+
+def test_a_start_that_goes_on_is_no_stall(gate_of, served, started):
     """It logs a line at each look, then answers; nothing else tells that it lives."""
-    running, answers = fakes.FakeRunning(timeout=60), [(503, "")] * 12 + [served.recorded["models"]]
+    running, answers = started(), [(503, "")] * 40 + [served.recorded["models"]]
 
     def answer():
         running.log.append("line %d" % len(running.log))
         return answers.pop(0)
 
     served.answers["/v1/models"] = answer
-    assert gate_of(cpu=True, stall=1.0)(running, True).ok
+    assert gate_of(cpu=True, stall=5.0)(running, True).ok
 
 
-def test_memory_that_grows_is_no_stall(gate_of, fakes, served):
-    answers, looks = [(503, "")] * 12 + [served.recorded["models"]], []
+def test_memory_that_grows_is_no_stall(gate_of, fakes, served, started):
+    answers, looks = [(503, "")] * 40 + [served.recorded["models"]], []
 
     def gather():
         looks.append(len(looks) + 1)
         return fakes.facts((looks[-1],) * 4)
 
-    served.answers["/v1/models"] = lambda: answers.pop(0) if len(answers) > 1 else answers[0]
-    gate = gate_of(stall=1.0)
+    served.answers["/v1/models"] = lambda: answers.pop(0)
+    gate = gate_of(stall=5.0)
     gate.gather = gather
-    assert gate(fakes.FakeRunning(timeout=60), True).ok
+    assert gate(started(), True).ok
 
 
-def test_a_silent_start_is_a_stall_long_before_the_deadline(gate_of, fakes, served):
-    served.answers["/v1/models"] = (503, "")
-    running = fakes.FakeRunning(timeout=600)
+def test_a_silent_start_is_a_stall_long_before_the_deadline(gate_of, served, started, clock):
+    served.answers["/v1/models"], running = (503, ""), started(deadline=600)
     running.log = ["(Worker pid=1) INFO 01-01 00:00:00 [x.py:1] loading"]
-    verdict = gate_of(stall=0.3)(running, True)
-    assert verdict.name == "stalled"
-    assert "it holds 4.0 GiB of GPU memory" in verdict.message and "Its last line: loading" in verdict.message
-    assert verdict.evidence["held_bytes"] == 4 * GIB
+    verdict = gate_of(stall=20.0)(running, True)
+    assert verdict.name == "stalled" and 22 <= clock.now - 1000 < 23, "of which the first two were no silence"
+    assert "it holds 4.0 GiB of GPU memory" in verdict.message and "Its last line: loading." in verdict.message
+    assert verdict.evidence == {"held_bytes": 4 * GIB, "silent_seconds": 20}
+    running = started(deadline=600)
+    verdict = gate_of(cpu=True, stall=20.0)(running, True)
+    assert "it uses no GPU" in verdict.message and "Its last line: none." in verdict.message
+    assert verdict.evidence == {"held_bytes": 0, "silent_seconds": 20}
 
 
-def test_not_ready_in_time(gate_of, fakes, served):
+@pytest.mark.parametrize(
+    "changed, before, deadline, allowed, seconds",
+    [
+        (True, 1, 7, 60, 7),
+        (False, 1, -9, 60, 59),  # started by others: it has as long as a start may take
+        (False, 100, 60, 60, 5),
+    ],
+)
+def test_not_ready_in_time(gate_of, served, started, clock, changed, before, deadline, allowed, seconds):
     served.answers["/v1/models"] = (503, "")
-    verdict = gate_of()(fakes.FakeRunning(timeout=0.2), True)
-    assert verdict.name == "not_ready" and "Raise timeout" in verdict.message
+    gate = gate_of(cpu=True, allowed=allowed, stall=1000)
+    verdict = gate(started(before, deadline), changed)
+    assert verdict.name == "not_ready" and round(clock.now - 1000, 6) == seconds
+    assert "within %d s of its start: " % (before + seconds) in verdict.message
+    assert "it uses no GPU. Its last line: none. Raise timeout" in verdict.message
+    running = started(before, deadline)
+    running.log = ["loading"]
+    verdict = gate_of(allowed=allowed, stall=1000)(running, changed)
+    assert "it holds 4.0 GiB of GPU memory. Its last line: loading. Raise timeout" in verdict.message
 
 
 def test_one_that_died_says_why(gate_of, fakes, served):
@@ -161,8 +237,10 @@ def test_one_that_died_says_why(gate_of, fakes, served):
     assert verdict.name == "out_of_memory"
     assert "Free memory on device cuda:0" in verdict.message
     assert "PID 7 (VLLM::Worker, ollama.service) holds 1.0 GiB on GPU 0" in verdict.message
+    assert "Free memory on device cuda:0" in verdict.evidence["last_words"] and running.system.synced
     running.log = []
-    assert gate_of()(running, True).message == "the server ended and said nothing"
+    verdict = gate_of(fakes.facts((GIB, 0, 0, 0), unit="ollama.service", pid=7))(running, True)
+    assert verdict.message == "the server ended and said nothing", "memory has nothing to do with it"
 
 
 def test_one_that_dies_over_the_token(gate_of, fakes, served):
@@ -178,11 +256,20 @@ def test_one_that_dies_over_the_token(gate_of, fakes, served):
     assert gate_of()(running, True).name == "out_of_memory"
 
 
+OTHER = (200, {"object": "list", "data": [{"id": "other"}]})
+
+
+@pytest.mark.parametrize("ids, words", [(["a", "b"], "it serves a, b, not tiny"), ([], "it serves no model, not tiny")])
+def test_another_model(gate_of, fakes, served, ids, words):
+    served.answers["/v1/models"] = (200, {"object": "list", "data": [{"id": name} for name in ids]})
+    assert gate_of()(fakes.FakeRunning(), True).message == words
+
+
 @pytest.mark.parametrize(
     "path, answer, name",
     [
         ("/v1/models", "models-without-key", "unauthorized"),
-        ("/v1/models", (200, {"object": "list", "data": [{"id": "other"}]}), "model_missing"),
+        ("/v1/models", OTHER, "model_missing"),
         ("/v1/chat/completions", "chat-no-such-model", "model_missing"),
         ("/v1/chat/completions", (500, {"error": {"message": "EngineDeadError"}}), "not_generated"),
         ("/v1/chat/completions", (200, {"choices": []}), "not_generated"),
@@ -196,17 +283,22 @@ def test_wrong_answers(gate_of, fakes, served, path, answer, name):
 def test_a_token_that_no_engine_counted(gate_of, fakes, served):
     served.answers["/v1/chat/completions"] = served.recorded["chat"]
     assert gate_of()(fakes.FakeRunning(), True).name == "no_progress"
-    served.answers["/metrics"] = (404, "")
-    assert gate_of()(fakes.FakeRunning(), True).ok, "one without statistics tells nothing"
+    counted = served.answers["/metrics"]
+    for silent in ((404, ""), None):
+        for answers in ([silent, silent], [counted(), silent], [silent, counted()]):
+            served.answers["/metrics"] = lambda answers=answers: answers.pop(0)
+            assert gate_of()(fakes.FakeRunning(), True).ok, "one without statistics tells nothing"
 
 
-@pytest.mark.parametrize("answer", ["models", "models-without-key"])
+@pytest.mark.parametrize("answer", ["models", "models-without-key", OTHER])
 def test_somebody_else_answers(gate_of, fakes, served, answer):
-    served.answers["/v1/models"] = served.recorded[answer]
+    served.answers["/v1/models"] = served.recorded[answer] if isinstance(answer, str) else answer
     verdict = gate_of()(fakes.FakeRunning(listener=(4711, "nginx")), True)
     assert verdict.name == "port_taken"
     assert "process 4711 (nginx), which is none of vllm@chat.service" in verdict.message
-    assert gate_of()(fakes.FakeRunning(listener=None), True).name in ("ok", "unauthorized")
+    assert verdict.evidence == {"pid": 4711}
+    for unknown in (None, (None, "?")):
+        assert gate_of()(fakes.FakeRunning(listener=unknown), True).name != "port_taken"
 
 
 # --- around a stop
