@@ -29,7 +29,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Goes where it is sent; who asks is told to the first host alone."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        request: Any = super().redirect_request(req, fp, code, msg, headers, newurl)
         if urlsplit(newurl).netloc == urlsplit(req.full_url).netloc:
             for name, value in req.unredirected_hdrs.items():
                 request.add_unredirected_header(name, value)

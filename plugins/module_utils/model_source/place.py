@@ -69,7 +69,7 @@ class Place:
 
     def whole(self, commit: str) -> bool:
         """Whether all files are there, in their sizes."""
-        files = self.record(commit).get("files")
+        files: Any = self.record(commit).get("files")
         try:
             return bool(files) and all(
                 os.stat(os.path.join(self.path(commit), name)).st_size == size for name, size in files.items()

@@ -71,10 +71,3 @@ def test_a_host_that_cannot_seed_is_no_failure(seed: Any) -> None:
     result = seed(offer.Unable("cannot listen"), warnings=("does not seed: cannot listen",))
     assert (result["failed"], result["changed"], result["models"], result["unit"]) == (False, False, {}, "")
     assert result["msg"] == "does not seed: cannot listen"
-
-
-def test_what_a_model_of_a_hub_must_be_told_by(run_module: Any) -> None:
-    given = {"token": TOKEN, "models": [{"source": "huggingface"}]}
-    assert "required arguments: name" in run_module(model_seed.main, given)["msg"]
-    given["models"] = [{"name": "o/a", "source": "git"}]
-    assert "value of source must be one of: huggingface, modelscope" in run_module(model_seed.main, given)["msg"]
