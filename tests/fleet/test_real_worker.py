@@ -27,7 +27,6 @@ def served(lab: Any) -> Iterator[str]:
     hostsetup.install(host, archive.path(worker="cpu"))
     hostsetup.override(host, {"OLLAMA_NO_CLOUD": "1"})
     hostsetup.add_models(host, "tiny")
-    hostsetup.wait_for_api(host)
     yield host
     hostsetup.uninstall(host)
 

@@ -65,7 +65,6 @@ def before() -> None:
         hostsetup.uninstall(host)  # what an earlier demonstration left
         hostsetup.install(host)
         hostsetup.add_models(host, SMALL, *LARGE)
-        hostsetup.wait_for_api(host)
         idle = used(host)
         load(host, SMALL)
         busy = [now > then + 1024 for now, then in zip(used(host), idle)]

@@ -108,7 +108,11 @@ def override(host: str, environment: Optional[Dict[str, str]] = None) -> None:
 
 
 def add_models(host: str, *names: str) -> None:
-    """Models (see models.py) into the store of the host's user ollama; they are there at once."""
+    """Models (see models.py) into the store of the host's user ollama; they are there at once.
+
+    Waits for the server: as it starts it removes folders without a manifest and blobs of no model.
+    """
+    wait_for_api(host)
     script = (HERE / "models.py").read_bytes()  # made on the host: a copy would not stay sparse
     sh(host, "runuser -u ollama -- python3 - %s %s" % (models.STORE, " ".join(names)), script)
 
