@@ -17,17 +17,22 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import together
 
 NAMES = ("gpu1", "gpu2", "gpu3")
+KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 
 
 class Node:
     """One host's program, with what it says; its command says that it runs, and sleeps or ends."""
 
-    def __init__(self, folder, place, rank, key="abc", command="echo started; exec sleep 30"):
+    def __init__(self, folder, place, rank, key="abc", command="echo started; exec sleep 30", **environment):
         self.log = folder / ("log-%d-%d" % (rank, time.monotonic_ns()))
         words = [sys.executable, "-I", str(folder / "together.py"), place, str(rank), ",".join(NAMES), key]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*words, "sh", "-c", command], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                [*words, "sh", "-c", command],
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
             )
 
     def says(self, words):
@@ -42,13 +47,14 @@ def node(tmp_path):
     """`node(rank, …)` starts the program of one of three hosts; all are gone afterwards."""
     (tmp_path / "together.py").write_text(together.TEXT)
     with socket.create_server(("127.0.0.1", 0)) as free:
-        place = "127.0.0.1:%d" % free.getsockname()[1]
+        port = free.getsockname()[1]
     begun = []
 
-    def start(rank, **more):
-        begun.append(Node(tmp_path, place, rank, **more))
+    def start(rank, address="127.0.0.1", **more):
+        begun.append(Node(tmp_path, "%s:%d" % (address, port), rank, **more))
         return begun[-1]
 
+    start.port = port
     yield start
     for one in begun:
         if one.process.poll() is None:
@@ -65,9 +71,10 @@ def test_they_start_together_and_are_proven_when_all_are(node):
     for one in nodes:
         one.says("started")
         one.says("3 hosts: gpu1, gpu2, gpu3")
-    os.kill(head.process.pid, signal.SIGUSR1)
+    for _ in range(3):
+        os.kill(head.process.pid, signal.SIGUSR1)
     for one in nodes[1:]:
-        one.says("gpu1 serves")
+        one.says("3 hosts: gpu1, gpu2, gpu3, gpu1 serves")
         assert "all proven" not in one.log.read_text()
         os.kill(one.process.pid, signal.SIGUSR1)
     for one in nodes:
@@ -124,3 +131,91 @@ def test_a_host_that_goes_while_others_are_waited_for(node):
     again = [node(1), node(2)]
     for each in (head, *again):
         each.says("started")
+
+
+@pytest.mark.parametrize("prefix", ["", "@"])
+def test_systemd_is_told_who_is_waited_for(node, tmp_path, prefix):
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind("\0" + name if prefix else name)
+        systemd.settimeout(20)
+        node(0, NOTIFY_SOCKET=prefix + name, command="echo started $NOTIFY_SOCKET; exec sleep 30")
+        assert systemd.recv(200) == b"STATUS=waits for gpu2 (node 1), gpu3 (node 2)"
+        node(1)
+        assert systemd.recv(200) == b"STATUS=waits for gpu3 (node 2)"
+        node(2)
+        assert systemd.recv(200) == b"STATUS=3 hosts: gpu1, gpu2, gpu3"
+
+
+def test_the_command_says_nothing_to_systemd(node, tmp_path):
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(name)
+        head = node(0, NOTIFY_SOCKET=name, command="echo started; echo socket:$NOTIFY_SOCKET.; exec sleep 30")
+        for rank in (1, 2):
+            node(rank)
+        head.says("socket:.")
+
+
+def test_a_command_that_a_signal_ends(node):
+    nodes = [node(0, command="echo started; kill -9 $$"), node(1), node(2)]
+    assert nodes[0].process.wait(20) == 128 + 9
+
+
+def test_by_ipv6(node):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    nodes = [node(rank, address="::1") for rank in range(3)]
+    for one in nodes:
+        one.says("started")
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"hello", b"abc 1", b"x" * 300, b"abc 1 1\n", b"abc 3\n", b"abc 0\n", b"abc\n", b""]
+)
+def test_a_stranger_is_sent_away_and_holds_nobody_up(node, tmp_path, greeting):
+    program = tmp_path / "together.py"
+    program.write_text(program.read_text().replace("GREETING = 5", "GREETING = 0.2"))
+    head = node(0)
+    head.says("waits for gpu2 (node 1), gpu3 (node 2)")
+    with socket.create_connection(("127.0.0.1", node.port), 20) as stranger:
+        stranger.sendall(greeting)
+        if greeting.endswith(b"\n") or len(greeting) > 200:
+            assert stranger.recv(10) == b"no\n"
+        nodes = [head, node(1), node(2)]
+        for one in nodes:
+            one.says("started")
+
+
+def test_a_rank_that_is_there_is_not_taken_by_another(node):
+    head, one = node(0), node(1)
+    head.says("waits for gpu3 (node 2)")
+    again = node(1)
+    again.says("which has another definition of this model, or this node already")
+    node(2)
+    one.says("started")
+    assert "started" not in again.log.read_text()
+
+
+def test_who_is_gone_without_a_word_is_noticed(node):
+    """The kernel asks for it on both ends of each connection."""
+    for one in [node(rank) for rank in range(3)]:
+        one.says("started")
+    port, timers = "%04X" % node.port, []
+    with open("/proc/net/tcp") as file:
+        for words in map(str.split, file):
+            if words[3] == "01" and port in (words[1][-4:], words[2][-4:]):
+                timers.append(words[5].partition(":")[0])
+    assert timers == ["02"] * 4, "of the kind keepalive"
+
+
+def test_after_how_long(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["together.py", "127.0.0.1:9", "0", "a,b", "key", "true"])
+    program = {"__name__": "together"}
+    exec(compile(together.TEXT, "together.py", "exec"), program)
+    with socket.socket() as connection:
+        program["watch"](connection)
+        found = [connection.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE]
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and found == [10, 5, 3]
