@@ -34,6 +34,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.overrid
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import (
     ManagerError,
     System,
+    restarting,
     seconds,
     split_items,
 )
@@ -55,6 +56,7 @@ __all__ = [
 
 DOWN = ("inactive", "failed")
 ENABLED = ("enabled", "enabled-runtime")
+NOTICES = 10  # seconds that a busy systemd may need to hear of a death
 JOURNAL_LINES = 20
 JOURNAL_WIDTH = 300  # characters of a line
 REMEDIES = {
@@ -171,8 +173,9 @@ class _Convergence:
         self.drop_in_changes = self.override.drop_in in [file.path for file in self.rewritten]
         self.by_others = False
         """All that is declared is in force already, by files that are not ours."""
-        self.was_up = self.state.get("ActiveState") in ("active", "reloading", "refreshing")
-        self.was_failing = self.state.get("SubState") == "auto-restart"
+        self.was_failing = restarting(self.state)
+        # one that is just starting is as much wanted as one that runs
+        self.was_up = self.state.get("ActiveState") not in (*DOWN, "deactivating") and not self.was_failing
         self.committed = False
         self.enabling_done = False
         self.acted = False
@@ -509,14 +512,14 @@ class _Convergence:
         if self.was_up:
             self.outcome.unavailable_ms = round((time.monotonic() - self.stopped_at) * 1000)
         if running and not self.gate and running.process.ended_within(self.change.settle):
-            raise self._fault("its main process ended", former)
+            raise self._fault("its main process ended", invocation=running.invocation_id)
         if running:
             self._check_same(running)
 
     def _let_requests_end(self) -> None:
         """Let the process that is about to be stopped hand over what it is doing, if it is there at all."""
         try:
-            running = self._executed() if self.handover else None
+            running = self._executed() if self.handover and int(self.state.get("MainPID") or 0) else None
         except _Failed:
             return
         if running and self.handover:
@@ -525,6 +528,8 @@ class _Convergence:
     def _restart(self) -> Tuple[Optional[str], Verdict]:
         """What went wrong with the restart, and what was found between stop and start; upon that nothing is started."""
         if not self.handover:
+            if self.was_failing:  # else a restart by systemd in just this moment could be taken for ours
+                self.system.stop(self.name, self._stop_limit())
             return self.system.restart(self.name, self._stop_limit(), self.change.timeout), Verdict("ok")
         failure = self.system.stop(self.name, self._stop_limit())
         released = self.handover.after_stop()
@@ -538,25 +543,32 @@ class _Convergence:
 
     def _executed(self) -> Optional[Running]:
         """The running invocation once its main process is executed; None for a unit without one."""
-        pid = int(self.state.get("MainPID") or 0)
+        until = time.monotonic() + self.change.timeout
+        while self._precedes():
+            if time.monotonic() > until:
+                raise self._fault("its main process was not started within %d s" % self.change.timeout)
+            # systemd sends no word when ExecStartPre= has ended
+            time.sleep(0.05)
+            self.state = self.system.show(self.name)
+        pid, invocation = int(self.state.get("MainPID") or 0), self.state.get("InvocationID", "")
         if not pid:
             if self._ends():
-                raise self._fault("its main process ended")
+                raise self._fault("its main process ended", invocation=invocation)
             return None
         process = self.system.process(pid)
         started = int(self.state.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
         deadline = (max(started, self.stopped_at) if self.acted else time.monotonic()) + self.change.timeout
         environ = self.system.environ(pid)
-        while environ is None or environ.get("INVOCATION_ID", self.state["InvocationID"]) != self.state["InvocationID"]:
+        while environ is None or environ.get("INVOCATION_ID", invocation) != invocation:
             if process.ended_within(0.005):
-                raise self._fault("its main process ended")
+                raise self._fault("its main process ended", invocation=invocation)
             if time.monotonic() > deadline:
                 raise self._fault("its main process was not executed within %d s" % self.change.timeout)
             environ = self.system.environ(pid)
         return Running(
             unit=self.name,
             main_pid=pid,
-            invocation_id=self.state.get("InvocationID", ""),
+            invocation_id=invocation,
             environ=environ,
             started_monotonic=started,
             deadline=deadline,
@@ -565,20 +577,35 @@ class _Convergence:
             system=self.system,
         )
 
+    def _precedes(self) -> bool:
+        """Whether the unit is about to have a main process: its ExecStartPre= runs."""
+        starts = self.state.get("ActiveState") == "activating" and not restarting(self.state)
+        return starts and not int(self.state.get("MainPID") or 0)
+
     def _ends(self) -> bool:
         """Whether the main process has ended though the unit is not down: its ExecStopPost= runs, or RestartSec=."""
-        return self.state.get("SubState") == "auto-restart" or self.state.get("ActiveState") == "deactivating"
+        return restarting(self.state) or self.state.get("ActiveState") == "deactivating"
 
     def _prove(self, running: Running, changed: bool) -> None:
         """The process must have what is declared, and the gate must find nothing wrong."""
+        self._prove_environment(running, running.environ)
+        if self.gate:
+            verdict = self.gate(running, changed)
+            self.outcome.verdict = verdict
+            if not verdict.ok:
+                failed = _Failed(verdict.name, verdict.message)
+                failed.verdict = verdict
+                raise failed
+
+    def _prove_environment(self, running: Running, environ: Mapping[str, str]) -> None:
         wrong = []
         for name, text in sorted(self.override.variables.items()):
-            if name not in running.environ:
+            if name not in environ:
                 wrong.append("%s is missing" % name)
-            elif running.environ[name] != text:
-                shown = self._hide(name, running.environ[name]), self._hide(name, text)
+            elif environ[name] != text:
+                shown = self._hide(name, environ[name]), self._hide(name, text)
                 wrong.append("%s is %r, expected %r" % (name, *shown))
-        for name in self._wrong_credentials(running.environ):
+        for name in self._wrong_credentials(environ):
             wrong.append(
                 "credential %s is not what was declared, or missing (in a container, / must be a shared mount)" % name
             )
@@ -588,14 +615,7 @@ class _Convergence:
                 "the running process %d does not have what is declared: %s. Its ExecStart= may be changing it"
                 % (running.main_pid, "; ".join(wrong)),
             )
-        self._report_environment(running.environ)
-        if self.gate:
-            verdict = self.gate(running, changed)
-            self.outcome.verdict = verdict
-            if not verdict.ok:
-                failed = _Failed(verdict.name, verdict.message)
-                failed.verdict = verdict
-                raise failed
+        self._report_environment(environ)
 
     def _wrong_credentials(self, environ: Mapping[str, str]) -> List[str]:
         """The declared credentials that the main process does not see as they are declared."""
@@ -612,6 +632,11 @@ class _Convergence:
         same = self.state.get("InvocationID") == running.invocation_id
         if not same or self.state.get("ActiveState") in DOWN or self._ends():
             raise self._fault("its main process ended", invocation=running.invocation_id)
+        # what was started first may since have executed the program itself, in an environment of its own making;
+        # where the invocation is not in it, the program has written its title over it
+        now = self.system.environ(running.main_pid) or {}
+        if now.get("INVOCATION_ID") == running.invocation_id:
+            self._prove_environment(running, now)
 
     def _prove_unchanged(self) -> None:
         """Nothing was started: what runs must be as declared, and a unit that should run must not be failing."""
@@ -644,7 +669,7 @@ class _Convergence:
         ended = {"1": "exited with status %s", "2": "was killed by signal %s", "3": "dumped core on signal %s"}
         how = ended.get(state.get("ExecMainCode", ""), "")
         name = "failed"
-        if state.get("SubState") == "auto-restart" or restarts or result == "start-limit-hit":
+        if restarting(state) or restarts or result == "start-limit-hit":
             name = "crash_loop"
         elif result == "timeout" or (state.get("ActiveState") not in DOWN and not how):
             name = "timeout"
@@ -669,7 +694,7 @@ class _Convergence:
 
     def _noticed(self) -> Dict[str, str]:
         """The unit's state once systemd knows that its main process has ended, if it has."""
-        until = time.monotonic() + 2
+        until = time.monotonic() + NOTICES
         while True:
             state = self.system.show(self.name)
             pid = int(state.get("MainPID") or 0)
@@ -773,7 +798,7 @@ class _Convergence:
         journal: List[str] = []
         if invocation:
             self.system.sync_journal()
-            lines = self.system.journal(self.change.unit, invocation, JOURNAL_LINES)
+            lines = self.system.journal(self.name, invocation, JOURNAL_LINES)
             journal = [self.override.masked(line)[:JOURNAL_WIDTH] for line in lines]
             verdict.evidence.update(invocation_id=invocation, journal=journal)
         verdict.evidence = self.override.masked(verdict.evidence)

@@ -116,6 +116,11 @@ def seconds(text: str) -> Optional[float]:
     return sum(float(number) * SECONDS[unit] for number, unit in parts) if parts else None
 
 
+def restarting(state: Mapping[str, str]) -> bool:
+    """Whether a unit has ended and systemd is about to start it again; since 254 it says ``-queued`` as well."""
+    return state.get("SubState", "").startswith("auto-restart")
+
+
 class Process:
     """One process, told from a later one with the same PID by its start time."""
 
@@ -217,8 +222,10 @@ class System:
         try:
             with open("%s/proc/%d/comm" % (self.root, pid), encoding="utf-8", errors="replace") as stream:
                 name = stream.read().strip()
-            # systemd's child still has its father's name after the fork, and then "(NAME)" until it executes
-            between_fork_and_exec = name.startswith("(") or (name == "systemd" and pid != 1)
+            # systemd's child still has its father's name after the fork, or since 255 executes systemd-executor with
+            # the environment of systemd itself; then it is called "(NAME)" until it executes the unit's program
+            executor = os.path.basename(self.program(pid) or "").startswith("systemd-executor")
+            between_fork_and_exec = name.startswith("(") or (name == "systemd" and pid != 1) or executor
             before = self._environment_end(pid)
             with open("%s/proc/%d/environ" % (self.root, pid), "rb") as stream:
                 content = stream.read().decode("utf-8", "surrogateescape")
@@ -443,6 +450,8 @@ class System:
 
     def _job(self, verb: str, unit: str, stop_limit: float, start_limit: float) -> Optional[str]:
         command = ["systemctl", verb, "--", unit]
+        # until systemd has taken the job, it tells of what was before, such as restarts of its own
+        former = self.show(unit).get("InvocationID") if verb != "stop" else None
         begun = starting = time.monotonic()
         with self._started(command) as job:
             while True:
@@ -454,7 +463,8 @@ class System:
                 except subprocess.TimeoutExpired:
                     state = self.show(unit)
                 now = time.monotonic()
-                if state.get("SubState") == "auto-restart" or int(state.get("NRestarts") or 0):
+                anew = verb != "stop" and state.get("InvocationID") != former
+                if anew and (restarting(state) or int(state.get("NRestarts") or 0)):
                     wrong = "it does not start"  # systemctl would wait for a restart that succeeds
                 elif state.get("ActiveState") == "deactivating":
                     starting = now

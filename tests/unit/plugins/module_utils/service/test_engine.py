@@ -555,6 +555,29 @@ def test_a_process_that_does_not_have_what_is_declared(system: Any) -> None:
     assert "A is '9', expected '1'" in fails(system).message
 
 
+def test_a_program_that_is_executed_with_other_values_by_what_was_started_first(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as env A=other PROGRAM: for a moment the process is env, which has what is declared."""
+    environ, looks = system.environ, []
+
+    def executes(pid: int) -> Any:
+        found = environ(pid)
+        if not found or "A" not in found:
+            return found
+        looks.append(pid)
+        return found if len(looks) == 1 else dict(found, **now)
+
+    now = {"A": "other"}
+    monkeypatch.setattr(system, "environ", executes)
+    error = fails(system)
+    assert error.outcome.verdict.name == "unproven" and "A is 'other', expected '1'" in error.message
+    assert error.outcome.rolled_back
+    now["INVOCATION_ID"] = "ost"
+    looks.clear()
+    assert go(system).changed, "the title of the process lies over its environment"
+
+
 def test_what_systemd_has_read_is_checked_before_the_unit_is_touched(system: Any) -> None:
     system.misreads = lambda environment: {name: text + "?" for name, text in environment.items()}
     error = fails(system)
@@ -897,6 +920,71 @@ def test_systemd_is_given_the_time_to_notice_a_death(system: Any, monkeypatch: p
     monkeypatch.setattr(system, "show", late)
     error = fails(system, gate=dies)
     assert error.outcome.verdict.name == "failed" and len(polled) > 2 and error.outcome.rolled_back
+
+
+def before_main(system: Any, monkeypatch: pytest.MonkeyPatch, when: Any, looks: int = 2) -> List[str]:
+    """For so many looks, once ``when()``, ExecStartPre= of the unit still runs."""
+    show, seen = system.show, []
+
+    def early(unit: str) -> Any:
+        state = show(unit)
+        if len(seen) == looks or not when():
+            return state
+        seen.append("start-pre")
+        return dict(state, ActiveState="activating", SubState="start-pre", MainPID="0")
+
+    monkeypatch.setattr(system, "show", early)
+    return seen
+
+
+def test_a_unit_without_a_main_process_yet_is_not_taken_for_one_that_has_none(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: List[bool] = []
+    seen = before_main(system, monkeypatch, lambda: "restart" in system.calls)
+    go(system, gate=lambda running, changed: asked.append(changed) or Verdict("ok"))
+    assert asked == [True] and len(seen) == 2, "a restart by systemd after the first death comes by there"
+    seen = before_main(system, monkeypatch, lambda: True)
+    assert not go(system, gate=lambda running, changed: asked.append(changed) or Verdict("ok")).changed
+    assert asked == [True, False] and len(seen) == 2, "somebody else starts it just now"
+    before_main(system, monkeypatch, lambda: True, 99)
+    error = fails(system, timeout=0)
+    assert "was not started within 0 s" in error.message and "Nothing was changed." in error.message
+
+
+def test_a_unit_that_was_just_starting_is_not_left_stopped(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = before_main(system, monkeypatch, lambda: True, 1)
+    system.fails = crash
+    error = fails(system, environment={"A": "bad"})
+    assert seen and error.outcome.rolled_back and "The unit runs again" in error.message
+    assert system.state["ActiveState"] == "active"
+
+
+def test_a_restart_of_a_failing_unit_is_not_mixed_up_with_one_by_systemd(system: Any) -> None:
+    system.fails = lambda environment, settings: None if environment.get("A") == "1" else "needs A"
+    system.restart("ollama.service", 1, 1)
+    system.state["SubState"] = "auto-restart-queued"
+    system.calls.clear()
+    go(system)
+    assert [call for call in system.calls if call in ("stop", "restart")] == ["stop", "restart"]
+
+
+def test_the_last_words_are_of_the_invocation_that_ended(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systemd may have started the next one by the time at which it is asked how the first one ended."""
+    environ = system.environ
+
+    def dies(pid: int) -> Any:
+        if "A" not in system.environment or not system.processes:
+            return environ(pid)
+        system.lines[system.state["InvocationID"]].append("Error: no such disk")
+        system.processes.clear()
+        system.state.update(InvocationID="f" * 32, NRestarts="1", MainPID="77", ActiveState="active")
+        system.processes[77] = {"INVOCATION_ID": "f" * 32}
+        return None
+
+    monkeypatch.setattr(system, "environ", dies)
+    error = fails(system)
+    assert error.outcome.verdict.name == "crash_loop" and "no such disk" in error.message
 
 
 def test_steps_that_touch_the_same_thing_are_undone_in_reverse(system: Any) -> None:

@@ -136,6 +136,7 @@ LATER = subprocess.TimeoutExpired("systemctl", 0.1)
 
 def test_jobs(tools: Tools) -> None:
     system = System()
+    tools.answers["systemctl show"] = (0, "InvocationID=a\n", "")
     tools.answers["systemctl restart -- x.service"] = (0, "", "")
     tools.answers["systemctl start -- x.service"] = (1, "", "Job for x.service failed.\nSee more")
     tools.answers["systemctl stop -- x.service"] = (4, "", "")
@@ -152,8 +153,9 @@ def test_jobs(tools: Tools) -> None:
 @pytest.mark.parametrize(
     "state, stop_limit, start_limit, says",
     [
-        ("ActiveState=activating\nSubState=auto-restart", 60, 60, "it does not start"),
-        ("ActiveState=activating\nSubState=start\nNRestarts=1", 60, 60, "it does not start"),
+        ("ActiveState=activating\nSubState=auto-restart\nInvocationID=b", 60, 60, "it does not start"),
+        ("ActiveState=activating\nSubState=auto-restart-queued\nInvocationID=b", 60, 60, "it does not start"),
+        ("ActiveState=activating\nSubState=start\nNRestarts=1\nInvocationID=b", 60, 60, "it does not start"),
         ("ActiveState=deactivating\nSubState=stop-sigterm", 0, 60, "it did not stop within 0 s"),
         ("ActiveState=activating\nSubState=start", 60, 0, "it did not start within 0 s"),
     ],
@@ -161,8 +163,9 @@ def test_jobs(tools: Tools) -> None:
 def test_a_job_that_will_not_end_is_not_waited_for(
     tools: Tools, state: str, stop_limit: float, start_limit: float, says: str
 ) -> None:
+    shown = iter(["InvocationID=a", state])
     tools.answers["systemctl restart"] = LATER
-    tools.answers["systemctl show"] = (0, state + "\n", "")
+    tools.answers["systemctl show"] = lambda _command, _environ: (0, next(shown) + "\n", "")
     assert System().restart("x.service", stop_limit, start_limit) == says
     assert tools.killed == 1
 
@@ -171,7 +174,18 @@ def test_a_slow_job_is_waited_for(tools: Tools) -> None:
     tools.answers["systemctl restart"] = [LATER, LATER, (0, "", "")]
     tools.answers["systemctl show"] = (0, "ActiveState=deactivating\nSubState=stop-sigterm\nNRestarts=0\n", "")
     assert System().restart("x.service", 60, 60) is None
-    assert [command[1] for command in tools.commands] == ["restart", "show", "show"] and not tools.killed
+    assert [command[1] for command in tools.commands] == ["show", "restart", "show", "show"] and not tools.killed
+
+
+@pytest.mark.parametrize("verb", ["start", "restart", "stop"])
+def test_a_job_that_systemd_has_not_taken_yet(tools: Tools, verb: str) -> None:
+    """What systemd tells is of before then: the unit was failing, and no word of how this job goes."""
+    before = "ActiveState=activating\nSubState=auto-restart\nNRestarts=3\nInvocationID=a\n"
+    tools.answers["systemctl " + verb] = [LATER, (0, "", "")]
+    tools.answers["systemctl show"] = (0, before, "")
+    limits = (60,) if verb != "restart" else (60, 60)
+    assert getattr(System(), verb)("x.service", *limits) is None
+    assert not tools.killed
 
 
 def test_a_tool_that_hangs(tools: Tools) -> None:
@@ -324,6 +338,11 @@ def test_environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proc(tmp_path, 8, "(odd)", b"INVOCATION_ID=1\0")
     assert system.environ(8) == {"INVOCATION_ID": "1"}, "a program may be called so"
     assert system.environ(9) is None
+    proc(tmp_path, 10, "8", b"PATH=/bin\0")
+    (tmp_path / "proc/10/exe").symlink_to("/usr/lib/systemd/systemd-executor")
+    assert system.environ(10) is None, "since 255 it is another program, at first by the name of a descriptor"
+    proc(tmp_path, 10, "8", b"INVOCATION_ID=1\0")
+    assert system.environ(10) == {"INVOCATION_ID": "1"}
     proc(tmp_path, 9, "ollama", b"")
     assert system.environ(9) == {}
     proc(tmp_path, 9, "ollama", b"", end=0)
