@@ -20,6 +20,7 @@ WAITING = "vllm:num_requests_waiting"
 GENERATED = "vllm:generation_tokens_total"
 
 _PAUSE = 0.25  # seconds between two looks
+_LOOK = 1.0  # seconds that a look takes at least before it counts as no answer, also the last one
 _SAMPLE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)(?:\{.*\})?\s+(\S+)")
 
 
@@ -223,7 +224,9 @@ class Endpoint:
             if not alive():
                 raise EndpointError("dead", "its process has ended")
             try:
-                names = [str(entry.get("id")) for entry in self.models(min(5.0, max(0.1, deadline - time.monotonic())))]
+                names = [
+                    str(entry.get("id")) for entry in self.models(min(5.0, max(_LOOK, deadline - time.monotonic())))
+                ]
             except HttpError as error:
                 last = EndpointError("not_ready", "%s does not answer: %s" % (self.url, error))
             except EndpointError as error:
@@ -254,7 +257,7 @@ class Endpoint:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                load = self.load(min(5.0, max(0.1, deadline - time.monotonic())))
+                load = self.load(min(5.0, max(_LOOK, deadline - time.monotonic())))
             except HttpError as error:
                 raise EndpointError("not_ready", "%s does not answer: %s" % (self.url, error)) from None
             if load is None:

@@ -21,7 +21,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine 
 
 _GIB = 1024.0**3
 _LOG_DELAY = 2.0  # seconds that a line may need from the server to the journal
-_MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
+_MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process, and to show more of a model that is being loaded
+_YOUNG = 30.0  # seconds after its start for which a server that others have started may not be all there
 
 CPU_REASONS = (
     "common reasons: the driver was not ready when the service started, /dev/nvidia-uvm is missing or not allowed to "
@@ -36,7 +37,8 @@ class OllamaGate:
     The verdicts, in the order in which they are looked for: ``crash_loop``, ``not_ready``, ``wrong_version``,
     ``unproven`` (no start log), ``misread``, ``cpu_fallback``, ``wrong_gpu``; with a model also ``model_missing``,
     ``load_failed``, ``stalled``, ``partial_offload``, ``vram_missing``, ``spread_missing``; else ``ok``. Without a
-    change nothing is loaded and nothing is waited for: a model is then looked at only where it is loaded already.
+    change nothing is loaded, and waited for is only what others have just started or load: a model is then looked at
+    only where it is loaded already.
 
     :param effective: variable to value as the server must log it.
     :param facts: GPU facts from before.
@@ -95,7 +97,7 @@ class OllamaGate:
             raise Fault("misread", "OLLAMA_HOST of the running process: %s" % error) from None
         api, now = Api(address, port), time.monotonic()
         # without a change a server that runs for long must answer at once; one that was just started may take longer
-        until = running.deadline if changed else min(running.deadline, max(now + 5, running.started_monotonic + 30))
+        until = running.deadline if changed else min(running.deadline, max(now + 5, running.started_monotonic + _YOUNG))
         pause = 0.02
         while True:
             if not running.alive():
@@ -125,6 +127,7 @@ class OllamaGate:
             )
 
     def _died(self, running: Running) -> Fault:
+        running.system.sync_journal()
         failure = log.parse(running.journal(50)).failure or ""
         advice = log.remedy(failure)
         message = "the server gave up: %s" % failure if failure else "the server ended before its API answered"
@@ -132,7 +135,8 @@ class OllamaGate:
 
     def _start_log(self, running: Running, changed: bool) -> Optional[log.StartLog]:
         """The start log; None when it is no longer in the journal of a server that runs for long."""
-        until = time.monotonic() + (_LOG_DELAY if changed else 0)
+        until, all_there = time.monotonic() + _LOG_DELAY, False
+        may_grow = changed or time.monotonic() < running.started_monotonic + _YOUNG
         while True:
             start = log.parse(log.before_serving(running.journal_from_start()))
             if start.failure and not start.listening:
@@ -141,13 +145,19 @@ class OllamaGate:
             whole = start.config and start.listening and start.compute
             if whole and start.compute_ended:
                 return start
-            if not changed:
+            if not may_grow:
                 return start if start.config else None
             if not running.alive():
                 raise self._died(running)
-            if time.monotonic() >= until:
+            if time.monotonic() >= until and not all_there:
+                running.system.sync_journal()  # a busy journald may be further behind
+                all_there = True
+                continue
+            if all_there:
                 if whole:
                     return start  # an old server: it does not say which device is the last
+                if not changed:
+                    return start if start.config else None
                 missing = [
                     what
                     for what, there in (
@@ -264,17 +274,22 @@ class OllamaGate:
             return
         if loaded is not None:
             self._on_gpus(loaded)
-        facts, until = self.facts, time.monotonic() + _MEMORY_DELAY
+        # what was read before a change tells of the former process
+        facts, until, most = self.gather() if changed else self.facts, 0.0, -1
         while True:
-            if changed and self.model:
-                facts = self.gather()
             try:
                 return self._held(facts, running.unit, loaded)
             except Fault:
-                if not (changed and self.model) or time.monotonic() >= until:
+                held, now = sum(self.held.values()), time.monotonic()
+                if held > most:  # it is just being loaded, perhaps for somebody else
+                    most, until = held, now + _MEMORY_DELAY
+                if now >= until:
                     raise
             # NVML names a process some time after it took memory, and sends no word
             time.sleep(0.1)
+            facts = self.gather()
+            if not changed:  # what others have loaded or unloaded since the facts were read
+                loaded = self._loaded(api)
 
     def _loaded(self, api: Api) -> Optional[Dict[str, Any]]:
         """The entry of /api/ps for the model to prove with; None when none is asked for or it is not loaded."""

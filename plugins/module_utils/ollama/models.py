@@ -28,7 +28,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.records 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 
 _GIB = float(1 << 30)
-_MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process, and /api/ps to forget one
+_MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
+_UNLOADS = 20.0  # seconds that the worker of a large model may need to end; /api/ps does not answer meanwhile
 _UNVERIFIED = ".unverified"  # record of the blobs of a pull that runs; no model's name
 _LENT = re.compile(r"[^/]+/gpufleet-[0-9a-f]{32}/")  # names by which seeding hosts have their models
 _FOREVER_FROM = 2200  # year from which an expiry means never; the server says 2319
@@ -296,8 +297,8 @@ class _Run:
             return
         if not self.check_mode:
             _succeeded(self.api.unload(item["full"]), "cannot be unloaded")
-            until = time.monotonic() + _MEMORY_DELAY
-            while any(_key(str(one.get("name"))) == _key(item["name"]) for one in self.api.loaded()):
+            until = time.monotonic() + _UNLOADS
+            while any(_key(str(one.get("name"))) == _key(item["name"]) for one in self.api.loaded(_UNLOADS)):
                 if time.monotonic() > until:
                     raise ModelError("is still loaded after it was asked to go: a request keeps it busy; try again")
                 # the server answers before the model is gone, and sends no word

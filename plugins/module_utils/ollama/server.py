@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+
+_PASSING = 5.0  # seconds for which a process may be not yet executed, or gone and systemd not know it
 
 
 class ServerError(Exception):
@@ -84,8 +87,7 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
     """
     environ = {}  # type: Dict[str, str]
     try:
-        pid = int(system.show(unit).get("MainPID") or 0)
-        environ = (system.environ(pid) if pid else None) or {}
+        environ = _environ(unit, system)
     except ManagerError as error:
         if host is None:
             raise ServerError("%s; run this with become: true, or name the server by host" % error) from None
@@ -101,6 +103,18 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
     except ValueError as error:
         raise ServerError("host: %s" % error) from None
     return Server(Api(address, port), unit, environ if own == (address, port) else {})
+
+
+def _environ(unit: str, system: Any) -> Dict[str, str]:
+    """That of the unit's main process; empty where it has none."""
+    until = time.monotonic() + _PASSING
+    while True:
+        pid = int(system.show(unit).get("MainPID") or 0)
+        environ = system.environ(pid) if pid else {}
+        if environ is not None or time.monotonic() > until:
+            return environ or {}
+        # systemd sends no word of either
+        time.sleep(0.05)
 
 
 def held_by_worker(facts: Dict[str, Any], unit: str, blob: str, proc: str = "/proc") -> "Tuple[Dict[str, int], bool]":

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import stat
+from contextlib import suppress
 from shlex import quote
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -56,7 +57,8 @@ def holding(path: str) -> Holding:
                 file = os.path.join(folder, name)
                 relative = os.path.relpath(file, path)
                 if top == "manifests" or _BLOB.match(relative):
-                    files[relative] = os.path.getsize(file)
+                    with suppress(FileNotFoundError):  # the server removes models while this one looks
+                        files[relative] = os.path.getsize(file)
     return Holding(path, files)
 
 

@@ -198,7 +198,7 @@ class _Running(_Part):
         """The environment of torchrun itself; empty when it does not run, and not before systemd knows that."""
         until = time.monotonic() + END_LIMIT
         while True:
-            self._settle("deactivating")
+            self._settle("activating", "deactivating")
             pid = int(self.state.get("MainPID") or 0)
             environ = self.system.environ(pid) if pid else {}
             if environ is not None or time.monotonic() > until:
@@ -316,9 +316,11 @@ class _Running(_Part):
         self.state = self.system.show(self.unit)
         self.result["started"] = True
         pid = int(self.state.get("MainPID") or 0)
-        if pid and not failure:
-            self.system.process(pid).ended_within(SETTLE)
+        if not failure:
+            ended = not pid or self.system.process(pid).ended_within(SETTLE)
             self.state = self.system.show(self.unit)
+            if ended:
+                self._settle("active", "deactivating")
         if not self.up() and not (evidence.ended(self.system, self.job) or {"ok": False})["ok"]:
             self._fail(failure or "it ended at once")
 

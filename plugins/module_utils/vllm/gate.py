@@ -78,7 +78,7 @@ class VllmGate:
         # one that was started by others may still be loading; a later death is noticed in any case
         now = time.monotonic()
         deadline = running.deadline if changed else max(now + 5, running.started_monotonic + self.allowed)
-        progress = _Progress(running, self.gather if self.devices else None, max(_LOOK, self.stall / 20))
+        progress = _Progress(running, self.gather if self.devices else None, self.stall)
         pause = 0.05
         while True:
             if not running.alive():
@@ -175,16 +175,18 @@ class VllmGate:
     def _holds_memory(self, running: Running, changed: bool) -> None:
         if not self.devices:
             return
-        facts, until = self.facts, time.monotonic() + _MEMORY_DELAY
+        # one that others have started may have taken its memory since the facts were read
+        facts, fresh = self.gather() if changed else self.facts, changed
+        until = time.monotonic() + (_MEMORY_DELAY if changed else 0)
         while True:
-            if changed:
-                facts = self.gather()
             try:
                 return self._held(facts, running.unit)
             except Fault:
-                if not changed or time.monotonic() >= until:
+                if fresh and time.monotonic() >= until:
                     raise
-            time.sleep(0.2)
+            if fresh:
+                time.sleep(0.2)
+            facts, fresh = self.gather(), True
 
     def _held(self, facts: Dict[str, Any], unit: str) -> None:
         if facts["source"] not in ("nvml", "nvidia-smi"):
@@ -237,19 +239,20 @@ class VllmGate:
 class _Progress:
     """Signs of life of a start: new lines in the journal, more memory on the GPUs."""
 
-    def __init__(self, running: Running, gather: Optional[Callable[[], Dict[str, Any]]], pause: float) -> None:
-        self.running, self.gather, self.pause = running, gather, pause
+    def __init__(self, running: Running, gather: Optional[Callable[[], Dict[str, Any]]], stall: float) -> None:
+        self.running, self.gather, self.stall = running, gather, stall
+        self.pause = max(_LOOK, stall / 20)
         self.line, self.held = "", 0
         self._lines: List[str] = []
         self._last = self._looked = time.monotonic()
 
     def silent(self) -> float:
-        """Seconds since the last sign; looks again every few seconds only."""
+        """Seconds since the last sign; looks again every few seconds only, and before it is called a stall."""
         now = time.monotonic()
-        if now >= self._looked + self.pause:
+        if now >= self._looked + self.pause or now > self._last + self.stall:
             self._looked = now
             self.look()
-        return now - self._last
+        return max(0.0, now - self._last)
 
     def look(self) -> None:
         lines = self.running.journal(3)

@@ -36,7 +36,10 @@ class HeadGate(VllmGate):
         return verdict
 
     def _all_proven(self, running: Running) -> None:
-        os.kill(running.main_pid, signal.SIGUSR1)
+        try:
+            os.kill(running.main_pid, signal.SIGUSR1)
+        except ProcessLookupError:
+            raise self._died(running) from None
         self._wait(running, "all proven")
 
     def _wait(self, running: Running, words: str) -> None:

@@ -19,7 +19,7 @@ PARAMS = {
     "model": None,
     "smoke": False,
     "tokens": 1,
-    "timeout": 0.3,
+    "timeout": 30,
     "validate_certs": True,
     "ca_path": None,
 }
@@ -92,7 +92,6 @@ def test_without_a_chat_template_a_completion_is_asked_for(recorded):
         ((200, {"choices": [], "usage": {"completion_tokens": 0}}), "not_generated", "generated nothing"),
         ((200, "<html>"), "not_generated", "generated nothing"),
         ((500, {"error": {"message": "EngineCore encountered an issue"}}), "not_generated", "HTTP 500: EngineCore enc"),
-        (lambda: threading.Event().wait(1) or (200, {}), "stalled", "gave none in"),
         (None, "not_generated", "does not answer in HTTP"),
         ("no-such-model", "model_missing", "The model `nosuch` does not exist"),
         ("chat-without-key", "unauthorized", "wants another API key"),
@@ -106,6 +105,15 @@ def test_no_token(recorded, answer, name, words):
     found = verdict_of(recorded, smoke=True)
     assert found[0] == name
     assert words in found[1]
+
+
+def test_no_token_in_time(recorded):
+    given_up = threading.Event()
+    recorded.answers["/v1/chat/completions"] = lambda: given_up.wait(60) and (200, {})
+    with pytest.raises(EndpointError, match="gave none in") as caught:
+        Endpoint(recorded.url).generate("tiny", 0.3)
+    given_up.set()
+    assert caught.value.name == "stalled"
 
 
 def test_another_model_is_served(recorded):
@@ -149,7 +157,7 @@ def test_idle_is_waited_for(recorded):
 
 def test_a_busy_one_is_named(recorded):
     recorded.answers["/metrics"] = metrics(3, 4)
-    assert verdict_of(recorded, state="idle")[0] == "busy"
+    assert verdict_of(recorded, state="idle", timeout=0.3)[0] == "busy"
     assert look(recorded)["waiting"] == 4
 
 
@@ -163,7 +171,15 @@ def test_ollama_tells_no_load(recorded):
 
 def test_ollama_without_models_is_not_ready(recorded):
     recorded.answers["/v1/models"] = (200, {"object": "list", "data": None})
-    assert verdict_of(recorded)[0] == "model_missing"
+    assert verdict_of(recorded, timeout=0.3)[0] == "model_missing"
+
+
+def test_a_busy_host_is_given_its_time_for_the_last_look_too(recorded, monkeypatch):
+    """What was found before must not become "does not answer", because little was left of the time."""
+    given = []
+    monkeypatch.setattr(Endpoint, "models", lambda self, timeout: given.append(timeout) or [])
+    assert verdict_of(recorded, timeout=0.3)[0] == "model_missing"
+    assert min(given) >= 1
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,17 @@ class FakeRunning:
 
     unit = UNIT
 
-    def __init__(self, log: List[str], environ: Dict[str, str], timeout: float = 2.0) -> None:
+    def __init__(self, log: List[str], environ: Dict[str, str], timeout: float = 60.0) -> None:
         self.log, self.environ = log, environ
         self.is_alive: Callable[[], bool] = lambda: True
         self.started_monotonic = time.monotonic()
         self.deadline = self.started_monotonic + timeout
+        self.system = self
+        self.behind: List[str] = []
+        """What was said and journald has not read yet."""
+
+    def sync_journal(self) -> None:
+        self.log, self.behind = self.log + self.behind, []
 
     def journal(self, max_lines: int = 1000) -> List[str]:
         return list(self.log)

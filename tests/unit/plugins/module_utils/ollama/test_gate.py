@@ -107,6 +107,13 @@ def test_crash_loop_with_the_servers_last_words(gate, fakes):
     assert "choose another port" in verdict.message
 
 
+def test_the_last_words_of_a_busy_journald(gate, fakes):
+    running = fakes.FakeRunning([], {"OLLAMA_HOST": "127.0.0.1:1"})
+    running.is_alive = lambda: False
+    running.behind = ["Error: listen tcp 127.0.0.1:11434: bind: address already in use"]
+    assert "address already in use" in gate(running=running).message
+
+
 def test_crash_loop_without_words(gate, fakes):
     running = fakes.FakeRunning([], {"OLLAMA_HOST": "127.0.0.1:1"})
     running.is_alive = lambda: False
@@ -175,6 +182,15 @@ def test_a_start_log_that_is_still_being_written_is_read_to_its_end(gate, ollama
     running.journal_from_start = lambda: start_log()[: next(lines)]
     assert gate(running=running).name == "ok"
     assert next(lines, None) is None
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_start_log_that_a_busy_journald_has_not_read(gate, ollama, fakes, monkeypatch, changed):
+    """Neither is it missing, nor are the GPUs that it has not come to; others may have started it just now."""
+    monkeypatch.setattr(gate_module, "_LOG_DELAY", 0)
+    running = fakes.FakeRunning(start_log()[:3], {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
+    running.behind = start_log()[3:]
+    assert gate(running=running, changed=changed).name == "ok" and not running.behind
 
 
 def test_a_server_that_does_not_end_its_list_of_gpus(gate):
@@ -265,6 +281,13 @@ def test_wrong_gpu_by_memory(gate, fakes):
     assert "holds memory on GPUs that are not declared: 3 (NVIDIA H200" in verdict.message
 
 
+def test_memory_of_the_former_process_is_not_held_against_the_new_one(gate, fakes):
+    log = start_log(gpus=[compute(0), compute(1)])
+    verdict = gate(before=fakes.facts(SPREAD), after=fakes.facts((5 * GIB, 0, 0, 0)), declared=(0, 1), log=log)
+    assert verdict.name == "ok", verdict
+    assert [gpu["held_bytes"] for gpu in gate.gate.proven()] == [5 * GIB, 0]
+
+
 # --- with a model
 
 
@@ -288,7 +311,7 @@ def test_load_failed_when_the_connection_breaks(gate, ollama):
 
 def test_stalled_when_no_token_comes(gate, ollama, fakes):
     ollama.answers["/api/generate"] = lambda body: time.sleep(1.5)
-    running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port}, timeout=0.3)
+    running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port}, timeout=1)
     verdict = gate(model="m70b", running=running)
     assert verdict.name == "stalled"
     assert "gave none within 1 s" in verdict.message
@@ -343,6 +366,17 @@ def test_without_a_change_a_loaded_model_is_looked_at(gate, ollama, fakes):
     ollama.loads(43 * GIB)
     assert gate(changed=False, model="m70b", before=fakes.facts(SPREAD), spread=True).name == "ok"
     assert gate(changed=False, model="m70b").name == "vram_missing"
+
+
+def test_without_a_change_what_others_load_meanwhile_is_waited_for(gate, ollama, fakes):
+    """The server names a model from the beginning of its load, and the facts were read before."""
+    ollama.loads(43 * GIB)
+    looks = [fakes.facts((part * GIB,) * 4) for part in (3, 8)] + [fakes.facts(SPREAD)]
+    assert gate(changed=False, model="m70b", spread=True, gather=lambda: looks.pop(0)).name == "ok" and not looks
+    ollama.loads(43 * GIB)
+    ollama.answers["/api/ps"] = lambda _body: (200, {"models": [named] if len(gone) < 1 else []})
+    named, gone = {"name": "m70b", "size": GIB, "size_vram": GIB}, []
+    assert gate(changed=False, model="m70b", gather=lambda: gone.append(1) or fakes.facts()).name == "ok", "unloaded"
 
 
 def test_without_a_change_a_log_that_is_gone_is_no_fault(gate):

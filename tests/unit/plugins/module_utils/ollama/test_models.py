@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
 
@@ -60,7 +60,7 @@ class FakeServer:
     def tags(self) -> List[Dict[str, Any]]:
         return list(self.store.values())
 
-    def loaded(self) -> List[Dict[str, Any]]:
+    def loaded(self, timeout: float = 5.0) -> List[Dict[str, Any]]:
         return list(self.memory.values())
 
     def show(self, name: str) -> Answer:
@@ -131,14 +131,18 @@ class FakeServer:
 class FakeSystem:
     def __init__(self) -> None:
         self.pid, self.environment, self.refuses = 10, {"HOME": "/nonexistent"}, False
+        self.not_yet = 0  # looks at a process that is not executed yet
 
     def show(self, unit: str) -> Dict[str, str]:
         assert unit == UNIT
         return {"MainPID": str(self.pid)}
 
-    def environ(self, pid: int) -> Dict[str, str]:
+    def environ(self, pid: int) -> Optional[Dict[str, str]]:
         if self.refuses:
             raise ManagerError("/proc/10/environ: only root may read it")
+        if self.not_yet:
+            self.not_yet -= 1
+            return None
         return dict(self.environment)
 
 
@@ -181,6 +185,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: Any, tiny: byt
     monkeypatch.setattr(server, "_files_named", lambda proc, pid: ["llama-server", "sha256-weights"])
     monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
     monkeypatch.setattr(models, "_MEMORY_DELAY", 0.05)
+    monkeypatch.setattr(models, "_UNLOADS", 0.05)
 
     def unreachable(name: str, **more: Any) -> Any:
         raise registry.RegistryError("no way")
@@ -820,6 +825,13 @@ def test_no_server(world: Any) -> None:
     world.system.pid, world.system.refuses = 10, True
     with pytest.raises(models.ModelError, match="only root may read it; run this with become: true"):
         world.run({"name": "a"})
+
+
+def test_a_server_that_systemd_has_just_started_again(world: Any) -> None:
+    """Between fork and exec it has no environment of its own, which does not mean that it does not run."""
+    world.system.not_yet = 2
+    world.system.environment = {"HOME": "/x", "OLLAMA_MODELS": "/srv/models"}
+    assert server.find(UNIT, None, world.system).store == "/srv/models"
 
 
 def test_another_server_than_the_units(world: Any) -> None:

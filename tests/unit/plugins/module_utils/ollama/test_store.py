@@ -9,6 +9,8 @@ import errno
 import hashlib
 import os
 import pwd
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +78,19 @@ def test_models_move(old, new, where):
     assert set(content(old)) == set(before) - set(moved)
     assert plan(new, new) is None
     assert plan(old, new) is None, "nothing is left that would be out of sight"
+
+
+def test_a_model_that_is_removed_meanwhile_does_not_count(old, monkeypatch):
+    size = os.path.getsize
+
+    def removed(path):
+        if "/manifests/" in path:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return size(path)
+
+    monkeypatch.setattr(store.os.path, "getsize", removed)
+    found = store.holding(str(old))
+    assert found.files and not found.models
 
 
 def test_an_empty_old_store_is_removed(old, new, where):
@@ -241,15 +256,15 @@ def test_a_store_that_another_service_uses_is_not_moved(old, new, tmp_path):
 
 
 @pytest.fixture
-def models(tmp_path):
-    folder = tmp_path / "srv/models"
-    (folder / "blobs").mkdir(parents=True)
-    (folder / "manifests").mkdir()
-    (folder / "blobs/sha256-1").write_text("")
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent != parent.parent and parent.stat().st_uid == 0 and str(parent).startswith("/tmp/"):
-            parent.chmod(0o755)
-    return folder
+def models():
+    # each pytest that starts closes the folder of tmp_path to other users
+    with tempfile.TemporaryDirectory(prefix="gpufleet-") as top:
+        os.chmod(top, 0o755)
+        folder = Path(top, "srv/models")
+        (folder / "blobs").mkdir(parents=True)
+        (folder / "manifests").mkdir()
+        (folder / "blobs/sha256-1").write_text("")
+        yield folder
 
 
 def give(path, user="nobody"):

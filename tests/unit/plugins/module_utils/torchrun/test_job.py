@@ -40,6 +40,7 @@ class FakeSystem(System):
         self.forbidden = False
         self.processes = {}
         self.buried = 0  # looks at a main process that has ended before systemd knows it
+        self.late = []  # states that systemd gives first: it has not seen the exec yet, nor the end
 
     def path(self, name):
         return Path(self.root + name)
@@ -55,7 +56,8 @@ class FakeSystem(System):
         state = "active" if self.up else "inactive"
         there = "loaded" if self.path("/etc/systemd/system/" + UNIT).exists() else "not-found"
         pid = "7" if self.up else "0"
-        return {"ActiveState": state, "LoadState": there, "MainPID": pid, "InvocationID": self.invocation}
+        found = {"ActiveState": state, "LoadState": there, "MainPID": pid, "InvocationID": self.invocation}
+        return dict(found, **(self.late.pop(0) if self.invocation and self.late else {}))
 
     def environ(self, pid):
         if pid == 7 and self.buried:
@@ -277,6 +279,24 @@ def test_one_that_has_ended_before_systemd_knows(bring, system, state):
     system.buried = 3
     result = bring.bare(state)
     assert (result["ready"], result["stale"], result["changed"]) == (True, False, False)
+
+
+def test_one_that_is_just_being_executed_is_no_other_job(bring, system):
+    """Type=exec: systemd calls the unit active a moment after the kernel has executed torchrun."""
+    bring()
+    system.late = [{"ActiveState": "activating"}] * 2
+    result = bring("present")
+    assert (result["ready"], result["stale"]) == (True, False) and not system.late
+
+
+@pytest.mark.parametrize(
+    "late", [[{"ActiveState": "active", "MainPID": "7"}] * 3, [{"ActiveState": "deactivating", "MainPID": "0"}] * 3]
+)
+def test_one_that_ends_at_once_before_systemd_is_done_with_it(bring, system, late):
+    system.dies, system.late = ("exit-code", "exited", "1"), list(late)
+    with pytest.raises(job.JobFailed, match="it ended at once"):
+        bring()
+    assert not system.late
 
 
 @pytest.mark.parametrize("status, text", [("TERM", "ended by SIGTERM"), ("KILL", "ended by SIGKILL")])

@@ -52,7 +52,7 @@ class FakeRunning:
     unit = UNIT
     pids = [99, 100]
 
-    def __init__(self, timeout: float = 5.0, listener: Optional[Tuple[int, str]] = (99, "python")) -> None:
+    def __init__(self, timeout: float = 60.0, listener: Optional[Tuple[int, str]] = (99, "python")) -> None:
         self.log: List[str] = []
         self.environ: Dict[str, str] = {}
         self.is_alive: Callable[[], bool] = lambda: True

@@ -122,7 +122,7 @@ def test_memory_that_is_not_there(gate_of, fakes, held, name, words, monkeypatch
     if name == "vram_missing":
         assert [name[0] for name in verdict.evidence["without"]] == ["3"]
     monkeypatch.setattr(gate_module.time, "sleep", lambda seconds: pytest.fail("it is not waited for"))
-    assert gate_of(before=held)(fakes.FakeRunning(), False).name == name
+    assert gate_of(held, before=held)(fakes.FakeRunning(), False).name == name
 
 
 def test_memory_elsewhere_and_of_others(gate_of, fakes):
@@ -135,6 +135,10 @@ def test_memory_elsewhere_and_of_others(gate_of, fakes):
     blind = fakes.facts(ALL, source="procfs")
     assert gate_of(blind)(fakes.FakeRunning(), True).name == "unproven"
     assert gate_of(fakes.facts(ALL, source="nvidia-smi"))(fakes.FakeRunning(), True).ok
+
+
+def test_memory_that_an_instance_of_others_took_while_it_came_up(gate_of, fakes):
+    assert gate_of(before=(GIB, 0, 0, 0))(fakes.FakeRunning(), False).ok
 
 
 def test_memory_may_show_late(gate_of, fakes, monkeypatch):
@@ -178,6 +182,19 @@ def test_a_start_that_goes_on_is_no_stall(gate_of, served, started):
 
     served.answers["/v1/models"] = answer
     assert gate_of(cpu=True, stall=5.0)(running, True).ok
+
+
+def test_a_sign_of_life_since_the_last_look_is_no_stall(gate_of, served, started, clock, monkeypatch):
+    monkeypatch.setattr(gate_module, "_LOOK", 4.0)
+    running, answers = started(), [(503, "")] * 40 + [served.recorded["models"]]
+
+    def answer():
+        if int(clock.now - 1000) % 4 == 3:  # a second before each look at the journal
+            running.log.append("line %d" % len(running.log))
+        return answers.pop(0)
+
+    served.answers["/v1/models"] = answer
+    assert gate_of(cpu=True, stall=3.5)(running, True).ok
 
 
 def test_memory_that_grows_is_no_stall(gate_of, fakes, served, started):

@@ -76,6 +76,14 @@ def test_one_whose_other_hosts_end(told, changed, looks):
     assert verdict.name == "peer_lost" and "gpu2 (node 1) is gone" in verdict.message
 
 
+def test_one_that_is_gone_as_it_is_about_to_be_told(told, monkeypatch):
+    def gone(pid, number):
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr(span.os, "kill", gone)
+    assert told(span.WorkerGate, [SERVES]).name == "peer_lost"
+
+
 def test_the_end_of_another_host_while_all_are_waited_for(told, monkeypatch):
     monkeypatch.setattr(span.VllmGate, "__call__", lambda self, running, changed: gate_module.Verdict("ok"))
     assert told(span.HeadGate, ["2 hosts: a, b"], alive=lambda: False).name == "peer_lost"
