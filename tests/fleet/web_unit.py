@@ -55,7 +55,7 @@ class Unit:
         return self.lab.module(self.host, "systemd_override", options, "-vvv", check=check)
 
     def serves(self, port: int) -> None:
-        self.sh("curl -fsS --retry 40 --retry-delay 0 --retry-all-errors -o /dev/null http://127.0.0.1:%d/" % port)
+        self.sh("timeout 100 sh -c 'until curl -fsS -o /dev/null http://127.0.0.1:%d/; do sleep 0.1; done'" % port)
 
     def show(self, name: str) -> str:
         return self.sh("systemctl show %s -p %s --value" % (UNIT, name)).strip()
