@@ -87,6 +87,49 @@ def test_a_commit_and_a_branch_that_moves(bring, lfs, repository):
     assert not bring(revision="trunk", update=True)["changed"]
 
 
+def test_a_branch_goes_before_a_tag_of_its_name(bring, lfs, repository):
+    repository("tag", "trunk", "HEAD~1")
+    assert content(bring(revision="trunk")) == "two"
+
+
+def test_a_tag_of_a_commit_that_is_there(bring, lfs, repository, tmp_path):
+    path = bring(revision="trunk")["path"]
+    repository("tag", "v2", "trunk")
+    again = bring(revision="v2")
+    assert again["changed"] and again["path"] == path
+    assert not bring(revision="v2", offline=True)["changed"]
+    assert sorted(os.listdir(tmp_path / "models/git/house/chat")) == sorted([os.path.basename(path), "refs"])
+
+
+def test_what_an_interrupted_run_left(bring, lfs, repository, tmp_path):
+    commit = repository("rev-parse", "HEAD")
+    for name in ("clone", commit):
+        left = tmp_path / "models/git/house/chat" / (".%s.part" % name)
+        left.mkdir(parents=True)
+        (left / "config.json").write_text("half")
+    assert content(bring()) == "two"
+
+
+def test_what_is_in_folders_and_what_only_looks_like_a_pointer(bring, lfs, repository):
+    (repository.folder / "sub/.git-notes").mkdir(parents=True)
+    (repository.folder / "sub/.git-notes/a.txt").write_text("version https://git-lfs.github.com/spec/v1\nno size")
+    (repository.folder / "long.txt").write_text(POINTER + "x" * 1024)
+    (repository.folder / "note.txt").write_text("size 5\n")
+    repository("add", ".")
+    repository("commit", "--quiet", "-m", "more")
+    path = bring()["path"]
+    assert os.path.exists(path + "/sub/.git-notes/a.txt") and os.path.getsize(path + "/long.txt") > 1024
+
+
+def test_git_asks_nobody_and_fetches_nothing_large_by_itself(bring, lfs, repository, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    bring()
+    given = (lfs / "environment").read_text().split("\n")
+    assert {"GIT_TERMINAL_PROMPT=0", "GIT_LFS_SKIP_SMUDGE=1", "HOME=/root"} <= set(given)
+    assert not any(line.startswith("GIT_CONFIG_VALUE_0") for line in given)
+    assert (lfs / "log").read_text().split("\n")[0] == "install --local"
+
+
 def test_what_is_not_there(bring, lfs, tmp_path):
     with pytest.raises(SourceError, match="none of house/chat: git rev-parse: exit status 128"):
         bring(revision="none")
@@ -103,7 +146,8 @@ def test_without_git_lfs(bring, monkeypatch, tmp_path):
 
 
 def test_check_mode_writes_nothing(bring, lfs, tmp_path):
-    assert bring(check=True)["msg"] == "would clone HEAD of house/chat"
+    result = bring(check=True)
+    assert result["msg"] == "would clone HEAD of house/chat" and result["changed"]
     assert not (tmp_path / "models").exists()
 
 
@@ -112,13 +156,16 @@ def test_the_token_stands_in_no_arguments(bring, lfs, repository):
     assert "s3cret" not in (lfs / "log").read_text()
     given = (lfs / "environment").read_text()
     assert "GIT_CONFIG_VALUE_0=Authorization: Basic b2F1dGgyOnMzY3JldA==" in given
+    assert "GIT_CONFIG_COUNT=1\n" in given
+    assert "GIT_CONFIG_KEY_0=http.%s.extraHeader\n" % repository.folder in given
 
 
-def test_large_files_that_were_not_fetched(bring, lfs, repository):
+def test_large_files_that_were_not_fetched(bring, lfs, repository, tmp_path):
     (repository.folder / "model.safetensors").write_text(POINTER)
     repository("add", ".")
     repository("commit", "--quiet", "-m", "large")
     with pytest.raises(SourceError, match="git-lfs did not fetch model.safetensors"):
         bring()
+    assert os.listdir(tmp_path / "models/git/house/chat") == []
     with pytest.raises(SourceError, match="needed are 0.0 MiB, and .* GiB shall be left"):
         bring(free_space_margin="1000TB")

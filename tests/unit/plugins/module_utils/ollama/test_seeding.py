@@ -291,6 +291,17 @@ def test_many_requests_over_one_connection(served: Any, tmp_path: Path, capfd: p
     assert capfd.readouterr().err == "", "neither the paths, in which the token is, nor that a peer or file is gone"
 
 
+def test_a_server_that_does_not_run(system: FakeSystem, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = {"ActiveState": "inactive"}
+    for answers, words in (
+        ([idle, {"MainPID": "0"}], "ollama.service does not run"),
+        ([idle, {"MainPID": str(os.getpid())}, {}], "ollama.service ended just now"),
+    ):
+        monkeypatch.setattr(system, "show", lambda unit, answers=answers: answers.pop(0))
+        with pytest.raises(offer.Unable, match=words):
+            seeding.bring(declared(port), False, system)
+
+
 def test_it_ends_when_nobody_asks(served: Any) -> None:
     server, serving, connection = served(idle=0.05)
     serving.join(20)

@@ -360,6 +360,15 @@ def test_requests_that_do_not_end_are_cut_and_told(handover_of, fakes, served):
     assert "2 requests running and 3 waiting" in handover.said[0] and "they were cut" in handover.said[0]
 
 
+def test_who_is_not_asked(handover_of, fakes, served):
+    none = handover_of(fakes.facts(), drain=0)
+    none.before_stop(fakes.FakeRunning())
+    unknown = handover_of(fakes.facts())
+    unknown.endpoint_of = lambda environ: None
+    unknown.before_stop(fakes.FakeRunning())
+    assert served.requests == [] and (unknown.unit, unknown.pids) == (fakes.UNIT, [99, 100])
+
+
 @pytest.mark.parametrize("drain", [0, 5.0])
 def test_a_dead_one_is_not_waited_for(handover_of, fakes, served, drain):
     served.server.server_close()
@@ -380,3 +389,22 @@ def test_memory_that_is_not_released_is_named(handover_of, fakes, served):
     verdict = handover.after_stop()
     assert verdict.name == "vram_held"
     assert "PID 100 (VLLM::Worker) 1.0 GiB on GPU 0" in verdict.message
+    assert verdict.evidence == {"holders": ["PID 100 (VLLM::Worker) 1.0 GiB on GPU 0"]}
+
+
+def test_memory_of_which_not_all_is_known(handover_of, fakes, served):
+    facts = fakes.facts((GIB, GIB, 0, 0), pid=100)
+    facts["devices"][0]["processes"] = None
+    facts["devices"][1]["processes"][0]["used_bytes"] = None
+    handover = handover_of(facts, release=0)
+    handover.before_stop(fakes.FakeRunning())
+    assert handover.after_stop().evidence == {"holders": ["PID 100 (VLLM::Worker) 0.0 GiB on GPU 1"]}
+
+
+@pytest.mark.parametrize("gpus, stopped", [(False, True), (True, False)])
+def test_without_gpus_or_processes_there_is_no_memory_to_wait_for(handover_of, fakes, served, gpus, stopped):
+    handover = handover_of(fakes.facts(ALL))
+    handover.gpus, handover.gather = gpus, lambda: pytest.fail("nothing is asked")
+    if stopped:
+        handover.before_stop(fakes.FakeRunning())
+    assert handover.after_stop().ok
