@@ -285,22 +285,18 @@ class VllmHandover:
     ) -> None:
         self.endpoint_of, self.gather, self.gpus = endpoint_of, gather, gpus
         self.drain, self.release, self.warn = drain, release, warn
-        self.unit = ""
         self.pids: List[int] = []
-        self.drained_seconds: Optional[float] = None
 
     def before_stop(self, running: Running) -> None:
-        self.unit, self.pids = running.unit, running.pids
+        self.pids = running.pids
         endpoint = self.endpoint_of(running.environ)
         if not endpoint or self.drain <= 0:
             return
-        begun = time.monotonic()
         try:
             endpoint.wait_idle(self.drain)
         except EndpointError as error:
             if error.name == "busy":
                 self.warn("%s: %s; they were cut" % (running.unit, error))
-        self.drained_seconds = round(time.monotonic() - begun, 1)
 
     def after_stop(self) -> Verdict:
         if not (self.gpus and self.pids):

@@ -80,6 +80,6 @@ class WorkerHandover(VllmHandover):
     """A node without an API ends when node 0 does, which lets its requests end before."""
 
     def before_stop(self, running: Running) -> None:
-        self.unit, self.pids = running.unit, running.pids
+        self.pids = running.pids
         process: Any = running.process
         process.ended_within(self.drain + _HEAD_STOPS if self.drain > 0 else 0)
