@@ -17,12 +17,14 @@ options:
     choices: [started, stopped]
     default: started
   token:
-    description: What peers have to ask for, 32 hexadecimal digits, new for each run. Required with O(state=started).
+    description:
+      - What peers have to ask for, 32 hexadecimal digits in small letters, new for each run. Required with
+        O(state=started).
     type: str
   peers:
     description:
-      - Names or addresses of hosts that will ask. The address by which this host reaches the first of them is the one
-        that it listens at.
+      - Names or addresses of hosts that will ask. The IPv4 address by which this host reaches the first of them that it
+        finds is the one that it listens at. With O(state=started) either this or O(address) is needed.
     type: list
     elements: str
   address:

@@ -17,7 +17,8 @@ description:
   - Offered are the files of these models and nothing else, and only to who knows the token, over plain HTTP. A peer is
     told the checksum of each file by Ansible.
   - A small program does it, as a unit of systemd that lives in memory only, in a sandbox, as a user without rights. It
-    ends when it is told to, or by itself when nobody has asked for anything for O(idle_timeout).
+    ends when it is told to, or by itself when nobody has asked for anything for O(idle_timeout). So all must be able
+    to read the files, as M(gpufleet.inference.model_source) leaves them.
   - Seeding is a help and no condition. A host that cannot do it gives a warning, and RV(models) is empty.
 author:
   - The gpufleet developers (@gpufleet)
@@ -99,6 +100,11 @@ models:
   description: Commit and files with size and SHA-256 of each model, by source, name and revision.
   returned: always
   type: dict
+  sample:
+    huggingface Qwen/Qwen3-8B main:
+      commit: b968826d9c46dd6066d109eabc6255188de91218
+      files:
+        - {path: config.json, size: 728, sha256: "f3e1a1c0…"}
 unit:
   description: The unit that offers them.
   returned: always

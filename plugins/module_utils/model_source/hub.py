@@ -74,7 +74,7 @@ def headers(source: str, token: Optional[str]) -> Mapping[str, str]:
     return {"Authorization": "Bearer " + token} if source == "huggingface" else {"Cookie": "m_session_id=" + token}
 
 
-def read_listing(source: str, text: bytes, revision: str) -> Tuple[str, List[File]]:
+def read_listing(source: str, text: bytes) -> Tuple[str, List[File]]:
     """The commit and the files.
 
     ModelScope tells no commit of the whole; a hash of all its files stands for it.
@@ -91,14 +91,14 @@ def read_listing(source: str, text: bytes, revision: str) -> Tuple[str, List[Fil
             commit = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:40]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError("its answer is no listing of files (%s: %s)" % (type(error).__name__, error)) from None
-    if not re.match(r"[0-9a-f]{40,64}\Z", commit):
-        raise HubError("it names %r as the commit of %s; expected hexadecimal digits" % (commit, revision))
-    check_paths(files)
+    check(commit, files)
     return commit, files
 
 
-def check_paths(files: Sequence[File]) -> None:
-    """:raises HubError: one would lie outside of the model."""
+def check(commit: str, files: Sequence[File]) -> None:
+    """:raises HubError: something would lie outside of the model's folders."""
+    if not re.match(r"[0-9a-f]{40,64}\Z", commit):
+        raise HubError("it names %r as the commit; expected hexadecimal digits" % commit)
     for file in files:
         if file.path.startswith("/") or ".." in file.path.split("/") or "\0" in file.path or not file.path:
             raise HubError("it lists the unsafe name %r" % file.path)

@@ -82,8 +82,10 @@ def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn:
 
         commit, files = told["commit"], [File(**file) for file in told["files"]]
         try:
-            hub.check_paths(files)
-            if not place.whole(commit):
+            hub.check(commit, files)
+            there = place.whole(commit)
+            changed = not there or place.commit() != commit
+            if not there:
                 needed = sum(file.size - _have(place.part(commit), file) for file in files)
                 check_space(place.folder, needed, margin_of(params["free_space_margin"]))
                 for file in files:
@@ -94,6 +96,8 @@ def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn:
             said = str(error).replace(seed["token"], "…")
             warn("%s cannot be had from %s, so the hub is asked: %s" % (place.shown, seed["url"], said))
             continue
+        if there:
+            return result(place, commit, changed, "%s is there" % place.shown)
         size = sum(file.size for file in files)
         said = "loaded %s from %s, %d files, %s" % (place.shown, seed["url"], len(files), gib(size))
         return result(place, commit, True, said, size)
@@ -150,7 +154,7 @@ def _offer(place: Place, endpoint: str, headers: Mapping[str, str], params: Mapp
             text = answer.read()
     except OSError as error:
         raise download.DownloadError("%s is not reached: %s" % (url, getattr(error, "reason", error))) from None
-    commit, files = hub.read_listing(place.source, text, place.revision)
+    commit, files = hub.read_listing(place.source, text)
     return Offer(commit, hub.wanted(files, params["include"], params["exclude"]))
 
 

@@ -120,6 +120,12 @@ def test_only_told_whether_it_is_there(tmp_path, offered):
     assert "missing" not in peer(tmp_path, offered, [], defer=True)
 
 
+def test_one_that_is_to_be_updated_and_is_as_it_was(tmp_path, offered):
+    assert peer(tmp_path, offered, [], update=True)["changed"]
+    again = peer(tmp_path, offered, [], update=True)
+    assert (again["changed"], again["bytes"], again["msg"]) == (False, 0, "main of o/m is there")
+
+
 def test_check_mode_asks_no_other_host(tmp_path, offered):
     warnings = []
     with pytest.raises(SourceError, match="127.0.0.1:9"):
@@ -142,6 +148,10 @@ def test_an_unsafe_name_is_not_taken(tmp_path, offered):
     with pytest.raises(SourceError):
         peer(tmp_path, offered, warnings)
     assert "unsafe name" in warnings[0]
+    offered["models"]["huggingface o/m main"].update(commit="../../../evil", files=[])
+    with pytest.raises(SourceError):
+        peer(tmp_path, offered, warnings)
+    assert "names '../../../evil' as the commit; expected hexadecimal digits" in warnings[1]
 
 
 def test_what_cannot_be_offered(owner):

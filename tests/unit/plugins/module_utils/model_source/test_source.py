@@ -446,7 +446,7 @@ def test_what_is_asked_for():
 def test_what_stands_for_a_commit_is_that_of_the_same_files():
     files = [{"Path": "b", "Size": 2, "Sha256": "f" * 64}, {"Path": "a", "Size": 1, "Sha256": "e" * 64}]
     for listed in (files, files[::-1]):
-        commit, _ = hub.read_listing("modelscope", json.dumps({"Data": {"Files": listed}}).encode(), "master")
+        commit, _ = hub.read_listing("modelscope", json.dumps({"Data": {"Files": listed}}).encode())
         assert commit == hashlib.sha256(b"a 1 %s\nb 2 %s" % (b"e" * 64, b"f" * 64)).hexdigest()[:40]
 
 
@@ -454,7 +454,7 @@ def test_what_stands_for_a_commit_is_that_of_the_same_files():
 def test_an_unsafe_listing(path):
     text = json.dumps({"sha": "a" * 40, "siblings": [{"rfilename": path, "size": 1}]}).encode()
     with pytest.raises(HubError, match="unsafe name"):
-        hub.read_listing("huggingface", text, "main")
+        hub.read_listing("huggingface", text)
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_an_unsafe_listing(path):
 )
 def test_what_is_no_listing(text):
     with pytest.raises(HubError, match="no listing|as the commit"):
-        hub.read_listing("huggingface", text, "main")
+        hub.read_listing("huggingface", text)
 
 
 FLAT = [File(name, 1) for name in FILES]
