@@ -141,6 +141,14 @@ def test_sizes_that_cannot_be(gpus, config, wanted, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("at, option", enumerate(["tensor", "pipeline", "data"]))
+def test_which_size_is_none(at, option):
+    wanted = [None, None, None]
+    wanted[at] = "many"
+    with pytest.raises(ParallelError, match="^%s_parallel_size: 'many' is neither" % option):
+        choose(4, None, *wanted)
+
+
 # --- memory
 
 

@@ -291,7 +291,11 @@ def test_the_template_is_written_where_there_is_none_and_undone(tmp_path):
     path = folder / "vllm@.service"
     assert step.needed() and not step.restarts
     assert step.diff() == {"before": "", "after": "# %s\n%s" % (path, TEXT)}
-    step.apply()
+    before = os.umask(0o077)
+    try:
+        step.apply()
+    finally:
+        os.umask(before)
     assert os.listdir(folder) == ["vllm@.service"] and not TemplateStep(str(tmp_path)).needed()
     assert path.read_text() == TEXT and path.stat().st_mode & 0o777 == 0o644
     TemplateStep(str(tmp_path)).undo()
