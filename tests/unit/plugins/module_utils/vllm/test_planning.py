@@ -141,7 +141,7 @@ def test_sizes_that_cannot_be(gpus, config, wanted, words):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("at, option", enumerate(["tensor", "pipeline", "data"]))
+@pytest.mark.parametrize("at, option", [(0, "tensor"), (1, "pipeline"), (2, "data")])
 def test_which_size_is_none(at, option):
     wanted = [None, None, None]
     wanted[at] = "many"
