@@ -36,13 +36,19 @@ def runs(system: Any, job: Job) -> List[str]:
     return sorted((os.path.dirname(folder) for folder in folders), key=os.path.getmtime)
 
 
+def earlier(system: Any, job: Job) -> List[str]:
+    """Names of the folders that were there when the last run was started; one that meets nobody makes none."""
+    return (system.read(job.state + "/earlier") or b"").decode("utf-8", "surrogateescape").splitlines()
+
+
 def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
     """What the last run says, for the module's result; ``invocation`` is the running one, if it runs."""
     how = ended(system, job)
     invocation = how["invocation"] if how else invocation
     system.sync_journal()
     agent = "\n".join(system.journal(unit_name(job.name), invocation, JOURNAL)) if invocation else ""
-    found = runs(system, job)
+    before = earlier(system, job)
+    found = [run for run in runs(system, job) if os.path.basename(run) not in before]
     attempts = sorted(glob.glob(glob.escape(found[-1]) + "/attempt_*"), key=_number) if found else []
     last = {int(os.path.basename(folder)): _logs_of(folder) for folder in _ranks(attempts[-1])} if attempts else {}
     said = logs.read(agent)

@@ -311,6 +311,8 @@ class _Running(_Part):
         os.makedirs(os.path.dirname(ended), exist_ok=True)
         if os.path.exists(ended):
             os.unlink(ended)
+        with open(os.path.dirname(ended) + "/earlier", "w", encoding="utf-8", errors="surrogateescape") as names:
+            names.writelines(os.path.basename(run) + "\n" for run in evidence.runs(self.system, self.job))
         self.system.reset_failed(self.unit)
         failure = self.system.start(self.unit, START_LIMIT)
         self.state = self.system.show(self.unit)

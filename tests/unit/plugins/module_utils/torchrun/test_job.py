@@ -299,6 +299,19 @@ def test_one_that_ends_at_once_before_systemd_is_done_with_it(bring, system, lat
     assert not system.late
 
 
+def test_what_an_earlier_run_has_left_says_nothing_of_one_that_met_nobody(bring, system):
+    """torchrun makes the folder of a run once the hosts have met."""
+    bring()
+    leave(system, 0, 1, error="ValueError: no data for me")
+    system.end("exit-code", "exited", "1")
+    with pytest.raises(job.JobFailed, match="no data for me"):
+        bring.bare("finished")
+    system.dies = ("exit-code", "exited", "1")
+    with pytest.raises(job.JobFailed) as caught:
+        bring(restart=True)
+    assert "no data for me" not in str(caught.value) and caught.value.result["failures"] == []
+
+
 @pytest.mark.parametrize("status, text", [("TERM", "ended by SIGTERM"), ("KILL", "ended by SIGKILL")])
 def test_one_that_was_stopped_has_not_ended_well(bring, system, status, text):
     """systemd calls a process that SIGTERM ends a success."""
@@ -322,6 +335,7 @@ def leave(system, attempt, rank, error=None, stderr="", stdout=""):
 
 def test_why_it_failed(bring, system):
     system.ends = ("exit-code", "exited", "1")
+    bring()
     leave(system, 0, 0, error="ValueError: bad batch")
     with pytest.raises(job.JobFailed, match="worker_failed: it has failed. rank 0 .* ValueError: bad batch") as raised:
         bring("finished")
@@ -342,6 +356,7 @@ def test_a_cause_without_an_error_file(bring, system, log):
 
 
 def test_a_restart_is_told(bring, system):
+    bring()
     leave(system, 0, 0, error="RuntimeError: killed")
     leave(system, 1, 0, stdout="RANKS rank=0 local=0 world=2 node=0 master=a\n")
     result = bring("finished")
