@@ -28,7 +28,7 @@ def served(lab):
 
 
 def test_ollama_is_ready_and_generates(served, module):
-    result = module(served, "inference_endpoint", {"url": URL, "timeout": 1})
+    result = module(served, "inference_endpoint", {"url": URL, "timeout": 3})
     assert result["failed"]
     assert result["verdict"] == "model_missing", "a store without models is not ready"
     hostsetup.add_models(served, "m8b")
