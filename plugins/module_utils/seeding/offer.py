@@ -117,12 +117,12 @@ def _start(own: str, uid: int, config: Dict[str, Any], system: Any) -> None:
             probe.bind(address)
     except OSError as error:
         raise Unable("cannot listen at %s:%d: %s" % (address + (error.strerror,))) from None
-    text = (pkgutil.get_data(__package__ or program.__package__, "program.py") or b"").decode("utf-8")
+    text: Any = pkgutil.get_data(program.__name__.rpartition(".")[0], "program.py")
     path = "%s/%s.py" % (_FOLDER, own)
     os.makedirs(_FOLDER, mode=0o755, exist_ok=True)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
-            file.write("%s\n\nserve(%r)\n" % (text, config))
+            file.write("%s\n\nserve(%r)\n" % (text.decode("utf-8"), config))
         properties = dict(_SANDBOX, User=str(uid), StandardInput="file:" + path, SyslogIdentifier="gpufleet-seed")
         system.run_transient(own, "Seeds models to other hosts of the fleet", [sys.executable, "-I", "-"], properties)
         until = time.monotonic() + _STARTS

@@ -190,6 +190,12 @@ def test_one_of_a_killed_run_makes_room(system: FakeSystem, port: int) -> None:
     assert system.stopped == ["gpufleet-seed-%d.service" % port]
 
 
+def test_a_port_on_which_there_was_one_just_now(system: FakeSystem, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)) as former, socket.create_connection(("127.0.0.1", port)):
+        former.accept()[0].close()  # which waits in the kernel for a minute
+    assert seeding.bring(declared(port), False, system)["url"]
+
+
 @pytest.mark.parametrize("wrong", [{"token": "short"}, {"token": None}, {"models": []}])
 def test_a_wrong_declaration(system: FakeSystem, port: int, wrong: Dict[str, Any]) -> None:
     with pytest.raises(offer.SeedError, match="expected"):
@@ -210,13 +216,16 @@ def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monk
         seeding.bring(declared(port), False, system)
     system.fails = ""
     monkeypatch.setattr(offer.pkgutil, "get_data", lambda *words: b"raise SystemExit(1)")
-    with pytest.raises(offer.Unable, match="ended; see journalctl -u gpufleet-seed-%d" % port):
+    monkeypatch.setattr(offer, "_STARTS", 600)
+    with pytest.raises(offer.Unable, match="service ended; see journalctl -u gpufleet-seed-%d" % port):
         seeding.bring(declared(port), False, system)
     monkeypatch.setattr(offer.pkgutil, "get_data", lambda *words: b"import time\ntime.sleep(60)")
     monkeypatch.setattr(offer, "_STARTS", 0.1)
+    monkeypatch.setattr(offer, "toward", lambda peers: setattr(system, "state", "activating") or "127.0.0.1")
     system.stopped.clear()
-    with pytest.raises(offer.Unable, match="does not listen; see journalctl -u gpufleet-seed-%d" % port):
-        seeding.bring(declared(port), False, system)
+    with pytest.raises(offer.Unable, match="service does not listen; see journalctl -u gpufleet-seed-%d" % port):
+        seeding.bring(declared(port, address=None), False, system)
+    system.state = ""
     assert system.stopped == ["gpufleet-seed-%d.service" % port] and list(Path(offer._FOLDER).iterdir()) == []
     (store / "blobs" / ("sha256-" + sha256(WEIGHTS))).unlink()
     with pytest.raises(offer.Unable, match="its store has no .*sha256-" + sha256(WEIGHTS)):
