@@ -20,7 +20,6 @@ from urllib.parse import quote
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import HubError
 
-ROOT = "/var/lib/gpufleet/models"
 MARKER = "gpufleet.json"
 
 
