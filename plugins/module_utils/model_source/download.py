@@ -86,7 +86,7 @@ def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> N
         while have < file.size:
             try:
                 with get(url, headers, have) as answer:
-                    if have and answer.status != 206:  # the server sends all of it
+                    if answer.status != 206:  # the server sends all of it
                         target.truncate(0)
                         digest, have = _Digest(file), 0
                     for chunk in iter(lambda: answer.read(PIECE), b""):
@@ -130,8 +130,8 @@ class _Digest:
 
     def __init__(self, file: File) -> None:
         self.expected = file.sha256 or file.blob
-        self._digest: Any = hashlib.sha256() if file.sha256 or not file.blob else hashlib.sha1()
-        if not file.sha256 and file.blob:
+        self._digest: Any = hashlib.sha256() if file.sha256 else hashlib.sha1()
+        if not file.sha256:
             self._digest.update(b"blob %d\0" % file.size)
 
     def update(self, chunk: bytes) -> None:

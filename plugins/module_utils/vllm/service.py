@@ -203,7 +203,7 @@ def _plan(
         fits = sizing.fit(
             dimensions,
             weights,
-            min(device["memory"]["total_bytes"] or 0 for device in devices),
+            min(device["memory"]["total_bytes"] for device in devices),
             parallel,
             utilization=utilization,
             context=context,
@@ -245,9 +245,16 @@ def _devices(params: Mapping[str, Any], unit: str, gather: Any) -> Tuple[List[Di
     if fault and all(device["health"]["lost"] for device in facts["devices"]):
         raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
     try:
-        return select(facts["devices"], wanted, held_by_unit(facts["devices"], unit)), facts
+        devices = select(facts["devices"], wanted, held_by_unit(facts["devices"], unit))
     except SelectionError as error:
         raise Refused("visible_devices: %s" % error) from None
+    for device in devices:
+        if not device["memory"]["total_bytes"]:
+            raise Refused(
+                "visible_devices: how much memory GPU %s has cannot be read, nor who holds it: neither NVML (pynvml) nor "
+                "nvidia-smi works here; the role gpu_host installs pynvml" % label(device)
+            )
+    return devices, facts
 
 
 def _check_open(params: Mapping[str, Any], warn: Callable[[str], None]) -> None:

@@ -315,11 +315,14 @@ def test_a_server_that_stays_busy_is_asked_five_times(bring, server, monkeypatch
     assert len(server.asked) == 6 and [round(pause, 3) for pause in pauses] == [0.1, 0.2, 0.4, 0.8]
 
 
-def test_a_server_that_refuses_is_not_asked_again(bring, server):
+def test_a_server_that_refuses_is_not_asked_again(bring, server, tmp_path):
+    part = tmp_path / "models/huggingface/o/m" / (".%s.part/config.json.part" % ("a" * 40))
+    part.parent.mkdir(parents=True)
+    part.write_bytes(FILES["config.json"][:5])
     after_the_listing(server, lambda: vars(server).update(broken=99, status=410))
     with pytest.raises(SourceError, match="answers 410 Gone for http"):
         bring()
-    assert len(server.asked) == 2
+    assert len(server.asked) == 2 and part.read_bytes() == FILES["config.json"][:5], "to go on from there"
 
 
 def test_a_server_that_sends_all_of_it_again(bring, server):
@@ -337,10 +340,17 @@ def test_more_than_is_listed(bring, server, tmp_path):
     assert found(tmp_path / "models") == []
 
 
+def test_more_than_there_should_be(bring, tmp_path):
+    part = tmp_path / "models/huggingface/o/m" / (".%s.part/config.json.part" % ("a" * 40))
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 100)
+    with open(bring()["path"] + "/config.json", "rb") as file:
+        assert file.read() == FILES["config.json"]
+
+
 def test_what_an_unfinished_download_left_is_not_trusted(bring, tmp_path):
     part = tmp_path / "models/huggingface/o/m" / (".%s.part" % ("a" * 40))
     part.mkdir(parents=True)
-    (part / "config.json.part").write_bytes(b"x" * 100)
     (part / "tokenizer.json").write_bytes(b"x")
     (part / "model-00001-of-00002.safetensors.part").write_bytes(b"w" * 300000)
     (part / "model-00002-of-00002.safetensors.part").write_bytes(b"x" * 200000)

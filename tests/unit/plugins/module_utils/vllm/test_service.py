@@ -175,6 +175,15 @@ def test_what_is_wrong_with_the_driver_is_told(bring, fakes):
         device["health"]["lost"] = True
     with pytest.raises(service.Refused, match="driver_hangs: it does not answer; restart the host"):
         bring()
+    bring.facts["fault"] = None
+    bring()
+
+
+def test_a_gpu_of_which_nothing_is_known_is_refused_before_anything_is_touched(bring):
+    bring.facts["devices"][1]["memory"] = {"total_bytes": None, "free_bytes": None}
+    with pytest.raises(service.Refused, match=r"how much memory GPU 1 \(NVIDIA H200.* cannot be read"):
+        bring()
+    bring(visible_devices=[0, 2])
 
 
 def test_warnings(bring):
