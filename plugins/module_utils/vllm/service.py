@@ -251,8 +251,8 @@ def _devices(params: Mapping[str, Any], unit: str, gather: Any) -> Tuple[List[Di
     for device in devices:
         if not device["memory"]["total_bytes"]:
             raise Refused(
-                "visible_devices: how much memory GPU %s has cannot be read, nor who holds it: neither NVML (pynvml) nor "
-                "nvidia-smi works here; the role gpu_host installs pynvml" % label(device)
+                "visible_devices: how much memory GPU %s has cannot be read, nor who holds it: neither NVML (pynvml) "
+                "nor nvidia-smi works here; the role gpu_host installs pynvml" % label(device)
             )
     return devices, facts
 
