@@ -213,6 +213,8 @@ def test_what_is_converged_asks_no_parser_and_no_memory(bring, fakes):
     assert bring.parsed == []
     bring(max_num_seqs=5)
     assert len(bring.parsed) == 1
+    bring(environment={"X": "of the drop-in alone"})
+    assert len(bring.parsed) == 1, "of this run"
     bring.facts = fakes.facts()
     bring()
     assert len(bring.parsed) == 1, "as declared, but it does not run: it is going to be started"
