@@ -173,7 +173,7 @@ def test_by_ipv6(node):
 
 
 @pytest.mark.parametrize(
-    "greeting", [b"hello", b"abc 1", b"x" * 300, b"abc 1 1\n", b"abc 3\n", b"abc 0\n", b"abc\n", b""]
+    "greeting", [b"hello", b"abc 1", b"x" * 300, b"abc 1 1\n", b"abc 3\n", b"abc 0\n", b"abc\n", b"\xff\n", b""]
 )
 def test_a_stranger_is_sent_away_and_holds_nobody_up(node, tmp_path, greeting):
     program = tmp_path / "together.py"
@@ -184,6 +184,8 @@ def test_a_stranger_is_sent_away_and_holds_nobody_up(node, tmp_path, greeting):
         stranger.sendall(greeting)
         if greeting.endswith(b"\n") or len(greeting) > 200:
             assert stranger.recv(10) == b"no\n"
+        with socket.create_connection(("127.0.0.1", node.port), 20) as another:
+            another.sendall(greeting[:3])  # and is gone
         nodes = [head, node(1), node(2)]
         for one in nodes:
             one.says("started")
