@@ -221,3 +221,14 @@ def test_after_how_long(monkeypatch):
         program["watch"](connection)
         found = [connection.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE]
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and found == [10, 5, 3]
+
+
+def test_who_is_there_may_wait_for_long(node, tmp_path):
+    program = tmp_path / "together.py"
+    program.write_text(program.read_text().replace("GREETING = 5", "GREETING = 0.2"))
+    head, one = node(0), node(1)
+    head.says("waits for gpu3 (node 2)")
+    time.sleep(0.6)  # in which nothing is to happen
+    assert head.log.read_text().count("gpu2 (node 1)") == 1
+    node(2)
+    one.says("started")
