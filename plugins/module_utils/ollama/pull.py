@@ -32,6 +32,10 @@ class PullError(Exception):
     """The pull did not succeed; the model is as it was before."""
 
 
+class _Cancelled(PullError):
+    """The server says that it was cancelled, which this run has not done."""
+
+
 class Progress:
     """How far a pull is, kept in a file for whoever watches; without a path nowhere."""
 
@@ -87,6 +91,26 @@ def pull(
     :param room: called with the bytes that a layer still needs, before it is downloaded; may raise.
     :raises PullError: it stalled, failed, or ended without success.
     """
+    arguments = (api, name, source, insecure, stall_timeout, finish_timeout, expected, room, progress)
+    try:
+        _pull(*arguments)
+    except _Cancelled:
+        # the server goes on for up to half a minute with the download of a pull that has ended, and has this one end
+        # along with it; what comes after that is a download of its own
+        _pull(*arguments)
+
+
+def _pull(
+    api: Api,
+    name: str,
+    source: str,
+    insecure: bool,
+    stall_timeout: float,
+    finish_timeout: float,
+    expected: int,
+    room: Callable[[int], None],
+    progress: Progress,
+) -> None:
     layers: Dict[str, Tuple[int, int]] = {}
     most, since, loading, status = 0, time.monotonic(), True, ""
 
@@ -107,7 +131,8 @@ def pull(
         for event in api.events("/api/pull", {"model": source, "insecure": insecure, "stream": True}, silence):
             if "error" in event:
                 words = str(event["error"]).partition("\n")[0]  # a registry may say it in HTML
-                raise PullError("%s: %s%s" % (name, words, _advice(words) or _broken(words) + kept()))
+                kind = _Cancelled if "context canceled" in words else PullError
+                raise kind("%s: %s%s" % (name, words, _advice(words) or _broken(words) + kept()))
             status, digest = str(event.get("status", "")), event.get("digest")
             loading = status.startswith("pulling")
             if not digest:

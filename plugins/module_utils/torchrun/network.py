@@ -21,6 +21,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import
 
 LISTENER = "gpufleet-torchrun-listen.service"
 """Transient unit of the listener that peers try; gone by itself after a while."""
+STARTS = 30.0
+"""Seconds that the listener may take to come up on a busy host."""
 ATTEMPTS_AT_ONCE = 32
 JOB_LIMIT = 120.0
 """Seconds within which a job that was started must hold its port: the import of PyTorch, and time to spare."""
@@ -159,10 +161,11 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     done = _run(asked)
     if done.returncode:
         raise NetworkError("systemd-run: exit %d: %s" % (done.returncode, done.stderr.strip()))
-    until = time.monotonic() + 10
+    until = time.monotonic() + STARTS
     while not knock("127.0.0.1", data, token, 1.0)["ok"]:
         if time.monotonic() > until:
-            raise NetworkError("the listener did not come up within 10 s: look at journalctl -u %s" % LISTENER)
+            text = "the listener did not come up within %d s: look at journalctl -u %s"
+            raise NetworkError(text % (STARTS, LISTENER))
         time.sleep(0.05)
     return {"token": token, "port": data, "busy": busy}
 

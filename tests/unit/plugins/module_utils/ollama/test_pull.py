@@ -91,6 +91,19 @@ def test_the_servers_own_words(words: str, advice: str) -> None:
         run(Lines(*RECORDED[:2], {"error": words}))
 
 
+def test_one_that_joined_the_end_of_another_pull_begins_anew() -> None:
+    """The server has it share the download of a pull that was given up a moment ago, and cancels both."""
+
+    class Joins(Lines):
+        ends = [{"error": 'Get "http://mirror/v2/x": context canceled'}]
+
+        def events(self, path: str, body: Dict[str, Any], silence: Any) -> Iterator[Dict[str, Any]]:
+            yield from (RECORDED[:2] + [self.ends.pop()] if self.ends else RECORDED)
+
+    run(Joins())
+    assert not Joins.ends
+
+
 def test_lines_without_a_new_byte_are_a_stall() -> None:
     """As recorded: a part that stalls is tried again for ever, while lines go on."""
 
