@@ -39,7 +39,7 @@ class Registry:
             "   /etc/docker/registry/config.yml >/run/registry.yml;"
             " systemd-run --quiet --collect --unit=registry docker-registry serve /run/registry.yml;"
             " systemd-run --quiet --collect --unit=registry-front python3 /root/registry_front.py;"
-            " timeout 20 sh -c 'until curl -fs http://127.0.0.1:%d/v2/ >/dev/null; do sleep 0.05; done'" % PORT,
+            " timeout 60 sh -c 'until curl -fs http://127.0.0.1:%d/v2/ >/dev/null; do sleep 0.05; done'" % PORT,
         )
         address = hostsetup.sh(host, "hostname -I").split()[0]
         self.url = "http://%s:%d" % (address, PORT)

@@ -134,7 +134,7 @@ CASES: List[Case] = [
     gpu("hang", "driver_hang", "within 3 s", "What to do: ", variables={"gpu_host_facts_timeout": 3}),
     gpu("hang:1", "driver_hang", "within 3 s", "What to do: ", variables={"gpu_host_facts_timeout": 3}),
     Case("GPUs: none", ("no_gpu", "has no NVIDIA GPU", "What to do: "), gpus=("none",)),
-    worker("slow-load:60", "stalled", MODEL, "within", variables={"ollama_timeout": 8}),
+    worker("slow-load:60", "stalled", MODEL, "within", variables={"ollama_timeout": 15}),
     worker(
         "stalled-load",
         "load_failed",
@@ -145,7 +145,7 @@ CASES: List[Case] = [
     worker("die-at-load", "load_failed", MODEL, "error loading model: told to die at load", elsewhere=MODULE),
     worker("out-of-memory", "load_failed", MODEL, "cudaMalloc failed: out of memory", "nvidia-smi", elsewhere=MODULE),
     worker("partial-offload:10", "partial_offload", MODEL, "the rest runs on the CPU", elsewhere=MODULE),
-    worker("stall", "stalled", MODEL, "within", variables={"ollama_timeout": 8}, elsewhere=MODULE),
+    worker("stall", "stalled", MODEL, "within", variables={"ollama_timeout": 15}, elsewhere=MODULE),
     worker("deaf", "ok", after=DECLARED, make=LOADED),
     server("slow-start:3", "ok", elsewhere=MODULE),
     server(
@@ -346,6 +346,7 @@ def state(sh: Callable[..., str]) -> str:
     """All of the host that a failed run must leave as it was, and what it must not leave behind."""
     return sh(
         HOST,
+        "timeout 60 sh -c 'until curl -fs -o /dev/null http://127.0.0.1:11434/api/tags; do sleep 0.1; done';"
         "cd /etc/systemd/system; find . -printf '%p %y %m %u %l\\n' | sort; find . -type f | sort | xargs sha256sum;"
         "systemctl show ollama"
         "   -p Environment,ActiveState,SubState,NRestarts,UnitFileState,NeedDaemonReload,DropInPaths;"

@@ -46,7 +46,7 @@ def host(lab):
 @pytest.fixture
 def bring(lab, host):
     def bring(**options):
-        return lab.module(host, "ollama_service", {"visible_devices": "all", "timeout": 20, **options})
+        return lab.module(host, "ollama_service", {"visible_devices": "all", "timeout": 90, **options})
 
     return bring
 
@@ -202,4 +202,6 @@ def test_an_adopted_service_is_not_touched(lab, host):
     assert hostsetup.sh(host, look) == before
     changed = lab.module(host, "ollama_service", dict(variables, keep_alive="25h"))
     assert changed["restarted"], "and from then on it is managed"
-    assert "HF_TOKEN=hf_hidden" in hostsetup.sh(host, "tr '\\0' '\\n' </proc/$(pidof ollama)/environ")
+    assert "HF_TOKEN=hf_hidden" in hostsetup.sh(
+        host, "tr '\\0' '\\n' </proc/$(systemctl show -p MainPID --value ollama)/environ"
+    )

@@ -46,6 +46,7 @@ def state(sh):
     def look(host):
         return sh(
             host,
+            "timeout 60 sh -c 'until curl -fs -o /dev/null http://127.0.0.1:11434/api/version; do sleep 0.1; done';"
             "systemctl show ollama -p Environment,ActiveState,SubState,NRestarts,UnitFileState,NeedDaemonReload;"
             "find /etc/systemd/system/ollama.service* /usr/local/bin /usr/local/lib -maxdepth 2"
             "   -printf '%p %m %u %l\\n' | sort;"

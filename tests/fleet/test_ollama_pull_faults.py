@@ -64,7 +64,9 @@ def pull(lab: Any, served: str, registry: house_registry.Registry) -> Iterator[C
     registry.fault()
     registry.rate(limited=False)
     hostsetup.sh(served, 'curl -fsX DELETE -d \'{"model": "%s"}\' %s/api/delete || :' % (MODEL, hostsetup.API))
-    hostsetup.sh(served, "systemctl stop ollama; rm -rf {0}/blobs {0}/manifests; systemctl start ollama".format(STORE))
+    hostsetup.sh(
+        served, "systemctl stop ollama; rm -rf {0}/blobs {0}/manifests {0}/filler; systemctl start ollama".format(STORE)
+    )
     hostsetup.wait_for_api(served)
     registry.sent()
 
@@ -129,7 +131,7 @@ def meanwhile(pull: Callable[..., Dict[str, Any]], **options: Any) -> Any:
 
 def test_a_broken_pull_goes_on_where_it_ended(served: str, registry: house_registry.Registry, pull: Any) -> None:
     registry.rate(registry.size // 10)
-    running = meanwhile(pull, stall_timeout=3)
+    running = meanwhile(pull, stall_timeout=10)
     wait_for_bytes(served, 0.5, registry.size)
     registry.rate(0)
     assert "stall_timeout" in running()["msg"]
@@ -143,7 +145,7 @@ def test_a_broken_pull_goes_on_where_it_ended(served: str, registry: house_regis
 
 def test_the_registry_goes_in_mid_pull(served: str, registry: house_registry.Registry, pull: Any) -> None:
     registry.rate(registry.size // 10)
-    running = meanwhile(pull, stall_timeout=5)
+    running = meanwhile(pull, stall_timeout=10)
     wait_for_bytes(served, 0.3, registry.size)
     registry.fault("gone")
     result = running()

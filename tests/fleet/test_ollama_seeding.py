@@ -151,7 +151,7 @@ def test_site_brings_them_and_verify_misses_them(bring: Any) -> None:
 
 def test_what_a_killed_run_leaves_ends_by_itself(house: house_registry.Registry, bring: Any, lab: Any) -> None:
     bring([MODEL], "--limit", "gpu1")
-    offer = {"models": [MODEL], "token": "0" * 32, "peers": [address("gpu2")], "idle_timeout": 8}
+    offer = {"models": [MODEL], "token": "0" * 32, "peers": [address("gpu2")], "idle_timeout": 15}
     seeding = lab.module("gpu1", "ollama_seed", offer)
     assert seeding["url"] == "http://%s:%d" % (address("gpu1"), PORT)
     look = "tr '\\0' ' ' </proc/$(systemctl show -p MainPID --value %s)/cmdline" % seeding["unit"]

@@ -24,9 +24,9 @@ INSTANCE = {
     "model": "/srv/models/m70b",
     "hosts": list(HOSTS),
     "visible_devices": [0, 1],
-    "timeout": 60,
-    "stall_timeout": 10,
-    "token_timeout": 5,
+    "timeout": 180,
+    "stall_timeout": 60,
+    "token_timeout": 60,
     "drain_timeout": 2,
     "release_timeout": 10,
 }

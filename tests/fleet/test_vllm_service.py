@@ -40,7 +40,7 @@ def bring(lab, ready):
 
     def run(name="chat", check=False, **options):
         good = {"venv": vllmdouble.VENV, "model": "/srv/models/m8b", "served_model_name": [name]}
-        good.update(drain_timeout=2, release_timeout=10, stall_timeout=20, timeout=40)
+        good.update(drain_timeout=2, release_timeout=10, stall_timeout=60, timeout=120)
         return lab.module(ready, "vllm_service", {"name": name, **good, **options}, check=check)
 
     yield run
@@ -185,14 +185,14 @@ def test_what_would_fail_is_refused_before_anything_is_touched(bring, ready, opt
 def test_requests_end_before_a_restart(bring, ready):
     vllmdouble.fault(ready, "slow-token:3")
     try:
-        assert not bring(drain_timeout=20)["failed"]
+        assert not bring(drain_timeout=90)["failed"]
         sh(
             ready,
             "systemd-run --quiet --unit=client --remain-after-exit sh -c 'curl -s -o /run/answer -w %{http_code}"
             " -d '\"'\"'{\"max_tokens\":5}'\"'\"' http://127.0.0.1:8000/v1/chat/completions >/run/status'; "
-            "timeout 10 sh -c 'until curl -s http://127.0.0.1:8000/metrics | grep -q \"running.* 1.0\"; do :; done'",
+            "timeout 60 sh -c 'until curl -s http://127.0.0.1:8000/metrics | grep -q \"running.* 1.0\"; do :; done'",
         )
-        result = bring(drain_timeout=20, max_num_seqs=32)
+        result = bring(drain_timeout=90, max_num_seqs=32)
         assert not result["failed"], result["msg"]
         assert sh(ready, "cat /run/status") == "200", "the request was let end"
         assert '"completion_tokens": 5' in sh(ready, "cat /run/answer")

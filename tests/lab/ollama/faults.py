@@ -48,7 +48,7 @@ def server(host: str, fault: str, only: str = "") -> None:
 def port(host: str) -> None:
     """Somebody else listens on Ollama's port; the running Ollama is stopped first and not started again."""
     hostsetup.sh(host, 'systemctl stop ollama || :; systemd-run --quiet --unit=port-taker python3 -c "%s"' % LISTENER)
-    hostsetup.sh(host, "until ss -Hltn 'sport = :11434' | grep -q .; do sleep 0.05; done", timeout=20)
+    hostsetup.sh(host, "until ss -Hltn 'sport = :11434' | grep -q .; do sleep 0.05; done")
 
 
 def store(host: str) -> None:

@@ -98,7 +98,7 @@ def take_port(host: str, port: int) -> None:
     """A foreign process listens on a port, and answers nothing."""
     listener = "import socket, time; s = socket.create_server(('127.0.0.1', %d)); time.sleep(1 << 20)" % port
     sh(host, 'systemd-run --quiet --unit=port-taker python3 -c "%s"' % listener)
-    sh(host, "timeout 10 sh -c \"until ss -Hltn 'sport = :%d' | grep -q .; do sleep 0.05; done\"" % port)
+    sh(host, "timeout 60 sh -c \"until ss -Hltn 'sport = :%d' | grep -q .; do sleep 0.05; done\"" % port)
 
 
 def uninstall(host: str) -> None:
