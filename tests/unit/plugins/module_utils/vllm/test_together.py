@@ -113,7 +113,7 @@ def test_a_stop_waits_for_the_command(node):
 
 def test_one_of_another_definition_is_sent_away(node):
     head, other, right = node(0), node(1, key="xyz"), node(1)
-    other.says("which has another definition of this model")
+    other.says("waits for gpu1 (node 0) at 127.0.0.1:%d, which has another definition of this model" % node.port)
     node(2).says("started")
     head.says("started")
     right.says("started")
