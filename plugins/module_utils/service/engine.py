@@ -766,6 +766,7 @@ class _Convergence:
         """Have the unit as it was before, running or not."""
         self.system.reset_failed(self.name)
         if self.was_failing:
+            self.system.stop(self.name, self._stop_limit())  # the new process may run, though it is not what was wanted
             self.system.start(self.name, self.change.timeout)
             return "The unit was failing before, and is again."
         if not self.was_up:

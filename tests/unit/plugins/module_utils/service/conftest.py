@@ -218,7 +218,7 @@ class FakeSystem(System):
 
     def start(self, unit: str, start_limit: float) -> Optional[str]:
         self._write("start")
-        return self._run_unit()
+        return self._run_unit() if self.state["ActiveState"] != "active" else None
 
     def stop(self, unit: str, stop_limit: float) -> Optional[str]:
         self._write("stop")

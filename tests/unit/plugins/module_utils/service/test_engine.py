@@ -643,6 +643,14 @@ def test_a_unit_that_was_failing_is_left_failing(system: Any) -> None:
     assert "failing before" in error.message and error.outcome.rolled_back and system.read(OURS) is None
 
 
+def test_a_failing_unit_is_not_left_with_a_process_that_was_not_proven(system: Any) -> None:
+    system.fails = lambda environment, settings: None if environment.get("A") == "1" else "needs A"
+    system.restart("ollama.service", 1, 1)
+    error = fails(system, gate=lambda running, changed: Verdict("cpu_fallback", "on no GPU"))
+    assert "failing before" in error.message and error.outcome.rolled_back
+    assert system.state["SubState"] == "auto-restart" and not system.processes
+
+
 def test_a_change_may_heal_a_unit_that_is_failing(system: Any) -> None:
     system.fails = lambda environment, settings: None if environment.get("A") == "1" else "needs A"
     system.restart("ollama.service", 1, 1)
