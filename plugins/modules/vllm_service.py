@@ -192,10 +192,10 @@ options:
     type: int
   nodes:
     description:
-      - The hosts that share the model, in the order of their ranks, by vLLM's own serving over several hosts (backend
-        C(mp)). Each has the same GPUs chosen, the same version and the same options. The first serves the API, the
-        others compute only. O(tensor_parallel_size) × O(pipeline_parallel_size) must be the GPUs of all of them; left
-        to V(auto), layers are split over the GPUs of a host and dealt out to the hosts.
+      - The hosts that share the model, in the order of their ranks, by vLLM's own serving over several hosts. Each has
+        the same GPUs chosen, the same version and the same options. The first serves the API, the others compute only.
+        O(tensor_parallel_size) × O(pipeline_parallel_size) must be the GPUs of all of them; left to V(auto), layers are
+        split over the GPUs of a host and dealt out to the hosts.
       - Run the module on all of them at a time. They start together; a change is kept when all of them are proven, and
         else all have their former state back. Later, when the process of one ends, those of all do, and start together.
       - The role P(gpufleet.inference.vllm#role) does this, with addresses and variables of the planner.
@@ -216,8 +216,19 @@ options:
     description: Which of O(nodes) this host is.
     type: int
     default: 0
+  distributed_executor_backend:
+    description:
+      - What starts vLLM's processes on the O(nodes). V(mp), vLLM itself, or V(ray), a cluster of Ray that is this
+        instance's alone, and part of its unit on every host. Its environment must have the package C(ray).
+      - Ray runs code for anybody who reaches its ports, which are open on all addresses. With an O(api_key) its nodes
+        ask for a token, which is made of that key and reaches them as a credential (Ray 2.52 and later).
+    type: str
+    choices: [mp, ray]
+    default: mp
   master_port:
-    description: Port of the rendezvous on the first of O(nodes); the next one is used, too.
+    description:
+      - Port of the rendezvous on the first of O(nodes); the next one is used, too. With Ray it is that of the cluster,
+        and its nodes listen at the third and fourth port after it, the first one also at the fifth.
     type: int
     default: 29500
   restart:
@@ -458,6 +469,7 @@ def argument_spec():
             options=dict(name=dict(type="str", required=True), address=dict(type="str", required=True)),
         ),
         node_rank=dict(type="int", default=0),
+        distributed_executor_backend=dict(type="str", choices=["mp", "ray"], default="mp"),
         master_port=dict(type="int", default=29500),
         restart=dict(type="bool", default=False),
         environment=dict(type="dict", default={}),

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a vLLM says before it ends: lines of its log in, the cause and what to do out. Pure.
 
-Held to recorded failures of 0.32.0 (tests/unit/fixtures/vllm/failures.json).
+Held to recorded failures of 0.32.0 (tests/unit/fixtures/vllm/failures.json, ray.json).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import re
 from typing import NamedTuple, Sequence, Tuple
 
 _PREFIX = re.compile(
-    r"\A(?:\([A-Za-z_0-9 -]+ pid=\d+\) )?(?:(?:INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[\w./-]+:\d+\] ?)?"
+    r"\A(?:(?:\x1b\[\d+m)?\(\w+(?: pid=\d+, ip=[\w.:]+| pid=\d+)?\)(?:\x1b\[0m)? )?"  # of Ray, for another process
+    r"(?:\([A-Za-z_0-9 -]+ pid=\d+\) )?(?:(?:INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[\w./-]+:\d+\] ?)?"
 )
 _ERROR = re.compile(r"\A[\w.]*(Error|Exception|Interrupt)\b|error: |Value error, ")
 
@@ -49,7 +50,13 @@ _CAUSES: Tuple[Tuple[str, str, str], ...] = (
         "vLLM sees no GPU: driver, device nodes, or a wheel for another one",
     ),
     ("No CUDA GPUs are available", "cpu_fallback", "vLLM sees no GPU: look at visible_devices and the driver"),
+    (
+        "The current node timed out during startup",
+        "port_taken",
+        "another process has a port of Ray's, three to five above master_port: choose another master_port",
+    ),
     ("is gone: all hosts of this model end", "peer_lost", "its own result says why"),
+    ("died unexpectedly, shutting down executor", "crash_loop", "the journal of the host with that rank may say why"),
     ("Engine core initialization failed", "crash_loop", "the cause stands above it in the journal"),
     ("No module named", "crash_loop", "the environment is not whole: build it anew"),
 )

@@ -98,6 +98,22 @@ class Program:
             return [script, "serve"]
         return [self.python, "-m", MODULE]
 
+    def ray(self) -> str:
+        """Path of Ray's command.
+
+        :raises ProgramError: the environment has none.
+        """
+        path = os.path.join(self.venv, "bin", "ray")
+        if not os.access(path, os.X_OK):
+            raise ProgramError(
+                "distributed_executor_backend: %s has no Ray, which vLLM does not bring along: add ray to its packages "
+                "(the role's vllm_packages, packages of python_environment)" % self.venv
+            )
+        return path
+
+    def has(self, package: str) -> bool:
+        return bool(self._packages(package + "/__init__.py"))
+
     def parse(self, config: Mapping[str, Any], environment: Mapping[str, str], keep: bool = False) -> None:
         """Have vLLM's own parser judge a configuration; nothing is started, no GPU is opened.
 

