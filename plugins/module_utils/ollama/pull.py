@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
-from typing import Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple, TypeVar, cast
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
 
+_Pull = TypeVar("_Pull", bound=Callable[..., None])
+
 _WRITE_EVERY = 0.5  # seconds between two states of the progress file
 _RESUMES = "; what was downloaded stays, and the next run goes on from there"
-
 _BROKE_OFF = "; the connection to the registry broke off"
 _REMEDIES = (
     ("no space left on device", "free space on the disk of the store, or move it; the next run goes on from there"),
@@ -69,6 +71,21 @@ class Progress:
             self.path = None  # a pull does not fail for its progress
 
 
+def _anew_when_cancelled(pull: _Pull) -> _Pull:
+    """Pull twice at most: the server goes on for up to half a minute with the download of a pull that has ended, and
+    has one that begins meanwhile end along with it; what comes after that is a download of its own."""
+
+    @functools.wraps(pull)
+    def twice(*args: Any, **more: Any) -> None:
+        try:
+            pull(*args, **more)
+        except _Cancelled:
+            pull(*args, **more)
+
+    return cast(_Pull, twice)
+
+
+@_anew_when_cancelled
 def pull(
     api: Api,
     name: str,
@@ -91,26 +108,6 @@ def pull(
     :param room: called with the bytes that a layer still needs, before it is downloaded; may raise.
     :raises PullError: it stalled, failed, or ended without success.
     """
-    arguments = (api, name, source, insecure, stall_timeout, finish_timeout, expected, room, progress)
-    try:
-        _pull(*arguments)
-    except _Cancelled:
-        # the server goes on for up to half a minute with the download of a pull that has ended, and has this one end
-        # along with it; what comes after that is a download of its own
-        _pull(*arguments)
-
-
-def _pull(
-    api: Api,
-    name: str,
-    source: str,
-    insecure: bool,
-    stall_timeout: float,
-    finish_timeout: float,
-    expected: int,
-    room: Callable[[int], None],
-    progress: Progress,
-) -> None:
     layers: Dict[str, Tuple[int, int]] = {}
     most, since, loading, status = 0, time.monotonic(), True, ""
 
