@@ -16,7 +16,7 @@ from collections import Counter
 from typing import List, Tuple
 
 # The closing line of pytest, or of anything that says it the same way ("sanity: 24 passed, 0 failed").
-CLOSING = re.compile(r"^(=+ )?([a-z-]+: )?\d+ (passed|failed|skipped|errors?)\b.*")
+CLOSING = re.compile(r"^(=+ )?([a-z-]+: )?\d+ (passed|failed|skipped|errors?)(,| in |$)")
 COUNT = re.compile(r"(\d+) (passed|failed|skipped|error)")
 
 

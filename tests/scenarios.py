@@ -39,7 +39,7 @@ def run(lab: str, names: List[str], counts: Counter) -> None:
             ["molecule", "test", *words], env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as running:
             for line in running.stdout:
-                print("%s %s" % (lab[-1], line), end="", flush=True)
+                print("%s| %s" % (lab[-1], line), end="", flush=True)
                 ended = ENDED.match(line)
                 if ended and ended["missing"] == ended["failed"] == "0":
                     good.add(ended["scenario"])
