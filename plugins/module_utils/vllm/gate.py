@@ -111,6 +111,7 @@ class VllmGate:
                         progress.line or "none",
                     ),
                 )
+            # a server sends no word when it is ready
             time.sleep(min(pause, max(0.0, left)))
             pause = min(0.5, pause * 1.5)
 
@@ -185,6 +186,7 @@ class VllmGate:
                 if fresh and time.monotonic() >= until:
                     raise
             if fresh:
+                # NVML names a process some time after it took memory, and sends no word
                 time.sleep(0.2)
             facts, fresh = self.gather(), True
 
@@ -313,6 +315,7 @@ class VllmHandover:
                     "not ended by this collection" % (self.release, ", ".join(held)),
                     {"holders": held},
                 )
+            # the driver frees memory some time after a process ended, and sends no word
             time.sleep(0.25)
 
     def _still_held(self) -> List[str]:

@@ -56,6 +56,7 @@ class HeadGate(VllmGate):
                     "it runs, but the hosts are not at one within %.0f s: %s. Run on all of them at a time (--forks)"
                     % (time.monotonic() - running.started_monotonic, said or "its program says nothing"),
                 )
+            # systemd sends no word of a unit's status text
             time.sleep(_LOOK)
 
 
