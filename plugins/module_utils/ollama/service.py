@@ -27,7 +27,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.fit import Fit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger, sandbox
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, engine, ledger, sandbox
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import Unit, merge
 
@@ -150,7 +150,7 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
     models_dir = declared.environment.get("OLLAMA_MODELS")
     store = models_dir or others.get("OLLAMA_MODELS") or stores.default_store(user)
     steps = _steps(params, unit, user, models_dir)
-    _check_store(user, store)
+    _check_store(user, store, steps)
     steps += _moving(params, system, unit, user, store)
     if params["instances"]:
         steps += _steps_of_instance(params, unit, steps, system)
@@ -363,8 +363,11 @@ def _steps_of_instance(
     return more
 
 
-def _check_store(user: str, store: Optional[str]) -> None:
-    why = stores.refused(store, user) if store else None
+def _check_store(user: str, store: Optional[str], steps: Sequence[engine.Step]) -> None:
+    makes = next((step for step in steps if isinstance(step, install.UserStep)), None)
+    why = stores.refused(store, user, to_be_made=makes is not None) if store else None
+    if why and makes and not account.exists(user):
+        why += ", after %s, as there is no such user yet" % " ".join(makes.command)
     if why:
         raise Refused("the models' directory: %s" % why)
 

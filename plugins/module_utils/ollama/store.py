@@ -26,6 +26,7 @@ TOPS = ("blobs", "manifests")
 _BLOB = re.compile(r"blobs/sha256-([0-9a-f]{64})\Z")
 _NO_SECOND_NAME = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 _MARGIN = 1 << 30  # bytes that stay free when models are copied
+_STRANGER = (1 << 31) - 2  # user and group id that nothing belongs to
 MOVING = ".gpufleet-moved-from"
 """File of a new store that names the old one, until nothing of it is left there."""
 
@@ -280,24 +281,27 @@ def users_of(store: str, proc: str = "/proc") -> List[str]:
 # --- may the service's user write there?
 
 
-def refused(path: str, user: str) -> Optional[str]:
+def refused(path: str, user: str, to_be_made: bool = False) -> Optional[str]:
     """What keeps a user from using a store, asked of the kernel as that user.
 
     :param path: of the store; of one that is not there yet, its parents are asked.
+    :param to_be_made: a user that does not exist yet will, and nothing belongs to it then; else it is not asked about.
     :returns: a message that names the first file or directory in the way and the command that helps, or None.
     """
     import grp
     import pwd
 
+    uid = gid = _STRANGER
     try:
-        entry = pwd.getpwnam(user)
+        uid, gid = pwd.getpwnam(user)[2:4]
     except KeyError:
-        return None  # not made yet
+        if not to_be_made:
+            return None
     if os.path.lexists(path) and not os.path.isdir(path):
         return "%s is not a directory" % path
-    groups = [group.gr_gid for group in grp.getgrall() if user in group.gr_mem] + [entry.pw_gid]
+    groups = [group.gr_gid for group in grp.getgrall() if user in group.gr_mem] + [gid]
     asked = _to_ask(path)
-    blocked = _first_blocked(asked, entry.pw_uid, entry.pw_gid, groups)
+    blocked = _first_blocked(asked, uid, gid, groups)
     if blocked is None:
         return None
     place, mode = asked[blocked]

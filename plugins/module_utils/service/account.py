@@ -28,11 +28,13 @@ class UserStep:
 
     def __init__(self, user: str, home: str) -> None:
         self.user, self.home = user, home
+        self.command = ["useradd", "-r", "-s", "/bin/false", "-U", "-m", "-d", home, user]
+        """Makes it, by hand as well."""
         self._made_user = self._made_home = False
         self._joined: List[str] = []
 
     def needed(self) -> bool:
-        return not self._exists() or bool(self._missing_groups())
+        return not exists(self.user) or bool(self._missing_groups())
 
     def diff(self) -> Dict[str, str]:
         groups = self._missing_groups()
@@ -40,9 +42,9 @@ class UserStep:
         return {"before": "", "after": after}
 
     def apply(self) -> None:
-        if not self._exists():
+        if not exists(self.user):
             self._made_home = not os.path.isdir(self.home)
-            run(["useradd", "-r", "-s", "/bin/false", "-U", "-m", "-d", self.home, self.user])
+            run(self.command)
             self._made_user = True
             made.add("users", self.user)
             if self._made_home:
@@ -61,15 +63,6 @@ class UserStep:
         else:
             for group in self._joined:
                 run(["gpasswd", "-d", self.user, group])
-
-    def _exists(self) -> bool:
-        import pwd
-
-        try:
-            pwd.getpwnam(self.user)
-        except KeyError:
-            return False
-        return True
 
     def _missing_groups(self) -> List[str]:
         import grp
@@ -121,6 +114,16 @@ class DirectoryStep:
             except OSError:
                 break  # something was put into it meanwhile, which is not ours to remove
             made.drop("directories", path)
+
+
+def exists(user: str) -> bool:
+    import pwd
+
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
 
 
 def run(command: List[str]) -> None:

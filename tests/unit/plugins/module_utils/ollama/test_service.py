@@ -79,7 +79,7 @@ def bring(monkeypatch, fakes, tmp_path):
     monkeypatch.setattr(service.engine, "converge", converge)
     monkeypatch.setattr(service.gpu_facts, "gather", lambda timeout, python_paths: run.facts)
     monkeypatch.setattr(stores, "default_store", lambda user: str(run.store))
-    monkeypatch.setattr(stores, "refused", lambda path, user: None)
+    monkeypatch.setattr(stores, "refused", lambda path, user, **_more: None)
     return run
 
 
@@ -328,14 +328,29 @@ def test_the_store_is_the_one_in_force(bring, tmp_path):
 
 def test_a_store_that_refuses_the_user(bring, monkeypatch):
     bring.store.mkdir()
-    monkeypatch.setattr(stores, "refused", lambda path, user: "%s cannot write into %s" % (user, path))
+    monkeypatch.setattr(stores, "refused", lambda path, user, **_more: "%s cannot write into %s" % (user, path))
     with pytest.raises(service.Refused, match="the models' directory: nobody cannot write into %s" % bring.store):
         bring()
 
 
+def test_a_store_that_refuses_the_user_who_is_to_be_made(bring, monkeypatch, release, tmp_path):
+    """What helps must be possible while there is no such user."""
+    asked = []
+    monkeypatch.setattr(stores, "refused", lambda path, user, **more: asked.append(more) or "%s cannot" % user)
+    monkeypatch.setattr(service.account, "exists", lambda user: False)
+    bring.system.files.clear()
+    with pytest.raises(service.Refused) as refused:
+        bring(archive=release[0], remote_src=True, prefix=str(tmp_path), models_dir="/srv/models")
+    assert str(refused.value) == (
+        "the models' directory: ollama cannot, after useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama, as"
+        " there is no such user yet"
+    )
+    assert asked == [{"to_be_made": True}]
+
+
 def test_a_store_that_refuses_the_user_is_told_before_the_models_are(bring, monkeypatch, tmp_path):
     put_model(bring.store)
-    monkeypatch.setattr(stores, "refused", lambda path, user: "%s cannot write into %s" % (user, path))
+    monkeypatch.setattr(stores, "refused", lambda path, user, **_more: "%s cannot write into %s" % (user, path))
     with pytest.raises(service.Refused, match="nobody cannot write into %s" % (tmp_path / "other")):
         bring(models_dir=str(tmp_path / "other"))
 

@@ -291,6 +291,19 @@ def test_a_store_that_the_user_may_not_write(models):
 
 
 @as_root
+def test_a_user_that_is_yet_to_be_made_owns_nothing(models):
+    """Else the first run would go well, and the second one, when the user is there, be refused."""
+    assert store.refused(str(models), "nosuchuser") is None
+    assert store.refused(str(models), "nosuchuser", to_be_made=True) == (
+        "nosuchuser cannot write into %s (owner root, mode 0755); chown -R nosuchuser: %s" % (models, models)
+    )
+    for place in (models, models / "blobs", models / "manifests"):
+        place.chmod(0o777)
+    assert store.refused(str(models), "nosuchuser", to_be_made=True) is None
+    assert store.refused(str(models / "below"), "nosuchuser", to_be_made=True) is None
+
+
+@as_root
 @pytest.mark.parametrize(
     "place, mode, words",
     [("blobs", 0o755, "write into"), ("manifests", 0o755, "write into"), ("blobs/sha256-1", 0o600, "read")],
