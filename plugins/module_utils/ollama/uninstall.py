@@ -180,10 +180,13 @@ def uninstall(
 
 
 def _units_of_ours(unit: str) -> List[str]:
-    """Unit files that this collection has made for a unit."""
+    """Unit files that this collection has made for a unit, and for instances beside it of which none is left."""
     name, at, _instance = unit.partition("@")
-    files = [unit, name + "@.service"] if at else [unit]
-    return [path for path in made.remembered("units") if os.path.basename(path) in files]
+    template = name + "@.service" if at else unit.replace(".service", "@.service")
+    found = {os.path.basename(path): path for path in made.remembered("units")}
+    if not at and _instances(found.get(template, "")):
+        del found[template]
+    return [found[file] for file in (unit, template) if file in found]
 
 
 def _instances(template: str) -> List[str]:

@@ -240,6 +240,21 @@ def test_a_template_that_another_instance_has_stays(instance, trace):
     uninstall.check(["ollama@code.service", CHAT], str(instance.prefix))
 
 
+def test_a_template_without_instances_goes_with_the_service_beside_it(host):
+    """Its instances were taken away before, one by one; a template that still has one is not touched."""
+    host.installed()
+    template, other = host.folder / TEMPLATE, host.folder / "etc/ollama@code.service.d" / engine.DROP_IN
+    host.write(template)
+    made.add("units", str(template))
+    host.write(other)
+    uninstall.check([UNIT], str(host.prefix))
+    assert str(template) not in host.uninstall(check_mode=True)["diff"]["before"]
+    other.unlink()
+    assert "%s\n" % template in host.uninstall(check_mode=True)["diff"]["before"]
+    host.uninstall()
+    assert host.files() == [] and made.remembered("units") == []
+
+
 def test_where_nothing_is_installed(host):
     host.system.loaded = False
     result = host.uninstall(remove_models=True)
