@@ -20,6 +20,8 @@ description:
     declared GPUs.
   - When the proof fails, the former state is put back, the service runs as before, and the message says what was
     found, what was expected and what to do.
+  - A service that is as declared, but serves on the CPU or on other GPUs, or names a model whose worker is dead, is
+    mended and proven. It is restarted, or has the model loaded anew by a token. Check mode tells which.
   - The vendor's unit file is never edited, and C(override.conf), the file of C(systemctl edit), is never written.
     A drop-in that overrides ours is named in RV(shadowed).
   - An option that is left out is not declared. Then the unit's own value holds, or Ollama's default.
@@ -433,7 +435,7 @@ restarted:
   returned: when anything was looked at
   type: bool
 reasons:
-  description: Why the service was restarted.
+  description: Why the service was restarted, or its model loaded anew.
   returned: when anything was looked at
   type: list
   elements: str

@@ -131,19 +131,28 @@ def test_a_release_whose_server_starts_slowly(served, change, broken_release):
     assert "ReleaseStep" in back["reasons"]
 
 
-def test_a_worker_that_died_is_no_witness(served, change):
-    """/api/ps goes on naming its model: only the process list tells."""
+def test_a_worker_that_died_is_no_witness(lab, served, change):
+    """/api/ps goes on naming its model: only the process list tells. A token has it loaded anew, the server stays."""
     assert not change(keep_alive="3h")["failed"]
     hostsetup.sh(served, "pkill -KILL -x llama-server; timeout 60 sh -c 'while pgrep -x llama-server; do :; done' || :")
     assert [one["model"] for one in hostsetup.api(served, "/api/ps")["models"]] == ["m8b:latest"]
+    server = hostsetup.sh(served, "systemctl show ollama -p MainPID,InvocationID")
+    declared = dict(GOOD, prove_model="m8b", keep_alive="3h")
+    foretold = lab.module(served, "ollama_service", declared, check=True)
+    assert not foretold["failed"] and foretold["changed"] and foretold["verdict"] == "vram_missing"
+    assert "would load it anew: vram_missing" in foretold["msg"] and "its worker is dead" in foretold["msg"]
+    assert not any(hostsetup.held(served)), "check mode loaded it"
     result = change(keep_alive="3h")
-    assert result["failed"]
-    assert result["verdict"] == "vram_missing"
-    assert "its worker is dead" in result["msg"]
+    assert not result["failed"] and result["changed"] and not result["restarted"], result["msg"]
+    assert result["msg"].endswith("m8b on 4 GPUs · was vram_missing")
+    assert all(hostsetup.held(served)), "the worker that was loaded anew"
+    assert hostsetup.sh(served, "systemctl show ollama -p MainPID,InvocationID") == server
+    assert not change(keep_alive="3h")["changed"]
 
 
 def test_others_hold_the_memory(served, change):
     """So much that the model does not fit: told before the change, or proven by it; the other process is left alone."""
+    hostsetup.api(served, "/api/generate", {"model": "m8b", "keep_alive": 0})
     faults.memory(served, "600")
     before = state(served)
     refused = change(keep_alive="4h")

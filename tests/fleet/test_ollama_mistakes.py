@@ -159,6 +159,7 @@ def test_a_hand_made_override_puts_it_on_the_cpu(service, state, sh):
     assert result["failed"]
     assert result["verdict"] == "cpu_fallback"
     assert "this host has 4 and CUDA_VISIBLE_DEVICES=0,1,2,3 is declared" in result["msg"]
+    assert "It was restarted, which did not mend it, and runs on" in result["msg"]
     before = state(service.host)
     result = service(keep_alive="1h")
     assert result["failed"]
@@ -168,6 +169,29 @@ def test_a_hand_made_override_puts_it_on_the_cpu(service, state, sh):
     assert "override.conf" not in sh(
         service.host, "cat /etc/systemd/system/ollama.service.d/zz-gpufleet.conf | tail -n +4"
     )
+
+
+def test_a_server_that_found_no_gpu_at_its_start_is_started_anew(lab, service, state, sh):
+    """As after a boot at which the driver was not ready yet: all is as declared, and it serves on the CPU."""
+    before, running = state(service.host), invocation(sh, service.host)
+    sh(
+        service.host,
+        "hide=/run/systemd/system/ollama.service.d/hide.conf; mkdir -p ${hide%/*};"
+        "printf '[Service]\\nEnvironment=OLLAMA_LLM_LIBRARY=cuda_v99\\n' >$hide; systemctl daemon-reload;"
+        "systemctl restart ollama; until curl -fs http://127.0.0.1:11434/api/version; do sleep 0.1; done;"
+        "rm -r ${hide%/*}; systemctl daemon-reload",
+    )
+    on_cpu = invocation(sh, service.host)
+    assert on_cpu != running
+    foretold = lab.module(service.host, "ollama_service", GOOD, check=True)
+    assert foretold["changed"] and foretold["msg"].startswith("would restart it: cpu_fallback: ")
+    assert foretold["restarted"] and foretold["reasons"][0].startswith("cpu_fallback: ")
+    assert invocation(sh, service.host) == on_cpu
+    result = service()
+    assert not result["failed"] and result["changed"] and result["restarted"], result["msg"]
+    assert result["msg"].endswith("· was cpu_fallback")
+    assert state(service.host) == before and invocation(sh, service.host) != on_cpu
+    assert not service()["changed"]
 
 
 def test_a_name_nearly_right_is_warned_of(lab, service):

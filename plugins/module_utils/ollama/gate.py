@@ -38,7 +38,8 @@ class OllamaGate:
     ``unproven`` (no start log), ``misread``, ``cpu_fallback``, ``wrong_gpu``; with a model also ``model_missing``,
     ``load_failed``, ``stalled``, ``partial_offload``, ``vram_missing``, ``spread_missing``; else ``ok``. Without a
     change nothing is loaded, and waited for is only what others have just started or load: a model is then looked at
-    only where it is loaded already.
+    only where it is loaded already. Of what a server keeps until it is started anew, such as GPUs that it did not find
+    when the driver was not ready yet, the verdict says that a restart may mend it.
 
     :param effective: variable to value as the server must log it.
     :param facts: GPU facts from before.
@@ -201,6 +202,7 @@ class OllamaGate:
                 "cpu_fallback",
                 "the server found no GPU and serves on the CPU; this host has %d and %s is declared; %s"
                 % (self.facts["count"], self._declared(), CPU_REASONS),
+                cure="restart",
             )
         if not self.devices:
             return
@@ -214,6 +216,7 @@ class OllamaGate:
             raise Fault(
                 "wrong_gpu",
                 "the server found %d GPUs; expected the %d of %s" % (len(found), len(self.devices), self._declared()),
+                cure="restart",
             )
         else:
             return  # this server does not say which GPUs it found; their number is right
@@ -232,6 +235,7 @@ class OllamaGate:
                         if which
                     ),
                 ),
+                cure="restart",
                 missing=missing,
                 others=others,
             )
@@ -304,13 +308,16 @@ class OllamaGate:
     def _on_gpus(self, loaded: Dict[str, Any]) -> None:
         size, on_gpu = int(loaded.get("size") or 0), int(loaded.get("size_vram") or 0)
         if not on_gpu:
-            raise Fault("cpu_fallback", "%s is loaded, but wholly on the CPU; %s" % (self.model, CPU_REASONS))
+            raise Fault(
+                "cpu_fallback", "%s is loaded, but wholly on the CPU; %s" % (self.model, CPU_REASONS), cure="restart"
+            )
         if on_gpu < size:
             raise Fault(
                 "partial_offload",
                 "%s has %.1f of its %.1f GiB on GPUs, the rest runs on the CPU; give it more or larger GPUs, a shorter "
                 "context_length, fewer num_parallel or a smaller kv_cache_type"
                 % (self.model, on_gpu / _GIB, size / _GIB),
+                cure="restart",
                 size=size,
                 size_vram=on_gpu,
             )
@@ -326,6 +333,7 @@ class OllamaGate:
                 "wrong_gpu",
                 "%s holds memory on GPUs that are not declared: %s; declared is %s"
                 % (unit, ", ".join(elsewhere), self._declared()),
+                cure="restart",
                 others=elsewhere,
             )
         if loaded is None:
@@ -342,6 +350,7 @@ class OllamaGate:
                 "vram_missing",
                 "the server says that %s has %.1f GiB on GPUs, but the processes of %s hold %.1f GiB: its worker is "
                 "dead or runs outside the unit" % (self.model, needed / _GIB, unit, total / _GIB),
+                cure="proof",  # the server notices at the next request, and loads it anew
                 size_vram=needed,
                 held=total,
             )
@@ -351,6 +360,7 @@ class OllamaGate:
                 "spread_missing",
                 "%s is to be spread over %d GPUs, but nothing of it lies on %s"
                 % (self.model, len(declared), ", ".join(without)),
+                cure="restart",
                 without=without,
             )
 

@@ -487,7 +487,9 @@ def sentence(
 ) -> str:
     """The outcome in one line for a person."""
     parts = [outcome.verdict.name]
-    if check and outcome.changed:
+    if check and outcome.cured:
+        parts = ["would %s: %s" % ("restart it" if outcome.restarted else "load it anew", outcome.reasons[-1])]
+    elif check and outcome.changed:
         parts = ["would change %s" % (", ".join(sorted(outcome.drift)) or "the installation")]
     counts = {}  # type: Dict[str, int]
     for gpu in gpus:
@@ -501,10 +503,12 @@ def sentence(
         visible = declared.environment["CUDA_VISIBLE_DEVICES"]
         parts.append("CUDA_VISIBLE_DEVICES=%s%s" % (visible, " spread" if spread else ""))
     holding = [gpu for gpu in gpus if gpu["held_bytes"]]
-    if model and holding:
+    if model and holding and not (check and outcome.cured):  # what is there is what is wrong
         parts.append("%s on %d GPU%s" % (model, len(holding), "s"[: len(holding) != 1]))
     if outcome.restarted and not check:
         parts.append("restart %.1f s" % (outcome.unavailable_ms / 1000.0))
+    if outcome.cured and not check:
+        parts.append("was %s" % outcome.cured)
     return " · ".join(parts)
 
 

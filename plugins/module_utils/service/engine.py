@@ -81,7 +81,8 @@ def converge(
 
     What is declared is compared with the unit's files and with the running process. Files are written only where they
     differ, systemd is reloaded only when it has to read them, and the unit is restarted only when a value that its
-    process has differs from the one in force. With ``check_mode`` the same code runs up to the first write.
+    process has differs from the one in force, or where the gate finds of a unit that is as declared that a restart may
+    mend it. With ``check_mode`` the same code runs up to the first write.
 
     ``system`` is the seam to systemd; tests pass a fake one.
 
@@ -193,12 +194,10 @@ class _Convergence:
         self._refuse_objected()
         if self.present and self.change.settings and self.drop_in_changes:
             self._refuse_ignored()
-        if self.check_mode and self.outcome.changed:
-            return self.outcome
-        if self.outcome.changed:
-            self._act()
-        else:
+        if not self.outcome.changed:
             self._prove_unchanged()
+        if self.outcome.changed and not self.check_mode:
+            self._act()
         self.outcome.unit_state = _unit_state(self.state)
         return self.outcome
 
@@ -400,9 +399,12 @@ class _Convergence:
         if self.enabling:
             before.append("enabled: %s" % ("no" if self.change.enabled else "yes"))
             after.append("enabled: %s" % ("yes" if self.change.enabled else "no"))
-        if self.action:
+        if self.action and self.action != "proof":
             before.append("active: %s" % self.state.get("ActiveState"))
             after.append("active: %s" % {"stop": "inactive", "start": "active"}.get(self.action, "active, restarted"))
+        if self.outcome.cured:
+            before.append("proof: %s" % self.outcome.cured)
+            after.append("proof: ok")
         if before != after:
             self.outcome.diff = {
                 "before": "".join(text.rstrip("\n") + "\n" for text in before),
@@ -478,6 +480,11 @@ class _Convergence:
         """Start, restart or stop the unit, and prove what runs then."""
         if not self.action:
             self._prove_unchanged()
+            return
+        if self.action == "proof":
+            running = self._executed()
+            if running:
+                self._prove(running, changed=True)
             return
         former = self.state.get("InvocationID")
         if self.action != "start":
@@ -657,7 +664,23 @@ class _Convergence:
             return
         if self.outcome.changed:
             raise failed
-        self._report(failed.verdict, ["Nothing was changed."], failed.invocation)
+        if not self._cures(failed.verdict):
+            self._report(failed.verdict, ["Nothing was changed."], failed.invocation)
+
+    def _cures(self, verdict: Verdict) -> bool:
+        """Plan what may mend a unit that is as declared, and does not do what it should all the same."""
+        if not (verdict.cure and self.change.started):
+            return False
+        why = self.change.objection_to_change() if self.change.objection_to_change else None
+        if why:
+            verdict.message += "; a restart would not mend it: %s" % why
+            return False
+        outcome, self.action = self.outcome, verdict.cure
+        outcome.verdict, outcome.cured, outcome.changed = verdict, verdict.name, True
+        outcome.restarted = self.action == "restart"
+        outcome.reasons.append("%s: %s" % (verdict.name, verdict.message))
+        self._describe()
+        return True
 
     # --- failing -----------------------------------------------------------------------------------------------------
 
@@ -735,6 +758,9 @@ class _Convergence:
             attempt("files", self.files.discard)
             self.outcome.changed = bool(problems)
             return ["PUTTING BACK FAILED: %s." % "; ".join(problems)] if problems else ["Nothing was changed."]
+        if self.outcome.cured and not self.acted:
+            self.outcome.changed = False
+            return ["Nothing was changed."]
         touched = bool(self.applied or self.enabling_done or self.files.unfinished())
         attempt("files", self.files.undo if self.committed else self.files.discard)
         for step in reversed(self.applied):
@@ -750,7 +776,7 @@ class _Convergence:
                 said.append(self._run_former())
             except Exception as error:
                 down = str(error)
-        self.outcome.rolled_back = not (problems or down)
+        self.outcome.rolled_back = not (problems or down or self.outcome.cured)
         self.outcome.changed = not self.outcome.rolled_back
         if problems:
             said.insert(0, "PUTTING BACK THE FORMER STATE FAILED: %s." % "; ".join(problems))
@@ -764,6 +790,10 @@ class _Convergence:
 
     def _run_former(self) -> str:
         """Have the unit as it was before, running or not."""
+        if self.outcome.cured:
+            self.state = self.system.show(self.name)
+            if self.state.get("ActiveState") == "active":
+                return "It was restarted, which did not mend it, and runs on."
         self.system.reset_failed(self.name)
         if self.was_failing:
             self.system.stop(self.name, self._stop_limit())  # the new process may run, though it is not what was wanted

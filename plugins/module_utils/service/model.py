@@ -80,6 +80,9 @@ class Verdict:
     name: str
     message: str = ""
     evidence: Dict[str, Any] = field(default_factory=dict)
+    cure: str = ""
+    """What may mend it where all is as declared and nothing was to be changed: ``restart`` of the unit, ``proof`` (the
+    gate as it is asked after a change, which has the process do some work), or empty, which is nothing."""
 
     @property
     def ok(self) -> bool:
@@ -89,9 +92,9 @@ class Verdict:
 class Fault(Exception):
     """A check of a gate that failed; ``verdict`` says which and why."""
 
-    def __init__(self, name: str, message: str, **evidence: Any) -> None:
+    def __init__(self, name: str, message: str, *, cure: str = "", **evidence: Any) -> None:
         super().__init__(message)
-        self.verdict = Verdict(name, message, evidence)
+        self.verdict = Verdict(name, message, evidence, cure)
 
 
 @dataclass
@@ -152,7 +155,9 @@ class Outcome:
     rolled_back: bool = False
     verdict: Verdict = field(default_factory=lambda: Verdict("ok"))
     reasons: List[str] = field(default_factory=list)
-    """Why the unit was restarted."""
+    """Why the unit was restarted, or proven anew."""
+    cured: str = ""
+    """The verdict that was mended though nothing had to be changed; in check mode the one that would be."""
     drift: Dict[str, Dict[str, Optional[str]]] = field(default_factory=dict)
     """Name to ``declared``, ``on_disk`` and ``running``, as found, of every variable for which the three differ."""
     shadowed: List[Dict[str, Any]] = field(default_factory=list)

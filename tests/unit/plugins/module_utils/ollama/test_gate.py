@@ -351,6 +351,39 @@ def test_spread_missing(gate, ollama, fakes):
     assert gate(model="m70b", spread=False, after=packed).name == "ok"
 
 
+# --- what may mend it
+
+
+def test_of_what_it_keeps_until_it_is_started_anew_a_restart_may_mend_it(gate, ollama, fakes):
+    two = start_log(gpus=[compute(0), compute(1)])
+    assert gate(log=start_log(gpus=[ON_CPU])).cure == "restart"
+    assert gate(log=two, declared=(0, 2)).cure == "restart"
+    assert gate(log=start_log(gpus=[compute(0, pci=False)])).cure == "restart"
+    assert gate(log=two, declared=(0, 1), after=fakes.facts((0, 0, 0, 5 * GIB))).cure == "restart"
+    ollama.loads(43 * GIB)
+    assert gate(model="m70b", spread=True, after=fakes.facts((22 * GIB, 22 * GIB, 0, 0))).cure == "restart"
+    ollama.loads(43 * GIB, 22 * GIB)
+    assert gate(model="m70b").cure == "restart"
+    ollama.loads(43 * GIB, 0)
+    assert gate(model="m70b").cure == "restart"
+
+
+def test_a_dead_worker_is_mended_by_a_token(gate, ollama, fakes):
+    """The server notices at the next request, and loads the model anew; see runner-killed in the recorded placements."""
+    ollama.loads(43 * GIB)
+    verdict = gate(changed=False, model="m70b")
+    assert (verdict.name, verdict.cure) == ("vram_missing", "proof")
+    ollama.requests.clear()
+    assert gate(changed=True, model="m70b", after=fakes.facts(SPREAD)).name == "ok"
+    assert "/api/generate" in [path for path, _body in ollama.requests]
+
+
+def test_of_what_is_declared_wrong_nothing_may_mend_it(gate, ollama):
+    ollama.answers["/api/generate"] = (404, {"error": "model 'm70b' not found"})
+    assert gate(model="m70b").cure == ""
+    assert gate(log=[]).cure == ""
+
+
 # --- nothing changed: reading alone
 
 

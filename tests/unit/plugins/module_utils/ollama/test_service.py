@@ -415,6 +415,24 @@ def test_sentence():
     assert service.sentence(outcome, Declared(), [gpu()], None, True).startswith("would change the installation")
 
 
+def test_sentence_of_what_is_mended():
+    outcome = engine.Outcome(changed=True, restarted=True, unavailable_ms=900, cured="cpu_fallback")
+    outcome.reasons = ["cpu_fallback: the server found no GPU"]
+    assert service.sentence(outcome, Declared(), [gpu()], None, True) == (
+        "would restart it: cpu_fallback: the server found no GPU · 1× RTX 4090"
+    )
+    assert service.sentence(outcome, Declared(), [gpu()], None, False) == (
+        "ok · 1× RTX 4090 · restart 0.9 s · was cpu_fallback"
+    )
+    outcome.restarted, outcome.cured, outcome.reasons = False, "vram_missing", ["vram_missing: its worker is dead"]
+    assert service.sentence(outcome, Declared(), [gpu(held=5)], "m8b", True) == (
+        "would load it anew: vram_missing: its worker is dead · 1× RTX 4090"
+    )
+    assert service.sentence(outcome, Declared(), [gpu(held=5)], "m8b", False) == (
+        "ok · 1× RTX 4090 · m8b on 1 GPU · was vram_missing"
+    )
+
+
 # --- claims, instances, isolation
 
 

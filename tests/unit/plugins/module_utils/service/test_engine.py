@@ -540,6 +540,105 @@ def test_without_a_change_the_gate_reads_alone(system: Any) -> None:
     assert not error.outcome.rolled_back and "restart" not in system.calls
 
 
+class Ailing:
+    """A gate that finds a fault until the unit is mended in the way that its verdict asks for."""
+
+    def __init__(self, system: Any, cure: str, mended_by: str = "") -> None:
+        self.system, self.cure, self.mended_by = system, cure, mended_by or cure
+        self.invocation: Optional[str] = None
+        self.calls: List[bool] = []
+
+    def __call__(self, running: Running, changed: bool) -> Verdict:
+        self.calls.append(changed)
+        self.invocation = self.invocation or running.invocation_id
+        mended = changed if self.mended_by == "proof" else running.invocation_id != self.invocation
+        return Verdict("ok") if mended else Verdict("idle", "on no GPU", cure=self.cure)
+
+
+def test_what_a_restart_may_mend_is_restarted_and_proven(system: Any) -> None:
+    go(system, started=True)
+    before, gate = system.tree(), Ailing(system, "restart")
+    system.calls.clear()
+    outcome = go(system, gate=gate, started=True)
+    assert outcome.changed and outcome.restarted and outcome.verdict.ok and outcome.cured == "idle"
+    assert outcome.reasons == ["idle: on no GPU"] and gate.calls == [False, True]
+    assert outcome.diff["before"] == "active: active\nproof: idle\n"
+    assert outcome.diff["after"] == "active: active, restarted\nproof: ok\n"
+    assert system.calls.count("restart") == 1 and "reload" not in system.calls and system.tree() == before
+    again = go(system, gate=gate, started=True)
+    assert not again.changed and not again.cured
+
+
+def test_what_its_work_may_mend_is_proven_without_a_restart(system: Any) -> None:
+    go(system, started=True)
+    gate = Ailing(system, "proof")
+    system.calls.clear()
+    outcome = go(system, gate=gate, started=True)
+    assert outcome.changed and not outcome.restarted and outcome.verdict.ok and outcome.cured == "idle"
+    assert gate.calls == [False, True] and "restart" not in system.calls and outcome.unavailable_ms == 0
+    assert outcome.diff["before"] == "proof: idle\n" and outcome.diff["after"] == "proof: ok\n"
+
+
+@pytest.mark.parametrize("cure", ["restart", "proof"])
+def test_check_mode_tells_what_would_be_mended(system: Any, cure: str) -> None:
+    go(system, started=True)
+    system.forbidden, gate = True, Ailing(system, cure)
+    outcome = go(system, gate=gate, started=True, check=True)
+    assert outcome.changed and outcome.cured == "idle" and outcome.verdict.name == "idle"
+    assert outcome.restarted == (cure == "restart") and gate.calls == [False]
+
+
+def test_a_restart_that_does_not_mend_it_is_made_once(system: Any) -> None:
+    go(system, started=True)
+    before = system.tree()
+    system.calls.clear()
+    error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", cure="restart"), started=True)
+    assert "idle: on no GPU." in error.message and "which did not mend it, and runs on." in error.message
+    assert system.calls.count("restart") == 1 and system.tree() == before
+    assert error.outcome.changed and not error.outcome.rolled_back
+    assert system.state["ActiveState"] == "active"
+
+
+def test_a_proof_that_does_not_mend_it_changes_nothing(system: Any) -> None:
+    go(system, started=True)
+    system.calls.clear()
+    error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", cure="proof"), started=True)
+    assert error.message.endswith("idle: on no GPU. Nothing was changed.") and "restart" not in system.calls
+    assert not error.outcome.changed and not error.outcome.rolled_back
+
+
+def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: Any) -> None:
+    go(system, started=True)
+    starts: List[int] = []
+
+    def ends(environment: Any, settings: Any) -> Optional[str]:
+        starts.append(1)
+        return "exit 1" if len(starts) == 1 else None
+
+    system.fails = ends
+    error = fails(system, gate=Ailing(system, "restart"), started=True)
+    assert "The unit runs again" in error.message and system.state["ActiveState"] == "active"
+    assert not error.outcome.rolled_back
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"started": None}, "idle: on no GPU. Nothing was changed."),
+        (
+            {"started": True, "objection_to_change": lambda: "it does not fit"},
+            "idle: on no GPU; a restart would not mend it: it does not fit. Nothing was changed.",
+        ),
+    ],
+)
+def test_what_is_not_to_be_mended_is_told(system: Any, more: Dict[str, Any], words: str) -> None:
+    go(system, started=True)
+    for check in (True, False):
+        error = fails(system, gate=Ailing(system, "restart"), check=check, **more)
+        assert error.message.endswith(words) and error.outcome.verdict.name == "idle"
+        assert not error.outcome.changed and error.outcome.cured == ""
+
+
 def test_check_mode_of_a_converged_unit_asks_the_gate(system: Any) -> None:
     go(system)
     asked: List[bool] = []
