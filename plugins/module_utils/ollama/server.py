@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, main_environ
 
 _PASSING = 5.0  # seconds for which a process may be not yet executed, or gone and systemd not know it
 
@@ -87,7 +86,7 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
     """
     environ = {}  # type: Dict[str, str]
     try:
-        environ = _environ(unit, system)
+        environ = main_environ(system, unit, _PASSING)[1]
     except ManagerError as error:
         if host is None:
             raise ServerError("%s; run this with become: true, or name the server by host" % error) from None
@@ -103,18 +102,6 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
     except ValueError as error:
         raise ServerError("host: %s" % error) from None
     return Server(Api(address, port), unit, environ if own == (address, port) else {})
-
-
-def _environ(unit: str, system: Any) -> Dict[str, str]:
-    """That of the unit's main process; empty where it has none."""
-    until = time.monotonic() + _PASSING
-    while True:
-        pid = int(system.show(unit).get("MainPID") or 0)
-        environ = system.environ(pid) if pid else {}
-        if environ is not None or time.monotonic() > until:
-            return environ or {}
-        # systemd sends no word of either
-        time.sleep(0.05)
 
 
 def held_by_worker(facts: Dict[str, Any], unit: str, blob: str, proc: str = "/proc") -> "Tuple[Dict[str, int], bool]":

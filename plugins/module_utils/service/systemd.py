@@ -541,6 +541,31 @@ class System:
         return out
 
 
+def main_environ(
+    system: System, unit: str, limit: float, passing: Sequence[str] = (), state: Optional[Dict[str, str]] = None
+) -> Tuple[Dict[str, str], Dict[str, str]]:
+    """The state of a unit and the environment of its main process, once systemd and the kernel agree about it.
+
+    A process may be forked and not yet executed, or have ended without systemd knowing it.
+
+    :param limit: seconds for that; then they are taken as they are.
+    :param passing: values of ActiveState that are waited out within them.
+    :param state: of the unit, if it is known already.
+    :returns: both; the environment is empty where there is no main process.
+    """
+    until = time.monotonic() + limit
+    state = state or system.show(unit)
+    while True:
+        pid = int(state.get("MainPID") or 0)
+        environ = system.environ(pid) if pid else {}
+        settled = environ is not None and state.get("ActiveState") not in passing
+        if settled or time.monotonic() > until:
+            return state, environ or {}
+        # neither sends a word
+        time.sleep(0.05)
+        state = system.show(unit)
+
+
 def _lock(descriptor: int, path: str) -> bool:
     """Lock an open file unless somebody has; not when its last holder has meanwhile removed it from ``path``."""
     try:

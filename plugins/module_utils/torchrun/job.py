@@ -16,7 +16,11 @@ import time
 from typing import Any, Dict, List, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files, Wanted
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import (
+    ManagerError,
+    System,
+    main_environ,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, evidence
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.network import LISTENER
@@ -182,7 +186,8 @@ class _Running(_Part):
 
     def _look(self) -> None:
         """Whether this generation runs, has ended well, or another one is running."""
-        environ = self._main_environ()
+        passing = ("activating", "deactivating")
+        self.state, environ = main_environ(self.system, self.unit, END_LIMIT, passing, self.state)
         own = environ.get(command.MARK) == self.job.mark
         others = [
             name for name, (text, _why) in self.job.environment.items() if own and environ.get(name, text) != text
@@ -193,19 +198,6 @@ class _Running(_Part):
         self.ended = evidence.ended(self.system, self.job)
         self.finished = not self.up() and self.ended is not None and self.ended["ok"]
         self.joined = self.finished or (self.running and self._has_processes())
-
-    def _main_environ(self) -> Dict[str, str]:
-        """The environment of torchrun itself; empty when it does not run, and not before systemd knows that."""
-        until = time.monotonic() + END_LIMIT
-        while True:
-            self._settle("activating", "deactivating")
-            pid = int(self.state.get("MainPID") or 0)
-            environ = self.system.environ(pid) if pid else {}
-            if environ is not None or time.monotonic() > until:
-                return environ or {}
-            # it has ended, and systemd still calls the unit active
-            time.sleep(0.05)
-            self.state = self.system.show(self.unit)
 
     def _settle(self, *passing: str) -> None:
         """Until the unit is in none of these states any more: how it ended is written when systemd is done with it."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import pytest
 
@@ -494,3 +494,46 @@ def test_the_program_of_a_process(tmp_path: Path) -> None:
     (tmp_path / "proc/5/exe").symlink_to("/usr/local/bin/ollama (deleted)")
     assert System(str(tmp_path)).program(5) == "/usr/local/bin/ollama (deleted)"
     assert System(str(tmp_path)).program(6) is None
+
+
+# --- the main process
+
+
+class Passing:
+    """A unit whose states and environments come one after the other; the last ones stay."""
+
+    def __init__(self, states: List[Dict[str, str]], environs: List[Optional[Dict[str, str]]]) -> None:
+        self.states, self.environs, self.shown = states, environs, 0
+
+    def show(self, unit: str) -> Dict[str, str]:
+        self.shown += 1
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+    def environ(self, pid: int) -> Optional[Dict[str, str]]:
+        return self.environs.pop(0) if len(self.environs) > 1 else self.environs[0]
+
+
+ACTIVE = {"ActiveState": "active", "MainPID": "7"}
+
+
+def test_the_main_process_is_waited_for_until_it_is_executed() -> None:
+    unit: Any = Passing([ACTIVE], [None, None, {"A": "1"}])
+    assert systemd.main_environ(unit, "a.service", 60) == (ACTIVE, {"A": "1"})
+    assert unit.shown == 3
+
+
+def test_that_a_process_has_ended_is_waited_for_until_systemd_knows_it() -> None:
+    ended = {"ActiveState": "failed", "MainPID": "0"}
+    unit: Any = Passing([ACTIVE, {"ActiveState": "deactivating", "MainPID": "0"}, ended], [None])
+    assert systemd.main_environ(unit, "a.service", 60, ("deactivating",)) == (ended, {})
+
+
+def test_a_state_that_is_known_is_not_asked_for() -> None:
+    unit: Any = Passing([ACTIVE], [{"A": "1"}])
+    assert systemd.main_environ(unit, "a.service", 60, state=ACTIVE) == (ACTIVE, {"A": "1"})
+    assert unit.shown == 0
+
+
+def test_a_main_process_that_never_tells_is_waited_for_no_longer_than_allowed() -> None:
+    unit: Any = Passing([ACTIVE], [None])
+    assert systemd.main_environ(unit, "a.service", 0.1) == (ACTIVE, {})
