@@ -63,4 +63,5 @@ def remembered(monkeypatch, tmp_path_factory):
     """What is made in tests is remembered in a file of theirs; gives its path."""
     path = tmp_path_factory.mktemp("var") / "gpufleet/made.json"
     monkeypatch.setattr(made, "PATH", str(path))
+    monkeypatch.setattr(made, "LOCK", str(path.parent.parent / "lock"))
     return path

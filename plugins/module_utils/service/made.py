@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from typing import Dict, List
+from contextlib import contextmanager
+from typing import Dict, Iterator, List
 
 PATH = "/var/lib/gpufleet/made.json"
+LOCK = "/run/lock/gpufleet-made.lock"
 
 
 def remembered(kind: str) -> List[str]:
@@ -18,17 +21,27 @@ def remembered(kind: str) -> List[str]:
 
 
 def add(kind: str, name: str) -> None:
-    found = _read()
-    if name not in found.setdefault(kind, []):
-        found[kind].append(name)
-        _write(found)
+    with _alone():
+        found = _read()
+        if name not in found.setdefault(kind, []):
+            found[kind].append(name)
+            _write(found)
 
 
 def drop(kind: str, name: str) -> None:
-    found = _read()
-    if name in found.get(kind, []):
-        found[kind].remove(name)
-        _write({kind: names for kind, names in found.items() if names})
+    with _alone():
+        found = _read()
+        if name in found.get(kind, []):
+            found[kind].remove(name)
+            _write({kind: names for kind, names in found.items() if names})
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two runs on one host, for two services, must not lose each other's words."""
+    with open(LOCK, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _read() -> Dict[str, List[str]]:
