@@ -23,6 +23,8 @@ from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.spelling import misspelt
+
 ROOM = "ansible_collections.gpufleet.inference.plugins.module_utils"
 FOLDER = Path(__file__).resolve().parent.parent / "module_utils"
 #: Stands before the answer, as a shell's start files may print something.
@@ -126,6 +128,8 @@ class Asking(ActionBase):
         :returns: a result as the module gives it; None when the module is to be sent.
         """
         task = self._task
+        for sentence in misspelt(task_vars or {}):
+            display.warning(sentence)
         # whether it may be piped is not asked: where sudo wants a terminal there is no answer, and the module is sent
         if task.async_val or task.delegate_to or not self._connection.has_pipelining or _of_the_host(arguments):
             return None

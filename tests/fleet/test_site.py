@@ -112,6 +112,13 @@ def test_check_and_diff_show_exactly_the_change(by_hand, lab, sh):
     assert [everything(sh, host) for host in by_hand] == before
 
 
+def test_a_variable_nearly_right_is_warned_of_once(by_hand, lab):
+    words = ["--limit", "gpu1,gpu2", "-e", "ollama_visible_device=0"]
+    run = lab.playbook("playbooks/verify.yml", *words, warnings=True)
+    warned = "no variable ollama_visible_device, so its value does nothing; did you mean ollama_visible_devices?"
+    assert " ".join(run.output.split()).count(warned) == 1
+
+
 def test_verify_tells_by_its_exit_status(by_hand, lab, sh):
     before = [everything(sh, host) for host in by_hand]
     run = lab.playbook("playbooks/verify.yml", "--limit", "gpu1,gpu2")
