@@ -72,12 +72,15 @@ class OllamaGate:
         """The server's version, once it answered."""
         self.held: Dict[str, int] = {}
         """Bytes that the unit holds per GPU's UUID, as last seen."""
+        self._seen = ""
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
+        # one that was looked at before may run for long, and its start be in no journal any more
+        started, self._seen = changed and running.invocation_id != self._seen, running.invocation_id
         try:
-            api = self._answers(running, changed)
+            api = self._answers(running, started)
             self._is_the_version()
-            start = self._start_log(running, changed)
+            start = self._start_log(running, started)
             if start is not None:
                 self._understood(start)
                 self._found_gpus(start)
@@ -90,15 +93,15 @@ class OllamaGate:
 
     # --- the checks, in the order in which they are made
 
-    def _answers(self, running: Running, changed: bool) -> Api:
+    def _answers(self, running: Running, started: bool) -> Api:
         written = running.environ.get("OLLAMA_HOST", "").strip().strip("\"'")
         try:
             address, port = settings.reachable_at(written or settings.DEFAULT_HOST)
         except ValueError as error:
             raise Fault("misread", "OLLAMA_HOST of the running process: %s" % error) from None
         api, now = Api(address, port), time.monotonic()
-        # without a change a server that runs for long must answer at once; one that was just started may take longer
-        until = running.deadline if changed else min(running.deadline, max(now + 5, running.started_monotonic + _YOUNG))
+        # a server that runs for long must answer at once; one that others have just started may take longer
+        until = running.deadline if started else min(running.deadline, max(now + 5, running.started_monotonic + _YOUNG))
         pause = 0.02
         while True:
             if not running.alive():
@@ -134,10 +137,10 @@ class OllamaGate:
         message = "the server gave up: %s" % failure if failure else "the server ended before its API answered"
         return Fault("crash_loop", message + (": " + advice if advice else ""), last_words=failure)
 
-    def _start_log(self, running: Running, changed: bool) -> Optional[log.StartLog]:
+    def _start_log(self, running: Running, started: bool) -> Optional[log.StartLog]:
         """The start log; None when it is no longer in the journal of a server that runs for long."""
         until, all_there = time.monotonic() + _LOG_DELAY, False
-        may_grow = changed or time.monotonic() < running.started_monotonic + _YOUNG
+        may_grow = started or time.monotonic() < running.started_monotonic + _YOUNG
         while True:
             start = log.parse(log.before_serving(running.journal_from_start()))
             if start.failure and not start.listening:
@@ -157,7 +160,7 @@ class OllamaGate:
             if all_there:
                 if whole:
                     return start  # an old server: it does not say which device is the last
-                if not changed:
+                if not started:
                     return start if start.config else None
                 missing = [
                     what

@@ -48,7 +48,7 @@ def facts(held: Tuple[int, ...] = (0, 0, 0, 0), source: str = "nvml", unit: str 
 class FakeRunning:
     """A unit's running invocation, as the engine hands it to a gate."""
 
-    unit = UNIT
+    unit, invocation_id = UNIT, "one"
 
     def __init__(self, log: List[str], environ: Dict[str, str], timeout: float = 60.0) -> None:
         self.log, self.environ = log, environ

@@ -378,6 +378,19 @@ def test_a_dead_worker_is_mended_by_a_token(gate, ollama, fakes):
     assert "/api/generate" in [path for path, _body in ollama.requests]
 
 
+def test_a_dead_worker_is_mended_when_the_log_of_the_start_is_gone(gate, ollama, fakes):
+    """A server that runs for weeks is the one whose worker dies; of one that was just started the log is asked for."""
+    ollama.loads(43 * GIB)
+    running = fakes.FakeRunning(["[GIN] | 200 |"], {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
+    running.started_monotonic -= 3600
+    looks = [fakes.facts()]
+    assert gate(changed=False, model="m70b", running=running, gather=lambda: looks[-1]).cure == "proof"
+    looks.append(fakes.facts(SPREAD))
+    assert gate.gate(running, True).name == "ok"
+    running.invocation_id = "another"
+    assert gate.gate(running, True).name == "unproven"
+
+
 def test_of_what_is_declared_wrong_nothing_may_mend_it(gate, ollama):
     ollama.answers["/api/generate"] = (404, {"error": "model 'm70b' not found"})
     assert gate(model="m70b").cure == ""
