@@ -676,7 +676,7 @@ class _Convergence:
             verdict.message += "; a restart would not mend it: %s" % why
             return False
         outcome, self.action = self.outcome, verdict.cure
-        outcome.verdict, outcome.cured, outcome.changed = verdict, verdict.name, True
+        outcome.cured, outcome.changed = verdict.name, True
         outcome.restarted = self.action == "restart"
         outcome.reasons.append("%s: %s" % (verdict.name, verdict.message))
         self._describe()
