@@ -673,7 +673,7 @@ class _Convergence:
             return False
         why = self.change.objection_to_change() if self.change.objection_to_change else None
         if why:
-            verdict.message += "; a restart would not mend it: %s" % why
+            verdict.message += "; this run cannot mend it: %s" % why
             return False
         outcome, self.action = self.outcome, verdict.cure
         outcome.cured, outcome.changed = verdict.name, True

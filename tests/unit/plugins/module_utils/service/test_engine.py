@@ -627,7 +627,7 @@ def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: An
         ({"started": None}, "idle: on no GPU. Nothing was changed."),
         (
             {"started": True, "objection_to_change": lambda: "it does not fit"},
-            "idle: on no GPU; a restart would not mend it: it does not fit. Nothing was changed.",
+            "idle: on no GPU; this run cannot mend it: it does not fit. Nothing was changed.",
         ),
     ],
 )
