@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
@@ -29,10 +29,6 @@ def _many(begin: str) -> None:
 
 
 def test_runs_at_once_lose_nothing_of_each_other(remembered: Path) -> None:
-    runs = [multiprocessing.get_context("fork").Process(target=_many, args=(begin,)) for begin in "abc"]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join()
-    assert all(run.exitcode == 0 for run in runs)
+    with ThreadPoolExecutor(3) as runs:
+        list(runs.map(_many, "abc"))
     assert len(made.remembered("units")) == 300
