@@ -23,7 +23,7 @@ def test_what_was_made_is_remembered_until_it_is_dropped(remembered: Path) -> No
 
 
 def _many(begin: str) -> None:
-    for number in range(100):
+    for number in range(20):
         made.add("units", "%s%d" % (begin, number))
         made.drop("users", begin)
 
@@ -31,4 +31,4 @@ def _many(begin: str) -> None:
 def test_runs_at_once_lose_nothing_of_each_other(remembered: Path) -> None:
     with ThreadPoolExecutor(3) as runs:
         list(runs.map(_many, "abc"))
-    assert len(made.remembered("units")) == 300
+    assert len(made.remembered("units")) == 60
