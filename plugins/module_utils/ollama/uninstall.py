@@ -132,7 +132,7 @@ def uninstall(
     :returns: the module's result.
     :raises engine.ServiceError: the former state is back, or a rest cannot be removed.
     """
-    release, ours = Release(prefix), _units_of_ours(unit)
+    release, ours, beside = Release(prefix), _units_of_ours(unit), _template_beside(unit)
     loaded = system.show(unit).get("LoadState") == "loaded"
     restore = RestoreStep(release)
     # somebody's unit goes on if it has a program then; one of ours does where upstream's installer has come over it,
@@ -151,7 +151,7 @@ def uninstall(
     holdings = [stores.holding(path) for path in dict.fromkeys([*places, *made.remembered("stores")])]
     keeps_models = any(holding.files for holding in holdings) and not remove_models
     account_goes = not goes_on and not keeps_models and user in made.remembered("users")
-    gone = list(release.folders) if goes_on else [*ours, *release.folders]
+    gone = [*beside, *([] if goes_on else ours), *release.folders]
     if remove_models:
         inside = [os.path.join(holding.path, top) for holding in holdings for top in stores.TOPS if holding.files]
         gone += [path for path in [*inside, records.FOLDER] if os.path.isdir(path)]
@@ -167,26 +167,30 @@ def uninstall(
             if not goes_on:
                 restore.apply()
             _remove(gone, user if account_goes else None, prefix, [holding.path for holding in holdings])
-            if ours and not goes_on:
+            if beside or (ours and not goes_on):
                 system.reload()
         except (OSError, account.AccountError) as error:
             outcome.verdict = engine.Verdict("not_removed", str(error))
             message = "%s: not everything can be removed: %s; run this again" % (unit, error)
             raise engine.ServiceError(message, outcome) from None
     if not check_mode:
-        _remember([] if goes_on else holdings, ours)
+        _remember([] if goes_on else holdings, [*ours, *beside])
     kept = "; ".join("its models stay in %s (%s)" % (one.path, one) for one in holdings if one.files and keeps_models)
     return dict(outcome.as_result(), msg=_sentence(unit, outcome.changed, check_mode, goes_on, kept))
 
 
 def _units_of_ours(unit: str) -> List[str]:
-    """Unit files that this collection has made for a unit, and for instances beside it of which none is left."""
+    """Unit files that this collection has made for a unit."""
     name, at, _instance = unit.partition("@")
-    template = name + "@.service" if at else unit.replace(".service", "@.service")
-    found = {os.path.basename(path): path for path in made.remembered("units")}
-    if not at and _instances(found.get(template, "")):
-        del found[template]
-    return [found[file] for file in (unit, template) if file in found]
+    files = [unit, name + "@.service"] if at else [unit]
+    return [path for path in made.remembered("units") if os.path.basename(path) in files]
+
+
+def _template_beside(unit: str) -> List[str]:
+    """The unit file that this collection has made for instances beside a service, of which none is left."""
+    name = unit.replace(".service", "@.service")
+    found = [path for path in made.remembered("units") if "@" not in unit and os.path.basename(path) == name]
+    return [path for path in found if not _instances(path)]
 
 
 def _instances(template: str) -> List[str]:

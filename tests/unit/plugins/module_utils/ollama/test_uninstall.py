@@ -255,6 +255,18 @@ def test_a_template_without_instances_goes_with_the_service_beside_it(host):
     assert host.files() == [] and made.remembered("units") == []
 
 
+def test_a_template_goes_and_the_persons_service_beside_it_goes_on(host):
+    host.installed(vendor=True)
+    template = host.folder / TEMPLATE
+    host.write(template)
+    made.add("units", str(template))
+    result = host.uninstall()
+    assert host.asked == ("absent", None, None), "its override alone is taken away"
+    assert result["msg"] == "ollama.service: what was there before is in force again"
+    assert host.files() == ["etc/ollama.service", "usr/bin/ollama", "usr/lib/ollama/libggml.so"]
+    assert host.system.reloads == 1 and made.remembered("units") == []
+
+
 def test_where_nothing_is_installed(host):
     host.system.loaded = False
     result = host.uninstall(remove_models=True)
