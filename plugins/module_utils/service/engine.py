@@ -480,6 +480,7 @@ class _Convergence:
         """Start, restart or stop the unit, and prove what runs then."""
         if not self.action:
             self._prove_unchanged()
+        if not self.action:
             return
         if self.action == "proof":
             running = self._executed()
@@ -662,10 +663,11 @@ class _Convergence:
                 failed = error
         else:
             return
+        if self._cures(failed.verdict):
+            return
         if self.outcome.changed:
             raise failed
-        if not self._cures(failed.verdict):
-            self._report(failed.verdict, ["Nothing was changed."], failed.invocation)
+        self._report(failed.verdict, ["Nothing was changed."], failed.invocation)
 
     def _cures(self, verdict: Verdict) -> bool:
         """Plan what may mend a unit that is as declared, and does not do what it should all the same."""
@@ -676,10 +678,11 @@ class _Convergence:
             verdict.message += "; this run cannot mend it: %s" % why
             return False
         outcome, self.action = self.outcome, verdict.cure
-        outcome.cured, outcome.changed = verdict.name, True
-        outcome.restarted = self.action == "restart"
         outcome.reasons.append("%s: %s" % (verdict.name, verdict.message))
-        self._describe()
+        if not outcome.changed:  # else it is part of a change, and taken back with it
+            outcome.cured, outcome.changed = verdict.name, True
+            outcome.restarted = self.action == "restart"
+            self._describe()
         return True
 
     # --- failing -----------------------------------------------------------------------------------------------------

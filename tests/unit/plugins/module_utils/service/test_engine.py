@@ -588,6 +588,29 @@ def test_check_mode_tells_what_would_be_mended(system: Any, cure: str) -> None:
     assert outcome.restarted == (cure == "restart") and gate.calls == [False]
 
 
+@pytest.mark.parametrize("cure", ["restart", "proof"])
+def test_what_ails_is_mended_along_with_a_change_that_needs_no_restart(system: Any, cure: str) -> None:
+    go(system, started=True)
+    gate = Ailing(system, cure)
+    outcome = go(system, gate=gate, started=True, settings={"X-Gpufleet": {"Port": ["1"]}})
+    assert outcome.changed and outcome.restarted == (cure == "restart") and outcome.verdict.ok
+    assert gate.calls == [False, True] and outcome.reasons == ["idle: on no GPU"]
+    assert "Port=1" in system.read(OURS).decode()
+
+
+def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system: Any) -> None:
+    go(system, started=True)
+    before = system.tree()
+    error = fails(
+        system,
+        gate=lambda running, changed: Verdict("idle", "on no GPU", cure="restart"),
+        started=True,
+        settings={"X-Gpufleet": {"Port": ["1"]}},
+    )
+    assert "The former state is back. The unit runs again" in error.message and error.outcome.rolled_back
+    assert system.tree() == before and not error.outcome.changed
+
+
 def test_a_restart_that_does_not_mend_it_is_made_once(system: Any) -> None:
     go(system, started=True)
     before = system.tree()
