@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint
@@ -38,6 +39,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template i
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
+_ENDING = 10.0  # seconds for which a process that has no unit any more may hold memory
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
 STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
@@ -223,12 +225,10 @@ def _plan(
     names = {device["uuid"]: label(device) for device in facts["devices"]}
     ledger.check([claim], system, label=lambda uuid: names.get(uuid, uuid))
     change = _change(params, unit, declared, program, claim, weights, parallel)
-    held = held_by_unit(devices, unit)
-    if _differs(change, system) or (devices and not held):
+    if _differs(change, system) or (devices and not held_by_unit(devices, unit)):
         if not thorough:
             raise Differs()
-        for device in devices:
-            sizing.check_free(device, held.get(device["uuid"], 0), utilization, label(device), unit)
+        devices = _with_room(devices, unit, utilization, gather)
         for warning in declared.warnings + unknown_variables(params["environment"], program.variables()):
             warn(warning)
         if program.exists():
@@ -256,6 +256,29 @@ def _devices(params: Mapping[str, Any], unit: str, gather: Any) -> Tuple[List[Di
                 "nor nvidia-smi works here; the role gpu_host installs pynvml" % label(device)
             )
     return devices, facts
+
+
+def _with_room(devices: List[Dict[str, Any]], unit: str, utilization: float, gather: Any) -> List[Dict[str, Any]]:
+    """The GPUs as they are when there is room on them.
+
+    A process that is ending, such as those of this host when another host of the model is being stopped, is in no unit
+    any more, and holds its memory for a moment.
+    """
+    until = time.monotonic() + _ENDING
+    while True:
+        held = held_by_unit(devices, unit)
+        try:
+            for device in devices:
+                sizing.check_free(device, held.get(device["uuid"], 0), utilization, label(device), unit)
+            return devices
+        except sizing.SizingError:
+            ending = any(process["unit"] is None for device in devices for process in device["processes"] or ())
+            if not ending or time.monotonic() >= until:
+                raise
+        # the driver frees memory some time after a process ended, and sends no word
+        time.sleep(0.25)
+        now = {device["uuid"]: device for device in gather()["devices"]}
+        devices = [now.get(device["uuid"], device) for device in devices]
 
 
 def _check_open(params: Mapping[str, Any], warn: Callable[[str], None]) -> None:

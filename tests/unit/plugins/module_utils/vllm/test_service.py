@@ -118,6 +118,42 @@ def test_the_how_to(bring):
     assert "sesame" not in str(result) and "hf_0123" not in str(result)
 
 
+def holding(fakes, unit):
+    """Facts of GPUs of which a process of this unit holds nearly all."""
+    found = fakes.facts()
+    for device in found["devices"]:
+        device["memory"]["free_bytes"] = GIB
+        device["processes"] = [{"pid": 7, "name": "python", "unit": unit, "used_bytes": 130 * GIB}]
+    return found
+
+
+def gathers(monkeypatch, *looks):
+    """What is read of the GPUs, one after the other; the last one stays. Gives the looks that are left."""
+    left = list(looks)
+    monkeypatch.setattr(
+        service.gpu_facts, "gather", lambda timeout, python_paths: left.pop(0) if len(left) > 1 else left[0]
+    )
+    return left
+
+
+def test_the_memory_of_a_process_that_is_ending_is_waited_for(bring, fakes, monkeypatch):
+    """It is in no unit any more: another host of the model was stopped first, and this one's processes end with it."""
+    left = gathers(monkeypatch, holding(fakes, None), holding(fakes, None), fakes.facts())
+    result = bring()
+    assert result["msg"].startswith("ok") and len(left) == 1
+
+
+def test_memory_that_stays_held_is_refused(bring, fakes, monkeypatch):
+    monkeypatch.setattr(service, "_ENDING", 0.3)
+    gathers(monkeypatch, holding(fakes, None))
+    with pytest.raises(service.Refused, match=r"PID 7 \(python\) holds 130.0 GiB on GPU 0"):
+        bring()
+    left = gathers(monkeypatch, holding(fakes, "other.service"), fakes.facts())
+    with pytest.raises(service.Refused, match=r"PID 7 \(python, other.service\) holds 130.0 GiB"):
+        bring()
+    assert len(left) == 1, "a unit's process is not waited for"
+
+
 def test_what_is_left_out_is_in_no_file(bring):
     bring()
     change = bring.asked["change"]
