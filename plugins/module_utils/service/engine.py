@@ -486,6 +486,7 @@ class _Convergence:
             running = self._executed()
             if running:
                 self._prove(running, changed=True)
+                self._check_same(running)
             return
         former = self.state.get("InvocationID")
         if self.action != "start":
@@ -678,6 +679,10 @@ class _Convergence:
             verdict.message += "; this run cannot mend it: %s" % why
             return False
         outcome, self.action = self.outcome, verdict.cure
+        verdict.evidence, verdict.message = (
+            self.override.masked(verdict.evidence),
+            self.override.masked(verdict.message),
+        )
         outcome.reasons.append("%s: %s" % (verdict.name, verdict.message))
         if not outcome.changed:  # else it is part of a change, and taken back with it
             outcome.cured, outcome.changed = verdict.name, True

@@ -611,6 +611,30 @@ def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system:
     assert system.tree() == before and not error.outcome.changed
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_no_secret_is_in_the_reason_for_what_is_mended(system: Any, check: bool) -> None:
+    secret = {"secret_environment": {"T": SESAME}, "started": True}
+    go(system, **secret)
+
+    def gate(running: Running, changed: bool) -> Verdict:
+        words = "it says " + SESAME
+        return Verdict("ok") if changed else Verdict("idle", words, {"words": words}, cure="proof")
+
+    outcome = go(system, gate=gate, check=check, **secret)
+    assert outcome.reasons and SESAME not in repr(outcome)
+
+
+def test_a_unit_that_ends_while_it_is_proven_anew_is_not_mended(system: Any) -> None:
+    go(system, started=True)
+
+    def gate(running: Running, changed: bool) -> Verdict:
+        if changed:
+            system.state["InvocationID"] = "another"
+        return Verdict("ok") if changed else Verdict("idle", "on no GPU", cure="proof")
+
+    assert "its main process ended" in fails(system, gate=gate, started=True).message
+
+
 def test_a_restart_that_does_not_mend_it_is_made_once(system: Any) -> None:
     go(system, started=True)
     before = system.tree()
