@@ -116,7 +116,7 @@ def sentence(progress: Dict[str, Any]) -> str:
     """A progress file as a person reads it; nothing before there is one."""
     total, completed = progress.get("total") or 0, progress.get("completed") or 0
     if not total:
-        return ""
+        return "%s %s" % (progress["name"], progress["status"]) if progress else ""
     words = "%s %d%% of %.1f GB" % (progress["name"], 100 * completed // total, total / 1e9)
     if progress.get("rate"):
         words += " · %.1f MB/s" % (progress["rate"] / 1e6)

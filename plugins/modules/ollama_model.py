@@ -14,6 +14,7 @@ description:
   - Brings a list of models to their declared states, in the order of the list, in one call. It ends at the first model
     that cannot be brought there; those before it are as declared, and the others are not touched.
   - A model is compared by its digest. What is there as declared costs no download.
+  - One run at a time pulls to a server; another one waits for it, and tells at the terminal that it does.
   - Before a model is loaded, its need of memory is estimated for each GPU from the header of its file. One that does
     not fit on what the GPUs have free is refused, with the figures, as Ollama would run the rest on the CPU in silence.
   - After a load NVML must show the memory. It is looked at without a load, too, as a server goes on naming a model

@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
@@ -69,6 +70,7 @@ class Lab:
         self.cache = cache
         self.inventory = ""
         self.controller: Optional[Controller] = None
+        self.starting = threading.Lock()  # some tests have two runs at once
 
     def lab(self, *words: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess:
         """Run lab.py; its output is in `.stdout`, what went to stderr after it."""
@@ -126,8 +128,9 @@ class Lab:
         """Run `ansible` or `ansible-playbook` (`words[0]`) on the lab's inventory."""
         results = self.cache / ("results-%d.jsonl" % time.monotonic_ns())
         environ = dict(os.environ, **SETTINGS, GPUFLEET_RESULTS=str(results))
-        if not self.controller:
-            self.controller = Controller(self.cache, environ)
+        with self.starting:
+            if not self.controller:
+                self.controller = Controller(self.cache, environ)
         words = (words[0], "-i", self.inventory, *words[1:])
         started = time.monotonic()
         status, output = self.controller.run(words, environ, ROOT, timeout)

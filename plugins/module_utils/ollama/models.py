@@ -10,7 +10,8 @@ import json
 import os
 import re
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
@@ -25,7 +26,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.records import Records, fingerprint
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
 
 _GIB = float(1 << 30)
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
@@ -96,8 +97,9 @@ def bring(
         raise ModelError("registry_mirror: %s; expected [http://]HOST[:PORT]" % mirror)
     if (mirror or "").startswith("http://") and not params["insecure"]:
         raise ModelError("registry_mirror: %s has no TLS; expected insecure: true with it" % mirror)
+    system = system or System()
     try:
-        found = server.find(unit, params["host"], system or System())
+        found = server.find(unit, params["host"], system)
     except server.ServerError as error:
         if check_mode and params["host"] is None:  # what would start it may have been left out for the same reason
             return {"changed": bool(declared), "unit": unit, "models": [], "msg": "not compared: %s" % error}
@@ -108,6 +110,7 @@ def bring(
 
     run = _Run(
         found,
+        system,
         params,
         Limits(float(params["timeout"]), float(params["stall_timeout"]), margin),
         check_mode,
@@ -189,13 +192,14 @@ class _Run:
     def __init__(
         self,
         found: server.Server,
+        system: Any,
         params: Mapping[str, Any],
         limits: Limits,
         check_mode: bool,
         warn: Callable[[str], None],
         gather: Callable[[], Dict[str, Any]],
     ) -> None:
-        self.server, self.api, self.params, self.limits = found, found.api, params, limits
+        self.server, self.api, self.system, self.params, self.limits = found, found.api, system, params, limits
         self.check_mode, self.warn, self.gather = check_mode, warn, gather
         self.records = Records("%s:%d" % (self.api.address, self.api.port))
         self.store = {}  # type: Dict[str, Dict[str, Any]]
@@ -257,10 +261,29 @@ class _Run:
 
     def tidy(self) -> None:
         """Take away what a run that was killed has left."""
-        self._drop_unverified()
-        for entry in [entry for entry in self.store.values() if _LENT.match(entry["name"])]:
-            self.api.delete(names.full(entry["name"]))
-            del self.store[_key(entry["name"])]
+        if self.records.read(_UNVERIFIED) or self._lent():
+            try:
+                with self._turn(0):
+                    pass
+            except ManagerError:
+                pass  # it belongs to a run that pulls now
+
+    def _lent(self) -> List[str]:
+        return [entry["name"] for entry in self.store.values() if _LENT.match(entry["name"])]
+
+    @contextmanager
+    def _turn(self, limit: float, waiting: Optional[Callable[[str], None]] = None) -> Iterator[None]:
+        """Be the only run that pulls to this server; what a former one has left by its end is taken away first.
+
+        :raises ManagerError: another run pulls for longer than the limit, in seconds.
+        """
+        with self.system.lock("models-%s-%d" % (self.api.address, self.api.port), limit, waiting):
+            self.look()
+            self._drop_unverified()
+            for name in self._lent():
+                self.api.delete(names.full(name))
+                del self.store[_key(name)]
+            yield
 
     # --- one model
 
@@ -352,14 +375,28 @@ class _Run:
         return self.manifests[item["name"]]
 
     def _pulled(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
-        """From a host that has it where one is named, else from the registry."""
+        """From a host that has it where one is named, else from the registry; unless another run has just done so."""
         former = self.store.get(_key(item["name"]))
-        if self.check_mode or not self._fetched(item, entry):
-            self._pull(item, self._source(item), self.params["insecure"], self._manifest(item))
-            entry["pulled_from"] = names.full(self._source(item)).partition("/")[0]
+        if self.check_mode:
+            self._from_registry(item, entry)
+        else:
+            progress = self._progress()
+
+            def waiting(process: str) -> None:
+                progress.tell(item["name"], "waits for process %s, of another run, to pull" % process, 0, 0)
+
+            with self._turn(float("inf"), waiting):  # no pull lasts for ever: one that stalls ends
+                if not self.must_pull(item):
+                    return
+                if not self._from_seed(item, entry):
+                    self._from_registry(item, entry)
         self._made(item, entry, former, "pulled")
 
-    def _fetched(self, item: Dict[str, Any], entry: Dict[str, Any]) -> bool:
+    def _from_registry(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
+        self._pull(item, self._source(item), self.params["insecure"], self._manifest(item))
+        entry["pulled_from"] = names.full(self._source(item)).partition("/")[0]
+
+    def _from_seed(self, item: Dict[str, Any], entry: Dict[str, Any]) -> bool:
         """From a host that seeds it; False, with a warning, where one is named and does not give it."""
         known = self.manifests.get(item["name"])  # asked for by update
         for seed in self.params["seeds"] or ():
@@ -404,32 +441,24 @@ class _Run:
                 finish_timeout=self.limits.timeout,
                 expected=sum(offered.layers.values()) if offered else 0,
                 room=self._room,
-                progress=pull.Progress(self.params["progress_file"] or None),
+                progress=self._progress(),
             )
         except BaseException:
             self._drop_unverified()
             raise
         self.records.forget(_UNVERIFIED)
-        if borrowed and self._taken_already(item, source, offered):
-            return
         digest = str(self._stored_after(source).get("digest"))
         right = digest.startswith(wanted)
         if right and borrowed:
-            copied = self.api.copy(names.full(source), item["full"])
-            if copied.status == 404 and self._taken_already(item, source, offered):
-                return
-            _succeeded(copied, "cannot be taken from %s" % source)
+            _succeeded(self.api.copy(names.full(source), item["full"]), "cannot be taken from %s" % source)
         if not had and (borrowed or not right):
             self.api.delete(names.full(source))
         self.look()
         if not right:
             raise ModelError("was pulled with digest %s; declared is %s" % (digest, wanted))
 
-    def _taken_already(self, item: Dict[str, Any], source: str, offered: Optional[registry.Manifest]) -> bool:
-        """Whether another run that pulled the same at the same time took it from its borrowed name before this one."""
-        self.look()
-        own = self.store.get(_key(item["name"])) or {}
-        return _key(source) not in self.store and offered is not None and own.get("digest") == offered.digest
+    def _progress(self) -> pull.Progress:
+        return pull.Progress(self.params["progress_file"] or None)
 
     def _drop_unverified(self) -> None:
         """Remove what a pull that ended between download and check has left: the server would take it as good."""

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
     UnitError,
@@ -477,8 +477,13 @@ class System:
                     return wrong
 
     @contextmanager
-    def lock(self, unit: str, limit: float) -> Iterator[None]:
-        """Hold the lock of a unit; ManagerError names the holder when it is not free within ``limit`` seconds."""
+    def lock(self, unit: str, limit: float, waiting: Optional[Callable[[str], None]] = None) -> Iterator[None]:
+        """Hold the lock of a unit, or of what else two runs must not change at once.
+
+        :param limit: seconds to wait for it.
+        :param waiting: called again and again meanwhile with the process that holds it.
+        :raises ManagerError: it is not free within the limit; the message names the holder.
+        """
         path = "%s/run/lock/gpufleet-%s.lock" % (self.root, unit)
         until = time.monotonic() + limit
         while True:
@@ -492,6 +497,8 @@ class System:
                     "%s is being changed by another run, process %s, for more than %d s (lock %s): try again later"
                     % (unit, holder, limit, path)
                 )
+            if waiting:
+                waiting(holder)
             # flock itself has no time limit
             time.sleep(0.1)
         try:

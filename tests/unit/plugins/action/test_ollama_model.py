@@ -138,6 +138,7 @@ def test_nothing_is_said_before_there_is_something(act: Any, content: str) -> No
 @pytest.mark.parametrize(
     "progress, words",
     [
+        ({"name": "a", "status": "waits for another run", "completed": 0, "total": 0}, "a waits for another run"),
         ({"name": "a", "completed": 0, "total": 5 * 10**8}, "a 0% of 0.5 GB"),
         (
             {"name": "a", "completed": 10**9, "total": 10**9, "rate": 5, "seconds_left": 0},

@@ -8,6 +8,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -15,7 +19,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models, names, records, registry, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
 
 TESTS = Path(__file__).resolve().parents[4]
@@ -129,8 +133,10 @@ class FakeServer:
 
 
 class FakeSystem:
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
         self.pid, self.environment, self.refuses = 10, {"HOME": "/nonexistent"}, False
+        (root / "run/lock").mkdir(parents=True)
+        self.lock = System(str(root)).lock
         self.not_yet = 0  # looks at a process that is not executed yet
 
     def show(self, unit: str) -> Dict[str, str]:
@@ -159,7 +165,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: Any, tiny: byt
 
     class World:
         api = FakeServer(tmp_path)
-        system = FakeSystem()
+        system = FakeSystem(tmp_path)
         held = [5 * GIB, 0, 0, 0]
         source = "nvml"
         warnings: List[str] = []
@@ -345,31 +351,66 @@ def test_a_mirror_gives_it_under_its_own_name(world: Any, network: Dict[str, Any
     assert world.run({"name": "big:v1"}, registry_mirror="mirror.example.com")["changed"] is False
 
 
-@pytest.mark.parametrize("when", ["before it is looked at", "before it is copied"])
-def test_another_run_takes_it_first(world: Any, network: Dict[str, Any], when: str) -> None:
-    name = "mirror.example.com/library/big:v1"
-    network[name] = digest("big")
-    api = world.api
+def test_two_runs_take_turns(world: Any, network: Dict[str, Any], tmp_path: Path) -> None:
+    """What one has borrowed and not verified yet is nothing for the other, which then has nothing to pull."""
+    network["mirror.example.com/library/big:v1"] = digest("big")
+    other: Dict[str, Any] = {}
+    seen: List[Any] = []
 
-    def take() -> None:
-        api.store["big:v1"] = dict(api.store.pop(name), name="big:v1")
+    def second() -> None:
+        other.update(world.run({"name": "big:v1"}, registry_mirror="mirror.example.com", progress_file=str(told)))
 
-    tags, copy = api.tags, api.copy
-
-    def looked() -> Any:
-        if name in api.store and when == "before it is looked at":
-            take()
-        return tags()
+    told = tmp_path / "progress.json"
+    thread = threading.Thread(target=second)
+    copy = world.api.copy
 
     def copied(source: str, destination: str) -> Any:
-        take()
+        thread.start()
+        until = time.monotonic() + 30
+        while not told.exists() and time.monotonic() < until:
+            time.sleep(0.01)  # a file tells nothing by itself
+        seen.append(json.loads(told.read_text()))
         return copy(source, destination)
 
-    api.tags, api.copy = looked, copied
+    world.api.copy = copied
     result = world.run({"name": "big:v1"}, registry_mirror="mirror.example.com")
+    thread.join(30)
+    assert seen[0]["status"] == "waits for process %d, of another run, to pull" % os.getpid()
     assert result["models"][0]["actions"] == ["pulled"]
-    assert list(api.store) == ["big:v1"]
-    assert not any(one.startswith("delete") for one in api.done)
+    assert other["changed"] is False
+    assert other["models"][0]["digest"] == digest("big")
+    assert [one for one in world.api.done if "pull" in one] == ["/api/pull mirror.example.com/library/big:v1"]
+
+
+def test_what_a_run_that_pulls_has_there_is_left_to_it(world: Any) -> None:
+    world.api.have(lent("big"))
+    records.Records("127.0.0.1:11434").write(".unverified", {"blobs": ["sha256:" + "0" * 64]})
+    with world.system.lock("models-127.0.0.1-11434", 0):
+        world.run()
+    assert list(world.api.store) == [lent("big")]
+    assert records.Records("127.0.0.1:11434").read(".unverified")
+
+
+def test_what_a_run_killed_meanwhile_left_is_not_taken_as_good(
+    world: Any, network: Dict[str, Any], tmp_path: Path
+) -> None:
+    """It is killed while this one waits for its turn."""
+    blob = tmp_path / "store" / "blobs" / ("sha256-" + digest("layer"))
+    blob.parent.mkdir(parents=True)
+    world.system.environment["OLLAMA_MODELS"] = str(tmp_path / "store")
+    network["big:v1"] = digest("big")
+    lock = world.system.lock
+
+    @contextmanager
+    def killed(*arguments: Any) -> Iterator[None]:
+        with lock(*arguments):
+            blob.write_text("not the layer")
+            records.Records("127.0.0.1:11434").write(".unverified", {"blobs": ["sha256:" + digest("layer")]})
+            yield
+
+    world.system.lock = killed
+    world.run({"name": "big:v1"}, free_space_margin="0")
+    assert not blob.exists()
 
 
 def test_what_was_there_by_the_mirrors_name_stays(world: Any, network: Dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 import pytest
 
@@ -429,10 +429,12 @@ def test_the_lock_is_waited_for(tmp_path: Path) -> None:
     thread = threading.Thread(target=first)
     thread.start()
     assert inside.wait(10)
-    with system.lock("u.service", 30):
+    held_by: Set[str] = set()
+    with system.lock("u.service", 30, held_by.add):
         order.append("second in")
     thread.join()
     assert order == ["first in", "first out", "second in"]
+    assert held_by == {str(os.getpid())}
 
 
 def test_an_error_under_the_lock_is_passed_on_and_frees_it(tmp_path: Path) -> None:
