@@ -194,7 +194,8 @@ class _Convergence:
         self._refuse_objected()
         if self.present and self.change.settings and self.drop_in_changes:
             self._refuse_ignored()
-        if not self.outcome.changed:
+        foretell = self.check_mode and not (self.action or self.steps)
+        if foretell or not self.outcome.changed:
             self._prove_unchanged()
         if self.outcome.changed and not self.check_mode:
             self._act()
@@ -666,8 +667,9 @@ class _Convergence:
             return
         if self._cures(failed.verdict):
             return
-        if self.outcome.changed:
+        if self.outcome.changed and not self.check_mode:
             raise failed
+        self.outcome.changed = self.outcome.reloaded = False  # foretold is that it would be taken back
         self._report(failed.verdict, ["Nothing was changed."], failed.invocation)
 
     def _cures(self, verdict: Verdict) -> bool:
@@ -684,9 +686,9 @@ class _Convergence:
             self.override.masked(verdict.message),
         )
         outcome.reasons.append("%s: %s" % (verdict.name, verdict.message))
+        outcome.restarted = self.action == "restart"
         if not outcome.changed:  # else it is part of a change, and taken back with it
             outcome.cured, outcome.changed = verdict.name, True
-            outcome.restarted = self.action == "restart"
             self._describe()
         return True
 

@@ -598,6 +598,35 @@ def test_what_ails_is_mended_along_with_a_change_that_needs_no_restart(system: A
     assert "Port=1" in system.read(OURS).decode()
 
 
+@pytest.mark.parametrize("cure", ["restart", "proof"])
+def test_check_mode_tells_what_would_be_mended_along_with_a_change(system: Any, cure: str) -> None:
+    go(system, started=True)
+    system.forbidden, gate = True, Ailing(system, cure)
+    outcome = go(system, gate=gate, started=True, check=True, settings={"X-Gpufleet": {"Port": ["1"]}})
+    assert outcome.changed and outcome.restarted == (cure == "restart") and outcome.reasons == ["idle: on no GPU"]
+    assert gate.calls == [False] and "Port=1" in outcome.diff["after"]
+
+
+def test_check_mode_fails_where_the_change_would_be_taken_back(system: Any) -> None:
+    go(system, started=True)
+    system.forbidden = True
+    error = fails(
+        system,
+        gate=lambda running, changed: Verdict("idle", "on no GPU"),
+        started=True,
+        check=True,
+        settings={"X-Gpufleet": {"Port": ["1"]}},
+    )
+    assert error.message.endswith("idle: on no GPU. Nothing was changed.") and not error.outcome.changed
+
+
+def test_check_mode_of_a_change_that_restarts_does_not_ask_about_what_goes(system: Any) -> None:
+    go(system, started=True)
+    system.forbidden, gate = True, Ailing(system, "restart")
+    outcome = go(system, gate=gate, started=True, check=True, environment={"A": "2"})
+    assert outcome.changed and outcome.restarted and gate.calls == []
+
+
 def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system: Any) -> None:
     go(system, started=True)
     before = system.tree()
