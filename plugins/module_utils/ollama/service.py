@@ -231,7 +231,10 @@ def _carry_out(plan: Plan, check_mode: bool, warn: Any, system: Any) -> Dict[str
     outcome = engine.converge(plan.change, gate=plan.gate, steps=plan.steps, check_mode=check_mode, system=system)
     for step in plan.steps:
         if isinstance(step, (install.ReleaseStep, stores.MoveStep)):
-            step.finish()
+            try:
+                step.finish()
+            except (stores.StoreError, OSError) as error:  # the service is proven without it
+                outcome.warnings.append("what was before is left there: %s; the next run goes on" % error)
     for warning in outcome.warnings:
         warn(warning)
     proven = plan.gate.proven()

@@ -85,6 +85,7 @@ class MoveStep:
         self.old, self.new, self.user = old, new, user
         self.holding = holding(old)
         self._marker = os.path.join(new, MOVING)
+        self._owner = (0, 0)
         self._made: List[str] = []
         self._folders: List[str] = []
         self._applied = False
@@ -103,20 +104,11 @@ class MoveStep:
         import pwd
 
         entry = pwd.getpwnam(self.user)
-        owner = (entry.pw_uid, entry.pw_gid)
-        self._make_folder(self.new, owner)
+        self._owner = (entry.pw_uid, entry.pw_gid)
+        self._make_folder(self.new)
         with open(self._marker, "w", encoding="utf-8") as marker:
             marker.write(self.old + "\n")
-        for file in sorted(self.holding.files):  # blobs before manifests: no model is seen before it is whole
-            here, there = os.path.join(self.old, file), os.path.join(self.new, file)
-            if os.path.lexists(there) and os.path.getsize(there) == self.holding.files[file]:
-                continue
-            self._make_folder(os.path.dirname(there), owner)
-            try:
-                self._take(file, here, there, owner)
-            except OSError as error:
-                raise StoreError("%s cannot be brought to %s: %s" % (here, there, error.strerror)) from None
-            self._made.append(there)
+        self._bring(self.holding.files)
         self._applied = True
 
     def undo(self) -> None:
@@ -128,30 +120,52 @@ class MoveStep:
         self._applied = False
 
     def finish(self) -> None:
-        """The service is proven on the new store: the old one is emptied of what was taken."""
+        """The service is proven on the new store: what was pulled into the old one until then comes, too, and that is
+        emptied of what was taken.
+
+        :raises StoreError: not all of it could be brought; the next run goes on.
+        """
         if not self._applied:
             return
-        for file in self.holding.files:
-            os.unlink(os.path.join(self.old, file))
+        late = {file: size for file, size in holding(self.old).files.items() if file not in self.holding.files}
+        # what both servers have pulled is the newer one in the new store
+        self._bring({file: late[file] for file in late if not os.path.lexists(os.path.join(self.new, file))})
+        for file in [*self.holding.files, *late]:
+            with suppress(FileNotFoundError):  # the server has removed it in time
+                os.unlink(os.path.join(self.old, file))
         for top in TOPS:
             for folder, _below, _files in os.walk(os.path.join(self.old, top), topdown=False):
                 _remove_empty(folder)
         _remove_empty(self.old)
         os.unlink(self._marker)
 
-    def _make_folder(self, path: str, owner: Tuple[int, int]) -> None:
+    def _bring(self, files: Mapping[str, int]) -> None:
+        for file in sorted(files):  # blobs before manifests: no model is seen before it is whole
+            here, there = os.path.join(self.old, file), os.path.join(self.new, file)
+            if os.path.lexists(there) and os.path.getsize(there) == files[file]:
+                continue
+            self._make_folder(os.path.dirname(there))
+            try:
+                self._take(file, here, there)
+            except FileNotFoundError:
+                continue  # the server removes a model while this one moves it, its manifest first
+            except OSError as error:
+                raise StoreError("%s cannot be brought to %s: %s" % (here, there, error.strerror)) from None
+            self._made.append(there)
+
+    def _make_folder(self, path: str) -> None:
         if os.path.isdir(path):
             return
         parent = os.path.dirname(path)
         if not os.path.isdir(parent):
-            self._make_folder(parent, owner if path.startswith(self.new + "/") else (0, 0))
+            self._make_folder(parent)
         os.mkdir(path, 0o755)
         os.chmod(path, 0o755)
-        os.chown(path, *owner)
+        if (path + "/").startswith(self.new + "/"):  # what lies above it stays with root
+            os.chown(path, *self._owner)
         self._folders.append(path)
 
-    @staticmethod
-    def _take(file: str, here: str, there: str, owner: Tuple[int, int]) -> None:
+    def _take(self, file: str, here: str, there: str) -> None:
         if os.path.lexists(there):
             os.unlink(there)  # a blob that is not whole
         try:
@@ -160,7 +174,7 @@ class MoveStep:
         except OSError as error:
             if error.errno not in _NO_SECOND_NAME:
                 raise
-        _copy(file, here, there, owner)
+        _copy(file, here, there, self._owner)
 
 
 def _copy(file: str, here: str, there: str, owner: Tuple[int, int]) -> None:

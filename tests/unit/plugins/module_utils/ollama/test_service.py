@@ -364,6 +364,16 @@ def test_a_store_with_models_is_not_left_without_a_word(bring, tmp_path):
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["DirectoryStep", "MoveStep"]
 
 
+def test_what_cannot_be_brought_after_the_proof_is_a_warning(bring, monkeypatch, tmp_path):
+    def full(step):
+        raise stores.StoreError("no space")
+
+    put_model(bring.store)
+    monkeypatch.setattr(stores.MoveStep, "finish", full)
+    bring(models_dir=str(tmp_path / "other"), models_dir_change="move")
+    assert bring.warnings == ["what was before is left there: no space; the next run goes on"]
+
+
 def test_back_to_the_default_store_is_a_change_too(bring, tmp_path):
     put_model(tmp_path / "ours")
     override = b"[Service]\nEnvironment=OLLAMA_MODELS=%s\n" % str(tmp_path / "ours").encode()

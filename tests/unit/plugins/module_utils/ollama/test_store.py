@@ -80,6 +80,54 @@ def test_models_move(old, new, where):
     assert plan(old, new) is None, "nothing is left that would be out of sight"
 
 
+def test_what_is_pulled_while_it_is_moved_comes_too(old, new, where):
+    step = plan(old, new)
+    step.apply()
+    put(old, "late", b"late weights")
+    put(new, "later", b"later weights", b"another template")
+    put(old, "later", b"of a moment before")  # the server on the new store has pulled it, too
+    with open(old / "manifests/registry.ollama.ai/library/later/latest", "a") as manifest:
+        manifest.write(" of one blob more")
+    step.finish()
+    names = [name.split("/")[-2] for name in store.holding(str(new)).models]
+    assert names == ["late", "later", "m70b", "m8b"]
+    assert b"later weights" in content(new).values()
+    assert b"late weights" in content(new).values()
+    manifest = (new / "manifests/registry.ollama.ai/library/later/latest").read_text()
+    assert manifest.startswith(hashlib.sha256(b"later weights").hexdigest())
+    assert not old.exists()
+
+
+def test_what_comes_late_and_finds_no_room_is_left_for_the_next_run(old, new, monkeypatch):
+    step = plan(old, new)
+    step.apply()
+    put(old, "late", b"late weights")
+    with monkeypatch.context() as patch:
+
+        def full(*words, **options):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(os, "link", full)
+        with pytest.raises(store.StoreError, match="No space left on device"):
+            step.finish()
+    again = plan(new, new)
+    again.apply()
+    again.finish()
+    assert len(store.holding(str(new)).models) == 3
+    assert not old.exists()
+
+
+def test_a_model_that_is_removed_while_it_is_moved(old, new, where):
+    step = plan(old, new)
+    step.needed()
+    (old / "manifests/registry.ollama.ai/library/m8b/latest").unlink()
+    step.apply()
+    (old / "manifests/registry.ollama.ai/library/m70b/latest").unlink()
+    step.finish()
+    assert [name.split("/")[-2] for name in store.holding(str(new)).models] == ["m70b"]
+    assert not old.exists()
+
+
 def test_a_model_that_is_removed_meanwhile_does_not_count(old, monkeypatch):
     size = os.path.getsize
 
@@ -124,6 +172,14 @@ def test_undo_removes_folders_that_were_made(old, new, where):
     step.apply()
     step.undo()
     assert not new.parent.exists()
+
+
+def test_the_new_store_belongs_to_the_user_and_what_lies_above_it_does_not(old, new, monkeypatch):
+    given = []
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.append(path))
+    plan(old, new).apply()
+    assert str(new) in given
+    assert all(path.startswith(str(new)) for path in given)
 
 
 def test_a_run_killed_in_the_midst_of_it_goes_on(old, new, where, monkeypatch):
