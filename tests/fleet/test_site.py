@@ -36,6 +36,13 @@ def by_hand(lab):
         lab.reset(host)
 
 
+@pytest.fixture(scope="module")
+def managed(by_hand, lab):
+    """The same hosts after site.yml."""
+    lab.playbook("site.yml", "--limit", "gpu1,gpu2")
+    return by_hand
+
+
 def on_gpus(host):
     """MiB that Ollama's workers hold, per GPU."""
     return [sum(gpu.values()) for gpu in hostsetup.held(host)]
@@ -85,11 +92,11 @@ def test_before_and_after(by_hand, lab, sh):
         assert max(held) < 1.3 * min(held), held
 
 
-def test_second_run_changes_nothing_and_costs_two_calls(by_hand, lab, sh):
-    before = [everything(sh, host) for host in by_hand]
+def test_second_run_changes_nothing_and_costs_two_calls(managed, lab, sh):
+    before = [everything(sh, host) for host in managed]
     run = lab.playbook("site.yml", "--limit", "gpu1,gpu2", "-vvv", warnings=True)
     assert run.changed == 0
-    assert [everything(sh, host) for host in by_hand] == before
+    assert [everything(sh, host) for host in managed] == before
     for name in ("gpu1", "gpu2"):
         done = [line for line in run.results if line["host"] == name and line["status"] != "skipped"]
         modules = [line["action"] for line in done if "gpufleet" in line["action"]]
@@ -97,8 +104,8 @@ def test_second_run_changes_nothing_and_costs_two_calls(by_hand, lab, sh):
     assert len(re.findall(r"^<[0-9.]+> SSH: EXEC", run.output, re.MULTILINE)) == 4, "two calls a host, nothing beside"
 
 
-def test_check_and_diff_show_exactly_the_change(by_hand, lab, sh):
-    before = [everything(sh, host) for host in by_hand]
+def test_check_and_diff_show_exactly_the_change(managed, lab, sh):
+    before = [everything(sh, host) for host in managed]
     run = lab.playbook("site.yml", "--check", "-e", "ollama_keep_alive=24h", "--limit", "gpu1,gpu2")
     assert {name: host["changed"] for name, host in run.stats.items()} == {"gpu1": 1, "gpu2": 1}
     changed_lines = [line for line in run.output.splitlines() if re.match(r"[-+](?![-+])", line)]
@@ -109,18 +116,18 @@ def test_check_and_diff_show_exactly_the_change(by_hand, lab, sh):
         "+active: active, restarted",
     ]
     assert "gpu1: would change OLLAMA_KEEP_ALIVE" in run.output
-    assert [everything(sh, host) for host in by_hand] == before
+    assert [everything(sh, host) for host in managed] == before
 
 
-def test_a_variable_nearly_right_is_warned_of_once(by_hand, lab):
+def test_a_variable_nearly_right_is_warned_of_once(managed, lab):
     words = ["--limit", "gpu1,gpu2", "-e", "ollama_visible_device=0"]
     run = lab.playbook("playbooks/verify.yml", *words, warnings=True)
     warned = "no variable ollama_visible_device, so its value does nothing; did you mean ollama_visible_devices?"
     assert " ".join(run.output.split()).count(warned) == 1
 
 
-def test_verify_tells_by_its_exit_status(by_hand, lab, sh):
-    before = [everything(sh, host) for host in by_hand]
+def test_verify_tells_by_its_exit_status(managed, lab, sh):
+    before = [everything(sh, host) for host in managed]
     run = lab.playbook("playbooks/verify.yml", "--limit", "gpu1,gpu2")
     assert "ok · 4× H200" in run.output
     run = lab.playbook("playbooks/verify.yml", "--limit", "gpu1,gpu2", "-e", "ollama_keep_alive=24h", ok=False)
@@ -131,12 +138,12 @@ def test_verify_tells_by_its_exit_status(by_hand, lab, sh):
     assert "gpu2 is not as declared: persistence mode is off" in " ".join(run.output.split())
     assert "Disabled" in sh("gpu2", "nvidia-smi --query-gpu=persistence_mode --format=csv,noheader")
     sh("gpu2", "nvidia-smi --persistence-mode=1")
-    assert [everything(sh, host) for host in by_hand] == before
+    assert [everything(sh, host) for host in managed] == before
 
 
-def test_upstreams_installer_over_ours_and_back(by_hand, lab, sh):
+def test_upstreams_installer_over_ours_and_back(managed, lab, sh):
     """install.sh rewrites unit and files and leaves our drop-in; the next run takes the release over again."""
-    host = by_hand[0]
+    host = managed[0]
     assert sh(host, "readlink -f /usr/local/bin/ollama").startswith("/usr/local/lib/gpufleet/ollama-")
     hostsetup.install(host)
     assert sh(host, "test -L /usr/local/bin/ollama || echo file").strip() == "file"
@@ -150,7 +157,7 @@ def test_upstreams_installer_over_ours_and_back(by_hand, lab, sh):
     assert lab.playbook("site.yml", "--limit", host).changed == 0
 
 
-def test_a_failed_host_stops_the_run_before_the_next_batch(by_hand, lab):
+def test_a_failed_host_stops_the_run_before_the_next_batch(managed, lab):
     lab.state("gpu1", None, "driver-mismatch")
     try:
         run = lab.playbook(
@@ -171,7 +178,7 @@ def test_a_failed_host_stops_the_run_before_the_next_batch(by_hand, lab):
     "fault, verdict",
     [("driver-not-loaded", "driver_not_loaded"), ("gpu-lost:1", "gpu_lost"), ("ecc-uncorrectable:2", "gpu_unhealthy")],
 )
-def test_preflight_names_what_is_wrong(by_hand, lab, sh, fault, verdict):
+def test_preflight_names_what_is_wrong(managed, lab, sh, fault, verdict):
     before = everything(sh, "gpu1")
     lab.state("gpu1", None, fault)
     try:
