@@ -203,6 +203,7 @@ class _Running(_Part):
         """Until the unit is in none of these states any more: how it ended is written when systemd is done with it."""
         until = time.monotonic() + END_LIMIT
         while self.state.get("ActiveState") in passing and time.monotonic() < until:
+            # systemd sends no word when it is done
             time.sleep(0.05)
             self.state = self.system.show(self.unit)
 

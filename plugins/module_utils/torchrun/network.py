@@ -166,6 +166,7 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
         if time.monotonic() > until:
             text = "the listener did not come up within %d s: look at journalctl -u %s"
             raise NetworkError(text % (STARTS, LISTENER))
+        # nothing tells when the port is open
         time.sleep(0.05)
     return {"token": token, "port": data, "busy": busy}
 

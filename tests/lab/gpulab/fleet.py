@@ -387,6 +387,7 @@ def wait_ssh(host: str, ip: str, timeout: float) -> None:
             problem = str(error)
         if time.monotonic() > deadline:
             raise LabError("%s: sshd at %s does not answer: %s%s" % (host, ip, problem, dead_bridge(ip)))
+        # nothing tells when the port is open
         time.sleep(0.1)
 
 
