@@ -686,7 +686,8 @@ class _Convergence:
             self.override.masked(verdict.message),
         )
         outcome.reasons.append("%s: %s" % (verdict.name, verdict.message))
-        outcome.restarted = self.action == "restart"
+        if self.check_mode or not outcome.changed:  # foretold; acting tells what was done
+            outcome.restarted = self.action == "restart"
         if not outcome.changed:  # else it is part of a change, and taken back with it
             outcome.cured, outcome.changed = verdict.name, True
             self._describe()

@@ -627,6 +627,23 @@ def test_check_mode_of_a_change_that_restarts_does_not_ask_about_what_goes(syste
     assert outcome.changed and outcome.restarted and gate.calls == []
 
 
+def test_a_restart_that_was_not_made_is_not_told(system: Any) -> None:
+    go(system, started=True)
+
+    class Stays(Handover):
+        def before_stop(self, running: Running) -> None:
+            raise ManagerError("requests do not end")
+
+    error = fails(
+        system,
+        gate=Ailing(system, "restart"),
+        handover=Stays(system),
+        started=True,
+        settings={"X-Gpufleet": {"Port": ["1"]}},
+    )
+    assert "requests do not end" in error.message and not error.outcome.restarted
+
+
 def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system: Any) -> None:
     go(system, started=True)
     before = system.tree()
