@@ -30,6 +30,7 @@ class Fit:
     """Called by the engine before it changes anything; afterwards ``estimate`` is as a module's result has it.
 
     :param stores: directories in which the model may be.
+    :param user: whose the stores are; they are read with this user's rights.
     :param environ: of the service as it will be.
     :param policy: ``refuse``, ``warn`` or ``ignore``.
     """
@@ -38,13 +39,14 @@ class Fit:
         self,
         model: str,
         stores: Sequence[str],
+        user: str,
         environ: Mapping[str, str],
         facts: Dict[str, Any],
         unit: str,
         policy: str,
         warn: Callable[[str], None],
     ) -> None:
-        self.model, self.stores, self.facts, self.policy, self.warn = model, stores, facts, policy, warn
+        self.model, self.stores, self.user, self.facts, self.policy, self.warn = model, stores, user, facts, policy, warn
         self.server = server.Server(Api("", 0), unit, environ)
         self.estimate: Optional[Dict[str, Any]] = None
 
@@ -53,12 +55,13 @@ class Fit:
         if self.policy == "ignore" or not self.facts["count"]:
             return None
         # only where something changes
-        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf, sizing
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf, sizing, store
 
         try:
-            stored = read(self.stores, self.model)
+            header, context = store.with_rights_of(self.user, lambda: read(self.stores, self.model))
+            stored = Stored(gguf.Header(*(tuple(each) if isinstance(each, list) else each for each in header)), context)
             devices = self.server.devices(self.facts)
-        except (gguf.GgufError, OSError, ValueError, KeyError) as error:
+        except (store.StoreError, ValueError) as error:
             self.warn("%s: its need of GPU memory cannot be estimated: %s" % (self.model, error))
             return None
         memory = [device["memory"] for device in devices]
@@ -97,15 +100,16 @@ class Fit:
 
 
 def read(stores: Sequence[str], model: str) -> Stored:
-    """What a store has of a model.
+    """What a store has of a model, read with the rights of the calling process.
 
     :raises OSError: it has no such model, or the files cannot be read.
     :raises ValueError: they are not what they should be.
     """
     from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
 
     manifest = next((path for path in (names.manifest(place, model) for place in stores) if os.path.isfile(path)), "")
-    with open(manifest, "rb") as file:
+    with follow(manifest) as file:
         layers = {str(layer["mediaType"]): str(layer["digest"]) for layer in json.load(file)["layers"]}
     store = manifest[: manifest.rindex("/manifests/")]
 
@@ -114,7 +118,7 @@ def read(stores: Sequence[str], model: str) -> Stored:
 
     context = 0
     if _PARAMETERS in layers:
-        with open(blob(_PARAMETERS), "rb") as file:
+        with follow(blob(_PARAMETERS)) as file:
             context = int(json.load(file).get("num_ctx") or 0)
-    with open(blob(_MODEL), "rb") as file:
+    with follow(blob(_MODEL)) as file:
         return Stored(gguf.read(file), context)
