@@ -46,7 +46,14 @@ class Fit:
         policy: str,
         warn: Callable[[str], None],
     ) -> None:
-        self.model, self.stores, self.user, self.facts, self.policy, self.warn = model, stores, user, facts, policy, warn
+        self.model, self.stores, self.user, self.facts, self.policy, self.warn = (
+            model,
+            stores,
+            user,
+            facts,
+            policy,
+            warn,
+        )
         self.server = server.Server(Api("", 0), unit, environ)
         self.estimate: Optional[Dict[str, Any]] = None
 

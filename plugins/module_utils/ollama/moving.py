@@ -73,8 +73,8 @@ def plan(
                 steps.append(CleanStep(unit, user, record, not others and (back or not in_force)))
     in_force = bool(resumed and former and _same(former, resumed.new))
     move = _move(resumed.old if resumed else former, new, change, user, unit, proc, resumed, in_force)
-    if resumed and not move:
-        steps.append(CleanStep(unit, user, resumed, False))
+    if resumed and not move:  # whole models stay where they are
+        steps.append(CleanStep(unit, user, resumed, not in_force, keep_models=True))
     return [*steps, move] if move else steps
 
 
@@ -239,8 +239,10 @@ class CleanStep:
 
     restarts = False
 
-    def __init__(self, unit: str, user: str, record: Optional[Record], clean: bool = True) -> None:
-        self.unit, self.user, self.record = unit, user, record
+    def __init__(
+        self, unit: str, user: str, record: Optional[Record], clean: bool = True, keep_models: bool = False
+    ) -> None:
+        self.unit, self.user, self.record, self.keep_models = unit, user, record, keep_models
         self.cleans = clean and record is not None
         self._applied = False
 
@@ -271,15 +273,15 @@ class CleanStep:
         if not self._applied:
             return
         if self.record and self.cleans:
-            _clean(self.user, self.record)
+            _clean(self.user, self.record, self.keep_models)
         forget(self.unit, self.record)
 
 
-def _clean(user: str, record: Record) -> None:
+def _clean(user: str, record: Record, keep_models: bool = False) -> None:
     """Remove from the new store what a move has brought there and the old one still has."""
 
     def work() -> transfer.Work:
-        yield from transfer.empty(record.new, record.old, record.files)
+        yield from transfer.empty(record.new, record.old, record.files, keep_models=keep_models)
         transfer.remove_empty(record.folders)
 
     with_rights_of(user, work, _STALL)

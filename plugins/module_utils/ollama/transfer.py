@@ -29,6 +29,7 @@ _NO_SECOND_NAME = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, err
 _BESIDE = ".gpufleet"  # ends the name of a copy that is not whole
 _PIECE = 1 << 20
 _SYNC = 256  # pieces
+_MANIFEST = 1 << 20  # bytes that are read of one
 _DIGEST = re.compile(rb"sha256[:-]([0-9a-f]{64})")
 
 
@@ -55,7 +56,9 @@ def survey(old: str, new: str) -> Dict[str, Any]:
         "differ": sorted(
             file
             for file in missing
-            if not BLOB.match(file) and file in there and not _leads_back(*(os.path.join(at, file) for at in (old, new)))
+            if not BLOB.match(file)
+            and file in there
+            and not _leads_back(*(os.path.join(at, file) for at in (old, new)))
         ),
         "stuck": next((folder for folder in sorted(emptied) if not os.access(folder, os.W_OK | os.X_OK)), None),
         "folders": _missing_folders(new, absent),
@@ -106,21 +109,23 @@ def finish(old: str, new: str, known: Collection[str]) -> Work:
     return sorted(file for file in holding(old).files if not _shared(old, new, file))
 
 
-def empty(store: str, other: str, files: Collection[str], also: Collection[str] = ()) -> Work:
+def empty(
+    store: str, other: str, files: Collection[str], also: Collection[str] = (), keep_models: bool = False
+) -> Work:
     """Remove files from a store of which another one has the same, and what a copy has left of itself.
 
     Blobs stay that a model uses which is not among the files.
 
     :param also: manifests to be removed although the other store has another version.
+    :param keep_models: whole models stay.
     """
     _sync({os.path.dirname(os.path.join(other, file)) for file in files})
     manifests = sorted(file for file in files if not BLOB.match(file))
     for file in manifests:
-        yield from _remove(store, other, file, file in also)
+        yield from _remove(store, other, file, keep_models, file in also)
     used = _used(store)
     for file in sorted(set(files).difference(manifests)):
-        if file[-64:] not in used:
-            yield from _remove(store, other, file)
+        yield from _remove(store, other, file, file[-64:] in used)
 
 
 def remove_empty(folders: Sequence[str]) -> None:
@@ -130,14 +135,23 @@ def remove_empty(folders: Sequence[str]) -> None:
             os.rmdir(folder)
 
 
-def _remove(store: str, other: str, file: str, differs: bool = False) -> Work:
+def _remove(store: str, other: str, file: str, keep: bool, differs: bool = False) -> Work:
     path = os.path.join(store, file)
     yield
     with suppress(FileNotFoundError, NotADirectoryError):
-        if os.path.lexists(path + _BESIDE):
-            os.unlink(path + _BESIDE)
-        if not _shared(store, other, file) and (differs or _same(store, other, file)):
+        if os.path.lexists(_beside(path)):
+            os.unlink(_beside(path))
+        if not (keep or _shared(store, other, file)) and (differs or _same(store, other, file)):
             os.unlink(path)
+
+
+def _beside(path: str) -> str:
+    """Name of a copy that is not whole; of a manifest one that no server takes for a tag."""
+    folder, name = os.path.split(path)
+    if not name.startswith("sha256-"):
+        folder, model = os.path.split(folder)
+        name = ".%s-%s" % (model, name)
+    return os.path.join(folder, name + _BESIDE)
 
 
 def _take(file: str, here: str, there: str) -> Work:
@@ -153,7 +167,7 @@ def _take(file: str, here: str, there: str) -> Work:
 
 def _copy(file: str, here: str, there: str) -> Work:
     """Copy a file of a store; a blob arrives with the digest in its name, or not at all."""
-    digest, beside, blob = hashlib.sha256(), there + _BESIDE, BLOB.match(file)
+    digest, beside, blob = hashlib.sha256(), _beside(there), BLOB.match(file)
     with follow(here) as source:
         found = os.fstat(source.fileno())
         with suppress(FileNotFoundError):
@@ -223,7 +237,7 @@ def _used(store: str) -> Set[str]:
     found: Set[str] = set()
     for file in holding(store).models:
         with suppress(OSError), follow(os.path.join(store, file)) as manifest:
-            found.update(digest.decode() for digest in _DIGEST.findall(manifest.read(_PIECE)))
+            found.update(digest.decode() for digest in _DIGEST.findall(manifest.read(_MANIFEST)))
     return found
 
 

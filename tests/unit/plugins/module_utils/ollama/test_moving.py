@@ -20,6 +20,17 @@ ME = pwd.getpwuid(os.geteuid()).pw_name
 UNIT = "ollama.service"
 
 
+@pytest.fixture(autouse=True)
+def quick(request):
+    if "children" not in request.fixturenames:
+        request.getfixturevalue("no_children")
+
+
+@pytest.fixture
+def children():
+    """What is done as the user is done in a child, as on a host."""
+
+
 def put(folder, model, weights=b"weights", shared=b"template"):
     """A model of two blobs, the second one shared."""
     digests = [hashlib.sha256(content).hexdigest() for content in (weights, shared)]
@@ -388,7 +399,7 @@ def test_a_process_that_claims_to_serve_a_store_keeps_it_from_being_moved_and_no
     assert plan(old, old, "move", str(tmp_path / "proc")) is None
 
 
-def test_a_process_that_keeps_whoever_looks_waiting(old, new, tmp_path, monkeypatch):
+def test_a_process_that_keeps_whoever_looks_waiting(children, old, new, tmp_path, monkeypatch):
     """Memory behind a user's own file system does that with /proc/PID/environ."""
     folder = tmp_path / "proc/7"
     folder.mkdir(parents=True)
