@@ -66,7 +66,9 @@ class Fit:
 
         try:
             header, context = store.with_rights_of(self.user, lambda: read(self.stores, self.model))
-            stored = Stored(gguf.Header(*(tuple(each) if isinstance(each, list) else each for each in header)), context)
+            stored = Stored(
+                gguf.Header._make(tuple(each) if isinstance(each, list) else each for each in header), context
+            )
             devices = self.server.devices(self.facts)
         except (store.StoreError, ValueError) as error:
             self.warn("%s: its need of GPU memory cannot be estimated: %s" % (self.model, error))

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Moving the models of a service to another store: whether, and as a step of the engine.
 
-The old store stays whole until the service is proven on the new one. A record in a folder of root's own remembers a move
-until it is done: the next run resumes it, and a run that declares something else cleans up after it. Everything inside
-the stores is done with the rights of the service's user (``transfer.py``).
+The old store stays whole until the service is proven on the new one. A record in a folder of root's own remembers a
+move until it is done: the next run resumes it, and a run that declares something else cleans up after it. Everything
+inside the stores is done with the rights of the service's user (``transfer.py``).
 """
 
 from __future__ import annotations

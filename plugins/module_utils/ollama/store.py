@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The folder where a server keeps its models: what it holds, and whether the service's user may use it.
 
-A store is ``blobs/sha256-HEX`` and ``manifests/REGISTRY/NAMESPACE/MODEL/TAG``. It belongs to the service's user, who may
-put links, pipes or a million files there: whatever inspects it does so with that user's rights, within a time limit.
+A store is ``blobs/sha256-HEX`` and ``manifests/REGISTRY/NAMESPACE/MODEL/TAG``. It belongs to the service's user, who
+may put links, pipes or a million files there: it is inspected with that user's rights, within a time limit.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CHANGES = ("refuse", "move", "leave")
 TOPS = ("blobs", "manifests")
 BLOB = re.compile(r"blobs/sha256-([0-9a-f]{64})\Z")
 _DEPTH = 4  # of a manifest below ``manifests``
+_LARGEST = 16 << 20  # bytes of a manifest, which has some thousand
 _LIMIT = 60  # seconds to look through a store
 
 
@@ -66,7 +67,7 @@ def holding(path: str) -> Holding:
                 relative = os.path.relpath(os.path.join(folder, name), path)
                 if BLOB.match(relative) if top == "blobs" else depth == _DEPTH:
                     size = _size(os.path.join(folder, name))
-                    if size is not None:
+                    if size is not None and (top == "blobs" or size <= _LARGEST):
                         files[relative] = size
     return Holding(path, files)
 

@@ -170,6 +170,8 @@ def _copy(file: str, here: str, there: str) -> Work:
     digest, beside, blob = hashlib.sha256(), _beside(there), BLOB.match(file)
     with follow(here) as source:
         found = os.fstat(source.fileno())
+        if shutil.disk_usage(os.path.dirname(beside)).free < found.st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), there)
         with suppress(FileNotFoundError):
             os.unlink(beside)
         try:

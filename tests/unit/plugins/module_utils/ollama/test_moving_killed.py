@@ -215,7 +215,7 @@ def test_killed_anywhere(no_children, monkeypatch, memory, copies, before, phase
             getattr(case, following)()
             told = "killed in %s at call %d, then %s" % (phase, number, following)
             assert models(case.force) == set("ab"), told
-            assert not [path for path in host.rglob("*.gpufleet")], told
+            assert not list(host.rglob("*.gpufleet")), told
             assert not remembered.parent.exists() or not os.listdir(remembered.parent), told
             with suppress(OSError):
                 os.rmdir(remembered.parent)
