@@ -384,10 +384,22 @@ def _steps_of_instance(
 def _check_store(user: str, store: Optional[str], steps: Sequence[engine.Step]) -> None:
     makes = next((step for step in steps if isinstance(step, install.UserStep)), None)
     why = stores.refused(store, user, to_be_made=makes is not None) if store else None
+    if why and makes and store:
+        why = _prepared(user, store, steps, why)
     if why and makes and not account.exists(user):
         why += ", after %s, as there is no such user yet" % " ".join(makes.command)
     if why:
         raise Refused("the models' directory: %s" % why)
+
+
+def _prepared(user: str, store: str, steps: Sequence[engine.Step], why: str) -> Optional[str]:
+    """What keeps a user of our own from a store that root has prepared; that is given to it where it is only root's."""
+    directory = next((step for step in steps if isinstance(step, install.DirectoryStep)), None)
+    if directory is None or (account.exists(user) and user not in account.made.remembered("users")):
+        return why
+    if stores.refused(store, user, to_be_made=True, parents_only=True) or directory.give(stores.TOPS):
+        return why
+    return None
 
 
 def _check_host(

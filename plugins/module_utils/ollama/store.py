@@ -18,7 +18,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tu
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import (
-    STRANGER,
+    STRANGERS,
     Ids,
     UserError,
     as_user,
@@ -88,7 +88,7 @@ def _unless_gone(error: OSError) -> None:
 
 def ids(user: str) -> Ids:
     """The ids of a service's user; of one that does not exist yet, ids that nothing belongs to."""
-    return ids_of(user) or Ids(STRANGER, STRANGER, [])
+    return ids_of(user) or STRANGERS
 
 
 def with_rights_of(user: str, work: Any, limit: float = _LIMIT) -> Any:

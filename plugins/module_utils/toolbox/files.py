@@ -69,15 +69,11 @@ def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755
     :returns: the paths that were made, the outermost first; none where the folder is there, which is then left alone.
     :raises UnsafePath: something else lies there, or a link on the way is not root's.
     """
-    missing: List[str] = []
-    place = os.path.normpath(path)
-    while not os.path.lexists(place):
-        missing.append(place)
-        place = os.path.dirname(place)
-    descriptor = _walk(place)
+    missing = missing_folders(path)
+    descriptor = _walk(os.path.dirname(missing[0]) if missing else os.path.normpath(path))
     try:
-        for made in reversed(missing):
-            last = made == missing[0]
+        for made in missing:
+            last = made == missing[-1]
             os.mkdir(os.path.basename(made), 0o700, dir_fd=descriptor)
             below = _own_folder(descriptor, made)
             os.close(descriptor)
@@ -87,7 +83,17 @@ def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755
             os.fchmod(descriptor, mode if last else 0o755)  # a chown clears set-id bits
     finally:
         os.close(descriptor)
-    return list(reversed(missing))
+    return missing
+
+
+def missing_folders(path: str) -> List[str]:
+    """A folder and those of its parents that are not there, the outermost first."""
+    missing: List[str] = []
+    place = os.path.normpath(path)
+    while not os.path.lexists(place):
+        missing.append(place)
+        place = os.path.dirname(place)
+    return missing[::-1]
 
 
 def _own_folder(parent: int, path: str) -> int:

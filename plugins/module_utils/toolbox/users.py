@@ -27,6 +27,10 @@ class Ids(NamedTuple):
     groups: List[int]
 
 
+STRANGERS = Ids(STRANGER, STRANGER, [])
+"""The ids of a user who does not exist yet."""
+
+
 class UserError(Exception):
     """Work done as a user failed; the message says what the child said, or how it ended."""
 
