@@ -319,7 +319,7 @@ def forget(unit: str, record: Optional[Record] = None) -> None:
 
 
 def _without(unit: str, record: Optional[Record]) -> List[Record]:
-    return [other for other in recorded(unit) if record is None or other[:2] != record[:2]]
+    return [other for other in recorded(unit) if record is not None and other[:2] != record[:2]]
 
 
 def _write(unit: str, records: List[Record]) -> None:

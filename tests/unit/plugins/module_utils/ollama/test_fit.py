@@ -39,7 +39,7 @@ def ask(store: Path, fakes: Any) -> Any:
         for device in facts["devices"]:
             device["memory"]["free_bytes"] = None if free is None else free * GIB
         run.warnings = []
-        run.fit = fit.Fit("m70b", run.stores, environ, facts, "ollama.service", policy, run.warnings.append)
+        run.fit = fit.Fit("m70b", run.stores, "root", environ, facts, "ollama.service", policy, run.warnings.append)
         return run.fit()
 
     run.stores = ["/nonexistent", str(store)]
@@ -110,5 +110,5 @@ def test_what_cannot_be_estimated_is_no_objection(ask: Any) -> None:
 def test_a_host_without_gpus(store: Path) -> None:
     warnings: List[str] = []
     facts = {"source": "none", "count": 0, "devices": []}
-    assert fit.Fit("m70b", [str(store)], {}, facts, "ollama.service", "refuse", warnings.append)() is None
+    assert fit.Fit("m70b", [str(store)], "root", {}, facts, "ollama.service", "refuse", warnings.append)() is None
     assert warnings == []
