@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place, SourceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
 
 _NOBODY = 65534  # the files are readable by all
 _PIECE = 1 << 20
@@ -49,7 +50,7 @@ def _told(place: Place, blobs: Dict[str, str]) -> Dict[str, Any]:
 
 def _sha256(path: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with follow(path) as file:
         for piece in iter(lambda: file.read(_PIECE), b""):
             digest.update(piece)
     return digest.hexdigest()
