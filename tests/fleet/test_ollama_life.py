@@ -75,11 +75,7 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
     killed = {}
     run = threading.Thread(target=lambda: killed.update(bring(version=archive.VERSION, mirror=mirror)))
     run.start()
-    hostsetup.sh(
-        host,
-        "timeout 60 sh -c 'until [ -e %s/.ollama-switch ]; do :; done';"
-        "%s" % (RELEASES, KILL),
-    )
+    hostsetup.sh(host, "timeout 60 sh -c 'until [ -e %s/.ollama-switch ]; do :; done';%s" % (RELEASES, KILL))
     run.join()
     assert killed["failed"]
     hostsetup.sh(host, "test -e %s/.ollama-switch" % RELEASES)
@@ -93,11 +89,13 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
 def test_a_folder_that_root_has_prepared_for_the_models(lab, host, bring, mirror):
     """On a bare host: it is given to the user who is made, and is root's again when the installation fails."""
     hostsetup.uninstall(host)
-    hostsetup.sh(host, "install -d -o root -m 0755 /srv/llm /srv/llm/blobs; userdel -rf ollama 2>/dev/null; ! id ollama")
+    hostsetup.sh(
+        host, "install -d -o root -m 0755 /srv/llm /srv/llm/blobs; userdel -rf ollama 2>/dev/null; ! id ollama"
+    )
     install = {"version": archive.VERSION, "mirror": mirror, "models_dir": "/srv/llm"}
     look = "stat -c '%n %U:%G %a' /srv/llm /srv/llm/*"
     before = hostsetup.sh(host, look)
-    faults.server(host, "exit-at-start")
+    faults.server(host, "crash-loop:0.2")
     failed = bring(**install)
     assert failed["failed"] and failed["rolled_back"], failed["msg"]
     assert hostsetup.sh(host, look + "; ! id ollama 2>/dev/null") == before
@@ -105,7 +103,10 @@ def test_a_folder_that_root_has_prepared_for_the_models(lab, host, bring, mirror
     done = bring(**install)
     assert not done["failed"], done["msg"]
     assert "directory /srv/llm of root" in done["diff"]["before"]
-    assert hostsetup.sh(host, look).splitlines()[:2] == ["/srv/llm ollama:ollama 755", "/srv/llm/blobs ollama:ollama 755"]
+    assert hostsetup.sh(host, look).splitlines()[:2] == [
+        "/srv/llm ollama:ollama 755",
+        "/srv/llm/blobs ollama:ollama 755",
+    ]
     assert not bring(**install)["changed"]
     assert not lab.module(host, "ollama_service", {"state": "uninstalled"})["failed"]
     hostsetup.sh(host, "test -d /srv/llm/blobs")
