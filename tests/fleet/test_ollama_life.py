@@ -266,7 +266,8 @@ def test_what_a_hostile_server_lays_into_its_store(lab, host, bring, trap):
     lay = TRAPS[trap].format(**words)
     hostsetup.sh(
         host,
-        "mkdir -p {1}/r/l/m; echo of-root | tee {1}/secret {1}/r/l/m/t; chmod 0600 {1}/secret {1}/r/l/m/t; chmod 0700 {1};"
+        "mkdir -p {1}/r/l/m; echo of-root | tee {1}/secret {1}/r/l/m/t; chmod 0600 {1}/secret {1}/r/l/m/t;"
+        "chmod 0700 {1};"
         "runuser -u ollama -- sh -c '{0}'".format(lay.replace("'", "'\\''"), root),
     )
     try:
