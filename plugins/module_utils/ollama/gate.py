@@ -36,15 +36,17 @@ class OllamaGate:
 
     The verdicts, in the order in which they are looked for: ``crash_loop``, ``not_ready``, ``wrong_version``,
     ``unproven`` (no start log), ``misread``, ``cpu_fallback``, ``wrong_gpu``; with a model also ``model_missing``,
-    ``load_failed``, ``stalled``, ``partial_offload``, ``vram_missing``, ``spread_missing``; else ``ok``. Without a
-    change nothing is loaded, and waited for is only what others have just started or load: a model is then looked at
-    only where it is loaded already. Of what a server keeps until it is started anew, such as GPUs that it did not find
-    when the driver was not ready yet, the verdict says that a restart may mend it.
+    ``load_failed``, ``stalled``, ``partial_offload``, ``vram_missing``, ``spread_missing``, ``uneven_spread``; else
+    ``ok``. Without a change nothing is loaded, and waited for is only what others have just started or load: a model is
+    then looked at only where it is loaded already. Of what a server keeps until it is started anew, such as GPUs that
+    it did not find when the driver was not ready yet, the verdict says that a restart may mend it.
 
     :param effective: variable to value as the server must log it.
     :param facts: GPU facts from before.
     :param devices: the GPUs declared, out of the facts; empty when none were.
     :param spread: whether every model must lie on all of them.
+    :param uneven: what to do when other processes' memory made the spread uneven: ``fail`` or ``warn``.
+    :param warn: called with each warning.
     :param model: name of the model to prove with, or None.
     :param version: what the server must say that it is, or None.
     :param gather: reads the GPU facts anew.
@@ -60,6 +62,8 @@ class OllamaGate:
         model: Optional[str] = None,
         version: Optional[str] = None,
         gather: Callable[[], Dict[str, Any]],
+        uneven: str = "fail",
+        warn: Callable[[str], None] = lambda _sentence: None,
     ) -> None:
         self.effective = effective
         self.facts = facts
@@ -68,6 +72,7 @@ class OllamaGate:
         self.model = model
         self.declared_version = version
         self.gather = gather
+        self.uneven, self.warn = uneven, warn
         self.version: Optional[str] = None
         """The server's version, once it answered."""
         self.held: Dict[str, int] = {}
@@ -285,7 +290,8 @@ class OllamaGate:
         facts, until, most = self.gather() if changed else self.facts, 0.0, -1
         while True:
             try:
-                return self._held(facts, running.unit, loaded)
+                self._held(facts, running.unit, loaded)
+                break
             except Fault:
                 held, now = sum(self.held.values()), time.monotonic()
                 if held > most:  # it is just being loaded, perhaps for somebody else
@@ -297,6 +303,8 @@ class OllamaGate:
             facts = self.gather()
             if not changed:  # what others have loaded or unloaded since the facts were read
                 loaded = self._loaded(api)
+        if self.spread and loaded is not None:
+            self._divided_evenly(facts, running.unit)
 
     def _loaded(self, api: Api) -> Optional[Dict[str, Any]]:
         """The entry of /api/ps for the model to prove with; None when none is asked for or it is not loaded."""
@@ -366,6 +374,28 @@ class OllamaGate:
                 cure="restart",
                 without=without,
             )
+
+    def _divided_evenly(self, facts: Dict[str, Any], unit: str) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import spread
+
+        declared = {device["uuid"] for device in self.devices}
+        used = [device for device in facts["devices"] if not declared or device["uuid"] in declared]
+        found = spread.uneven(used, unit)
+        if not found:
+            return
+        message = "%s is spread unevenly over %d GPUs because other processes hold memory there: %s" % (
+            self.model,
+            len(found),
+            spread.describe(found),
+        )
+        if self.uneven == "warn":
+            self.warn(message)
+            return
+        raise Fault(
+            "uneven_spread",
+            message + ". Free that memory, declare other GPUs (visible_devices), or accept it (uneven_spread: warn)",
+            gpus=found,
+        )
 
     def _declared(self) -> str:
         if not self.devices:

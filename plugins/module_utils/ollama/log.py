@@ -138,6 +138,11 @@ def unquote(quoted: str) -> str:
     return re.sub(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)", decode, quoted[1:-1], flags=re.DOTALL)
 
 
+def printable(text: str) -> str:
+    """One line of text without control characters, for messages that repeat what others wrote."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _fields(line: str) -> Dict[str, str]:
     return {key: unquote(value) if value.startswith('"') else value for key, value in _PAIR.findall(line)}
 

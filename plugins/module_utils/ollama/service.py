@@ -187,6 +187,8 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         model=params["prove_model"],
         version=params["version"],
         gather=gather,
+        uneven=params["uneven_spread"],
+        warn=warn,
     )
     fit = None
     if params["prove_model"] and store:

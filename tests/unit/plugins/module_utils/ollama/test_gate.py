@@ -351,6 +351,43 @@ def test_spread_missing(gate, ollama, fakes):
     assert gate(model="m70b", spread=False, after=packed).name == "ok"
 
 
+def crowded(fakes):
+    """Facts as seen on two H200s: a foreign process held 120 GiB of the second one before the model was loaded."""
+    seen = fakes.facts((42 * GIB, 6 * GIB, 0, 0))
+    seen["devices"][0]["memory"]["free_bytes"] = 97 * GIB
+    seen["devices"][1]["memory"]["free_bytes"] = 13 * GIB
+    seen["devices"][1]["processes"].append(
+        {"pid": 4711, "name": "python3", "type": "compute", "used_bytes": 120 * GIB, "unit": "train.service"}
+    )
+    return seen
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_uneven_spread_names_who_holds_the_memory(gate, ollama, fakes, changed):
+    ollama.loads(43 * GIB)
+    log = start_log(gpus=[compute(0), compute(1)])
+    verdict = gate(log=log, model="m70b", spread=True, before=crowded(fakes), declared=(0, 1), changed=changed)
+    assert (verdict.name, verdict.cure) == ("uneven_spread", "")
+    assert "43008 MiB on GPU 0, 6144 MiB on GPU 1" in verdict.message
+    assert "process 4711 python3 of train.service 122880 MiB" in verdict.message
+    assert "uneven_spread: warn" in verdict.message
+    assert verdict.evidence["gpus"][1]["holders"][0]["pid"] == 4711
+
+
+def test_uneven_spread_can_be_a_warning(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    warnings, log = [], start_log(gpus=[compute(0), compute(1)])
+    options = {"spread": True, "uneven": "warn", "warn": warnings.append}
+    assert gate(log=log, model="m70b", before=crowded(fakes), declared=(0, 1), **options).name == "ok"
+    assert len(warnings) == 1 and "process 4711 python3 of train.service" in warnings[0]
+
+
+def test_uneven_is_no_fault_where_no_spread_is_declared(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    log = start_log(gpus=[compute(0), compute(1)])
+    assert gate(log=log, model="m70b", before=crowded(fakes), declared=(0, 1)).name == "ok"
+
+
 # --- what may mend it
 
 
