@@ -61,7 +61,7 @@ def run(
     held = held_by_unit(facts["devices"], unit) if found.environ else {}
     result = {
         "users": params["users"],
-        "seconds": round(seconds, 3),
+        "seconds": round(seconds, 6),
         "tokens_per_second": round(sum(one.tokens for one in requests) / seconds, 1),
         "models": [_summary(model, [one for one in requests if one.model == model]) for model in params["models"]],
         "gpus": [
@@ -154,7 +154,8 @@ def _spread(values: Sequence[float]) -> Optional[Dict[str, float]]:
     if not ordered:
         return None
     middle = ordered[len(ordered) // 2] if len(ordered) % 2 else sum(ordered[len(ordered) // 2 - 1 :][:2]) / 2
-    return {"least": round(ordered[0], 3), "median": round(middle, 3), "most": round(ordered[-1], 3)}
+    # to the microsecond: a small model's first token comes in less than a millisecond
+    return {"least": round(ordered[0], 6), "median": round(middle, 6), "most": round(ordered[-1], 6)}
 
 
 def report(result: Dict[str, Any]) -> List[str]:

@@ -65,9 +65,8 @@ def test_an_error_keeps_ollamas_words(ollama):
     assert Api("127.0.0.1", ollama.port).one_token("m70b", 5).error == "cudaMalloc failed: out of memory"
 
 
-def test_nobody_listens():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+def test_nobody_listens(free_port):
+    port = free_port()
     with pytest.raises(ApiError, match="Connection refused"):
         Api("127.0.0.1", port).version()
 

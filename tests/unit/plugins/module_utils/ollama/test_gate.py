@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -310,9 +311,11 @@ def test_load_failed_when_the_connection_breaks(gate, ollama):
 
 
 def test_stalled_when_no_token_comes(gate, ollama, fakes):
-    ollama.answers["/api/generate"] = lambda body: time.sleep(1.5)
+    given_up = threading.Event()
+    ollama.answers["/api/generate"] = lambda body: given_up.wait(60) and None
     running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port}, timeout=1)
     verdict = gate(model="m70b", running=running)
+    given_up.set()
     assert verdict.name == "stalled"
     assert "gave none within 1 s" in verdict.message
 
