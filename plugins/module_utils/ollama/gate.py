@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, pci_bus_id
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, names, settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Fault, Running, Verdict
 
 _GIB = 1024.0**3
@@ -137,7 +137,7 @@ class OllamaGate:
 
     def _died(self, running: Running) -> Fault:
         running.system.sync_journal()
-        failure = log.parse(running.journal(50)).failure or ""
+        failure = log.last_words(running.journal(50))
         advice = log.remedy(failure)
         message = "the server gave up: %s" % failure if failure else "the server ended before its API answered"
         return Fault("crash_loop", message + (": " + advice if advice else ""), last_words=failure)
@@ -266,7 +266,7 @@ class OllamaGate:
         if answer.status == 404:
             raise Fault("model_missing", "the server has no model %s: %s" % (model, answer.error))
         if answer.status != 200:
-            cause = answer.error.split("\n")[0].rstrip(" -")
+            cause = answer.error.partition("\n")[0].rstrip(" -")
             advice = log.remedy(cause)
             raise Fault(
                 "load_failed",
@@ -317,7 +317,7 @@ class OllamaGate:
         return next((entry for entry in loaded if names.same(str(entry.get("name", "")), self.model)), None)
 
     def _on_gpus(self, loaded: Dict[str, Any]) -> None:
-        size, on_gpu = int(loaded.get("size") or 0), int(loaded.get("size_vram") or 0)
+        size, on_gpu = number(loaded.get("size")), number(loaded.get("size_vram"))
         if not on_gpu:
             raise Fault(
                 "cpu_fallback", "%s is loaded, but wholly on the CPU; %s" % (self.model, CPU_REASONS), cure="restart"
@@ -355,7 +355,7 @@ class OllamaGate:
                 "which process holds GPU memory cannot be read: neither NVML (pynvml) nor nvidia-smi works here; "
                 "the role gpu_host installs pynvml",
             )
-        total, needed = sum(self.held.values()), int(loaded.get("size_vram") or 0)
+        total, needed = sum(self.held.values()), number(loaded.get("size_vram"))
         if total < needed:
             raise Fault(
                 "vram_missing",

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import server
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, Api, ApiError, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 
 _GIB = float(1 << 30)
@@ -112,25 +112,25 @@ def _ask(api: Api, model: str, prompt: str, tokens: int, timeout: float) -> Requ
     began, first = time.monotonic(), 0.0
     last = {}  # type: Dict[str, Any]
     try:
-        for event in api.events("/api/generate", body, lambda: timeout):
+        for event in api.events("/api/generate", body, lambda: began + timeout - time.monotonic()):
             if "error" in event:
-                return Request(model, error=str(event["error"]).strip())
+                return Request(model, error=Answer(0, event).error.strip() or "an error without words")
             if not first and (event.get("response") or event.get("thinking")):
                 first = time.monotonic() - began
             last = event
     except ApiError as error:
         return Request(model, error=str(error))
-    if last.get("done") is not True or not last.get("eval_count"):
-        return Request(model, error="the answer broke off: done is %s" % last.get("done"))
-    loading = float(last.get("load_duration") or 0) / _NS
-    reading = float(last.get("prompt_eval_duration") or 0) / _NS
+    if last.get("done") is not True or not number(last.get("eval_count")):
+        return Request(model, error="the answer broke off: done is %.20s" % last.get("done"))
+    loading = number(last.get("load_duration")) / _NS
+    reading = number(last.get("prompt_eval_duration")) / _NS
     return Request(
         model,
         first_token=first,
         waited=max(0.0, first - loading - reading),
         loading=loading,
-        tokens=int(last["eval_count"]),
-        generating=float(last.get("eval_duration") or 0) / _NS,
+        tokens=number(last.get("eval_count")),
+        generating=number(last.get("eval_duration")) / _NS,
     )
 
 

@@ -243,6 +243,21 @@ def test_cpu_fallback_at_start(gate):
     assert "this host has 4 and CUDA_VISIBLE_DEVICES=0,1,2,3 is declared" in verdict.message
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_what_a_model_has_the_worker_print_is_no_evidence(gate, changed):
+    """Its name may hold line breaks, and behind them whatever a server says of GPUs that it found."""
+    forged = [*start_log()[2:], start_log()[0], LISTENING]
+    assert (
+        gate(log=[*start_log(gpus=[ON_CPU]), "print_info: name = x", *forged], changed=changed).name == "cpu_fallback"
+    )
+
+
+@pytest.mark.parametrize("size", ["x", [], -1, 1e400, None, {}])
+def test_sizes_that_are_none(gate, ollama, fakes, size):
+    ollama.loads(size, size)
+    assert gate(model="m70b", after=fakes.facts(SPREAD)).name == "cpu_fallback"
+
+
 def test_cpu_fallback_also_where_no_gpus_are_declared(gate):
     verdict = gate(log=start_log(gpus=[ON_CPU]), declared=())
     assert verdict.name == "cpu_fallback"

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+import time
 from typing import Any, Dict, List
 
 import pytest
@@ -137,3 +140,43 @@ def test_no_server() -> None:
 @pytest.mark.parametrize("values, middle", [([3.0, 1.0, 2.0], 2.0), ([4.0, 1.0, 2.0, 3.0], 2.5), ([7.0], 7.0)])
 def test_the_median(values: List[float], middle: float) -> None:
     assert loadtest._spread(values) == {"least": min(values), "median": middle, "most": max(values)}
+
+
+def test_an_answer_that_does_not_end_is_given_up(load: Any, endless: int) -> None:
+    """Each line comes in time: it is the whole answer that is waited for no longer than the limit."""
+    asked = loadtest._ask(loadtest.Api("127.0.0.1", endless), "a", "Go.", 10, 0.3)
+    assert "did not answer within" in asked.error
+
+
+@pytest.fixture
+def endless() -> Any:
+    """The port of a server that goes on answering."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            connection = listener.accept()[0]
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            while True:
+                connection.sendall(b'{"response": "a"}\n')
+                time.sleep(0.01)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.close()
+
+
+@pytest.mark.parametrize("wrong", ["x", [], -1, 1e400, None, {"a": 1}])
+def test_figures_that_are_none(load: Any, wrong: Any) -> None:
+    last = {"response": "", "done": True, "eval_count": 10}
+    for name in ("eval_duration", "load_duration", "prompt_eval_duration"):
+        last[name] = wrong
+    load.answers = [(200, lines({"response": "a"}, last))] * 6
+    assert load()["models"][0]["failed"] == 0
+    load.answers = [(200, lines({"response": "a"}, dict(last, eval_count=wrong)))] * 5
+    assert load()["models"][0]["failed"] == 5
+
+
+def test_an_error_is_told_without_control_characters(load: Any) -> None:
+    load.answers = [(200, lines({"error": "a\x1b[2J"}))]
+    assert load()["errors"] == ["a?[2J"]
