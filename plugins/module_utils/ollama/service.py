@@ -187,12 +187,14 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         model=params["prove_model"],
         version=params["version"],
         gather=gather,
+        uneven=params["uneven_spread"],
+        warn=warn,
     )
     fit = None
     if params["prove_model"] and store:
         places = [store, *(step.old for step in steps if isinstance(step, stores.MoveStep))]
         environ = dict(others, **declared.environment)
-        fit = Fit(params["prove_model"], places, environ, facts, unit, params["prove_fit"], warn)
+        fit = Fit(params["prove_model"], places, environ, facts, unit, user, params["prove_fit"], warn)
     change = engine.Change(
         unit=unit,
         environment=declared.environment,
