@@ -82,9 +82,14 @@ def _reading(path: str) -> Iterator[BinaryIO]:
 
 
 def _copy(path: str, to: str) -> None:
-    with _reading(path) as file, _created(to) as copy:
-        for chunk in iter(lambda: file.read(_CHUNK), b""):
-            copy.write(chunk)
+    with _reading(path) as file:
+        try:
+            _check_size(os.fstat(file.fileno()).st_size, to)
+            with _created(to) as copy:
+                for chunk in iter(lambda: file.read(_CHUNK), b""):
+                    copy.write(chunk)
+        except OSError as error:
+            raise InstallError("%s cannot be copied to %s: %s" % (path, os.path.dirname(to), _words(error))) from None
 
 
 @contextmanager
@@ -121,8 +126,7 @@ def fetch(url: str, path: str, checksum: Optional[str]) -> None:
         hint = "; check whether that mirror has this version" if error.code == 404 else ""
         raise InstallError("%s cannot be fetched: %s%s" % (said, error, hint)) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        words = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise InstallError("%s cannot be fetched: %s" % (said, str(words) or type(error).__name__)) from None
+        raise InstallError("%s cannot be fetched: %s" % (said, _words(error))) from None
     _compare(url, digest, checksum)
 
 
@@ -154,12 +158,19 @@ def _download(url: str, path: str) -> str:
     return digest.hexdigest()
 
 
+def _words(error: Exception) -> str:
+    hint = "; free space on its file system" if getattr(error, "errno", 0) == errno.ENOSPC else ""
+    said = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+    return (str(said) or type(error).__name__) + hint
+
+
 def _check_size(size: int, path: str) -> None:
     if size > LARGEST:
         raise OSError("it has %d bytes or more; expected a release, of %d bytes at most" % (size, LARGEST))
     space = os.statvfs(os.path.dirname(path))
     if size > space.f_bavail * space.f_frsize:
-        words = "it has %d bytes, and %s has %d free" % (size, os.path.dirname(path), space.f_bavail * space.f_frsize)
+        free = space.f_bavail * space.f_frsize
+        words = "%s: it has %d bytes, and %d are free" % (os.strerror(errno.ENOSPC), size, free)
         raise OSError(errno.ENOSPC, words)
 
 
@@ -246,9 +257,8 @@ def extract(archive: str, folder: str, origin: str) -> None:
         except OSError as error:
             if error.errno is None:  # gzip's own
                 raise InstallError("%s is damaged: %s" % (origin, error)) from None
-            hint = "; free space on its file system" if error.errno == errno.ENOSPC else ""
             raise InstallError(
-                "%s cannot be unpacked to %s: %s%s" % (origin, os.path.dirname(folder), error.strerror, hint)
+                "%s cannot be unpacked to %s: %s" % (origin, os.path.dirname(folder), _words(error))
             ) from None
 
 

@@ -119,9 +119,10 @@ class _Tree:
         if member.size < 0:
             raise UnsafeArchive("holds %r of %d bytes" % (member.name, member.size))
         space = os.fstatvfs(self.top)
-        if member.size > space.f_bavail * space.f_frsize:
-            words = "%s has %d bytes, and %d are free" % (member.name, member.size, space.f_bavail * space.f_frsize)
-            raise OSError(errno.ENOSPC, words)
+        free = space.f_bavail * space.f_frsize
+        if member.size > free:
+            no_space = os.strerror(errno.ENOSPC)
+            raise OSError(errno.ENOSPC, "%s: %s has %d bytes, %d are free" % (no_space, member.name, member.size, free))
         with self._folder(parts[:-1]) as parent:
             _make_room(parts[-1], parent, member.name)
             descriptor = os.open(parts[-1], _CREATE, 0o600, dir_fd=parent)
