@@ -137,8 +137,8 @@ def _download(url: str, path: str) -> str:
 
     class Redirects(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-            if not newurl.lower().startswith("https://" if req.full_url.lower().startswith("https:") else "http"):
-                raise OSError("the server redirects to %s, which is not https" % without_secrets(newurl))
+            if not may_redirect(req.full_url, newurl):
+                raise OSError("the server redirects to %s; expected https" % without_secrets(newurl))
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     digest, got = hashlib.sha256(), 0
@@ -156,6 +156,11 @@ def _download(url: str, path: str) -> str:
     if 0 <= length != got:
         raise OSError("it ended after %d of %d bytes" % (got, length))
     return digest.hexdigest()
+
+
+def may_redirect(url: str, to: str) -> bool:
+    """Whether a server may send us elsewhere: not from https to anything that others can read and change."""
+    return to.startswith("https://") or (to.startswith("http://") and url.startswith("http://"))
 
 
 def _words(error: Exception) -> str:
