@@ -172,10 +172,10 @@ class BackStep:
     def apply(self) -> None:
         switch, unproven = self.switch, self.switch.unproven()
         switch.begin()
-        switch.before = {path: unproven.get(path) for path in switch.places if path in unproven}
+        switch.before = {path: unproven[path] for path in switch.places if path in unproven}
         switch.back()
-        if unproven.get("release"):
-            switch.sweep([name for name in switch.releases() if name != unproven["release"]])
+        used = {path: link(path) for path in switch.places}
+        switch.sweep({*names_in(used), *names_in(switch.aside())})
         switch.end()
 
     def undo(self) -> None:

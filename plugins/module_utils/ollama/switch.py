@@ -124,7 +124,7 @@ class Switch:
             return interrupted.get(path, "@" + to if to is not None else None)
 
         self.before = {path: former(path) for path in self.places}
-        self._write(dict(self.before, release=name))
+        self._write(self.before)
         for path, to in self.links(name).items():
             self._made += files.make_folders(os.path.dirname(path))
             if os.path.lexists(path) and not os.path.islink(path):
