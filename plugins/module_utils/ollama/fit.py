@@ -32,6 +32,7 @@ class Fit:
     :param stores: directories in which the model may be.
     :param environ: of the service as it will be.
     :param policy: ``refuse``, ``warn`` or ``ignore``.
+    :param user: whom the service runs as; the store is read with his rights.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Fit:
         unit: str,
         policy: str,
         warn: Callable[[str], None],
+        user: str,
     ) -> None:
+        self.user = user
         self.model, self.stores, self.facts, self.policy, self.warn = model, stores, facts, policy, warn
         self.server = server.Server(Api("", 0), unit, environ)
         self.estimate: Optional[Dict[str, Any]] = None
@@ -53,12 +56,13 @@ class Fit:
         if self.policy == "ignore" or not self.facts["count"]:
             return None
         # only where something changes
-        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf, sizing
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import sizing
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import UserError
 
         try:
-            stored = read(self.stores, self.model)
+            stored = read_as(self.user, self.stores, self.model)
             devices = self.server.devices(self.facts)
-        except (gguf.GgufError, OSError, ValueError, KeyError) as error:
+        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
             self.warn("%s: its need of GPU memory cannot be estimated: %s" % (self.model, error))
             return None
         memory = [device["memory"] for device in devices]
@@ -94,6 +98,20 @@ class Fit:
         """What NVML shows, divided by the estimate."""
         expected = (self.estimate or {}).get("held_bytes")
         return round(held / float(expected), 3) if expected and held else None
+
+
+def read_as(user: str, stores: Sequence[str], model: str) -> Stored:
+    """What a store has of a model, read with the rights of a user: the files are his, and may lead anywhere.
+
+    :raises users.UserError: it has no such model that is whole.
+    :raises OSError: the files cannot be read by him.
+    """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+
+    ids = users.ids_of(user) or users.Ids(users.STRANGER, users.STRANGER, [])
+    header, context = users.as_user(ids, lambda: read(stores, model))
+    return Stored(gguf.Header._make(tuple(value) if isinstance(value, list) else value for value in header), context)
 
 
 def read(stores: Sequence[str], model: str) -> Stored:

@@ -193,7 +193,7 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
     if params["prove_model"] and store:
         places = [store, *(step.old for step in steps if isinstance(step, stores.MoveStep))]
         environ = dict(others, **declared.environment)
-        fit = Fit(params["prove_model"], places, environ, facts, unit, params["prove_fit"], warn)
+        fit = Fit(params["prove_model"], places, environ, facts, unit, params["prove_fit"], warn, user)
     change = engine.Change(
         unit=unit,
         environment=declared.environment,

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import fit
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
 
 TESTS = Path(__file__).resolve().parents[4]
 GIB = 1 << 30
@@ -39,7 +42,7 @@ def ask(store: Path, fakes: Any) -> Any:
         for device in facts["devices"]:
             device["memory"]["free_bytes"] = None if free is None else free * GIB
         run.warnings = []
-        run.fit = fit.Fit("m70b", run.stores, environ, facts, "ollama.service", policy, run.warnings.append)
+        run.fit = fit.Fit("m70b", run.stores, environ, facts, "ollama.service", policy, run.warnings.append, "root")
         return run.fit()
 
     run.stores = ["/nonexistent", str(store)]
@@ -110,5 +113,44 @@ def test_what_cannot_be_estimated_is_no_objection(ask: Any) -> None:
 def test_a_host_without_gpus(store: Path) -> None:
     warnings: List[str] = []
     facts = {"source": "none", "count": 0, "devices": []}
-    assert fit.Fit("m70b", [str(store)], {}, facts, "ollama.service", "refuse", warnings.append)() is None
+    assert fit.Fit("m70b", [str(store)], {}, facts, "ollama.service", "refuse", warnings.append, "root")() is None
     assert warnings == []
+
+
+@pytest.fixture
+def open_folder() -> Any:
+    """One that any user can reach, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as another user")
+@pytest.mark.parametrize("what", ["manifest", "blob", "pipe"])
+def test_a_store_that_leads_to_roots_files(open_folder: Path, fakes: Any, what: str, monkeypatch: Any) -> None:
+    """Its user has put links and pipes there: root reads nothing by them, and waits for nothing."""
+    secret = open_folder / "secret"
+    secret.write_text("SEcret")
+    secret.chmod(0o600)
+    place = open_folder / "store"
+    layers = [{"mediaType": "application/vnd.ollama.image.model", "digest": "../../secret"}]
+    manifest = Path(fit.names.manifest(str(place), "m70b"))
+    manifest.parent.mkdir(parents=True)
+    (place / "blobs").mkdir()
+    if what == "manifest":
+        manifest.symlink_to(secret)
+    else:
+        manifest.write_text(json.dumps({"layers": layers}))
+    if what == "pipe":
+        layers[0]["digest"] = "sha256:1"
+        manifest.write_text(json.dumps({"layers": layers}))
+        os.mkfifo(place / "blobs/sha256-1")
+        work = users.as_user
+        monkeypatch.setattr(users, "as_user", lambda ids, do: work(ids, do, 0.3))
+    warnings: List[str] = []
+    assert (
+        fit.Fit("m70b", [str(place)], {}, fakes.facts(), "ollama.service", "refuse", warnings.append, "nobody")()
+        is None
+    )
+    assert len(warnings) == 1 and "cannot be estimated: " in warnings[0] and "SEcr" not in warnings[0]
+    assert ("Permission denied" in warnings[0]) == (what != "pipe")
