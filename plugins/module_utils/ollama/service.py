@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select impo
     visible_devices,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    archives,
     install,
     instances,
     names,
@@ -94,7 +95,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
             except Refused as error:
                 raise Refused("%s: %s" % (service["unit"], error) if params["instances"] else str(error)) from None
         _check_claims(plans, [service["unit"] for service in leaving], facts, system)
-        _check_archive(params, plans, check_mode)
+        _check_archive(params, plans, check_mode, warn)
     results = {}  # type: Dict[str, Dict[str, Any]]
     try:
         for service in leaving:  # first: they may hold what the others are to have
@@ -232,11 +233,19 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str
         raise Refused(str(conflict)) from None
 
 
-def _check_archive(params: Mapping[str, Any], plans: Sequence[Plan], check_mode: bool) -> None:
-    """What is to be unpacked must be within reach."""
+def _check_archive(params: Mapping[str, Any], plans: Sequence[Plan], check_mode: bool, warn: Any) -> None:
+    """What is to be unpacked must be within reach, and its place must be root's alone."""
     for step in (step for plan in plans for step in plan.steps):
+        if isinstance(step, (install.ReleaseStep, install.BackStep)) and step.needed():
+            step.switch.check()
         if isinstance(step, install.ReleaseStep) and not step.unpacked():
             _check_archives(step.release.sources, params["remote_src"], check_mode)
+            for source in step.release.sources:
+                if source.checksum == releases.UNVERIFIED and source.place.startswith("http://"):
+                    warn(
+                        "archive_checksum: %s comes over plain http, unverified: whoever is on the way can replace "
+                        "the program; use https, or declare the checksum" % releases.without_secrets(source.place)
+                    )
 
 
 def _carry_out(plan: Plan, check_mode: bool, warn: Any, system: Any) -> Dict[str, Any]:
@@ -327,6 +336,10 @@ def _steps(params: Mapping[str, Any], unit: str, user: str, models_dir: Optional
             steps.append(install.UserStep())
         steps.append(install.ReleaseStep(release, params["prefix"]))
         steps.append(install.UnitStep(unit, params["prefix"]))
+    else:
+        back = install.BackStep(params["prefix"])
+        if back.needed():
+            steps.append(back)
     if models_dir:
         steps.append(install.DirectoryStep(models_dir, user))
     return steps
@@ -350,7 +363,7 @@ def _release(params: Mapping[str, Any]) -> Optional[releases.Release]:
             raise Refused("archive %s needs archive_checksum, the SHA-256 of its file" % source.place)
     return release and releases.Release(
         tuple(
-            source._replace(checksum=source.checksum or install.sha256_of(source.place)) for source in release.sources
+            source._replace(checksum=source.checksum or archives.sha256_of(source.place)) for source in release.sources
         )
     )
 
@@ -358,7 +371,7 @@ def _release(params: Mapping[str, Any]) -> Optional[releases.Release]:
 def _check_archives(sources: Sequence[releases.Source], remote_src: bool, check_mode: bool) -> None:
     """The archives of a release that is to be unpacked must be within reach, and readable here."""
     for source in sources:
-        missing = install.without_zstd(source.place) if source.name.endswith(".zst") else None
+        missing = archives.without_zstd(source.place) if source.name.endswith(".zst") else None
         if missing:
             raise Refused(missing)
     if not (check_mode or remote_src or all(releases.is_url(source.place) for source in sources)):

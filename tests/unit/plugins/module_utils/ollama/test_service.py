@@ -10,7 +10,13 @@ import os
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, moving, service, uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    archives,
+    install,
+    moving,
+    service,
+    uninstall,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
@@ -223,7 +229,7 @@ def test_a_wrong_setting_is_told_before_the_archive_is_asked_for(bring, release)
 def test_an_archive_on_the_host(bring, release, tmp_path):
     bring(archive=release[0], remote_src=True, prefix=str(tmp_path))
     first = bring.asked["steps"][0]
-    assert (first.release.sources, first.prefix) == (((release[0], release[1]),), str(tmp_path))
+    assert (first.release.sources, first.switch.prefix) == (((release[0], release[1]),), str(tmp_path))
 
 
 def test_the_user_is_made_only_where_upstreams_unit_runs(bring, release):
@@ -253,7 +259,7 @@ def test_the_declared_version_is_proven(bring, tmp_path):
 
 
 def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypatch, tmp_path):
-    monkeypatch.setattr(install.shutil, "which", {"dnf": "/usr/bin/dnf"}.get)
+    monkeypatch.setattr(archives.shutil, "which", {"dnf": "/usr/bin/dnf"}.get)
     with pytest.raises(
         service.Refused, match="amd64.tar.zst is packed .* no program zstd: dnf install zstd; .* repack"
     ):
