@@ -321,5 +321,5 @@ def test_every_works_script_has_all_that_it_imports(action):
 
 def test_a_script_carries_no_other_room(act):
     rooms = {name[len(ask.ROOM) + 1 :].split(".")[0] for name in gpu_facts_action.ActionModule.WORK.sources}
-    assert rooms == {"gpu"}
+    assert rooms == {"gpu", "toolbox"}
     assert set(gpu_facts.argument_spec()) == {"timeout", "required", "venv"}
