@@ -54,9 +54,40 @@ def folder(path: str) -> Iterator[int]:
     :raises UnsafePath: somebody other than root could have made a link on the way.
     :raises OSError: there is no such folder.
     """
-    descriptor = _walk(path)
+    descriptor, _shared = _walk(path)
     try:
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def trusted(path: str) -> bool:
+    """Whether nobody but root, and whoever runs this, can change a folder or put another one in its place.
+
+    :raises OSError: there is no such folder.
+    """
+    try:
+        descriptor, shared = _walk(path)
+    except UnsafePath:
+        return False
+    try:
+        return not shared and not _writable_by_others(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def give_folder(path: str, owner: Tuple[int, int]) -> None:
+    """Give an existing folder to a user, if only root can have put it there.
+
+    :raises UnsafePath: somebody else could have.
+    """
+    descriptor, shared = _walk(path)
+    try:
+        if shared:
+            raise UnsafePath(
+                path, "it is in a folder that others than root may write into, and belongs to another user"
+            )
+        os.chown(".", *owner, dir_fd=descriptor)
     finally:
         os.close(descriptor)
 
@@ -70,7 +101,7 @@ def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755
     :raises UnsafePath: something else lies there, or a link on the way is not root's.
     """
     missing = missing_folders(path)
-    descriptor = _walk(os.path.dirname(missing[0]) if missing else os.path.normpath(path))
+    descriptor, _shared = _walk(os.path.dirname(missing[0]) if missing else os.path.normpath(path))
     try:
         for made in missing:
             last = made == missing[-1]
@@ -111,7 +142,8 @@ def _own_folder(parent: int, path: str) -> int:
     return descriptor
 
 
-def _walk(path: str) -> int:
+def _walk(path: str) -> Tuple[int, bool]:
+    """A descriptor of a folder, and whether others than root could have put it, or one above it, there."""
     if not os.path.isabs(path) or ".." in path.split("/"):
         raise UnsafePath(path, "not an absolute path without ..: declare one")
     descriptor, names, links = os.open("/", _PASS), [name for name in path.split("/") if name][::-1], 0
@@ -147,7 +179,7 @@ def _walk(path: str) -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, shared
 
 
 def _writable_by_others(found: os.stat_result) -> bool:

@@ -71,11 +71,7 @@ def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
         said = _read(reading, limit)
     finally:
         os.close(reading)
-        try:
-            os.kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        os.waitpid(child, 0)
+        _end(child)
     if said is None:
         raise UserError("it took longer than %d s, or said too much, and was ended" % limit)
     return _result(said)
@@ -145,6 +141,18 @@ def _read(reading: int, limit: float) -> Optional[bytes]:
         said += chunk if said else chunk.lstrip(b" ")
         if not said:
             until = time.monotonic() + limit
+
+
+def _end(child: int) -> None:
+    """End the child. One that sleeps in the kernel, as on a hanging file system, dies later: it is not waited for."""
+    try:
+        os.kill(child, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    for pause in (0, 0.001, 0.01, 0.1, 0.5):
+        time.sleep(pause)  # waitpid has no time limit
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return
 
 
 def _result(said: bytes) -> Any:

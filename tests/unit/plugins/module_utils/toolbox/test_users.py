@@ -167,3 +167,13 @@ def test_ids_of_a_process() -> None:
     assert as_user(USER, lambda: list(ids_of_process(os.getpid()))) == [40404, 40405, [40406]]
     with pytest.raises(OSError, match="No such file"):
         ids_of_process(1 << 30)
+
+
+def test_a_child_that_cannot_be_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps in the kernel, on a file system that hangs; here it is only left alone."""
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="took longer than 0 s"):
+        as_user(USER, lambda: time.sleep(3), 0)
+    assert time.monotonic() - began < 3
+    os.wait()
