@@ -222,6 +222,22 @@ def sync(descriptor: int) -> None:
         os.close(listing)
 
 
+def sync_all(path: str) -> None:
+    """Have all that was written to the file system of a folder last through a power cut.
+
+    :raises OSError: something could not be written.
+    """
+    import ctypes
+
+    descriptor = os.open(os.path.join(path, "."), _FOLDER)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    finally:
+        os.close(descriptor)
+
+
 def remove(path: str) -> bool:
     """Remove a file or a link, never what a link leads to; whether there was one.
 
