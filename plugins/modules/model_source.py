@@ -208,6 +208,7 @@ def argument_spec():
 
 def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module.no_log_values.update(source.secrets(module.params))
     try:
         result = source.bring(module.params, module.check_mode, module.warn)
     except source.SourceError as error:
