@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.pl
     Place,
     SourceError,
     check_space,
+    empty,
     gib,
     margin_of,
     result,
@@ -65,7 +66,6 @@ def bring(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str
         return result(place, commit or "", True, "would clone %s" % place.shown)
     with place.opened(), place.unfinished("clone") as held:
         run.held = held  # by git, too: it may outlive a run that is killed
-        place.remove_stale()
         if not commit or not place.whole(commit):  # by a run that was waited for
             commit = _cloned(place, run, commit, params)
         changed = run.files is not None or place.commit() != commit
@@ -102,7 +102,7 @@ def _cloned(place: Place, run: "_Git", commit: Optional[str], params: Mapping[st
     """Clone, check, and have it as the model; the commit."""
     unfinished = place.part("clone")
     try:
-        _empty(unfinished)  # of a run that was killed
+        empty(unfinished)  # of a run that was killed
         work = os.path.join(unfinished, "work")
         run.at = unfinished
         run("clone", "--quiet", "--no-checkout", "--no-local", "--template=", "--", run.url, "work")
@@ -126,7 +126,7 @@ def _cloned(place: Place, run: "_Git", commit: Optional[str], params: Mapping[st
         run.files = files
         return commit
     finally:
-        _empty(unfinished)
+        empty(unfinished)
 
 
 def _check_tree(place: Place, run: "_Git", commit: str) -> None:
@@ -156,15 +156,6 @@ def _check_tree(place: Place, run: "_Git", commit: str) -> None:
 
 def _local(value: str) -> bool:
     return value.startswith(("/", ".", "~", "file:"))
-
-
-def _empty(folder: str) -> None:
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
 
 
 def _files(work: str) -> List[str]:
@@ -197,6 +188,8 @@ class _Git:
         self.url, user, password = hub.parted(params["url"])
         if self.url.startswith("-") or "\n" in self.url or re.match(r"[\w-]+::", self.url):
             raise SourceError("url: expected an address or a path, as git clone takes it, and no transport of its own")
+        if urlsplit(self.url).password is not None:
+            raise SourceError("url: holds a password, which only http and https can use; give it without")
         self.settings = list(_SETTINGS)
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(_KEPT)

@@ -12,6 +12,7 @@ NAME and what is below belong to root. Who may write above it cannot divert root
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -31,7 +32,7 @@ WAIT = 3600
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COMMIT = re.compile(r"[0-9a-f]{40,64}\Z")
-_LARGEST = 64 << 20  # bytes of a record
+_LARGEST = 16 << 20  # bytes of a record
 
 
 class SourceError(Exception):
@@ -103,21 +104,37 @@ class Place:
         return record if isinstance(record, dict) else {}
 
     def stale(self) -> List[str]:
-        """Names of unfinished downloads that no run has continued for a week."""
+        """Names of what killed runs have left: downloads only when no run has continued them for a week."""
         try:
-            names = [name for name in os.listdir(self.folder) if name.startswith(".") and name.endswith(".part")]
-            return sorted(
-                name for name in names if time.time() - os.lstat(os.path.join(self.folder, name)).st_mtime > STALE
-            )
+            names = os.listdir(self._at)
         except OSError:
             return []
+        left = [name for name in names if name.startswith(".") and name.endswith(".part")]
+        return sorted(name for name in left if self._outlived(name) and self._free(name))
+
+    def _outlived(self, name: str) -> bool:
+        """Whether nobody will continue what is unfinished there."""
+        if name == ".clone.part" or self.whole(name[1:-5]):
+            return True
+        with suppress(OSError):
+            return time.time() - os.lstat(os.path.join(self._at, name)).st_mtime > STALE
+        return False
+
+    def _free(self, name: str) -> bool:
+        try:
+            descriptor = os.open(os.path.join(self._at, name), _FOLDER)
+        except OSError as error:
+            return error.errno == errno.ENOTDIR
+        try:
+            return _locked(descriptor)
+        finally:
+            os.close(descriptor)
 
     # --- changes, all within opened()
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Create the model's folder if it is missing, and work in it, whatever becomes of the path to it meanwhile.
-        What nobody has continued for a week is removed.
 
         :raises SourceError: somebody other than root may write into it.
         :raises OSError: it cannot be created; UnsafePath where somebody else could have put a link on the way.
@@ -208,6 +225,8 @@ class Place:
 
     def remember(self, commit: str) -> None:
         """Note what the revision is, so that the next run need not ask."""
+        if self.commit() == commit:
+            return
         ref = os.path.join(self._at, self._ref())
         beside = self.part("ref-" + os.path.basename(ref))
         os.makedirs(os.path.dirname(ref), exist_ok=True)
@@ -225,19 +244,12 @@ class Place:
         """
         removed = []
         for name in self.stale():
-            path = os.path.join(self._at, name)
-            try:
-                descriptor = os.open(path, _FOLDER)
-            except NotADirectoryError:
-                os.unlink(path)
-                removed.append(name)
-                continue
-            try:
-                if _locked(descriptor):
-                    shutil.rmtree(path)
-                    removed.append(name)
-            finally:
-                os.close(descriptor)
+            if os.path.isdir(os.path.join(self._at, name)):
+                with self.unfinished(name[1:-5]):
+                    empty(self.part(name[1:-5]))
+            else:
+                os.unlink(os.path.join(self._at, name))
+            removed.append(name)
         return removed
 
     def _ref(self) -> str:
@@ -251,6 +263,16 @@ def _text(path: str) -> str:
             return file.read(_LARGEST).decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def empty(folder: str) -> None:
+    """Remove what is in a folder, following no link."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
 
 
 def _sync(folder: str) -> None:

@@ -41,13 +41,14 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, A
     place = Place(params)
     commit = place.commit()
     if commit and place.whole(commit) and not (params["update"] and not params["offline"]):
-        return _there(place, commit, params, check_mode)
+        found = result(place, commit, False, "%s is there" % place.shown)
+        return found if params["defer"] else _tidied(place, found, check_mode)
     if params["defer"]:
         said = "%s is not there yet" % place.shown
         return dict(result(place, commit or "", False, said), path=None, missing=True)
     _check_token(params["token"])
     with _errors(place):
-        return _load(place, params, check_mode, warn)
+        return _tidied(place, _load(place, params, check_mode, warn), check_mode)
 
 
 def secrets(params: Mapping[str, Any]) -> List[str]:
@@ -55,21 +56,19 @@ def secrets(params: Mapping[str, Any]) -> List[str]:
     return hub.secrets(params.get("url"))
 
 
-def _there(place: Place, commit: str, params: Mapping[str, Any], check_mode: bool) -> Dict[str, Any]:
-    stale = [] if params["defer"] else place.stale()
+def _tidied(place: Place, found: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
+    """A result, and what killed runs left is removed."""
+    stale = place.stale()
     if stale and not check_mode:
         with _errors(place), place.opened():
             stale = place.remove_stale()
-    found = result(place, commit, False, "%s is there" % place.shown)
     if not stale:
         return found
     paths = [os.path.join(place.folder, name) for name in stale]
-    said = "%s; %s what interrupted downloads left over a week ago: %s" % (
-        found["msg"],
-        "would remove" if check_mode else "removed",
-        ", ".join(paths),
-    )
-    return dict(found, changed=True, msg=said, diff={"before": "\n".join(paths) + "\n", "after": ""})
+    verb = "would remove" if check_mode else "removed"
+    said = "%s; %s what runs that were killed have left: %s" % (found["msg"], verb, ", ".join(paths))
+    diff = {"before": "\n".join(paths) + "\n", "after": found["diff"].get("after", "")}
+    return dict(found, changed=True, msg=said, diff=diff)
 
 
 @contextmanager
@@ -204,7 +203,6 @@ def _have(
     if loaded:
         _check_space(place, offer, params)
     with place.opened():
-        place.remove_stale()
         if loaded:
             with place.unfinished(commit):
                 loaded = not place.whole(commit)  # it may be, by a run that was waited for
