@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.pl
     margin_of,
     result,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import home
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_MAX = 1024  # bytes
@@ -195,7 +196,7 @@ class _Git:
             name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(_KEPT)
         }
         self.environment.update(GIT_TERMINAL_PROMPT="0", GIT_LFS_SKIP_SMUDGE="1", GIT_ALLOW_PROTOCOL=_PROTOCOLS)
-        self.environment.setdefault("HOME", "/root")
+        self.environment["HOME"] = home()
         secret = params["token"] or password
         self.hidden = secret or user
         parts = urlsplit(self.url)

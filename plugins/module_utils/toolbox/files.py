@@ -61,6 +61,32 @@ def folder(path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def check_own(path: str) -> None:
+    """Whether a path, and what root will create there, stays what it is: only root, and whoever runs this, can put
+    something else in its place. Programs work by paths, so where they do as root, this must hold.
+
+    :raises UnsafePath: somebody else can.
+    """
+    place = os.path.normpath(path)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    with folder(place):  # with no link of somebody else's on the way
+        above = place = os.path.realpath(place)
+    while True:
+        found = os.lstat(above)
+        sticky = above != place and found.st_uid in (0, os.geteuid()) and found.st_mode & stat.S_ISVTX
+        if _writable_by_others(found) and not sticky:
+            raise UnsafePath(
+                path,
+                "others may write into %s (it belongs to user %d and group %d, mode %04o), and root would run programs "
+                "below it: declare a folder of root's, or run this as that user"
+                % (above, found.st_uid, found.st_gid, found.st_mode & 0o7777),
+            )
+        if above == "/":
+            return
+        above = os.path.dirname(above)
+
+
 def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755) -> List[str]:
     """Make a folder and its missing parents, whatever the umask is.
 
