@@ -104,9 +104,9 @@ def _cloned(place: Place, run: "_Git", commit: Optional[str], params: Mapping[st
     unfinished = place.part("clone")
     try:
         empty(unfinished)  # of a run that was killed
-        work = os.path.join(unfinished, "work")
+        work = os.path.join(unfinished, "tree")
         run.at = unfinished
-        run("clone", "--quiet", "--no-checkout", "--no-local", "--template=", "--", run.url, "work")
+        run("clone", "--quiet", "--no-checkout", "--no-local", "--template=", "--", run.url, "tree")
         run.at = work
         commit = run("rev-parse", "--verify", "--quiet", "%s^{commit}" % (commit or place.revision)).strip()
         if place.whole(commit):

@@ -75,8 +75,8 @@ def world(tmp_path, monkeypatch):
         if words[0] == "ls-remote":
             said = "%s\trefs/heads/main\n" % this.commit
         elif words[0] == "clone":
-            os.makedirs(cwd + "/work/.git/objects")
-            with open(cwd + "/work/.git/objects/pack", "wb") as file:
+            os.makedirs(cwd + "/tree/.git/objects")
+            with open(cwd + "/tree/.git/objects/pack", "wb") as file:
                 file.write(b"p" * 100)
         elif words[0] == "rev-parse":
             said = words[-1][:40]

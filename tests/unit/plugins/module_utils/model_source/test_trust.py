@@ -540,14 +540,14 @@ def test_revisions_that_are_none(clone, bring, revision):
 def test_a_repository_that_lies_where_the_clone_will_be(clone, tmp_path):
     """Left there by whoever: nothing of it is run, and nothing of it stays."""
     left = tmp_path / "models/git/o/m/.clone.part"
-    (left / "work/.git/hooks").mkdir(parents=True)
+    (left / "tree/.git/hooks").mkdir(parents=True)
     ran = tmp_path / "ran"
-    for here in (left / ".git", left / "work/.git"):
+    for here in (left / ".git", left / "tree/.git"):
         here.mkdir(exist_ok=True)
         (here / "config").write_text(
-            "[core]\n\tfsmonitor = touch %s\n\thooksPath = %s\n" % (ran, left / "work/.git/hooks")
+            "[core]\n\tfsmonitor = touch %s\n\thooksPath = %s\n" % (ran, left / "tree/.git/hooks")
         )
-    hook = left / "work/.git/hooks/post-checkout"
+    hook = left / "tree/.git/hooks/post-checkout"
     hook.write_text("#!/bin/sh\ntouch %s\n" % ran)
     hook.chmod(0o755)
     path = clone()["path"]
