@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +20,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hu
 
 ATTEMPTS = 5  # in a row without a byte
 SILENCE = 60  # seconds without a byte
+HEAD = 120  # seconds for all header fields of an answer
 PIECE = 1 << 20
 PERIOD, SLOWEST = 300, 1024
 """Seconds, and the bytes per second below which a server is given up after them."""
@@ -46,6 +49,41 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return request
 
 
+class _Answer(http.client.HTTPResponse):
+    """Waits for a limited time until its header has come, however often a byte of it does."""
+
+    def __init__(self, sock: socket.socket, *words: Any, **more: Any) -> None:
+        super().__init__(sock, *words, **more)
+        self._socket = sock
+
+    def begin(self) -> None:
+        late = threading.Timer(HEAD, self._socket.shutdown, (socket.SHUT_RDWR,))
+        late.daemon = True
+        late.start()
+        try:
+            super().begin()
+        finally:
+            late.cancel()
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = _Answer
+
+
+class _SafeConnection(http.client.HTTPSConnection):
+    response_class = _Answer
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: Any) -> Any:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(_SafeConnection, req)
+
+
 def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
     """The open answer of a server.
 
@@ -59,7 +97,7 @@ def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
     if first_byte:
         request.add_header("Range", "bytes=%d-" % first_byte)
     try:
-        return urllib.request.build_opener(_Redirects()).open(request, timeout=SILENCE)
+        return urllib.request.build_opener(_Redirects(), _Http(), _Https()).open(request, timeout=SILENCE)
     except urllib.error.HTTPError as error:
         host = urlsplit(url).netloc
         if error.code in (401, 403):
@@ -79,7 +117,7 @@ def listing(url: str, headers: Mapping[str, str]) -> bytes:
 
     :raises DownloadError: it is not had, or is larger than a listing can be.
     """
-    text, pace = b"", _Pace(url)
+    text, pace = bytearray(), _Pace(url)
     try:
         with get(url, headers) as answer:
             for chunk in iter(lambda: answer.read1(PIECE), b""):
@@ -89,7 +127,7 @@ def listing(url: str, headers: Mapping[str, str]) -> bytes:
                     raise DownloadError("%s answers with more than %d MiB" % (url, LISTING >> 20))
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError("%s is not reached: %s" % (url, getattr(error, "reason", error))) from None
-    return text
+    return bytes(text)
 
 
 def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> None:

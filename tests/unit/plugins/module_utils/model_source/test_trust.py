@@ -403,6 +403,27 @@ def test_where_no_http_is_spoken(bring):
             bring(url="http://127.0.0.1:%d" % listening.getsockname()[1])
 
 
+def test_a_header_without_an_end(bring, monkeypatch):
+    monkeypatch.setattr(download, "HEAD", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection = listening.accept()[0]
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            try:
+                while True:
+                    connection.sendall(b"x")
+                    ended.wait(0.01)
+            except OSError:
+                ended.set()
+
+        ended = threading.Event()
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(SourceError, match="no listing|is not reached"):
+            bring(url="http://127.0.0.1:%d" % listening.getsockname()[1])
+        assert ended.wait(30)
+
+
 @pytest.mark.parametrize("url", ["file:///etc", "ftp://hub", "hub", "-o"])
 def test_addresses_that_are_no_hubs(bring, url):
     with pytest.raises(SourceError, match="url: expected http:// or https://"):
