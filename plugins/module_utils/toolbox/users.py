@@ -48,6 +48,24 @@ def ids_of(user: str) -> Optional[Ids]:
     return Ids(entry.pw_uid, entry.pw_gid, [entry.pw_gid, *more])
 
 
+def home() -> str:
+    """The home of whoever runs this. ``HOME`` may be that of the user who became root; programs would then take their
+    settings and caches from a folder of that user.
+    """
+    import pwd
+
+    named = os.environ.get("HOME", "")
+    try:
+        if os.path.isabs(named) and os.stat(named).st_uid == os.geteuid():
+            return named
+    except OSError:
+        pass
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return "/"
+
+
 def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
     """The result of a function that runs with a user's ids, in a child of its own; who is not root is who he is.
 
