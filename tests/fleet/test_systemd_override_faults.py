@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from web_unit import DROP_INS, OURS, SERVER, UNIT, Unit, same_process
 
 SESAME = "open-sesame-0"
-LOCK = "/run/lock/gpufleet-%s.lock" % UNIT
+LOCK = "/run/gpufleet/%s.lock" % UNIT
 GOOD: Dict[str, Any] = {"environment": {"A": "good"}, "secret_environment": {"S": SESAME}, "timeout": 30}
 
 
@@ -189,4 +189,6 @@ def test_the_holder_of_the_lock_is_named(unit: Unit, before: str) -> None:
     unit.sh("echo 4711 >%s; systemd-run --unit=fleet-holder flock %s sleep 600" % (LOCK, LOCK))
     unit.sh("until ! flock -n %s true; do sleep 0.05; done" % LOCK)
     result = unit(**dict(GOOD, environment={"A": "bad"}, timeout=1))
-    assert result["failed"] and "being changed by another run, process 4711" in result["msg"] and LOCK in result["msg"]
+    assert (
+        result["failed"] and "another run, process 4711, is still busy with" in result["msg"] and LOCK in result["msg"]
+    )

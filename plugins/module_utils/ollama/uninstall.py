@@ -211,7 +211,8 @@ def _remove(gone: List[str], user: Optional[str], prefix: str, places: List[str]
             os.unlink(path)
         made.drop("homes", path)
     if user:
-        account.run(["userdel", user])
+        if account.exists(user):  # a killed run may have recorded, but not created it
+            account.run(["userdel", user])
         made.drop("users", user)
     _remove_empty([os.path.join(prefix, install.STORE)])
     # folders that were made for a store, from the inside out

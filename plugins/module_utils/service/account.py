@@ -44,11 +44,17 @@ class UserStep:
     def apply(self) -> None:
         if not exists(self.user):
             self._made_home = not os.path.isdir(self.home)
-            run(self.command)
-            self._made_user = True
             made.add("users", self.user)
             if self._made_home:
                 made.add("homes", self.home)
+            try:
+                run(self.command)
+            except AccountError:
+                if not exists(self.user):  # else another run has created it, and counts on the record
+                    made.drop("users", self.user)
+                    made.drop("homes", self.home)
+                raise
+            self._made_user = True
         for group in self._missing_groups():
             run(["usermod", "-a", "-G", group, self.user])
             self._joined.append(group)

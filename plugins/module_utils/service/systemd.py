@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import json
 import os
@@ -484,30 +483,13 @@ class System:
         :param waiting: called again and again meanwhile with the process that holds it.
         :raises ManagerError: it is not free within the limit; the message names the holder.
         """
-        path = "%s/run/lock/gpufleet-%s.lock" % (self.root, unit)
-        until = time.monotonic() + limit
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            if _lock(descriptor, path):
-                break
-            holder = os.read(descriptor, 100).decode("ascii", "replace").strip() or "unknown"
-            os.close(descriptor)
-            if time.monotonic() > until:
-                raise ManagerError(
-                    "%s is being changed by another run, process %s, for more than %d s (lock %s): try again later"
-                    % (unit, holder, limit, path)
-                )
-            if waiting:
-                waiting(holder)
-            # flock itself has no time limit
-            time.sleep(0.1)
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+
         try:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, b"%d\n" % os.getpid())
-            yield
-        finally:
-            os.unlink(path)
-            os.close(descriptor)
+            with lock.held(unit, limit, waiting, root=self.root):
+                yield
+        except lock.LockError as error:
+            raise ManagerError(str(error)) from None
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -571,15 +553,6 @@ def main_environ(
         # neither sends a word
         time.sleep(0.05)
         state = system.show(unit)
-
-
-def _lock(descriptor: int, path: str) -> bool:
-    """Lock an open file unless somebody has; not when its last holder has meanwhile removed it from ``path``."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def _message(entry: Mapping[str, Any]) -> str:
