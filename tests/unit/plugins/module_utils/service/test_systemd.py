@@ -251,13 +251,13 @@ def test_the_words_of_a_process_that_was_gone_before_journald_read_them(tools: T
         return "".join(json.dumps(entry) + "\n" for entry in entries)
 
     tools.answers["journalctl --quiet"] = lambda command, _environ: (0, journal(command), "")
-    tools.answers["systemctl show -p User --value -- x.service"] = lambda _command, _environ: (0, user + "\n", "")
     for user, words in (
         ("nobody", ["+", "INVOCATION_ID=abc", "_UID=65534"]),
         ("65533", ["+", "INVOCATION_ID=abc", "_UID=65533"]),
         ("never-was", []),
         ("", []),
     ):
+        tools.answers["systemctl show -p User --value -- x.service"] = (0, user + "\n", "")
         assert System().journal("x.service", "abc", 5) == ["one", "two"]
         assert tools.commands[-1][7 + 2 :] == ["_SYSTEMD_UNIT=x.service", *words]
 
