@@ -79,6 +79,8 @@ LONGEST_MESSAGE = 1 << 18
 """Bytes of one message of the journal, and characters of a line, that are read."""
 LARGEST_JOURNAL = 32 << 20
 """Bytes of a journal that are read at once."""
+KNOWN_VERSION = 252
+"""Taken for systemd's version where that is not to be found out: the one that the rules were tried on."""
 SYSTEMD_LINES = 10
 """What systemd itself logs of one invocation, at most: it was started, stopped, has failed."""
 
@@ -238,6 +240,9 @@ class System:
 
     def environment_files(self, pattern: str) -> Iterator[Tuple[str, bytes]]:
         """(path, content) of the readable files that the pattern of an ``EnvironmentFile=`` names."""
+        pattern = re.sub(
+            r"\\(.)", lambda match: glob.escape(match.group(1)), pattern
+        )  # glob(3) unescapes, glob does not
         for path in sorted(glob.glob(self.root + pattern)) if glob.has_magic(pattern) else [self.root + pattern]:
             content = self.read(path[len(self.root) :])
             if content is not None:
@@ -406,24 +411,32 @@ class System:
         return list(dict.fromkeys(found))
 
     def specifiers(self, unit: str, fragment: str = "") -> Mapping[str, str]:
-        """What ``%`` and a letter stand for in this unit's files."""
+        """What ``%`` and a letter stand for in this unit's files; and, as ``systemd``, systemd's version.
+
+        A letter for which this unit has nothing is missing: systemd drops a word with it.
+        """
         stem, _dot, kind = unit.rpartition(".")
         prefix, _at, instance = stem.partition("@")
-        machine, root = os.uname(), pwd.getpwuid(0)
-        release = self._os_release()
-        return {
+        machine, root, version = os.uname(), pwd.getpwuid(0), self._version()
+        release = self._assignments("/etc/os-release") or self._assignments("/usr/lib/os-release")
+        if fragment and os.path.islink(self.root + fragment):  # such as by systemctl link
+            fragment = os.path.realpath(self.root + fragment)[len(self.root) :]
+        found = {
+            "systemd": str(version),
             "n": unit,
             "N": stem,
             "p": prefix,
             "P": _unescape(prefix),
+            "q": self._assignments("/etc/machine-info").get("PRETTY_HOSTNAME") or machine.nodename,
             "i": instance,
             "I": _unescape(instance),
             "j": prefix.rpartition("-")[2],
             "J": _unescape(prefix.rpartition("-")[2]),
-            "f": "/" + _unescape(instance or prefix),
-            "y": fragment,
-            "Y": os.path.dirname(fragment),
-            "d": "/run/credentials/" + unit,
+            "f": _path_unescape(instance or prefix),
+            "y": fragment if version >= 251 else None,
+            "Y": os.path.dirname(fragment) if version >= 251 else None,
+            "d": "/run/credentials/" + unit if version >= 251 else None,
+            "D": "/usr/share" if version >= 257 else None,
             "t": "/run",
             "S": "/var/lib",
             "C": "/var/cache",
@@ -450,11 +463,17 @@ class System:
             "M": release.get("IMAGE_ID", ""),
             "A": release.get("IMAGE_VERSION", ""),
         }
+        return {letter: text for letter, text in found.items() if text is not None}
 
-    def _os_release(self) -> Dict[str, str]:
-        content = self.read("/etc/os-release") or self.read("/usr/lib/os-release") or b""
+    def _version(self) -> int:
+        """The version of the systemd that runs; told by the library that it has loaded, which costs no process."""
+        match = re.search(rb"/libsystemd-shared-(\d+)", self.read("/proc/1/maps") or b"")
+        return int(match.group(1)) if match else KNOWN_VERSION
+
+    def _assignments(self, path: str) -> Dict[str, str]:
+        """What a file such as ``/etc/os-release`` says."""
         try:
-            return {name: value for name, (value, _line) in parse_environment_file(content).items()}
+            return {name: value for name, (value, _line) in parse_environment_file(self.read(path) or b"").items()}
         except UnitError:
             return {}
 
@@ -640,8 +659,18 @@ def _microseconds(entry: Mapping[str, Any]) -> int:
     return int(entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry.get("__REALTIME_TIMESTAMP") or 0)
 
 
-def _unescape(name: str) -> str:
-    """A part of a unit's name as it was before systemd-escape."""
+def _path_unescape(name: str) -> Optional[str]:
+    """A part of a unit's name as the path that it was before systemd-escape; None when it was none."""
+    parts = (_unescape(name) or "").split("/")
+    if name == "-":
+        return "/"
+    return None if {"", ".", ".."} & {*parts} else "/" + "/".join(parts)
+
+
+def _unescape(name: str) -> Optional[str]:
+    """A part of a unit's name as it was before systemd-escape; None when it is not escaped as it should be."""
+    if re.search(r"\\(?!x[0-9a-fA-F]{2})", name):
+        return None
     raw = re.sub(
         rb"\\x([0-9a-fA-F]{2})", lambda match: bytes([int(match.group(1), 16)]), name.replace("-", "/").encode()
     )

@@ -396,6 +396,10 @@ def test_environment_files(tmp_path: Path) -> None:
     assert list(system.environment_files("/etc/default/*")) == [("/etc/default/a", b"A=1"), ("/etc/default/b", b"B=1")]
     assert list(system.environment_files("/etc/default/a")) == [("/etc/default/a", b"A=1")]
     assert list(system.environment_files("/etc/nothing")) == []
+    write(tmp_path, "/etc/default/c\\x2d[1]", "C=1")
+    escaped = r"/etc/default/c\\x2d\[1\]"
+    for pattern in (escaped, escaped + "*", r"/etc/default/\c\\x2d\[1]"):
+        assert list(system.environment_files(pattern)) == [("/etc/default/c\\x2d[1]", b"C=1")]
 
 
 def _bound(path: Path) -> None:
@@ -479,6 +483,51 @@ def test_specifiers(tmp_path: Path) -> None:
     }
     write(tmp_path, "/etc/os-release", "\0")
     assert system.specifiers("x.service")["o"] == ""
+
+
+PATH_OF = {
+    "a-b.service": "/a/b",
+    "x@a-b.service": "/a/b",
+    "x@-.service": "/",
+    "a\\x2db.service": "/a-b",
+    "x-.service": None,
+    "x@-a.service": None,
+    "a--b.service": None,
+    "x@..-a.service": None,
+    "x@a\\x2.service": None,
+}
+
+
+@pytest.mark.parametrize("unit, path", PATH_OF.items())
+def test_the_path_that_a_name_stands_for(tmp_path: Path, unit: str, path: Optional[str]) -> None:
+    """systemd drops a word with what stands for nothing."""
+    assert System(str(tmp_path)).specifiers(unit).get("f") == path
+
+
+def test_a_name_that_is_not_escaped(tmp_path: Path) -> None:
+    found = System(str(tmp_path)).specifiers("a\\zz@b\\.service")
+    assert not {"P", "I", "J", "f"} & {*found} and found["p"] == "a\\zz"
+
+
+@pytest.mark.parametrize(
+    "library, version, known",
+    [("247.so", 247, ""), ("251-2.so", 251, "dyY"), ("257.9-1.so", 257, "dyYD"), (None, 252, "dyY")],
+)
+def test_specifiers_by_version(tmp_path: Path, library: Optional[str], version: int, known: str) -> None:
+    if library:
+        write(tmp_path, "/proc/1/maps", "7f r-xp 0 08:01 5   /usr/lib/x/systemd/libsystemd-shared-%s\n" % library)
+    found = System(str(tmp_path)).specifiers("x.service", "/etc/systemd/system/x.service")
+    assert found["systemd"] == str(version) and {*"dyYD"} & {*found} == {*known}
+
+
+def test_specifiers_of_a_linked_unit(tmp_path: Path) -> None:
+    write(tmp_path, "/srv/u/x.service")
+    write(tmp_path, "/etc/machine-info", 'PRETTY_HOSTNAME="My host"\n')
+    link = tmp_path / "etc/systemd/system/x.service"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "srv/u/x.service")
+    found = System(str(tmp_path)).specifiers("x.service", "/etc/systemd/system/x.service")
+    assert (found["y"], found["Y"], found["q"]) == ("/srv/u/x.service", "/srv/u", "My host")
 
 
 # --- processes
