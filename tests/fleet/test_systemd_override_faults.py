@@ -18,6 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import on_host
 from web_unit import DROP_INS, OURS, SERVER, UNIT, Unit, same_process
 
 SESAME = "open-sesame-0"
@@ -192,3 +193,20 @@ def test_the_holder_of_the_lock_is_named(unit: Unit, before: str) -> None:
     assert (
         result["failed"] and "another run, process 4711, is still busy with" in result["msg"] and LOCK in result["msg"]
     )
+
+
+def test_a_poisoned_log_neither_draws_on_the_terminal_nor_speaks_for_another(lab: Any, unit: Unit, before: str) -> None:
+    found = on_host.run(lab, "gpu1", "poisoned_log.py")
+    assert found["forged"] == 100, "the stranger was heard by journald"
+    own = [
+        "all is well failed",
+        "one of two",
+        "two of two",
+        "not \ufffd text",
+        "and a line",
+        "x" * 150000,
+        "last own words",
+    ]
+    assert found["journal"] == own
+    assert [line for line in found["start"] if line in own[3:]] == own[3:] and found["start"][0] == own[0]
+    assert not any(char < " " for line in found["journal"] + found["start"] for char in line)
