@@ -241,8 +241,9 @@ options:
     default: {}
   extra_args:
     description:
-      - Further options of C(vllm serve), without the dashes. A list gives several words, a dictionary JSON. What vLLM's
-        own parser does not take is refused.
+      - Further options of C(vllm serve), without the dashes. A list gives several words, a dictionary JSON. V(false)
+        becomes C(--no-NAME), as C(vllm serve) ignores a false in its file. What vLLM's own parser does not accept is
+        refused.
     type: dict
     default: {}
   timeout:

@@ -23,7 +23,8 @@ _LIKE = {"text": r"[^{}-][^{}]*\Z", "number": r"[0-9]+(\.[0-9]+)?\Z", "whole": r
 
 def unknown(config: Mapping[str, Any], table: Table) -> List[str]:
     """Keys that the parser refuses: no option has that name, or one that begins so."""
-    return [key for key in sorted(config) if not any(name.startswith(key) for name in table)]
+    # vLLM itself turns `option.part` into JSON for the option
+    return [key for key in sorted(config) if not any(name.startswith(key.partition(".")[0]) for name in table)]
 
 
 def certain(config: Mapping[str, Any], table: Table) -> bool:
@@ -33,7 +34,7 @@ def certain(config: Mapping[str, Any], table: Table) -> bool:
 
 def _takes(option: Mapping[str, Any], value: Any) -> bool:
     if isinstance(value, bool):
-        return option["bare"]
+        return value and option["bare"]  # a false would be dropped without a word
     if option["bare"] or value is None or isinstance(value, Mapping):
         return False
     values = value if isinstance(value, list) else [value]

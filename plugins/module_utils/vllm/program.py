@@ -227,6 +227,9 @@ def refusal(said: str, options: Sequence[str]) -> str:
         import difflib
 
         for word in last.split()[2:]:
+            if word.startswith("--no-") and "--" + word[5:] in options:
+                last += "; this version cannot be told %s: false, leave it out" % word[5:]
+                continue
             near = difflib.get_close_matches(word, options, cutoff=0.7) if word.startswith("--") else []
             if near:
                 last += "; did you mean %s?" % near[0][2:]

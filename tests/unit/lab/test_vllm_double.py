@@ -232,3 +232,26 @@ def test_the_file_is_not_read_with_an_equals_sign(package, tmp_path):
         [sys.executable, "-c", words], env=dict(os.environ, PYTHONPATH=str(package)), stdout=subprocess.PIPE, text=True
     )
     assert done.stdout == "Qwen/Qwen3-0.6B\n"
+
+
+def test_the_same_truth_values_of_the_file(package, tmp_path):
+    recorded = json.loads((FIXTURES / "parser.json").read_text())["0.33.0"]
+    words = (
+        "import json, sys; from vllm.server import options_of;"
+        "print(json.dumps([options_of(words).get('enable_prefix_caching') for words in json.loads(sys.argv[1])]))"
+    )
+    asked, expected = [], []
+    for command, lines in recorded.items():
+        for line, value in lines.items():
+            if "enable-prefix-caching" in line:
+                file = tmp_path / ("%d.yaml" % len(asked))
+                file.write_text('model: "/m"\n%s\n' % line)
+                asked.append([*(["serve"] if command == "serve" else []), "--config", str(file)])
+                expected.append(value)
+    done = subprocess.run(
+        [sys.executable, "-c", words, json.dumps(asked)],
+        env=dict(os.environ, PYTHONPATH=str(package)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert json.loads(done.stdout) == expected and None in expected and False in expected

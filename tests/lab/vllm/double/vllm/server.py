@@ -73,8 +73,11 @@ def fault_of(options):
 # --- options
 
 
-def read_config(path):
-    """A configuration file as words of the command line, by the real one's rules."""
+def read_config(path, known=()):
+    """A configuration file as words of the command line, by the real one's rules.
+
+    `known` are the options of the parser that reads it: of `vllm serve` that is the one above, which has none of them.
+    """
     if path.rpartition(".")[2] not in ("yaml", "yml"):
         raise ValueError("Config file must be of a yaml/yml type. %s supplied" % path.rpartition(".")[2])
     words = []
@@ -84,7 +87,7 @@ def read_config(path):
             continue
         value = json.loads(value)
         if isinstance(value, bool):
-            words += ["--" + key] if value else []
+            words += ["--" + key] if value else ["--no-" + key] if "--no-" + key in known else []
         elif isinstance(value, list):
             words += ["--" + key, *map(str, value)] if value else []
         else:
@@ -104,8 +107,10 @@ def parser():
     for name, bare in listed.items():
         if not name.startswith("--") or name == "--help":
             continue
-        if bare:
-            made.add_argument(name, action="store_true")
+        if bare and name.startswith("--no-") and "--" + name[5:] in listed:
+            made.add_argument(name, action="store_false", dest=name[5:].replace("-", "_"), default=None)
+        elif bare:
+            made.add_argument(name, action="store_true", default=None)
         else:
             more = {"nargs": "+"} if name in several else {"type": types.get(name, str)}
             if name == "--dtype":
@@ -115,17 +120,18 @@ def parser():
 
 
 def options_of(words):
+    known = [] if words[:1] == ["serve"] else parser()._option_string_actions
     if words[:1] == ["serve"]:
         words = words[1:]
     if "--config" in words:  # with "=", as in the real one, it is not seen
         at = words.index("--config")
-        words = read_config(words[at + 1]) + words[:at] + words[at + 2 :]
+        words = read_config(words[at + 1], known) + words[:at] + words[at + 2 :]
     words = [word.replace("_", "-") if word.startswith("--") else word for word in words]
     found = vars(parser().parse_args(words))
     defaults = {"port": 8000, "gpu_memory_utilization": 0.92, "shutdown_timeout": 0, "model": "Qwen/Qwen3-0.6B"}
     sizes = dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes"), 1)
     sizes.update(node_rank=0, master_addr="127.0.0.1", master_port=29501, headless=False)
-    given = {key: value for key, value in found.items() if value not in (None, False)}
+    given = {key: value for key, value in found.items() if value is not None}
     return {**defaults, **sizes, **({"model": given["model_tag"]} if "model_tag" in given else {}), **given}
 
 

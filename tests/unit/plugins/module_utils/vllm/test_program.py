@@ -129,6 +129,16 @@ def test_what_the_parser_told_is_kept_only_on_request_and_only_for_that_environm
     assert len(asked) == 6, "a damaged file is as none"
 
 
+def test_a_false_without_a_spelling_is_refused(venv, asked):
+    program = Program(venv)
+    program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
+    program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
+    assert len(asked) == 1
+    for _once in range(2):
+        with pytest.raises(ProgramError, match="this version cannot be told disable-log-stats: false, leave it out"):
+            program.parse(config(**{"no-disable-log-stats": True}), {}, keep=True)
+
+
 @pytest.mark.parametrize(
     "more, words",
     [
@@ -212,6 +222,10 @@ def test_a_cache_that_cannot_be_written_is_no_fault(answered, cache):
         ("Traceback\n  File\nImportError: no\n\n", "ImportError: no"),
         ("", "it says nothing"),
         ("error: unrecognized arguments: --zzz", "unrecognized arguments: --zzz"),
+        (
+            "error: unrecognized arguments: --no-model",
+            "unrecognized arguments: --no-model; this version cannot be told model: false, leave it out",
+        ),
         ("error: unrecognized arguments: max-modle-len", "unrecognized arguments: max-modle-len"),
         ("error: argument --max-len: expected --max-modle-len", "argument --max-len: expected --max-modle-len"),
     ],
