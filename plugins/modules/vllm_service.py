@@ -20,8 +20,12 @@ description:
     numbers.
   - Before a restart, requests that are running or waiting are given O(drain_timeout) to end; afterwards the GPU memory
     of the former processes is waited for. Processes of others are named, and never ended.
-  - The proof is that the unit itself lists the model, generates a token and counts it, and that NVML names the unit's
-    processes on every declared GPU. C(/health) is not asked; it answers for as long as the front end lives.
+  - The proof is that the unit itself lists the model, that the model does its own kind of work, and that NVML names the
+    unit's processes on every declared GPU. C(/health) is not asked; it answers for as long as the front end lives.
+  - Which work that is depends on the paths that vLLM offers for the model. A generating model generates a token, which
+    the server must have counted; others compute an embedding, a score, a class or a pooled output. A model that offers
+    none of these, such as one for transcription, passes when it is listed; RV(msg) says then that its answers are not
+    proven.
   - A slow start is waited for, long enough for slow storage. One that logs nothing and takes no more GPU memory for
     O(stall_timeout) has stalled. When the proof fails, the former state is put back.
 author:
@@ -255,7 +259,7 @@ options:
     type: float
     default: 300.0
   token_timeout:
-    description: Seconds that the one token of the proof may take.
+    description: Seconds that the token, embedding, score or class of the proof may take.
     type: float
     default: 120.0
   drain_timeout:

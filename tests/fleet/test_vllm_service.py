@@ -182,6 +182,31 @@ def test_what_would_fail_is_refused_before_anything_is_touched(bring, ready, opt
     assert (processes(ready), sh(ready, "cat %s; systemctl show -p InvocationID %s" % (CONFIG, UNIT))) == before
 
 
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("embed", "an embedding of 128 dimensions in "),
+        ("classify", "one of 2 classes in "),
+        ("transcribe", "answers not proven: transcription"),
+    ],
+)
+def test_a_model_that_generates_no_text_is_proven_by_its_own_work(bring, ready, task, said):
+    options = {"extra_args": {"runner": "pooling", "convert": task}}
+    result = bring(**options)
+    assert not result["failed"], result["msg"]
+    assert said in result["msg"]
+    again = bring(**options)
+    assert not again["changed"] and not again["failed"], again["msg"]
+    if task == "embed":
+        vllmdouble.fault(ready, "dead-engine max-num-seqs=7")
+        try:
+            broken = bring(max_num_seqs=7, token_timeout=2, **options)
+        finally:
+            vllmdouble.clear(ready)
+        assert broken["failed"] and broken["verdict"] == "stalled", broken["msg"]
+        assert "The former state is back" in broken["msg"]
+
+
 def test_requests_end_before_a_restart(bring, ready):
     vllmdouble.fault(ready, "slow-token:3")
     try:

@@ -4,7 +4,8 @@
 """The proof that a vLLM instance does what is declared of it, and what is done around its stop.
 
 /health answers 200 for as long as the front end lives, so it is not asked. The models must be listed by this very unit,
-a token must be generated and counted, and NVML must name the unit's own processes on every declared GPU.
+the model must do its own kind of work (a token generated and counted, an embedding, a score, a class), and NVML must name
+the unit's own processes on every declared GPU.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ class VllmGate:
         self.held: Dict[str, int] = {}
         """Bytes that the unit holds per GPU's UUID, as last seen."""
         self.figures: Dict[str, Any] = {}
-        """Seconds until it was ready, latency and tokens per second of the token."""
+        """Seconds until it was ready, the model's task, what it answered, and the seconds that took."""
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
         try:
             self._comes_up(running, changed)
             if changed:
                 self._is_ours(running)
-                self._generates(running)
+                self._answers(running)
             self._holds_memory(running, changed)
         except Fault as fault:
             return fault.verdict
@@ -150,22 +151,27 @@ class VllmGate:
             pid=listener[0],
         )
 
-    def _generates(self, running: Running) -> None:
+    def _answers(self, running: Running) -> None:
+        # a host that is as declared needs it for nothing
+        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint_answers import answer
+
         before = self._load()
         try:
-            token = self.endpoint.generate(self.served, self.token_timeout)
+            answered = answer(self.endpoint, self.served, self.token_timeout)
         except EndpointError as error:
             if not running.alive():
                 raise self._died(running) from None
             raise Fault(error.name, str(error)) from None
         after = self._load()
-        if before and after and after.generated <= before.generated:
+        if answered.tokens and before and after and after.generated <= before.generated:
             raise Fault(
                 "no_progress",
                 "%s answered with a token, but its own counter of generated tokens stands at %d as before: the answer "
                 "is not the engine's" % (self.served, after.generated),
             )
-        self.figures["latency_seconds"] = round(token.seconds, 3)
+        self.figures.update(task=answered.task, answer=answered.said)
+        if answered.seconds is not None:
+            self.figures["latency_seconds"] = round(answered.seconds, 3)
 
     def _load(self) -> Optional[Load]:
         try:

@@ -475,8 +475,9 @@ def sentence(
         where = hosts[0] if rank else where
     held = sum(gpu["held_bytes"] for gpu in gpus)
     parts.append("%s at %s%s" % (plan.declared.served, where, ", %s held" % sizing.gib(held) if held else ""))
-    if not check and "latency_seconds" in figures:
-        parts.append("a token in %.2f s" % figures["latency_seconds"])
+    if not check and "answer" in figures:
+        seconds = figures.get("latency_seconds")
+        parts.append(figures["answer"] + ("" if seconds is None else " in %.2f s" % seconds))
     if outcome.restarted and not check:
         parts.append("restart %.1f s" % (outcome.unavailable_ms / 1000.0))
     return " · ".join(parts)

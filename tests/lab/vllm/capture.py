@@ -5,7 +5,7 @@
 """Records what a real vLLM says, for tests/unit/fixtures/vllm: `capture.py PYTHON MODEL FOLDER`.
 
 PYTHON is the interpreter of an environment with vLLM (0.32.0 for the CPU was recorded), MODEL what tiny_model.py made.
-Takes some five minutes: one server that answers, and one start for each failure.
+Takes some seven minutes: three servers that answer, and one start for each failure.
 """
 
 from __future__ import annotations
@@ -57,8 +57,17 @@ REQUESTS = (
     ("tokenize-without-key", "POST", "/tokenize", {"model": "tiny", "prompt": "hello"}, False),
     ("no-such-path", "GET", "/nosuch", None, False),
 )
+POOLING = (
+    *(request for request in REQUESTS if request[0] in ("chat", "completion")),
+    ("embeddings", "POST", "/v1/embeddings", {"model": "tiny", "input": "hello"}, True),
+    ("embeddings-no-such-model", "POST", "/v1/embeddings", {"model": "nosuch", "input": "hello"}, True),
+    ("score", "POST", "/score", {"model": "tiny", "text_1": "hello", "text_2": "hello"}, True),
+    ("classify", "POST", "/classify", {"model": "tiny", "input": "hello"}, True),
+    ("pooling", "POST", "/pooling", {"model": "tiny", "input": "hello"}, True),
+    ("transcription", "POST", "/v1/audio/transcriptions", {}, True),
+)
 GENERAL = (
-    (r"\b(chatcmpl|cmpl|modelperm|resp)-[0-9a-f]+", r"\1-0"),
+    (r"\b(chatcmpl|cmpl|modelperm|resp|embd|score|classify|pooling)-[0-9a-f]+", r"\1-0"),
     (r'"created":\s*\d+', '"created":1'),
     (r"vllm-0.32.0-[0-9a-f]{8}", "vllm-0.32.0-0"),
     (r"pid=\d+", "pid=1"),
@@ -103,6 +112,19 @@ def ask(port: int, method: str, path: str, body: Any, key: bool) -> Dict[str, An
     return {"status": answer.status, "type": answer.getheader("Content-Type"), "body": general(text)}
 
 
+def wait(server: Any, log: Path) -> None:
+    """Until it answers."""
+    begun = time.monotonic()
+    while True:
+        try:
+            if ask(8123, "GET", "/health", None, False)["status"] == 200:
+                return
+        except OSError:
+            assert server.poll() is None, log.read_text()
+        assert time.monotonic() < begun + 300, log.read_text()
+        time.sleep(0.2)
+
+
 def capture(python: str, model: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     listed = subprocess.run([python, "-W", "ignore", "-c", LIST_OPTIONS], stdout=subprocess.PIPE, check=True)
@@ -129,15 +151,7 @@ def capture(python: str, model: str, folder: Path) -> None:
 
         log = Path(scratch, "serve")
         server = start(python, good, log, {"VLLM_API_KEY": KEY})
-        begun = time.monotonic()
-        while True:
-            try:
-                if ask(8123, "GET", "/health", None, False)["status"] == 200:
-                    break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-            assert time.monotonic() < begun + 300, log.read_text()
-            time.sleep(0.2)
+        wait(server, log)
         answers = {name: ask(8123, *request) for name, *request in REQUESTS}
         (folder / "api.json").write_text(json.dumps(answers, indent=1) + "\n", "utf-8")
         metrics = ask(8123, "GET", "/metrics", None, False)["body"]
@@ -148,6 +162,15 @@ def capture(python: str, model: str, folder: Path) -> None:
         server.send_signal(signal.SIGTERM)
         status = server.wait(120)
         (folder / "serve.log").write_text("\n".join([*said(log), "exit status %d" % status]) + "\n", "utf-8")
+
+        for task in ("embed", "classify"):
+            log = Path(scratch, task)
+            server = start(python, {**good, "runner": "pooling", "convert": task}, log, {"VLLM_API_KEY": KEY})
+            wait(server, log)
+            answers = {name: ask(8123, *request) for name, *request in POOLING}
+            (folder / (task + ".json")).write_text(json.dumps(answers, indent=1) + "\n", "utf-8")
+            server.send_signal(signal.SIGTERM)
+            server.wait(120)
 
 
 if __name__ == "__main__":

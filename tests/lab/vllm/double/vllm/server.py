@@ -50,6 +50,18 @@ ROOT = os.environ.get("NVIDIA_SIM_ROOT", "")
 sys.path.insert(1, os.environ.get("NVIDIA_SIM_LIB", "/usr/local/lib/nvidia-sim"))
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 GIB = 1 << 30
+TASKS = {
+    "embed": ("/v1/embeddings", "/score", "/pooling"),
+    "classify": ("/classify", "/pooling"),
+    "transcribe": ("/v1/audio/transcriptions",),
+}
+"""Paths of a model that generates no text, by --convert; the last is this double's own, for a model such as Whisper."""
+RESULTS = {
+    "/v1/embeddings": {"object": "embedding", "embedding": [0.1] * 128},
+    "/score": {"object": "score", "score": 1.0},
+    "/classify": {"label": "LABEL_1", "probs": [0.0, 1.0], "num_classes": 2},
+    "/pooling": {"object": "pooling", "data": [0.1] * 128},
+}
 DTYPES = ("auto", "bfloat16", "float", "float16", "float32", "half")
 
 
@@ -320,8 +332,11 @@ class Api:
             return 200, self._metrics()
         if path == "/tokenize":
             return 200, {"count": 1, "max_model_len": self.length, "tokens": [1], "token_strs": None}
-        if path in ("/v1/chat/completions", "/v1/completions", "/invocations"):
+        task = self.options.get("convert")
+        if task is None and path in ("/v1/chat/completions", "/v1/completions", "/invocations"):
             return self._generate(path, body or {})
+        if path in TASKS.get(task, ()) and method == "POST":
+            return self._pool(path, body or {})
         return 404, {"detail": "Not Found"}
 
     def _model(self, name):
@@ -339,6 +354,20 @@ class Api:
         ):
             lines += ["# HELP %s double" % name, "# TYPE %s %s" % (name, kind), "%s%s %.1f" % (name, label, value)]
         return "\n".join(lines) + "\n"
+
+    def _pool(self, path, body):
+        """One request of a model that generates no text."""
+        if path not in RESULTS:
+            return 400, {"error": {"message": "[{'msg': 'Field required'}]", "type": "Bad Request", "code": 400}}
+        if body.get("model", self.names[0]) not in self.names:
+            words = "The model `%s` does not exist." % body["model"]
+            return 404, {"error": {"message": words, "type": "NotFoundError", "param": None, "code": 404}}
+        if "dead-engine" in self.fault:
+            time.sleep(1 << 20)
+        read = 8 if path == "/score" else 4
+        usage = {"prompt_tokens": read, "total_tokens": read, "completion_tokens": 0}
+        data = [{"index": 0, **RESULTS[path]}]
+        return 200, {"id": "pool-0", "object": "list", "model": self.names[0], "data": data, "usage": usage}
 
     def _generate(self, path, body):
         model, wanted = body.get("model", self.names[0]), int(body.get("max_tokens") or 16)

@@ -96,6 +96,31 @@ def test_a_real_one_passes(gate_of, fakes, served):
     assert "/health" not in [path for path, _body in served.requests], "which proves nothing"
 
 
+@pytest.mark.parametrize(
+    "recorded, what, path, task, said",
+    [
+        ("embed", "embeddings", "/v1/embeddings", "embeddings", "an embedding of 128 dimensions"),
+        ("classify", "classify", "/classify", "classification", "one of 2 classes"),
+        (
+            "classify",
+            "none",
+            "/none",
+            "unknown",
+            "answers not proven: it offers no text, embeddings, scores or classes",
+        ),
+    ],
+)
+def test_a_model_that_generates_no_text(gate_of, fakes, served, fixture_text, recorded, what, path, task, said):
+    answers = json.loads(fixture_text("vllm/%s.json" % recorded))
+    del served.answers["/v1/chat/completions"]
+    if what in answers:
+        served.answers[path] = answers[what]["status"], answers[what]["body"]
+    verdict = gate_of()(fakes.FakeRunning(), True)
+    assert verdict.ok, verdict.message
+    assert (verdict.evidence["task"], verdict.evidence["answer"]) == (task, said)
+    assert ("latency_seconds" in verdict.evidence) == (task != "unknown")
+
+
 def test_without_a_change_no_token_is_asked_for_and_nothing_read_anew(gate_of, fakes, served):
     gate = gate_of(held={}, before=ALL)
     assert gate(fakes.FakeRunning(listener=(1, "no one looks")), False).ok

@@ -402,7 +402,7 @@ def test_a_person_is_told(bring):
     bring.outcome = engine.Outcome(changed=True, drift={"port": {}, "model": {}})
     assert bring(check_mode=True)["msg"].startswith("would change model, port ·")
     bring.outcome = engine.Outcome(changed=True, restarted=True)
-    bring.held, bring.figures = {"GPU-0": GIB, "GPU-1": GIB // 2}, {"latency_seconds": 0.214}
+    bring.held, bring.figures = {"GPU-0": GIB, "GPU-1": GIB // 2}, {"answer": "a token", "latency_seconds": 0.214}
     assert bring(check_mode=True)["msg"].startswith("would change the instance ·")
     assert bring(check_mode=True)["msg"].endswith(", 1.5 GiB held")
     assert bring()["msg"].endswith(", 1.5 GiB held · a token in 0.21 s · restart 0.0 s")
