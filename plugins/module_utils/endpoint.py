@@ -171,8 +171,8 @@ class Endpoint:
     def generate(self, model: str, timeout: float, tokens: int = 1) -> Token:
         """Have ``tokens`` tokens generated, as a chat, or where the model has no chat template as a completion.
 
-        :raises EndpointError: ``stalled``, ``model_missing``, ``unauthorized``, ``not_generated``; ``not_offered`` where
-            the server generates no text with this model.
+        :raises EndpointError: ``stalled``, ``model_missing``, ``unauthorized``, ``not_generated``; ``not_offered``: the
+            server generates no text with this model.
         """
         started = time.monotonic()
         chat = {"messages": [{"role": "user", "content": "Say hello."}]}  # type: Dict[str, Any]

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Has a model do its own kind of work: text, an embedding, a score or a class.
 
-vLLM registers a path for each task of its model: 404 for all others, and up to 0.19 an error that names the missing API.
-So each path is tried until one exists. Recorded of 0.32.0: tests/unit/fixtures/vllm/embed.json, classify.json.
+vLLM registers a path for each task of its model: 404 for all others, and up to 0.19 an error that names the missing
+API. So each path is tried until one exists. Recorded of 0.32.0: tests/unit/fixtures/vllm/embed.json, classify.json.
 """
 
 from __future__ import annotations

@@ -321,7 +321,8 @@ class System:
     def _entries(self, count: int, fields: List[str]) -> List[Dict[str, Any]]:
         """The last entries of the journal that have these fields, oldest first; none if it cannot be read."""
         shown = "--output-fields=MESSAGE,_PID,_SYSTEMD_INVOCATION_ID,_SOURCE_REALTIME_TIMESTAMP"
-        command = ["journalctl", "--quiet", "--no-pager", "--all", "-o", "json", shown, "-n", str(count)]
+        # without --all a field of more than 4096 bytes is null: a process can log hundreds of megabytes at once
+        command = ["journalctl", "--quiet", "--no-pager", "-o", "json", shown, "-n", str(count)]
         try:
             out = self._call([*command, *fields])
         except ManagerError:
@@ -584,7 +585,9 @@ def _lock(descriptor: int, path: str) -> bool:
 
 def _message(entry: Mapping[str, Any]) -> str:
     """The text of an entry of the journal, which is a list of bytes where it is not plain text."""
-    message = entry.get("MESSAGE") or ""
+    message = entry.get("MESSAGE", "")
+    if message is None:
+        return "(a line of more than 4096 bytes)"
     return message if isinstance(message, str) else bytes(message).decode("utf-8", "replace")
 
 

@@ -4,8 +4,8 @@
 """The proof that a vLLM instance does what is declared of it, and what is done around its stop.
 
 /health answers 200 for as long as the front end lives, so it is not asked. The models must be listed by this very unit,
-the model must do its own kind of work (a token generated and counted, an embedding, a score, a class), and NVML must name
-the unit's own processes on every declared GPU.
+the model must do its own kind of work (a token generated and counted, an embedding, a score, a class), and NVML must
+name the unit's own processes on every declared GPU.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine 
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import log, sizing
 
 _MEMORY_DELAY = 5.0  # seconds that NVML may need to name a process
+_JOURNAL = 1000  # lines that tell why it ended: each worker writes a traceback, before those of its parents
 _LOOK = 2.0  # seconds between two looks at journal and memory while it starts, at least
 
 
@@ -134,7 +135,7 @@ class VllmGate:
 
     def _died(self, running: Running) -> Fault:
         running.system.sync_journal()
-        words = log.last_words(running.journal(200))
+        words = log.last_words(running.journal(_JOURNAL))
         held = sizing.holders(self.gather()["devices"], running.unit) if words.verdict == "out_of_memory" else ""
         message = "the server gave up: %s" % words.sentence if words.line else "the server ended and said nothing"
         return Fault(words.verdict, message + ("; %s" % held if held else ""), last_words=words.line)

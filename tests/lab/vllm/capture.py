@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -91,14 +92,14 @@ def said(log: Path) -> List[str]:
 def start(python: str, options: Dict[str, Any], log: Path, environment: Optional[Dict[str, str]] = None) -> Any:
     config = log.with_suffix(".yaml")
     config.write_text("".join("%s: %s\n" % (key, json.dumps(value)) for key, value in options.items()), "utf-8")
-    more = dict(environment or {}, VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1", PYTHONUNBUFFERED="1")
+    own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         return subprocess.Popen(
             [python, "-W", "ignore", "-m", MODULE, "--config", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **more},
+            env={**os.environ, **own, **(environment or {})},
             start_new_session=True,
         )
 
@@ -148,6 +149,21 @@ def capture(python: str, model: str, folder: Path) -> None:
             lines = said(log)
             record[name] = {"status": status, "last": lines[-12:]}
         (folder / "failures.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+        broken = Path(scratch, "broken")
+        shutil.copytree(model, broken)
+        weights = (broken / "model.safetensors").read_bytes()
+        (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        record = {}
+        for name, change, environment in (
+            ("broken-weights", {"model": str(broken)}, {}),
+            ("two-workers", {"tensor-parallel-size": 2}, {}),  # on a machine with one NUMA node
+            ("memory", {}, {"VLLM_CPU_KVCACHE_SPACE": "4000"}),
+        ):
+            log = Path(scratch, name)
+            status = start(python, {**good, **change}, log, environment).wait(300)
+            record[name] = {"status": status, "said": said(log)}
+        (folder / "engine.json").write_text(json.dumps(record, indent=0) + "\n", "utf-8")
 
         log = Path(scratch, "serve")
         server = start(python, good, log, {"VLLM_API_KEY": KEY})
