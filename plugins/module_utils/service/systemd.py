@@ -585,9 +585,7 @@ def _lock(descriptor: int, path: str) -> bool:
 
 def _message(entry: Mapping[str, Any]) -> str:
     """The text of an entry of the journal, which is a list of bytes where it is not plain text."""
-    message = entry.get("MESSAGE", "")
-    if message is None:
-        return "(a line of more than 4096 bytes)"
+    message = entry.get("MESSAGE") or ""
     return message if isinstance(message, str) else bytes(message).decode("utf-8", "replace")
 
 
