@@ -191,8 +191,9 @@ options:
     type: str
   shutdown_timeout:
     description:
-      - Seconds that vLLM itself gives running requests when it is stopped (since 0.18). The unit's C(TimeoutStopSec=)
-        is 30 more.
+      - Seconds that vLLM itself gives running requests when it is stopped by anybody (since 0.18). The unit's
+        C(TimeoutStopSec=) is 30 more, and its C(KillMode=) is V(mixed), as the workers of a model on several GPUs would
+        end at once upon a signal.
     type: int
   nodes:
     description:
@@ -243,6 +244,14 @@ options:
     description: Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name is warned of.
     type: dict
     default: {}
+  asleep:
+    description:
+      - What to think of an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
+        V(refuse) fails with the verdict V(asleep), as it answers no request; V(accept) passes, and RV(msg) says so.
+        Neither wakes or restarts it.
+    type: str
+    choices: [refuse, accept]
+    default: refuse
   extra_args:
     description:
       - Further options of C(vllm serve), without the dashes. A list gives several words, a dictionary JSON. V(false)
@@ -318,9 +327,8 @@ msg:
 verdict:
   description:
     - What the proof found. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken), V(bad_config),
-      V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(not_generated), V(no_progress), V(cpu_fallback),
-      V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held),
-      V(peer_lost) (another of O(nodes) has ended), or what the M(gpufleet.inference.systemd_override)
+      V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(asleep), V(not_generated), V(no_progress),
+      V(cpu_fallback), V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held), V(peer_lost) (another of O(nodes) has ended), or what the M(gpufleet.inference.systemd_override)
       module names.
   returned: when anything was looked at
   type: str
@@ -478,6 +486,7 @@ def argument_spec():
         master_port=dict(type="int", default=29500),
         restart=dict(type="bool", default=False),
         environment=dict(type="dict", default={}),
+        asleep=dict(type="str", choices=["refuse", "accept"], default="refuse"),
         extra_args=dict(type="dict", default={}),
         timeout=dict(type="int"),
         stall_timeout=dict(type="float", default=300.0),

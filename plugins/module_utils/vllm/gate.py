@@ -30,8 +30,8 @@ class VllmGate:
 
     The verdicts, in the order in which they are looked for: ``crash_loop``, ``out_of_memory``, ``port_taken``,
     ``bad_config``, ``model_missing`` (its last words tell which), ``stalled``, ``not_ready``, ``unauthorized``;
-    ``not_generated``, ``no_progress``; ``cpu_fallback``, ``wrong_gpu``, ``vram_missing``; else ``ok``. Without a change
-    no token is asked for.
+    ``asleep``; ``not_generated``, ``no_progress``; ``cpu_fallback``, ``wrong_gpu``, ``vram_missing``; else ``ok``.
+    Without a change no token is asked for.
 
     :param endpoint: where it listens, with the key that it will want.
     :param served: name of the model for clients.
@@ -41,6 +41,7 @@ class VllmGate:
     :param stall: seconds without a line in the journal and without more memory, after which a start has stalled.
     :param token_timeout: seconds for the token.
     :param allowed: seconds that a start may take at all.
+    :param asleep: ``refuse`` or ``accept`` an engine that is asleep; None where it has no sleep mode.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class VllmGate:
         stall: float,
         token_timeout: float,
         allowed: float,
+        asleep: Optional[str] = None,
     ) -> None:
         self.endpoint, self.served = endpoint, served
         self.devices, self.facts, self.gather = list(devices), facts, gather
         self.stall, self.token_timeout, self.allowed = stall, token_timeout, allowed
+        self.asleep = asleep
         self.held: Dict[str, int] = {}
         """Bytes that the unit holds per GPU's UUID, as last seen."""
         self.figures: Dict[str, Any] = {}
@@ -68,6 +71,7 @@ class VllmGate:
             self._comes_up(running, changed)
             if changed:
                 self._is_ours(running)
+            if not self._sleeps() and changed:
                 self._answers(running)
             self._holds_memory(running, changed)
         except Fault as fault:
@@ -151,6 +155,24 @@ class VllmGate:
             % (self.endpoint.port, listener[0], listener[1], running.unit),
             pid=listener[0],
         )
+
+    def _sleeps(self) -> bool:
+        """Whether its engine is asleep, where that is accepted."""
+        if self.asleep is None:
+            return False
+        from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.sleep import asleep
+
+        if not asleep(self.endpoint):
+            return False
+        if self.asleep != "accept":
+            raise Fault(
+                "asleep",
+                "it runs and lists %s, but its engine is asleep and answers no request; wake it with POST %s/wake_up "
+                "(restart it after level 2, which drops the weights), or declare asleep: accept"
+                % (self.served, self.endpoint.url),
+            )
+        self.figures["asleep"] = True
+        return True
 
     def _answers(self, running: Running) -> None:
         # a host that is as declared needs it for nothing

@@ -113,6 +113,7 @@ def bring(
         stall=params["stall_timeout"],
         token_timeout=params["token_timeout"],
         allowed=plan.change.timeout,
+        asleep=params["asleep"] if plan.declared.config.get("enable-sleep-mode") else None,
     )
     outcome = engine.converge(
         plan.change,
@@ -360,9 +361,11 @@ def _change(
         "User": [params["user"]],
         "ExecStart": ["", " ".join(words)],
         "TimeoutStopSec": [str((params["shutdown_timeout"] or 0) + STOP_MARGIN)],
+        # the workers of a model on several GPUs end at once upon SIGTERM, and with them the requests that are running
+        "KillMode": ["mixed"],
     }
     if nodes:
-        service.update(NotifyAccess=["main"], KillMode=["mixed"])
+        service.update(NotifyAccess=["main"])
     if ray:
         service.update(RuntimeDirectory=[cluster.directory(params["name"])], RuntimeDirectoryMode=["0700"])
     files: Dict[str, Optional[str]] = {config: settings.render(declared.config)}
@@ -431,11 +434,14 @@ def _handover(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None
             return None
         return Endpoint(settings.Declared(config=former).url, environ.get("VLLM_API_KEY") or None, verify=False)
 
-    return (WorkerHandover if former.get("headless") else VllmHandover)(
+    drain, kind = params["drain_timeout"], VllmHandover
+    if former.get("headless"):  # the server on node 0 takes so much longer to end
+        drain, kind = drain + int(former.get("shutdown-timeout", 0)), WorkerHandover
+    return kind(
         endpoint_of=endpoint_of,
         gather=gather,
         gpus=params["visible_devices"] != "none",
-        drain=params["drain_timeout"],
+        drain=drain,
         release=params["release_timeout"],
         warn=warn,
     )
@@ -478,6 +484,8 @@ def sentence(
     if not check and "answer" in figures:
         seconds = figures.get("latency_seconds")
         parts.append(figures["answer"] + ("" if seconds is None else " in %.2f s" % seconds))
+    if figures.get("asleep"):
+        parts.append("asleep")
     if outcome.restarted and not check:
         parts.append("restart %.1f s" % (outcome.unavailable_ms / 1000.0))
     return " · ".join(parts)

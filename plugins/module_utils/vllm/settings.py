@@ -164,6 +164,8 @@ def declare(options: Mapping[str, Any], sizes: Mapping[str, int], visible: Optio
         )
     if token is not None:
         declared.credentials["hf_token"] = token
+    if options.get("asleep") == "accept" and not declared.config.get("enable-sleep-mode"):
+        problems.append("asleep: it cannot sleep without extra_args: {enable-sleep-mode: true}")
     if options.get("guard_all_paths"):
         if key is None:
             problems.append("guard_all_paths: there is no api_key that it could ask for")

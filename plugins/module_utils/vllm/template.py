@@ -25,7 +25,6 @@ After=network-online.target
 ExecStart=/bin/false
 Restart=always
 RestartSec=5
-KillMode=control-group
 LimitNOFILE=1048576
 LimitMEMLOCK=infinity
 

@@ -282,3 +282,23 @@ def test_the_same_truth_values_of_the_file(package, tmp_path):
         text=True,
     )
     assert json.loads(done.stdout) == expected and None in expected and False in expected
+
+
+def test_sleep_by_the_real_ones_paths(start, monkeypatch):
+    """As entrypoints/serve/dev/sleep/api_router.py of 0.33.0 has them; the gauge is in the recorded metrics."""
+    process = start(enable_sleep_mode=True)
+    wait(process)
+    assert ask(process.port, "GET", "/is_sleeping")[0] == 404
+    process.kill()
+    process.wait()
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    process = start(enable_sleep_mode=True)
+    wait(process)
+    assert json.loads(ask(process.port, "GET", "/is_sleeping")[2]) == {"is_sleeping": False}
+    assert json.loads(ask(process.port, "POST", "/sleep?level=1")[2]) == {"status": "sleeping", "level": 1}
+    assert json.loads(ask(process.port, "GET", "/is_sleeping")[2]) == {"is_sleeping": True}
+    gauge = 'vllm:engine_sleep_state{engine="0",model_name="tiny",sleep_state="awake"} '
+    assert gauge + "1.0" in (FIXTURES / "metrics.txt").read_text()
+    assert gauge + "0.0" in ask(process.port, "GET", "/metrics")[2]
+    assert json.loads(ask(process.port, "POST", "/wake_up")[2]) == {"status": "awake", "tags": None}
+    assert ask(process.port, "POST", "/v1/chat/completions", CHAT)[0] == 200

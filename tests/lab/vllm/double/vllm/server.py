@@ -264,6 +264,8 @@ class Workers:
             return
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in self.fault else signal.SIG_DFL)
+        for number_, part in ((signal.SIGUSR1, wanted // 30), (signal.SIGUSR2, wanted)):
+            signal.signal(number_, lambda *_, part=part: nvml_sim.claim(os.getpid(), uuid, part))
         set_name("VLLM::Worker")
         steps = max(1, int(loading))
         for step in range(1, steps + 1):
@@ -276,6 +278,16 @@ class Workers:
         while os.getppid() == father:
             time.sleep(0.5)
         os._exit(0)
+
+    def gone(self):
+        """Whether one has died; a real one ends at once upon SIGTERM, whatever it computes."""
+        for pid in self.pids:
+            try:
+                if Path("/proc/%d/stat" % pid).read_text().rpartition(")")[2].split()[0] == "Z":
+                    return True
+            except OSError:
+                return True
+        return False
 
     def alive(self):
         """Whether all are there; upon a death the front end ends, with status 0."""
@@ -295,13 +307,15 @@ class Workers:
 
 
 class Api:
-    def __init__(self, options, length, fault, nodes):
-        self.options, self.length, self.fault, self.nodes = options, length, fault, nodes
+    def __init__(self, options, length, fault, nodes, workers):
+        self.options, self.length, self.fault, self.nodes, self.workers = options, length, fault, nodes, workers
         self.dead = False
         keys = options.get("api_key") or [os.environ.get("VLLM_API_KEY")]
         self.keys = {hashlib.sha256(key.encode()).digest() for key in keys if key}
         self.names = options.get("served_model_name") or [options["model"]]
         self.running = self.generated = self.requests = 0
+        self.awake = threading.Event()
+        self.awake.set()
         self.stopping = False
         self.lock = threading.Lock()
         self.guards = []
@@ -332,6 +346,8 @@ class Api:
             return 200, self._metrics()
         if path == "/tokenize":
             return 200, {"count": 1, "max_model_len": self.length, "tokens": [1], "token_strs": None}
+        if path in ("/is_sleeping", "/sleep", "/wake_up") and os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+            return self._sleep(path)
         task = self.options.get("convert")
         if task is None and path in ("/v1/chat/completions", "/v1/completions", "/invocations"):
             return self._generate(path, body or {})
@@ -353,7 +369,20 @@ class Api:
             ("vllm:kv_cache_usage_perc", "gauge", 0),
         ):
             lines += ["# HELP %s double" % name, "# TYPE %s %s" % (name, kind), "%s%s %.1f" % (name, label, value)]
+        state = 'vllm:engine_sleep_state{engine="0",model_name="%s",sleep_state="awake"} %.1f'
+        lines.append(state % (self.names[0], self.awake.is_set()))
         return "\n".join(lines) + "\n"
+
+    def _sleep(self, path):
+        """Put it to sleep or wake it; asleep it keeps requests waiting, and its workers hold little memory."""
+        if path == "/is_sleeping":
+            return 200, {"is_sleeping": not self.awake.is_set()}
+        (self.awake.set if path == "/wake_up" else self.awake.clear)()
+        for pid in self.workers.pids:
+            os.kill(pid, signal.SIGUSR2 if path == "/wake_up" else signal.SIGUSR1)
+        if path == "/sleep":
+            return 200, {"status": "sleeping", "level": 1}
+        return 200, {"status": "awake", "tags": None}
 
     def _pool(self, path, body):
         """One request of a model that generates no text."""
@@ -369,6 +398,12 @@ class Api:
         data = [{"index": 0, **RESULTS[path]}]
         return 200, {"id": "pool-0", "object": "list", "model": self.names[0], "data": data, "usage": usage}
 
+    def _fatal(self):
+        self.dead = True
+        words = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+        log("EngineCore encountered a fatal error.", "EngineCore", "ERROR")
+        return 500, {"error": {"message": words, "type": "InternalServerError", "param": None, "code": 500}}
+
     def _generate(self, path, body):
         model, wanted = body.get("model", self.names[0]), int(body.get("max_tokens") or 16)
         if model not in self.names:
@@ -381,16 +416,16 @@ class Api:
             words = "cannot schedule new futures after shutdown"
             return 500, {"error": {"message": words, "type": "InternalServerError", "param": None, "code": 500}}
         if self.nodes.lost():
-            self.dead = True
-            words = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-            log("EngineCore encountered a fatal error.", "EngineCore", "ERROR")
-            return 500, {"error": {"message": words, "type": "InternalServerError", "param": None, "code": 500}}
+            return self._fatal()
         with self.lock:
             self.running += 1
         try:
             if "dead-engine" in self.fault:
                 time.sleep(1 << 20)
+            self.awake.wait()
             time.sleep(float(self.fault.get("slow-token") or 0.01))
+            if self.workers.gone():
+                return self._fatal()
         finally:
             with self.lock:
                 self.running -= 1
@@ -507,7 +542,7 @@ def main():
             pass
         if options["headless"]:
             raise SystemExit(headless(workers, ended))
-        api = Api(options, length, fault, nodes)
+        api = Api(options, length, fault, nodes, workers)
     except (ValueError, OSError, RuntimeError) as error:
         workers.stop()
         if isinstance(error, (ValueError, RuntimeError)) and "validation error" not in str(error):

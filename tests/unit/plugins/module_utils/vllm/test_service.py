@@ -101,6 +101,7 @@ def test_the_how_to(bring):
         "User": ["vllm"],
         "ExecStart": ["", "%s/bin/vllm serve --config %s" % (bring.venv, CONFIG)],
         "TimeoutStopSec": ["50"],
+        "KillMode": ["mixed"],
     }
     assert change.settings[ledger.SECTION]["GPU"] == ["GPU-%d 0.92" % index for index in range(4)]
     assert change.settings[ledger.SECTION]["Port"] == ["8000"]
@@ -456,7 +457,22 @@ def test_a_node_without_an_api_waits_for_the_end_of_the_one_that_serves(bring):
     assert type(bring.asked["handover"]).__name__ == "VllmHandover", "it was none before"
     converged(bring)
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["handover"]).__name__ == "WorkerHandover"
+    assert type(bring.asked["handover"]).__name__ == "WorkerHandover" and bring.asked["handover"].drain == 60
+    bring(nodes=NODES, node_rank=1, shutdown_timeout=40)
+    assert bring.asked["handover"].drain == 60, "of the process that is to be stopped"
+    converged(bring)
+    bring(nodes=NODES, node_rank=1, shutdown_timeout=0)
+    assert bring.asked["handover"].drain == 60 + 40, "so long vLLM itself lets them end"
+
+
+@pytest.mark.parametrize("asleep", ["refuse", "accept"])
+def test_sleep_is_looked_for_only_where_it_is_possible(bring, asleep):
+    bring(asleep="refuse")
+    assert bring.asked["gate"].asleep is None
+    bring.figures = {"asleep": True}
+    result = bring(asleep=asleep, extra_args={"enable-sleep-mode": True})
+    assert bring.asked["gate"].asleep == asleep
+    assert result["msg"].endswith(" · asleep")
 
 
 @pytest.mark.parametrize(

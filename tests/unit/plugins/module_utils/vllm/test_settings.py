@@ -128,6 +128,7 @@ def test_the_guard():
         ({"shutdown_timeout": -1}, "shutdown_timeout: -1"),
         ({"api_key": "short"}, "api_key: expected 8"),
         ({"api_key": "with a blank"}, "api_key: expected 8"),
+        ({"asleep": "accept"}, "asleep: it cannot sleep without"),
         ({"guard_all_paths": True}, "guard_all_paths: there is no api_key"),
         ({"extra_args": {"max_model_len": 5}}, "extra_args.max_model_len: use the option max_model_len"),
         ({"extra_args": {"no-enforce-eager": True}}, "use the option enforce_eager: false"),
