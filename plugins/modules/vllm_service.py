@@ -328,7 +328,8 @@ verdict:
   description:
     - What the proof found. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken), V(bad_config),
       V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(asleep), V(not_generated), V(no_progress),
-      V(cpu_fallback), V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held), V(peer_lost) (another of O(nodes) has ended), or what the M(gpufleet.inference.systemd_override)
+      V(cpu_fallback), V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held),
+      V(peer_lost) (another of O(nodes) has ended), or what the M(gpufleet.inference.systemd_override)
       module names.
   returned: when anything was looked at
   type: str

@@ -235,7 +235,8 @@ def test_a_request_ends_well_though_the_unit_is_stopped(bring, ready, stop):
         sh(
             ready,
             "systemd-run --quiet --unit=client --property=Type=oneshot --no-block sh -c 'curl -s -o /run/answer"
-            " -w %{http_code} -d '\"'\"'{\"max_tokens\":5}'\"'\"' http://127.0.0.1:8000/v1/chat/completions >/run/status'; "
+            " -w %{http_code} -d '\"'\"'{\"max_tokens\":5}'\"'\"' http://127.0.0.1:8000/v1/chat/completions"
+            " >/run/status'; "
             "timeout 60 sh -c 'until curl -s http://127.0.0.1:8000/metrics | grep -q \"running.* 1.0\"; do :; done'",
         )
         sh(ready, "%s %s" % (stop, UNIT))

@@ -354,7 +354,8 @@ def _change(
         place = "%s:%d" % (declared.addresses[0], params["master_port"] + 1)
         key = settings.definition(declared, program.version())
         names = ",".join(node["name"] for node in nodes)
-        words = [program.python, "-I", together_file, place, str(params["node_rank"]), names, key, *words]
+        addresses = ",".join(declared.addresses)
+        words = [program.python, "-I", together_file, place, str(params["node_rank"]), names, addresses, key, *words]
     if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
         raise Refused("venv: %r has characters that no command line of a unit carries" % program.venv)
     service = {

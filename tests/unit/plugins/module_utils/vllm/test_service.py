@@ -437,10 +437,10 @@ def test_one_model_on_two_hosts(bring):
     commands = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
     assert commands[0][:2] == [bring.venv + "/bin/python", "-I"]
     assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_together.py", "192.0.2.1:29501", "0"]
-    assert commands[1][3:6] == ["192.0.2.1:29501", "1", "gpu1,gpu2"]
-    assert commands[0][6] == commands[1][6], "the same definition"
+    assert commands[1][3:7] == ["192.0.2.1:29501", "1", "gpu1,gpu2", "192.0.2.1,192.0.2.2"]
+    assert commands[0][7] == commands[1][7], "the same definition"
     bring(nodes=NODES, node_rank=1, max_num_seqs=5)
-    assert bring.asked["change"].settings["Service"]["ExecStart"][1].split()[6] != commands[0][6]
+    assert bring.asked["change"].settings["Service"]["ExecStart"][1].split()[7] != commands[0][7]
 
 
 def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
@@ -526,13 +526,13 @@ def test_one_model_on_two_hosts_with_ray(bring):
     assert other.settings[ledger.SECTION]["Port"] == ["29503", "29504"]
     assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.environment["RAY_ADDRESS"] == "192.0.2.1:29500"
     words = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
-    assert words[0][6] == words[1][6], "the same definition"
+    assert words[0][7] == words[1][7], "the same definition"
     split = words[0].index("--")
-    assert words[0][7:9] == [str(command), "start"] and "--head" in words[0][:split] and "--block" not in words[0]
+    assert words[0][8:10] == [str(command), "start"] and "--head" in words[0][:split] and "--block" not in words[0]
     assert words[0][split + 1 :] == [str(bring.model.parent / "venv/bin/vllm"), "serve", "--config", CONFIG]
-    assert words[1][7:9] == [str(command), "start"] and "--block" in words[1] and "serve" not in words[1]
+    assert words[1][8:10] == [str(command), "start"] and "--block" in words[1] and "serve" not in words[1]
     for line, address in zip(words, ("192.0.2.1", "192.0.2.2")):
-        pairs = dict(zip(line[9:], line[10:]))
+        pairs = dict(zip(line[10:], line[11:]))
         assert pairs["--node-ip-address"] == address and pairs["--temp-dir"] == "/run/vllm-chat/ray"
         assert pairs["--num-gpus"] == "4" and pairs["--node-manager-port"] == "29503"
     assert dict(zip(words[1], words[1][1:]))["--address"] == "192.0.2.1:29500"
