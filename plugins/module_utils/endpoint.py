@@ -289,7 +289,7 @@ def look(params: Mapping[str, Any]) -> Dict[str, Any]:
     :raises ValueError: an option is wrong.
     """
     begun = time.monotonic()
-    endpoint = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
+    endpoint: Any = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
     names = endpoint.wait_ready(params["timeout"], params["model"])
     left = max(1.0, begun + params["timeout"] - time.monotonic())
     result = {"changed": False, "verdict": "ok", "url": endpoint.url, "models": names}  # type: Dict[str, Any]

@@ -98,7 +98,7 @@ def _result(endpoint: Endpoint, path: str, body: Dict[str, Any], key: str) -> st
     :raises EndpointError: ``not_generated``, the answer holds no result.
     """
     data = body.get("data")
-    result = data[0].get(key) if isinstance(data, list) and data and isinstance(data[0], dict) else None
+    result: Any = data[0].get(key) if isinstance(data, list) and data and isinstance(data[0], dict) else None
     if key == "score":
         good = isinstance(result, (int, float))
     else:

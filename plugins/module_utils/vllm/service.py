@@ -165,24 +165,27 @@ def _plan(
 ) -> Plan:
     """Decide everything; what is known to fail is refused here."""
     devices, facts = _devices(params, unit, gather)
-    program = Program(params["venv"])
+    program = Program(params["venv"], params["user"])
     if check_mode and not program.exists():
         warn("venv: %s is not there yet; its vLLM is not asked what it thinks of the configuration" % program.venv)
     else:
         program.check()
     home = os.path.join(HOMES, params["user"])
     cache = checkpoint.cache_of(params, params["environment"], home)
-    path = checkpoint.locate(params["model"], cache, params["revision"])
+    path = checkpoint.locate(params["model"], cache, params["user"], params["revision"])
     if params["model"].startswith("/") and path is None and not os.path.isfile(params["model"]):
         if not check_mode:
             raise Refused(
                 "model: there is no directory %s on this host; expected one with config.json" % params["model"]
             )
         warn("model: there is no directory %s on this host yet" % params["model"])
-    document = checkpoint.config(path) if path else {}
+    document = checkpoint.config(path, params["user"]) if path else {}
     dimensions = shape.read(document) if document else None
     weights = sizing.weights_loaded(
-        checkpoint.weight_bytes(path) if path else 0, dimensions, params["dtype"] or "auto", params["quantization"]
+        checkpoint.weight_bytes(path, params["user"]) if path else 0,
+        dimensions,
+        params["dtype"] or "auto",
+        params["quantization"],
     )
     parallel = choose(
         len(devices),
