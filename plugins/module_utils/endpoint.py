@@ -43,7 +43,12 @@ class Answer(NamedTuple):
         error = self.body.get("error") or self.body.get("detail") or self.body.get("message")
         if isinstance(error, dict):
             error = error.get("message")
-        return str(error or self.text[:200].strip())
+        return shown(str(error or self.text[:200].strip()))
+
+
+def shown(text: str) -> str:
+    """A server's words, for a message: not all of megabytes, and nothing that changes a terminal. Pure."""
+    return "".join(letter for letter in text[:500] if letter.isprintable())
 
 
 class Token(NamedTuple):
@@ -74,9 +79,11 @@ def parse_metrics(text: str) -> Dict[str, float]:
         sample = _SAMPLE.match(line)  # a comment begins with "#", which no name does
         if sample:
             try:
-                found[sample.group(1)] = found.get(sample.group(1), 0.0) + float(sample.group(2))
+                value = float(sample.group(2))
             except ValueError:
                 continue
+            if abs(value) < 1e18:  # nor is it NaN
+                found[sample.group(1)] = found.get(sample.group(1), 0.0) + value
     return found
 
 
@@ -134,8 +141,8 @@ class Endpoint:
             text = stream.rest(deadline).decode("utf-8", "replace")
             status = stream.status
         try:
-            document = json.loads(text) if text else {}
-        except ValueError:
+            document = json.loads(text, parse_int=_whole) if text else {}
+        except (ValueError, RecursionError):
             document = {}
         return Answer(status, document if isinstance(document, dict) else {}, text)
 
@@ -204,13 +211,13 @@ class Endpoint:
             )
         usage = answer.body.get("usage")
         made = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if not answer.body.get("choices") or not made:
+        if not answer.body.get("choices") or not made or not isinstance(made, int):
             raise EndpointError(
                 "not_generated",
                 "%s%s answered 200 for %s, but generated nothing (usage: %s); expected %d token%s"
-                % (self.url, path, model, usage, tokens, "s"[: tokens != 1]),
+                % (self.url, path, model, shown(str(usage)), tokens, "s"[: tokens != 1]),
             )
-        return Token(model, path, int(made), time.monotonic() - asked)
+        return Token(model, path, made, time.monotonic() - asked)
 
     # --- waiting
 
@@ -243,7 +250,7 @@ class Endpoint:
                     return names
                 last = EndpointError(
                     "model_missing",
-                    "%s serves %s, not %s" % (self.url, ", ".join(names) or "no model", model or "any model"),
+                    "%s serves %s, not %s" % (self.url, shown(", ".join(names)) or "no model", model or "any model"),
                 )
                 if model is not None and names:
                     raise last
@@ -318,6 +325,11 @@ def look(params: Mapping[str, Any]) -> Dict[str, Any]:
     if load:
         said.append("%d running, %d waiting" % (load.running, load.waiting))
     return dict(result, waited_seconds=round(time.monotonic() - begun, 2), msg=" · ".join(said))
+
+
+def _whole(digits: str) -> int:
+    """A whole number of JSON; Python takes hours for one of millions of digits."""
+    return int(digits[:18])
 
 
 def _served(model: str, names: List[str]) -> bool:

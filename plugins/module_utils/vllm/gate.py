@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError, Load
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError, Load, shown
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError
@@ -135,7 +135,8 @@ class VllmGate:
         if self.served in names:
             return None
         self._is_ours(running)
-        raise Fault("model_missing", "it serves %s, not %s" % (", ".join(map(str, names)) or "no model", self.served))
+        served = shown(", ".join(map(str, names))) or "no model"
+        raise Fault("model_missing", "it serves %s, not %s" % (served, self.served))
 
     def _died(self, running: Running) -> Fault:
         running.system.sync_journal()

@@ -213,7 +213,8 @@ class Program:
                 text = (read_regular(path, _SAYS) or b"").decode("utf-8", "replace")
             except OSError:
                 continue
-            return sorted(set(re.findall(r'^\s+"(VLLM_[A-Z0-9_]+)":', text, re.MULTILINE)))
+            found = re.findall(r'^[ \t]+"(VLLM_[A-Z0-9_]{1,80})":', text, re.MULTILINE)
+            return sorted(set(found[:5000]))
         return []
 
     def version(self) -> str:

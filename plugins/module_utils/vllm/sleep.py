@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import re
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError
 
-_AWAKE = re.compile(r'^vllm:engine_sleep_state\{[^}\n]*sleep_state="awake"[^}\n]*\}[ \t]+([0-9.]+)', re.MULTILINE)
+_GAUGE, _AWAKE = "vllm:engine_sleep_state{", 'sleep_state="awake"'
 
 
 def asleep(endpoint: Endpoint, timeout: float = 3.0) -> bool:
@@ -26,7 +24,8 @@ def asleep(endpoint: Endpoint, timeout: float = 3.0) -> bool:
     if isinstance(said, bool):
         return said
     try:
-        awake = _AWAKE.findall(endpoint.ask("GET", "/metrics", timeout).text)
+        lines = endpoint.ask("GET", "/metrics", timeout).text.splitlines()
     except HttpError:
         return False
-    return bool(awake) and all(value.strip("0.") == "" for value in awake)
+    awake = [line.rpartition(" ")[2] for line in lines if line.startswith(_GAUGE) and _AWAKE in line]
+    return bool(awake) and all(value in ("0", "0.0") for value in awake)

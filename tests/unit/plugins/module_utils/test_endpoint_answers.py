@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils import endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint_answers import answer
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.sleep import asleep
 
 PATHS = {
     "chat": "/v1/chat/completions",
@@ -139,3 +141,32 @@ def test_the_module_for_any_endpoint(serves, web):
         web.answers.pop(path, None)
     with pytest.raises(EndpointError, match="answers not proven"):
         endpoint.look(params)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100000,
+        '{"data": ' * 50000,
+        '{"data": [{"embedding": [%s]}]}' % ("9" * (2 << 20)),
+        '{"usage": {"completion_tokens": "x"}, "choices": [1]}',
+        '{"usage": {"completion_tokens": 1e999}, "choices": [1]}',
+        '{"error": {"message": "%s\\u001b]0;owned\\u0007\\u001b[2J"}}' % ("x" * (2 << 20)),
+        '{"error": ["\\u202e"]}',
+        "\x1b[2J" * 100000,
+        "vllm:num_requests_running inf\nvllm:generation_tokens_total nan\nvllm:num_requests_waiting 1e999\n",
+        "vllm:engine_sleep_state{" + 'sleep_state="awake"' * 100000,
+    ],
+)
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_a_server_that_means_harm(web, text, status):
+    """Each answer ends in time, in a verdict, and its words do nothing to a terminal."""
+    for path in (*PATHS.values(), "/v1/models", "/metrics", "/is_sleeping"):
+        web.answers[path] = (status, text)
+    asked, begun = Endpoint(web.url), time.process_time()
+    for work in (lambda: answer(asked, "tiny", 5), asked.models, asked.load, lambda: asleep(asked)):
+        try:
+            work()
+        except EndpointError as error:
+            assert str(error).isprintable() and len(str(error)) < 1500
+    assert time.process_time() - begun < 10
