@@ -163,6 +163,7 @@ class Program:
             if root:
                 os.chown(home, ids.uid, ids.gid)
             own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
+            own.update(USER=self.user, LOGNAME=self.user)  # torch asks, and ends where an id has no name
             own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=home, COLUMNS="200")
             command = [self.python, "-W", "ignore", "-c", _PARSE, json.dumps(options.SAMPLES), *target]
             with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

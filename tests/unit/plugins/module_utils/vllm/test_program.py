@@ -202,6 +202,7 @@ def test_the_parser_is_asked_apart_from_all_that_serves(venv, answered):
     home, path = run["cwd"], os.environ["PATH"]
     scratch = os.path.dirname(home)
     own = {"HOME": home, "TMPDIR": home, "PATH": path, "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    own.update(USER=USER, LOGNAME=USER)
     own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", HTTPS_PROXY="http://proxy")
     assert run["env"] == own
     assert (run["stdin"], run["limit"], os.path.exists(scratch)) == (subprocess.DEVNULL, 300, False)
