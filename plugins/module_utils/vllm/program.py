@@ -153,15 +153,14 @@ class Program:
         ids = users.ids_of(self.user) or users.Ids(users.STRANGER, users.STRANGER, [])
         scratch = tempfile.mkdtemp(prefix="gpufleet-", dir="/tmp")
         try:
-            path, home = os.path.join(scratch, "config.yaml"), os.path.join(scratch, "home")
+            home = os.path.join(scratch, "home")
+            path, root = os.path.join(home, "config.yaml"), os.geteuid() == 0
+            os.chmod(scratch, 0o711)
+            os.mkdir(home, 0o700)
             with open(path, "w", encoding="utf-8") as file:
                 file.write(render(config))
-            for made, mode in ((path, 0o644), (scratch, 0o755)):
-                os.chmod(made, mode)
-            os.mkdir(home, 0o700)
-            root = os.geteuid() == 0
-            if root:
-                os.chown(home, ids.uid, ids.gid)
+            for made in (path, home) if root else ():
+                os.chown(made, ids.uid, ids.gid)
             own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
             own.update(USER=self.user, LOGNAME=self.user)  # torch asks, and ends where an id has no name
             own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=home, COLUMNS="200")
