@@ -73,7 +73,8 @@ PROPERTIES = (
     "TimeoutStopUSec",
 )
 
-LARGEST_FILE = 4 << 20
+LARGEST_FILE = 64 << 20
+LARGEST_ENVIRONMENT_FILE = 256 << 10
 """Bytes of a file that is read; a larger one counts as one that cannot be read."""
 LONGEST_MESSAGE = 1 << 18
 """Bytes of one message of the journal, and characters of a line, that are read."""
@@ -222,8 +223,8 @@ class System:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def read(self, path: str) -> Optional[bytes]:
-        """The content of a file; None when it cannot be read, is no regular file, or larger than LARGEST_FILE.
+    def read(self, path: str, largest: int = LARGEST_FILE) -> Optional[bytes]:
+        """The content of a file; None when it cannot be read, is no regular file, or has more bytes than ``largest``.
 
         It may lie in a user's folder: a named pipe there is not waited for, a device not opened.
         """
@@ -233,10 +234,10 @@ class System:
             descriptor = os.open(self.root + path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             with open(descriptor, "rb") as stream:
                 regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-                content = stream.read(LARGEST_FILE + 1) if regular else b""
+                content = stream.read(largest + 1) if regular else b""
         except OSError:
             return None
-        return content if regular and len(content) <= LARGEST_FILE else None
+        return content if regular and len(content) <= largest else None
 
     def environment_files(self, pattern: str) -> Iterator[Tuple[str, bytes]]:
         """(path, content) of the readable files that the pattern of an ``EnvironmentFile=`` names."""
@@ -244,7 +245,7 @@ class System:
             r"\\(.)", lambda match: glob.escape(match.group(1)), pattern
         )  # glob(3) unescapes, glob does not
         for path in sorted(glob.glob(self.root + pattern)) if glob.has_magic(pattern) else [self.root + pattern]:
-            content = self.read(path[len(self.root) :])
+            content = self.read(path[len(self.root) :], LARGEST_ENVIRONMENT_FILE)
             if content is not None:
                 yield path[len(self.root) :], content
 
