@@ -80,6 +80,8 @@ LONGEST_MESSAGE = 1 << 18
 """Bytes of one message of the journal, and characters of a line, that are read."""
 LARGEST_JOURNAL = 32 << 20
 """Bytes of a journal that are read at once."""
+JOURNAL_LIMIT = 60
+"""Seconds for reading it."""
 KNOWN_VERSION = 252
 """Taken for systemd's version where that is not to be found out: the one that the rules were tried on."""
 SYSTEMD_LINES = 10
@@ -377,6 +379,8 @@ class System:
         """What one invocation logged, from its first line on, fit for a terminal; no more is read than is taken."""
         command = ["journalctl", "--quiet", "--no-pager", "-o", "cat", "_SYSTEMD_INVOCATION_ID=" + invocation_id]
         with self._started(command) as process:
+            timer = threading.Timer(JOURNAL_LIMIT, process.kill)
+            timer.start()
             try:
                 read, whole = 0, True
                 while process.stdout and read < LARGEST_JOURNAL:  # it may log faster than it is read
@@ -387,6 +391,7 @@ class System:
                         yield printable(piece.decode("utf-8", "replace").rstrip("\n"))
                     read, whole = read + len(piece), piece.endswith(b"\n")
             finally:
+                timer.cancel()
                 process.kill()
 
     def sync_journal(self) -> None:
@@ -406,7 +411,7 @@ class System:
             with open(path, "wb") as stream:
                 stream.write(content)
             _status, _out, said = self._run(
-                ["systemd-analyze", "verify", "--man=no", unit], environment={"SYSTEMD_UNIT_PATH": scratch + ":"}
+                ["systemd-analyze", "verify", "--man=no", "--", unit], environment={"SYSTEMD_UNIT_PATH": scratch + ":"}
             )
         found = [line[len(path) + 1 :] for line in said.split("\n") if line.startswith(path + ":")]
         return list(dict.fromkeys(found))
@@ -587,7 +592,7 @@ class System:
                 raise ManagerError("%s did not finish within %d s" % (" ".join(command[:2]), limit)) from None
             return process.returncode, _text(out), _text(said)
 
-    def _head(self, command: List[str], most: int, limit: float = 60) -> bytes:
+    def _head(self, command: List[str], most: int, limit: float = JOURNAL_LIMIT) -> bytes:
         """The first bytes of what a command says, and one more than ``most`` where it says more."""
         try:
             process = self._started(command)
