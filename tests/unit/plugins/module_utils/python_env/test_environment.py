@@ -441,17 +441,6 @@ def test_another_run_that_builds_is_waited_for(make, tmp_path, fake):
     assert in_use(tmp_path) == make("1.1").name
 
 
-def test_the_lock_file_of_earlier_releases_goes(make, tmp_path, fake):
-    (tmp_path / "opt/engine").mkdir(parents=True)
-    (tmp_path / "opt/engine/.lock").write_text("")
-    step = make()
-    step.apply()
-    assert left(tmp_path) == [step.name, "current"]
-    fake("half")
-    step.undo()
-    assert not (tmp_path / "opt").exists()
-
-
 def test_a_damaged_one_is_built_anew_and_kept_when_that_fails(make, fake, tmp_path):
     step = make()
     step.apply()
