@@ -22,7 +22,7 @@ import hostsetup
 
 STORE = "/usr/share/ollama/.ollama/models"
 RELEASES = "/usr/local/lib/gpufleet"
-KILL = "kill -9 $(cat /run/lock/gpufleet-ollama.service.lock)"
+KILL = "kill -9 $(cat /run/gpufleet/ollama.service.lock)"
 """Ends the run that changes the service."""
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
@@ -18,6 +19,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select impo
     visible_devices,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    archives,
     install,
     instances,
     names,
@@ -94,7 +96,8 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
             except Refused as error:
                 raise Refused("%s: %s" % (service["unit"], error) if params["instances"] else str(error)) from None
         _check_claims(plans, [service["unit"] for service in leaving], facts, system)
-        _check_archive(params, plans, check_mode)
+        _hold_claims(plans, facts, system)
+        _check_archive(params, plans, check_mode, warn)
     results = {}  # type: Dict[str, Dict[str, Any]]
     try:
         for service in leaving:  # first: they may hold what the others are to have
@@ -199,11 +202,13 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         model=params["prove_model"],
         version=params["version"],
         gather=gather,
+        uneven=params["uneven_spread"],
+        warn=warn,
     )
     fit = None
     if params["prove_model"] and store:
         environ = dict(others, **declared.environment)
-        fit = Fit(params["prove_model"], [store, *moved_from], user, environ, facts, unit, params["prove_fit"], warn)
+        fit = Fit(params["prove_model"], [store, *moved_from], environ, facts, unit, user, params["prove_fit"], warn)
     change = engine.Change(
         unit=unit,
         environment=declared.environment,
@@ -215,6 +220,16 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         objection_to_change=fit,
     )
     return Plan(params, change, claim, gate, steps, declared, visible, fit)
+
+
+def _hold_claims(plans: Sequence[Plan], facts: Dict[str, Any], system: Any) -> None:
+    """Have each claim checked again at the moment in which it is written; those of later services still change."""
+    names = {device["uuid"]: label(device) for device in facts["devices"]}
+    for number, plan in enumerate(plans):
+        later = [other.unit for other in plans[number + 1 :]]
+        plan.change.while_writing = partial(
+            ledger.claiming, plan.claim, system, later, lambda uuid: names.get(uuid, uuid)
+        )
 
 
 def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str, Any], system: Any) -> None:
@@ -230,11 +245,19 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str
         raise Refused(str(conflict)) from None
 
 
-def _check_archive(params: Mapping[str, Any], plans: Sequence[Plan], check_mode: bool) -> None:
-    """What is to be unpacked must be within reach."""
+def _check_archive(params: Mapping[str, Any], plans: Sequence[Plan], check_mode: bool, warn: Any) -> None:
+    """What is to be unpacked must be within reach, and its place must be root's alone."""
     for step in (step for plan in plans for step in plan.steps):
+        if isinstance(step, (install.ReleaseStep, install.BackStep)) and step.needed():
+            step.switch.check()
         if isinstance(step, install.ReleaseStep) and not step.unpacked():
             _check_archives(step.release.sources, params["remote_src"], check_mode)
+            for source in step.release.sources:
+                if source.checksum == releases.UNVERIFIED and source.place.startswith("http://"):
+                    warn(
+                        "archive_checksum: %s comes over plain http, unverified: whoever is on the way can replace "
+                        "the program; use https, or declare the checksum" % releases.without_secrets(source.place)
+                    )
 
 
 def _carry_out(plan: Plan, check_mode: bool, warn: Any, system: Any) -> Dict[str, Any]:
@@ -325,6 +348,10 @@ def _steps(params: Mapping[str, Any], unit: str, user: str, models_dir: Optional
             steps.append(install.UserStep())
         steps.append(install.ReleaseStep(release, params["prefix"]))
         steps.append(install.UnitStep(unit, params["prefix"]))
+    else:
+        back = install.BackStep(params["prefix"])
+        if back.needed():
+            steps.append(back)
     if models_dir:
         steps.append(install.DirectoryStep(models_dir, user))
     return steps
@@ -348,7 +375,7 @@ def _release(params: Mapping[str, Any]) -> Optional[releases.Release]:
             raise Refused("archive %s needs archive_checksum, the SHA-256 of its file" % source.place)
     return release and releases.Release(
         tuple(
-            source._replace(checksum=source.checksum or install.sha256_of(source.place)) for source in release.sources
+            source._replace(checksum=source.checksum or archives.sha256_of(source.place)) for source in release.sources
         )
     )
 
@@ -356,7 +383,7 @@ def _release(params: Mapping[str, Any]) -> Optional[releases.Release]:
 def _check_archives(sources: Sequence[releases.Source], remote_src: bool, check_mode: bool) -> None:
     """The archives of a release that is to be unpacked must be within reach, and readable here."""
     for source in sources:
-        missing = install.without_zstd(source.place) if source.name.endswith(".zst") else None
+        missing = archives.without_zstd(source.place) if source.name.endswith(".zst") else None
         if missing:
             raise Refused(missing)
     if not (check_mode or remote_src or all(releases.is_url(source.place) for source in sources)):

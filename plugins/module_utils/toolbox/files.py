@@ -54,11 +54,66 @@ def folder(path: str) -> Iterator[int]:
     :raises UnsafePath: somebody other than root could have made a link on the way.
     :raises OSError: there is no such folder.
     """
-    descriptor = _walk(path)
+    descriptor, _shared = _walk(path)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def trusted(path: str) -> bool:
+    """Whether nobody but root, and whoever runs this, can change a folder or put another one in its place.
+
+    :raises OSError: there is no such folder.
+    """
+    os.stat(path)
+    try:
+        check_own(path)
+    except UnsafePath:
+        return False
+    return True
+
+
+def give_folder(path: str, owner: Tuple[int, int]) -> None:
+    """Give an existing folder to a user, if only root can have put it there.
+
+    :raises UnsafePath: somebody else could have.
+    """
+    descriptor, shared = _walk(path)
+    try:
+        if shared:
+            raise UnsafePath(
+                path, "it is in a folder that others than root may write into, and belongs to another user"
+            )
+        os.chown(".", *owner, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_own(path: str) -> None:
+    """Check that a path, and what root will create there, stays what it is: only root, and whoever runs this, can put
+    something else in its place. Programs work by paths, so where they do as root, this must hold.
+
+    :raises UnsafePath: somebody else can.
+    """
+    place = os.path.normpath(path)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    with folder(place):  # with no link of somebody else's on the way
+        above = place = os.path.realpath(place)
+    while True:
+        found = os.lstat(above)
+        sticky = above != place and found.st_uid in (0, os.geteuid()) and found.st_mode & stat.S_ISVTX
+        if _writable_by_others(found) and not sticky:
+            raise UnsafePath(
+                path,
+                "others may write into %s (it belongs to user %d and group %d, mode %04o), and root would run programs "
+                "below it: declare a folder of root's, or run this as that user"
+                % (above, found.st_uid, found.st_gid, found.st_mode & 0o7777),
+            )
+        if above == "/":
+            return
+        above = os.path.dirname(above)
 
 
 def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755) -> List[str]:
@@ -70,7 +125,7 @@ def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755
     :raises UnsafePath: something else lies there, or a link on the way is not root's.
     """
     missing = missing_folders(path)
-    descriptor = _walk(os.path.dirname(missing[0]) if missing else os.path.normpath(path))
+    descriptor, _shared = _walk(os.path.dirname(missing[0]) if missing else os.path.normpath(path))
     try:
         for made in missing:
             last = made == missing[-1]
@@ -111,7 +166,8 @@ def _own_folder(parent: int, path: str) -> int:
     return descriptor
 
 
-def _walk(path: str) -> int:
+def _walk(path: str) -> Tuple[int, bool]:
+    """A descriptor of a folder, and whether others than root could have put it, or one above it, there."""
     if not os.path.isabs(path) or ".." in path.split("/"):
         raise UnsafePath(path, "not an absolute path without ..: declare one")
     descriptor, names, links = os.open("/", _PASS), [name for name in path.split("/") if name][::-1], 0
@@ -147,7 +203,7 @@ def _walk(path: str) -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, shared
 
 
 def _writable_by_others(found: os.stat_result) -> bool:
@@ -246,6 +302,22 @@ def sync(descriptor: int) -> None:
         os.fsync(listing)
     finally:
         os.close(listing)
+
+
+def sync_all(path: str) -> None:
+    """Have all that was written to the file system of a folder last through a power cut.
+
+    :raises OSError: something could not be written.
+    """
+    import ctypes
+
+    descriptor = os.open(os.path.join(path, "."), _FOLDER)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: str) -> bool:

@@ -48,10 +48,28 @@ def ids_of(user: str) -> Optional[Ids]:
     return Ids(entry.pw_uid, entry.pw_gid, [entry.pw_gid, *more])
 
 
+def home() -> str:
+    """The home of whoever runs this. ``HOME`` may be that of the user who became root; programs would then take their
+    settings and caches from a folder of that user.
+    """
+    import pwd
+
+    named = os.environ.get("HOME", "")
+    try:
+        if os.path.isabs(named) and os.stat(named).st_uid == os.geteuid():
+            return named
+    except OSError:
+        pass
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return "/"
+
+
 def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
     """The result of a function that runs with a user's ids, in a child of its own; who is not root is who he is.
 
-    The child dies with its parent, and holds the parent's locks until it is dead.
+    The child dies with its parent: at once, or once a system call ends that cannot be interrupted.
 
     :param work: returns what JSON can tell; what it changes in memory is lost. A generator function is given the time
         limit anew at each of its yields, and returns its result.
@@ -71,11 +89,7 @@ def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
         said = _read(reading, limit)
     finally:
         os.close(reading)
-        try:
-            os.kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        os.waitpid(child, 0)
+        _end(child)
     if said is None:
         raise UserError("it took longer than %d s, or said too much, and was ended" % limit)
     return _result(said)
@@ -146,6 +160,18 @@ def _read(reading: int, limit: float) -> Optional[bytes]:
         said += chunk if said else chunk.lstrip(b" ")
         if not said:
             until = time.monotonic() + limit
+
+
+def _end(child: int) -> None:
+    """End the child. One that sleeps in the kernel, as on a hanging file system, dies later: it is not waited for."""
+    try:
+        os.kill(child, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    for pause in (0, 0.001, 0.01, 0.1, 0.5):
+        time.sleep(pause)  # waitpid has no time limit
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return
 
 
 def _result(said: bytes) -> Any:

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import nullcontext
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, moving, service, uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    archives,
+    install,
+    moving,
+    service,
+    uninstall,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
@@ -223,7 +230,7 @@ def test_a_wrong_setting_is_told_before_the_archive_is_asked_for(bring, release)
 def test_an_archive_on_the_host(bring, release, tmp_path):
     bring(archive=release[0], remote_src=True, prefix=str(tmp_path))
     first = bring.asked["steps"][0]
-    assert (first.release.sources, first.prefix) == (((release[0], release[1]),), str(tmp_path))
+    assert (first.release.sources, first.switch.prefix) == (((release[0], release[1]),), str(tmp_path))
 
 
 def test_the_user_is_made_only_where_upstreams_unit_runs(bring, release):
@@ -253,7 +260,7 @@ def test_the_declared_version_is_proven(bring, tmp_path):
 
 
 def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypatch, tmp_path):
-    monkeypatch.setattr(install.shutil, "which", {"dnf": "/usr/bin/dnf"}.get)
+    monkeypatch.setattr(archives.shutil, "which", {"dnf": "/usr/bin/dnf"}.get)
     with pytest.raises(
         service.Refused, match="amd64.tar.zst is packed .* no program zstd: dnf install zstd; .* repack"
     ):
@@ -581,6 +588,16 @@ def test_what_another_service_on_the_host_claims_is_refused_with_both_names(brin
     bring()
 
 
+def test_a_claim_is_checked_again_when_it_is_written(bring):
+    bring()
+    bring.system.lock = lambda unit, limit: nullcontext()
+    with bring.asked["change"].while_writing():
+        pass
+    bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))  # by a run meanwhile
+    with pytest.raises(service.ledger.Conflict, match="both listen"), bring.asked["change"].while_writing():
+        pass
+
+
 def test_that_a_unit_does_not_exist_is_left_to_the_engine_to_say(bring):
     bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))
     bring.system.states["ollama.service"] = {"LoadState": "not-found"}
@@ -598,6 +615,24 @@ def test_instances_are_units_of_their_own(host):
     assert " | ollama@code: ok · 2× H200" in result["msg"]
     assert sorted(result["instances"]) == ["ollama@chat.service", "ollama@code.service"]
     assert result["changed"] is False
+
+
+def test_what_a_later_instance_held_before_is_not_in_the_way_of_an_earlier_one(host):
+    """Two that swap their GPUs; but what the earlier one has now counts for the later one."""
+    host(CHAT, CODE)
+    system = host.bring.system
+    system.lock = lambda unit, limit: nullcontext()
+    chat, code = host.changes
+    claims = {
+        change.unit: "[X-Gpufleet]\nGPU=%s\n" % change.settings["X-Gpufleet"]["GPU"][0] for change in (chat, code)
+    }
+    path = "/etc/systemd/system/%s.d/zz-gpufleet.conf"
+    system.files.append((path % code.unit, claims[chat.unit].encode()))
+    with chat.while_writing():
+        pass
+    system.files.append((path % chat.unit, claims[code.unit].encode()))
+    with pytest.raises(service.ledger.Conflict, match="both claim GPU 2"), code.while_writing():
+        pass
 
 
 def test_instances_in_each_others_way_are_refused_before_the_first_is_touched(host):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +156,30 @@ def test_it_dies_with_its_parent_and_holds_its_lock_until_then(tmp_path: Path) -
     parent.stdout.close()
     with open(lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # once it is free, nobody works any more
-    with suppress(FileNotFoundError, ProcessLookupError):
-        while Path("/proc/%d/stat" % child).read_text().rpartition(")")[2].split()[0] != "Z":
-            pass  # the kernel gives the lock back a moment before it is gone
+    until = time.monotonic() + 60
+    while running(child) and time.monotonic() < until:  # the kernel frees the lock in the midst of the child's end
+        time.sleep(0.01)
+    assert not running(child)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path("/proc/%d/stat" % pid).read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_ids_of_a_process() -> None:
     assert as_user(USER, lambda: list(ids_of_process(os.getpid()))) == [40404, 40405, [40406]]
     with pytest.raises(OSError, match="No such file"):
         ids_of_process(1 << 30)
+
+
+def test_a_child_that_cannot_be_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps in the kernel, on a file system that hangs; here it is only left alone."""
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="took longer than 0 s"):
+        as_user(USER, lambda: time.sleep(3), 0)
+    assert time.monotonic() - began < 3
+    os.wait()
