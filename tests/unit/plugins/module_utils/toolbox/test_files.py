@@ -277,6 +277,28 @@ def test_removing_behind_a_link(users: Path, roots: Path) -> None:
     assert not (users / "tree").exists()
 
 
+def test_an_empty_folder_is_removed_and_nothing_else(users: Path, roots: Path) -> None:
+    (users / "empty").mkdir()
+    files.remove_folder(str(users / "empty") + "/")
+    (users / "link").symlink_to(roots)
+    (users / "full" / "x").mkdir(parents=True)
+    for name in ("empty", "link", "full", "link/empty"):
+        with pytest.raises(OSError):
+            files.remove_folder(str(users / name))
+    assert (users / "link").is_symlink() and (users / "full" / "x").is_dir()
+
+
+@pytest.mark.parametrize("obstacle", sorted(set(OBSTACLES) - {"link to a file of root"}))
+def test_following_to_a_regular_file_only(users: Path, roots: Path, obstacle: str) -> None:
+    (users / "to").write_text("x")
+    (users / "link").symlink_to("to")
+    with files.follow(str(users / "link")) as file:
+        assert file.read() == b"x"
+    OBSTACLES[obstacle](users / "file", roots)
+    with pytest.raises(OSError):
+        files.follow(str(users / "file"))
+
+
 # --- who may change a folder
 
 

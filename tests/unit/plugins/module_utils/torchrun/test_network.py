@@ -34,12 +34,6 @@ ADDRESSES = [
 ]  # fmt: skip
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def run(monkeypatch):
     """Answers of commands by their first word; the commands are in `run.seen`."""
@@ -130,7 +124,7 @@ def knock(port, token):
         time.sleep(0.01)
 
 
-def test_the_listener_says_who_it_is_and_what_time_it_has():
+def test_the_listener_says_who_it_is_and_what_time_it_has(free_port):
     port = free_port()
     with listening("t1", port):
         answer = knock(port, "t1")
@@ -139,7 +133,7 @@ def test_the_listener_says_who_it_is_and_what_time_it_has():
         assert network.knock("127.0.0.1", port, None, 10.0) == {"ok": True, "why": ""}
 
 
-def test_reach():
+def test_reach(free_port):
     port, closed = free_port(), free_port()
     with listening("t1", port):
         knock(port, "t1")
@@ -151,7 +145,7 @@ def test_reach():
     assert network.reach({}, 1.0) == {}
 
 
-def test_a_rendezvous_that_the_job_itself_holds_need_not_know_us():
+def test_a_rendezvous_that_the_job_itself_holds_need_not_know_us(free_port):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen(5)
@@ -174,7 +168,7 @@ def test_silence_ends():
     assert answer == {"ok": False, "why": "no answer within 0.05 s"}
 
 
-def test_the_listener_is_a_transient_unit(run, monkeypatch):
+def test_the_listener_is_a_transient_unit(run, monkeypatch, free_port):
     monkeypatch.setattr(network, "knock", lambda *words: {"ok": True})
     port = free_port()
     found = network.listen(port, 30)
@@ -202,7 +196,7 @@ HOLDS = (["--master-port=%d", "--node-rank=0"], ["--rdzv-endpoint=10.1.0.1:%d", 
 
 
 @pytest.mark.parametrize("words", HOLDS)
-def test_a_job_that_is_about_to_hold_the_port_gets_it(run, starting, monkeypatch, words):
+def test_a_job_that_is_about_to_hold_the_port_gets_it(run, starting, monkeypatch, words, free_port):
     """Its torchrun binds the port seconds after its start: a second run in between must not be in its way."""
     monkeypatch.setattr(network, "knock", lambda *asked: {"ok": True})
     port = free_port()
@@ -219,7 +213,7 @@ def test_a_job_that_is_about_to_hold_the_port_gets_it(run, starting, monkeypatch
     assert found["busy"] == {str(port): OURSELVES}
 
 
-def test_a_job_that_never_takes_its_port_is_named(run, starting, monkeypatch):
+def test_a_job_that_never_takes_its_port_is_named(run, starting, monkeypatch, free_port):
     monkeypatch.setattr(network, "JOB_LIMIT", 0.0)
     port = free_port()
     starting("--master-port=%d" % port, "--node-rank=0")
@@ -228,7 +222,7 @@ def test_a_job_that_never_takes_its_port_is_named(run, starting, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["--master-port=%d", "--node-rank=1"], ["--master-port=1%d", "--node-rank=0"]])
-def test_other_hosts_and_other_jobs_are_not_waited_for(run, starting, monkeypatch, words):
+def test_other_hosts_and_other_jobs_are_not_waited_for(run, starting, monkeypatch, words, free_port):
     monkeypatch.setattr(network, "knock", lambda *asked: {"ok": True})
     port = free_port()
     starting(*[word % port if "%d" in word else word for word in words])
@@ -246,7 +240,7 @@ def test_a_port_in_use_is_told_and_not_taken(run, monkeypatch):
     assert run.seen[-1][-1] == str(found["port"])
 
 
-def test_a_listener_that_does_not_start(run):
+def test_a_listener_that_does_not_start(run, free_port):
     run.answers["systemd-run"] = (1, "")
     with pytest.raises(network.NetworkError, match="systemd-run: exit 1: words on stderr"):
         network.listen(free_port(), 30)
