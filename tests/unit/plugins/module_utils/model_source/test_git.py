@@ -161,9 +161,14 @@ def test_check_mode_writes_nothing(bring, lfs, tmp_path):
     assert not (tmp_path / "models").exists()
 
 
-@pytest.mark.parametrize("over", ["file", "http"])
-def test_check_mode_predicts_what_is_there(bring, lfs, repository, web, over):
-    url = "file://%s" % repository.folder if over == "file" else web(repository)
+def test_check_mode_predicts_what_is_there_over_a_file_s_address(bring, lfs, repository):
+    url = "file://%s" % repository.folder
+    assert bring(check=True, url=url)["changed"] and bring(url=url)["changed"]
+    assert not bring(check=True, url=url, update=True)["changed"] and not bring(url=url, update=True)["changed"]
+
+
+def test_check_mode_predicts_what_is_there(bring, lfs, repository, web):
+    url = web(repository)
 
     def predicted(**more):
         would, done = bring(check=True, url=url, **more), bring(url=url, **more)

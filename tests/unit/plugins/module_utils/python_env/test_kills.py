@@ -112,8 +112,11 @@ def start(host, which):
         os.unlink(step.python)
 
 
-@pytest.mark.parametrize("which", ["nothing", "former", "three"])
-@pytest.mark.parametrize("then", ["same", "former", "failing install", "failing test"])
+@pytest.mark.parametrize(
+    ("which", "then"),
+    [(which, then) for which in ("nothing", "former") for then in ("same", "former", "failing install", "failing test")]
+    + [("three", "same"), ("three", "former")],
+)
 def test_killed_at_every_change(host, kills, which, then):
     def prepared():
         start(host, which)
