@@ -217,7 +217,7 @@ CASES: List[Case] = [
     install(
         "a version that the mirror does not have",
         "v0.32.98/ollama-linux-amd64.tar.zst cannot be fetched: HTTP Error 404",
-        "look whether",
+        "check whether",
         make=WEB,
         unmake=NO_WEB,
         variables={"ollama_version": "0.32.98", "ollama_archive_checksum": "unverified"},

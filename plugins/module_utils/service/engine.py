@@ -198,7 +198,11 @@ class _Convergence:
         if foretell or not self.outcome.changed:
             self._prove_unchanged()
         if self.outcome.changed and not self.check_mode:
-            self._act()
+            umask = os.umask(0o022)  # what is made is for a service's user to read, whatever sudo or PAM has set
+            try:
+                self._act()
+            finally:
+                os.umask(umask)
         self.outcome.unit_state = _unit_state(self.state)
         return self.outcome
 
