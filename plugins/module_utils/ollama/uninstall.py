@@ -238,7 +238,7 @@ def _remove(gone: List[str], owned: List[str], user: Optional[str], prefix: str,
             raise OSError(errno.ENOTEMPTY, "%s cannot be removed" % path)
         made.drop("homes", path)
     if user:
-        if account.exists(user):
+        if account.exists(user):  # a killed run may have recorded, but not created it
             account.run(["userdel", user])
         made.drop("users", user)
     _remove_empty([os.path.join(prefix, switches.STORE)])

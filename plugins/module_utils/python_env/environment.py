@@ -23,7 +23,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 
@@ -204,14 +204,19 @@ class EnvironmentStep:
 
         :raises EnvironmentFault: it cannot be built or does not work; nothing of it is left.
         """
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+
         if self.built():
             return
         umask = os.umask(0o022)
         try:
             os.makedirs(self.folder, exist_ok=True)
-            with _lock(self.folder, self.sources.timeout):
+            with lock.held("environments of " + self.folder, self.sources.timeout):
                 if not self.built():  # by the one that was waited for
                     self._build_whole()
+        except lock.LockError as error:
+            self.undo()
+            raise EnvironmentFault(str(error)) from None
         except OSError as error:
             self.undo()
             raise EnvironmentFault("%s cannot be built: %s" % (self.path, error)) from None
@@ -640,38 +645,6 @@ def _names(pid: str, path: bytes) -> bool:
         return False
 
 
-class _lock:
-    """Only one at a time builds environments of an engine: another that builds is waited for."""
-
-    def __init__(self, folder: str, timeout: float) -> None:
-        self.path = os.path.join(folder, ".lock")
-        self.until = time.monotonic() + timeout
-        self._file: Optional[IO[str]] = None
-
-    def __enter__(self) -> None:
-        import fcntl
-
-        self._file = open(self.path, "w")
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                if time.monotonic() < self.until:
-                    # flock itself has no time limit
-                    time.sleep(0.2)
-                    continue
-                self._file.close()
-                raise EnvironmentFault(
-                    "another run is still building an environment in %s (it holds %s); try again when it has ended"
-                    % (os.path.dirname(self.path), self.path)
-                ) from None
-
-    def __exit__(self, *_error: Any) -> None:
-        if self._file:
-            self._file.close()
-
-
 def _unpack(archive: str, folder: str) -> None:
     """The wheels of a tar, whatever folders they are in there.
 
@@ -744,9 +717,7 @@ def _free(path: str) -> bool:
 
 
 def _remove_empty(folder: str) -> None:
-    """Remove a folder that has nothing but our lock."""
     try:
-        if os.listdir(folder) in ([".lock"], []):
-            shutil.rmtree(folder)
+        os.rmdir(folder)
     except OSError:
-        pass
+        pass  # it has something of someone else's, or is gone
