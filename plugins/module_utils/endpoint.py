@@ -13,7 +13,12 @@ import re
 import time
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError, HttpTimeout, Stream
+from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import (
+    HttpError,
+    HttpTimeout,
+    Stream,
+    decode,
+)
 
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
@@ -131,10 +136,10 @@ class Endpoint:
         with Stream(
             self.address, self.port, method, path, timeout, payload=payload, headers=self._headers, tls=self._tls
         ) as stream:
-            text = stream.rest(deadline).decode("utf-8", "replace")
-            status = stream.status
+            content, status = stream.rest(deadline), stream.status
+        text = content.decode("utf-8", "replace")
         try:
-            document = json.loads(text) if text else {}
+            document = decode(content) if content else {}
         except ValueError:
             document = {}
         return Answer(status, document if isinstance(document, dict) else {}, text)
