@@ -76,7 +76,7 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
     hostsetup.sh(
         host,
         "timeout 60 sh -c 'until [ -e %s/.ollama-switch ]; do :; done';"
-        "kill -9 $(cat /run/lock/gpufleet-ollama.service.lock)" % RELEASES,
+        "kill -9 $(cat /run/gpufleet/ollama.service.lock)" % RELEASES,
     )
     run.join()
     assert killed["failed"]

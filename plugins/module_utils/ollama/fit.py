@@ -12,6 +12,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes i
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import decode
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, number
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
 
 if TYPE_CHECKING:
     from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
@@ -59,12 +60,12 @@ class Fit:
             return None
         # only where something changes
         from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import sizing
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import UserError
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import StoreError
 
         try:
             stored = read(self.stores, self.model, self.user)
             devices = self.server.devices(self.facts)
-        except (OSError, ValueError, UserError) as error:
+        except (StoreError, ValueError) as error:
             self.warn("%s: its need of GPU memory cannot be estimated: %s" % (self.model, error))
             return None
         memory = [device["memory"] for device in devices]
@@ -105,15 +106,12 @@ class Fit:
 def read(stores: Sequence[str], model: str, user: str) -> Stored:
     """What a store has of a model, read with the rights of the service's user, to whom the store belongs.
 
-    :raises OSError: it has no such model, or that user cannot read the files.
-    :raises ValueError: they are not what they should be.
-    :raises UserError: the same, or the reading took too long.
+    :raises StoreError: there is no such model, that user cannot read its files, or they are not what they should be.
     """
     from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import with_rights_of
 
-    ids = users.ids_of(user) or users.Ids(users.STRANGER, users.STRANGER, [])
-    header, context = users.as_user(ids, lambda: _read(stores, model), _READING)
+    header, context = with_rights_of(user, lambda: _read(stores, model), _READING)
     return Stored(gguf.Header._make(tuple(part) if isinstance(part, list) else part for part in header), context)
 
 
@@ -128,12 +126,12 @@ def _read(stores: Sequence[str], model: str) -> Stored:
         return os.path.join(store, "blobs", os.path.basename(layers[kind].replace(":", "-")))
 
     context = number(_document(blob(_PARAMETERS)).get("num_ctx")) if _PARAMETERS in layers else 0
-    with open(blob(_MODEL), "rb") as file:
+    with follow(blob(_MODEL)) as file:
         return Stored(gguf.read(file), context)
 
 
 def _document(path: str) -> Dict[str, Any]:
-    with open(path, "rb") as file:
+    with follow(path) as file:
         document = decode(file.read(_LARGEST))
     if not isinstance(document, dict):
         raise ValueError("%s is no JSON object" % path)

@@ -31,6 +31,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd
 _GIB = float(1 << 30)
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
 _UNLOADS = 20.0  # seconds that the worker of a large model may need to end; /api/ps does not answer meanwhile
+_PULL = 24 * 3600.0  # seconds to wait for the pulls of other runs; one that stalls ends by itself
 _UNVERIFIED = ".unverified"  # record of the blobs of a pull that runs; no model's name
 _LENT = re.compile(r"[^/]+/gpufleet-[0-9a-f]{32}/")  # names by which seeding hosts have their models
 _FOREVER_FROM = 2200  # year from which an expiry means never; the server says 2319
@@ -129,7 +130,7 @@ def bring(
     for item in declared:
         try:
             run.one(item)
-        except (ModelError, pull.PullError, ApiError, OSError) as error:
+        except (ModelError, pull.PullError, ApiError, ManagerError, OSError) as error:
             message = "%s: %s" % (item["name"], _without_name(str(error), item["name"]))
             raise Failed(message, run.result(before, declared)) from error
     return run.result(before, declared)
@@ -385,7 +386,7 @@ class _Run:
             def waiting(process: str) -> None:
                 progress.tell(item["name"], "waits for process %s, of another run, to pull" % process, 0, 0)
 
-            with self._turn(float("inf"), waiting):  # no pull lasts for ever: one that stalls ends
+            with self._turn(_PULL, waiting):
                 if not self.must_pull(item):
                     return
                 if not self._from_seed(item, entry):

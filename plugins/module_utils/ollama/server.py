@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, main_environ
 
 _PASSING = 5.0  # seconds for which a process may be not yet executed, or gone and systemd not know it
@@ -141,6 +142,7 @@ class ProgramStep:
 
     def __init__(self, unit: str, program: str, system: Any) -> None:
         self.unit, self.program, self.system = unit, program, system
+        self._ran: Optional[str] = None
 
     def needed(self) -> bool:
         running = self._running()
@@ -153,9 +155,15 @@ class ProgramStep:
 
     def apply(self) -> None:
         """The restart is all there is to do."""
+        self._ran = self._running()
 
     def undo(self) -> None:
-        """There is nothing to put back."""
+        """:raises StepError: what it ran before is no longer in place, and others are proven with what is."""
+        if self._ran:
+            raise StepError(
+                "%s ran %s, which has been replaced; it is restarted with %s. To go back, declare the previous release"
+                % (self.unit, self._ran, os.path.realpath(self.program))
+            )
 
     def _running(self) -> Optional[str]:
         pid = int(self.system.show(self.unit).get("MainPID") or 0)

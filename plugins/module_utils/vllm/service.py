@@ -225,6 +225,7 @@ def _plan(
     names = {device["uuid"]: label(device) for device in facts["devices"]}
     ledger.check([claim], system, label=lambda uuid: names.get(uuid, uuid))
     change = _change(params, unit, declared, program, claim, weights, parallel)
+    change.while_writing = lambda: ledger.claiming(claim, system, label=lambda uuid: names.get(uuid, uuid))
     if _differs(change, system) or (devices and not held_by_unit(devices, unit)):
         if not thorough:
             raise Differs()

@@ -171,7 +171,7 @@ def test_a_link_to_a_file_of_root_is_not_read(trap: Any, which: str) -> None:
 
 @pytest.mark.parametrize("which", ["weights", "parameters"])
 def test_a_pipe_is_not_waited_for(trap: Any, which: str) -> None:
-    assert "it took longer than 1 s" in trap(**{which: os.mkfifo})
+    assert "it is a named pipe, expected a regular file" in trap(**{which: os.mkfifo})
 
 
 def test_a_manifest_that_is_a_pipe_is_none(trap: Any) -> None:

@@ -135,7 +135,6 @@ class FakeServer:
 class FakeSystem:
     def __init__(self, root: Path) -> None:
         self.pid, self.environment, self.refuses = 10, {"HOME": "/nonexistent"}, False
-        (root / "run/lock").mkdir(parents=True)
         self.lock = System(str(root)).lock
         self.not_yet = 0  # looks at a process that is not executed yet
 

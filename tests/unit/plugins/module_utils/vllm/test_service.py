@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from contextlib import nullcontext
 
 import pytest
 
@@ -331,6 +332,19 @@ def test_a_claim_of_another_is_refused(bring, monkeypatch):
     monkeypatch.setattr(service.ledger, "check", check)
     with pytest.raises(service.Refused, match=r"both take 1 \(NVIDIA H200.* and GPU-of-old"):
         bring()
+
+
+def test_a_claim_is_checked_again_when_it_is_written(bring):
+    bring()
+    claim = "[X-Gpufleet]\nGPU=%s\n" % bring.asked["change"].settings[ledger.SECTION]["GPU"][0]
+    bring.system.lock = lambda unit, limit: nullcontext()
+    bring.system.names = lambda directory: ["ollama.service.d"]
+    with bring.asked["change"].while_writing():
+        pass
+    bring.system.loaded = "loaded"
+    bring.system.files["/etc/systemd/system/ollama.service.d/zz-gpufleet.conf"] = claim.encode()
+    with pytest.raises(ledger.Conflict, match="both claim GPU"), bring.asked["change"].while_writing():
+        pass
 
 
 def test_a_context_may_be_forced(bring):
