@@ -811,6 +811,14 @@ def test_without_gpus_there_is_nothing_to_estimate(world: Any) -> None:
     assert "ratio" not in entry
 
 
+def test_weights_of_which_the_server_says_that_they_are_a_pipe(world: Any, tmp_path: Path) -> None:
+    world.api.have("big:v1")
+    (tmp_path / "sha256-weights").unlink()
+    os.mkfifo(tmp_path / "sha256-weights")
+    world.run({"name": "big:v1", "state": "loaded"})
+    assert "it is a named pipe, expected a regular file" in world.warnings[0]
+
+
 def test_weights_that_cannot_be_read(world: Any, tmp_path: Path) -> None:
     world.api.have("m8b:latest")
     (tmp_path / "sha256-weights").unlink()
