@@ -73,12 +73,15 @@ PROPERTIES = (
     "TimeoutStopUSec",
 )
 
-LARGEST_FILE = 4 << 20
+LARGEST_FILE = 64 << 20
+LARGEST_ENVIRONMENT_FILE = 256 << 10
 """Bytes of a file that is read; a larger one counts as one that cannot be read."""
 LONGEST_MESSAGE = 1 << 18
 """Bytes of one message of the journal, and characters of a line, that are read."""
 LARGEST_JOURNAL = 32 << 20
 """Bytes of a journal that are read at once."""
+JOURNAL_LIMIT = 60
+"""Seconds for reading it."""
 KNOWN_VERSION = 252
 """Taken for systemd's version where that is not to be found out: the one that the rules were tried on."""
 SYSTEMD_LINES = 10
@@ -222,8 +225,8 @@ class System:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def read(self, path: str) -> Optional[bytes]:
-        """The content of a file; None when it cannot be read, is no regular file, or larger than LARGEST_FILE.
+    def read(self, path: str, largest: int = LARGEST_FILE) -> Optional[bytes]:
+        """The content of a file; None when it cannot be read, is no regular file, or has more bytes than ``largest``.
 
         It may lie in a user's folder: a named pipe there is not waited for, a device not opened.
         """
@@ -233,10 +236,10 @@ class System:
             descriptor = os.open(self.root + path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             with open(descriptor, "rb") as stream:
                 regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-                content = stream.read(LARGEST_FILE + 1) if regular else b""
+                content = stream.read(largest + 1) if regular else b""
         except OSError:
             return None
-        return content if regular and len(content) <= LARGEST_FILE else None
+        return content if regular and len(content) <= largest else None
 
     def environment_files(self, pattern: str) -> Iterator[Tuple[str, bytes]]:
         """(path, content) of the readable files that the pattern of an ``EnvironmentFile=`` names."""
@@ -244,7 +247,7 @@ class System:
             r"\\(.)", lambda match: glob.escape(match.group(1)), pattern
         )  # glob(3) unescapes, glob does not
         for path in sorted(glob.glob(self.root + pattern)) if glob.has_magic(pattern) else [self.root + pattern]:
-            content = self.read(path[len(self.root) :])
+            content = self.read(path[len(self.root) :], LARGEST_ENVIRONMENT_FILE)
             if content is not None:
                 yield path[len(self.root) :], content
 
@@ -376,6 +379,8 @@ class System:
         """What one invocation logged, from its first line on, fit for a terminal; no more is read than is taken."""
         command = ["journalctl", "--quiet", "--no-pager", "-o", "cat", "_SYSTEMD_INVOCATION_ID=" + invocation_id]
         with self._started(command) as process:
+            timer = threading.Timer(JOURNAL_LIMIT, process.kill)
+            timer.start()
             try:
                 read, whole = 0, True
                 while process.stdout and read < LARGEST_JOURNAL:  # it may log faster than it is read
@@ -386,6 +391,7 @@ class System:
                         yield printable(piece.decode("utf-8", "replace").rstrip("\n"))
                     read, whole = read + len(piece), piece.endswith(b"\n")
             finally:
+                timer.cancel()
                 process.kill()
 
     def sync_journal(self) -> None:
@@ -405,7 +411,7 @@ class System:
             with open(path, "wb") as stream:
                 stream.write(content)
             _status, _out, said = self._run(
-                ["systemd-analyze", "verify", "--man=no", unit], environment={"SYSTEMD_UNIT_PATH": scratch + ":"}
+                ["systemd-analyze", "verify", "--man=no", "--", unit], environment={"SYSTEMD_UNIT_PATH": scratch + ":"}
             )
         found = [line[len(path) + 1 :] for line in said.split("\n") if line.startswith(path + ":")]
         return list(dict.fromkeys(found))
@@ -586,7 +592,7 @@ class System:
                 raise ManagerError("%s did not finish within %d s" % (" ".join(command[:2]), limit)) from None
             return process.returncode, _text(out), _text(said)
 
-    def _head(self, command: List[str], most: int, limit: float = 60) -> bytes:
+    def _head(self, command: List[str], most: int, limit: float = JOURNAL_LIMIT) -> bytes:
         """The first bytes of what a command says, and one more than ``most`` where it says more."""
         try:
             process = self._started(command)

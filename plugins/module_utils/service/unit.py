@@ -364,6 +364,11 @@ def _environment_file_value(text: str, at: int) -> Tuple[str, int]:
     solid = 0  # characters up to here are not trailing blanks
     started = False
     while at < end and text[at] not in "\n\r":
+        plain = PLAIN[""].match(text, at)
+        if plain:
+            kept += plain.group()
+            at, started, solid = plain.end(), True, len(kept)
+            continue
         char = text[at]
         at += 1
         if char == "\\":
@@ -384,9 +389,9 @@ def _environment_file_value(text: str, at: int) -> Tuple[str, int]:
             solid = len(kept)
         elif char in WHITESPACE:
             kept += char if started else ""
-        else:
+        else:  # a quote that is not the first character
             kept += char
-            started, solid = True, len(kept)
+            solid = len(kept)
     return kept[:solid], at
 
 

@@ -328,6 +328,13 @@ def test_a_log_without_end_or_line_ends(tools: Tools, monkeypatch: pytest.Monkey
     assert found[:3] == ["one", "x" * 10, "\ufffd"] and 5 < len(found) < 15
 
 
+def test_a_log_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "JOURNAL_LIMIT", 0.05)
+    real = systemd.subprocess.Popen
+    monkeypatch.setattr(systemd.subprocess, "Popen", lambda command, **more: real(["sleep", "600"], **more))
+    assert list(System().journal_from_start("abc")) == []
+
+
 def test_a_real_program_that_says_too_much_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     system = System()
     assert system._head(["yes"], 5000) == (b"y\n" * 2501)[:5001]
@@ -348,7 +355,7 @@ def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch
         said = "%s:2: Unknown key 'Bad' in section [Service], ignoring.\n" % path
         return 1, "", said + "other.service: what others do wrong\n" + said
 
-    tools.answers["systemd-analyze verify --man=no x.service"] = verify
+    tools.answers["systemd-analyze verify --man=no -- x.service"] = verify
     found = System().verify("x.service", "zz.conf", b"[Service]\nBad=1\n")
     assert found == ["2: Unknown key 'Bad' in section [Service], ignoring."]
     assert not Path(seen[0]).exists()
