@@ -152,8 +152,8 @@ def uninstall(
         account_goes = not goes_on and not keeps_models and user in made.remembered("users")
         tops = [os.path.join(holding.path, top) for holding in holdings for top in stores.TOPS if holding.files]
         homes = [path for path in made.remembered("homes") if path == install.HOME]
-        owned = [*(tops if remove_models else ()), *(homes if account_goes else ())]
-        return holdings, keeps_models, account_goes, [path for path in owned if os.path.lexists(path)]
+        owned = [path for path in tops if remove_models and os.path.lexists(path)]
+        return holdings, keeps_models, account_goes, owned + (homes if account_goes else [])
 
     _refuse_mounts(unit, theirs()[-1])
     steps = [restore] if goes_on else []
@@ -172,7 +172,7 @@ def uninstall(
         try:
             if not goes_on:
                 restore.apply()
-            _remove(gone, owned, user if account_goes else None, prefix, [holding.path for holding in holdings])
+            _remove(gone, owned, user if account_goes else None)
             if beside or (ours and not goes_on):
                 system.reload()
         except (OSError, account.AccountError) as error:
@@ -180,6 +180,7 @@ def uninstall(
             message = "%s: not everything can be removed: %s; run this again" % (unit, error)
             raise engine.ServiceError(message, outcome) from None
     if not check_mode:
+        _tidy(prefix, [holding.path for holding in holdings])
         _remember([] if goes_on else holdings, [*ours, *beside])
     kept = "; ".join("its models stay in %s (%s)" % (one.path, one) for one in holdings if one.files and keeps_models)
     return dict(outcome.as_result(), msg=_sentence(unit, outcome.changed, check_mode, goes_on, kept))
@@ -225,7 +226,7 @@ def _refuse_mounts(unit: str, paths: Sequence[str]) -> None:
                 )
 
 
-def _remove(gone: List[str], owned: List[str], user: Optional[str], prefix: str, places: List[str]) -> None:
+def _remove(gone: List[str], owned: List[str], user: Optional[str]) -> None:
     """:param owned: folders of the service's user, or in his."""
     for path in gone:
         switches.discard(path)
@@ -241,6 +242,10 @@ def _remove(gone: List[str], owned: List[str], user: Optional[str], prefix: str,
         if account.exists(user):
             account.run(["userdel", user])
         made.drop("users", user)
+
+
+def _tidy(prefix: str, places: List[str]) -> None:
+    """Remove folders of ours that are empty by now."""
     _remove_empty([os.path.join(prefix, switches.STORE)])
     # folders that were made for a store, from the inside out
     for folder in reversed(made.remembered("directories")):

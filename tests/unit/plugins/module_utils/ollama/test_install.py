@@ -203,7 +203,7 @@ BAD = [
     ([("README", 0o644, "x")], "holds no program bin/ollama"),
     ([("../evil", 0o644, "x")], "unsafe name '../evil'"),
     ([("/etc/evil", 0o644, "x")], "unsafe name '/etc/evil'"),
-    ([("lib/link", 0o777, "../../etc", tarfile.SYMTYPE)], "unsafe name"),
+    ([("lib/link", 0o777, "../../etc", tarfile.SYMTYPE)], "holds the link 'lib/link', which leads out"),
     ([("bin/hard", 0o777, "/etc/passwd", tarfile.LNKTYPE)], "unsafe name '/etc/passwd'"),
     ([("dev/null", 0o666, "", tarfile.CHRTYPE)], "holds a device"),
 ]
