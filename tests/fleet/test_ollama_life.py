@@ -40,7 +40,11 @@ def host(lab):
     faults.clear(name)
     lab.reset(name)
     hostsetup.uninstall(name)
-    lab.sh(name, "umount -q /srv/other; rm -rf /srv/llm /srv/other /srv/good /var/lib/gpufleet " + RELEASES)
+    lab.sh(
+        name,
+        "rm -f /etc/sudoers.d/umask; umount -q /srv/other; rm -rf /srv/llm /srv/other /srv/good /var/lib/gpufleet "
+        + RELEASES,
+    )
 
 
 @pytest.fixture
@@ -68,15 +72,19 @@ def files(host, *places):
 
 
 def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
-    """The links lead to the new release, the old process serves: the next run notices, restarts and proves."""
+    """The links lead to the new release, the old process serves: the next run notices, restarts and proves.
+
+    All of it under a strict umask, as hardening guides have it.
+    """
+    hostsetup.sh(host, "echo 'Defaults umask=0027, umask_override' >/etc/sudoers.d/umask")
     assert bring(version=archive.FORMER, mirror=mirror)["version"] == archive.FORMER
-    killed = {}
+    killed, before = {}, hostsetup.sh(host, "readlink /usr/local/bin/ollama").strip()
     run = threading.Thread(target=lambda: killed.update(bring(version=archive.VERSION, mirror=mirror)))
     run.start()
     hostsetup.sh(
         host,
-        "timeout 60 sh -c 'until [ -e %s/.ollama-switch ]; do :; done';"
-        "kill -9 $(cat /run/lock/gpufleet-ollama.service.lock)" % RELEASES,
+        "timeout 60 sh -c 'until [ $(readlink /usr/local/bin/ollama) != %s ]; do :; done';"
+        "kill -9 $(cat /run/lock/gpufleet-ollama.service.lock)" % before,
     )
     run.join()
     assert killed["failed"]
@@ -86,6 +94,7 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
     assert again["version"] == version(host) == archive.VERSION
     hostsetup.sh(host, "! test -e %s/.ollama-switch" % RELEASES)
     assert not bring(version=archive.VERSION, mirror=mirror)["changed"]
+    assert hostsetup.sh(host, "ls -A %s | grep -v '^ollama-'; find %s ! -perm -o+r" % (RELEASES, RELEASES)) == ""
 
 
 # --- back to what was there before

@@ -439,6 +439,7 @@ def test_what_only_is_to_be_cleaned_up_restarts_nothing(archive, prefix):
     killed = step(archive("two"), prefix)
     killed.switch.begin()
     os.mkdir(prefix + "/lib/gpufleet/.ollama-abc.part")
+    del killed
     again = step(archive("one"), prefix)
     assert again.needed() and not again.restarts
     proven(again)
@@ -446,7 +447,10 @@ def test_what_only_is_to_be_cleaned_up_restarts_nothing(archive, prefix):
     assert not [name for name in os.listdir(prefix + "/lib/gpufleet") if name.startswith(".")]
     back = install.BackStep(prefix)
     assert not back.needed()
+    killed = step(archive("two"), prefix)
     killed.switch.begin()
+    assert not back.needed(), "it is not dead yet"
+    del killed
     assert back.needed() and not back.restarts
     back.apply()
     assert not back.needed() and read(prefix + "/bin/ollama") == "one"
@@ -478,6 +482,25 @@ def test_a_prefix_where_others_may_write_is_refused(archive, prefix, whose):
         release.apply()
     release.undo()
     assert tree(prefix) == before
+
+
+def test_two_runs_take_turns(archive, prefix, monkeypatch):
+    """They would unpack over each other, and take each other's switch for one that was killed."""
+    first, second = step(archive("one"), prefix), step(archive("two"), prefix)
+    first.apply()
+    monkeypatch.setattr(switch, "WAIT", 0.05)
+    with pytest.raises(InstallError, match="another run has been installing a release in .*/lib/gpufleet for 0 s"):
+        second.apply()
+    second.undo()
+    assert not step(archive("one"), prefix).needed() and not install.BackStep(prefix).needed()
+    monkeypatch.setattr(switch, "WAIT", 60)
+    waiting = threading.Thread(target=second.apply)
+    waiting.start()
+    first.finish()
+    waiting.join()
+    second.undo()
+    assert read(prefix + "/bin/ollama") == "one" and not step(archive("one"), prefix).needed()
+    assert os.listdir(prefix + "/lib/gpufleet") == [first.name]
 
 
 def test_a_pipe_in_the_place_of_a_record_or_a_marker_is_not_waited_for(archive, prefix):
