@@ -135,6 +135,12 @@ class Switch:
                 self._set_aside(path, str(self.before[path]))
             point(path, to)
 
+    def restore(self, before: Mapping[str, Optional[str]]) -> None:
+        """Put something else in the places, in the words of ``before``."""
+        self.before = dict(before)
+        self._write(self.before)
+        self.back()
+
     def back(self) -> None:
         """Bring back what was in the places before."""
         for path, before in reversed(list(self.before.items())):

@@ -86,20 +86,22 @@ class RestoreStep:
         }
 
     def apply(self) -> None:
-        back = self.release.coming_back()
-        for path in self.release.links:
-            self._removed[path] = os.readlink(path)
-            os.unlink(path)
-        for aside, path in back.items():
-            os.rename(aside, path)
-            self._moved[aside] = path
+        """The switch's record has the next run end it, should this one be killed."""
+        release = self.release
+        aside = {place: aside for aside, place in release.coming_back().items()}
+        self._removed = {path: os.readlink(path) for path in release.links}
+        release.switch.begin()
+        release.switch.restore({place: aside.get(place) for place in [*release.links, *aside]})
+        self._moved = {aside[place]: place for place in aside}
 
     def undo(self) -> None:
         for aside, path in self._moved.items():
+            files.make_folders(os.path.dirname(aside))
             os.rename(path, aside)
         for path, target in self._removed.items():
             if not os.path.lexists(path):
                 os.symlink(target, path)
+        self.release.switch.end()
 
 
 def check(units: Sequence[str], prefix: str) -> None:
@@ -170,16 +172,18 @@ def uninstall(
     outcome.changed = outcome.changed or bool(names)
     if names and not check_mode:
         try:
-            if not goes_on:
+            if restore.needed() and not goes_on:
                 restore.apply()
             _remove(gone, owned, user if account_goes else None)
             if beside or (ours and not goes_on):
                 system.reload()
         except (OSError, account.AccountError) as error:
+            release.switch.leave()
             outcome.verdict = engine.Verdict("not_removed", str(error))
             message = "%s: not everything can be removed: %s; run this again" % (unit, error)
             raise engine.ServiceError(message, outcome) from None
     if not check_mode:
+        release.switch.end()
         _tidy(prefix, [holding.path for holding in holdings])
         _remember([] if goes_on else holdings, [*ours, *beside])
     kept = "; ".join("its models stay in %s (%s)" % (one.path, one) for one in holdings if one.files and keeps_models)

@@ -91,9 +91,13 @@ class Host:
 
     def uninstall(self):
         release = uninstall.Release(self.prefix)
-        uninstall.RestoreStep(release).apply()
+        restore = uninstall.RestoreStep(release)
+        if restore.needed():
+            restore.apply()
         for path in release.folders:
             switch.discard(path)
+        release.switch.end()
+        switch.remove_empty(release.store, self.prefix)
 
     def seen(self):
         """Whose program and whose libraries are in the places."""
@@ -136,7 +140,7 @@ class Host:
             yield "%d files of the vendor" % of_vendor
 
 
-STARTS = ("", "vendor", "X", "vendor X", "W X", "older Y vendor")
+STARTS = ("", "vendor", "vendor X", "W X", "older Y vendor")
 PROVEN = 3
 """Changes by which finish() writes that the switch is proven: a file beside, its mode, its name."""
 
@@ -203,19 +207,28 @@ def test_a_kill_between_any_two_changes(memory, power, releases, start):
             number += 1
     assert not wrong, "%d of %d: %s" % (len(wrong), points, wrong[:10])
     assert points > 150
-    print(start, points)
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_an_uninstallation_that_is_killed(memory, power, releases, start):
-    """Uninstalling again ends it, and the vendor's files are back."""
+    """Uninstalling again ends it, and the vendor's files are back; so are they where the inventory is the one of before,
+    or declares no release."""
     number, killed, wrong = 0, True, []
     while killed:
-        prefix = memory / "usr"
-        host = Host(prefix, releases, start)
-        killed = power.fails_after(number, host.uninstall)
-        wrong += [(number, words) for words in is_whole(host, "uninstalled", False)]
-        shutil.rmtree(prefix, ignore_errors=True)
+        for follow in ("uninstalled", "another", "no release"):
+            prefix = memory / "usr"
+            host = Host(prefix, releases, start)
+            killed = power.fails_after(number, host.uninstall)
+            if follow == "no release":
+                back = install.BackStep(host.prefix)
+                if back.needed():
+                    back.apply()
+                wrong += [(number, follow, words) for words in host.wrong()]
+                if len(set(host.seen())) > 1:
+                    wrong.append((number, follow, host.seen()))
+            else:
+                wrong += [(number, follow, words) for words in is_whole(host, follow, False)]
+            shutil.rmtree(prefix, ignore_errors=True)
         number += 1
     assert not wrong
     assert number > 5 or "X" not in start
