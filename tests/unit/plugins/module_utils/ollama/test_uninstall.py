@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pwd
+import threading
 
 import pytest
 
@@ -328,8 +330,41 @@ def test_links_in_a_home_lead_nowhere(host):
     assert host.files() == ["victim/of-root"]
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_store_that_is_a_link_by_now(host, whole):
+def test_a_home_in_which_somebody_swaps_folders_for_links(memory):
+    """A process of the user that still runs, against 200 removals."""
+    victim, home, hidden = memory / "victim", memory / "home", memory / "hidden"
+    for number in range(20):
+        (victim / str(number)).mkdir(parents=True)
+    before, ended = sorted(victim.rglob("*")), threading.Event()
+
+    def swaps():
+        while not ended.is_set():
+            with contextlib.suppress(OSError):
+                os.rename(home / "x", hidden)
+                os.symlink(victim, home / "x")
+                os.unlink(home / "x")
+                os.rename(hidden, home / "x")
+            with contextlib.suppress(OSError):
+                os.rename(hidden, home / "x")
+
+    thread = threading.Thread(target=swaps)
+    thread.start()
+    try:
+        for _try in range(200):
+            with contextlib.suppress(OSError):
+                (home / "x").mkdir(parents=True)
+            for number in range(5):
+                with contextlib.suppress(OSError):
+                    (home / "x" / ("of-him-%d" % number)).touch()
+            with contextlib.suppress(OSError):
+                uninstall._remove([], [str(home)], None)
+    finally:
+        ended.set()
+        thread.join()
+    assert [path for path in sorted(victim.rglob("*")) if not path.name.startswith("of-him")] == before
+
+
+def test_a_store_that_is_a_link_by_now(host):
     """What it leads to is not removed, whoever has put the link there."""
     host.installed()
     put_model(host)
