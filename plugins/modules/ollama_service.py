@@ -241,6 +241,16 @@ options:
     type: str
     choices: [refuse, warn, ignore]
     default: refuse
+  uneven_spread:
+    description:
+      - What happens when O(prove_model) is spread (O(sched_spread)), but one GPU got less than two thirds of what
+        another one got, relative to their sizes, because other processes hold memory there. The message lists the
+        memory on each GPU and the processes that hold it.
+      - V(fail) is a failed proof, with the verdict V(uneven_spread); a change is rolled back. V(warn) keeps the change
+        and prints a warning.
+    type: str
+    choices: [fail, warn]
+    default: fail
   version:
     description:
       - The release to install, such as V(0.32.15), for the architecture of the host. The server must say afterwards
@@ -373,6 +383,10 @@ options:
         description: See O(prove_fit).
         type: str
         choices: [refuse, warn, ignore]
+      uneven_spread:
+        description: See O(uneven_spread).
+        type: str
+        choices: [fail, warn]
 seealso:
   - module: gpufleet.inference.gpu_facts
   - module: gpufleet.inference.systemd_override
@@ -424,7 +438,7 @@ verdict:
   description:
     - What the proof found. V(ok), or one of V(crash_loop), V(not_ready), V(wrong_version), V(unproven), V(misread),
       V(cpu_fallback), V(wrong_gpu), V(model_missing), V(load_failed), V(stalled), V(partial_offload), V(vram_missing),
-      V(spread_missing), or what the M(gpufleet.inference.systemd_override) module names.
+      V(spread_missing), V(uneven_spread), or what the M(gpufleet.inference.systemd_override) module names.
   returned: when anything was looked at
   type: str
   sample: ok
@@ -552,6 +566,7 @@ OF_ONE = [
     "environment",
     "prove_model",
     "prove_fit",
+    "uneven_spread",
 ]
 """Options that each instance may have for itself, besides what is a variable of the process."""
 
@@ -608,6 +623,7 @@ def _one_service():
         environment=dict(type="dict", default={}),
         prove_model=dict(type="str"),
         prove_fit=dict(type="str", choices=["refuse", "warn", "ignore"], default="refuse"),
+        uneven_spread=dict(type="str", choices=["fail", "warn"], default="fail"),
         version=dict(type="str"),
         mirror=dict(type="str"),
         archive=dict(type="str"),

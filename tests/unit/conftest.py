@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import random
+import socket
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
@@ -50,6 +52,28 @@ def run_module(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """`free_port()` is a port on which nobody listens, below those that the kernel gives to whoever asks for any.
+
+    One that it gave and took back may at any time be given to another test, or be the near end of a connection.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    numbers = random.SystemRandom()
+
+    def find() -> int:
+        while True:
+            port = numbers.randrange(min(10000, first // 2), first)
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("0.0.0.0", port))
+                except OSError:
+                    continue
+                return port
+
+    return find
 
 
 @pytest.fixture

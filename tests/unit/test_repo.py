@@ -124,5 +124,21 @@ def test_links_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_code_in_markdown_is_fenced_with_its_language() -> None:
+    wrong = []
+    for path in tracked():
+        if path.suffix != ".md":
+            continue
+        fenced, before = False, ""
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            opens = line.startswith("```") and not fenced
+            if line.startswith("```"):
+                fenced = not fenced
+            if line == "```" and opens or line.startswith("    ") and not fenced and not before:
+                wrong.append("%s:%d" % (path.relative_to(ROOT), number))
+            before = line
+    assert wrong == []
+
+
 def test_no_key_is_committed() -> None:
     assert [path for path in tracked() if "PRIVATE KEY-----" in text_of(path) and path != Path(__file__)] == []

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
@@ -76,7 +77,7 @@ class Server(NamedTuple):
 
     def _number(self, variable: str) -> int:
         written = self.environ.get(variable, "").strip()
-        return int(written) if written.isdigit() else 0
+        return int(written) if re.match(r"[0-9]{1,15}\Z", written) else 0
 
 
 def find(unit: str, host: Optional[str], system: Any) -> Server:

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Tuple
+from typing import BinaryIO, Iterator, List, Optional, Tuple
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PASS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # needs no right to list the folder
@@ -54,11 +54,66 @@ def folder(path: str) -> Iterator[int]:
     :raises UnsafePath: somebody other than root could have made a link on the way.
     :raises OSError: there is no such folder.
     """
-    descriptor = _walk(path)
+    descriptor, _shared = _walk(path)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def trusted(path: str) -> bool:
+    """Whether nobody but root, and whoever runs this, can change a folder or put another one in its place.
+
+    :raises OSError: there is no such folder.
+    """
+    os.stat(path)
+    try:
+        check_own(path)
+    except UnsafePath:
+        return False
+    return True
+
+
+def give_folder(path: str, owner: Tuple[int, int]) -> None:
+    """Give an existing folder to a user, if only root can have put it there.
+
+    :raises UnsafePath: somebody else could have.
+    """
+    descriptor, shared = _walk(path)
+    try:
+        if shared:
+            raise UnsafePath(
+                path, "it is in a folder that others than root may write into, and belongs to another user"
+            )
+        os.chown(".", *owner, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_own(path: str) -> None:
+    """Check that a path, and what root will create there, stays what it is: only root, and whoever runs this, can put
+    something else in its place. Programs work by paths, so where they do as root, this must hold.
+
+    :raises UnsafePath: somebody else can.
+    """
+    place = os.path.normpath(path)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    with folder(place):  # with no link of somebody else's on the way
+        above = place = os.path.realpath(place)
+    while True:
+        found = os.lstat(above)
+        sticky = above != place and found.st_uid in (0, os.geteuid()) and found.st_mode & stat.S_ISVTX
+        if _writable_by_others(found) and not sticky:
+            raise UnsafePath(
+                path,
+                "others may write into %s (it belongs to user %d and group %d, mode %04o), and root would run programs "
+                "below it: declare a folder of root's, or run this as that user"
+                % (above, found.st_uid, found.st_gid, found.st_mode & 0o7777),
+            )
+        if above == "/":
+            return
+        above = os.path.dirname(above)
 
 
 def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755) -> List[str]:
@@ -69,15 +124,11 @@ def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755
     :returns: the paths that were made, the outermost first; none where the folder is there, which is then left alone.
     :raises UnsafePath: something else lies there, or a link on the way is not root's.
     """
-    missing: List[str] = []
-    place = os.path.normpath(path)
-    while not os.path.lexists(place):
-        missing.append(place)
-        place = os.path.dirname(place)
-    descriptor = _walk(place)
+    missing = missing_folders(path)
+    descriptor, _shared = _walk(os.path.dirname(missing[0]) if missing else os.path.normpath(path))
     try:
-        for made in reversed(missing):
-            last = made == missing[0]
+        for made in missing:
+            last = made == missing[-1]
             os.mkdir(os.path.basename(made), 0o700, dir_fd=descriptor)
             below = _own_folder(descriptor, made)
             os.close(descriptor)
@@ -87,7 +138,17 @@ def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755
             os.fchmod(descriptor, mode if last else 0o755)  # a chown clears set-id bits
     finally:
         os.close(descriptor)
-    return list(reversed(missing))
+    return missing
+
+
+def missing_folders(path: str) -> List[str]:
+    """A folder and those of its parents that are not there, the outermost first."""
+    missing: List[str] = []
+    place = os.path.normpath(path)
+    while not os.path.lexists(place):
+        missing.append(place)
+        place = os.path.dirname(place)
+    return missing[::-1]
 
 
 def _own_folder(parent: int, path: str) -> int:
@@ -105,7 +166,8 @@ def _own_folder(parent: int, path: str) -> int:
     return descriptor
 
 
-def _walk(path: str) -> int:
+def _walk(path: str) -> Tuple[int, bool]:
+    """A descriptor of a folder, and whether others than root could have put it, or one above it, there."""
     if not os.path.isabs(path) or ".." in path.split("/"):
         raise UnsafePath(path, "not an absolute path without ..: declare one")
     descriptor, names, links = os.open("/", _PASS), [name for name in path.split("/") if name][::-1], 0
@@ -141,14 +203,26 @@ def _walk(path: str) -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, shared
 
 
 def _writable_by_others(found: os.stat_result) -> bool:
     """Whether anyone but root, and whoever runs this, may put files into a folder."""
-    if found.st_uid not in (0, os.geteuid()):
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o002:
         return True
-    return bool(found.st_mode & 0o002 or (found.st_mode & 0o020 and found.st_gid not in (0, os.getegid())))
+    return bool(found.st_mode & 0o020 and found.st_gid not in (0, os.getegid()) and _has_members(found.st_gid))
+
+
+def _has_members(gid: int) -> bool:
+    """Debian has given /usr/local to the group staff, to which nobody belongs."""
+    import grp
+    import pwd
+
+    try:
+        members = set(grp.getgrgid(gid).gr_mem) - {"root"}
+    except KeyError:
+        return True  # a number without a name says nothing
+    return bool(members) or any(entry.pw_gid == gid for entry in pwd.getpwall())
 
 
 # --- files
@@ -184,6 +258,26 @@ def open_regular(path: str) -> Optional[int]:
         os.close(descriptor)
         raise UnsafePath(path, "it was replaced while it was opened, expected a regular file")
     return descriptor
+
+
+def follow(path: str) -> BinaryIO:
+    """Open a regular file for reading, wherever links lead to: for work that is done with a user's own rights.
+
+    :raises OSError: there is none, or it is a pipe, a device, a folder.
+    """
+    descriptor = -1
+    try:
+        found = os.stat(path)
+        if stat.S_ISREG(found.st_mode):  # to open a device may do something
+            descriptor = os.open(path, _READ & ~os.O_NOFOLLOW)
+            found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is %s, expected a regular file" % kind(found.st_mode), path)
+        return os.fdopen(descriptor, "rb")
+    except OSError:
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise
 
 
 def write_whole(path: str, content: bytes, mode: int = 0o644, owner: Tuple[int, int] = (-1, -1)) -> None:
@@ -222,6 +316,22 @@ def sync(descriptor: int) -> None:
         os.close(listing)
 
 
+def sync_all(path: str) -> None:
+    """Have all that was written to the file system of a folder last through a power cut.
+
+    :raises OSError: something could not be written.
+    """
+    import ctypes
+
+    descriptor = os.open(os.path.join(path, "."), _FOLDER)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    finally:
+        os.close(descriptor)
+
+
 def remove(path: str) -> bool:
     """Remove a file or a link, never what a link leads to; whether there was one.
 
@@ -233,6 +343,16 @@ def remove(path: str) -> bool:
             return _unlink(name, parent)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def remove_folder(path: str) -> None:
+    """Remove an empty folder.
+
+    :raises OSError: it is not empty, not there, no folder, or lies behind a link that is not root's (UnsafePath).
+    """
+    directory, name = os.path.split(os.path.normpath(path))
+    with folder(directory) as parent:
+        os.rmdir(name, dir_fd=parent)
 
 
 def remove_tree(path: str) -> None:

@@ -37,14 +37,13 @@ def package(tmp_path_factory):
 
 
 @pytest.fixture
-def start(package, tmp_path):
+def start(package, tmp_path, free_port):
     """`start(**options)` starts the double with a file of these; all are gone afterwards."""
     begun = []
     model = tmp_path / "tiny"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(CONFIG))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
 
     def start(key=None, **options):
         good = {"model": str(model), "served-model-name": ["tiny"], "host": "127.0.0.1", "port": port}
@@ -184,10 +183,9 @@ def test_a_stop_and_what_the_log_says(start):
 
 
 @pytest.fixture
-def nodes(start):
+def nodes(start, free_port):
     """Node 0, which serves, and node 1."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        more = {"nnodes": 2, "master-addr": "127.0.0.1", "master-port": free.getsockname()[1]}
+    more = {"nnodes": 2, "master-addr": "127.0.0.1", "master-port": free_port()}
     more.update({"distributed-executor-backend": "mp", "pipeline-parallel-size": 2})
     other = start(headless=True, node_rank=1, **more)
     said = other.stdout.readline() + other.stdout.readline() + other.stdout.readline() + other.stdout.readline()

@@ -50,10 +50,8 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def port(free_port: Any) -> int:
+    return free_port()
 
 
 class FakeSystem:

@@ -10,7 +10,13 @@ import os
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import archives, install, service, uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    archives,
+    install,
+    moving,
+    service,
+    uninstall,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
@@ -53,7 +59,7 @@ class FakeSystem:
 
 
 @pytest.fixture
-def bring(monkeypatch, fakes, tmp_path):
+def bring(monkeypatch, fakes, tmp_path, no_children):
     """`bring(**parameters)` runs service.bring; `.asked` is what the engine got, `.warnings` what was warned of."""
     user = "nobody"
     bring_files = [(UNIT_FILE[0], UNIT_FILE[1] % user.encode())]
@@ -269,7 +275,7 @@ def test_a_prefix_of_another_user_is_refused_before_anything_is_touched(bring, t
     if not given:
         (tmp_path / "lib/gpufleet/.ollama-switch").touch()
     os.chown(tmp_path, 1234, 1234)
-    with pytest.raises(install.InstallError, match="belongs to user 1234, so somebody other than root could replace"):
+    with pytest.raises(install.InstallError, match="others may write into .*user 1234"):
         bring(prefix=str(tmp_path), **given)
     assert not bring.asked
 
@@ -376,7 +382,7 @@ def test_a_store_that_refuses_the_user_who_is_to_be_made(bring, monkeypatch, rel
         "the models' directory: ollama cannot, after useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama, as"
         " there is no such user yet"
     )
-    assert asked == [{"to_be_made": True}]
+    assert asked == [{"to_be_made": True}, {"to_be_made": True, "parents_only": True}]
 
 
 def test_a_store_that_refuses_the_user_is_told_before_the_models_are(bring, monkeypatch, tmp_path):
@@ -400,9 +406,82 @@ def test_what_cannot_be_brought_after_the_proof_is_a_warning(bring, monkeypatch,
         raise stores.StoreError("no space")
 
     put_model(bring.store)
-    monkeypatch.setattr(stores.MoveStep, "finish", full)
+    monkeypatch.setattr(moving.MoveStep, "finish", full)
     bring(models_dir=str(tmp_path / "other"), models_dir_change="move")
-    assert bring.warnings == ["what was before is left there: no space; the next run goes on"]
+    assert bring.warnings == ["what was there before is not all removed: no space; the next run resumes"]
+
+
+def killed_while_moving(bring, tmp_path):
+    put_model(bring.store)
+    (step,) = moving.plan(str(bring.store), str(tmp_path / "other"), "move", "nobody", "ollama.service")
+    step.apply()
+    assert (tmp_path / "other/manifests").exists()
+
+
+def test_a_move_that_was_killed_is_cleaned_up_by_the_former_inventory(bring, tmp_path):
+    killed_while_moving(bring, tmp_path)
+    bring()
+    (step,) = bring.asked["steps"]
+    assert step.needed() and "of an unfinished move from %s" % bring.store in step.diff()["before"]
+    step.apply()
+    step.finish()
+    assert not (tmp_path / "other").exists() and (bring.store / "manifests").exists()
+    bring()
+    assert bring.asked["steps"] == []
+
+
+@pytest.mark.parametrize("state", ["absent", "uninstalled"])
+def test_a_move_that_was_killed_and_the_service_goes(bring, tmp_path, monkeypatch, state):
+    killed_while_moving(bring, tmp_path)
+    found = []
+
+    def uninstalled(unit, prefix, remove_models, user, places, check_mode, system):
+        found.extend(places)
+        return {"changed": True}
+
+    def converge(change, steps=(), **more):
+        for step in steps if not more["check_mode"] else ():
+            assert step.needed()
+            step.apply()
+        return engine.Outcome(changed=True)
+
+    monkeypatch.setattr(uninstall, "check", lambda units, prefix: None)
+    monkeypatch.setattr(uninstall, "uninstall", uninstalled)
+    monkeypatch.setattr(service.engine, "converge", converge)
+    bring(check_mode=True, state=state)
+    assert stores.move_unfinished("ollama.service")
+    bring(state=state)
+    assert not stores.move_unfinished("ollama.service")
+    if state == "absent":
+        assert not (tmp_path / "other").exists()
+    else:
+        assert {str(bring.store), str(tmp_path / "other")} <= set(found), "uninstalling knows of both stores"
+
+
+def test_a_folder_that_root_has_prepared_for_a_user_who_is_to_be_made(bring, monkeypatch, release, tmp_path):
+    """One that holds nothing of anybody else's needs no command by hand."""
+    blocked = {"store": "cannot write", "parents": None}
+    monkeypatch.setattr(
+        stores, "refused", lambda *_words, parents_only=False, **_more: blocked["parents" if parents_only else "store"]
+    )
+    given = []
+    monkeypatch.setattr(install.DirectoryStep, "give", lambda step, names: given.append(names) or blocked.get("give"))
+    monkeypatch.setattr(service.account, "exists", lambda user: False)
+    declared = {"archive": release[0], "remote_src": True, "prefix": str(tmp_path), "models_dir": "/srv/models"}
+    bring.system.files.clear()
+    bring(**declared)
+    assert given == [("blobs", "manifests")]
+    for name, why in (("give", "a link is in it"), ("parents", "cannot enter /srv")):
+        with pytest.raises(service.Refused, match="cannot write, after useradd"):
+            blocked[name] = why
+            bring(**declared)
+    del blocked["give"], blocked["parents"]
+    blocked["parents"] = None
+    monkeypatch.setattr(service.account, "exists", lambda user: True)
+    with pytest.raises(service.Refused, match="cannot write$"):
+        bring(**declared)
+    service.account.made.add("users", "ollama")
+    bring(**declared)
 
 
 def test_back_to_the_default_store_is_a_change_too(bring, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -274,3 +275,83 @@ def test_removing_behind_a_link(users: Path, roots: Path) -> None:
     files.remove_tree(str(users / "tree"))
     files.remove_tree(str(users / "no" / "folder"))
     assert not (users / "tree").exists()
+
+
+def test_an_empty_folder_is_removed_and_nothing_else(users: Path, roots: Path) -> None:
+    (users / "empty").mkdir()
+    files.remove_folder(str(users / "empty") + "/")
+    (users / "link").symlink_to(roots)
+    (users / "full" / "x").mkdir(parents=True)
+    for name in ("empty", "link", "full", "link/empty"):
+        with pytest.raises(OSError):
+            files.remove_folder(str(users / name))
+    assert (users / "link").is_symlink() and (users / "full" / "x").is_dir()
+
+
+@pytest.mark.parametrize("obstacle", sorted(set(OBSTACLES) - {"link to a file of root"}))
+def test_following_to_a_regular_file_only(users: Path, roots: Path, obstacle: str) -> None:
+    (users / "to").write_text("x")
+    (users / "link").symlink_to("to")
+    with files.follow(str(users / "link")) as file:
+        assert file.read() == b"x"
+    OBSTACLES[obstacle](users / "file", roots)
+    with pytest.raises(OSError):
+        files.follow(str(users / "file"))
+
+
+# --- who may change a folder
+
+
+def test_what_only_root_can_change() -> None:
+    assert files.trusted("/") and files.trusted("/usr/bin")
+    assert not files.trusted("/tmp")
+    with pytest.raises(FileNotFoundError):
+        files.trusted("/usr/no/such")
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that only root can reach by folders that only root can change."""
+    with tempfile.TemporaryDirectory(dir="/opt") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("mode, owner, group, right", [
+    (0o755, 0, 0, True), (0o775, 0, 0, True), (0o775, 0, USER, False), (0o777, 0, 0, False), (0o755, USER, 0, False)
+])  # fmt: skip
+def test_a_folder_is_as_safe_as_those_above_it(own: Path, mode: int, owner: int, group: int, right: bool) -> None:
+    (own / "a" / "b").mkdir(parents=True)
+    os.chown(own / "a", owner, group)
+    (own / "a").chmod(mode)
+    assert files.trusted(str(own / "a")) is files.trusted(str(own / "a" / "b")) is right
+    (own / "link").symlink_to(own / "a")
+    assert files.trusted(str(own / "link")) is right
+
+
+def test_a_folder_is_given_only_where_root_alone_can_have_put_it(own: Path, users: Path, roots: Path) -> None:
+    (own / "logs").mkdir()
+    files.give_folder(str(own / "logs"), (USER, USER))
+    assert (own / "logs").stat().st_uid == USER
+    (users / "link").symlink_to(roots)
+    (users / "folder").mkdir()
+    for name in ("link", "folder"):
+        with pytest.raises(files.UnsafePath):
+            files.give_folder(str(users / name), (USER, USER))
+    assert (users / "folder").stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_group_counts_when_somebody_is_in_it() -> None:
+    """Debian has given /usr/local to the group staff, to which nobody belongs."""
+    import grp
+    import pwd
+
+    primary = {entry.pw_gid for entry in pwd.getpwall()}
+    user = next(entry for entry in pwd.getpwall() if entry.pw_gid)
+    empty = next(group.gr_gid for group in grp.getgrall() if not group.gr_mem and group.gr_gid not in primary)
+    with tempfile.TemporaryDirectory() as folder:
+        for gid, right in ((empty, True), (user.pw_gid, False), (1234567, False)):
+            os.chown(folder, 0, gid)
+            os.chmod(folder, 0o2775)
+            assert files.trusted(folder) is right, gid

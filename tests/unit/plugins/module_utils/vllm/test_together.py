@@ -43,12 +43,10 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path):
+def node(tmp_path, free_port):
     """`node(rank, …)` starts the program of one of three hosts; all are gone afterwards."""
     (tmp_path / "together.py").write_text(together.TEXT)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    begun = []
+    port, begun = free_port(), []
 
     def start(rank, address="127.0.0.1", **more):
         begun.append(Node(tmp_path, "%s:%d" % (address, port), rank, **more))
