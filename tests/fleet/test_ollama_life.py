@@ -83,7 +83,7 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
     run.start()
     hostsetup.sh(
         host,
-        "timeout 60 sh -c 'until [ $(readlink /usr/local/bin/ollama) != %s ]; do :; done';"
+        "timeout 240 sh -c 'until [ $(readlink /usr/local/bin/ollama) != %s ]; do :; done';"
         "kill -9 $(cat /run/lock/gpufleet-ollama.service.lock)" % before,
     )
     run.join()
