@@ -94,7 +94,8 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
     assert again["version"] == version(host) == archive.VERSION
     hostsetup.sh(host, "! test -e %s/.ollama-switch" % RELEASES)
     assert not bring(version=archive.VERSION, mirror=mirror)["changed"]
-    assert hostsetup.sh(host, "ls -A %s | grep -v '^ollama-'; find %s ! -perm -o+r" % (RELEASES, RELEASES)) == ""
+    odd = "find %s -mindepth 1 ! -path '%s/ollama-*' -o ! -perm -o+r" % (RELEASES, RELEASES)
+    assert hostsetup.sh(host, odd) == ""
 
 
 # --- back to what was there before
