@@ -180,9 +180,21 @@ def _walk(path: str) -> Tuple[int, bool]:
 
 def _writable_by_others(found: os.stat_result) -> bool:
     """Whether anyone but root, and whoever runs this, may put files into a folder."""
-    if found.st_uid not in (0, os.geteuid()):
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o002:
         return True
-    return bool(found.st_mode & 0o002 or (found.st_mode & 0o020 and found.st_gid not in (0, os.getegid())))
+    return bool(found.st_mode & 0o020 and found.st_gid not in (0, os.getegid()) and _has_members(found.st_gid))
+
+
+def _has_members(gid: int) -> bool:
+    """Debian has given /usr/local to the group staff, to which nobody belongs."""
+    import grp
+    import pwd
+
+    try:
+        members = set(grp.getgrgid(gid).gr_mem) - {"root"}
+    except KeyError:
+        return True  # a number without a name says nothing
+    return bool(members) or any(entry.pw_gid == gid for entry in pwd.getpwall())
 
 
 # --- files
