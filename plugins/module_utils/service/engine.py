@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import compare, render
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files, Wanted, public
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import (
     Change,
     Fault,
@@ -164,28 +164,34 @@ class _Convergence:
         # a drop-in belongs beside the unit's own name, not beside an alias
         self.name = self.state["Id"] if self.state.get("LoadState") == "loaded" else name
         self.override = Override(self.name, change)
-        there = [name for name in system.names(self.override.credential_directory) if not name.startswith(".")]
-
         self.steps = [step for step in steps if step.needed()]
         self.applied: List[Step] = []
-        self.files = Files(self.override.wanted(there), system.root)
-        self.rewritten = self.files.changes()
+        self._compare(self.override.wanted(system.names(self.override.credential_directory)))
         self.unfinished = self.files.unfinished()
-        self.drop_in_changes = self.override.drop_in in [file.path for file in self.rewritten]
         self.by_others = False
         """All that is declared is in force already, by files that are not ours."""
-        self.was_failing = restarting(self.state)
-        # one that is just starting is as much wanted as one that runs
-        self.was_up = self.state.get("ActiveState") not in (*DOWN, "deactivating") and not self.was_failing
+        self.looping = ""
+        """The invocation that ended after systemd had restarted the unit itself."""
         self.committed = False
-        self.enabling_done = False
+        self.links: Any = None
         self.acted = False
         self.stopped_at = 0.0
+
+    def _compare(self, wanted: List[Wanted]) -> None:
+        """What of our files is to be written or removed."""
+        self.files = Files(wanted, self.system.root)
+        self.rewritten = self.files.changes()
+        self.rubbish = self.files.rubbish()
+        self.drop_in_changes = self.override.drop_in in [file.path for file in self.rewritten]
 
     # --- reading and planning ----------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         self._refuse_unusable()
+        self._await_restart()
+        self.was_failing = bool(self.looping) or restarting(self.state)
+        # one that is just starting is as much wanted as one that runs
+        self.was_up = self.state.get("ActiveState") not in (*DOWN, "deactivating") and not self.was_failing
         self._read()
         self._leave_unwritten()
         self._plan()
@@ -222,6 +228,25 @@ class _Convergence:
                 "%s cannot be enabled: it is %s, as it has no [Install] section of its own" % (self.name, file_state)
             )
 
+    def _await_restart(self) -> None:
+        """See how a restart ends that systemd is just making by itself: one death is no crash loop, the next one is.
+
+        A unit that ends again is noted as looping, long before the time is up that it has for its start.
+        """
+        if not self._ends():
+            return
+        first, until = self.state.get("InvocationID"), time.monotonic() + self.change.timeout
+        while self._ends() and self.state.get("InvocationID") == first and time.monotonic() < until:
+            # systemd sends no word when it restarts a unit
+            time.sleep(0.05)
+            self.state = self.system.show(self.name)
+        invocation, pid = self.state.get("InvocationID", ""), int(self.state.get("MainPID") or 0)
+        if invocation == first:
+            return
+        if self._ends() or (pid and self.system.process(pid).ended_within(self.change.settle)):
+            self.looping = invocation
+            self.state = self._noticed()
+
     def _read(self) -> None:
         """Merge the unit as it lies on the disk, and as it will with our files."""
         names = [self.name, *(name for name in split_items(self.state.get("Names", "")) if name != self.name)]
@@ -231,7 +256,14 @@ class _Convergence:
         self.now = self._view(files, self.system.environment_files)
         self.planned = self._view(self._with_drop_in(files), self._planned_environment_files)
         pid = int(self.state.get("MainPID") or 0)
-        self.running = self.system.environ(pid) if pid else None
+        self.environ = self.system.environ(pid) if pid else None
+        self.running = self.environ or None  # it is unknown where the program has written over it
+        override = self.override
+        for view in (self.now, self.planned):  # what a secret replaces is one, too, wherever it stands
+            values = [(name, value) for name, value in view.environment.items() if value.text]
+            secret = [v.text for name, v in values if name in override.secret_environment or v.path == override.secret_file]
+            override.hide(secret)
+        override.hide((self.running or {}).get(name, "") for name in override.secret_environment)
 
     def _leave_unwritten(self) -> None:
         """Write no drop-in where others' files have put all that is declared in force: such a host is as declared.
@@ -245,9 +277,8 @@ class _Convergence:
             return
         if all(self.now.text(name) == text for name, text in override.environment.items()):
             self.by_others = True
-            self.files = Files([file for file in self.files.wanted if file.path != override.drop_in], self.system.root)
-            self.rewritten = self.files.changes()
-            self.drop_in_changes = False
+            others = [file for file in self.files.wanted if file.path != override.drop_in]
+            self._compare([*others, Wanted(override.drop_in, None)])
             self.planned = self.now
 
     def _with_drop_in(self, files: List[Tuple[str, bytes]]) -> List[Tuple[str, bytes]]:
@@ -263,10 +294,10 @@ class _Convergence:
         return fragment + sorted(drop_ins, key=lambda file: os.path.basename(os.fsencode(file[0])))
 
     def _planned_environment_files(self, pattern: str) -> List[Tuple[str, bytes]]:
-        if pattern != self.override.secret_file:
+        if pattern != self.override.secret_pattern:
             return list(self.system.environment_files(pattern))
-        content = self.override.content(pattern)
-        return [] if content is None else [(pattern, content)]
+        content = self.override.content(self.override.secret_file)
+        return [] if content is None else [(self.override.secret_file, content)]
 
     def _view(self, files: List[Tuple[str, bytes]], read_files: Any) -> compare.View:
         unit = merge(files)
@@ -293,11 +324,13 @@ class _Convergence:
         if files:
             reasons.append("files that it reads change: %s" % ", ".join(files))
         reasons += ["%s" % type(step).__name__ for step in self.steps if step.restarts]
+        stale: List[str] = []
         if self.running is not None:
-            stale = compare.stale(sorted({*declared} - {*changed}), self.planned, self.running)
-            stale += ["credential %s" % name for name in self._wrong_credentials(self.running)]
-            if stale:
-                reasons.append("the running process has other values: %s" % ", ".join(stale))
+            stale += compare.stale(sorted({*declared} - {*changed}), self.planned, self.running)
+        if self.environ is not None:
+            stale += ["credential %s" % name for name in self._wrong_credentials(self.environ)]
+        if stale:
+            reasons.append("the running process has other values: %s" % ", ".join(stale))
         outcome.drift = compare.drift(sorted({*declared, *changed}), declared, self.now, self.running, self._hide)
 
         # what to do with the unit
@@ -312,15 +345,25 @@ class _Convergence:
             reasons.clear()
         file_state = self.state.get("UnitFileState", "")
         self.enabling: Optional[str] = None
-        if self.change.enabled is not None and self.present and (file_state in ENABLED) != self.change.enabled:
+        if self.present and self.change.enabled is not None and not self._is_enabled_as_declared(file_state):
             self.enabling = "enable" if self.change.enabled else "disable"
         self.reload = bool(self.drop_in_changes or self.steps or self.unfinished or self._loaded_is_old())
         outcome.changed = bool(
-            self.rewritten or self.steps or self.reload or self.action or self.enabling or self.unfinished
+            self.rewritten
+            or self.rubbish
+            or self.steps
+            or self.reload
+            or self.action
+            or self.enabling
+            or self.unfinished
         )
         outcome.restarted = self.action == "restart"
         outcome.reloaded = self.reload
         outcome.warnings += ["systemd stops reading at %s" % place for place in self.now.unit.broken]
+
+    def _is_enabled_as_declared(self, file_state: Optional[str]) -> bool:
+        """What is enabled until the next boot only is neither enabled nor disabled."""
+        return file_state == "enabled" if self.change.enabled else file_state not in ENABLED
 
     def _loaded(self) -> Dict[str, str]:
         """The variables of ``Environment=`` as systemd has read them."""
@@ -341,12 +384,23 @@ class _Convergence:
         return [name for name, text in sorted(self.override.environment.items()) if loaded.get(name) != text]
 
     def _hide(self, name: str, text: Optional[str]) -> Optional[str]:
-        """Hide a variable's value when it is a secret of ours, or comes from a file in which others keep theirs."""
-        if text is None or name in self.override.environment:
+        """Hide a variable's value unless it is declared as plain, or stands in a file that everybody may read.
+
+        Of variables that are not declared, those in environment files are hidden in any case: people keep secrets there.
+        Where a process has its value from is unknown: it is shown if all that set the variable now may be shown.
+        """
+        declared = self.override.environment.get(name)
+        if text is None or text == declared:
             return text
-        readable = {file.path for view in (self.now, self.planned) for file in view.unit.files}
-        found = [view.environment[name].path for view in (self.now, self.planned) if name in view.environment]
-        secret = name in self.override.secret_environment or not all(path in readable for path in found)
+        units = {file.path for view in (self.now, self.planned) for file in view.unit.files}
+        found = [view.environment[name] for view in (self.now, self.planned) if name in view.environment]
+        shown = {
+            value.text: (declared is not None or value.path in units)
+            and (value.text == declared or public(value.path, self.system.root))
+            for value in found
+        }
+        of_old = (bool(shown) or declared is not None) and all(shown.values()) and not self.unfinished
+        secret = name in self.override.secret_environment or not shown.get(text, of_old)
         return SECRET if secret else text
 
     def _refuse_shadowed(self) -> None:
@@ -393,6 +447,7 @@ class _Convergence:
                 before += ["# %s, mode %04o" % (file.path, old_mode), self.override.shown(file.path, old)]
             if file.content is not None:
                 after += ["# %s, mode %04o" % (file.path, file.mode), self.override.shown(file.path, file.content, old)]
+        before += ["# %s, left by an interrupted run" % path[len(self.system.root) :] for path in self.rubbish]
         for step in self.steps:
             difference = step.diff()
             before.append(difference["before"])
@@ -408,8 +463,8 @@ class _Convergence:
             after.append("proof: ok")
         if before != after:
             self.outcome.diff = {
-                "before": "".join(text.rstrip("\n") + "\n" for text in before),
-                "after": "".join(text.rstrip("\n") + "\n" for text in after),
+                "before": self.override.masked("".join(text.rstrip("\n") + "\n" for text in before)),
+                "after": self.override.masked("".join(text.rstrip("\n") + "\n" for text in after)),
                 "before_header": self.name,
                 "after_header": self.name,
             }
@@ -439,9 +494,7 @@ class _Convergence:
                 self.state = self.system.show(self.name)
             self._check_loaded()
             if self.enabling:
-                self.enabling_done = True
-                getattr(self.system, self.enabling)(self.name)
-                self._check_enabled()
+                self._enable()
             self._switch()
         except Exception as error:
             self._roll_back(error)
@@ -470,9 +523,17 @@ class _Convergence:
         if wrong:
             raise _Failed("not_loaded", "systemd has read other values than were written: %s" % ", ".join(wrong))
 
-    def _check_enabled(self) -> None:
-        file_state = self.system.show(self.name).get("UnitFileState")
-        if (file_state in ENABLED) != self.change.enabled:
+    def _enable(self) -> None:
+        """Enable or disable the unit, as declared."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.service.links import Links
+
+        self.links, system = Links(self.system.root), self.system
+        self.links.watch(lambda: (system.enable if self.change.enabled else system.disable)(self.name))
+        file_state = system.show(self.name).get("UnitFileState")
+        if file_state == "enabled-runtime" and not self.change.enabled:
+            self.links.watch(lambda: system.disable(self.name, runtime=True))
+            file_state = system.show(self.name).get("UnitFileState")
+        if not self._is_enabled_as_declared(file_state):
             raise _Failed(
                 "not_enabled", "after systemctl %s it is %s: has it an [Install] section?" % (self.enabling, file_state)
             )
@@ -609,7 +670,7 @@ class _Convergence:
 
     def _prove_environment(self, running: Running, environ: Mapping[str, str]) -> None:
         wrong = []
-        for name, text in sorted(self.override.variables.items()):
+        for name, text in sorted(self.override.variables.items()) if environ else ():
             if name not in environ:
                 wrong.append("%s is missing" % name)
             elif environ[name] != text:
@@ -630,6 +691,7 @@ class _Convergence:
     def _wrong_credentials(self, environ: Mapping[str, str]) -> List[str]:
         """The declared credentials that the main process does not see as they are declared."""
         pid = int(self.state["MainPID"])
+        environ = environ or {"CREDENTIALS_DIRECTORY": "/run/credentials/" + self.name}
         return [
             name
             for name, text in sorted(self.override.credentials.items())
@@ -653,8 +715,8 @@ class _Convergence:
         active = self.state.get("ActiveState")
         if self.present and self.state.get("LoadState") != "loaded":
             failed = _Failed("not_loaded", "systemd does not load it: %s" % self.state.get("LoadError"))
-        elif self.present and self._ends():
-            failed = self._fault("its main process ended")
+        elif self.present and (self._ends() or self.looping):
+            failed = self._fault("its main process ended", invocation=self.looping or None)
         elif self.present and self.change.started is not False and active not in DOWN:
             try:
                 running = self._executed()
@@ -758,10 +820,11 @@ class _Convergence:
         """Undo what was done, as far as it goes; sentences that say what was and what was not."""
         said: List[str] = []
         problems: List[str] = []
+        remains: List[str] = []
 
         def attempt(what: str, undo: Callable[[], Any]) -> None:
             try:
-                undo()
+                remains.extend(filter(None, [undo()]))
             except Exception as error:  # whatever a step may raise: the rest must still be put back
                 problems.append("%s: %s" % (what, _explain(error) if isinstance(error, OSError) else error))
 
@@ -772,13 +835,12 @@ class _Convergence:
         if self.outcome.cured and not self.acted:
             self.outcome.changed = False
             return ["Nothing was changed."]
-        touched = bool(self.applied or self.enabling_done or self.files.unfinished())
+        touched = bool(self.applied or self.links or self.files.unfinished())
         attempt("files", self.files.undo if self.committed else self.files.discard)
         for step in reversed(self.applied):
             attempt(type(step).__name__, step.undo)
-        if self.enabling_done:
-            back = self.system.disable if self.enabling == "enable" else self.system.enable
-            attempt(self.enabling or "", lambda: back(self.name))
+        if self.links:
+            attempt(self.enabling or "", self.links.undo)
         if touched:
             attempt("daemon-reload", self.system.reload)
         down = ""
@@ -788,13 +850,15 @@ class _Convergence:
             except Exception as error:
                 down = str(error)
         self.outcome.rolled_back = not (problems or down or self.outcome.cured)
-        self.outcome.changed = not self.outcome.rolled_back
+        self.outcome.changed = bool(remains) or not self.outcome.rolled_back
         if problems:
             said.insert(0, "PUTTING BACK THE FORMER STATE FAILED: %s." % "; ".join(problems))
         elif down:
             said.insert(0, "The former files are back.")
         else:
             said.insert(0, "The former state is back." if touched else "There was nothing to put back on the disk.")
+        if remains:
+            said.insert(1, "But %s." % "; ".join(remains))
         if down:
             said.append("THE UNIT IS DOWN: it does not come up as it was before either (%s)." % down)
         return said

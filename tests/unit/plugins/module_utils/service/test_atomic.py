@@ -17,9 +17,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic 
 
 
 def tree(root: Path) -> Dict[str, Any]:
+    def held(path: Path) -> Any:
+        return os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_bytes()
+
     return {
-        str(path.relative_to(root)): (path.is_dir() or path.read_bytes(), path.lstat().st_mode & 0o777)
-        for path in sorted(root.rglob("*"))
+        str(path.relative_to(root)): (held(path), path.lstat().st_mode & 0o777) for path in sorted(root.rglob("*"))
     }
 
 

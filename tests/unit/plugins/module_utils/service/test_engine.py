@@ -708,7 +708,7 @@ def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: An
         starts.append(1)
         return "exit 1" if len(starts) == 1 else None
 
-    system.fails = ends
+    system.fails, system.restarts_itself = ends, False
     error = fails(system, gate=Ailing(system, "restart"), started=True)
     assert "The unit runs again" in error.message and system.state["ActiveState"] == "active"
     assert not error.outcome.rolled_back

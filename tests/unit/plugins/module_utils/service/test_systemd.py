@@ -140,12 +140,12 @@ def test_jobs(tools: Tools) -> None:
     tools.answers["systemctl restart -- x.service"] = (0, "", "")
     tools.answers["systemctl start -- x.service"] = (1, "", "Job for x.service failed.\nSee more")
     tools.answers["systemctl stop -- x.service"] = (4, "", "")
-    tools.answers["systemctl disable --quiet -- x.service"] = (0, "", "")
+    tools.answers["systemctl disable -- x.service"] = (0, "", "Removed /etc/x.\n")
     tools.answers["systemctl reset-failed -- x.service"] = (1, "", "not loaded")
     assert system.restart("x.service", 5, 5) is None
     assert system.start("x.service", 5) == "Job for x.service failed."
     assert system.stop("x.service", 7) == "exit 4"
-    system.disable("x.service")
+    assert system.disable("x.service") == "Removed /etc/x.\n"
     system.reset_failed("x.service")
     assert not tools.killed
 
