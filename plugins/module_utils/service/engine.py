@@ -331,6 +331,9 @@ class _Convergence:
             stale += ["credential %s" % name for name in self._wrong_credentials(self.environ)]
         if stale:
             reasons.append("the running process has other values: %s" % ", ".join(stale))
+        loaded_is_old = self._loaded_is_old()
+        if self.was_failing and loaded_is_old:
+            reasons.append("it is failing, and systemd has not read its files yet")
         outcome.drift = compare.drift(sorted({*declared, *changed}), declared, self.now, self.running, self._hide)
 
         # what to do with the unit
@@ -347,7 +350,7 @@ class _Convergence:
         self.enabling: Optional[str] = None
         if self.present and self.change.enabled is not None and not self._is_enabled_as_declared(file_state):
             self.enabling = "enable" if self.change.enabled else "disable"
-        self.reload = bool(self.drop_in_changes or self.steps or self.unfinished or self._loaded_is_old())
+        self.reload = bool(self.drop_in_changes or self.steps or self.unfinished or loaded_is_old)
         outcome.changed = bool(
             self.rewritten
             or self.rubbish

@@ -136,7 +136,7 @@ class FakeSystem(System):
         """Do what systemd does RestartSec= after a death; that is at the third look."""
         self.looks = self.looks + 1 if self.state["SubState"].startswith("auto-restart") else 0
         if self.looks == 3 and self.restarts_itself:
-            restarts = int(self.state["NRestarts"]) + 1
+            self.looks, restarts = 0, int(self.state["NRestarts"]) + 1
             self._run_unit()
             self.state["NRestarts"] = str(restarts)
 
