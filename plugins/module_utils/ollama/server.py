@@ -153,8 +153,10 @@ class ProgramStep:
     def apply(self) -> None:
         """The restart is all there is to do."""
 
-    def undo(self) -> None:
-        """There is nothing to put back."""
+    def undo(self) -> Optional[str]:
+        if self.needed():
+            return None
+        return "it now runs %s, installed earlier for another service" % os.path.realpath(self.program)
 
     def _running(self) -> Optional[str]:
         pid = int(self.system.show(self.unit).get("MainPID") or 0)

@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Changes several small files together, so that each holds its old or its new content and the change can be undone.
 
-What a file held before stays next to it as ``.NAME.former`` until the change is proven, and what it is to hold is first
-written to ``.NAME.new``. So undoing needs no space on the disk, and the next run finds a change that was killed, and can
-still undo it. One rename, of a ``.former`` to ``.NAME.proven``, says that the change is proven: from then on whatever
-lies next to the files is rubbish, which a kill may leave and the next run removes.
+New content is first written to ``.NAME.new``, and what a file held before stays next to it as ``.NAME.former`` until
+the change is proven. So undoing needs no disk space, and the next run finds a change that was killed and can still undo
+it. One rename, of a ``.former`` to ``.NAME.proven``, records that the change is proven. From then on everything next to
+the files is rubbish: a kill may leave it, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Wanted:
 
 
 def names(entries: Iterable[str]) -> Set[str]:
-    """The files that a directory's entries stand for: those that exist, and those of which a kill has left something."""
+    """The files that a directory's entries stand for: those that exist, and those of which a kill left something."""
     found = set()
     for entry in entries:
         name, _dot, kind = entry[1:].rpartition(".")
@@ -76,7 +76,7 @@ class Files:
         return "%s/.%s.%s" % (directory, name, kind)
 
     def _ordered(self, files: Iterable[Wanted], there: Callable[[Wanted], bool]) -> List[Wanted]:
-        """First those that will be there, then those that will not, so that no file ever names one that is missing."""
+        """First those that will be there, then in reverse those that will not: no file ever names a missing one."""
         kept = [file for file in files if there(file)]
         return kept + [file for file in reversed(list(files)) if not there(file)]
 

@@ -258,12 +258,12 @@ class _Convergence:
         pid = int(self.state.get("MainPID") or 0)
         self.environ = self.system.environ(pid) if pid else None
         self.running = self.environ or None  # it is unknown where the program has written over it
-        override = self.override
+        secret = self.override.secret_environment
         for view in (self.now, self.planned):  # what a secret replaces is one, too, wherever it stands
-            values = [(name, value) for name, value in view.environment.items() if value.text]
-            secret = [v.text for name, v in values if name in override.secret_environment or v.path == override.secret_file]
-            override.hide(secret)
-        override.hide((self.running or {}).get(name, "") for name in override.secret_environment)
+            for name, value in view.environment.items():
+                if name in secret or value.path == self.override.secret_file:
+                    self.override.hide([value.text or ""])
+        self.override.hide((self.running or {}).get(name, "") for name in secret)
 
     def _leave_unwritten(self) -> None:
         """Write no drop-in where others' files have put all that is declared in force: such a host is as declared.
@@ -389,8 +389,8 @@ class _Convergence:
     def _hide(self, name: str, text: Optional[str]) -> Optional[str]:
         """Hide a variable's value unless it is declared as plain, or stands in a file that everybody may read.
 
-        Of variables that are not declared, those in environment files are hidden in any case: people keep secrets there.
-        Where a process has its value from is unknown: it is shown if all that set the variable now may be shown.
+        An undeclared variable from an environment file is always hidden: people keep secrets there. Where a process
+        got its value from is unknown: it is shown if every file that sets the variable now may be shown.
         """
         declared = self.override.environment.get(name)
         if text is None or text == declared:

@@ -1,9 +1,9 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The links by which a unit is enabled: which of them systemctl creates and removes, and exactly these undone.
+"""The links that enable a unit: notes which of them systemctl creates and removes, and undoes exactly these.
 
-``systemctl disable`` is not the opposite of ``enable``: either one also follows ``Also=``, and finds some links in place.
+``systemctl disable`` does not undo ``enable``: each also follows ``Also=``, and some links may have existed before.
 """
 
 from __future__ import annotations

@@ -115,8 +115,8 @@ class _Ending(_Part):
     def run(self) -> Dict[str, Any]:
         absent = self.params["state"] == "absent"
         state, folder = "%s/%s" % (command.STATE, self.name), command.FOLDER
-        paths = ["%s/%s" % (command.UNITS, self.unit), "%s/%s.env" % (folder, self.name)]
-        paths.append("%s/%s.secrets" % (folder, self.name))
+        paths = ["%s/%s.env" % (folder, self.name), "%s/%s.secrets" % (folder, self.name)]
+        paths.append("%s/%s" % (command.UNITS, self.unit))  # it names the others, so it is removed first
         files = Files([Wanted(path, None) for path in paths] if absent else [], self.system.root)
         gone = [file.path for file in files.changes()]
         kept = self.system.root + state

@@ -1,0 +1,71 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the engine restores, waits for and cannot see, on units of a real systemd (host/trust.py)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import on_host
+
+
+@pytest.fixture(scope="module")
+def found(lab: Any) -> Any:
+    host = lab.reset("gpu1")
+    yield on_host.run(lab, host, "trust.py")
+    lab.reset(host)
+
+
+def test_enable_and_disable_are_undone_link_by_link(found: Dict[str, Any]) -> None:
+    assert len(found["enabling"]) == 6
+    for title, row in found["enabling"].items():
+        assert row["after"] == row["before"], (title, row)
+        assert row["failed"]["rolled_back"] and "The former state is back" in row["failed"]["said"], (title, row)
+        assert not row["done"]["said"] and not row["again"], (title, row)
+        assert row["is"] == ("enabled" if title.startswith("enable") else "disabled"), (title, row)
+
+
+def test_a_program_that_writes_its_title_over_its_environment(found: Dict[str, Any]) -> None:
+    for delay, row in found["titles"].items():
+        first, *others = row["runs"]
+        assert first["changed"] and not first["said"], (delay, row)
+        for run in others:
+            assert not run["changed"] and not run["said"] and not run["drift"], (delay, row)
+        assert row["changed"]["restarted"] and not row["changed"]["said"], (delay, row)
+        assert not row["absent"]["said"], (delay, row)
+
+
+def test_secrets_of_units_with_a_backslash_in_their_name(found: Dict[str, Any]) -> None:
+    for name, row in found["names"].items():
+        first, second = row["runs"]
+        assert first["changed"] and not first["said"] and row["seen"], (name, row)
+        assert not second["changed"] and not second["said"] and not row["absent"]["said"], (name, row)
+
+
+def test_a_credential_that_a_killed_run_took_away_halfway(found: Dict[str, Any]) -> None:
+    row = found["credential"]
+    assert row["failed"]["rolled_back"] and row["active"] == "active" and row["files"] == ["a", "b"], row
+    assert row["good"]["changed"] and not row["good"]["said"] and row["kept"] == ["a"], row
+    assert not row["absent"]["said"] and "No such file" in row["left"], row
+
+
+def test_a_restart_that_systemd_is_making_is_waited_for(found: Dict[str, Any]) -> None:
+    row = found["restarts"]["the same"]
+    assert not row["said"] and not row["changed"] and row["verdict"] == "ok" and row["asked"] == [False], row
+    row = found["restarts"]["a change without a restart"]
+    assert not row["said"] and row["changed"] and not row["restarted"] and row["asked"] == [False], row
+    row = found["restarts"]["a change that fails"]
+    assert "The unit runs again" in row["said"] and row["active"] == "active", row
+
+
+def test_a_crash_loop_is_reported_long_before_the_deadline(found: Dict[str, Any]) -> None:
+    for name in ("fleet-loop-0.service", "fleet-loop-1.service"):
+        row = found["restarts"][name]
+        assert row["verdict"] == "crash_loop" and "last words" in row["said"] and row["seconds"] < 150, row
