@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, Dict
@@ -14,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import on_host
+from web_unit import Unit
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +71,55 @@ def test_a_crash_loop_is_reported_long_before_the_deadline(found: Dict[str, Any]
     for name in ("fleet-loop-0.service", "fleet-loop-1.service"):
         row = found["restarts"][name]
         assert row["verdict"] == "crash_loop" and "last words" in row["said"] and row["seconds"] < 150, row
+
+
+# --- secrets, watched from outside
+
+WORD = "watched-secret-4711"
+PLAY = """\
+- hosts: gpu1
+  gather_facts: false
+  become: true
+  tasks:
+    - gpufleet.inference.systemd_override: &good
+        unit: fleet-web
+        secret_environment: {S: '%(word)s'}
+        credentials: {c: '%(word)s-c'}
+        settle: 1
+    - gpufleet.inference.systemd_override: *good
+    - gpufleet.inference.systemd_override:
+        unit: fleet-web
+        secret_environment: {S: '%(word)s-b'}
+        credentials: {c: '%(word)s-c'}
+        settings: {Service: {ExecStart: ["", "/bin/sh -c 'echo I have $S; exit 3'"]}}
+        settle: 1
+      ignore_errors: true
+"""
+
+
+def test_no_secret_is_seen_while_modules_run(lab: Any, tmp_path: Path) -> None:
+    host = lab.reset("gpu1")
+    unit = Unit(lab, host)
+    (tmp_path / "play.yml").write_text(PLAY % {"word": WORD})
+    on_host.put(lab, host, "/run/watch.py", (Path(__file__).parent / "host/watch.py").read_bytes())
+    # the word is not in the command line of the watcher's own processes
+    command = "exec python3 /run/watch.py %s /run/watch.stop /run/watch.json" % WORD
+    on_host.put(lab, host, "/run/watch.sh", command.encode())
+    unit.sh("mount --make-rshared /; rm -f /run/watch.stop /run/watch.json")
+    unit.sh("systemd-run --quiet --unit=fleet-watch sh /run/watch.sh")
+    try:
+        run = lab.playbook(str(tmp_path / "play.yml"), "-vvv", warnings=True)
+    finally:
+        unit.sh("touch /run/watch.stop; while systemctl is-active -q fleet-watch; do sleep 0.05; done")
+    found = json.loads(unit.sh("cat /run/watch.json"))
+    results = run.of("systemd_override")
+    assert [result["changed"] for result in results] == [True, False, False] and results[2]["rolled_back"]
+    assert "I have <secret>" in results[2]["msg"], results[2]
+    assert found["looks"] > 3 and found["seen"] == [], found
+    assert WORD not in run.output and WORD not in json.dumps(run.results)
+    # the unit itself said it, on purpose
+    journal = unit.sh("journalctl --no-pager --boot -o export | grep -a %s; true" % WORD)
+    assert all(line.startswith("MESSAGE=I have ") for line in journal.splitlines()), journal
+    unit(state="absent")
+    assert not unit.sh("grep -rl %s /etc; true" % WORD)
+    lab.reset(host)
