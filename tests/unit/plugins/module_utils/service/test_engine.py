@@ -436,9 +436,11 @@ def test_a_drop_in_for_root_alone_is_not_shown(system: Any) -> None:
 HARD = "pa%ss\"w\\ord $x'1"
 
 
-@pytest.mark.parametrize("later", [HARD, "rotated-4711"])
-def test_a_secret_that_was_once_declared_as_plain_is_not_shown(system: Any, later: str) -> None:
+@pytest.mark.parametrize("later, running", [(HARD, True), ("rotated-4711", True), ("rotated-4711", False)])
+def test_a_secret_that_was_once_declared_as_plain_is_not_shown(system: Any, later: str, running: bool) -> None:
     go(system, environment={"A": "1", "TOKEN": HARD})
+    if not running:
+        system.stop("ollama.service", 1)
     spellings = (HARD, "pa%%ss\\\"w\\\\ord $x'1", repr(HARD)[1:-1], json.dumps(HARD)[1:-1])
     for check in (True, False):
         outcome = go(system, check=check, secret_environment={"TOKEN": later})
