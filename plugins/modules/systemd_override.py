@@ -20,9 +20,9 @@ description:
     such as C(Restart=).
   - After a restart the new process must have exactly the declared values, and must go on running. A process that dies
     is noticed at once.
-  - On any failure the files, systemd and the unit are put back as they were, with exactly the links that
-    C(systemctl enable) or C(systemctl disable) had created or removed. The message says in one line what failed, whether
-    the previous state is back, and what remains; RV(evidence) has the last lines that the failed invocation logged.
+  - On any failure the files, systemd and the unit are restored, with exactly the links that C(systemctl enable) or
+    C(systemctl disable) had created or removed. The message says in one line what failed, whether the previous state
+    is back, and what remains; RV(evidence) has the last lines that the failed invocation logged.
   - A run that was killed leaves nothing behind. The next run either completes the change or rolls it back as a whole,
     and removes whatever the killed run left, secrets included.
   - A unit that systemd is restarting at this very moment is waited for, within O(timeout). It is V(crash_loop) if it

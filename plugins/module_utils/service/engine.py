@@ -395,6 +395,8 @@ class _Convergence:
         declared = self.override.environment.get(name)
         if text is None or text == declared:
             return text
+        if name in self.override.secret_environment:
+            return SECRET
         units = {file.path for view in (self.now, self.planned) for file in view.unit.files}
         found = [view.environment[name] for view in (self.now, self.planned) if name in view.environment]
         shown = {
@@ -403,8 +405,7 @@ class _Convergence:
             for value in found
         }
         of_old = (bool(shown) or declared is not None) and all(shown.values()) and not self.unfinished
-        secret = name in self.override.secret_environment or not shown.get(text, of_old)
-        return SECRET if secret else text
+        return text if shown.get(text, of_old) else SECRET
 
     def _refuse_shadowed(self) -> None:
         """Stop when another file has the last word on something that is declared."""
@@ -507,7 +508,7 @@ class _Convergence:
         try:
             self.files.finish()
         except OSError as error:
-            self.outcome.warnings.append("what was before is left beside our files: %s" % _explain(error))
+            self.outcome.warnings.append("left to the next run, as it could not be removed: %s" % _explain(error))
 
     def _check_loaded(self) -> None:
         """systemd itself must have read what we meant, before the running process is touched."""

@@ -1152,6 +1152,28 @@ def test_one_that_ends_again_is_a_crash_loop(system: Any, check: bool) -> None:
     assert "Error: told to" in error.message and "restart" not in system.calls
 
 
+def test_one_that_ends_again_is_a_crash_loop_though_the_next_one_runs_already(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(system, started=True)
+    died(system, 1)
+    wait, seen = type(system.process(1)).ended_within, []
+
+    def ends(self: Any, limit: float) -> bool:
+        if seen:
+            return wait(self, limit)
+        seen.append(system.state["InvocationID"])
+        system.lines[seen[0]] = ["Error: no such disk"]
+        system.restart("ollama.service", 1, 1)
+        system.state["NRestarts"] = "2"
+        return True
+
+    monkeypatch.setattr(type(system.process(1)), "ended_within", ends)
+    error = fails(system, started=True)
+    assert error.outcome.verdict.name == "crash_loop" and "no such disk" in error.message
+    assert error.outcome.verdict.evidence["invocation_id"] == seen[0]
+
+
 def test_a_change_of_a_unit_that_systemd_is_restarting_is_rolled_back_to_one_that_runs(system: Any) -> None:
     go(system, started=True)
     died(system, 1)
