@@ -390,7 +390,7 @@ class _Convergence:
         """Hide a variable's value unless it is declared as plain, or stands in a file that everybody may read.
 
         An undeclared variable from an environment file is always hidden: people keep secrets there. Where a process
-        got its value from is unknown: it is shown if every file that sets the variable now may be shown.
+        got another value from is unknown: it is shown if that in force may be shown, or the process was started by us.
         """
         declared = self.override.environment.get(name)
         if text is None or text == declared:
@@ -404,8 +404,9 @@ class _Convergence:
             and (value.text == declared or public(value.path, self.system.root))
             for value in found
         }
-        of_old = (bool(shown) or declared is not None) and all(shown.values()) and not self.unfinished
-        return text if shown.get(text, of_old) else SECRET
+        in_force = self.now.text(name)
+        harmless = all(shown.values()) and (self.acted or (in_force is not None and not self.unfinished))
+        return text if shown.get(text, harmless) else SECRET
 
     def _refuse_shadowed(self) -> None:
         """Stop when another file has the last word on something that is declared."""

@@ -483,6 +483,13 @@ def test_a_value_of_an_unproven_run_is_not_shown_as_that_of_the_process(system: 
     assert outcome.drift["T"] == {"declared": "plain", "on_disk": "plain", "running": "<secret>"}
 
 
+def test_a_value_of_the_process_that_no_file_sets_any_more_is_not_shown(system: Any) -> None:
+    """Its file may have been private, and removed without a restart."""
+    system.environment["A"] = SESAME
+    assert go(system, check=True).drift["A"] == {"declared": "1", "on_disk": None, "running": "<secret>"}
+    assert SESAME not in json.dumps(go(system).as_result())
+
+
 def test_the_environment_file_of_a_unit_with_a_backslash_in_its_name(system: Any, tmp_path: Any) -> None:
     name = "x\\x2dy.service"
     other = type(system)(tmp_path / "other", name)
