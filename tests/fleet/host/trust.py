@@ -86,20 +86,19 @@ def enabling():
     """Rollbacks of enable and disable: the links before and after each."""
     unit("fleet-a.service", install="Also=fleet-b.service\nAlias=fleet-alias.service")
     unit("fleet-b.service")
+    enable = "systemctl --no-reload enable fleet-a; "
+    runtime = "systemctl --no-reload --runtime enable fleet-a; "
+    alone = "cd /etc/systemd/system; rm multi-user.target.wants/fleet-b.service; "
+    wants = "mkdir -p graphical.target.wants; ln -s ../fleet-a.service graphical.target.wants/"
     cases = {
-        "enable, with Also= enabled before": ("systemctl enable fleet-b", True),
-        "disable, with a link of add-wants": (
-            "systemctl enable fleet-a; systemctl disable fleet-b; systemctl enable fleet-a;"
-            "rm /etc/systemd/system/multi-user.target.wants/fleet-b.service;"
-            "systemctl add-wants graphical.target fleet-a.service",
-            False,
-        ),
-        "disable, both": ("systemctl enable fleet-a; systemctl enable --runtime fleet-a", False),
-        "enable, enabled until the next boot": ("systemctl enable --runtime fleet-a", True),
+        "enable, with Also= enabled before": ("systemctl --no-reload enable fleet-b", True),
+        "enable, enabled until the next boot": (runtime, True),
+        "disable, with a link of add-wants": (enable + alone + wants, False),
+        "disable, enabled until the next boot, too": (enable + runtime, False),
     }
     rows = {}
     for title, (prepare, enabled) in cases.items():
-        sh(prepare + "; systemctl start fleet-a")
+        sh(prepare + "; systemctl daemon-reload; systemctl start fleet-a")
         before = links()
         failed = go("fleet-a", gate=bad, environment={"N": title}, started=True, enabled=enabled)
         after = links()
@@ -112,8 +111,8 @@ def enabling():
             "is": sh("systemctl is-enabled fleet-a"),
             "again": go("fleet-a", enabled=enabled)["changed"],
         }
-        sh("systemctl disable fleet-a fleet-b; systemctl disable --runtime fleet-a fleet-b")
-        sh("rm -rf /etc/systemd/system/*.wants/fleet-[ab].service /etc/systemd/system/fleet-a.service.d")
+        sh("cd /etc/systemd/system; rm -rf *.wants/fleet-[ab].service fleet-alias.service fleet-a.service.d")
+        sh("rm -f /run/systemd/system/*.wants/fleet-[ab].service /run/systemd/system/fleet-alias.service")
     sh("systemctl stop fleet-a fleet-b")
     return rows
 
@@ -133,16 +132,14 @@ def titles():
 
 
 def names():
-    """Secrets and credentials for units with a backslash in their name."""
-    rows = {}
-    unit("fleet-t@.service")
-    unit("fleet-n\\x2dm.service")
-    for name in ("fleet-n\\x2dm.service", "fleet-t@x\\x2dy.service"):
-        declared = {"environment": {"N": "1"}, "secret_environment": {"T": "token"}, "credentials": {"k": "v"}}
-        runs = [go(name, started=True, **declared), go(name, started=True, **declared)]
-        rows[name] = {"runs": runs, "seen": b"T=token" in environ(name), "absent": go(name, state="absent")}
-        sh("systemctl stop -- '%s'" % name)
-    return rows
+    """Secrets and credentials for a unit with backslashes in its name."""
+    unit("fleet-n\\x2dm@.service")
+    name = "fleet-n\\x2dm@x\\x2dy.service"
+    declared = {"environment": {"N": "1"}, "secret_environment": {"T": "token"}, "credentials": {"k": "v"}}
+    runs = [go(name, started=True, **declared), go(name, started=True, **declared)]
+    found = {"runs": runs, "seen": b"T=token" in environ(name), "absent": go(name, state="absent")}
+    sh("systemctl stop -- '%s'" % name)
+    return found
 
 
 def credential():
@@ -190,7 +187,7 @@ def restarts():
         asked.append(changed)
         return Verdict("ok" if running.alive() else "crash_loop")
 
-    dead = "until systemctl show -p SubState %s | grep -q auto-restart; do :; done"
+    dead = "until systemctl show -p SubState %s | grep -q auto-restart; do sleep 0.1; done"
     go("fleet-dies", gate=gate, **declared)
     rows = {}
     for title, more in (
