@@ -44,7 +44,7 @@ molecule: deps ## the roles' molecule scenarios, on two test labs at a time
 	python tests/scenarios.py molecule-$(CHECKOUT)-
 
 test: deps ## everything above, the fastest first; stops at the first stage that fails
-	@python tests/run.py $(STAGES)
+	@python tests/run.py lint+sanity unit fleet molecule
 
 demo: deps ## a local fleet of three GPU hosts, configured by site.yml, and what was proven
 	@$(MAKE) lab-up HOSTS=3

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run make targets one after the other up to the first failure; close with the time and the counts of each.
 
-run.py TARGET...
+run.py TARGET... Targets joined by "+" run at the same time: those that use one processor each. The output of the second
+one is printed when it has ended.
 """
 
 from __future__ import annotations
@@ -13,45 +14,69 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from typing import List, Tuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Callable, List, NamedTuple
 
 # The closing line of pytest, or of anything that says it the same way ("sanity: 24 passed, 0 failed").
 CLOSING = re.compile(r"^(=+ )?([a-z-]+: )?\d+ (passed|failed|skipped|errors?)(,| in |$)")
 COUNT = re.compile(r"(\d+) (passed|failed|skipped|error)")
+WORDS = ("passed", "failed", "skipped")
 
 
-def stage(target: str) -> Tuple[bool, Counter, float]:
-    """Run one target: whether it went well, its counts, its seconds. A target that counts nothing is one test."""
+class Stage(NamedTuple):
+    target: str
+    good: bool
+    counts: Counter
+    seconds: float
+
+    def __str__(self) -> str:
+        words = ", ".join("%d %s" % (self.counts[word], word) for word in WORDS)
+        return "%-10s %-6s %4d s  %s" % (self.target, "ok" if self.good else "FAILED", self.seconds, words)
+
+
+def stage(target: str, say: Callable[[str], None], command: str = "make") -> Stage:
+    """Run one target. One that counts nothing is one test."""
     counts: Counter = Counter()
     started = time.monotonic()
-    with subprocess.Popen(["make", target], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
+    with subprocess.Popen([command, target], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
         for line in running.stdout:
-            print(line, end="", flush=True)
+            say(line)
             if CLOSING.match(line):
                 for number, word in COUNT.findall(line):
                     counts["failed" if word == "error" else word] += int(number)
     good = running.returncode == 0
     if not sum(counts.values()) or (not good and not counts["failed"]):
         counts["passed" if good else "failed"] += 1
-    return good, counts, time.monotonic() - started
+    return Stage(target, good, counts, time.monotonic() - started)
 
 
-def main(targets: List[str]) -> int:
-    total: Counter = Counter()
-    table = []
-    good = True
-    for target in targets:
-        if not good:
-            table.append("%-10s not run" % target)
-            continue
-        print("\n===== %s" % target, flush=True)
-        good, counts, seconds = stage(target)
-        total += counts
-        words = ", ".join("%d %s" % (counts[word], word) for word in ("passed", "failed", "skipped"))
-        table.append("%-10s %-6s %4d s  %s" % (target, "ok" if good else "FAILED", seconds, words))
+def at_once(targets: List[str], command: str = "make") -> List[Stage]:
+    """Run targets at the same time; the lines of the first are printed as they come."""
+    lines: List[List[str]] = [[] for _target in targets]
+    says = [lambda line: print(line, end="", flush=True), *(more.append for more in lines[1:])]
+    print("\n===== %s" % targets[0], flush=True)
+    with ThreadPoolExecutor(len(targets)) as pool:
+        running = [pool.submit(stage, target, say, command) for target, say in zip(targets, says)]
+        for target, later, one in zip(targets, lines, running):
+            one.result()
+            if later:
+                print("\n===== %s\n%s" % (target, "".join(later)), end="", flush=True)
+    return [one.result() for one in running]
+
+
+def main(groups: List[str]) -> int:
+    done: List[Stage] = []
+    table: List[str] = []
+    for group in groups:
+        if all(one.good for one in done):
+            done += at_once(group.split("+"))
+            table = list(map(str, done))
+        else:
+            table += ["%-10s not run" % target for target in group.split("+")]
+    total = sum((one.counts for one in done), Counter())
     print("\n===== summary\n" + "\n".join(table) + "\n")
-    print("%d passed, %d failed, %d skipped" % (total["passed"], total["failed"], total["skipped"]))
-    return 0 if good else 1
+    print("%d passed, %d failed, %d skipped" % tuple(total[word] for word in WORDS))
+    return 0 if all(one.good for one in done) else 1
 
 
 if __name__ == "__main__":

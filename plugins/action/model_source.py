@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+from typing import Any, Dict, Mapping, Optional
+
+from ansible.module_utils.common.parameters import remove_values
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import source
 from ansible_collections.gpufleet.inference.plugins.modules import model_source
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
 
@@ -14,3 +19,7 @@ class ActionModule(Asking):
 
     MODULE = "gpufleet.inference.model_source"
     WORK = Work("model_source.source", "bring", model_source.argument_spec())
+
+    def ask(self, arguments: Mapping[str, Any], task_vars: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+        answer = super().ask(arguments, task_vars)
+        return answer and remove_values(answer, source.secrets(arguments))

@@ -13,11 +13,13 @@ from typing import Any, Dict, Optional
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.utils.display import Display
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
 
 FIRST = 0.5  # seconds to the first look; the pause doubles
 EVERY = 3.0  # seconds between two later looks
+LARGEST = 1 << 16  # bytes of a progress file
 LONGEST = 7 * 24 * 3600  # seconds; a pull that stalls ends long before
 OF_THE_JOB = (
     "started",
@@ -86,7 +88,7 @@ class ActionModule(Asking):
                 )
                 if result.get("finished"):
                     break
-                line = sentence(self._read(path))
+                line = "" if self._task.no_log else sentence(self._read(path))
                 if line:
                     display.display("%s: %s" % (host, line))
         finally:
@@ -100,11 +102,13 @@ class ActionModule(Asking):
         return {key: value for key, value in result.items() if key not in OF_THE_JOB}
 
     def _read(self, path: str) -> Dict[str, Any]:
-        answer = self._low_level_execute_command("cat %s" % self._connection._shell.quote(path), sudoable=True)
+        quoted = self._connection._shell.quote(path)
+        answer = self._low_level_execute_command("head -c %d %s" % (LARGEST, quoted), sudoable=True)
         try:
-            return json.loads(answer.get("stdout") or "{}")
-        except ValueError:
+            progress = json.loads(answer.get("stdout") or "{}")
+        except (ValueError, RecursionError):
             return {}
+        return progress if isinstance(progress, dict) else {}
 
 
 def named(models: Any) -> Any:
@@ -113,7 +117,14 @@ def named(models: Any) -> Any:
 
 
 def sentence(progress: Dict[str, Any]) -> str:
-    """A progress file as a person reads it; nothing before there is one."""
+    """A progress file as a person reads it; nothing before there is one, or when it is none of ours."""
+    try:
+        return one_line(_sentence(progress))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return ""
+
+
+def _sentence(progress: Dict[str, Any]) -> str:
     total, completed = progress.get("total") or 0, progress.get("completed") or 0
     if not total:
         return "%s %s" % (progress["name"], progress["status"]) if progress else ""

@@ -38,7 +38,11 @@ def known(names: List[Any], hostvars: Mapping[str, Any], port: int) -> List[Dict
             continue
         facts = (hostvars[name].get("ansible_facts") or {}).get("torchrun") if name in hostvars else None
         if facts and facts.get("listener"):
-            addresses = [one["address"] for one in fabric.candidates(facts)]
             listener = facts["listener"]
-            found.append({"name": name, "addresses": addresses, "rendezvous": port, **listener})
+            try:
+                addresses = [str(one["address"]) for one in fabric.candidates(facts)]
+                told = {"token": str(listener["token"]), "port": int(listener["port"]), "busy": dict(listener["busy"])}
+            except (AttributeError, KeyError, TypeError, ValueError):
+                continue  # one host's odd facts are no reason to fail on another
+            found.append({"name": name, "addresses": addresses, "rendezvous": port, **told})
     return found

@@ -57,13 +57,25 @@ _value:
 
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import report
+
+LONGEST = 2000  # characters of a line
 
 
 def torchrun_verdict(results, plan, gpus=None, floor_gbps=0.0):
     if not isinstance(results, dict) or not isinstance(plan, dict):
         raise AnsibleFilterError("torchrun_verdict: expected a dictionary of results by host, and a plan")
-    return report.of_job(results, plan, gpus, float(floor_gbps))
+    try:
+        found = report.of_job(results, plan, gpus, float(floor_gbps))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise AnsibleFilterError(
+            "torchrun_verdict: a host's result is not one of gpufleet.inference.torchrun_job: %s: %s"
+            % (type(error).__name__, one_line(str(error)))
+        ) from error
+    return dict(
+        found, text=one_line(found["text"], LONGEST), lines=[one_line(line, LONGEST) for line in found["lines"]]
+    )
 
 
 class FilterModule:

@@ -145,6 +145,7 @@ from typing import Any, Dict, List, Optional
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import plan
 
 OPTIONS = (
@@ -173,4 +174,9 @@ class LookupModule(LookupBase):
             made = plan.make(facts, reach or None, **options)
         except (plan.PlanError, ValueError) as error:
             raise AnsibleLookupError("torchrun_plan: %s" % error) from error
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise AnsibleLookupError(
+                "torchrun_plan: the facts of one of %s are not those of gpufleet.inference.torchrun_facts: %s: %s"
+                % (", ".join(names), type(error).__name__, one_line(str(error)))
+            ) from error
         return [dict(made, host=variables.get("inventory_hostname"))]

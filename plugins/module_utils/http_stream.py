@@ -10,11 +10,13 @@ change. So HTTP/1.0 is spoken here, and ``ssl`` is imported only for https.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
-from typing import Any, BinaryIO, Mapping, Optional
+from typing import Any, BinaryIO, List, Mapping, Optional
 
 _LARGEST = 64 << 20  # bytes of an answer
+_LARGEST_HEADER = 64 << 10
 
 
 class HttpError(Exception):
@@ -69,12 +71,14 @@ class Stream:
             raise HttpError("%s: %s" % (self.where, error)) from None
         try:
             self._send(head.encode("latin-1") + payload, file)
-            while b"\r\n\r\n" not in self.received and self._more(deadline if file is None else None):
+            if file is not None:  # which took as long as it is large
+                deadline = time.monotonic() + timeout
+            while b"\r\n\r\n" not in self.received and len(self.received) < _LARGEST_HEADER and self._more(deadline):
                 pass
             header, separator, content = bytes(self.received).partition(b"\r\n\r\n")
             words = header.split(None, 2)
-            if not separator or len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-                raise HttpError("%s%s does not answer in HTTP: %.80r" % (self.where, path, bytes(self.received)))
+            if not separator or not re.match(rb"HTTP/\S*\s+[0-9]{3}(\s|\Z)", header):
+                raise HttpError("%s%s does not answer in HTTP: %.80r" % (self.where, path, bytes(self.received[:80])))
         except BaseException:
             self.connection.close()
             raise
@@ -89,9 +93,15 @@ class Stream:
         self.connection.close()
 
     def rest(self, deadline: float) -> bytes:
-        """The whole body."""
-        while len(self.received) < _LARGEST and self._more(deadline):
+        """The whole body.
+
+        :raises HttpError: it is larger than any answer that is expected, or broke off.
+        """
+        length = _LARGEST + 1 if self.length is None else self.length
+        while len(self.received) < min(length, _LARGEST + 1) and self._more(deadline):
             pass
+        if len(self.received) > _LARGEST:
+            raise HttpError("%s%s answers with more than %d bytes" % (self.where, self.path, _LARGEST))
         if self.length is not None and len(self.received) < self.length:
             raise HttpError(
                 "%s%s broke off after %d of %d bytes" % (self.where, self.path, len(self.received), self.length)
@@ -100,18 +110,18 @@ class Stream:
 
     def _joined(self) -> bytes:
         """The body out of its chunks."""
-        body, left = b"", bytes(self.received)
+        parts: List[bytes] = []
+        at, content = 0, bytes(self.received)
         while True:
-            size, newline, left = left.partition(b"\r\n")
-            try:
-                length = int(size.partition(b";")[0], 16) if newline else -1
-            except ValueError:
-                length = -1
+            size = _CHUNK.match(content, at)
+            length = int(size.group(1), 16) if size else -1
             if length == 0:
-                return body
-            if length < 0 or len(left) < length + 2:
+                return b"".join(parts)
+            start = size.end() if size else 0
+            at = start + length + 2
+            if length < 0 or len(content) < at:
                 raise HttpError("%s%s broke off in the midst of a chunk" % (self.where, self.path))
-            body, left = body + left[:length], left[length + 2 :]
+            parts.append(content[start : start + length])
 
     def line(self, deadline: float) -> Optional[bytes]:
         """The next line of the body, None at its end."""
@@ -155,6 +165,9 @@ class Stream:
         return HttpTimeout("%s%s did not answer within %.0f s" % (self.where, self.path, self.timeout))
 
 
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+
+
 def _field(header: bytes, wanted: bytes) -> bytes:
     for line in header.split(b"\r\n")[1:]:
         name, _sep, value = line.partition(b":")
@@ -165,4 +178,4 @@ def _field(header: bytes, wanted: bytes) -> bytes:
 
 def _length(header: bytes) -> Optional[int]:
     value = _field(header, b"content-length")
-    return int(value) if value.isdigit() else None
+    return int(value) if value.isdigit() and len(value) < 19 else None

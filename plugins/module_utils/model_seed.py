@@ -9,6 +9,7 @@ import hashlib
 import os
 from typing import Any, Dict, List, Mapping, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place, SourceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
@@ -39,17 +40,26 @@ def _told(place: Place, blobs: Dict[str, str]) -> Dict[str, Any]:
     if not commit or not place.whole(commit):
         raise offer.Unable("%s is not in %s" % (place.shown, place.folder))
     record, files = place.record(commit), []
+    known = record.get("sha256", {})
+    try:
+        hub.check(commit, [hub.File(name, size, known.get(name)) for name, size in record["files"].items()])
+    except hub.HubError as error:
+        raise offer.Unable("%s in %s: %s" % (place.shown, place.folder, error)) from None
     for name, size in sorted(record["files"].items()):
         path = os.path.join(place.path(commit), name)
-        sha256 = record.get("sha256", {}).get(name) or _sha256(path)
+        sha256 = known.get(name) or _sha256(path)
         blobs["sha256:" + sha256] = path
         files.append({"path": name, "size": size, "sha256": sha256})
     return {"commit": commit, "files": files}
 
 
 def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import open_regular
+
+    digest, descriptor = hashlib.sha256(), open_regular(path)
+    if descriptor is None:
+        raise offer.Unable("%s is gone" % path)
+    with os.fdopen(descriptor, "rb") as file:
         for piece in iter(lambda: file.read(_PIECE), b""):
             digest.update(piece)
     return digest.hexdigest()

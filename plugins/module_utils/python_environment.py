@@ -104,12 +104,19 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, A
     step = step_for(params["engine"], params)
     needed, built = step.needed(), step.built()
     if not needed:
-        return dict(_result(step), changed=False, diff={}, pruned=[])
+        left = step.leftovers() if check_mode else step.tidy()
+        result: Dict[str, Any] = dict(_result(step), changed=bool(left), diff={}, pruned=left)
+        if left:
+            names = [os.path.join(step.folder, name) for name in left]
+            verb = "would remove" if check_mode else "removed"
+            result["msg"] += "; %s what runs that were killed have left: %s" % (verb, ", ".join(names))
+            result["diff"] = {"before": "\n".join(names) + "\n", "after": ""}
+        return result
     check_wheels(step, params, check_mode)
     diff, pruned = step.diff(), []
     if not check_mode:
         step.apply()
-        pruned = step.prune()
+        pruned = sorted({*step.prune(), *step.tidy()})
     said = "switched to" if built else "built and switched to"
     result = dict(_result(step), changed=True, diff=diff, pruned=pruned)
     result["msg"] = "%s%s %s" % ("would have " if check_mode else "", said, result["msg"])

@@ -14,12 +14,14 @@ description:
   - Has a host offer models that M(gpufleet.inference.model_source) has brought, so that the other hosts need not
     download them, too. They get them with the option O(gpufleet.inference.model_source#module:seeds).
   - The role P(gpufleet.inference.vllm#role) does both, with C(vllm_seeding).
+  - The other hosts trust it for the content of the files, as it reports their checksums.
   - Offered are the files of these models and nothing else, and only to who knows the token, over plain HTTP. A peer is
     told the checksum of each file by Ansible.
   - A small program does it, as a unit of systemd that lives in memory only, in a sandbox, as a user without rights. It
     ends when it is told to, or by itself when nobody has asked for anything for O(idle_timeout). So all must be able
     to read the files, as M(gpufleet.inference.model_source) leaves them.
-  - Seeding is a help and no condition. A host that cannot do it gives a warning, and RV(models) is empty.
+  - Seeding helps, but nothing depends on it. A host that cannot do it gives a warning, and RV(models) is empty. A host
+    whose record of a model names a file outside of it, or something other than a regular file, cannot.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: model_source
-short_description: Have one revision of a model in a directory, from Hugging Face, ModelScope, git or the host itself
+short_description: Ensure that one revision of a model is in a directory, from a hub, from git, or on the host already
 version_added: 0.1.0
 description:
-  - Has a model's files in C(ROOT/SOURCE/NAME/COMMIT), where vLLM and others find them without any network. A server
-    that is started with that path never downloads, and its start takes no longer than the reading of the weights.
-  - Every file is checked by the checksum that the hub lists, while it arrives. The directory is there once all files
-    are. An interrupted download is gone on with by the next run.
+  - Puts a model's files into C(ROOT/SOURCE/NAME/COMMIT), where vLLM and others find them without any network. A server
+    that is started with that path never downloads, and starts as fast as it can read the weights.
+  - Every file is checked against the checksum that the hub lists, while it arrives. The directory appears with one
+    rename, once all files are on the disk. The next run resumes an interrupted download. What no run has resumed for a
+    week, and what a killed run has left otherwise, is removed by the next run for the same model.
+  - The directory of a model, C(ROOT/SOURCE/NAME), belongs to root and only root may write into it. If it does not, the
+    module fails. Others may own the folders above it, but a symbolic link that they put there is not followed.
+  - Runs that load the same revision of a model wait for each other, for up to an hour.
+  - From a git repository only plain files are accepted. A symbolic link is an error. Submodules are not fetched, and no
+    hook and no file system monitor runs.
   - A revision that is there costs no network. A branch or tag is looked up once, and again with O(update=true).
   - Before anything is downloaded, the sizes are compared with the free space.
   - Weights in other formats (V(*.bin), V(*.pth), V(*.gguf), C(original/) and so on) are left out where there are
@@ -27,7 +33,8 @@ attributes:
   check_mode:
     support: full
     details:
-      - Asks the hub, and tells sizes and lack of space. By git only that something would be cloned is told.
+      - Asks the hub, and reports sizes and lack of space. With O(source=git) it asks the server for the commit of the
+        branch or tag. Whether a commit exists, and how large the files are, only the clone shows.
   diff_mode:
     support: full
 requirements:
@@ -46,18 +53,22 @@ options:
     default: huggingface
   revision:
     description:
-      - A commit, tag or branch. Only a commit is the same for ever.
+      - A commit, tag or branch. Only a commit stays the same indefinitely. A hub that answers with another commit is an
+        error, except at ModelScope, which does not report commits.
       - Left out, it is V(main) at Hugging Face, V(master) at ModelScope, and the default branch of a git repository.
     type: str
   url:
     description:
-      - Another address of the hub, such as a mirror.
-      - With O(source=git) what C(git clone) takes, without a user and password. Required there.
+      - Another address of the hub, such as a mirror, with C(http://) or C(https://).
+      - With O(source=git) what C(git clone) takes. Required there. Protocols are https, http, ssh, git and files.
+      - A user and password in an http or https address reach that server alone. The module masks the password in its
+        result and in its messages. Ansible itself may show the item of a loop, so O(token) is the better place.
     type: str
   token:
     description:
-      - For models that not everybody may read. It is sent to the hub alone, not to where the hub redirects. It stands
-        in no process list and is written to no file.
+      - For models that not everybody may read. It is sent to the hub alone, not to where the hub redirects. It appears
+        in no process list and in no file. A redirect from https to http is not followed.
+      - Git gets it through a credential helper for this run and this server. Other helpers of the host are not asked.
     type: str
   include:
     description: Patterns of the files to have, as C(*.safetensors). Left out, all.
@@ -116,7 +127,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Have a model that not everybody may read
+- name: Download a model that not everybody may read
   gpufleet.inference.model_source:
     name: meta-llama/Llama-3.1-8B-Instruct
     revision: 0e9e39f249a16976918f6564b8830bc894c89659
@@ -208,6 +219,7 @@ def argument_spec():
 
 def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module.no_log_values.update(source.secrets(module.params))
     try:
         result = source.bring(module.params, module.check_mode, module.warn)
     except source.SourceError as error:

@@ -47,7 +47,7 @@ options:
     type: str
     default: Tell a long story about a ship that looks for a new home.
   timeout:
-    description: Seconds that the server may say nothing, while a model loads or a request waits.
+    description: Seconds within which an answer must be complete, waiting in the queue and loading the model included.
     type: int
     default: 600
   facts_timeout:

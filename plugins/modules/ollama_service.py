@@ -171,16 +171,20 @@ options:
     elements: str
   models_dir: &models_dir
     description:
-      - Where models are stored (E(OLLAMA_MODELS)). Made for the service's user when it is not there. One that the user
-        may not use is refused, with the first folder or file that is in the way and the command that helps.
+      - Where models are stored (E(OLLAMA_MODELS)). Created for the service's user if it does not exist. If the user may
+        not use it, the run stops before anything is changed; the error names the first folder or file in the way and
+        the command that helps. Where this collection creates the user, a folder that root has prepared is given to it,
+        if it is empty or a store in which everything belongs to root.
     type: path
   models_dir_change:
     description:
       - What to do when another store was in force until now, with models that the new one does not have.
-      - V(refuse) stops before anything is touched, and says what would be out of sight.
-      - V(move) moves them. On one file system that takes no time and no space. On another one they are copied and
-        their digests compared, which needs room for both. The old store stays whole until the service is proven on
-        the new one.
+      - V(refuse) stops before anything is changed, and lists what the server would no longer see.
+      - >-
+        V(move) moves them, with the rights of the service's user: what this user may not read or remove stops the run.
+        On one file system that takes no time and no space. On another one they are copied and their digests compared,
+        which needs room for both. The old store stays whole until the service is proven on the new one. If the run is
+        killed, the next one resumes; if that declares another store, or the previous one, it removes what was copied.
       - V(leave) leaves them where they are.
     type: str
     choices: [refuse, move, leave]
@@ -241,6 +245,16 @@ options:
     type: str
     choices: [refuse, warn, ignore]
     default: refuse
+  uneven_spread:
+    description:
+      - What happens when O(prove_model) is spread (O(sched_spread)), but one GPU got less than two thirds of what
+        another one got, relative to their sizes, because other processes hold memory there. The message lists the
+        memory on each GPU and the processes that hold it.
+      - V(fail) is a failed proof, with the verdict V(uneven_spread); a change is rolled back. V(warn) keeps the change
+        and prints a warning.
+    type: str
+    choices: [fail, warn]
+    default: fail
   version:
     description:
       - The release to install, such as V(0.32.15), for the architecture of the host. The server must say afterwards
@@ -371,6 +385,10 @@ options:
         description: See O(prove_fit).
         type: str
         choices: [refuse, warn, ignore]
+      uneven_spread:
+        description: See O(uneven_spread).
+        type: str
+        choices: [fail, warn]
 seealso:
   - module: gpufleet.inference.gpu_facts
   - module: gpufleet.inference.systemd_override
@@ -422,7 +440,7 @@ verdict:
   description:
     - What the proof found. V(ok), or one of V(crash_loop), V(not_ready), V(wrong_version), V(unproven), V(misread),
       V(cpu_fallback), V(wrong_gpu), V(model_missing), V(load_failed), V(stalled), V(partial_offload), V(vram_missing),
-      V(spread_missing), or what the M(gpufleet.inference.systemd_override) module names.
+      V(spread_missing), V(uneven_spread), or what the M(gpufleet.inference.systemd_override) module names.
   returned: when anything was looked at
   type: str
   sample: ok
@@ -550,6 +568,7 @@ OF_ONE = [
     "environment",
     "prove_model",
     "prove_fit",
+    "uneven_spread",
 ]
 """Options that each instance may have for itself, besides what is a variable of the process."""
 
@@ -606,6 +625,7 @@ def _one_service():
         environment=dict(type="dict", default={}),
         prove_model=dict(type="str"),
         prove_fit=dict(type="str", choices=["refuse", "warn", "ignore"], default="refuse"),
+        uneven_spread=dict(type="str", choices=["fail", "warn"], default="fail"),
         version=dict(type="str"),
         mirror=dict(type="str"),
         archive=dict(type="str"),

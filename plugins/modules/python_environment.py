@@ -21,8 +21,12 @@ description:
     minor version compatibility).
   - A new environment is tested before the switch. The engine is imported, and a small tensor is multiplied on a GPU of
     this host, or on the CPU with O(cuda=cpu).
-  - A build that fails or does not pass leaves nothing behind, and the environment in use as it was. One that was killed
-    is cleaned up by the next run. While another run builds, this one waits.
+  - A build that fails or does not pass leaves nothing behind, and the environment in use as it was. The next run
+    removes what a killed one has left, even if it has nothing else to do. While another run builds, this one waits.
+  - Packages are trusted as root is. The installer runs as root, a source distribution is built as root, and the test
+    imports the packages as root. Name only indexes that you trust with the host, or O(wheels).
+  - Only root may be able to write into O(root) and the folders above it, as root runs programs there. If others can,
+    the module fails before it runs anything. Without C(become), the same holds for the user that runs the module.
   - The environment is known by a hash of what is asked for. A host that has it is told so by reading one file; neither
     pip nor the network is asked.
 author:
@@ -61,6 +65,8 @@ options:
     description:
       - The engine's package in place of the table's, as pip takes it (V(vllm==0.28.0+local), a path on the host, a
         URL). A O(version) that the table does not know needs this and O(cuda).
+      - A password in a URL, here and in O(packages) and O(constraints), appears in no process list, and the module
+        masks it in its result and its record.
     type: str
   packages:
     description:
@@ -185,7 +191,7 @@ previous:
   type: str
   sample: 2.12.1-cu130-7d793037a076
 pruned:
-  description: Names of the environments that were removed.
+  description: Names of what was removed, older environments and the remains of killed runs.
   returned: success
   type: list
   elements: str

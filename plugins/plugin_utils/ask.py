@@ -13,6 +13,8 @@ from __future__ import annotations
 import ast
 import base64
 import json
+import secrets
+import shlex
 import zlib
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
@@ -23,15 +25,22 @@ from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line, printable
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.spelling import misspelt
 
 ROOM = "ansible_collections.gpufleet.inference.plugins.module_utils"
 FOLDER = Path(__file__).resolve().parent.parent / "module_utils"
-#: Stands before the answer, as a shell's start files may print something.
-MARK = "gpufleet-answer "
+#: Stands before the answer, with a word that no start file of a shell can know: it may print something, too.
+MARK = "gpufleet-answer-%s "
+#: Characters of an answer, more than any host has to say.
+LONGEST = 1 << 24
+WARNINGS = 100
 
+# The first line is what Ansible's own wrapper of modules does, so that both see the same packages (a pynvml of root's
+# own included, which -I would hide), and none that lies where the connection happens to start.
 SCRIPT = """\
-import base64, json, sys, zlib
+import sys; sys.path[:] = [path for path in sys.path if path not in ("", ".")]
+import base64, json, zlib
 from importlib.machinery import ModuleSpec
 sources, room, work, function, params = json.loads(zlib.decompress(base64.b64decode("%s")))
 class Sources:
@@ -60,6 +69,22 @@ if warnings:
 print("%s" + json.dumps(answer))
 """
 
+#: What a result of ours never has: Ansible itself does something with it.
+_OF_ANSIBLE = {
+    *(
+        "add_host",
+        "add_group",
+        "ansible_job_id",
+        "attempts",
+        "deprecations",
+        "exception",
+        "failed",
+        "include",
+        "results",
+    ),
+    *("skipped", "unreachable"),
+}
+
 display = Display()
 
 
@@ -79,10 +104,10 @@ class Work:
         self.validator = ArgumentSpecValidator(dict(argument_spec))
         self.sources = sources(self.module)
 
-    def script(self, params: Mapping[str, Any]) -> bytes:
+    def script(self, params: Mapping[str, Any], mark: str = MARK) -> bytes:
         """The bare script for these parameters; it needs Python 3.8 and its standard library."""
         told = json.dumps([self.sources, ROOM, self.module, self.function, params]).encode()
-        return (SCRIPT % (base64.b64encode(zlib.compress(told, 1)).decode(), MARK)).encode()
+        return (SCRIPT % (base64.b64encode(zlib.compress(told, 1)).decode(), mark)).encode()
 
 
 def sources(module: str) -> Dict[str, str]:
@@ -129,18 +154,22 @@ class Asking(ActionBase):
         """
         task = self._task
         for sentence in misspelt(task_vars or {}):
-            display.warning(sentence)
-        # whether it may be piped is not asked: where sudo wants a terminal there is no answer, and the module is sent
-        if task.async_val or task.delegate_to or not self._connection.has_pipelining or _of_the_host(arguments):
+            display.warning(one_line(sentence))
+        if task.async_val or task.delegate_to or not _takes_a_script(self._connection) or _of_the_host(arguments):
             return None
         validated = self.WORK.validator.validate(dict(arguments))
         if validated.error_messages:
             return None  # the module says it in the usual words
         params = validated.validated_parameters
-        command = "%s %s -I -" % (self._compute_environment_string(), self._python(task_vars or {}))
-        told = self._low_level_execute_command(command.strip(), in_data=self.WORK.script(params))
-        answer = _answer(told)
-        if answer is None or (answer.get("changed") and not task.check_mode):
+        mark = MARK % secrets.token_hex(8)
+        command = "%s %s -" % (self._compute_environment_string(), shlex.quote(self._python(task_vars or {})))
+        told = self._low_level_execute_command(command.strip(), in_data=self.WORK.script(params, mark))
+        answer = _answer(told, mark)
+        if answer is None:
+            said = "" if getattr(task, "no_log", False) else printable((told.get("stderr") or "").strip()[-2000:])
+            display.vvv("no answer from the bare script, the module is sent: %s" % said)
+            return None
+        if answer["changed"] and not task.check_mode:
             return None
         answer["invocation"] = {"module_args": params}
         return remove_values(answer, validated._no_log_values)
@@ -162,9 +191,42 @@ def _of_the_host(arguments: Mapping[str, Any]) -> bool:
     return "$" in text or '"~' in text
 
 
-def _answer(told: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
+def _takes_a_script(connection: Any) -> bool:
+    """Whether a program can be piped through the connection and its ``become``.
+
+    ``machinectl`` would wait for ever for the end of its input. ``su`` can do it, whatever it says of itself. Whether
+    sudo wants a terminal is not asked: then there is no answer, and the module is sent.
+    """
+    become = getattr(connection, "become", None)
+    if become is None or not connection.has_pipelining:
+        return bool(connection.has_pipelining)
+    name = str(become.name).rpartition(".")[2]
+    return name == "su" or bool(
+        become.pipelining and not getattr(become, "require_tty", False) and name != "machinectl"
+    )
+
+
+def _answer(told: Mapping[str, Any], mark: str) -> Optional[Dict[str, Any]]:
+    """What the host says, as far as a module might say it; None when it says nothing of the kind."""
     for line in reversed((told.get("stdout") or "").splitlines()):
-        if line.startswith(MARK):
-            return json.loads(line[len(MARK) :])
-    display.vvv("no answer from the bare script, the module is sent: %s" % (told.get("stderr") or "").strip()[-2000:])
+        if line.startswith(mark):
+            try:
+                return _believed(json.loads(line[len(mark) :])) if len(line) <= LONGEST else None
+            except (ValueError, RecursionError):
+                return None
     return None
+
+
+def _believed(answer: Any) -> Optional[Dict[str, Any]]:
+    """An answer without what only the controller may say, as Ansible does it with a module's result."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("changed"), bool):
+        return None
+    facts, warnings = answer.get("ansible_facts", {}), answer.pop("warnings", [])
+    if not isinstance(facts, dict) or not isinstance(warnings, list) or _OF_ANSIBLE & set(answer):
+        return None
+    for of_result in (answer, facts):
+        for key in [key for key in of_result if key.startswith("_ansible_") or "discovered_interpreter_" in key]:
+            del of_result[key]
+    if warnings:
+        answer["warnings"] = [printable(text) for text in warnings[:WARNINGS] if isinstance(text, str)]
+    return answer

@@ -29,6 +29,9 @@ def call_with_wheels(
         return call({})
     folder = action._find_needle("files", wheels)
     names = sorted(name for name in os.listdir(folder) if name.endswith(".whl")) if os.path.isdir(folder) else []
+    odd = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+    if odd:
+        raise AnsibleActionFail("wheels: %s is not a file" % os.path.join(folder, odd[0]))
     if not names:
         raise AnsibleActionFail("wheels: %s on the controller is no directory with wheels in it" % folder)
     result = call({})
@@ -38,11 +41,19 @@ def call_with_wheels(
         raise AnsibleActionFail("wheels: files on the controller cannot be sent in the background (async)")
     local = C.DEFAULT_LOCAL_TMP  # type: ignore[attr-defined]
     with tempfile.NamedTemporaryFile(dir=local, suffix=".tar") as packed:
-        with tarfile.open(fileobj=packed, mode="w") as tar:
+        with tarfile.open(fileobj=packed, mode="w", dereference=True) as tar:  # a link would lead nowhere there
             for name in names:
-                tar.add(os.path.join(folder, name), name)
+                tar.add(os.path.join(folder, name), name, filter=_plain)
         packed.flush()
         remote = action._connection._shell.join_path(action._make_tmp_path(), "wheels.tar")
         action._transfer_file(packed.name, remote)
     action._fixup_perms2((action._connection._shell.tmpdir, remote))
     return call({"wheels": remote, "remote_src": True})
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without the owner and mode on the controller, which mean nothing on the host."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mode = 0o644
+    return member

@@ -8,6 +8,7 @@ A fault of the worker strikes while a changed setting is proven, one of the serv
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -166,3 +167,30 @@ def test_others_hold_the_memory(served, change):
     result = change(keep_alive="4h", prove_fit="ignore")
     put_back(result, "load_failed", "out of memory", served, before)
     assert hostsetup.sh(served, "systemctl is-active memory-holder").strip() == "active"
+
+
+def test_others_make_a_spread_uneven(lab, served, change):
+    """They hold most of one GPU: the model is served, but its spread is not what was declared."""
+    hostsetup.api(served, "/api/generate", {"model": "m8b", "keep_alive": 0})
+    faults.memory(served, "8192", "1")
+    before = state(served)
+    two = dict(visible_devices=[0, 1], keep_alive="5h")
+    result = change(**two)
+    put_back(
+        result,
+        "uneven_spread",
+        "process %s" % hostsetup.sh(served, "systemctl show -p MainPID --value memory-holder").strip(),
+        served,
+        before,
+    )
+    assert "of memory-holder.service" in result["msg"] and "uneven_spread: warn" in result["msg"]
+    options = json.dumps({**GOOD, "prove_model": "m8b", "uneven_spread": "warn", **two})
+    words = ["ansible", served, "--become", "-m", "gpufleet.inference.ollama_service", "-a", options]
+    accepted = lab.ansible(*words)
+    assert accepted.rc == 0 and accepted.results[0]["result"]["verdict"] == "ok", accepted.output
+    assert "ofmemory-holder.service" in "".join(accepted.output.split()), "a warning, on lines of any length"
+    assert [len(gpu) for gpu in hostsetup.held(served)] == [1, 1, 0, 0]
+    again = change(**two)
+    assert again["failed"] and again["verdict"] == "uneven_spread" and not again["changed"], again["msg"]
+    hostsetup.sh(served, "systemctl stop memory-holder")
+    assert not change(**two)["failed"]

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import random
+import socket
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
@@ -14,6 +16,7 @@ from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -52,6 +55,28 @@ def run_module(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """`free_port()` is a port on which nobody listens, below those that the kernel gives to whoever asks for any.
+
+    One that it gave and took back may at any time be given to another test, or be the near end of a connection.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    numbers = random.SystemRandom()
+
+    def find() -> int:
+        while True:
+            port = numbers.randrange(min(10000, first // 2), first)
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("0.0.0.0", port))
+                except OSError:
+                    continue
+                return port
+
+    return find
+
+
 @pytest.fixture
 def fixture_text() -> Callable[[str], str]:
     """`fixture_text("gpu/NAME")` is the text of a file under tests/unit/fixtures."""
@@ -60,8 +85,10 @@ def fixture_text() -> Callable[[str], str]:
 
 @pytest.fixture(autouse=True)
 def remembered(monkeypatch, tmp_path_factory):
-    """What is made in tests is remembered in a file of theirs; gives its path."""
-    path = tmp_path_factory.mktemp("var") / "gpufleet/made.json"
+    """What is made in tests is remembered in a file of theirs, and their locks are their own; gives its path."""
+    base = tmp_path_factory.mktemp("var")
+    path = base / "gpufleet/made.json"
     monkeypatch.setattr(made, "PATH", str(path))
-    monkeypatch.setattr(made, "LOCK", str(path.parent.parent / "lock"))
+    monkeypatch.setattr(lock, "FOLDER", str(base / "run/gpufleet"))
+    monkeypatch.setattr(lock, "FOLDER_OF_USER", str(base / "run/%d/gpufleet"))
     return path

@@ -33,7 +33,7 @@ URL_HOSTS = re.compile(
     r"|([a-z0-9-]+\.)*example(\.[a-z]+)?|[a-z0-9-]+|10(\.\d+){3}|192\.168(\.\d+){2}|192\.0\.2\.\d+|.*[<{%$(].*)$"
 )
 # Folders that exist on one person's or one service's machine only.
-MACHINE_PATHS = re.compile(r"(?<![\w.~*])/(work|home/(?!fleet\b)[a-z]\w+|opt/wheels|Users)/[\w.]")
+MACHINE_PATHS = re.compile(r"(?<![\w.~*])/(work|home/(?!(fleet|alice)\b)[a-z]\w+|opt/wheels|Users)/[\w.]")
 
 
 def tracked() -> List[Path]:
@@ -107,7 +107,7 @@ def test_nothing_names_one_machine() -> None:
         for number, line in enumerate(text_of(path).splitlines(), 1):
             hosts = re.findall(r"https?://(\[[^\]]*\]?|[^\s/\"'`)>\]:,;\\]+)", line)
             wrong = [host for host in hosts if not URL_HOSTS.match(host.rpartition("@")[2])]
-            wrong += MACHINE_PATHS.findall(line)
+            wrong += [found.group() for found in MACHINE_PATHS.finditer(line)]
             if wrong:
                 found.append("%s:%d: %s" % (path.relative_to(ROOT), number, wrong))
     assert found == []
@@ -122,6 +122,22 @@ def test_links_lead_somewhere() -> None:
                 if not (path.parent / target).exists():
                     broken.append("%s: %s" % (path.relative_to(ROOT), target))
     assert broken == []
+
+
+def test_code_in_markdown_is_fenced_with_its_language() -> None:
+    wrong = []
+    for path in tracked():
+        if path.suffix != ".md":
+            continue
+        fenced, before = False, ""
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            opens = line.startswith("```") and not fenced
+            if line.startswith("```"):
+                fenced = not fenced
+            if line == "```" and opens or line.startswith("    ") and not fenced and not before:
+                wrong.append("%s:%d" % (path.relative_to(ROOT), number))
+            before = line
+    assert wrong == []
 
 
 def test_no_key_is_committed() -> None:

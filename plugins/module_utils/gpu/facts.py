@@ -74,6 +74,8 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
             "venv %s is no virtual environment: there is no lib/python3*/site-packages in it; create it and "
             "install nvidia-ml-py, or leave the option out" % venv
         )
+    if venv:
+        _refuse_code_of_others(venv, python_paths)
     gpu = gather(timeout=timeout, python_paths=python_paths)
     fault = gpu["fault"]
     trouble = "GPU fault %s: %s. What to do: %s" % (fault["code"], fault["text"], fault["remedy"]) if fault else None
@@ -83,6 +85,18 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     if trouble:
         warn(trouble)
     return {"changed": False, "ansible_facts": {"gpu": gpu}}
+
+
+def _refuse_code_of_others(venv: str, python_paths: Sequence[str]) -> None:
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import trusted
+
+    for path in python_paths:
+        if not trusted(os.path.abspath(path)):
+            raise FactsError(
+                "venv %s: others than %s may change %s, and would have their code run with these rights; use an "
+                "environment that only root may change, such as %s, or leave the option out"
+                % (venv, "root" if os.geteuid() == 0 else "root and yourself", path, VENV)
+            )
 
 
 def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/") -> Dict[str, Any]:
@@ -149,8 +163,9 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
     import subprocess
 
     from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import smi
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
-    program = shutil.which("nvidia-smi", path="%s:/usr/bin:/usr/lib/wsl/lib" % os.environ.get("PATH", ""))
+    program = shutil.which("nvidia-smi", path=":".join(_folders_of_programs()))
     if not program:
         return
     emit("source", "nvidia-smi")
@@ -158,9 +173,9 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
     done = subprocess.run(
         [program, "-q", "-x"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False
     )
-    text = done.stdout.decode("utf-8", "replace")
+    text = printable(done.stdout.decode("utf-8", "replace"))  # a process may call itself what is no XML
     if done.returncode != 0:
-        text += done.stderr.decode("utf-8", "replace")  # it tells errors on either
+        text += printable(done.stderr.decode("utf-8", "replace"))  # it tells errors on either
         emit("driver", {"library_version": smi.library_version(text)})
         fault = smi.fault_of_failure(done.returncode, text)
         if fault:
@@ -171,6 +186,20 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
             emit(name, data)
     except smi.Unreadable as error:
         emit("fault", faults.fault(faults.NVML_ERROR, str(error)))
+
+
+def _folders_of_programs() -> List[str]:
+    """Where programs are looked for: not where others than root may put some, as the PATH of a login may have it."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+    found = []
+    for folder in [*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/lib/wsl/lib"]:
+        try:
+            if files.trusted(folder):
+                found.append(folder)
+        except OSError:  # there is no such folder
+            continue
+    return found
 
 
 def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: float) -> Dict[str, Any]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+
 UNSUPPORTED = "unsupported"
 
 # A device's branches ("" is the trunk) and the leaves on each.
@@ -113,5 +115,5 @@ def cpu_list(words: Any) -> str:
 
 
 def process_name(text: str) -> str:
-    """A process' name without its options, which may carry secrets."""
-    return text.split(" -")[0].strip()
+    """A process' name without its options, which may carry secrets; it is what the process calls itself."""
+    return one_line(text.split(" -")[0])

@@ -1,13 +1,15 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Downloads files into a directory: checked by checksum, gone on with after an interruption, never half there."""
+"""Downloads files into a directory: checked by checksum, continued after an interruption, never half there."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +20,12 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hu
 
 ATTEMPTS = 5  # in a row without a byte
 SILENCE = 60  # seconds without a byte
+HEAD = 120  # seconds for all header fields of an answer
 PIECE = 1 << 20
+PERIOD, SLOWEST = 300, 1024
+"""Seconds, and the bytes per second below which a server is given up after them."""
+LISTING = 64 << 20
+"""Bytes of the largest listing."""
 
 
 class DownloadError(Exception):
@@ -26,20 +33,63 @@ class DownloadError(Exception):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Goes where it is sent; who asks is told to the first host alone."""
+    """Follows redirects to http and https, never back from https; only the first host learns who asks."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        if new.scheme not in ("https", old.scheme):
+            raise DownloadError(
+                "%s redirects %s to %s, which is not followed; expected %s"
+                % (old.netloc, req.full_url, new.scheme or "an address without a scheme", old.scheme)
+            )
         request: Any = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if urlsplit(newurl).netloc == urlsplit(req.full_url).netloc:
+        if new.netloc == old.netloc:
             for name, value in req.unredirected_hdrs.items():
                 request.add_unredirected_header(name, value)
         return request
+
+
+class _Answer(http.client.HTTPResponse):
+    """Waits for a limited time until its header has come, however often a byte of it does."""
+
+    def __init__(self, sock: socket.socket, *words: Any, **more: Any) -> None:
+        super().__init__(sock, *words, **more)
+        self._socket = sock
+
+    def begin(self) -> None:
+        late = threading.Timer(HEAD, self._socket.shutdown, (socket.SHUT_RDWR,))
+        late.daemon = True
+        late.start()
+        try:
+            super().begin()
+        finally:
+            late.cancel()
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = _Answer
+
+
+class _SafeConnection(http.client.HTTPSConnection):
+    response_class = _Answer
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: Any) -> Any:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(_SafeConnection, req)
 
 
 def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
     """The open answer of a server.
 
     :raises DownloadError: with what the server says, in the words of its user.
+    :raises OSError: it is not reached.
+    :raises http.client.HTTPException: what it says is not HTTP.
     """
     request = urllib.request.Request(url)
     for name, value in headers.items():
@@ -47,7 +97,7 @@ def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
     if first_byte:
         request.add_header("Range", "bytes=%d-" % first_byte)
     try:
-        return urllib.request.build_opener(_Redirects()).open(request, timeout=SILENCE)
+        return urllib.request.build_opener(_Redirects(), _Http(), _Https()).open(request, timeout=SILENCE)
     except urllib.error.HTTPError as error:
         host = urlsplit(url).netloc
         if error.code in (401, 403):
@@ -60,6 +110,24 @@ def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
         if error.code == 404:
             raise DownloadError("%s knows no %s: correct name and revision" % (host, url)) from None
         raise DownloadError("%s answers %d %s for %s" % (host, error.code, error.reason, url)) from error
+
+
+def listing(url: str, headers: Mapping[str, str]) -> bytes:
+    """The whole of a small answer.
+
+    :raises DownloadError: it is not had, or is larger than a listing can be.
+    """
+    text, pace = bytearray(), _Pace(url)
+    try:
+        with get(url, headers) as answer:
+            for chunk in iter(lambda: answer.read1(PIECE), b""):
+                text += chunk
+                pace.count(len(chunk))
+                if len(text) > LISTING:
+                    raise DownloadError("%s answers with more than %d MiB" % (url, LISTING >> 20))
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError("%s is not reached: %s" % (url, getattr(error, "reason", error))) from None
+    return bytes(text)
 
 
 def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> None:
@@ -82,15 +150,16 @@ def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> N
         if have > file.size:
             target.truncate(0)
             digest, have = _Digest(file), 0
-        left = ATTEMPTS
+        left, pace = ATTEMPTS, _Pace(url)
         while have < file.size:
             try:
                 with get(url, headers, have) as answer:
                     if answer.status != 206:  # the server sends all of it
                         target.truncate(0)
                         digest, have = _Digest(file), 0
-                    for chunk in iter(lambda: answer.read(PIECE), b""):
+                    for chunk in iter(lambda: answer.read1(PIECE), b""):
                         target.write(chunk)
+                        pace.count(len(chunk))
                         digest.update(chunk)
                         have, left = have + len(chunk), ATTEMPTS
                         if have > file.size:
@@ -123,6 +192,24 @@ def _again(left: int, url: str, have: int, file: File, error: Exception) -> int:
     # a hub that is overloaded is not asked again at once
     time.sleep(0.1 * 2 ** (ATTEMPTS - left))
     return left - 1
+
+
+class _Pace:
+    """Gives up a server that sends something all the time, but hardly anything."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self._since, self._bytes = url, time.monotonic(), 0
+
+    def count(self, more: int) -> None:
+        self._bytes += more
+        passed = time.monotonic() - self._since
+        if passed < PERIOD:
+            return
+        if self._bytes < passed * SLOWEST:
+            raise DownloadError(
+                "%s: %d bytes came in %d s; expected at least %d a second" % (self.url, self._bytes, passed, SLOWEST)
+            )
+        self._since, self._bytes = time.monotonic(), 0
 
 
 class _Digest:

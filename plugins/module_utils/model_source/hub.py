@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import base64
 import fnmatch
 import hashlib
 import json
 import re
 from typing import Any, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+MARKER = "gpufleet.json"
+"""File in the folder of a whole revision; no file of a model may have this name."""
 ENDPOINTS = {"huggingface": "https://huggingface.co", "modelscope": "https://modelscope.cn"}
 BRANCHES = {"huggingface": "main", "modelscope": "master"}
 
@@ -28,6 +31,11 @@ OTHER_FORMATS = (
     "*.gguf",
     "original/*",
 )
+
+
+_PRINTED = re.compile(r"[^\x00-\x1f\x7f]+\Z")
+_REVISION = re.compile(r"(?![-./])(?!.*(?:\.\.|//|@\{))[^\s~^:?*\[\\\x00-\x1f\x7f]+\Z")
+"""What git takes as the name of a branch or tag, and a commit."""
 
 
 class HubError(Exception):
@@ -67,10 +75,30 @@ def file_url(source: str, endpoint: str, name: str, revision: str, path: str) ->
     )
 
 
-def headers(source: str, token: Optional[str]) -> Mapping[str, str]:
-    """How a hub is told who asks."""
+def parted(url: str) -> Tuple[str, str, str]:
+    """An http or https URL without its user and password, and these two; any other URL as it is."""
+    parts = urlsplit(url)
+    who, at, host = parts.netloc.rpartition("@")
+    if parts.scheme not in ("http", "https") or not at:
+        return url, "", ""
+    user, _colon, password = who.partition(":")
+    return urlunsplit(parts._replace(netloc=host)), unquote(user), unquote(password)
+
+
+def secrets(url: Optional[str]) -> List[str]:
+    """What of a URL must not be shown: its password, or a token in place of a user."""
+    who, at, _host = urlsplit(url or "").netloc.rpartition("@")
+    password = who.partition(":")[2]
+    if password:
+        return sorted({password, unquote(password)})
+    return [who + "@"] if at and (url or "").startswith(("http://", "https://")) else []
+
+
+def headers(source: str, token: Optional[str], user: str = "", password: str = "") -> Mapping[str, str]:
+    """How a hub is told who asks: by a token, or by the user and password of its URL."""
     if not token:
-        return {}
+        who = ("%s:%s" % (user, password)).encode()
+        return {"Authorization": "Basic " + base64.b64encode(who).decode()} if user or password else {}
     return {"Authorization": "Bearer " + token} if source == "huggingface" else {"Cookie": "m_session_id=" + token}
 
 
@@ -99,9 +127,21 @@ def check(commit: str, files: Sequence[File]) -> None:
     """:raises HubError: something would lie outside of the model's folders."""
     if not re.match(r"[0-9a-f]{40,64}\Z", commit):
         raise HubError("it names %r as the commit; expected hexadecimal digits" % commit)
+    names = {file.path for file in files}
     for file in files:
-        if file.path.startswith("/") or ".." in file.path.split("/") or "\0" in file.path or not file.path:
+        parts = file.path.split("/")
+        if (
+            not _PRINTED.match(file.path)
+            or any(part in ("", ".", "..", ".git") for part in parts)
+            or parts[0] == MARKER
+            or (file.path.endswith(".part") and file.path[:-5] in names)  # the name of an unfinished file
+        ):
             raise HubError("it lists the unsafe name %r" % file.path)
+        if file.size < 0 or not re.match(r"[0-9a-f]{64}\Z", file.sha256 or "0" * 64):
+            raise HubError(
+                "it lists %r with size %d and SHA-256 %r; expected no negative size and 64 hexadecimal digits"
+                % (file.path, file.size, file.sha256)
+            )
 
 
 def wanted(files: Sequence[File], include: Iterable[str], exclude: Iterable[str]) -> List[File]:
@@ -124,6 +164,12 @@ def check_name(name: str) -> None:
     """:raises HubError: it is no ``ORGANISATION/NAME``."""
     if not re.match(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", name):
         raise HubError("name is %r; expected ORGANISATION/NAME as the hub writes it" % name)
+
+
+def check_revision(revision: str) -> None:
+    """:raises HubError: it cannot be the name of a branch or tag, nor a commit."""
+    if not _REVISION.match(revision):
+        raise HubError("revision is %r; expected a commit, or the name of a branch or tag" % revision)
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File, HubError
@@ -39,30 +41,68 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, A
     place = Place(params)
     commit = place.commit()
     if commit and place.whole(commit) and not (params["update"] and not params["offline"]):
-        return result(place, commit, False, "%s is there" % place.shown)
+        found = result(place, commit, False, "%s is there" % place.shown)
+        return found if params["defer"] else _tidied(place, found, check_mode)
     if params["defer"]:
         said = "%s is not there yet" % place.shown
         return dict(result(place, commit or "", False, said), path=None, missing=True)
-    umask = os.umask(0o022)  # a server reads them as a user of its own
-    try:
-        given = _from_seeds(place, params, check_mode, warn)
-        if given:
-            return given
-        if params["offline"]:
-            raise SourceError(
-                "%s is not in %s, and offline is true: nothing is asked of the network" % (place.shown, place.folder)
-            )
-        if params["source"] == "git":
-            from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import git
+    _check_token(params["token"])
+    with _errors(place):
+        return _tidied(place, _load(place, params, check_mode, warn), check_mode)
 
-            return git.bring(place, params, check_mode)
-        return _from_hub(place, params, check_mode)
+
+def secrets(params: Mapping[str, Any]) -> List[str]:
+    """What must not be shown of parameters that are not secret as a whole."""
+    return hub.secrets(params.get("url"))
+
+
+def _tidied(place: Place, found: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
+    """A result, and what killed runs left is removed."""
+    stale = place.stale()
+    if stale and not check_mode:
+        with _errors(place), place.opened():
+            stale = place.remove_stale()
+    if not stale:
+        return found
+    paths = [os.path.join(place.folder, name) for name in stale]
+    verb = "would remove" if check_mode else "removed"
+    said = "%s; %s what runs that were killed have left: %s" % (found["msg"], verb, ", ".join(paths))
+    diff = {"before": "\n".join(paths) + "\n", "after": found["diff"].get("after", "")}
+    return dict(found, changed=True, msg=said, diff=diff)
+
+
+@contextmanager
+def _errors(place: Place) -> Iterator[None]:
+    """Files that a server reads as a user of its own, and errors in words."""
+    umask = os.umask(0o022)
+    try:
+        yield
     except OSError as error:
         raise SourceError(
             "%s: %s: %s" % (place.shown, error.filename or place.folder, error.strerror or error)
         ) from None
     finally:
         os.umask(umask)
+
+
+def _load(place: Place, params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
+    given = _from_seeds(place, params, check_mode, warn)
+    if given:
+        return given
+    if params["offline"]:
+        raise SourceError(
+            "%s is not in %s, and offline is true: nothing is asked of the network" % (place.shown, place.folder)
+        )
+    if params["source"] == "git":
+        from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import git
+
+        return git.bring(place, params, check_mode)
+    return _from_hub(place, params, check_mode)
+
+
+def _check_token(token: Optional[str]) -> None:
+    if token and not all("!" <= letter <= "~" for letter in token):
+        raise SourceError("token: holds a blank, a line end or a letter that no token has; give it without")
 
 
 def _directory(params: Mapping[str, Any]) -> Dict[str, Any]:
@@ -80,28 +120,40 @@ def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn:
             continue
         from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download
 
-        commit, files = told["commit"], [File(**file) for file in told["files"]]
         try:
-            hub.check(commit, files)
-            there = place.whole(commit)
-            changed = not there or place.commit() != commit
-            if not there:
-                needed = sum(file.size - _have(place.part(commit), file) for file in files)
-                check_space(place.folder, needed, margin_of(params["free_space_margin"]))
-                for file in files:
-                    download.download(_seed_url(seed, file), {}, file, place.part(commit))
-                _finish(place, commit, files)
-            place.remember(commit)
+            offer = _told(place, told)
+            loaded, changed = _have(place, offer, params, partial(_seed_url, seed), {})
         except (HubError, download.DownloadError) as error:
             said = str(error).replace(seed["token"], "…")
             warn("%s cannot be had from %s, so the hub is asked: %s" % (place.shown, seed["url"], said))
             continue
-        if there:
-            return result(place, commit, changed, "%s is there" % place.shown)
-        size = sum(file.size for file in files)
-        said = "loaded %s from %s, %d files, %s" % (place.shown, seed["url"], len(files), gib(size))
-        return result(place, commit, True, said, size)
+        if loaded:
+            size = sum(file.size for file in offer.files)
+            said = "loaded %s from %s, %d files, %s" % (place.shown, seed["url"], len(offer.files), gib(size))
+            return result(place, offer.commit, True, said, size)
+        return result(place, offer.commit, changed, "%s is there" % place.shown)
     return None
+
+
+def _told(place: Place, told: Mapping[str, Any]) -> Offer:
+    """What another host offers.
+
+    :raises HubError: it is nothing that could be taken.
+    """
+    try:
+        offer = Offer(told["commit"], [File(**file) for file in told["files"]])
+        hub.check(*offer)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HubError("what it offers is no list of files (%s: %s)" % (type(error).__name__, error)) from None
+    if not all(file.sha256 for file in offer.files):
+        raise HubError("it offers files without a SHA-256")
+    _check_pinned(place, offer.commit)
+    return offer
+
+
+def _check_pinned(place: Place, commit: str) -> None:
+    if place.pinned() and commit != place.revision:
+        raise HubError("it gives commit %s for revision %s" % (commit, place.revision))
 
 
 def _seed_url(seed: Mapping[str, Any], file: File) -> str:
@@ -109,37 +161,63 @@ def _seed_url(seed: Mapping[str, Any], file: File) -> str:
     return "%s/gpufleet-%s/blobs/sha256:%s" % (seed["url"], seed["token"], file.sha256)
 
 
-def _finish(place: Place, commit: str, files: Sequence[File]) -> None:
-    sha256 = {file.path: file.sha256 for file in files if file.sha256}
-    place.finish(commit, {file.path: file.size for file in files}, sha256)
-
-
 def _from_hub(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str, Any]:
     from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download
 
-    endpoint = (params["url"] or hub.ENDPOINTS[place.source]).rstrip("/")
-    headers = hub.headers(place.source, params["token"])
+    endpoint, user, password = hub.parted((params["url"] or hub.ENDPOINTS[place.source]).rstrip("/"))
+    headers = hub.headers(place.source, params["token"], user, password)
     try:
-        commit, files = _offer(place, endpoint, headers, params, download)
-        if place.whole(commit):
-            changed = place.commit() != commit
-            if changed and not check_mode:
-                place.remember(commit)
-            return result(place, commit, changed, "%s is there" % place.shown)
-        part = place.part(commit)
-        needed = sum(file.size - _have(part, file) for file in files)
-        check_space(place.folder, needed, margin_of(params["free_space_margin"]))
-        if not check_mode:
-            for file in files:
-                url = hub.file_url(place.source, endpoint, place.name, _at(place, commit), file.path)
-                download.download(url, headers, file, part)
-            _finish(place, commit, files)
-            place.remember(commit)
+        commit, files = offer = _offer(place, endpoint, headers, params, download)
+        if check_mode:
+            loaded, changed = not place.whole(commit), place.commit() != commit
+            if loaded:
+                _check_space(place, offer, params)
+        else:
+            at = _at(place, commit)
+            loaded, changed = _have(
+                place,
+                offer,
+                params,
+                lambda file: hub.file_url(place.source, endpoint, place.name, at, file.path),
+                headers,
+            )
     except (HubError, download.DownloadError) as error:
         raise SourceError("%s: %s" % (place.shown, error)) from None
+    if not loaded:
+        return result(place, commit, changed, "%s is there" % place.shown)
     size = sum(file.size for file in files)
     said = "%s %s, %d files, %s" % ("would load" if check_mode else "loaded", place.shown, len(files), gib(size))
     return result(place, commit, True, said, size)
+
+
+def _have(
+    place: Place, offer: Offer, params: Mapping[str, Any], url_of: Callable[[File], str], headers: Mapping[str, str]
+) -> Tuple[bool, bool]:
+    """Load what is offered unless it is there; whether it was loaded, and whether anything was changed."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download
+
+    commit, files = offer
+    loaded, changed = not place.whole(commit), place.commit() != commit
+    if not loaded and not changed:
+        return False, False
+    if loaded:
+        _check_space(place, offer, params)
+    with place.opened():
+        if loaded:
+            with place.unfinished(commit):
+                loaded = not place.whole(commit)  # it may be, by a run that was waited for
+                if loaded:
+                    for file in files:
+                        download.download(url_of(file), headers, file, place.part(commit))
+                    sha256 = {file.path: file.sha256 for file in files if file.sha256}
+                    place.finish(place.part(commit), commit, {file.path: file.size for file in files}, sha256)
+        place.remember(commit)
+    return loaded, loaded or changed
+
+
+def _check_space(place: Place, offer: Offer, params: Mapping[str, Any]) -> None:
+    needed = sum(file.size - _loaded(place.part(offer.commit), file) for file in offer.files)
+    check_space(place.folder, needed, margin_of(params["free_space_margin"]))
 
 
 def _at(place: Place, commit: str) -> str:
@@ -149,16 +227,12 @@ def _at(place: Place, commit: str) -> str:
 
 def _offer(place: Place, endpoint: str, headers: Mapping[str, str], params: Mapping[str, Any], download: Any) -> Offer:
     url = hub.listing_url(place.source, endpoint, place.name, place.revision)
-    try:
-        with download.get(url, headers) as answer:
-            text = answer.read()
-    except OSError as error:
-        raise download.DownloadError("%s is not reached: %s" % (url, getattr(error, "reason", error))) from None
-    commit, files = hub.read_listing(place.source, text)
+    commit, files = hub.read_listing(place.source, download.listing(url, headers))
+    _check_pinned(place, commit)
     return Offer(commit, hub.wanted(files, params["include"], params["exclude"]))
 
 
-def _have(part: str, file: File) -> int:
+def _loaded(part: str, file: File) -> int:
     for path in (file.path, file.path + ".part"):
         try:
             return min(os.path.getsize(os.path.join(part, path)), file.size)

@@ -223,12 +223,20 @@ def _host(facts: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _is_private(root: str) -> Any:
-    """Whether a file may not be read by everybody, so that its content may be secret."""
+    """Whether a file cannot be read by everybody, so that its content may be secret. The folders above it count."""
+    base = os.path.realpath(root or "/")
 
     def is_private(path: str) -> bool:
+        place = os.path.realpath(root + path)
+        if not place.startswith(base.rstrip("/") + "/"):
+            return True
         try:
-            return not os.stat(root + path).st_mode & 0o004
+            public = os.stat(place).st_mode & 0o004
+            while public and place != base:
+                place = os.path.dirname(place)
+                public = place == base or os.stat(place).st_mode & 0o001
         except OSError:
             return True
+        return not public
 
     return is_private

@@ -6,14 +6,43 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError as ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpTimeout as ApiTimeout
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import Stream
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.log import printable
 
-__all__ = ["Answer", "Api", "ApiError", "ApiTimeout"]
+__all__ = ["Answer", "Api", "ApiError", "ApiTimeout", "decode", "number"]
+
+
+_VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,100}\Z")
+_LONGEST_ERROR = 4000  # characters
+_DIGITS = 400  # of a number; more would take Python long, and no size or time has them
+
+
+def decode(content: bytes) -> Any:
+    """What JSON says, whoever wrote it.
+
+    :raises ValueError: it is no JSON, or too deep.
+    """
+    try:
+        return json.loads(content.decode("utf-8"), parse_int=_whole)
+    except RecursionError:
+        raise ValueError("too deep") from None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError("a number of %d digits" % len(digits))
+    return int(digits)
+
+
+def number(value: Any) -> int:
+    """A size or count that a server names; 0 for what is none."""
+    return int(value) if isinstance(value, (int, float)) and 0 <= value < 1 << 63 else 0
 
 
 class Answer(NamedTuple):
@@ -22,8 +51,9 @@ class Answer(NamedTuple):
 
     @property
     def error(self) -> str:
-        """Ollama's own words about a failure; empty when there are none."""
-        return str(self.body.get("error", ""))
+        """Ollama's own words about a failure, without control characters; empty when there are none."""
+        words = self.body.get("error", "")
+        return "\n".join(map(printable, words[:_LONGEST_ERROR].split("\n"))) if isinstance(words, str) else ""
 
 
 class Api:
@@ -39,14 +69,16 @@ class Api:
     def version(self, timeout: float = 2.0) -> str:
         """The server's version; it answers only after it has looked for GPUs."""
         answer = self._json("GET", "/api/version", timeout)
-        if answer.status != 200 or not isinstance(answer.body.get("version"), str):
+        version = answer.body.get("version")
+        if answer.status != 200 or not isinstance(version, str) or not _VERSION.match(version):
             raise ApiError("%s/api/version answers %d and no version: this is not Ollama" % (self.url, answer.status))
-        return answer.body["version"]
+        return version
 
     def loaded(self, timeout: float = 5.0) -> List[Dict[str, Any]]:
         """Models that the server believes loaded, with ``name``, ``size`` and ``size_vram`` in bytes."""
         answer = self._json("GET", "/api/ps", timeout)
-        return [model for model in answer.body.get("models") or () if isinstance(model, dict)]
+        models = answer.body.get("models")
+        return [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
 
     def one_token(self, model: str, timeout: float) -> Answer:
         """Load a model when it is not, and generate one token; the answer counts only with ``done`` true."""
@@ -113,7 +145,7 @@ class Api:
                 if line is None:
                     return
                 try:
-                    event = json.loads(line.decode("utf-8"))
+                    event = decode(line)
                 except ValueError:
                     raise ApiError("%s%s: a line that is no JSON: %.80r" % (self.url, path, line)) from None
                 if isinstance(event, dict):
@@ -127,7 +159,7 @@ class Api:
 
     def _answer(self, path: str, status: int, content: bytes) -> Answer:
         try:
-            document = json.loads(content.decode("utf-8")) if content else {}
+            document = decode(content) if content else {}
         except ValueError:
             raise ApiError("%s%s answers %d and no JSON: %.80r" % (self.url, path, status, content)) from None
         return Answer(status, document if isinstance(document, dict) else {})

@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, server
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, decode, number
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
 
 if TYPE_CHECKING:
     from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
 
 _MODEL = "application/vnd.ollama.image.model"
 _PARAMETERS = "application/vnd.ollama.image.params"
+_LARGEST = 4 << 20  # bytes of a manifest, or of parameters
+_READING = 30  # seconds
 
 
 class Stored(NamedTuple):
@@ -31,6 +33,7 @@ class Fit:
 
     :param stores: directories in which the model may be.
     :param environ: of the service as it will be.
+    :param user: of the service.
     :param policy: ``refuse``, ``warn`` or ``ignore``.
     """
 
@@ -41,10 +44,12 @@ class Fit:
         environ: Mapping[str, str],
         facts: Dict[str, Any],
         unit: str,
+        user: str,
         policy: str,
         warn: Callable[[str], None],
     ) -> None:
         self.model, self.stores, self.facts, self.policy, self.warn = model, stores, facts, policy, warn
+        self.user = user
         self.server = server.Server(Api("", 0), unit, environ)
         self.estimate: Optional[Dict[str, Any]] = None
 
@@ -53,12 +58,13 @@ class Fit:
         if self.policy == "ignore" or not self.facts["count"]:
             return None
         # only where something changes
-        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf, sizing
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import sizing
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import StoreError
 
         try:
-            stored = read(self.stores, self.model)
+            stored = read(self.stores, self.model, self.user)
             devices = self.server.devices(self.facts)
-        except (gguf.GgufError, OSError, ValueError, KeyError) as error:
+        except (StoreError, ValueError) as error:
             self.warn("%s: its need of GPU memory cannot be estimated: %s" % (self.model, error))
             return None
         memory = [device["memory"] for device in devices]
@@ -96,25 +102,36 @@ class Fit:
         return round(held / float(expected), 3) if expected and held else None
 
 
-def read(stores: Sequence[str], model: str) -> Stored:
-    """What a store has of a model.
+def read(stores: Sequence[str], model: str, user: str) -> Stored:
+    """What a store has of a model, read with the rights of the service's user, to whom the store belongs.
 
-    :raises OSError: it has no such model, or the files cannot be read.
-    :raises ValueError: they are not what they should be.
+    :raises StoreError: there is no such model, that user cannot read its files, or they are not what they should be.
     """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import with_rights_of
+
+    header, context = with_rights_of(user, lambda: _read(stores, model), _READING)
+    return Stored(gguf.Header._make(tuple(part) if isinstance(part, list) else part for part in header), context)
+
+
+def _read(stores: Sequence[str], model: str) -> Stored:
     from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
 
     manifest = next((path for path in (names.manifest(place, model) for place in stores) if os.path.isfile(path)), "")
-    with open(manifest, "rb") as file:
-        layers = {str(layer["mediaType"]): str(layer["digest"]) for layer in json.load(file)["layers"]}
+    layers = {str(layer["mediaType"]): str(layer["digest"]) for layer in _document(manifest)["layers"]}
     store = manifest[: manifest.rindex("/manifests/")]
 
     def blob(kind: str) -> str:
-        return os.path.join(store, "blobs", layers[kind].replace(":", "-"))
+        return os.path.join(store, "blobs", os.path.basename(layers[kind].replace(":", "-")))
 
-    context = 0
-    if _PARAMETERS in layers:
-        with open(blob(_PARAMETERS), "rb") as file:
-            context = int(json.load(file).get("num_ctx") or 0)
-    with open(blob(_MODEL), "rb") as file:
+    context = number(_document(blob(_PARAMETERS)).get("num_ctx")) if _PARAMETERS in layers else 0
+    with follow(blob(_MODEL)) as file:
         return Stored(gguf.read(file), context)
+
+
+def _document(path: str) -> Dict[str, Any]:
+    with follow(path) as file:
+        document = decode(file.read(_LARGEST))
+    if not isinstance(document, dict):
+        raise ValueError("%s is no JSON object" % path)
+    return document

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, pci_bus_id
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, names, settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Fault, Running, Verdict
 
 _GIB = 1024.0**3
@@ -36,15 +36,17 @@ class OllamaGate:
 
     The verdicts, in the order in which they are looked for: ``crash_loop``, ``not_ready``, ``wrong_version``,
     ``unproven`` (no start log), ``misread``, ``cpu_fallback``, ``wrong_gpu``; with a model also ``model_missing``,
-    ``load_failed``, ``stalled``, ``partial_offload``, ``vram_missing``, ``spread_missing``; else ``ok``. Without a
-    change nothing is loaded, and waited for is only what others have just started or load: a model is then looked at
-    only where it is loaded already. Of what a server keeps until it is started anew, such as GPUs that it did not find
-    when the driver was not ready yet, the verdict says that a restart may mend it.
+    ``load_failed``, ``stalled``, ``partial_offload``, ``vram_missing``, ``spread_missing``, ``uneven_spread``; else
+    ``ok``. Without a change nothing is loaded, and waited for is only what others have just started or load: a model is
+    then looked at only where it is loaded already. Of what a server keeps until it is started anew, such as GPUs that
+    it did not find when the driver was not ready yet, the verdict says that a restart may mend it.
 
     :param effective: variable to value as the server must log it.
     :param facts: GPU facts from before.
     :param devices: the GPUs declared, out of the facts; empty when none were.
     :param spread: whether every model must lie on all of them.
+    :param uneven: what to do when other processes' memory made the spread uneven: ``fail`` or ``warn``.
+    :param warn: called with each warning.
     :param model: name of the model to prove with, or None.
     :param version: what the server must say that it is, or None.
     :param gather: reads the GPU facts anew.
@@ -60,6 +62,8 @@ class OllamaGate:
         model: Optional[str] = None,
         version: Optional[str] = None,
         gather: Callable[[], Dict[str, Any]],
+        uneven: str = "fail",
+        warn: Callable[[str], None] = lambda _sentence: None,
     ) -> None:
         self.effective = effective
         self.facts = facts
@@ -68,6 +72,7 @@ class OllamaGate:
         self.model = model
         self.declared_version = version
         self.gather = gather
+        self.uneven, self.warn = uneven, warn
         self.version: Optional[str] = None
         """The server's version, once it answered."""
         self.held: Dict[str, int] = {}
@@ -132,7 +137,7 @@ class OllamaGate:
 
     def _died(self, running: Running) -> Fault:
         running.system.sync_journal()
-        failure = log.parse(running.journal(50)).failure or ""
+        failure = log.last_words(running.journal(50))
         advice = log.remedy(failure)
         message = "the server gave up: %s" % failure if failure else "the server ended before its API answered"
         return Fault("crash_loop", message + (": " + advice if advice else ""), last_words=failure)
@@ -261,7 +266,7 @@ class OllamaGate:
         if answer.status == 404:
             raise Fault("model_missing", "the server has no model %s: %s" % (model, answer.error))
         if answer.status != 200:
-            cause = answer.error.split("\n")[0].rstrip(" -")
+            cause = answer.error.partition("\n")[0].rstrip(" -")
             advice = log.remedy(cause)
             raise Fault(
                 "load_failed",
@@ -285,7 +290,8 @@ class OllamaGate:
         facts, until, most = self.gather() if changed else self.facts, 0.0, -1
         while True:
             try:
-                return self._held(facts, running.unit, loaded)
+                self._held(facts, running.unit, loaded)
+                break
             except Fault:
                 held, now = sum(self.held.values()), time.monotonic()
                 if held > most:  # it is just being loaded, perhaps for somebody else
@@ -297,6 +303,8 @@ class OllamaGate:
             facts = self.gather()
             if not changed:  # what others have loaded or unloaded since the facts were read
                 loaded = self._loaded(api)
+        if self.spread and loaded is not None:
+            self._divided_evenly(facts, running.unit)
 
     def _loaded(self, api: Api) -> Optional[Dict[str, Any]]:
         """The entry of /api/ps for the model to prove with; None when none is asked for or it is not loaded."""
@@ -309,7 +317,7 @@ class OllamaGate:
         return next((entry for entry in loaded if names.same(str(entry.get("name", "")), self.model)), None)
 
     def _on_gpus(self, loaded: Dict[str, Any]) -> None:
-        size, on_gpu = int(loaded.get("size") or 0), int(loaded.get("size_vram") or 0)
+        size, on_gpu = number(loaded.get("size")), number(loaded.get("size_vram"))
         if not on_gpu:
             raise Fault(
                 "cpu_fallback", "%s is loaded, but wholly on the CPU; %s" % (self.model, CPU_REASONS), cure="restart"
@@ -347,7 +355,7 @@ class OllamaGate:
                 "which process holds GPU memory cannot be read: neither NVML (pynvml) nor nvidia-smi works here; "
                 "the role gpu_host installs pynvml",
             )
-        total, needed = sum(self.held.values()), int(loaded.get("size_vram") or 0)
+        total, needed = sum(self.held.values()), number(loaded.get("size_vram"))
         if total < needed:
             raise Fault(
                 "vram_missing",
@@ -366,6 +374,28 @@ class OllamaGate:
                 cure="restart",
                 without=without,
             )
+
+    def _divided_evenly(self, facts: Dict[str, Any], unit: str) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import spread
+
+        declared = {device["uuid"] for device in self.devices}
+        used = [device for device in facts["devices"] if not declared or device["uuid"] in declared]
+        found = spread.uneven(used, unit)
+        if not found:
+            return
+        message = "%s is spread unevenly over %d GPUs because other processes hold memory there: %s" % (
+            self.model,
+            len(found),
+            spread.describe(found),
+        )
+        if self.uneven == "warn":
+            self.warn(message)
+            return
+        raise Fault(
+            "uneven_spread",
+            message + ". Free that memory, declare other GPUs (visible_devices), or accept it (uneven_spread: warn)",
+            gpus=found,
+        )
 
     def _declared(self) -> str:
         if not self.devices:

@@ -1,9 +1,10 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the header of a GGUF file says of a model: its shape, and the bytes of its tensors by layer. Pure.
+"""What the header of a GGUF file says of a model: its shape, and the bytes of its tensors by layer.
 
-Format: GGUF versions 2 and 3, little-endian, as its specification has it. No weights are read.
+Format: GGUF versions 2 and 3, little-endian, as its specification has it. No weights are read. Whoever may write into a
+store may write any header, so each number has a limit, and so has the header as a whole.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import re
 import struct
 from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.log import printable
 
 # number of a metadata value's type: struct letter; 8 is a string, 9 an array
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -72,8 +75,12 @@ _FILE_TYPES = {
     38: "MXFP4_MOE",
 }
 
-_LARGEST_STRING = 1 << 26
-_MOST = 1 << 24  # entries of anything; a file with more is damaged
+_LARGEST = 1 << 26  # bytes of a header; those of models with 262144 tokens have 16 MiB
+_MOST = {"metadata keys": 1 << 14, "tensors": 1 << 17, "entries of an array": 1 << 21}  # more is damage
+_LAYERS = 10000
+_NUMBER = 1 << 40  # tokens, widths, heads
+_SIZE = 1 << 60  # bytes of a tensor
+_NAME = 200  # characters of a name
 
 
 class GgufError(ValueError):
@@ -134,7 +141,7 @@ def read(file: BinaryIO) -> Header:
         key = reader.text()
         metadata[key] = reader.value(reader.number("I"))
     sizes, parameters, types, end = _tensors(reader, tensor_count)
-    alignment = int(metadata.get("general.alignment") or 32)
+    alignment = _number("general.alignment", metadata.get("general.alignment", 32)) or 32
     expected = -(-reader.at // alignment) * alignment + end
     if file_bytes < expected:
         raise GgufError("is cut off: %d bytes, its header speaks of %d" % (file_bytes, expected))
@@ -146,6 +153,8 @@ class _Reader:
         self.file, self.at = file, 0
 
     def take(self, length: int) -> bytes:
+        if self.at + length > _LARGEST:
+            raise GgufError("is damaged: its header goes on after %d bytes" % _LARGEST)
         content = self.file.read(length)
         if len(content) < length:
             raise GgufError("is cut off within its header, at byte %d" % (self.at + len(content)))
@@ -157,18 +166,18 @@ class _Reader:
 
     def count(self, what: str) -> int:
         number = self.number("Q")
-        if number > _MOST:
+        if number > _MOST[what]:
             raise GgufError("is damaged: it claims %d %s" % (number, what))
         return number
 
     def text(self) -> str:
         length = self.number("Q")
-        if length > _LARGEST_STRING:
+        if length > _LARGEST:
             raise GgufError("is damaged: a string of %d bytes at byte %d" % (length, self.at))
         return self.take(length).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
-        """A metadata value; of an array of strings (a vocabulary) only the length."""
+        """A metadata value; of an array with more entries than a model has layers (a vocabulary) only their number."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
@@ -178,7 +187,8 @@ class _Reader:
         inner, length = self.number("I"), self.count("entries of an array")
         if inner in _SCALARS:
             letters = "<%d%s" % (length, _SCALARS[inner])
-            return list(struct.unpack(letters, self.take(struct.calcsize(letters))))
+            content = self.take(struct.calcsize(letters))
+            return list(struct.unpack(letters, content)) if length <= _LAYERS else length
         if inner != _STRING:
             raise GgufError("is damaged: an array of type %d at byte %d" % (inner, self.at))
         for _index in range(length):
@@ -195,15 +205,17 @@ def _tensors(reader: _Reader, count: int) -> "Tuple[Dict[str, int], int, Dict[st
         name = reader.text()
         dimensions = reader.number("I")
         if dimensions > 8:
-            raise GgufError("is damaged: tensor %.80s has %d dimensions" % (name, dimensions))
+            raise GgufError("is damaged: tensor %s has %d dimensions" % (_named(name), dimensions))
         weights = 1
         for _dimension in range(dimensions):
             weights *= reader.number("Q")
         kind, offset = reader.number("I"), reader.number("Q")
         if kind not in _TENSORS:
-            raise GgufError("has a tensor, %.80s, of type %d, which is not known" % (name, kind))
+            raise GgufError("has a tensor, %s, of type %d, which is not known" % (_named(name), kind))
         label, block, block_bytes = _TENSORS[kind]
         sizes[name] = -(-weights // block) * block_bytes
+        if max(sizes[name], offset) > _SIZE:
+            raise GgufError("is damaged: tensor %s has %d weights at byte %d" % (_named(name), weights, offset))
         types[label] = types.get(label, 0) + sizes[name]
         parameters += weights
         end = max(end, offset + sizes[name])
@@ -214,23 +226,28 @@ def _header(
     metadata: Dict[str, Any], sizes: Dict[str, int], parameters: int, types: Dict[str, int], file_bytes: int
 ) -> Header:
     architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
+    if not isinstance(architecture, str) or not re.match(r"[\w.-]{1,64}\Z", architecture, re.ASCII):
         raise GgufError("names no general.architecture; expected a language model")
 
-    def of(key: str, default: Any = 0) -> Any:
-        return metadata.get("%s.%s" % (architecture, key), default)
+    def of(key: str, default: int = 0) -> int:
+        key = "%s.%s" % (architecture, key)
+        return _number(key, metadata.get(key, default))
 
-    layers, embedding = int(of("block_count")), int(of("embedding_length"))
-    if not 0 < layers < 10000 or not embedding:
+    def per_layer(key: str, default: int) -> List[int]:
+        key = "%s.%s" % (architecture, key)
+        return _per_layer(key, metadata.get(key, default), layers)
+
+    layers, embedding = of("block_count"), of("embedding_length")
+    if not 0 < layers < _LAYERS or not embedding:
         raise GgufError(
             "has %s.block_count %s and %s.embedding_length %s; expected a language model's"
             % (architecture, layers, architecture, embedding)
         )
-    heads = max(_per_layer(of("attention.head_count", 1), layers)) or 1
+    heads = max(per_layer("attention.head_count", 1)) or 1
     layer_bytes = [0] * layers
     output = rest = 0
     for name, size in sizes.items():
-        part = re.match(r"blk\.(\d+)\.", name)
+        part = re.match(r"blk\.([0-9]{1,5})\.", name)
         if part and int(part.group(1)) < layers:
             layer_bytes[int(part.group(1))] += size
         elif name.startswith("output"):
@@ -241,30 +258,41 @@ def _header(
         output += sizes.get("token_embd.weight", 0)
     tokens = metadata.get("tokenizer.ggml.tokens")
     main_type = max(types, key=lambda label: types[label]) if types else "unknown"
+    title, file_type = metadata.get("general.name"), metadata.get("general.file_type")
     return Header(
         architecture=architecture,
-        name=metadata.get("general.name"),
+        name=_named(title) if isinstance(title, str) else None,
         parameters=parameters,
-        quantization=_FILE_TYPES.get(metadata.get("general.file_type", -1), main_type),
+        quantization=_FILE_TYPES.get(file_type, main_type) if isinstance(file_type, int) else main_type,
         file_bytes=file_bytes,
-        context=int(of("context_length")),
+        context=of("context_length"),
         embedding=embedding,
-        forward=max(_per_layer(of("feed_forward_length", 4 * embedding), layers)),
+        forward=max(per_layer("feed_forward_length", 4 * embedding)),
         heads=heads,
-        kv_heads=tuple(_per_layer(of("attention.head_count_kv", heads), layers)),
-        key_length=int(of("attention.key_length", embedding // heads)),
-        value_length=int(of("attention.value_length", embedding // heads)),
-        vocabulary=int(of("vocab_size") or (tokens if isinstance(tokens, int) else 0)),
-        embeds_only=of("pooling_type", None) is not None,
+        kv_heads=tuple(per_layer("attention.head_count_kv", heads)),
+        key_length=of("attention.key_length", embedding // heads),
+        value_length=of("attention.value_length", embedding // heads),
+        vocabulary=of("vocab_size") or (tokens if isinstance(tokens, int) else 0),
+        embeds_only="%s.pooling_type" % architecture in metadata,
         layer_bytes=tuple(layer_bytes),
         output_bytes=output,
         input_bytes=rest,
     )
 
 
-def _per_layer(value: Any, layers: int) -> List[int]:
+def _number(key: str, value: Any) -> int:
+    if not isinstance(value, (int, float)) or not 0 <= value <= _NUMBER:  # which NaN is not either
+        raise GgufError("is damaged: %s is %.40r; expected a number from 0 to %d" % (_named(key), value, _NUMBER))
+    return int(value)
+
+
+def _named(text: str) -> str:
+    return printable(text[:_NAME])
+
+
+def _per_layer(key: str, value: Any, layers: int) -> List[int]:
     """A number for all layers, or one for each; a list that is too short goes on with its last."""
     if not isinstance(value, list):
-        return [int(value)] * layers
-    numbers = [int(one) for one in value[:layers]] or [0]
+        return [_number(key, value)] * layers
+    numbers = [_number(key, one) for one in value[:layers]] or [0]
     return numbers + numbers[-1:] * (layers - len(numbers))

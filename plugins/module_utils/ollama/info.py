@@ -98,7 +98,8 @@ def _weights(found: server.Server, name: str) -> str:
 
 
 def _stored(entry: Dict[str, Any]) -> Dict[str, Any]:
-    details = entry.get("details") or {}
+    details = entry.get("details")
+    details = details if isinstance(details, dict) else {}
     return {
         "name": entry.get("name"),
         "digest": entry.get("digest"),

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import server
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, Api, ApiError, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 
 _GIB = float(1 << 30)
@@ -61,7 +61,7 @@ def run(
     held = held_by_unit(facts["devices"], unit) if found.environ else {}
     result = {
         "users": params["users"],
-        "seconds": round(seconds, 3),
+        "seconds": round(seconds, 6),
         "tokens_per_second": round(sum(one.tokens for one in requests) / seconds, 1),
         "models": [_summary(model, [one for one in requests if one.model == model]) for model in params["models"]],
         "gpus": [
@@ -112,25 +112,25 @@ def _ask(api: Api, model: str, prompt: str, tokens: int, timeout: float) -> Requ
     began, first = time.monotonic(), 0.0
     last = {}  # type: Dict[str, Any]
     try:
-        for event in api.events("/api/generate", body, lambda: timeout):
+        for event in api.events("/api/generate", body, lambda: began + timeout - time.monotonic()):
             if "error" in event:
-                return Request(model, error=str(event["error"]).strip())
+                return Request(model, error=Answer(0, event).error.strip() or "an error without words")
             if not first and (event.get("response") or event.get("thinking")):
                 first = time.monotonic() - began
             last = event
     except ApiError as error:
         return Request(model, error=str(error))
-    if last.get("done") is not True or not last.get("eval_count"):
-        return Request(model, error="the answer broke off: done is %s" % last.get("done"))
-    loading = float(last.get("load_duration") or 0) / _NS
-    reading = float(last.get("prompt_eval_duration") or 0) / _NS
+    if last.get("done") is not True or not number(last.get("eval_count")):
+        return Request(model, error="the answer broke off: done is %.20s" % last.get("done"))
+    loading = number(last.get("load_duration")) / _NS
+    reading = number(last.get("prompt_eval_duration")) / _NS
     return Request(
         model,
         first_token=first,
         waited=max(0.0, first - loading - reading),
         loading=loading,
-        tokens=int(last["eval_count"]),
-        generating=float(last.get("eval_duration") or 0) / _NS,
+        tokens=number(last.get("eval_count")),
+        generating=number(last.get("eval_duration")) / _NS,
     )
 
 
@@ -154,7 +154,8 @@ def _spread(values: Sequence[float]) -> Optional[Dict[str, float]]:
     if not ordered:
         return None
     middle = ordered[len(ordered) // 2] if len(ordered) % 2 else sum(ordered[len(ordered) // 2 - 1 :][:2]) / 2
-    return {"least": round(ordered[0], 3), "median": round(middle, 3), "most": round(ordered[-1], 3)}
+    # to the microsecond: a small model's first token comes in less than a millisecond
+    return {"least": round(ordered[0], 6), "median": round(middle, 6), "most": round(ordered[-1], 6)}
 
 
 def report(result: Dict[str, Any]) -> List[str]:

@@ -3,6 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What an Ollama server says of itself when it starts: lines of its log in, plain data out. Pure.
 
+Once it serves, others have a say in its log, too: a worker prints what the model's file holds, line breaks included. So
+nothing counts but the start, which ends before the first request is served, and of that the first word on each matter.
+
 Since 0.7.0 lines are ``time=… level=… source=… msg=… key=value …``, before ``YYYY/MM/DD hh:mm:ss file:line: LEVEL text
 key=value …``; a newer server writes the older form too, until its logger is set up.
 """
@@ -57,12 +60,15 @@ class StartLog:
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _CONFIG = re.compile(r'server config"? env=(%s)' % _STRING)
-_PAIR = re.compile(r"([A-Za-z_]+)=(%s|\S*)" % _STRING)
+_PAIR = re.compile(r"(?<![A-Za-z_])([A-Za-z_]+)=(%s|\S*)" % _STRING)
 _LISTENING = re.compile(r"Listening on (\S+) \(version ([^)]+)\)")
 _KEY = re.compile(r"(?:\A| )(%s|OLLAMA_[A-Z0-9_]+|LLAMA_ARG_[A-Z0-9_]+):" % "|".join(map(re.escape, LOGGED)))
 
 
 _START_LINES = 5000  # more than any start writes, at the highest log level too
+_LONGEST = 1 << 16  # characters of a line
+_LAST_WORDS = 500  # characters of them that a message repeats
+_TELLS_THE_END = (0, 15, 5)  # the first version that ends its list of devices with a line
 
 
 def before_serving(lines: Iterable[str]) -> Iterator[str]:
@@ -71,18 +77,22 @@ def before_serving(lines: Iterable[str]) -> Iterator[str]:
 
 
 def parse(lines: Iterable[str]) -> StartLog:
-    """Read the lines of one invocation, oldest first; lines of other kinds are passed over."""
+    """Read the start of one invocation, oldest line first; lines of other kinds are passed over."""
     log = StartLog()
     for line in lines:
+        line = line[:_LONGEST]
+        device = "inference compute" in line
+        if log.compute_ended or (log.compute and not device and not _tells_the_end(log.version)):
+            break
         if "server config" in line:
-            found = _CONFIG.search(line)
-            if found:
+            found = _CONFIG.match(line, line.index("server config"))
+            if found and log.config is None:
                 log.config = parse_map(unquote(found.group(1)))
         elif "Listening on " in line:
-            found = _LISTENING.search(line)
-            if found:
+            found = _LISTENING.match(line, line.index("Listening on "))
+            if found and log.listening is None:
                 log.listening, log.version = found.groups()
-        elif "inference compute" in line:
+        elif device:
             fields = _fields(line)
             log.compute.append(
                 Compute(
@@ -99,9 +109,28 @@ def parse(lines: Iterable[str]) -> StartLog:
             log.replaced[fields.get("key", "")] = fields.get("value", "")
         elif "invalid port, using default" in line:
             log.replaced["OLLAMA_HOST"] = _fields(line).get("port", "")
-        elif line.startswith(("Error: ", "panic: ")):
-            log.failure = line.strip()
+        elif line.startswith(_LAST):
+            log.failure = _said(line)
     return log
+
+
+_LAST = ("Error: ", "panic: ")
+
+
+def last_words(lines: Iterable[str]) -> str:
+    """What a server said when it gave up; empty when it said nothing."""
+    return next((_said(line) for line in reversed(list(lines)) if line.startswith(_LAST)), "")
+
+
+def _said(line: str) -> str:
+    return printable(line[:_LAST_WORDS].strip())
+
+
+def _tells_the_end(version: Optional[str]) -> bool:
+    """Whether a server of this version ends its list of devices with a line; one built by hand says 0.0.0."""
+    numbers = re.match(r"(\d{1,4})\.(\d{1,4})\.(\d{1,4})", version or "")
+    known = tuple(map(int, numbers.groups())) if numbers else (0, 0, 0)
+    return known == (0, 0, 0) or known >= _TELLS_THE_END
 
 
 def parse_map(printed: str) -> Dict[str, str]:
@@ -132,10 +161,16 @@ def unquote(quoted: str) -> str:
     def decode(match: re.Match[str]) -> str:
         kind = match.group(1)
         if kind[0] in "xuU" and len(kind) > 1:
-            return chr(int(kind[1:], 16))
+            number = int(kind[1:], 16)
+            return "\ufffd" if number > 0x10FFFF or 0xD800 <= number < 0xE000 else chr(number)
         return _ESCAPES.get(kind, kind)
 
     return re.sub(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)", decode, quoted[1:-1], flags=re.DOTALL)
+
+
+def printable(text: str) -> str:
+    """One line of text without control characters, for messages that repeat what others wrote."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _fields(line: str) -> Dict[str, str]:

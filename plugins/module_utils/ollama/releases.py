@@ -50,7 +50,7 @@ class Release(NamedTuple):
         for source in self.sources:
             digest = source.checksum or ""
             if digest == UNVERIFIED:  # the same address is taken for the same content
-                digest = hashlib.sha256(source.place.encode("utf-8", "surrogateescape")).hexdigest()
+                digest = hashlib.sha256(without_login(source.place).encode("utf-8", "surrogateescape")).hexdigest()
             known.append(digest)
         return known[0] if len(known) == 1 else hashlib.sha256("\n".join(known).encode()).hexdigest()
 
@@ -95,7 +95,7 @@ def plan(
     for place in places:
         made_for = re.search(r"-linux-(amd64|arm64)\b", file_name(place))
         if made_for and made_for.group(1) != architecture:
-            raise ReleaseError("%s is for %s; this host is %s" % (place, made_for.group(1), machine))
+            raise ReleaseError("%s is for %s; this host is %s" % (without_secrets(place), made_for.group(1), machine))
     return Release(tuple(Source(place, _checksum(place, checksum, len(places) > 1)) for place in places))
 
 
@@ -106,6 +106,16 @@ def is_addon_name(addon: str) -> bool:
 
 def is_url(place: str) -> bool:
     return place.startswith(("https://", "http://"))
+
+
+def without_login(place: str) -> str:
+    """A path or URL without a name and password."""
+    return re.sub(r"\A(https?://)[^/?#]*@", r"\1", place)
+
+
+def without_secrets(place: str) -> str:
+    """A path or URL as a message may show it: without a name and password, and without what may be a signature."""
+    return re.sub(r"[?#].*", "", without_login(place), flags=re.DOTALL) if is_url(place) else place
 
 
 def file_name(place: str) -> str:
@@ -145,7 +155,7 @@ def _checksum(place: str, given: Any, several: bool) -> Optional[str]:
     if not written and is_url(place):
         raise ReleaseError(
             "%s needs archive_checksum, the SHA-256 of the file, which sha256sum.txt of the release lists;"
-            " the word %s does without" % (place, UNVERIFIED)
+            " the word %s does without" % (without_secrets(place), UNVERIFIED)
         )
     return parse_checksum(str(written)) if written else None
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, main_environ
 
 _PASSING = 5.0  # seconds for which a process may be not yet executed, or gone and systemd not know it
@@ -75,7 +77,7 @@ class Server(NamedTuple):
 
     def _number(self, variable: str) -> int:
         written = self.environ.get(variable, "").strip()
-        return int(written) if written.isdigit() else 0
+        return int(written) if re.match(r"[0-9]{1,15}\Z", written) else 0
 
 
 def find(unit: str, host: Optional[str], system: Any) -> Server:
@@ -140,6 +142,7 @@ class ProgramStep:
 
     def __init__(self, unit: str, program: str, system: Any) -> None:
         self.unit, self.program, self.system = unit, program, system
+        self._ran: Optional[str] = None
 
     def needed(self) -> bool:
         running = self._running()
@@ -152,11 +155,15 @@ class ProgramStep:
 
     def apply(self) -> None:
         """The restart is all there is to do."""
+        self._ran = self._running()
 
-    def undo(self) -> Optional[str]:
-        if self.needed():
-            return None
-        return "it now runs %s, installed earlier for another service" % os.path.realpath(self.program)
+    def undo(self) -> None:
+        """:raises StepError: what it ran before is no longer in place, and others are proven with what is."""
+        if self._ran:
+            raise StepError(
+                "%s ran %s, which has been replaced; it is restarted with %s. To go back, declare the previous release"
+                % (self.unit, self._ran, os.path.realpath(self.program))
+            )
 
     def _running(self) -> Optional[str]:
         pid = int(self.system.show(self.unit).get("MainPID") or 0)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
@@ -18,6 +19,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select impo
     visible_devices,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    archives,
     install,
     instances,
     names,
@@ -94,7 +96,8 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
             except Refused as error:
                 raise Refused("%s: %s" % (service["unit"], error) if params["instances"] else str(error)) from None
         _check_claims(plans, [service["unit"] for service in leaving], facts, system)
-        _check_archive(params, plans, check_mode)
+        _hold_claims(plans, facts, system)
+        _check_archive(params, plans, check_mode, warn)
     results = {}  # type: Dict[str, Dict[str, Any]]
     try:
         for service in leaving:  # first: they may hold what the others are to have
@@ -114,9 +117,12 @@ def _remove(params: Mapping[str, Any], check_mode: bool, system: Any) -> Dict[st
         change = engine.Change(unit=unit, enabled=False, started=False)
         if system.show(unit).get("LoadState") != "loaded":
             change = engine.Change(unit=unit, state="absent")
-    outcome = engine.converge(change, check_mode=check_mode, system=system)
+    steps = _abandoning(system, unit)
+    outcome = engine.converge(change, steps=steps, check_mode=check_mode, system=system)
+    _finish(steps, outcome)
     gone = "stopped and removed" if instance else "override removed"
-    return _result(outcome, "%s: %s" % (unit, gone if outcome.changed else "no override"))
+    said = "; ".join([gone if outcome.changed else "no override", *outcome.warnings])
+    return _result(outcome, "%s: %s" % (unit, said))
 
 
 def _uninstall(services: Sequence[Mapping[str, Any]], check_mode: bool, system: Any) -> Dict[str, Any]:
@@ -126,10 +132,17 @@ def _uninstall(services: Sequence[Mapping[str, Any]], check_mode: bool, system: 
     params, units = services[-1], [service["unit"] for service in services]
     uninstall.check(units, params["prefix"])
     users, places = zip(*(_in_force(system, unit) for unit in units))
+    unfinished = [unit for unit in units if stores.move_unfinished(unit)]
+    if unfinished:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving
+
+        places += tuple(place for unit in unfinished for record in moving.recorded(unit) for place in record[:2])
     results = {service["unit"]: _remove(service, check_mode, system) for service in services[:-1]}
     results[units[-1]] = uninstall.uninstall(
         units[-1], params["prefix"], params["remove_models"], users[-1], list(filter(None, places)), check_mode, system
     )
+    for unit in unfinished if not check_mode else ():
+        moving.forget(unit)
     return _together(results) if params["instances"] else results[units[-1]]
 
 
@@ -151,10 +164,12 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
     store = models_dir or others.get("OLLAMA_MODELS") or stores.default_store(user)
     steps = _steps(params, unit, user, models_dir)
     _check_store(user, store, steps)
-    steps += _moving(params, system, unit, user, store)
+    moving = _moving(params, system, unit, user, store)
+    steps += moving
     if params["instances"]:
         steps += _steps_of_instance(params, unit, steps, system)
-    _check_host(params, user, store, steps)
+    moved_from = [step.old for step in moving if hasattr(step, "old")]
+    _check_host(params, user, store, moved_from, steps)
     host = _host(declared, others, params["allow_unauthenticated"], warn)
     used = devices or facts["devices"]
     claim = ledger.Claim(
@@ -187,12 +202,13 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         model=params["prove_model"],
         version=params["version"],
         gather=gather,
+        uneven=params["uneven_spread"],
+        warn=warn,
     )
     fit = None
     if params["prove_model"] and store:
-        places = [store, *(step.old for step in steps if isinstance(step, stores.MoveStep))]
         environ = dict(others, **declared.environment)
-        fit = Fit(params["prove_model"], places, environ, facts, unit, params["prove_fit"], warn)
+        fit = Fit(params["prove_model"], [store, *moved_from], environ, facts, unit, user, params["prove_fit"], warn)
     change = engine.Change(
         unit=unit,
         environment=declared.environment,
@@ -204,6 +220,16 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         objection_to_change=fit,
     )
     return Plan(params, change, claim, gate, steps, declared, visible, fit)
+
+
+def _hold_claims(plans: Sequence[Plan], facts: Dict[str, Any], system: Any) -> None:
+    """Have each claim checked again at the moment in which it is written; those of later services still change."""
+    names = {device["uuid"]: label(device) for device in facts["devices"]}
+    for number, plan in enumerate(plans):
+        later = [other.unit for other in plans[number + 1 :]]
+        plan.change.while_writing = partial(
+            ledger.claiming, plan.claim, system, later, lambda uuid: names.get(uuid, uuid)
+        )
 
 
 def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str, Any], system: Any) -> None:
@@ -219,22 +245,25 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str
         raise Refused(str(conflict)) from None
 
 
-def _check_archive(params: Mapping[str, Any], plans: Sequence[Plan], check_mode: bool) -> None:
-    """What is to be unpacked must be within reach."""
+def _check_archive(params: Mapping[str, Any], plans: Sequence[Plan], check_mode: bool, warn: Any) -> None:
+    """What is to be unpacked must be within reach, and its place must be root's alone."""
     for step in (step for plan in plans for step in plan.steps):
+        if isinstance(step, (install.ReleaseStep, install.BackStep)) and step.needed():
+            step.switch.check()
         if isinstance(step, install.ReleaseStep) and not step.unpacked():
             _check_archives(step.release.sources, params["remote_src"], check_mode)
+            for source in step.release.sources:
+                if source.checksum == releases.UNVERIFIED and source.place.startswith("http://"):
+                    warn(
+                        "archive_checksum: %s comes over plain http, unverified: whoever is on the way can replace "
+                        "the program; use https, or declare the checksum" % releases.without_secrets(source.place)
+                    )
 
 
 def _carry_out(plan: Plan, check_mode: bool, warn: Any, system: Any) -> Dict[str, Any]:
     """Have the engine change what differs, and prove it."""
     outcome = engine.converge(plan.change, gate=plan.gate, steps=plan.steps, check_mode=check_mode, system=system)
-    for step in plan.steps:
-        if isinstance(step, (install.ReleaseStep, stores.MoveStep)):
-            try:
-                step.finish()
-            except (stores.StoreError, OSError) as error:  # the service is proven without it
-                outcome.warnings.append("what was before is left there: %s; the next run goes on" % error)
+    _finish(plan.steps, outcome)
     for warning in outcome.warnings:
         warn(warning)
     proven = plan.gate.proven()
@@ -248,6 +277,15 @@ def _carry_out(plan: Plan, check_mode: bool, warn: Any, system: Any) -> Dict[str
         gpus=proven,
         **_sized(plan.fit, sum(gpu["held_bytes"] for gpu in proven)),
     )
+
+
+def _finish(steps: Sequence[engine.Step], outcome: engine.Outcome) -> None:
+    """Have the steps remove what was kept until the service was proven."""
+    for step in steps:
+        try:
+            getattr(step, "finish", lambda: None)()
+        except (stores.StoreError, OSError) as error:  # the service is proven without it
+            outcome.warnings.append("what was there before is not all removed: %s; the next run resumes" % error)
 
 
 def _sized(fit: Optional[Fit], held: int) -> Dict[str, Any]:
@@ -310,6 +348,10 @@ def _steps(params: Mapping[str, Any], unit: str, user: str, models_dir: Optional
             steps.append(install.UserStep())
         steps.append(install.ReleaseStep(release, params["prefix"]))
         steps.append(install.UnitStep(unit, params["prefix"]))
+    else:
+        back = install.BackStep(params["prefix"])
+        if back.needed():
+            steps.append(back)
     if models_dir:
         steps.append(install.DirectoryStep(models_dir, user))
     return steps
@@ -333,7 +375,7 @@ def _release(params: Mapping[str, Any]) -> Optional[releases.Release]:
             raise Refused("archive %s needs archive_checksum, the SHA-256 of its file" % source.place)
     return release and releases.Release(
         tuple(
-            source._replace(checksum=source.checksum or install.sha256_of(source.place)) for source in release.sources
+            source._replace(checksum=source.checksum or archives.sha256_of(source.place)) for source in release.sources
         )
     )
 
@@ -341,7 +383,7 @@ def _release(params: Mapping[str, Any]) -> Optional[releases.Release]:
 def _check_archives(sources: Sequence[releases.Source], remote_src: bool, check_mode: bool) -> None:
     """The archives of a release that is to be unpacked must be within reach, and readable here."""
     for source in sources:
-        missing = install.without_zstd(source.place) if source.name.endswith(".zst") else None
+        missing = archives.without_zstd(source.place) if source.name.endswith(".zst") else None
         if missing:
             raise Refused(missing)
     if not (check_mode or remote_src or all(releases.is_url(source.place) for source in sources)):
@@ -369,17 +411,30 @@ def _steps_of_instance(
 def _check_store(user: str, store: Optional[str], steps: Sequence[engine.Step]) -> None:
     makes = next((step for step in steps if isinstance(step, install.UserStep)), None)
     why = stores.refused(store, user, to_be_made=makes is not None) if store else None
+    if why and makes and store:
+        why = _prepared(user, store, steps, why)
     if why and makes and not account.exists(user):
         why += ", after %s, as there is no such user yet" % " ".join(makes.command)
     if why:
         raise Refused("the models' directory: %s" % why)
 
 
-def _check_host(params: Mapping[str, Any], user: str, store: Optional[str], steps: List[engine.Step]) -> None:
+def _prepared(user: str, store: str, steps: Sequence[engine.Step], why: str) -> Optional[str]:
+    """What keeps a user of our own from a store that root has prepared; that is given to it where it is only root's."""
+    directory = next((step for step in steps if isinstance(step, install.DirectoryStep)), None)
+    if directory is None or (account.exists(user) and user not in account.made.remembered("users")):
+        return why
+    if stores.refused(store, user, to_be_made=True, parents_only=True) or directory.give(stores.TOPS):
+        return why
+    return None
+
+
+def _check_host(
+    params: Mapping[str, Any], user: str, store: Optional[str], moved_from: List[str], steps: List[engine.Step]
+) -> None:
     """What is known to fail before anything is touched: names without files."""
     model = params["prove_model"]
     if model:
-        moved_from = [step.old for step in steps if isinstance(step, stores.MoveStep)]
         try:
             found = [names.manifest(place, model) for place in [store or "", *moved_from]]
         except ValueError as error:
@@ -456,16 +511,32 @@ def _sandbox(
     return service
 
 
-def _moving(params: Mapping[str, Any], system: Any, unit: str, user: str, store: Optional[str]) -> List[engine.Step]:
-    """The step that moves the models, where the store in force is another one than will be."""
+def _moving(params: Mapping[str, Any], system: Any, unit: str, user: str, store: Optional[str]) -> List[Any]:
+    """The steps that move the models, where the store in force is another one than will be."""
     ours = any(os.path.basename(path) == engine.DROP_IN for path, _content in system.load([unit]))
     # an instance that is new had no store before
     former = None if params["instances"] and not ours else _in_force(system, unit)[1]
+    return _moved(former, store, params["models_dir_change"], user, unit)
+
+
+def _moved(former: Optional[str], store: Optional[str], change: str, user: str, unit: str) -> List[Any]:
+    if former == store and not stores.move_unfinished(unit):
+        return []
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving
+
     try:
-        step = stores.plan(former, store, params["models_dir_change"], user, unit)
+        return moving.plan(former, store, change, user, unit)
     except stores.StoreError as error:
         raise Refused(str(error)) from None
-    return [step] if step else []
+
+
+def _abandoning(system: Any, unit: str) -> List[Any]:
+    """The steps that clean up after a killed move of a service that is to go."""
+    if not stores.move_unfinished(unit):
+        return []
+    user, others = _without_ours(system, unit)
+    store = others.get("OLLAMA_MODELS") or stores.default_store(user)
+    return _moved(_in_force(system, unit)[1], store, "leave", user, unit)
 
 
 def _in_force(system: Any, unit: str) -> Tuple[str, Optional[str]]:

@@ -10,15 +10,18 @@ user that owns them, unless their removal is asked for.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
-import shutil
-from typing import Any, Dict, List, Optional, Sequence
+import re
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import switch as switches
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, engine, made
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
 
 class Release:
@@ -26,31 +29,24 @@ class Release:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self.store = os.path.join(prefix, install.STORE)
-        self.links = [path for path in self._places() if self._is_ours(path)]
-        asides = sorted(glob.glob(os.path.join(glob.escape(self.store), install.ASIDE + "*")), key=os.path.getmtime)
-        self.aside = asides[-1] if asides and self.links else None
-        self.folders = [
-            os.path.join(self.store, name)
-            for name in (sorted(os.listdir(self.store)) if os.path.isdir(self.store) else ())
-            if name.startswith(("ollama-", ".ollama-"))
-        ]
-
-    def _places(self) -> List[str]:
-        return [os.path.join(self.prefix, "bin", "ollama"), os.path.join(self.prefix, "lib", "ollama")]
+        self.switch = switches.Switch(prefix)
+        self.store = self.switch.store
+        self.links = [path for path in self.switch.places if self._is_ours(path)]
+        self.folders = [os.path.join(self.store, name) for name in self.switch.releases()] + self.switch.leftovers()
 
     @staticmethod
     def _is_ours(path: str) -> bool:
         return os.path.islink(path) and "gpufleet/ollama-" in os.readlink(path)
 
     def coming_back(self) -> Dict[str, str]:
-        """Files of the vendor that were set aside, to the places where they were."""
-        found = {}
-        for place in self._places():
-            aside = os.path.join(self.aside or "", os.path.relpath(place, self.prefix))
-            if self.aside and os.path.lexists(aside):
-                found[aside] = place
-        return found
+        """Files of the vendor that were set aside, to the places where they were, unless other ones are there now."""
+        aside = self.switch.aside()
+        return {aside[place]: place for place in aside if place in self.links or not os.path.lexists(place)}
+
+    def check(self) -> None:
+        """:raises install.InstallError: root cannot rely on what lies there."""
+        if self.links or self.folders:
+            self.switch.check()
 
     def other_users(
         self, units: Sequence[str], wanted: str = "/etc/systemd/system/*.wants/ollama*.service"
@@ -63,7 +59,7 @@ class Release:
                 program = os.readlink("/proc/%s/exe" % pid)
             except OSError:
                 continue
-            set_aside = program.startswith(os.path.join(os.path.realpath(self.store), install.ASIDE))
+            set_aside = program.startswith(os.path.join(os.path.realpath(self.store), switches.ASIDE))
             if program.startswith(ours) and program.endswith("/bin/ollama") and not set_aside:
                 found.add(unit_of(int(pid)) or "process %s" % pid)
         return sorted(found - set(units))
@@ -80,7 +76,7 @@ class RestoreStep:
         self._moved: Dict[str, str] = {}
 
     def needed(self) -> bool:
-        return bool(self.release.links)
+        return bool(self.release.links or self.release.coming_back())
 
     def diff(self) -> Dict[str, str]:
         back = self.release.coming_back().values()
@@ -90,10 +86,11 @@ class RestoreStep:
         }
 
     def apply(self) -> None:
+        back = self.release.coming_back()
         for path in self.release.links:
             self._removed[path] = os.readlink(path)
             os.unlink(path)
-        for aside, path in self.release.coming_back().items():
+        for aside, path in back.items():
             os.rename(aside, path)
             self._moved[aside] = path
 
@@ -112,6 +109,7 @@ def check(units: Sequence[str], prefix: str) -> None:
     :raises install.InstallError: it does; nothing was touched.
     """
     release = Release(prefix)
+    release.check()
     others = release.other_users(units) if release.links else []
     for path in _units_of_ours(units[-1]):
         others += [name for name in _instances(path) if name not in [*units, *others]]
@@ -138,26 +136,34 @@ def uninstall(
     # somebody's unit goes on if it has a program then; one of ours does where upstream's installer has come over it,
     # which knows no instances
     program = os.path.join(prefix, "bin", "ollama")
-    if release.links:
-        goes_on = loaded and not ours and program in release.coming_back().values()
+    if restore.needed():
+        there = os.path.lexists(program) and program not in release.links
+        goes_on = loaded and not ours and (there or program in release.coming_back().values())
     else:
         goes_on = loaded and (not ours or "@" not in unit and os.path.lexists(program))
     change = engine.Change(unit=unit, state="absent")
     if loaded and not goes_on:
         change = engine.Change(unit=unit, enabled=False if ours else None, started=False)
+
+    def theirs() -> Tuple[List[stores.Holding], bool, bool, List[str]]:
+        """What there is of models, whether they and the user stay, and which folders of his go."""
+        holdings = [stores.holding(path) for path in dict.fromkeys([*places, *made.remembered("stores")])]
+        keeps_models = any(holding.files for holding in holdings) and not remove_models
+        account_goes = not goes_on and not keeps_models and user in made.remembered("users")
+        tops = [os.path.join(holding.path, top) for holding in holdings for top in stores.TOPS if holding.files]
+        homes = [path for path in made.remembered("homes") if path == install.HOME]
+        owned = [*(tops if remove_models else ()), *(homes if account_goes else ())]
+        return holdings, keeps_models, account_goes, [path for path in owned if os.path.lexists(path)]
+
+    _refuse_mounts(unit, theirs()[-1])
     steps = [restore] if goes_on else []
     outcome = engine.converge(change, steps=steps, check_mode=check_mode, system=system)
 
-    holdings = [stores.holding(path) for path in dict.fromkeys([*places, *made.remembered("stores")])]
-    keeps_models = any(holding.files for holding in holdings) and not remove_models
-    account_goes = not goes_on and not keeps_models and user in made.remembered("users")
+    holdings, keeps_models, account_goes, owned = theirs()  # once no server writes there any more
     gone = [*beside, *([] if goes_on else ours), *release.folders]
-    if remove_models:
-        inside = [os.path.join(holding.path, top) for holding in holdings for top in stores.TOPS if holding.files]
-        gone += [path for path in [*inside, records.FOLDER] if os.path.isdir(path)]
-    if account_goes:
-        gone += [path for path in made.remembered("homes") if path == install.HOME and os.path.isdir(path)]
-    names = [*([] if goes_on else release.links), *gone, *(["user " + user] if account_goes else [])]
+    if remove_models and os.path.isdir(records.FOLDER):
+        gone.append(records.FOLDER)
+    names = [*([] if goes_on else release.links), *gone, *owned, *(["user " + user] if account_goes else [])]
     if names:
         former = outcome.diff or {"before": "", "after": "", "before_header": unit, "after_header": unit}
         outcome.diff = dict(former, before=former["before"] + "".join("%s\n" % name for name in names))
@@ -166,7 +172,7 @@ def uninstall(
         try:
             if not goes_on:
                 restore.apply()
-            _remove(gone, user if account_goes else None, prefix, [holding.path for holding in holdings])
+            _remove(gone, owned, user if account_goes else None, prefix, [holding.path for holding in holdings])
             if beside or (ours and not goes_on):
                 system.reload()
         except (OSError, account.AccountError) as error:
@@ -203,17 +209,39 @@ def _instances(template: str) -> List[str]:
     return sorted(names.union(map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "*.wants", pattern)))))
 
 
-def _remove(gone: List[str], user: Optional[str], prefix: str, places: List[str]) -> None:
+def _refuse_mounts(unit: str, paths: Sequence[str]) -> None:
+    """What is mounted below a folder is not ours to empty.
+
+    :raises install.InstallError: something is; nothing was touched.
+    """
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        mounts = [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in table]
+    for path in paths:
+        real = os.path.realpath(path)
+        for mount in mounts:
+            if (mount + "/").startswith(real + "/"):
+                raise install.InstallError(
+                    "%s: %s is to be removed, but %s is mounted: unmount it" % (unit, path, mount)
+                )
+
+
+def _remove(gone: List[str], owned: List[str], user: Optional[str], prefix: str, places: List[str]) -> None:
+    """:param owned: folders of the service's user, or in his."""
     for path in gone:
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
+        switches.discard(path)
+        if os.path.lexists(path):
+            raise OSError(errno.ENOTEMPTY, "%s cannot be removed" % path)
+    for path in owned:
+        if not (os.path.islink(path) and files.remove(path)):
+            files.remove_tree(path)
+        if os.path.lexists(path):
+            raise OSError(errno.ENOTEMPTY, "%s cannot be removed" % path)
         made.drop("homes", path)
     if user:
-        account.run(["userdel", user])
+        if account.exists(user):  # a killed run may have recorded, but not created it
+            account.run(["userdel", user])
         made.drop("users", user)
-    _remove_empty([os.path.join(prefix, install.STORE)])
+    _remove_empty([os.path.join(prefix, switches.STORE)])
     # folders that were made for a store, from the inside out
     for folder in reversed(made.remembered("directories")):
         if any((place + "/").startswith(folder + "/") for place in places):
@@ -233,11 +261,12 @@ def _remember(holdings: List[stores.Holding], units: List[str]) -> None:
 def _remove_empty(folders: List[str]) -> None:
     for folder in folders:
         try:
-            os.rmdir(folder)
+            with files.folder(os.path.dirname(folder)) as parent:
+                os.rmdir(os.path.basename(folder), dir_fd=parent)
         except FileNotFoundError:
             pass
         except OSError:
-            continue  # it holds something
+            continue  # it holds something, or is no longer what was made
         made.drop("directories", folder)
 
 

@@ -21,14 +21,17 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 
 ROOT = "/opt/gpufleet"
 MARKER = "gpufleet.json"
 UNITS = "/etc/systemd/system"
+_CONSTRAINTS, _REQUIREMENTS = ".constraints.txt", ".requirements.txt"
+_NEW, _ASIDE = "%s.new", ".aside"
 LAST_LINES = 8  # of a failed program's output, for the message
 
 #: Libraries that wheels leave to the host, and their packages.
@@ -145,7 +148,11 @@ class EnvironmentStep:
             packages = " ".join(record.get("asked", {}).get("packages", [])) if record else "not whole"
             return "%s -> %s (%s)\n" % (os.path.join(self.folder, "current"), name, packages)
 
-        after = "%s -> %s (%s)\n" % (os.path.join(self.folder, "current"), self.name, " ".join(self.choice.packages))
+        after = "%s -> %s (%s)\n" % (
+            os.path.join(self.folder, "current"),
+            self.name,
+            _masked(" ".join(self.choice.packages)),
+        )
         return {"before": shown(self.link("current")), "after": after}
 
     def apply(self) -> None:
@@ -153,6 +160,12 @@ class EnvironmentStep:
 
         :raises EnvironmentFault: nothing was switched, and nothing new is left.
         """
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        try:
+            files.check_own(self.folder)
+        except OSError as error:
+            raise EnvironmentFault("%s cannot be built: %s" % (self.path, error.strerror)) from None
         self.build()
         self.switch()
 
@@ -162,7 +175,7 @@ class EnvironmentStep:
                 self._point(name, target)
             self._before = None
         if self._made:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _remove(self.path)
             self._made = False
             for folder in (self.folder, os.path.dirname(self.folder)):
                 _remove_empty(folder)
@@ -189,14 +202,19 @@ class EnvironmentStep:
 
         :raises EnvironmentFault: it cannot be built or does not work; nothing of it is left.
         """
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+
         if self.built():
             return
         umask = os.umask(0o022)
         try:
             os.makedirs(self.folder, exist_ok=True)
-            with _lock(self.folder, self.sources.timeout):
+            with lock.held("environments of " + self.folder, self.sources.timeout):
                 if not self.built():  # by the one that was waited for
                     self._build_whole()
+        except lock.LockError as error:
+            self.undo()
+            raise EnvironmentFault(str(error)) from None
         except OSError as error:
             self.undo()
             raise EnvironmentFault("%s cannot be built: %s" % (self.path, error)) from None
@@ -229,11 +247,44 @@ class EnvironmentStep:
         for name in self._environments():
             path = os.path.join(self.folder, name)
             if name not in kept and not any(path in text for text in named):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
                 removed.append(name)
         return removed
 
+    def leftovers(self) -> List[str]:
+        """Names of what runs that were killed have left, and none is at work on."""
+        links = [name for name in (_NEW % "current", _NEW % "previous") if os.path.lexists(self._in(name))]
+        left = [name for name in self._environments() if self._outlived(name)]
+        return links + [name for name in left if _free(self._in(name)) and not _writer(self._in(name))]
+
+    def tidy(self) -> List[str]:
+        """Remove :meth:`leftovers`.
+
+        :returns: the names of those removed.
+        """
+        removed = []
+        for name in self.leftovers():
+            path = self._in(name)
+            if os.path.islink(path):
+                os.unlink(path)
+            else:
+                with _held(path):
+                    _remove(path)
+            removed.append(name)
+        return removed
+
     # --- building
+
+    def _in(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def _outlived(self, name: str) -> bool:
+        """Whether an environment is not whole and nobody needs it; one in use comes back if its rebuild fails."""
+        kept = (self.link("current"), self.link("previous"))
+        if name.startswith(".") and name.endswith(_ASIDE):
+            name = name[1 : -len(_ASIDE)]
+            return name not in kept or bool(read_record(self._in(name)))
+        return name not in kept and not read_record(self._in(name))
 
     def _environments(self) -> List[str]:
         try:
@@ -248,25 +299,29 @@ class EnvironmentStep:
 
     def _build_whole(self) -> None:
         """Build, or leave everything as it was."""
-        kept = (self.link("current"), self.link("previous"))
         for name in self._environments():  # of runs that were killed
-            path = os.path.join(self.folder, name)
-            if name not in kept and not read_record(path):
-                _await_idle(path, self.sources.timeout)
-                shutil.rmtree(path)
-        aside = os.path.join(self.folder, ".%s.aside" % self.name)
+            if self._outlived(name):
+                _await_idle(self._in(name), self.sources.timeout)
+                _remove(self._in(name))
+        aside = self._in(".%s%s" % (self.name, _ASIDE))
         if os.path.isdir(self.path):  # in use, but someone has damaged it
-            os.rename(self.path, aside)
+            if os.path.isdir(aside):  # and the rebuild was killed
+                _await_idle(self.path, self.sources.timeout)
+                _remove(self.path)
+            else:
+                os.rename(self.path, aside)
         self._made = True
         try:
-            self._build()
+            os.mkdir(self.path, 0o700)
+            with _held(self.path):
+                self._build()
         except BaseException:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _remove(self.path)
             if os.path.isdir(aside):
                 os.rename(aside, self.path)
                 self._made = False
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
     def _build(self) -> None:
         sources = self.sources
@@ -275,8 +330,7 @@ class EnvironmentStep:
             self._run([uv, "venv", "--quiet", "--python", self.interpreter, self.path])
         else:
             self._run([self.interpreter, "-m", "venv", self.path], hint=_venv_hint)
-        with open(os.path.join(self.path, ".constraints.txt"), "w", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in self.choice.constraints))
+        self._write(_CONSTRAINTS, self.choice.constraints)
         wheels = sources.wheels
         if wheels and not os.path.isdir(wheels):
             wheels = os.path.join(self.path, ".wheels")
@@ -285,22 +339,41 @@ class EnvironmentStep:
         packages = list(self.choice.packages)
         if self.choice.without:
             main, packages = packages[0], packages[1:]
-            self._run([*install, "--no-deps", main], hint=_install_hint)
+            self._run([*install, "--no-deps", *self._named([main])], hint=_install_hint)
             packages = [*self._requirements(install), *packages]
         if packages:
             # Compiled once, as pip does anyway: the user of a service may not write here, and would at every start.
             compiled = ["--compile-bytecode"] if uv else []
-            self._run([*install, *compiled, *packages], hint=_install_hint)
+            self._run([*install, *compiled, *self._named(packages)], hint=_install_hint)
         if wheels != sources.wheels:
             shutil.rmtree(wheels or "")
+        for name in (_CONSTRAINTS, _REQUIREMENTS):
+            if os.path.exists(self._inside(name)):
+                os.unlink(self._inside(name))
         self._test()
+
+    def _inside(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def _write(self, name: str, lines: Sequence[str]) -> str:
+        """A file for the installer that only root can read: there may be passwords in it."""
+        path = self._inside(name)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in lines))
+        return path
+
+    def _named(self, packages: Sequence[str]) -> List[str]:
+        """Packages as arguments, which everybody can read; in a file where a password is among them."""
+        if all(_masked(package) == package for package in packages):
+            return list(packages)
+        return ["--requirement", self._write(_REQUIREMENTS, packages)]
 
     def _installer(self, uv: Optional[str], wheels: Optional[str]) -> List[str]:
         if uv:
             words = [uv, "pip", "install", "--quiet", "--python", self.python, "--index-strategy", "unsafe-best-match"]
         else:
             words = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-        words += ["--constraint", os.path.join(self.path, ".constraints.txt")]
+        words += ["--constraint", self._inside(_CONSTRAINTS)]
         return [*words, "--no-index", "--find-links", wheels] if wheels else words
 
     def _indexes(self) -> Dict[str, str]:
@@ -323,6 +396,8 @@ class EnvironmentStep:
         return json.loads(said.rstrip("\n").rpartition("\n")[2])
 
     def _test(self) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
         choice = self.choice
         device = "cpu" if choice.cuda == "cpu" else "cuda"
         names = IMPORTS.get(choice.engine, (choice.engine,))
@@ -332,20 +407,22 @@ class EnvironmentStep:
         beside = os.path.join(self.path, "." + MARKER)
         with open(beside, "w", encoding="utf-8") as file:
             json.dump(record, file, sort_keys=True, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        os.chmod(self.path, 0o755)
+        files.sync_all(self.path)
         os.rename(beside, os.path.join(self.path, MARKER))
+        _sync(self.path)
 
     def _run(self, command: Sequence[str], hint: Any = None) -> str:
         """Standard output of a program; EnvironmentFault with its last words when it fails."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import home
+
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA"))
         }
         environment.update(self._indexes())
         # uv: the host's certificates, and no interpreter from elsewhere
         environment.update(UV_SYSTEM_CERTS="1", UV_NATIVE_TLS="1", UV_PYTHON_DOWNLOADS="never", UV_NO_CONFIG="1")
-        if not environment.get("HOME"):
-            environment["HOME"] = "/root"
+        environment["HOME"] = home()
         try:
             done = subprocess.run(
                 list(command),
@@ -380,11 +457,12 @@ class EnvironmentStep:
             if os.path.islink(path):
                 os.unlink(path)
             return
-        beside = path + ".new"
+        beside = self._in(_NEW % name)
         if os.path.lexists(beside):
             os.unlink(beside)
         os.symlink(target, beside)
         os.replace(beside, path)
+        _sync(self.folder)
 
 
 def asked(choice: Choice, interpreter: str) -> str:
@@ -398,9 +476,9 @@ def _as_asked(choice: Choice, interpreter: str) -> Dict[str, Any]:
         "engine": choice.engine,
         "version": choice.version,
         "cuda": choice.cuda,
-        "packages": list(choice.packages),
+        "packages": [_masked(package) for package in choice.packages],
         "without": list(choice.without),
-        "constraints": list(choice.constraints),
+        "constraints": [_masked(line) for line in choice.constraints],
         "interpreter": interpreter,
     }
 
@@ -540,15 +618,21 @@ def _await_idle(path: str, timeout: float) -> None:
     """
     until = time.monotonic() + timeout
     while True:
-        found = [pid for pid in os.listdir("/proc") if pid.isdigit() and _names(pid, os.fsencode(path) + b"/")]
+        found = _writer(path)
         if not found:
             return
         if time.monotonic() > until:
             raise EnvironmentFault(
-                "%s is left of a run that was killed, and process %s still works there; end it first" % (path, found[0])
+                "%s is left of a run that was killed, and process %s still works there; end it first" % (path, found)
             )
         # processes of others end without a word
         time.sleep(0.2)
+
+
+def _writer(path: str) -> str:
+    """A process that has something of an environment among its arguments, if there is one."""
+    pids = [pid for pid in os.listdir("/proc") if pid.isdigit() and _names(pid, os.fsencode(path) + b"/")]
+    return pids[0] if pids else ""
 
 
 def _names(pid: str, path: bytes) -> bool:
@@ -557,38 +641,6 @@ def _names(pid: str, path: bytes) -> bool:
             return path in file.read()
     except OSError:
         return False
-
-
-class _lock:
-    """Only one at a time builds environments of an engine: another that builds is waited for."""
-
-    def __init__(self, folder: str, timeout: float) -> None:
-        self.path = os.path.join(folder, ".lock")
-        self.until = time.monotonic() + timeout
-        self._file: Optional[IO[str]] = None
-
-    def __enter__(self) -> None:
-        import fcntl
-
-        self._file = open(self.path, "w")
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                if time.monotonic() < self.until:
-                    # flock itself has no time limit
-                    time.sleep(0.2)
-                    continue
-                self._file.close()
-                raise EnvironmentFault(
-                    "another run is still building an environment in %s (it holds %s); try again when it has ended"
-                    % (os.path.dirname(self.path), self.path)
-                ) from None
-
-    def __exit__(self, *_error: Any) -> None:
-        if self._file:
-            self._file.close()
 
 
 def _unpack(archive: str, folder: str) -> None:
@@ -623,10 +675,47 @@ def _texts(folder: str) -> List[str]:
     return found
 
 
-def _remove_empty(folder: str) -> None:
-    """Remove a folder that has nothing but our lock."""
+def _remove(path: str) -> None:
+    """Remove an environment, if there is one: first what says that it is whole, as a kill may leave the rest."""
     try:
-        if os.listdir(folder) in ([".lock"], []):
-            shutil.rmtree(folder)
+        os.unlink(os.path.join(path, MARKER))
+        _sync(path)
     except OSError:
         pass
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _held(path: str) -> Iterator[None]:
+    """While an environment is built, or removed, no other run takes it for left over; only root can enter it."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _free(path: str) -> bool:
+    try:
+        with _held(path):
+            return True
+    except OSError:
+        return False
+
+
+def _remove_empty(folder: str) -> None:
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass  # it has something of someone else's, or is gone

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-from typing import Dict, List
+from typing import Any, Collection, Dict, List, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
@@ -44,20 +43,29 @@ class UserStep:
     def apply(self) -> None:
         if not exists(self.user):
             self._made_home = not os.path.isdir(self.home)
-            run(self.command)
-            self._made_user = True
-            made.add("users", self.user)
+            made.add("users", self.user)  # first: of a run that is killed in between, nothing is left that nobody knows
             if self._made_home:
                 made.add("homes", self.home)
+            try:
+                run(self.command)
+            except AccountError:
+                if not exists(self.user):  # else another run has created it, and counts on the record
+                    made.drop("users", self.user)
+                    made.drop("homes", self.home)
+                raise
+            self._made_user = True
         for group in self._missing_groups():
             run(["usermod", "-a", "-G", group, self.user])
             self._joined.append(group)
 
     def undo(self) -> None:
         if self._made_user:
-            run(["userdel", "-f", self.user])  # also while a process of the failed unit is still there
+            if exists(self.user):
+                run(["userdel", "-f", self.user])  # also while a process of the failed unit is still there
             if self._made_home:
-                shutil.rmtree(self.home, ignore_errors=True)
+                from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+                files.remove_tree(self.home)
             made.drop("users", self.user)
             made.drop("homes", self.home)
         else:
@@ -78,39 +86,67 @@ class UserStep:
 
 
 class DirectoryStep:
-    """A directory that belongs to the service's user, made when it is not there; one that is there is left alone."""
+    """A directory that belongs to the service's user, made when it is not there; one that is there is left alone,
+    unless it is to be given to the user."""
 
     restarts = False
 
     def __init__(self, path: str, user: str) -> None:
         self.path, self.user = path, user
+        self._names: Optional[Collection[str]] = None
         self._made: List[str] = []
+        self._given: List[Any] = []
+
+    def give(self, names: Collection[str]) -> Optional[str]:
+        """Have a directory that root has prepared given to the user, with all that is in it.
+
+        :param names: what may be in it.
+        :returns: why it stays root's, as something in it is not only root's; None when it will be given.
+        """
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import owner, users
+
+        try:
+            why = owner.obstacle(self.path, names, (users.ids_of(self.user) or users.STRANGERS).uid)
+        except OSError as error:
+            why = "%s: %s" % (error.filename, error.strerror)
+        self._names = None if why else names
+        return why
 
     def needed(self) -> bool:
-        return not os.path.lexists(self.path)
+        return self._names is not None or not os.path.lexists(self.path)
 
     def diff(self) -> Dict[str, str]:
-        return {"before": "", "after": "directory %s of %s\n" % (self.path, self.user)}
+        before = "" if self._names is None else "directory %s of root\n" % self.path
+        return {"before": before, "after": "directory %s of %s\n" % (self.path, self.user)}
 
     def apply(self) -> None:
+        """:raises AccountError: the directory cannot be made, or given, without following somebody else's link."""
         import pwd
 
-        missing, path = [], self.path
-        while not os.path.lexists(path):
-            missing.append(path)
-            path = os.path.dirname(path)
-        for path in reversed(missing):
-            os.mkdir(path, 0o755)
-            os.chmod(path, 0o755)
-            self._made.append(path)
-            made.add("directories", path)
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
+
         entry = pwd.getpwnam(self.user)
-        os.chown(self.path, entry.pw_uid, entry.pw_gid)
+        try:
+            if self._names is not None and os.path.lexists(self.path):
+                for given in owner.give(self.path, self._names, (entry.pw_uid, entry.pw_gid)):
+                    self._given.append(given)
+                return
+            self._made = files.missing_folders(self.path)
+            for path in self._made:  # remembered first, so that a killed run leaves none that nobody knows
+                made.add("directories", path)
+            files.make_folders(self.path, (entry.pw_uid, entry.pw_gid))
+        except files.UnsafePath as error:
+            raise AccountError("%s cannot be used: %s" % (error.filename, error.strerror)) from None
 
     def undo(self) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
+
+        owner.take_back(self._given)
         for path in reversed(self._made):
             try:
-                os.rmdir(path)
+                files.remove_folder(path)
+            except (FileNotFoundError, files.UnsafePath):
+                pass  # it was never made, or its user has put something else in its place
             except OSError:
                 break  # something was put into it meanwhile, which is not ours to remove
             made.drop("directories", path)

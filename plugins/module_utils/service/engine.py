@@ -204,7 +204,11 @@ class _Convergence:
         if foretell or not self.outcome.changed:
             self._prove_unchanged()
         if self.outcome.changed and not self.check_mode:
-            self._act()
+            umask = os.umask(0o022)  # what is made is for a service's user to read, whatever sudo or PAM has set
+            try:
+                self._act()
+            finally:
+                os.umask(umask)
         self.outcome.unit_state = _unit_state(self.state)
         return self.outcome
 
@@ -491,8 +495,9 @@ class _Convergence:
             for step in self.steps:
                 self.applied.append(step)
                 step.apply()
-            self.committed = True
-            self.files.commit()
+            with self.change.while_writing():
+                self.committed = True
+                self.files.commit()
             if self.reload:
                 self.outcome.reloaded = True
                 self.system.reload()

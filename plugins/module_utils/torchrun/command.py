@@ -12,10 +12,12 @@ import shlex
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import render
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
 
 FOLDER = "/etc/gpufleet/torchrun"
 UNITS = "/etc/systemd/system"
 STATE = "/var/lib/gpufleet/torchrun"
+SCRIPT_RECORD = "/script_path"
 MARK = "GPUFLEET_JOB"
 """Variable that tells which generation of which job a process belongs to."""
 OF_TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -97,7 +99,11 @@ class Job:
     @property
     def program(self) -> str:
         """The script to run: the declared one, or the file that holds the declared content."""
-        return self.params["script"] or "%s/script.py" % self.state
+        return self.params["script"] or self.content_file
+
+    @property
+    def content_file(self) -> str:
+        return "%s/script.py" % self.state
 
     def command(self) -> List[str]:
         """torchrun and its arguments."""
@@ -139,18 +145,28 @@ class Job:
     # --- the files
 
     def files(self) -> Dict[str, Tuple[str, int]]:
-        """Path to text and mode of every file of the job on this host, in the order in which they are written."""
+        """Path to text and mode of every file of the job in root's folders, in the order in which they are written."""
         secrets = self.params["secret_environment"]
         found = {}  # type: Dict[str, Tuple[str, int]]
         if self.params["content"] is not None:
-            found[self.program] = (self.params["content"], 0o644)
+            found[self.content_file] = (self.params["content"], 0o644)
+        if self.params["script_path"]:
+            found[self.script_record] = (self.params["script_path"], 0o644)
         found[self.env_file] = (self.env_text(), 0o644)
         if secrets:
             found[self.secret_file] = (render.environment_file({k: str(v) for k, v in secrets.items()}), 0o600)
         found["%s/%s" % (UNITS, unit_name(self.name))] = (self.unit_text(), 0o644)
-        if self.params["script_path"]:
-            found[self.params["script_path"]] = (self.script_text(), 0o755)
         return found
+
+    @property
+    def script_record(self) -> str:
+        """Where it is kept which path the plain script has, so that it goes with the job."""
+        return self.state + SCRIPT_RECORD
+
+    @property
+    def ended_file(self) -> str:
+        """Where the unit says how it ended: a file of the job's user in a folder of root."""
+        return "%s/ended" % self.state
 
     @property
     def env_file(self) -> str:
@@ -184,10 +200,7 @@ class Job:
         """The unit as ``systemctl cat`` shows it."""
         params = self.params
         command = [" ".join(render.argument(word) for word in line) for line in self._lines()]
-        ended = "echo %s $$SERVICE_RESULT $$EXIT_CODE $$EXIT_STATUS $$INVOCATION_ID > %s/ended" % (
-            self.mark,
-            self.state,
-        )
+        ended = "echo %s $$SERVICE_RESULT $$EXIT_CODE $$EXIT_STATUS $$INVOCATION_ID > %s" % (self.mark, self.ended_file)
         service = [
             "Type=exec",
             "User=%s" % params["user"],
@@ -198,8 +211,9 @@ class Job:
             service.append("EnvironmentFile=%s" % self.secret_file)
         service += [
             "ExecStart=" + " \\\n    ".join(command),
-            "# how it ended, for the next run of the collection",
-            "ExecStopPost=+/bin/sh -c %s" % render.argument(ended, variables=True),
+            "# how it ended, for the next run of the collection; as the job's user, since it has the job's variables,",
+            "# and one such as LD_LIBRARY_PATH may name a folder of that user",
+            "ExecStopPost=/bin/sh -c %s" % render.argument(ended, variables=True),
             "# torchrun ends its processes itself, and kills them after 30 s",
             "KillMode=mixed",
             "TimeoutStopSec=45",
@@ -251,6 +265,18 @@ def check(params: Mapping[str, Any]) -> List[str]:
     unknown = sorted(name for name in params["limits"] if name.lower() not in LIMITS)
     if unknown:
         wrong.append("limits: %s: expected some of %s" % (", ".join(unknown), ", ".join(LIMITS)))
+    for option in ("environment", "secret_environment"):
+        try:
+            render.check_environment({name: str(value) for name, value in params[option].items()})
+        except UnitError as error:
+            wrong.append("%s: %s" % (option, error))
+    words = [(name, params[name]) for name in ("user", "working_directory", "venv", "script", "log_dir", "script_path")]
+    words += [("limits", value) for value in params["limits"].values()]
+    wrong += [
+        "%s: %r has a line end, or another control character: leave it out" % (name, str(word))
+        for name, word in words
+        if word is not None and not str(word).isprintable()
+    ]
     both = sorted(set(params["environment"]) & set(params["secret_environment"]))
     if both:
         wrong.append("%s is both in environment and in secret_environment: leave one out" % ", ".join(both))

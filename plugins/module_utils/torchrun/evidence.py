@@ -5,56 +5,112 @@
 
 from __future__ import annotations
 
-import glob
 import json
+import math
 import os
+import re
+import shutil
 import time
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import logs
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.command import Job, unit_name
 
 TAIL = 1 << 18
 """Bytes read of the end of a log; NCCL says all that matters at its start, so as many of the beginning, too."""
+TOTAL = 1 << 24
+"""Bytes read of all logs of one attempt together."""
+ERROR_FILE = 1 << 20
+"""Bytes read of an error file."""
+ATTEMPTS = 100
+RANKS = 256
+"""How many attempts of a run, and processes of an attempt, are read."""
+LIMIT = 60.0
+"""Seconds for the logs, which may lie on a file system that hangs."""
+ENDED = 4096
 JOURNAL = 400
 LAST_LINES = 15
+WIDEST = 500
+"""Characters of a line of a log that are shown."""
+
+_ENDED = re.compile(r"(\S+) ([a-z-]+) ([a-z]+) ([0-9]{1,3}|[A-Z0-9+-]{1,12}) ([0-9a-z]{1,32})\n?")
 
 
 def ended(system: Any, job: Job) -> Optional[Dict[str, Any]]:
     """How this generation of the job ended here last: ``ok``, ``status``, ``invocation``; None when it has not."""
-    words = (system.read(job.state + "/ended") or b"").decode("utf-8", "replace").split()
-    if len(words) < 5 or words[0] != job.mark:
+    try:
+        # root's folder, but the job's user may write the file
+        with open(system.root + job.ended_file, "rb") as stream:
+            said = _ENDED.fullmatch(stream.read(ENDED).decode("utf-8", "replace"))
+    except OSError:
         return None
-    status = int(words[3]) if words[3].isdigit() else words[3]
+    if not said or said.group(1) != job.mark:
+        return None
+    result, code, status, invocation = said.groups()[1:]
     # one that was stopped before it had begun is a success for systemd
-    return {"ok": words[1:4] == ["success", "exited", "0"], "status": status, "invocation": words[4]}
+    ok = (result, code, status) == ("success", "exited", "0")
+    return {"ok": ok, "status": int(status) if status.isdigit() else status, "invocation": invocation}
 
 
-def runs(system: Any, job: Job) -> List[str]:
-    """The folders of the job's runs, the oldest first."""
-    folders = glob.glob(glob.escape(system.root + job.log_dir) + "/*_*/attempt_0")
-    return sorted((os.path.dirname(folder) for folder in folders), key=os.path.getmtime)
+# --- the logs: they are the job's user's, and everything in them is whatever that user likes
 
 
-def earlier(system: Any, job: Job) -> List[str]:
-    """Names of the folders that were there when the last run was started; one that meets nobody makes none."""
-    return (system.read(job.state + "/earlier") or b"").decode("utf-8", "surrogateescape").splitlines()
+def prune(system: Any, job: Job, ids: Any, keep: int) -> List[str]:
+    """Remove the oldest runs' logs, with the rights of the job's user, until ``keep`` are left: their names.
+
+    :raises OSError: the folder cannot be read, or that took too long (UserError).
+    """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import folder
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import as_user
+
+    def work() -> List[str]:
+        with folder(system.root + job.log_dir) as descriptor:
+            found = _runs("/proc/self/fd/%d" % descriptor)  # of a job of root, too, in whatever place that is
+            for run in found[: max(0, len(found) - keep)]:
+                shutil.rmtree(run, ignore_errors=True)
+            return [os.path.basename(run) for run in found if os.path.isdir(run)]
+
+    names: List[str] = as_user(ids, work, LIMIT)
+    return names
 
 
-def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
-    """What the last run says, for the module's result; ``invocation`` is the running one, if it runs."""
+def read(system: Any, job: Job, ids: Any, invocation: str) -> Dict[str, Any]:
+    """What the last run says, for the module's result.
+
+    The logs are read with the rights of the job's user, so that a link to a file of root shows nothing of it.
+
+    :param ids: the user's.
+    :param invocation: the running one, if it runs.
+    """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import UserError, as_user
+
     how = ended(system, job)
     invocation = how["invocation"] if how else invocation
     system.sync_journal()
     agent = "\n".join(system.journal(unit_name(job.name), invocation, JOURNAL)) if invocation else ""
-    before = earlier(system, job)
-    found = [run for run in runs(system, job) if os.path.basename(run) not in before]
-    attempts = sorted(glob.glob(glob.escape(found[-1]) + "/attempt_*"), key=_number) if found else []
-    last = {int(os.path.basename(folder)): _logs_of(folder) for folder in _ranks(attempts[-1])} if attempts else {}
+    before = (system.read(job.state + "/earlier") or b"").decode("utf-8", "surrogateescape").splitlines()
+    folder = system.root + job.log_dir
+    try:
+        said: Dict[str, Any] = as_user(ids, lambda: _said(folder, before, agent, job), LIMIT)
+    except (OSError, UserError) as error:
+        said = _said("", [], agent[-TAIL:], job)
+        reason = getattr(error, "strerror", None) or str(error)
+        said["last_words"] = [*said["last_words"], "The logs in %s cannot be read: %s" % (job.log_dir, reason)]
+    return said
+
+
+def _said(folder: str, before: Sequence[str], agent: str, job: Job) -> Dict[str, Any]:
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+
+    agent = printable(agent)
+    found = [run for run in _runs(folder) if os.path.basename(run) not in before]
+    attempts = sorted(_below(found[-1], "attempt_"), key=_number) if found else []
+    read_too = attempts[-ATTEMPTS:]
+    last = _texts_of(read_too[-1]) if read_too else []
     said = logs.read(agent)
-    text = "\n".join(last.values())
+    text = printable("\n".join(last))
     of_processes = logs.read(text)
-    failures = [one for attempt in attempts for one in _failures(attempt, job)]
+    failures = [one for attempt in read_too for one in _failures(attempt, job)]
     for death in logs.deaths(agent):
         _complete(failures, dict(death, rank=None, message=None, time=None), death["attempt"], job)
     cause = said["root_cause"]
@@ -72,8 +128,8 @@ def read(system: Any, job: Job, invocation: str) -> Dict[str, Any]:
         "begun": logs.begun(agent),
         "failures": failures,
         "fault": of_processes["fault"] or said["fault"],
-        "log": found[-1] if found else None,
-        "last_words": [line for line in (text or agent).splitlines() if line.strip()][-LAST_LINES:],
+        "log": printable(found[-1]) if found else None,
+        "last_words": [line[:WIDEST] for line in (text or agent).splitlines() if line.strip()][-LAST_LINES:],
     }
 
 
@@ -103,29 +159,56 @@ def verdict(
     return found
 
 
+def _below(folder: str, begin: str = "") -> List[str]:
+    try:
+        return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith(begin)]
+    except OSError:
+        return []
+
+
+def _runs(folder: str) -> List[str]:
+    """The folders of the job's runs, the oldest first."""
+    found = [run for run in _below(folder) if "_" in run[len(folder) :] and os.path.isdir(run + "/attempt_0")]
+    return sorted(found, key=_changed)
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
 def _number(path: str) -> int:
     tail = path.rpartition("_")[2]
-    return int(tail) if tail.isdigit() else -1
+    return int(tail) if tail.isdecimal() else -1
 
 
 def _ranks(attempt: str) -> List[str]:
-    folders = [path for path in glob.glob(glob.escape(attempt) + "/*") if os.path.basename(path).isdigit()]
-    return sorted(folders, key=lambda path: int(os.path.basename(path)))
+    folders = [path for path in _below(attempt) if os.path.basename(path).isdecimal()]
+    return sorted(folders, key=lambda path: int(os.path.basename(path)))[:RANKS]
 
 
-def _logs_of(folder: str) -> str:
-    return "\n".join(_ends(os.path.join(folder, name)) for name in ("stdout.log", "stderr.log"))
+def _texts_of(attempt: str) -> List[str]:
+    """Standard output and error of an attempt's processes."""
+    logs_of = [os.path.join(folder, name) for folder in _ranks(attempt) for name in ("stdout.log", "stderr.log")]
+    return [_ends(path, min(TAIL, TOTAL // (2 * len(logs_of)))) for path in logs_of]
 
 
-def _ends(path: str) -> str:
-    """Beginning and end of a file that may be large."""
+def _ends(path: str, size: int) -> str:
+    """Beginning and end of a regular file that may be large, ``size`` bytes each; nothing of anything else."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import open_regular
+
     try:
-        with open(path, "rb") as stream:
-            content = stream.read(TAIL)
-            size = os.fstat(stream.fileno()).st_size
-            if size > TAIL:
-                stream.seek(max(TAIL, size - TAIL))
-                content += b"\n" + stream.read(TAIL)
+        descriptor = open_regular(path)
+        if descriptor is None:
+            return ""
+        with os.fdopen(descriptor, "rb") as stream:
+            content = stream.read(size)
+            whole = os.fstat(descriptor).st_size
+            if whole > size:
+                stream.seek(max(size, whole - size))
+                content += b"\n" + stream.read(size)
     except OSError:
         return ""
     return content.decode("utf-8", "replace")
@@ -133,19 +216,17 @@ def _ends(path: str) -> str:
 
 def _failures(attempt: str, job: Job) -> List[Dict[str, Any]]:
     """The processes of one attempt that left an error file, or died with an exception in their log."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+
     found = []
     for folder in _ranks(attempt):
         local_rank = int(os.path.basename(folder))
-        text, moment = None, None
-        try:
-            with open(os.path.join(folder, "error.json"), encoding="utf-8") as stream:
-                told = json.load(stream)["message"]
-            text = told["message"] if isinstance(told, dict) else str(told)
-            moment = float(told["extraInfo"]["timestamp"]) if isinstance(told, dict) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        text, moment = _error_file(os.path.join(folder, "error.json"))
+        if text is None:
             log = os.path.join(folder, "stderr.log")
-            text = logs.last_words(_ends(log))
-            moment = os.path.getmtime(log) if text else None
+            text = logs.last_words(printable(_ends(log, TAIL)))
+            moment = _changed(log) if text else None
+        text = printable(text or "").strip()
         if text:
             known = logs.fault(text)
             found.append(
@@ -156,11 +237,23 @@ def _failures(attempt: str, job: Job) -> List[Dict[str, Any]]:
                     "attempt": _number(attempt),
                     "exit_code": None,
                     "time": moment,
-                    "message": text.strip().splitlines()[0][:300],
+                    "message": text.splitlines()[0][:300],
                     "fault": known["name"] if known else None,
                 }
             )
     return found
+
+
+def _error_file(path: str) -> Any:
+    """The text and the time of a process's error file, None and None without one that has both."""
+    try:
+        told = json.loads(_ends(path, ERROR_FILE))["message"]
+        if not isinstance(told, dict):
+            return str(told), None
+        moment = float(told["extraInfo"]["timestamp"])
+        return str(told["message"]), moment if math.isfinite(moment) else None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None, None
 
 
 def _complete(failures: List[Dict[str, Any]], cause: Mapping[str, Any], attempt: int, job: Job) -> None:
@@ -169,7 +262,7 @@ def _complete(failures: List[Dict[str, Any]], cause: Mapping[str, Any], attempt:
     if cause["time"]:
         try:
             moment = time.mktime(time.strptime(cause["time"], "%Y-%m-%d_%H:%M:%S"))
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     for one in failures:
         if one["attempt"] == attempt and one["local_rank"] == cause["local_rank"]:

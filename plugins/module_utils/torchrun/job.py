@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import stat
 import time
 from typing import Any, Dict, List, Mapping, Optional
 
@@ -35,6 +36,9 @@ END_LIMIT = 10.0
 """Seconds for ExecStopPost=, which says how it ended."""
 LOOK = 0.25
 """Seconds between two looks for the processes of a job whose hosts are to meet."""
+SCRIPT_BEGIN = b"#!/bin/sh\n" + command.HEADER.encode()
+SCRIPT_LIMIT = 1 << 20
+"""Bytes of the plain script that are compared."""
 
 
 class Refused(Exception):
@@ -69,6 +73,15 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         return _Running(params, check_mode, warn, system).run()
     except (ManagerError, UnitError) as error:
         raise Refused(str(error)) from error
+
+
+def left_over(files: Files) -> bool:
+    """Whether a run that was killed has left something next to these files: what it was to write, or to replace."""
+    for file in files.wanted:
+        folder, name = os.path.split(files.root + file.path)
+        if any(os.path.lexists("%s/.%s.%s" % (folder, name, kind)) for kind in ("new", "former", "proven")):
+            return True
+    return False
 
 
 class _Part:
@@ -115,9 +128,10 @@ class _Ending(_Part):
     def run(self) -> Dict[str, Any]:
         absent = self.params["state"] == "absent"
         state, folder = "%s/%s" % (command.STATE, self.name), command.FOLDER
-        paths = ["%s/%s.env" % (folder, self.name), "%s/%s.secrets" % (folder, self.name)]
-        paths.append("%s/%s" % (command.UNITS, self.unit))  # it names the others, so it is removed first
-        files = Files([Wanted(path, None) for path in paths] if absent else [], self.system.root)
+        wanted = [Wanted("%s/%s.%s" % (folder, self.name, kind), None) for kind in ("env", "secrets")]
+        # the unit names the others, so it is the last one here, and removed first
+        wanted.append(Wanted("%s/%s" % (command.UNITS, self.unit), None, own_directories=0))
+        files = Files(wanted if absent else [], self.system.root)
         gone = [file.path for file in files.changes()]
         kept = self.system.root + state
         had_state = absent and os.path.isdir(kept)
@@ -126,15 +140,19 @@ class _Ending(_Part):
             self.before.append("active: %s" % self.state.get("ActiveState"))
             self.after.append("active: inactive")
         self.before += gone
-        self.result["changed"] = bool(was_up or gone or had_state)
-        if not self.check_mode and self.result["changed"]:
+        left = left_over(files)
+        unknown = absent and self.state.get("NeedDaemonReload") == "yes"
+        self.result["changed"] = bool(was_up or gone or had_state or left)
+        if not self.check_mode and (self.result["changed"] or unknown):
             if was_up:
                 self.stop()
+            if absent:
+                remove_script(self.system, state)
             files.commit()
             files.finish()
             if had_state:
                 shutil.rmtree(kept)
-            if gone:
+            if gone or left or unknown:
                 self.system.reload()
                 self.system.reset_failed(self.unit)
         what = "removed" if absent else "stopped"
@@ -149,15 +167,21 @@ class _Running(_Part):
         self.warn = warn
         self.plan = self._plan()
         self.job = command.Job(params, self.plan)
+        told = self.job.files()
+        unused = [
+            path for path in (self.job.content_file, self.job.script_record, self.job.secret_file) if path not in told
+        ]
         self.files = Files(
             [
-                Wanted(path, text.encode("utf-8", "surrogateescape"), mode)
-                for path, (text, mode) in self.job.files().items()
+                Wanted(path, text.encode("utf-8", "surrogateescape"), mode, own_directories=0)
+                for path, (text, mode) in told.items()
             ]
-            + ([] if params["secret_environment"] else [Wanted(self.job.secret_file, None)]),
+            + [Wanted(path, None, own_directories=0) for path in unused],
             system.root,
         )
         self.rewritten = self.files.changes()
+        self.left_over = left_over(self.files)
+        self.script = _Script(self.job, system.root) if params["script_path"] else None
         self.result.update(
             generation=self.job.generation,
             node_rank=self.job.node["node_rank"],
@@ -188,12 +212,10 @@ class _Running(_Part):
         """Whether this generation runs, has ended well, or another one is running."""
         passing = ("activating", "deactivating")
         self.state, environ = main_environ(self.system, self.unit, END_LIMIT, passing, self.state)
-        own = environ.get(command.MARK) == self.job.mark
-        others = [
-            name for name, (text, _why) in self.job.environment.items() if own and environ.get(name, text) != text
-        ]
-        new_secret = any(file.path == self.job.secret_file for file in self.rewritten)
-        self.running = self.state.get("ActiveState") == "active" and own and not others and not new_secret
+        declared = {name: text for name, (text, _why) in self.job.environment.items()}
+        declared.update((name, str(text)) for name, text in self.params["secret_environment"].items())
+        own = all(environ.get(name) == text for name, text in declared.items())
+        self.running = self.state.get("ActiveState") == "active" and own
         self.stale = self.up() and not self.running
         self.ended = evidence.ended(self.system, self.job)
         self.finished = not self.up() and self.ended is not None and self.ended["ok"]
@@ -212,9 +234,9 @@ class _Running(_Part):
         found = (self.system.environ(pid) or {} for pid in self.system.pids(self.state.get("ControlGroup", "")))
         return any(command.OF_TORCHRUN in environ for environ in found)
 
-    def _refuse_unusable(self) -> None:
-        """What is known to fail, before a running process is touched."""
-        wrong = []
+    def _refuse_unusable(self, due: bool) -> None:
+        """What is known to fail, before a running process is touched; ``due`` is whether the job is to start."""
+        wrong = [self.script.unsafe] if self.script and self.script.unsafe else []
         python = self.params["venv"] + "/bin/python"
         root = self.system.root
         if not os.access(root + python, os.X_OK):
@@ -228,12 +250,53 @@ class _Running(_Part):
             pwd.getpwnam(self.params["user"])
         except KeyError:
             wrong.append("there is no user %s on this host" % self.params["user"])
+        else:
+            wrong += self._bad_log_dir() if due else []
         for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
             wrong += self._bad_interfaces(name)
         if self.state.get("LoadState") == "masked":
             wrong.append("%s is masked: someone has made it impossible to start" % self.unit)
         if wrong:
             raise Refused("; ".join(wrong))
+
+    def _ids(self) -> Any:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import ids_of
+
+        return ids_of(self.params["user"])
+
+    def _bad_log_dir(self) -> List[str]:
+        """Why root must not make the folder for the logs, or give it to the job's user."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        path, user = self.job.log_dir, self.params["user"]
+        try:
+            with files.folder(self.system.root + path) as descriptor:
+                owner = os.fstat(descriptor).st_uid
+            if owner == pwd.getpwnam(user).pw_uid or files.trusted(self.system.root + os.path.dirname(path)):
+                return []
+            return [
+                "log_dir: %s belongs to user %d, and is in a folder that others than root may write into: "
+                "give it to %s, or declare another folder" % (path, owner, user)
+            ]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            return ["log_dir: %s: %s" % (path, error.strerror)]
+
+    def _warn_of_code_of_others(self) -> None:
+        """A job of root, which is the default, may run what somebody else can change at any time."""
+        if pwd.getpwnam(self.params["user"]).pw_uid != 0:
+            return
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import trusted
+
+        root = self.system.root
+        for path in filter(None, (self.params["script"], self.params["venv"] + "/bin/python")):
+            script = os.path.realpath(root + path)
+            status = os.stat(script)
+            writers = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0)
+            theirs = status.st_uid not in (0, os.geteuid()) or status.st_mode & writers
+            if theirs or not all(trusted(os.path.dirname(place)) for place in (root + path, script)):
+                self.warn("the job runs %s as root, and others than root can change it: declare another user" % path)
 
     def _bad_interfaces(self, name: str) -> List[str]:
         """Interfaces that a declared variable names and that are not there."""
@@ -253,15 +316,22 @@ class _Running(_Part):
 
     def run(self) -> Dict[str, Any]:
         self._look()
-        self._refuse_unusable()
         asked, restart = self.params["state"], self.params["restart"]
-        start = asked == "started" and (restart or not (self.running or self.finished))
+        due = restart or not (self.running or self.finished)
+        start = asked == "started" and due
+        self._refuse_unusable(due)
         self.result["stale"] = self.stale
         self.result["ready"] = self.running or self.finished
         self.result["joined"] = self.joined and not start
-        self.result["changed"] = bool(self.rewritten or start)
+        self.result["changed"] = bool(
+            self.rewritten or self.left_over or start or (self.script and self.script.changed)
+        )
         self._describe(start)
+        if start:
+            self._warn_of_code_of_others()
         if not self.check_mode:
+            if start:
+                self._make_log_dir()
             self._write()
             if start:
                 self._start()
@@ -279,33 +349,42 @@ class _Running(_Part):
             if file.content is not None:
                 text = "<secret, changed>" if secret else file.content.decode("utf-8", "replace")
                 self.after += ["# %s, mode %04o" % (file.path, file.mode), text]
+        if self.script and self.script.changed:
+            before, after = self.script.diff()
+            self.before += before
+            self.after += after
         if start:
             self.before.append("active: %s" % self.state.get("ActiveState"))
             self.after.append("active: active%s" % (", restarted" if self.up() else ""))
 
     def _write(self) -> None:
-        if not self.rewritten and self.state.get("NeedDaemonReload") != "yes":
-            return
-        try:
-            self.files.stage()
-            self.files.commit()
-            self.files.finish()
-        except OSError as error:
-            self.files.undo()
-            raise Refused("cannot write %s: %s" % (error.filename, error.strerror)) from error
-        self.system.reload()
+        if self.rewritten or self.left_over:
+            remove_script(self.system, self.job.state, but=self.params["script_path"])
+            try:
+                self.files.stage()
+                self.files.commit()
+                self.files.finish()
+            except OSError as error:
+                self.files.undo()
+                raise Refused("cannot write %s: %s" % (error.filename, error.strerror)) from error
+        if self.script and self.script.changed:
+            self.script.write()
+        if self.rewritten or self.left_over or self.state.get("NeedDaemonReload") == "yes":
+            if self.up() and not os.path.lexists(self.system.root + self.job.ended_file):
+                self._expect_end()  # a job of an older version of this collection, whose unit wrote it as root
+            self.system.reload()
 
     def _start(self) -> None:
         if self.up():
             self.stop()
         self.system.stop(LISTENER, 5)
-        self._make_log_dir()
-        ended = self.system.root + self.job.state + "/ended"
-        os.makedirs(os.path.dirname(ended), exist_ok=True)
-        if os.path.exists(ended):
-            os.unlink(ended)
-        with open(os.path.dirname(ended) + "/earlier", "w", encoding="utf-8", errors="surrogateescape") as names:
-            names.writelines(os.path.basename(run) + "\n" for run in evidence.runs(self.system, self.job))
+        try:
+            self._expect_end()
+            self._remember_earlier_runs()
+        except OSError as error:
+            raise JobFailed(
+                "%s: cannot write %s: %s" % (self.unit, error.filename, error.strerror), self.result
+            ) from error
         self.system.reset_failed(self.unit)
         failure = self.system.start(self.unit, START_LIMIT)
         self.state = self.system.show(self.unit)
@@ -320,15 +399,36 @@ class _Running(_Part):
             self._fail(failure or "it ended at once")
 
     def _make_log_dir(self) -> None:
-        """The folder for the logs, of the job's user; older runs beyond the number to keep are removed."""
-        path = self.system.root + self.job.log_dir
-        os.makedirs(path, exist_ok=True)
-        user = pwd.getpwnam(self.params["user"])
-        if os.stat(path).st_uid != user.pw_uid:
-            os.chown(path, user.pw_uid, user.pw_gid)
-        runs = evidence.runs(self.system, self.job)
-        for run in runs[: max(0, len(runs) - self.params["keep_logs"] + 1)]:
-            shutil.rmtree(run, ignore_errors=True)
+        """The folder for the logs, of the job's user, whatever that user has put in its place."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        path, ids = self.system.root + self.job.log_dir, self._ids()
+        try:
+            if not files.make_folders(path, (ids.uid, ids.gid)) and os.lstat(path).st_uid != ids.uid:
+                files.give_folder(path, (ids.uid, ids.gid))
+        except OSError as error:
+            raise Refused("log_dir: %s: %s" % (self.job.log_dir, error.strerror)) from error
+
+    def _expect_end(self) -> None:
+        """An empty file for the word of how the run ended, which its unit writes as the job's user."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        ids = self._ids()
+        files.make_folders(self.system.root + self.job.state)
+        files.write_whole(self.system.root + self.job.ended_file, b"", 0o644, (ids.uid, ids.gid))
+
+    def _remember_earlier_runs(self) -> None:
+        """The names of the runs whose logs are there, and not the next one's; those beyond the number to keep go."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import UserError
+
+        try:
+            names = evidence.prune(self.system, self.job, self._ids(), self.params["keep_logs"] - 1)
+        except (OSError, UserError) as error:
+            names = []
+            self.warn("the logs of earlier runs in %s are not removed: %s" % (self.job.log_dir, error))
+        text = "".join(name + "\n" for name in names)
+        files.write_whole(self.system.root + self.job.state + "/earlier", text.encode("utf-8", "surrogateescape"))
 
     def _wait(self) -> Dict[str, Any]:
         """Until the job's hosts have met, or it has ended on this host, as is asked; or the time is up."""
@@ -355,12 +455,12 @@ class _Running(_Part):
         ended = evidence.ended(self.system, self.job)
         if ended is None or not ended["ok"]:
             self._fail("it has failed" if ended else "it does not run")
-        said = evidence.read(self.system, self.job, self.state.get("InvocationID", ""))
+        said = evidence.read(self.system, self.job, self._ids(), self.state.get("InvocationID", ""))
         self.result.update(said, verdict="ok", exit_status=0, joined=True)
         return self.done(self._sentence(self.result["started"]))
 
     def _fail(self, what: str, running: bool = False) -> None:
-        said = evidence.read(self.system, self.job, self.state.get("InvocationID", ""))
+        said = evidence.read(self.system, self.job, self._ids(), self.state.get("InvocationID", ""))
         ended = evidence.ended(self.system, self.job)
         verdict = evidence.verdict(said, len(self.result["ranks"]), running, ended)
         self.result.update(said, verdict=verdict["name"], exit_status=ended["status"] if ended else None)
@@ -391,3 +491,65 @@ class _Running(_Part):
         if self.stale and not start:
             parts.append("another generation runs: it is left until state started")
         return "%s: %s" % (self.unit, " · ".join(parts))
+
+
+def remove_script(system: Any, state: str, but: Optional[str] = None) -> None:
+    """Remove the plain script of an earlier declaration, unless it is to be at ``but``, or is another's file by now."""
+    path = (system.read(state + command.SCRIPT_RECORD) or b"").decode("utf-8", "surrogateescape")
+    if not path or path == but:
+        return
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+    folder, name = os.path.split(system.root + path)
+    try:
+        files.remove("%s/.%s.new" % (folder, name))
+        if (files.read_regular(system.root + path, SCRIPT_LIMIT) or b"").startswith(SCRIPT_BEGIN):
+            files.remove(system.root + path)
+    except OSError:
+        pass  # somebody has put something else there
+
+
+class _Script:
+    """The launch as a plain script, in a folder where others than root may write, too.
+
+    ``unsafe`` says why it cannot be written there, ``changed`` whether it is to be.
+    """
+
+    def __init__(self, job: command.Job, root: str) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        self.path, self._place = job.params["script_path"], root + job.params["script_path"]
+        self._text = job.script_text().encode("utf-8", "surrogateescape")
+        self._before: Optional[bytes] = None
+        self.unsafe = ""
+        try:
+            self._before = files.read_regular(self._place, SCRIPT_LIMIT)
+        except OSError as error:
+            self.unsafe = "script_path: %s: %s" % (self.path, error.strerror)
+        self.changed = not self.unsafe and (self._before != self._text or not self._is_ours())
+
+    def _is_ours(self) -> bool:
+        status = os.lstat(self._place)
+        folder, name = os.path.split(self._place)
+        left = os.path.lexists("%s/.%s.new" % (folder, name))
+        return stat.S_IMODE(status.st_mode) == 0o755 and status.st_uid == os.geteuid() and not left
+
+    def diff(self) -> Any:
+        """Its lines before and after; of a file that is not this collection's only that there is one."""
+        ours = (self._before or b"").startswith(SCRIPT_BEGIN)
+        before = self._before.decode("utf-8", "replace") if self._before and ours else "<another file>"
+        head = "# %s" % self.path
+        return [] if self._before is None else [head, before], [
+            head + ", mode 0755",
+            self._text.decode("utf-8", "replace"),
+        ]
+
+    def write(self) -> None:
+        """:raises Refused: it cannot be written."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        try:
+            files.make_folders(os.path.dirname(self._place))
+            files.write_whole(self._place, self._text, 0o755)
+        except OSError as error:
+            raise Refused("script_path: cannot write %s: %s" % (self.path, error.strerror)) from error

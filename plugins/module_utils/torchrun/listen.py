@@ -28,16 +28,27 @@ def main(token, seconds, ports):
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         one.bind((place, port))
         one.listen(128)
+        one.setblocking(False)
         listeners.append(one)
     while time.monotonic() < until:
-        ready, _write, _error = select.select(listeners, [], [], until - time.monotonic())
+        ready, _write, _error = select.select(listeners, [], [], max(0, until - time.monotonic()))
         for one in ready:
-            connection, _peer = one.accept()
-            try:
-                connection.sendall(b"%s %.6f\n" % (token.encode("ascii"), time.time()))
-            except OSError:
-                pass  # whoever asked has gone
-            connection.close()
+            answer(one, token)
+
+
+def answer(listener, token):
+    """Say it to whoever has come, read nothing, wait for nobody: a stranger costs no more than this."""
+    try:
+        connection, _peer = listener.accept()
+    except OSError:  # gone before it was accepted
+        return
+    try:
+        connection.setblocking(False)
+        connection.send(b"%s %.6f\n" % (token.encode("ascii"), time.time()))  # fits any send buffer
+        connection.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # whoever asked has gone
+    connection.close()
 
 
 if __name__ == "__main__":

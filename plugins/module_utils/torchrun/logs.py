@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional
+from itertools import islice
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 _NCCL = re.compile(r"NCCL (INFO|WARN) (.*)")
 _CHANNEL = re.compile(r"Channel \d+(?:/\d+)? : .* via (\S+)")
@@ -18,13 +19,21 @@ _RANKS = re.compile(r"\bRANKS ((?:\w+=\S+ ?)+)")
 _ALLREDUCE = re.compile(r"\bALLREDUCE ((?:\w+=\S+ ?)+)")
 _PAIR = re.compile(r"\bPAIR ((?:\w+=\S+ ?)+)")
 _ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):\s*\n\[\d+\]:\n((?:  .*\n?)+)")
-_FIELD = re.compile(r"^\s+(time|host|rank|exitcode|error_file)\s*: (.*)$", re.MULTILINE)
+_FIELD = re.compile(r"^[ \t]+(time|host|rank|exitcode|error_file)[ \t]*: (.*)$", re.MULTILINE)
 _ROUND = re.compile(
-    r"restart_count=(\d+)\b.*?group_world_size=(\d+)\b.*?global_ranks=\[([\d, ]*)\].*?global_world_sizes=\[(\d+)",
+    r"restart_count=(\d{1,9})\b.{0,4999}?group_world_size=(\d{1,9})\b.{0,4999}?global_ranks=\[([\d, ]{0,4999})\]"
+    r".{0,4999}?global_world_sizes=\[(\d{1,9})",
     re.DOTALL,
 )
-_DEATH = re.compile(r"\brestart_count=(\d+)|failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
-_LAST_WORDS = re.compile(r"^(?:\[\w+\]:)?\s*([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
+_DEATH = re.compile(r"\brestart_count=(\d{1,9})\b|failed \(exitcode: (-?\d{1,9})\) local_rank: (\d{1,9})\b")
+_LAST_WORDS = re.compile(
+    r"^(?:\[\w+\]:)?[ \t]*([A-Za-z_][\w.]{0,199}(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE
+)
+MOST = 1000
+"""Items of one kind that a log is believed to tell: any user of the job may print as many as he likes."""
+_LONGEST = 500
+"""Characters of a line or word of a log that are passed on."""
+_FIGURES = ("MiB", "s", "algbw", "busbw")
 
 
 class Fault(NamedTuple):
@@ -113,13 +122,14 @@ def read(text: str) -> Dict[str, Any]:
     """
     said = {"version": None, "interfaces": {}, "network": None, "via": {}, "set": {}, "warnings": []}  # type: Dict[str, Any]
     for match in _NCCL.finditer(text):
-        level, words = match.groups()
-        if level == "WARN":
+        level, words = match.group(1), match.group(2)[:_LONGEST]
+        if level == "WARN" and len(said["warnings"]) < MOST:
             said["warnings"].append(words.strip())
         _take(said, words)
-    said["ranks"] = sorted((_fields(match) for match in _RANKS.finditer(text)), key=lambda one: one.get("rank", -1))
-    said["allreduce"] = [_figures(match) for match in _ALLREDUCE.finditer(text)]
-    said["pairs"] = [_figures(match) for match in _PAIR.finditer(text)]
+    ranks = [one for one in map(_fields, islice(_RANKS.finditer(text), MOST)) if isinstance(one.get("rank"), int)]
+    said["ranks"] = sorted(ranks, key=lambda one: one["rank"])
+    said["allreduce"] = _with(_FIGURES, _ALLREDUCE, text)
+    said["pairs"] = _with(("a", "b", "gbps"), _PAIR, text)
     said["root_cause"] = _root_cause(text)
     said["fault"] = fault(text)
     return said
@@ -131,6 +141,8 @@ def _take(said: Dict[str, Any], words: str) -> None:
         if match:
             said[keep] = match.group(1)
             return
+    if len(said["via"]) + len(said["interfaces"]) + len(said["set"]) > MOST:
+        return
     channel, bootstrap, was_set = _CHANNEL.match(words), _BOOTSTRAP.match(words), _SET.match(words)
     if channel:
         said["via"][channel.group(1)] = said["via"].get(channel.group(1), 0) + 1
@@ -141,27 +153,41 @@ def _take(said: Dict[str, Any], words: str) -> None:
 
 
 def _fields(match: "re.Match[str]") -> Dict[str, Any]:
-    pairs = dict(word.split("=", 1) for word in match.group(1).split())
-    return {name: int(value) if value.isdigit() else value for name, value in pairs.items()}
+    pairs = _pairs(match)
+    return {name: int(value) if re.fullmatch("[0-9]{1,9}", value) else value for name, value in pairs.items()}
+
+
+def _pairs(match: "re.Match[str]") -> Dict[str, str]:
+    return dict(word.split("=", 1) for word in match.group(1)[:_LONGEST].split() if "=" in word)
+
+
+def _with(needed: Sequence[str], pattern: "re.Pattern[str]", text: str) -> List[Dict[str, Any]]:
+    """The figures of the lines that have all that is needed."""
+    found = map(_figures, islice(pattern.finditer(text), MOST))
+    return [one for one in found if all(isinstance(one.get(name), float) for name in needed)]
 
 
 def _figures(match: "re.Match[str]") -> Dict[str, Any]:
     """``MiB=1024 s=0.0046 busbw=351.6GB/s sum_ok=True`` as numbers and truths."""
     found = {}  # type: Dict[str, Any]
-    for name, value in (word.split("=", 1) for word in match.group(1).split()):
+    for name, value in _pairs(match).items():
         number = re.sub("GB/s$", "", value)
         if value in ("True", "False"):
             found[name] = value == "True"
         else:
-            found[name] = float(number) if re.fullmatch(r"[0-9.e+-]+", number) else value
+            found[name] = (
+                float(number)
+                if re.fullmatch(r"-?[0-9]{1,18}(?:\.[0-9]{0,18})?(?:e[+-]?[0-9]{1,2})?", number)
+                else value
+            )
     return found
 
 
 def rounds(agent: str) -> List[Dict[str, Any]]:
     """Each gathering of hosts by torchrun: ``restarts`` so far, ``nodes``, ``world_size``, this host's ``ranks``."""
     found = []
-    for restarts, nodes, ranks, world in _ROUND.findall(agent):
-        own = [int(rank) for rank in ranks.split(",") if rank.strip()]
+    for restarts, nodes, ranks, world in _ROUND.findall(agent)[-MOST:]:
+        own = [int(rank) for rank in re.findall(r"\d{1,9}", ranks)]
         found.append({"restarts": int(restarts), "nodes": int(nodes), "world_size": int(world), "ranks": own})
     return found
 
@@ -174,7 +200,7 @@ def begun(agent: str) -> bool:
 def deaths(agent: str) -> List[Dict[str, int]]:
     """The processes that torchrun saw die: ``attempt``, ``local_rank`` and ``exit_code``."""
     found, attempt = [], -1
-    for match in _DEATH.finditer(agent):
+    for match in islice(_DEATH.finditer(agent), MOST):
         if match.group(1) is not None:
             attempt = int(match.group(1))
         else:
@@ -190,15 +216,15 @@ def _root_cause(text: str) -> Optional[Dict[str, Any]]:
     if not blocks:
         return None
     fields = dict(_FIELD.findall(blocks[-1]))
-    rank = re.match(r"(\d+) \(local_rank: (\d+)\)", fields.get("rank", ""))
-    code = re.match(r"(-?\d+)", fields.get("exitcode", ""))
+    rank = re.match(r"(\d{1,9}) \(local_rank: (\d{1,9})\)", fields.get("rank", ""))
+    code = re.match(r"(-?\d{1,9})\b", fields.get("exitcode", ""))
     last = _LAST_WORDS.findall(blocks[-1])
     return {
         "rank": int(rank.group(1)) if rank else None,
         "local_rank": int(rank.group(2)) if rank else None,
         "exit_code": int(code.group(1)) if code else None,
         "time": fields.get("time"),
-        "message": last[-1].strip() if last else None,
+        "message": last[-1].strip()[:_LONGEST] if last else None,
     }
 
 
@@ -208,8 +234,8 @@ def fault(text: str) -> Optional[Dict[str, str]]:
         match = known.pattern.search(text)
         if match:
             start = text.rfind("\n", 0, match.start()) + 1
-            line = text[start : (text.find("\n", match.end()) + 1 or len(text) + 1) - 1].strip()
-            groups = [(group or "").strip() for group in match.groups()]
+            line = text[start : (text.find("\n", match.end()) + 1 or len(text) + 1) - 1].strip()[:_LONGEST]
+            groups = [(group or "").strip()[:_LONGEST] for group in match.groups()]
             return {"name": known.name, "text": known.text.format(*groups), "line": line}
     return None
 

@@ -24,6 +24,17 @@ LISTENER = "gpufleet-torchrun-listen.service"
 STARTS = 30.0
 """Seconds that the listener may take to come up on a busy host."""
 ATTEMPTS_AT_ONCE = 32
+ANSWER = 200
+"""Bytes of a listener's answer, at most."""
+VERSION_FILE = 1 << 16
+"""Bytes read of a file that names a version."""
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""As systemd has it, whatever folders the user who logged in has on his own."""
+CONFINED = (
+    *("NoNewPrivileges=yes", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "RestrictAddressFamilies=AF_INET AF_INET6"),
+    *("MemoryMax=128M", "TasksMax=8"),
+)
+"""Settings of the listener's unit: anybody in the network may talk to it."""
 JOB_LIMIT = 120.0
 """Seconds within which a job that was started must hold its port: the import of PyTorch, and time to spare."""
 
@@ -99,14 +110,19 @@ def torch(venv: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
     packages = [path for path in _site_packages(venv) if os.path.isfile(path + "/torch/version.py")]
     if not packages:
         return None, "its Python has no package torch"
-    with open(packages[0] + "/torch/version.py", encoding="utf-8") as stream:
-        text = stream.read()
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import read_regular
+
+    try:
+        text = (read_regular(packages[0] + "/torch/version.py", VERSION_FILE) or b"").decode("utf-8", "replace")
+    except OSError as error:
+        return None, "%s/torch/version.py: %s" % (packages[0], error.strerror)
     found = {}  # type: Dict[str, Optional[str]]
     for name in ("__version__", "cuda"):
-        match = re.search(r"^%s\b[^=]*= *['\"]([^'\"]+)" % name, text, re.MULTILINE)
+        match = re.search(r"^%s\b[^=\n]*= *['\"]([\w.+-]{1,64})['\"]" % name, text, re.MULTILINE)
         found[name] = match.group(1) if match else None
     nccl = glob.glob(glob.escape(packages[0]) + "/nvidia_nccl_cu*.dist-info")
-    version = os.path.basename(nccl[0]).split("-")[1].replace(".dist", "") if nccl else None
+    named = re.search(r"-([\w.+]{1,64})\.dist-info$", nccl[0]) if nccl else None
+    version = named.group(1) if named else None
     return {"version": found["__version__"], "cuda": found["cuda"], "nccl": version}, None
 
 
@@ -156,8 +172,9 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     token = uuid.uuid4().hex
     ports = [data] + ([] if busy else [port])
     asked = ["systemd-run", "--quiet", "--collect", "--unit", LISTENER, "--property=RuntimeMaxSec=%d" % (seconds + 5)]
+    asked += ["--property=" + setting for setting in CONFINED]
     asked += ["--description=Answers the peers of a torchrun job that try whether they reach this host"]
-    asked += [sys.executable, "-c", _program(), token, str(seconds), *map(str, ports)]
+    asked += [sys.executable, "-I", "-c", _program(), token, str(seconds), *map(str, ports)]
     done = _run(asked)
     if done.returncode:
         raise NetworkError("systemd-run: exit %d: %s" % (done.returncode, done.stderr.strip()))
@@ -182,28 +199,24 @@ def _ours(port: int) -> bool:
         if about is None:
             return True
         if time.monotonic() > until:
-            text = (
-                "process %d (%s) is to listen at port %d and does not, after %d s: look what it waits for, or stop it"
-            )
-            raise NetworkError(text % (about, " ".join(_words(about)[-4:]), port, JOB_LIMIT))
+            text = "process %d%s is to listen at port %d and does not, after %d s: look what it waits for, or stop it"
+            raise NetworkError(text % (about, _of_unit(about), port, JOB_LIMIT))
         time.sleep(0.1)  # a port that is bound tells nobody
     return False
 
 
 def _job_for(port: int) -> Optional[int]:
-    """The main process of a job on this host that is to hold the port."""
-    told = _run(["systemctl", "show", "--property=MainPID", "--value", "torchrun@*.service"]).stdout
-    found = [int(pid) for pid in told.split() if pid.isdigit() and pid != "0"]
-    return next((pid for pid in found if command.holds(_words(pid), port)), None)
+    """The main process of a job on this host that is to hold the port.
 
-
-def _words(pid: int) -> List[str]:
-    """The command of a process; nothing when it is gone."""
-    try:
-        with open("/proc/%d/cmdline" % pid, encoding="utf-8", errors="replace") as stream:
-            return stream.read().split("\0")[:-1]
-    except OSError:
-        return []
+    systemd says so, of the unit that it started: what a process calls itself is up to that process.
+    """
+    told = _run(["systemctl", "show", "--property=MainPID,ExecStart", "torchrun@*.service"]).stdout
+    for unit in told.split("\n\n"):
+        pid = re.search(r"^MainPID=([1-9]\d*)$", unit, re.MULTILINE)
+        words = re.search(r"^ExecStart=\{ path=.*? ; argv\[\]=(.*)$", unit, re.MULTILINE)
+        if pid and words and command.holds(words.group(1).split(), port):
+            return int(pid.group(1))
+    return None
 
 
 def _program() -> str:
@@ -232,15 +245,18 @@ def _free(port: int) -> bool:
 
 def holder(port: int) -> str:
     """Who listens on a port, in words: program, process and unit."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+
+    pid, name = System().listener(port) or (0, "")
+    return "%s, process %d%s" % (one_line(name), pid, _of_unit(pid)) if pid else "an unknown process"
+
+
+def _of_unit(pid: int) -> str:
     from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
 
-    said = _run(["ss", "-Hltnp", "sport = :%d" % port]).stdout
-    found = re.findall(r'\("([^"]*)",pid=(\d+)', said)
-    if not found:
-        return "an unknown process"
-    name, pid = found[0]
-    unit = unit_of(int(pid))
-    return "%s, process %s%s" % (name, pid, " of %s" % unit if unit else "")
+    unit = unit_of(pid)
+    return " of %s" % unit if unit else ""
 
 
 # --- trying peers
@@ -276,21 +292,35 @@ def reach(peers: Mapping[str, Mapping[str, Any]], timeout: float) -> Dict[str, D
 
 def knock(address: str, port: int, token: Optional[str], timeout: float) -> Dict[str, Any]:
     """Try one port: ``ok``, ``why`` not, and the offset of the peer's clock. Without a token any answer will do."""
-    began = time.time()
+    began, until = time.time(), time.monotonic() + timeout
     try:
         with socket.create_connection((address, port), timeout=timeout) as connection:
             if token is None:
                 return {"ok": True, "why": ""}
-            connection.settimeout(timeout)
-            words = connection.makefile("rb").readline(200).decode("ascii", "replace").split()
+            words = _line(connection, until).split()
     except socket.timeout:
         return {"ok": False, "why": "no answer within %g s" % timeout}
     except OSError as error:
         return {"ok": False, "why": (error.strerror or str(error)).lower()}
     ended = time.time()
-    if len(words) != 2 or words[0] != token:
+    if len(words) != 2 or words[0] != token or not re.fullmatch(r"[0-9]{1,12}\.[0-9]{6}", words[1]):
         return {"ok": False, "why": "somebody else answers there"}
     return {"ok": True, "why": "", "clock_offset_s": round(float(words[1]) - (began + ended) / 2, 3)}
+
+
+def _line(connection: socket.socket, until: float) -> str:
+    """The first line that comes, in time however slowly it drips, and of no more than ANSWER bytes."""
+    said = b""
+    while b"\n" not in said and len(said) < ANSWER:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise socket.timeout
+        connection.settimeout(left)
+        more = connection.recv(ANSWER - len(said))
+        if not more:
+            break
+        said += more
+    return said.decode("ascii", "replace")
 
 
 def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
@@ -303,7 +333,7 @@ def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
             universal_newlines=True,
             timeout=30,
             check=False,
-            env=dict(os.environ, LC_ALL="C"),
+            env=dict(os.environ, LC_ALL="C", PATH=PATH),
         )
     except FileNotFoundError:
         raise NetworkError("there is no %s on this host" % command[0]) from None

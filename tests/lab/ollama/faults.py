@@ -7,7 +7,7 @@
     faults.py HOST worker slow-load:20,deaf    the worker's own (listed in llama-server)
     faults.py HOST server crash-loop:1 [A=b]   the server's, by a wrapper (listed in serverwrap), from its next start
     faults.py HOST port | store                made for real: port 11434 taken; the store owned by root, 0700
-    faults.py HOST memory 30720                made for real: another process holds all but so many MiB of each GPU
+    faults.py HOST memory 30720 [1]            another process holds all but so many MiB of each GPU, or of one
     faults.py HOST clear                       none of these any more
 
 Those that a setting makes need no help: CUDA_VISIBLE_DEVICES=0,9, OLLAMA_LLM_LIBRARY=cuda_v99.
@@ -56,15 +56,15 @@ def store(host: str) -> None:
     hostsetup.sh(host, "chown root: {0} && chmod 700 {0}".format(models.STORE))
 
 
-def memory(host: str, free: str) -> None:
-    """A foreign process holds all but `free` MiB of each GPU."""
+def memory(host: str, free: str, only: str = "") -> None:
+    """A foreign process holds all but `free` MiB of each GPU, or of the GPU `only`."""
     hostsetup.sh(
         host,
         "systemctl stop --quiet memory-holder 2>/dev/null || :\n"
         "systemd-run --quiet --unit=memory-holder sleep infinity\n"
         "pid=$(systemctl show -p MainPID --value memory-holder)\n"
-        "nvidia-smi --query-gpu=index,memory.free --format=csv,noheader,nounits | while IFS=', ' read gpu has; do\n"
-        "  nvidia-sim claim --pid $pid --gpu $gpu --mib $((has - %d)); done" % int(free),
+        "nvidia-smi %s --query-gpu=index,memory.free --format=csv,noheader,nounits | while IFS=', ' read gpu has; do\n"
+        "  nvidia-sim claim --pid $pid --gpu $gpu --mib $((has - %d)); done" % (only and "-i " + only, int(free)),
     )
 
 

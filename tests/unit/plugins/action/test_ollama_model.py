@@ -23,12 +23,14 @@ ARGUMENTS = {"models": [{"name": "big"}]}
 def act(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`act(arguments, *answers)` runs the plugin; afterwards `.calls`, `.said`, `.limits` and `.removed` tell."""
 
-    def run(arguments: Dict[str, Any], *answers: Any, background: int = 0, check: bool = False) -> Dict[str, Any]:
+    def run(
+        arguments: Dict[str, Any], *answers: Any, background: int = 0, check: bool = False, no_log: bool = False
+    ) -> Dict[str, Any]:
         plugin = ollama_model.ActionModule.__new__(ollama_model.ActionModule)
-        plugin._task = SimpleNamespace(args=arguments, async_val=background, check_mode=check)
+        plugin._task = SimpleNamespace(args=arguments, async_val=background, check_mode=check, no_log=no_log)
         shell = SimpleNamespace(join_path=lambda *parts: "/".join(parts), quote=lambda text: text)
         plugin._connection = SimpleNamespace(_shell=shell)
-        run.calls, run.said, run.limits, run.removed = [], [], [], []
+        run.calls, run.said, run.limits, run.removed, run.read = [], [], [], [], []
         left = iter(answers)
 
         def execute(module_name: str, module_args: Any, task_vars: Any, wrap_async: Any) -> Dict[str, Any]:
@@ -44,7 +46,9 @@ def act(monkeypatch: pytest.MonkeyPatch) -> Any:
         plugin._execute_module = execute
         plugin._make_tmp_path = lambda: "/tmp/a"
         plugin._remove_tmp_path = run.removed.append
-        plugin._low_level_execute_command = lambda command, sudoable: {"stdout": run.progress}
+        plugin._low_level_execute_command = lambda command, sudoable: (
+            run.read.append(command) or {"stdout": run.progress}
+        )
         return plugin.run(task_vars={"inventory_hostname": "gpu1"})
 
     run.progress = json.dumps(
@@ -112,6 +116,36 @@ def test_a_pull_is_watched(act: Any) -> None:
     assert act.limits[1] == (True, ollama_model.LONGEST)
     assert act.limits[2] == (False, 0), "the task's own limit is back"
     assert act.removed == ["/tmp/a"]
+
+
+def test_nothing_is_shown_of_a_task_that_is_not_to_be_logged(act: Any) -> None:
+    act(ARGUMENTS, {"pull_needed": True}, JOB, {"finished": 0}, {"finished": 1}, no_log=True)
+    assert (act.said, act.read) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "told, said",
+    [
+        ({"name": "\x1b[2Ja\nb", "status": "\x1b]0;title\x07", "total": 0}, ["gpu1: a b ?]0;title?"]),
+        ({"name": "a" * 999, "status": "x"}, ["gpu1: " + "a" * 300]),
+        ({"name": "a", "total": "many"}, []),
+        ({"name": "a", "total": 1, "completed": [1]}, []),
+        ({"name": "a", "total": 1, "seconds_left": float("inf")}, []),
+        ({"total": 1}, []),
+        ([1], []),
+        ("text", []),
+    ],
+)
+def test_what_a_host_says_is_made_safe_for_the_terminal(act: Any, told: Any, said: Any) -> None:
+    act.progress = json.dumps(told)
+    act(ARGUMENTS, {"pull_needed": True}, JOB, {"finished": 0}, {"finished": 1})
+    assert act.said == said and act.read == ["head -c 65536 /tmp/a/progress.json"]
+
+
+def test_a_progress_of_great_depth(act: Any) -> None:
+    act.progress = "[" * 100000
+    act(ARGUMENTS, {"pull_needed": True}, JOB, {"finished": 0}, {"finished": 1})
+    assert act.said == []
 
 
 def test_what_fails_is_told(act: Any) -> None:

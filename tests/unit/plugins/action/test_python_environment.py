@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 
 import pytest
@@ -73,3 +74,24 @@ def test_a_directory_without_wheels(act, tmp_path):
 def test_in_the_background_nothing_can_be_sent(act, wheels):
     with pytest.raises(AnsibleActionFail, match="cannot be sent in the background"):
         act({"wheels": wheels}, [{"wheels_needed": True}], background=60)
+
+
+def test_what_is_no_file_is_not_sent(act, wheels):
+    os.mkfifo(wheels + "/evil-1-py3-none-any.whl")
+    with pytest.raises(AnsibleActionFail, match="evil-1-py3-none-any.whl is not a file"):
+        act({"wheels": wheels}, [{"wheels_needed": True}])
+
+
+def test_a_link_is_sent_as_the_file_that_it_leads_to(act, wheels, tmp_path):
+    (tmp_path / "true.whl").write_text("true")
+    os.symlink(tmp_path / "true.whl", wheels + "/linked-1-py3-none-any.whl")
+    seen = []
+
+    def kept(local, remote):
+        with tarfile.open(local) as tar:
+            seen.extend((member.name, member.isfile(), member.uid, member.uname, member.mode) for member in tar)
+
+    act.kept = kept
+    act({"wheels": wheels}, [{"wheels_needed": True}, {}])
+    assert ("linked-1-py3-none-any.whl", True, 0, "", 0o644) in seen
+    assert {entry[1:] for entry in seen} == {(True, 0, "", 0o644)}

@@ -82,3 +82,60 @@ def test_what_a_host_is_handed_of_its_peers():
         {"name": "gpu1", "addresses": ["10.1.0.1"], "rendezvous": 29500, "token": "t1", "port": 40000, "busy": {}}
     ]
     assert action.known([{"name": "x"}], {}, 1) == [{"name": "x"}]
+
+
+# --- a host that says what it likes
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"listener": {"token": "t", "port": "many", "busy": {}}},
+        {"listener": {"token": "t"}},
+        {"listener": ["t"]},
+        {"interfaces": None},
+        {"interfaces": [{"name": "eth0", "up": True, "loopback": False, "addresses": [{"address": "x", "prefix": 1}]}]},
+    ],
+)
+def test_odd_facts_of_a_host_are_no_failure_of_its_peers(odd):
+    hostvars = {
+        "gpu1": {"ansible_facts": {"torchrun": {**facts(1), **odd}}},
+        "gpu2": {"ansible_facts": {"torchrun": facts(2)}},
+    }
+    assert [peer["name"] for peer in action.known(["gpu1", "gpu2"], hostvars, 29500)] == ["gpu2"]
+
+
+def test_odd_facts_are_an_error_that_names_the_hosts():
+    hostvars = {"gpu1": {"ansible_facts": {"torchrun": {"interfaces": "\x1b[2J"}}}}
+    variables = {"hostvars": hostvars, "inventory_hostname": "gpu1"}
+    with pytest.raises(AnsibleError, match="torchrun_plan: the facts of one of gpu1 are not those of"):
+        Lookup().run(["gpu1"], variables)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"allreduce": [{}]},
+        {"allreduce": [{"MiB": "x"}, {"MiB": 1}]},
+        {"failures": [{}]},
+        {"failures": 3},
+        {"rounds": [1]},
+        {"nccl": []},
+        {"nccl": {"via": []}},
+        {"pairs": [{"a": 1}]},
+        {"restarts": "x"},
+    ],
+)
+def test_an_odd_result_is_an_error_or_nothing(lookup, odd):
+    verdict = FilterModule().filters()["torchrun_verdict"]
+    try:
+        assert verdict({"gpu1": {"verdict": "failed", "msg": "m", **odd}}, lookup())["name"] == "failed"
+    except AnsibleError as error:
+        assert "a host's result is not one of gpufleet.inference.torchrun_job" in str(error)
+
+
+def test_a_verdict_is_safe_for_a_terminal(lookup):
+    verdict = FilterModule().filters()["torchrun_verdict"]
+    told = verdict({"gpu1": {"verdict": "failed", "msg": "\x1b[2Jm\nfatal: [gpu2]: FAILED\x07" + "x" * 9999}}, lookup())
+    assert told["lines"][1][:60].startswith("gpu1: m fatal: [gpu2]: FAILED?xxx")
+    assert all(line.isprintable() and len(line) <= 2000 for line in [*told["lines"], told["text"]])

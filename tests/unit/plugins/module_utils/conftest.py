@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 
@@ -58,3 +60,60 @@ def web():
     yield fake
     fake.server.shutdown()
     fake.server.server_close()
+
+
+class Killed(BaseException):
+    """The process is as good as dead."""
+
+
+class Kills:
+    """Ends a piece of work at a change of a file system, as a kill would: nothing that comes after it is done either,
+    though Python still unwinds. Changes are seen by audit hooks, so none is missed, whoever makes it."""
+
+    CHANGES = ("mkdir", "rename", "remove", "rmdir", "symlink", "link", "chmod", "chown", "truncate", "utime")
+
+    def __init__(self) -> None:
+        self.left: Optional[int] = None
+        self.thread = 0
+        self.points = 0
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, words: Tuple[Any, ...]) -> None:
+        if self.left is None or threading.get_ident() != self.thread:
+            return
+        changes = event[:3] == "os." and event[3:] in self.CHANGES
+        if event == "open" and isinstance(words[2], int):
+            changes = bool(words[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+        if changes:
+            self.left -= 1
+            if self.left < 0:
+                raise Killed()
+
+    def at(self, number: int, work: Callable[[], Any]) -> bool:
+        """Do a piece of work and end it before its change of this number, the first being 0; whether it was ended."""
+        self.thread, self.left = threading.get_ident(), number
+        try:
+            work()
+        except Killed:
+            return True
+        finally:
+            killed, self.left = self.left < 0, None
+        assert not killed, "somebody catches BaseException and goes on"
+        return False
+
+    def each(self, prepare: Callable[[], Callable[[], Any]]) -> Any:
+        """`for number in kills.each(prepare)`: ends the work that ``prepare`` gives at each of its points in turn."""
+        while self.at(self.points, prepare()):
+            yield self.points
+            self.points += 1
+
+
+_kills: List[Kills] = []
+
+
+@pytest.fixture
+def kills():
+    if not _kills:  # audit hooks stay
+        _kills.append(Kills())
+    _kills[0].points = 0
+    return _kills[0]

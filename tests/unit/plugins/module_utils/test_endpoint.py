@@ -128,8 +128,8 @@ def test_an_endpoint_that_comes_up_is_waited_for(recorded):
     assert look(recorded, timeout=30)["models"] == ["tiny"]
 
 
-def test_nobody_listens(recorded):
-    recorded.server.server_close()
+def test_nobody_listens(recorded, free_port):
+    recorded.url = "http://127.0.0.1:%d" % free_port()
     name, message = verdict_of(recorded, timeout=0.1)
     assert name == "not_ready"
     assert "Connection refused" in message

@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -42,12 +46,32 @@ def test_facts(run_module, gathered, check):
     assert calls == [{"timeout": 10.0, "python_paths": []}]
 
 
-def test_options(run_module, gathered, tmp_path):
+@pytest.fixture
+def venv():
+    """A virtual environment that only whoever runs the tests can change."""
+    with tempfile.TemporaryDirectory(dir="/opt" if os.geteuid() == 0 else os.path.expanduser("~")) as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+        yield Path(folder)
+
+
+def test_options(run_module, gathered, venv):
     calls = gathered()
-    site = tmp_path / "lib" / "python3.11" / "site-packages"
-    site.mkdir(parents=True)
-    run_module(gpu_facts.main, {"timeout": 2.5, "venv": str(tmp_path), "required": True})
-    assert calls == [{"timeout": 2.5, "python_paths": [str(site)]}]
+    run_module(gpu_facts.main, {"timeout": 2.5, "venv": str(venv), "required": True})
+    assert calls == [{"timeout": 2.5, "python_paths": [str(venv / "lib/python3.11/site-packages")]}]
+
+
+@pytest.mark.parametrize("place", ["", "lib", "lib/python3.11", "lib/python3.11/site-packages"])
+@pytest.mark.parametrize("mode, owner", [(0o777, 0), (0o755, 40404)])
+def test_root_runs_no_code_of_others(run_module, gathered, venv, place, mode, owner):
+    if os.geteuid() != 0:
+        pytest.skip("only root has something to lose")
+    calls = gathered()
+    (venv / place).chmod(mode)
+    os.chown(venv / place, owner, -1)
+    result = run_module(gpu_facts.main, {"venv": str(venv)})
+    assert result["failed"] and result["msg"].startswith("venv %s: others than root may change %s/lib" % (venv, venv))
+    assert calls == []
 
 
 def test_the_role_s_own_venv_is_searched_without_being_named(run_module, gathered, tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
 
     writing = (
         "mkdir makedirs rename replace unlink remove rmdir symlink link chmod chown fchmod fchown ftruncate truncate utime "
-        "kill killpg mknod mkfifo"
+        "killpg mknod mkfifo"
     )
     for name in writing.split():
         monkeypatch.setattr(os, name, forbidden)

@@ -60,18 +60,22 @@ def act(monkeypatch, tmp_path):
         MODULE = "gpufleet.inference.example"
         WORK = ask.Work("room.main", "bring", SPEC)
 
-    def run(arguments, variables=None, check=False, background=0, delegate=None, pipelining=True, noise=""):
+    def run(arguments, variables=None, check=False, background=0, delegate=None, pipelining=True, noise="",
+            become=None, change=None, cwd=None, no_log=False):  # fmt: skip
         plugin = Action.__new__(Action)
-        plugin._task = SimpleNamespace(args=arguments, async_val=background, delegate_to=delegate, check_mode=check)
+        plugin._task = SimpleNamespace(
+            args=arguments, async_val=background, delegate_to=delegate, check_mode=check, no_log=no_log
+        )
         plugin._templar = SimpleNamespace(template=lambda text: text.replace("{{ here }}", sys.executable))
-        plugin._connection = SimpleNamespace(has_pipelining=pipelining)
+        plugin._connection = SimpleNamespace(has_pipelining=pipelining, become=become)
         plugin._compute_environment_string = lambda: "LANG=C"
         run.commands, run.sent = [], []
 
         def execute(command, in_data):
             run.commands.append(command)
-            done = subprocess.run(["sh", "-c", command], input=in_data, capture_output=True, check=False)
-            return {"rc": done.returncode, "stdout": noise + done.stdout.decode(), "stderr": done.stderr.decode()}
+            done = subprocess.run(["sh", "-c", command], input=in_data, capture_output=True, check=False, cwd=cwd)
+            said = noise + done.stdout.decode()
+            return {"rc": done.returncode, "stdout": change(said) if change else said, "stderr": done.stderr.decode()}
 
         plugin._low_level_execute_command = execute
         plugin._execute_module = lambda **told: run.sent.append(told) or {"changed": True, "msg": "by the module"}
@@ -79,6 +83,135 @@ def act(monkeypatch, tmp_path):
 
     monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
     return run
+
+
+def saying(text):
+    """A host that says this in the place of its answer, behind the mark that the script was given."""
+    return lambda said: said[: said.index(" ") + 1] + text + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[" * 1000000,
+        '{"a":' * 100000,
+        "9" * 5000,
+        "[]",
+        "null",
+        '"text"',
+        "{}",
+        '{"changed": "no"}',
+        '{"changed": null}',
+        '{"changed": false, "ansible_facts": []}',
+        '{"changed": false, "warnings": "w"}',
+        '{"changed": false, "failed": true}',
+        '{"changed": false, "unreachable": true}',
+        '{"changed": false, "results": []}',
+        '{"changed": false, "add_host": {"host_name": "x"}}',
+        '{"changed": false, "deprecations": [1]}',
+        '{"changed": false, "exception": "x"}',
+        '{"changed": false, "ansible_job_id": "../x"}',
+        '{"changed": false, "msg": "%s"}' % ("x" * ask.LONGEST),
+    ],
+)
+def test_an_odd_answer_is_none(act, text):
+    assert act({}, change=saying(text))["msg"] == "by the module"
+
+
+def test_a_host_says_nothing_that_is_the_controllers(act):
+    said = (
+        '{"changed": false, "invocation": "x", "_ansible_no_log": false, "warnings": ["\\u001b[2Jlook\\u009b2J", 1, {}],'
+        ' "discovered_interpreter_python": "/evil", "ansible_facts": {"gpu": 1, "_ansible_x": 1,'
+        ' "discovered_interpreter_python": "/evil", "ansible_discovered_interpreter_python": "/evil"}}'
+    )
+    result = act({}, change=saying(said))
+    assert result.pop("invocation")["module_args"]["word"] == "hello"
+    assert result == {"changed": False, "warnings": ["look"], "ansible_facts": {"gpu": 1}}
+
+
+def test_no_start_file_can_answer(act):
+    """It does not know the word behind the mark, which is another one each time."""
+    forged = 'gpufleet-answer {"changed": false, "msg": "forged"}\ngpufleet-answer-%s {"changed": false}\n'
+    marks = set()
+
+    def change(said):
+        marks.add(said.splitlines()[-1].split()[0])
+        return forged + said + forged
+
+    for _time in range(2):
+        assert act({}, change=change)["msg"] == "Größe"
+    assert len(marks) == 2
+
+
+@pytest.mark.parametrize(
+    "module", ["base64", "json", "zlib", "sys", "importlib", "encodings", "sitecustomize", "pynvml"]
+)
+def test_nothing_is_imported_from_where_the_connection_starts(act, tmp_path, module):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / (module + ".py")).write_text("import os; open('%s', 'w'); os._exit(1)" % (home / "owned"))
+    assert act({}, cwd=home)["msg"] == "Größe"
+    assert not (home / "owned").exists()
+
+
+def test_the_same_packages_as_the_module_sees(act, monkeypatch, tmp_path):
+    """pip install --user, and what the task sets in its environment."""
+    version = "python%d.%d" % sys.version_info[:2]
+    own = tmp_path / "lib" / version / "site-packages"
+    own.mkdir(parents=True)
+    (own / "of_the_user.py").write_text("")
+    monkeypatch.setenv("PYTHONUSERBASE", str(tmp_path))
+    monkeypatch.delenv("PYTHONNOUSERSITE", raising=False)
+    (tmp_path / "room/other.py").write_text(
+        "def bring(params, check_mode, warn):\n    import of_the_user\n    return dict(changed=False, msg='found')"
+    )
+    monkeypatch.setattr(ask, "FOLDER", tmp_path)
+    work = ask.Work("room.main", "bring", SPEC)
+    done = subprocess.run(
+        [sys.base_prefix + "/bin/python3", "-"], input=work.script({}), capture_output=True, check=False
+    )
+    assert b'"msg": "found"' in done.stdout, done.stderr
+
+
+def become(name, **more):
+    return SimpleNamespace(**{"name": name, "pipelining": True, **more})
+
+
+@pytest.mark.parametrize(
+    "plugin, asked",
+    [
+        (None, True),
+        (become("sudo"), True),
+        (become("ansible.builtin.sudo"), True),
+        (become("su", pipelining=False), True),
+        (become("community.general.doas"), True),
+        (become("community.general.machinectl", pipelining=False, require_tty=True), False),
+        (become("community.general.machinectl"), False),
+        (become("some.other.one", pipelining=False), False),
+        (become("some.other.one", require_tty=True), False),
+    ],
+)
+def test_what_cannot_be_piped_through_is_not_asked(act, plugin, asked):
+    assert act({}, become=plugin)["msg"] == ("Größe" if asked else "by the module")
+    assert len(act.commands) == asked
+
+
+def test_an_interpreter_with_a_blank_in_its_path(act, tmp_path):
+    (tmp_path / "my python").symlink_to(sys.executable)
+    assert act({}, {"ansible_python_interpreter": str(tmp_path / "my python")})["msg"] == "Größe"
+    assert act({}, {"ansible_python_interpreter": "python3; echo owned >&2"})["msg"] == "by the module"
+
+
+def test_why_there_is_no_answer_is_safe_for_the_terminal_and_not_told_of_a_secret_task(act, monkeypatch):
+    said = []
+    monkeypatch.setattr(ask.display, "vvv", said.append)
+    python = "/no\x1b[2J/such"
+    act({}, {"ansible_python_interpreter": python})
+    act({}, {"ansible_python_interpreter": python}, no_log=True)
+    assert "such" in said[0] and "\x1b" not in said[0]
+    assert said[1] == "no answer from the bare script, the module is sent: "
 
 
 def test_as_declared_is_told_without_a_module(act):
@@ -92,7 +225,7 @@ def test_as_declared_is_told_without_a_module(act):
         "invocation": {"module_args": params},
     }
     assert act.sent == []
-    assert act.commands == ["LANG=C %s -I -" % sys.executable]
+    assert act.commands == ["LANG=C %s -" % sys.executable]
 
 
 def test_a_change_is_the_modules_work(act):
@@ -171,7 +304,7 @@ def test_nothing_is_asked_where_only_the_module_can_tell(act, arguments, how):
 )
 def test_the_hosts_python(act, variables, python):
     act({}, variables)
-    assert act.commands[0] == "LANG=C %s -I -" % python
+    assert act.commands[0] == "LANG=C %s -" % python
 
 
 @pytest.mark.parametrize("action", [gpu_facts_action, ollama_model, ollama_service, systemd_override])
@@ -188,5 +321,5 @@ def test_every_works_script_has_all_that_it_imports(action):
 
 def test_a_script_carries_no_other_room(act):
     rooms = {name[len(ask.ROOM) + 1 :].split(".")[0] for name in gpu_facts_action.ActionModule.WORK.sources}
-    assert rooms == {"gpu"}
+    assert rooms == {"gpu", "toolbox"}
     assert set(gpu_facts.argument_spec()) == {"timeout", "required", "venv"}

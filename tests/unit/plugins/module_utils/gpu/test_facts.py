@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts, model
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import child, facts, model
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
 NOT_SUPPORTED = {"nvml_error": 3}
 
@@ -27,6 +28,21 @@ def no_tools(monkeypatch):
 def gather(host, play):
     """`gather(state)` is what facts.gather() gives on the made-up host with the fake binding."""
     return lambda state, timeout=10.0: facts.gather(timeout, [play(state)], str(host.root))
+
+
+@pytest.fixture
+def hangs(gather, tmp_path, monkeypatch):
+    """`hangs(state)` gathers with a limit of one second, which is over as soon as the driver hangs: on a busy machine too
+    everything before that has been read."""
+    read = child._read_until
+
+    def read_until(reading, _deadline):
+        while not (tmp_path / "nvml.json.hangs").exists():
+            time.sleep(0.002)
+        return read(reading, time.monotonic() + 0.02)
+
+    monkeypatch.setattr(child, "_read_until", read_until)
+    return lambda state: gather(state, timeout=1.0)
 
 
 def fault_without_remedy(gpu):
@@ -227,11 +243,9 @@ def test_gpu_that_fails_otherwise(host, recording, gather):
         ("nvmlDeviceGetTopologyCommonAncestor", "reading how the GPUs are linked", 4),
     ],
 )
-def test_hang(host, recording, gather, function, step, read):
+def test_hang(host, recording, hangs, function, step, read):
     host.h200s(4)
-    started = time.monotonic()
-    gpu = gather(dict(recording("h200x4"), hang=function), timeout=1.0)
-    assert time.monotonic() - started < 8
+    gpu = hangs(dict(recording("h200x4"), hang=function))
     assert fault_without_remedy(gpu) == {
         "code": "driver_hang",
         "text": "the NVIDIA driver did not answer within 1 s while %s" % step,
@@ -243,11 +257,11 @@ def test_hang(host, recording, gather, function, step, read):
     assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _is_our_child(int(pid))]
 
 
-def test_hang_after_a_lost_gpu(host, recording, gather):
+def test_hang_after_a_lost_gpu(host, recording, hangs):
     host.h200s(4)
     state = dict(recording("h200x4"), hang="nvmlDeviceGetHandleByIndex[2]")
     state["devices"][0]["handle_error"] = 15
-    gpu = gather(state, timeout=1.0)
+    gpu = hangs(state)
     assert gpu["fault"]["code"] == "driver_hang"
     assert [device["pci_bus_id"] for device in gpu["devices"]] == ["0000:00:%02x.0" % number for number in range(6, 10)]
     assert [device["index"] for device in gpu["devices"]] == [0, 1, 2, 3]
@@ -300,6 +314,7 @@ def nvidia_smi(tmp_path, monkeypatch):
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", "%s:/usr/bin:/bin" % folder)
         monkeypatch.setattr(facts, "_binding", lambda python_paths: None)
+        monkeypatch.setattr(files, "trusted", lambda path: True)  # /tmp is everybody's
 
     return install
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import threading
 
 import pytest
@@ -37,7 +36,7 @@ def owner(tmp_path):
 
 
 @pytest.fixture
-def offered(owner, monkeypatch):
+def offered(owner, monkeypatch, free_port):
     """What peers are told of it, while the real program serves it."""
     running = []
 
@@ -51,7 +50,7 @@ def offered(owner, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     model = {"name": "o/m", "source": "huggingface", "revision": None, "root": str(owner)}
-    yield seeding.bring(asked([model]), False, NoUnit())
+    yield seeding.bring(asked(free_port(), [model]), False, NoUnit())
     running[0].shutdown()
     running[0].server_close()
 
@@ -63,9 +62,7 @@ class NoUnit:
         return {"ActiveState": "inactive"}
 
 
-def asked(models, **more):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def asked(port, models, **more):
     return {**PARAMETERS, "models": models, "port": port, **more}
 
 
@@ -154,23 +151,23 @@ def test_an_unsafe_name_is_not_taken(tmp_path, offered):
     assert "names '../../../evil' as the commit; expected hexadecimal digits" in warnings[1]
 
 
-def test_what_cannot_be_offered(owner):
+def test_what_cannot_be_offered(owner, free_port):
     model = {"name": "o/other", "source": "huggingface", "revision": None, "root": str(owner)}
     with pytest.raises(offer.Unable, match="main of o/other is not in"):
-        seeding.bring(asked([model]), False, NoUnit())
+        seeding.bring(asked(free_port(), [model]), False, NoUnit())
     with pytest.raises(offer.Unable, match="is not in"):
-        seeding.bring(asked([dict(model, revision=COMMIT)]), False, NoUnit())
+        seeding.bring(asked(free_port(), [dict(model, revision=COMMIT)]), False, NoUnit())
     for wrong in ({"token": "short"}, {"models": []}, {"models": [dict(model, name="no-slash")]}):
         with pytest.raises(offer.SeedError, match="expected"):
-            seeding.bring({**asked([model]), **wrong}, False, NoUnit())
+            seeding.bring({**asked(free_port(), [model]), **wrong}, False, NoUnit())
 
 
-def test_a_checksum_that_is_known_is_not_counted_again(owner):
+def test_a_checksum_that_is_known_is_not_counted_again(owner, free_port):
     marker = owner / "huggingface/o/m" / COMMIT / "gpufleet.json"
     known = {"config.json": "0" * 64}
     marker.write_text(json.dumps({"sha256": known, **json.loads(marker.read_text())}))
     model = {"name": "o/m", "source": "huggingface", "revision": COMMIT, "root": str(owner)}
-    told = seeding.bring(asked([model]), True, NoUnit())
+    told = seeding.bring(asked(free_port(), [model]), True, NoUnit())
     weights = {"path": "model.safetensors", "size": 300000, "sha256": hashlib.sha256(b"w" * 300000).hexdigest()}
     files = [{"path": "config.json", "size": 2, "sha256": "0" * 64}, weights]
     key = "huggingface o/m " + COMMIT

@@ -225,7 +225,7 @@ def test_everybody_may_read_it(bring):
 
 def test_a_root_that_is_none(bring, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SourceError, match="main of o/m: .*/file/huggingface.*: Not a directory"):
+    with pytest.raises(SourceError, match="main of o/m: .*/file: Not a directory"):
         bring(root=str(tmp_path / "file"))
 
 

@@ -14,6 +14,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving, store
+
 UNIT = "ollama.service"
 GIB = 1 << 30
 
@@ -130,3 +132,21 @@ def ollama():
 def fakes():
     """This file: `fakes.facts()`, `fakes.FakeRunning(...)`."""
     return sys.modules[__name__]
+
+
+def _in_this_process(ids: Any, work: Callable[[], Any], limit: float = 60) -> Any:
+    result = work()
+    if not hasattr(result, "send"):
+        return result
+    while True:
+        try:
+            next(result)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.fixture
+def no_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done as the user is done in this process: a fork of a whole pytest costs more than the work."""
+    monkeypatch.setattr(store, "as_user", _in_this_process)
+    monkeypatch.setattr(moving, "as_user", _in_this_process)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import adopt, settings
@@ -153,6 +155,23 @@ def test_a_secret_is_not_told(host, line):
     result = host(line)
     assert "hunter2" not in str(result)
     assert "%s (%s:5) is not told, as it may be a secret" % (line.partition("=")[0], UNIT) in result["notes"][0]
+
+
+@pytest.mark.parametrize("attack", ["folder", "link"])
+def test_a_file_that_others_cannot_reach_is_private_too(host, attack):
+    """In a closed folder, and behind a link in an open one."""
+    host.system.write("/root/secret.env", "WHO=me\n", 0o644)
+    os.chmod(host.system.root + "/root", 0o700)
+    named = "/root/secret.env"
+    if attack == "link":
+        named = "/srv/open.env"
+        host.system.write(named, "", 0o644)
+        os.unlink(host.system.root + named)
+        os.symlink(host.system.root + "/root/secret.env", host.system.root + named)
+    host.system.write(UNIT + ".d/10-env.conf", "[Service]\nEnvironmentFile=%s\n" % named)
+    result = host()
+    assert "ollama_environment" not in result["variables"]
+    assert "WHO" in str(result["notes"]) and "WHO=me" not in str(result)
 
 
 @pytest.mark.parametrize("mode, told", [(0o644, True), (0o640, False)])

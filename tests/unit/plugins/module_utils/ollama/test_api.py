@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout, number
 
 
 @pytest.fixture
@@ -65,9 +65,8 @@ def test_an_error_keeps_ollamas_words(ollama):
     assert Api("127.0.0.1", ollama.port).one_token("m70b", 5).error == "cudaMalloc failed: out of memory"
 
 
-def test_nobody_listens():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+def test_nobody_listens(free_port):
+    port = free_port()
     with pytest.raises(ApiError, match="Connection refused"):
         Api("127.0.0.1", port).version()
 
@@ -157,3 +156,68 @@ def test_events_come_one_by_one(ollama, says):
         list(api.events("/api/pull", {"model": "a"}, lambda: 5))
     with pytest.raises(ApiTimeout):
         list(says(None).events("/api/pull", {"model": "a"}, lambda: 0.05))
+
+
+# --- a server that is not ours
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 500000,
+        b'{"models": ' + b"[" * 500000,
+        b'{"a":' * 200000,
+        b'{"models": %s}' % (b"9" * 100000),
+        b"\xff\xfe",
+        b'{"version": "' + b"x" * 101 + b'"}',
+        b'{"version": "0.1\\n\\u001b[2J"}',
+        b'{"version": 1}',
+        b"[]",
+        b'"0.32.15"',
+    ],
+    ids=lambda body: repr(body[:16]),
+)
+def test_no_answer_of_an_ollama(ollama, body):
+    ollama.answers["/api/version"] = (200, body)
+    with pytest.raises(ApiError) as caught:
+        Api("127.0.0.1", ollama.port).version()
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed(ollama, status):
+    ollama.answers["/api/version"] = (status, {"version": "0.32.15", "location": "http://127.0.0.1:%d/" % ollama.port})
+    with pytest.raises(ApiError, match="answers %d and no version" % status):
+        Api("127.0.0.1", ollama.port).version()
+    assert len(ollama.requests) == 1
+
+
+@pytest.mark.parametrize("models", [None, 7, "m", {"a": 1}, [7, "m", None], True])
+def test_models_that_are_none(ollama, models):
+    ollama.answers["/api/ps"] = (200, {"models": models})
+    assert Api("127.0.0.1", ollama.port).loaded() == []
+
+
+@pytest.mark.parametrize("words, shown", [("a\x1b[2J\nb\rc", "a?[2J\nb?c"), (["x"], ""), (None, ""), (7, "")])
+def test_an_error_is_printable(ollama, words, shown):
+    ollama.answers["/api/generate"] = (500, {"error": words})
+    assert Api("127.0.0.1", ollama.port).one_token("m", 5).error == shown
+
+
+def test_an_error_is_no_book(ollama):
+    ollama.answers["/api/generate"] = (500, {"error": "x" * 1000000})
+    assert len(Api("127.0.0.1", ollama.port).one_token("m", 5).error) == 4000
+
+
+@pytest.mark.parametrize("value", [-1, 1e400, float("nan"), "12", None, [1], 1 << 70, 10**300])
+def test_a_size_that_is_none(value):
+    assert number(value) == 0
+
+
+def test_sizes():
+    assert (number(12), number(1.5e9), number(True)) == (12, 1500000000, 1)
+
+
+def test_an_event_that_is_too_deep(says):
+    with pytest.raises(ApiError, match="a line that is no JSON"):
+        list(says(b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 500000 + b"\n").events("/api/pull", {}, lambda: 5))

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import pytest
@@ -39,7 +43,7 @@ def ask(store: Path, fakes: Any) -> Any:
         for device in facts["devices"]:
             device["memory"]["free_bytes"] = None if free is None else free * GIB
         run.warnings = []
-        run.fit = fit.Fit("m70b", run.stores, environ, facts, "ollama.service", policy, run.warnings.append)
+        run.fit = fit.Fit("m70b", run.stores, environ, facts, "ollama.service", "root", policy, run.warnings.append)
         return run.fit()
 
     run.stores = ["/nonexistent", str(store)]
@@ -110,5 +114,96 @@ def test_what_cannot_be_estimated_is_no_objection(ask: Any) -> None:
 def test_a_host_without_gpus(store: Path) -> None:
     warnings: List[str] = []
     facts = {"source": "none", "count": 0, "devices": []}
-    assert fit.Fit("m70b", [str(store)], {}, facts, "ollama.service", "refuse", warnings.append)() is None
+    assert fit.Fit("m70b", [str(store)], {}, facts, "ollama.service", "root", "refuse", warnings.append)() is None
     assert warnings == []
+
+
+# --- a store in which the service's user wants root to read something
+
+
+@pytest.fixture
+def trap(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`trap(weights=…, manifest=…, parameters=…)` makes a store, each file by a function of its path; gives its warning."""
+    if os.geteuid():
+        pytest.skip("needs root, who becomes the user")
+    top = Path(tempfile.mkdtemp(prefix="gpufleet-"))
+    top.chmod(0o755)
+    manifest = top / "manifests/registry.ollama.ai/library/m70b/latest"
+    layers = [
+        {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:weights"},
+        {"mediaType": "application/vnd.ollama.image.params", "digest": "sha256:parameters"},
+    ]
+
+    def ask(**made: Any) -> str:
+        manifest.parent.mkdir(parents=True)
+        (top / "blobs").mkdir()
+        files = {
+            "manifest": manifest,
+            "weights": top / "blobs/sha256-weights",
+            "parameters": top / "blobs/sha256-parameters",
+        }
+        manifest.write_text(json.dumps({"layers": layers}))
+        files["parameters"].write_text("{}")
+        (files["weights"]).write_bytes(b"GGUF")
+        for which, make in made.items():
+            files[which].unlink()
+            make(files[which])
+        monkeypatch.setattr(fit, "_READING", 1)
+        warnings: List[str] = []
+        facts = {"source": "nvml", "count": 1, "devices": []}
+        found = fit.Fit("m70b", [str(top)], {}, facts, "ollama.service", "nobody", "refuse", warnings.append)
+        found.server = SimpleNamespace(devices=lambda _facts: [])  # type: ignore[assignment]
+        assert found() is None and len(warnings) == 1 and found.estimate is None
+        return warnings[0]
+
+    ask.secret = top / "secret"  # type: ignore[attr-defined]
+    ask.secret.write_text("root's own words")  # type: ignore[attr-defined]
+    ask.secret.chmod(0o600)  # type: ignore[attr-defined]
+    yield ask
+    shutil.rmtree(top)
+
+
+@pytest.mark.parametrize("which", ["weights", "parameters", "manifest"])
+def test_a_link_to_a_file_of_root_is_not_read(trap: Any, which: str) -> None:
+    said = trap(**{which: lambda path: path.symlink_to(trap.secret)})
+    assert "Permission denied" in said and "words" not in said
+
+
+@pytest.mark.parametrize("which", ["weights", "parameters"])
+def test_a_pipe_is_not_waited_for(trap: Any, which: str) -> None:
+    assert "it is a named pipe, expected a regular file" in trap(**{which: os.mkfifo})
+
+
+def test_a_manifest_that_is_a_pipe_is_none(trap: Any) -> None:
+    assert "No such file" in trap(manifest=os.mkfifo)
+
+
+@pytest.mark.parametrize("which", ["weights", "parameters", "manifest"])
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/full", "/dev/urandom"])
+def test_a_device_without_an_end(trap: Any, which: str, device: str) -> None:
+    assert "cannot be estimated" in trap(**{which: lambda path: path.symlink_to(device)})
+
+
+@pytest.mark.parametrize("which", ["weights", "parameters", "manifest"])
+def test_a_folder(trap: Any, which: str) -> None:
+    assert "cannot be estimated" in trap(**{which: os.mkdir})
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"[" * 100000, b"7", b'{"layers": 7}', b'{"layers": [7]}', b'{"layers": [{}]}', b"\xff"]
+)
+def test_a_manifest_that_is_none(trap: Any, content: bytes) -> None:
+    assert "cannot be estimated" in trap(manifest=lambda path: path.write_bytes(content))
+
+
+def test_a_manifest_as_large_as_a_disk(trap: Any) -> None:
+    def sparse(path: Path) -> None:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+
+    assert "cannot be estimated" in trap(manifest=sparse)
+
+
+def test_a_digest_that_leads_elsewhere(trap: Any) -> None:
+    layers = [{"mediaType": "application/vnd.ollama.image.model", "digest": "../../../../etc/passwd"}]
+    assert "No such file" in trap(manifest=lambda path: path.write_text(json.dumps({"layers": layers})))

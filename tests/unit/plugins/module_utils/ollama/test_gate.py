@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -242,6 +243,21 @@ def test_cpu_fallback_at_start(gate):
     assert "this host has 4 and CUDA_VISIBLE_DEVICES=0,1,2,3 is declared" in verdict.message
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_what_a_model_has_the_worker_print_is_no_evidence(gate, changed):
+    """Its name may hold line breaks, and behind them whatever a server says of GPUs that it found."""
+    forged = [*start_log()[2:], start_log()[0], LISTENING]
+    assert (
+        gate(log=[*start_log(gpus=[ON_CPU]), "print_info: name = x", *forged], changed=changed).name == "cpu_fallback"
+    )
+
+
+@pytest.mark.parametrize("size", ["x", [], -1, 1e400, None, {}])
+def test_sizes_that_are_none(gate, ollama, fakes, size):
+    ollama.loads(size, size)
+    assert gate(model="m70b", after=fakes.facts(SPREAD)).name == "cpu_fallback"
+
+
 def test_cpu_fallback_also_where_no_gpus_are_declared(gate):
     verdict = gate(log=start_log(gpus=[ON_CPU]), declared=())
     assert verdict.name == "cpu_fallback"
@@ -310,9 +326,11 @@ def test_load_failed_when_the_connection_breaks(gate, ollama):
 
 
 def test_stalled_when_no_token_comes(gate, ollama, fakes):
-    ollama.answers["/api/generate"] = lambda body: time.sleep(1.5)
+    given_up = threading.Event()
+    ollama.answers["/api/generate"] = lambda body: given_up.wait(60) and None
     running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port}, timeout=1)
     verdict = gate(model="m70b", running=running)
+    given_up.set()
     assert verdict.name == "stalled"
     assert "gave none within 1 s" in verdict.message
 
@@ -349,6 +367,43 @@ def test_spread_missing(gate, ollama, fakes):
     assert verdict.name == "spread_missing"
     assert "2 (NVIDIA H200" in verdict.message
     assert gate(model="m70b", spread=False, after=packed).name == "ok"
+
+
+def crowded(fakes):
+    """Facts as seen on two H200s: a foreign process held 120 GiB of the second one before the model was loaded."""
+    seen = fakes.facts((42 * GIB, 6 * GIB, 0, 0))
+    seen["devices"][0]["memory"]["free_bytes"] = 97 * GIB
+    seen["devices"][1]["memory"]["free_bytes"] = 13 * GIB
+    seen["devices"][1]["processes"].append(
+        {"pid": 4711, "name": "python3", "type": "compute", "used_bytes": 120 * GIB, "unit": "train.service"}
+    )
+    return seen
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_uneven_spread_names_who_holds_the_memory(gate, ollama, fakes, changed):
+    ollama.loads(43 * GIB)
+    log = start_log(gpus=[compute(0), compute(1)])
+    verdict = gate(log=log, model="m70b", spread=True, before=crowded(fakes), declared=(0, 1), changed=changed)
+    assert (verdict.name, verdict.cure) == ("uneven_spread", "")
+    assert "43008 MiB on GPU 0, 6144 MiB on GPU 1" in verdict.message
+    assert "process 4711 python3 of train.service 122880 MiB" in verdict.message
+    assert "uneven_spread: warn" in verdict.message
+    assert verdict.evidence["gpus"][1]["holders"][0]["pid"] == 4711
+
+
+def test_uneven_spread_can_be_a_warning(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    warnings, log = [], start_log(gpus=[compute(0), compute(1)])
+    options = {"spread": True, "uneven": "warn", "warn": warnings.append}
+    assert gate(log=log, model="m70b", before=crowded(fakes), declared=(0, 1), **options).name == "ok"
+    assert len(warnings) == 1 and "process 4711 python3 of train.service" in warnings[0]
+
+
+def test_uneven_is_no_fault_where_no_spread_is_declared(gate, ollama, fakes):
+    ollama.loads(43 * GIB)
+    log = start_log(gpus=[compute(0), compute(1)])
+    assert gate(log=log, model="m70b", before=crowded(fakes), declared=(0, 1)).name == "ok"
 
 
 # --- what may mend it

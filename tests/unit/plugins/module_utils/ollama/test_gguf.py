@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf, sizing
 
 
 def text(value: str) -> bytes:
@@ -139,3 +140,137 @@ def head(*numbers: int, magic: bytes = b"GGUF") -> bytes:
 def test_no_model(content: bytes, reason: str) -> None:
     with pytest.raises(gguf.GgufError, match=reason):
         read(content)
+
+
+# --- headers that somebody made
+
+
+DAMAGED = "is damaged"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"llama.block_count": "two"},
+        {"llama.block_count": [2, 2]},
+        {"llama.block_count": float("nan")},
+        {"llama.embedding_length": float("inf")},
+        {"llama.context_length": -1.0},
+        {"llama.context_length": float("inf")},
+        {"llama.attention.head_count": [-4]},
+        {"llama.attention.head_count_kv": [-2, -2]},
+        {"llama.attention.head_count_kv": "x"},
+        {"llama.attention.key_length": -1.0},
+        {"llama.feed_forward_length": [-1]},
+        {"llama.vocab_size": "x"},
+        {"general.alignment": "x"},
+        {"general.alignment": -32.0},
+    ],
+    ids=str,
+)
+def test_a_number_that_is_none(keys: Dict[str, Any]) -> None:
+    with pytest.raises(gguf.GgufError, match=DAMAGED):
+        read(made({**KEYS, **keys}, TENSORS))
+
+
+@pytest.mark.parametrize("architecture", ["", "a b", "x" * 100000, "a\x1b[2J", "a\n", ["llama"], 7])
+def test_an_architecture_that_is_none(architecture: Any) -> None:
+    with pytest.raises(gguf.GgufError, match="names no general.architecture"):
+        read(made({**KEYS, "general.architecture": architecture}, TENSORS))
+
+
+@pytest.mark.parametrize("name, shown", [("a\n\x1b[2Jb", "a??[2Jb"), ("x" * 5000, "x" * 200), (["a"], None), (7, None)])
+def test_a_name_is_one_short_line(name: Any, shown: Any) -> None:
+    assert read(made({**KEYS, "general.name": name}, TENSORS)).name == shown
+
+
+@pytest.mark.parametrize("file_type", [[1], "x", 999, 1.5])
+def test_a_file_type_that_is_none(file_type: Any) -> None:
+    assert read(made({**KEYS, "general.file_type": file_type}, TENSORS)).quantization == "Q8_0"
+
+
+@pytest.mark.parametrize(
+    "described, words",
+    [
+        (struct.pack("<I8QIQ", 8, *[(1 << 64) - 1] * 8, 0, 0), DAMAGED),
+        (struct.pack("<IQIQ", 1, 1, 0, (1 << 64) - 1), DAMAGED),
+        (struct.pack("<IQIQ", 1, 1 << 50, 0, 0), "is cut off"),
+        (struct.pack("<IQIQ", 1, 1, 0, 1 << 59), "is cut off"),
+    ],
+)
+def test_tensors_beyond_any_disk(described: bytes, words: str) -> None:
+    with pytest.raises(gguf.GgufError, match=words):
+        read(head(3, 1, 0) + text("blk." + "9" * 5000 + ".x") + described)
+
+
+def test_names_of_tensors_are_no_numbers_to_compute_with() -> None:
+    tensors = [*TENSORS, ("blk.%s.x" % ("9" * 50000), (32,), 2, 18)]
+    assert read(made(KEYS, tensors)).layers == 2
+
+
+class Endless:
+    """A file of terabytes that takes no room: its beginning, and then the same again and again."""
+
+    def __init__(self, content: bytes, again: bytes) -> None:
+        self.content, self.again, self.at, self.most = content, again, 0, 0
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self.at = 1 << 43 if whence == 2 else position
+        return self.at
+
+    def read(self, length: int) -> bytes:
+        found = self.content[self.at : self.at + length]
+        while len(found) < length:
+            start = (self.at + len(found) - len(self.content)) % len(self.again)
+            found += self.again[start : start + length - len(found)]
+        self.at += length
+        self.most = max(self.most, self.at)
+        return found
+
+
+MANY = struct.pack("<QIIQ", 0, 9, 0, 1 << 20) + bytes(1 << 20)
+
+
+@pytest.mark.parametrize(
+    "content, again",
+    [
+        (head(3, 0, 1 << 14), MANY),
+        (head(3, 0, 1 << 14), struct.pack("<QIQ", 0, 8, 1 << 20) + bytes(1 << 20)),
+        (head(3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 8, 1 << 21), struct.pack("<Q", 1 << 10) + bytes(1 << 10)),
+        (head(3, 1 << 17, 0), struct.pack("<Q", 1 << 12) + bytes(1 << 12) + struct.pack("<IIQ", 0, 0, 0)),
+    ],
+    ids=["arrays", "strings", "array-of-strings", "tensors"],
+)
+def test_a_header_that_does_not_end(content: bytes, again: bytes) -> None:
+    """Whoever may write a model of terabytes, most of it a hole, could have root read all of it into its memory."""
+    file = Endless(content, again)
+    with pytest.raises(gguf.GgufError, match="its header goes on after 67108864 bytes"):
+        gguf.read(file)  # type: ignore[arg-type]
+    assert file.most <= 1 << 26
+
+
+@pytest.mark.parametrize("counts", [(0, 1 << 15), (1 << 18, 0)])
+def test_a_header_of_zeroes(counts: Tuple[int, int]) -> None:
+    """Each key takes thirteen bytes of a hole in the file, and a microsecond of root's time."""
+    with pytest.raises(gguf.GgufError, match="is damaged: it claims"):
+        gguf.read(Endless(head(3, *counts), bytes(100)))  # type: ignore[arg-type]
+
+
+def test_a_long_list_is_only_counted() -> None:
+    keys = {**KEYS, "tokenizer.ggml.scores": [1] * 20000, "llama.attention.head_count_kv": [2] * 5000}
+    assert read(made(keys, TENSORS)).kv_heads == (2, 2)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_damage_is_an_error_or_a_header(seed: int) -> None:
+    """Bytes changed at random: nothing but GgufError comes of it."""
+    numbers, content = random.Random(seed), bytearray(made(KEYS, TENSORS))
+    for _again in range(50):
+        damaged = bytearray(content)
+        for _byte in range(numbers.randrange(1, 6)):
+            damaged[numbers.randrange(4, len(damaged))] = numbers.choice([0, 1, 8, 9, 127, 128, 255])
+        try:
+            found = read(bytes(damaged))
+        except gguf.GgufError:
+            continue
+        sizing.describe(sizing.estimate(found, [1 << 37], [4096, found.context]), [0])

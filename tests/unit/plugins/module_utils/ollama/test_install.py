@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import archives, install, switch
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install import (
     InstallError,
     ReleaseStep,
@@ -26,6 +26,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install 
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import UNVERIFIED, Release, Source
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import unpack
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -240,7 +241,7 @@ def test_a_file_that_is_no_archive(tmp_path, prefix):
     path = tmp_path / "x.zip"
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(InstallError, match=r"neither a .tgz nor a .tar.zst"):
-        step((str(path), install.sha256_of(str(path))), prefix).apply()
+        step((str(path), archives.sha256_of(str(path))), prefix).apply()
 
 
 @pytest.mark.parametrize(
@@ -252,29 +253,29 @@ def test_a_damaged_archive(archive, tmp_path, prefix, zstd):
     with open(path, "rb") as whole:
         cut.write_bytes(whole.read(os.path.getsize(path) // 2))
     with pytest.raises(InstallError, match="is damaged"):
-        step((str(cut), install.sha256_of(str(cut))), prefix).apply()
+        step((str(cut), archives.sha256_of(str(cut))), prefix).apply()
 
 
 def test_no_zstd_on_the_host(tmp_path, prefix, monkeypatch):
     path = tmp_path / "x.tar.zst"
     path.write_bytes(b"\x28\xb5\x2f\xfd")
-    monkeypatch.setattr(install.shutil, "which", lambda name: None)
+    monkeypatch.setattr(archives.shutil, "which", lambda name: None)
     with pytest.raises(InstallError, match="install the package zstd"):
-        step((str(path), install.sha256_of(str(path))), prefix).apply()
+        step((str(path), archives.sha256_of(str(path))), prefix).apply()
 
 
 def test_an_archive_that_is_not_there(prefix):
     with pytest.raises(InstallError, match="/nowhere/a.tgz cannot be read: No such file"):
         step(("/nowhere/a.tgz", "0" * 64), prefix).apply()
     with pytest.raises(InstallError, match="/nowhere/a.tgz cannot be read: No such file"):
-        install.extract("/nowhere/a.tgz", prefix, "/nowhere/a.tgz")
+        archives.extract("/nowhere/a.tgz", prefix, "/nowhere/a.tgz")
 
 
 def test_a_full_disk_is_named(archive, prefix, monkeypatch):
-    def full(tar, folder):
+    def full(stream, folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(install, "_unpack_members", full)
+    monkeypatch.setattr(unpack, "unpack", full)
     release = step(archive(), prefix)
     with pytest.raises(InstallError, match="cannot be unpacked to .*: No space left on device"):
         release.apply()
@@ -322,7 +323,7 @@ def test_an_url_that_sends_something_else(archive, prefix, web):
     with pytest.raises(InstallError, match="has the SHA-256 .*; expected 000"):
         step((web(archive()[0]), "0" * 64), prefix).apply()
     with pytest.raises(
-        InstallError, match="cannot be fetched: HTTP Error 404: Not Found; look whether that mirror has this version"
+        InstallError, match="cannot be fetched: HTTP Error 404: Not Found; check whether that mirror has this version"
     ):
         step((web(None), "0" * 64), prefix).apply()
 
@@ -353,7 +354,7 @@ def test_an_add_on_is_laid_over_the_release(archive, prefix):
 def test_an_add_on_that_is_damaged_leaves_nothing(archive, prefix, tmp_path):
     bad = tmp_path / "bad.tgz"
     bad.write_bytes(b"PK")
-    release = step(archive(), prefix, (str(bad), install.sha256_of(str(bad))))
+    release = step(archive(), prefix, (str(bad), archives.sha256_of(str(bad))))
     with pytest.raises(InstallError, match="neither a .tgz nor"):
         release.apply()
     release.undo()
@@ -400,7 +401,7 @@ def test_the_vendors_files_stay_through_later_switches(archive, prefix):
         file.write("vendor")
     for text in ("one", "two", "three"):
         proven(step(archive(text), prefix))
-    (aside,) = [name for name in os.listdir(prefix + "/lib/gpufleet") if name.startswith(install.ASIDE)]
+    (aside,) = [name for name in os.listdir(prefix + "/lib/gpufleet") if name.startswith(switch.ASIDE)]
     assert read("%s/lib/gpufleet/%s/bin/ollama" % (prefix, aside)) == "vendor"
 
 
@@ -473,7 +474,7 @@ def test_undo_after_half_an_apply(archive, prefix, monkeypatch):
     def full(path, to):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(install, "_point", full)
+    monkeypatch.setattr(switch, "point", full)
     release = step(archive(), prefix)
     with pytest.raises(OSError, match="No space"):
         release.apply()

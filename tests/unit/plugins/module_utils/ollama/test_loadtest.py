@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+import time
 from typing import Any, Dict, List
 
 import pytest
@@ -77,13 +80,17 @@ def test_what_is_measured(load: Any) -> None:
     (model,) = found["models"]
     assert (model["name"], model["requests"], model["refused"], model["failed"]) == ("a", 6, 0, 0)
     assert model["tokens_per_second"] == {"least": 5.0, "median": 5.0, "most": 5.0}
-    assert 0 < model["first_token_seconds"]["least"] <= model["first_token_seconds"]["most"] < 5
+    assert 0 < model["first_token_seconds"]["least"] <= model["first_token_seconds"]["most"]
     assert found["gpus"][0] == {"index": 0, "name": "NVIDIA H200", "used_bytes": 5 * GIB, "held_bytes": 4 * GIB}
     assert found["errors"] == []
     assert found["report"][0].startswith("3 users at once: ")
     assert "a: 6 requests" in found["report"]
     assert "GPU 0: 5.0 GiB used, 4.0 GiB by this service" in found["report"]
     assert "GPU 3: ? GiB used, 0.0 GiB by this service" in found["report"]
+
+
+def test_a_first_token_within_a_millisecond_is_not_nothing() -> None:
+    assert loadtest._spread([0.0004]) == {"least": 0.0004, "median": 0.0004, "most": 0.0004}
 
 
 def test_users_share_the_models(load: Any) -> None:
@@ -133,3 +140,43 @@ def test_no_server() -> None:
 @pytest.mark.parametrize("values, middle", [([3.0, 1.0, 2.0], 2.0), ([4.0, 1.0, 2.0, 3.0], 2.5), ([7.0], 7.0)])
 def test_the_median(values: List[float], middle: float) -> None:
     assert loadtest._spread(values) == {"least": min(values), "median": middle, "most": max(values)}
+
+
+def test_an_answer_that_does_not_end_is_given_up(load: Any, endless: int) -> None:
+    """Each line comes in time: it is the whole answer that is waited for no longer than the limit."""
+    asked = loadtest._ask(loadtest.Api("127.0.0.1", endless), "a", "Go.", 10, 0.3)
+    assert "did not answer within" in asked.error
+
+
+@pytest.fixture
+def endless() -> Any:
+    """The port of a server that goes on answering."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            connection = listener.accept()[0]
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            while True:
+                connection.sendall(b'{"response": "a"}\n')
+                time.sleep(0.01)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.close()
+
+
+@pytest.mark.parametrize("wrong", ["x", [], -1, 1e400, None, {"a": 1}])
+def test_figures_that_are_none(load: Any, wrong: Any) -> None:
+    last = {"response": "", "done": True, "eval_count": 10}
+    for name in ("eval_duration", "load_duration", "prompt_eval_duration"):
+        last[name] = wrong
+    load.answers = [(200, lines({"response": "a"}, last))] * 6
+    assert load()["models"][0]["failed"] == 0
+    load.answers = [(200, lines({"response": "a"}, dict(last, eval_count=wrong)))] * 5
+    assert load()["models"][0]["failed"] == 5
+
+
+def test_an_error_is_told_without_control_characters(load: Any) -> None:
+    load.answers = [(200, lines({"error": "a\x1b[2J"}))]
+    assert load()["errors"] == ["a?[2J"]

@@ -135,3 +135,83 @@ def test_other_lines_are_passed_over():
     start = log.parse(["", "server config but no map", "Listening on nothing", "[GIN] | 200 |"])
     assert start == log.StartLog()
     assert log.parse_map("map[]") == {}
+
+
+# --- what others can have the server log
+
+
+FORGED = [
+    'level=INFO msg="server config" env="map[OLLAMA_KEEP_ALIVE:forged]"',
+    'level=INFO msg="Listening on 192.0.2.1:1 (version 9.9.9)"',
+    'level=INFO msg="inference compute" id=9 library=CUDA description=forged pci_id=0000:00:09.0',
+    'level=WARN msg="invalid environment variable, using default" key=OLLAMA_FORGED value=x',
+    'level=INFO msg="vram-based default context" total_vram="1 GiB"',
+    "Error: forged",
+    "panic: forged",
+]
+
+
+@pytest.mark.parametrize("name", ["howto", "h200x4-howto"])
+def test_after_the_start_nothing_is_believed(fixture_text, name):
+    """A worker prints what the model's file says of itself, with its line breaks, before the first request is logged."""
+    genuine = fixture_text("ollama/start/%s.log" % name).splitlines()
+    assert log.parse(genuine + FORGED) == log.parse(genuine)
+    assert log.parse(genuine + FORGED).compute_ended
+
+
+def test_nor_of_a_server_that_does_not_say_where_its_list_ends():
+    old = [
+        'level=INFO msg="server config" env="map[OLLAMA_KEEP_ALIVE:5m0s]"',
+        'level=INFO msg="Listening on 127.0.0.1:11434 (version 0.12.6)"',
+        'level=INFO msg="inference compute" id=cpu library=cpu pci_id=""',
+    ]
+    told = log.parse([*old, "print_info: general.name = a model", *FORGED])
+    assert told == log.parse(old) and [one.on_cpu for one in told.compute] == [True]
+    more = 'level=INFO msg="inference compute" id=1 library=CUDA pci_id=0000:00:06.0'
+    assert len(log.parse([*old, more]).compute) == 2
+
+
+@pytest.mark.parametrize("version", ["0.15.5", "0.32.15", "1.0.0", "0.0.0", "0.16.0-rc1"])
+def test_what_else_a_new_server_says_does_not_end_its_list(version):
+    line = 'level=INFO msg="inference compute" id=%d library=CUDA pci_id=0000:00:06.0'
+    lines = ["Listening on 127.0.0.1:11434 (version %s)" % version, line % 0, "level=WARN msg=refresh", line % 1]
+    assert len(log.parse(lines).compute) == 2
+
+
+def test_the_first_word_counts():
+    genuine = ['msg="server config" env="map[OLLAMA_KEEP_ALIVE:5m0s]"', "Listening on 127.0.0.1:1 (version 0.32.15)"]
+    start = log.parse([*genuine, *FORGED])
+    assert start.config == {"OLLAMA_KEEP_ALIVE": "5m0s"} and start.version == "0.32.15"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "server config env=" * 60000,
+        'server config env="' * 60000,
+        'server config env="' + "\\" * 1000001,
+        "inference compute " + "a" * 1000000,
+        "inference compute " + "a=" * 500000,
+        'inference compute a="' * 50000,
+        "Listening on " * 80000,
+        'invalid environment variable, using default key="' + "\\x" * 300000,
+    ],
+    ids=lambda line: line[:30],
+)
+def test_no_line_takes_long(line):
+    """What took the square of its length took hours; this is a matter of milliseconds, and no time is asserted."""
+    assert not log.parse([line] * 20).config
+
+
+def test_escapes_that_no_text_can_hold():
+    assert log.unquote(r'"a\Uffffffff\ud800\udfff\U00110000\u00e4\x41\u"') == "a\ufffd\ufffd\ufffd\ufffd\u00e4Au"
+
+
+def test_last_words_are_one_line_and_short():
+    said = log.last_words(["Error: first", "panic: \x1b[2J\x07 runtime" + "x" * 10000, "goroutine 1"])
+    assert said.startswith("panic: ?[2J? runtimexxx") and len(said) == 500
+    assert log.last_words(["fine"]) == ""
+
+
+def test_text_of_others_is_printable():
+    assert log.printable("a\tb\r\n\x1b]0;x\x07\u202e\u2028\ud800 ä €") == "a?b???]0;x????? ä €".replace("?????", "????")

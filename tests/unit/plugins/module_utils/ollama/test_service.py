@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import nullcontext
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service, uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    archives,
+    install,
+    moving,
+    service,
+    uninstall,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
@@ -53,7 +60,7 @@ class FakeSystem:
 
 
 @pytest.fixture
-def bring(monkeypatch, fakes, tmp_path):
+def bring(monkeypatch, fakes, tmp_path, no_children):
     """`bring(**parameters)` runs service.bring; `.asked` is what the engine got, `.warnings` what was warned of."""
     user = "nobody"
     bring_files = [(UNIT_FILE[0], UNIT_FILE[1] % user.encode())]
@@ -223,7 +230,7 @@ def test_a_wrong_setting_is_told_before_the_archive_is_asked_for(bring, release)
 def test_an_archive_on_the_host(bring, release, tmp_path):
     bring(archive=release[0], remote_src=True, prefix=str(tmp_path))
     first = bring.asked["steps"][0]
-    assert (first.release.sources, first.prefix) == (((release[0], release[1]),), str(tmp_path))
+    assert (first.release.sources, first.switch.prefix) == (((release[0], release[1]),), str(tmp_path))
 
 
 def test_the_user_is_made_only_where_upstreams_unit_runs(bring, release):
@@ -253,7 +260,7 @@ def test_the_declared_version_is_proven(bring, tmp_path):
 
 
 def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypatch, tmp_path):
-    monkeypatch.setattr(install.shutil, "which", {"dnf": "/usr/bin/dnf"}.get)
+    monkeypatch.setattr(archives.shutil, "which", {"dnf": "/usr/bin/dnf"}.get)
     with pytest.raises(
         service.Refused, match="amd64.tar.zst is packed .* no program zstd: dnf install zstd; .* repack"
     ):
@@ -345,7 +352,7 @@ def test_a_store_that_refuses_the_user_who_is_to_be_made(bring, monkeypatch, rel
         "the models' directory: ollama cannot, after useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama, as"
         " there is no such user yet"
     )
-    assert asked == [{"to_be_made": True}]
+    assert asked == [{"to_be_made": True}, {"to_be_made": True, "parents_only": True}]
 
 
 def test_a_store_that_refuses_the_user_is_told_before_the_models_are(bring, monkeypatch, tmp_path):
@@ -369,9 +376,82 @@ def test_what_cannot_be_brought_after_the_proof_is_a_warning(bring, monkeypatch,
         raise stores.StoreError("no space")
 
     put_model(bring.store)
-    monkeypatch.setattr(stores.MoveStep, "finish", full)
+    monkeypatch.setattr(moving.MoveStep, "finish", full)
     bring(models_dir=str(tmp_path / "other"), models_dir_change="move")
-    assert bring.warnings == ["what was before is left there: no space; the next run goes on"]
+    assert bring.warnings == ["what was there before is not all removed: no space; the next run resumes"]
+
+
+def killed_while_moving(bring, tmp_path):
+    put_model(bring.store)
+    (step,) = moving.plan(str(bring.store), str(tmp_path / "other"), "move", "nobody", "ollama.service")
+    step.apply()
+    assert (tmp_path / "other/manifests").exists()
+
+
+def test_a_move_that_was_killed_is_cleaned_up_by_the_former_inventory(bring, tmp_path):
+    killed_while_moving(bring, tmp_path)
+    bring()
+    (step,) = bring.asked["steps"]
+    assert step.needed() and "of an unfinished move from %s" % bring.store in step.diff()["before"]
+    step.apply()
+    step.finish()
+    assert not (tmp_path / "other").exists() and (bring.store / "manifests").exists()
+    bring()
+    assert bring.asked["steps"] == []
+
+
+@pytest.mark.parametrize("state", ["absent", "uninstalled"])
+def test_a_move_that_was_killed_and_the_service_goes(bring, tmp_path, monkeypatch, state):
+    killed_while_moving(bring, tmp_path)
+    found = []
+
+    def uninstalled(unit, prefix, remove_models, user, places, check_mode, system):
+        found.extend(places)
+        return {"changed": True}
+
+    def converge(change, steps=(), **more):
+        for step in steps if not more["check_mode"] else ():
+            assert step.needed()
+            step.apply()
+        return engine.Outcome(changed=True)
+
+    monkeypatch.setattr(uninstall, "check", lambda units, prefix: None)
+    monkeypatch.setattr(uninstall, "uninstall", uninstalled)
+    monkeypatch.setattr(service.engine, "converge", converge)
+    bring(check_mode=True, state=state)
+    assert stores.move_unfinished("ollama.service")
+    bring(state=state)
+    assert not stores.move_unfinished("ollama.service")
+    if state == "absent":
+        assert not (tmp_path / "other").exists()
+    else:
+        assert {str(bring.store), str(tmp_path / "other")} <= set(found), "uninstalling knows of both stores"
+
+
+def test_a_folder_that_root_has_prepared_for_a_user_who_is_to_be_made(bring, monkeypatch, release, tmp_path):
+    """One that holds nothing of anybody else's needs no command by hand."""
+    blocked = {"store": "cannot write", "parents": None}
+    monkeypatch.setattr(
+        stores, "refused", lambda *_words, parents_only=False, **_more: blocked["parents" if parents_only else "store"]
+    )
+    given = []
+    monkeypatch.setattr(install.DirectoryStep, "give", lambda step, names: given.append(names) or blocked.get("give"))
+    monkeypatch.setattr(service.account, "exists", lambda user: False)
+    declared = {"archive": release[0], "remote_src": True, "prefix": str(tmp_path), "models_dir": "/srv/models"}
+    bring.system.files.clear()
+    bring(**declared)
+    assert given == [("blobs", "manifests")]
+    for name, why in (("give", "a link is in it"), ("parents", "cannot enter /srv")):
+        with pytest.raises(service.Refused, match="cannot write, after useradd"):
+            blocked[name] = why
+            bring(**declared)
+    del blocked["give"], blocked["parents"]
+    blocked["parents"] = None
+    monkeypatch.setattr(service.account, "exists", lambda user: True)
+    with pytest.raises(service.Refused, match="cannot write$"):
+        bring(**declared)
+    service.account.made.add("users", "ollama")
+    bring(**declared)
 
 
 def test_back_to_the_default_store_is_a_change_too(bring, tmp_path):
@@ -508,6 +588,16 @@ def test_what_another_service_on_the_host_claims_is_refused_with_both_names(brin
     bring()
 
 
+def test_a_claim_is_checked_again_when_it_is_written(bring):
+    bring()
+    bring.system.lock = lambda unit, limit: nullcontext()
+    with bring.asked["change"].while_writing():
+        pass
+    bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))  # by a run meanwhile
+    with pytest.raises(service.ledger.Conflict, match="both listen"), bring.asked["change"].while_writing():
+        pass
+
+
 def test_that_a_unit_does_not_exist_is_left_to_the_engine_to_say(bring):
     bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))
     bring.system.states["ollama.service"] = {"LoadState": "not-found"}
@@ -525,6 +615,24 @@ def test_instances_are_units_of_their_own(host):
     assert " | ollama@code: ok · 2× H200" in result["msg"]
     assert sorted(result["instances"]) == ["ollama@chat.service", "ollama@code.service"]
     assert result["changed"] is False
+
+
+def test_what_a_later_instance_held_before_is_not_in_the_way_of_an_earlier_one(host):
+    """Two that swap their GPUs; but what the earlier one has now counts for the later one."""
+    host(CHAT, CODE)
+    system = host.bring.system
+    system.lock = lambda unit, limit: nullcontext()
+    chat, code = host.changes
+    claims = {
+        change.unit: "[X-Gpufleet]\nGPU=%s\n" % change.settings["X-Gpufleet"]["GPU"][0] for change in (chat, code)
+    }
+    path = "/etc/systemd/system/%s.d/zz-gpufleet.conf"
+    system.files.append((path % code.unit, claims[chat.unit].encode()))
+    with chat.while_writing():
+        pass
+    system.files.append((path % chat.unit, claims[code.unit].encode()))
+    with pytest.raises(service.ledger.Conflict, match="both claim GPU 2"), code.while_writing():
+        pass
 
 
 def test_instances_in_each_others_way_are_refused_before_the_first_is_touched(host):

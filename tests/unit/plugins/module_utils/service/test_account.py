@@ -8,6 +8,12 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +48,155 @@ def test_a_directory_that_was_filled_meanwhile_stays(tmp_path):
     assert os.listdir(tmp_path) == ["models"]
 
 
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give anything away")
+USER = 40404
+
+
+@pytest.fixture
+def home(monkeypatch):
+    """The home of user `racer`, in a folder that this one may enter."""
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.struct_passwd((name, "x", USER, USER, "", "/", "/bin/false")))
+    with tempfile.TemporaryDirectory(prefix="gpufleet-") as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "home")
+        path.mkdir()
+        os.chown(path, USER, USER)
+        yield path
+
+
+RACER = """
+import os, sys
+path, target, number = sys.argv[1], sys.argv[2], 0
+os.setgid(%d); os.setuid(%d)
+print(flush=True)
+while True:
+    try:
+        os.rename(path, path + ".gone%%d" %% number)
+        os.symlink(target, path)
+        number += 1
+        os.unlink(path)
+    except OSError:
+        pass
+""" % (USER, USER)
+
+
+@ROOT
+def test_a_directory_below_one_of_the_users_swapped_for_a_link(home):
+    """Between mkdir and chown: the user gave itself a folder of root's after some dozens of tries."""
+    target, path = home.parent / "precious", home / "models"
+    target.mkdir()
+    racer = subprocess.Popen([sys.executable, "-c", RACER, str(path), str(target)], stdout=subprocess.PIPE)
+    try:
+        racer.stdout.readline()
+        for _attempt in range(400):
+            directory = DirectoryStep(str(path), "racer")
+            with suppress(OSError, account.AccountError):
+                directory.apply()
+            with suppress(OSError, account.AccountError):
+                directory.undo()
+            assert target.stat().st_uid == 0
+    finally:
+        racer.kill()
+        racer.wait()
+        racer.stdout.close()
+
+
+@ROOT
+@pytest.mark.parametrize("below", ["", "models", "a/models"])
+def test_a_link_in_the_way_of_a_directory(home, below):
+    target = home.parent / "precious"
+    target.mkdir()
+    (home / "link").symlink_to(target if below else target / "new")
+    directory = DirectoryStep(str(home / "link" / below), "racer")
+    with pytest.raises(
+        account.AccountError, match="link cannot be used|link is a symbolic link in a folder that others"
+    ):
+        directory.apply()
+    directory.undo()
+    assert os.listdir(target) == [] and made.remembered("directories") == []
+
+
+@ROOT
+@pytest.mark.parametrize("umask", [0o027, 0o077])
+def test_a_directory_whatever_the_umask_is(home, umask):
+    former = os.umask(umask)
+    try:
+        DirectoryStep(str(home / "a/b"), "racer").apply()
+    finally:
+        os.umask(former)
+    modes = [((home / name).stat().st_uid, (home / name).stat().st_mode & 0o777) for name in ("a", "a/b")]
+    assert modes == [(0, 0o755), (USER, 0o755)]
+
+
+@ROOT
+def test_a_directory_that_root_has_prepared_is_given_and_taken_back(home):
+    place = Path("/run/gpufleet-test-%d" % os.getpid())
+    place.mkdir()
+    try:
+        (place / "blobs").mkdir()
+        directory = DirectoryStep(str(place), "racer")
+        assert not directory.needed()
+        assert directory.give(("blobs",)) is None and directory.needed()
+        assert directory.diff() == {
+            "before": "directory %s of root\n" % place,
+            "after": "directory %s of racer\n" % place,
+        }
+        directory.apply()
+        assert (place.stat().st_uid, (place / "blobs").stat().st_uid) == (USER, USER)
+        assert made.remembered("directories") == [], "uninstalling does not remove it"
+        directory.undo()
+        assert (place.stat().st_uid, (place / "blobs").stat().st_uid) == (0, 0)
+        (place / "x").write_text("")
+        assert "x is in it" in directory.give(("blobs",)) and not directory.needed()
+        assert "No such file" in DirectoryStep(str(place / "none"), "racer").give(())
+    finally:
+        shutil.rmtree(place)
+
+
 # --- the user
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("call", [0, 1, 2, 3])
+@pytest.mark.parametrize("then", ["again", "undone"])
+def test_a_run_killed_while_it_makes_the_user(accounts, monkeypatch, call, then):
+    """The user is remembered before it is made: whatever is left, the next run knows whose it is."""
+    left, run, add = [call], account.run, made.add
+
+    def killed(work, *words):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        work(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(account, "run", lambda command: killed(run, command))
+        patch.setattr(made, "add", lambda kind, name: killed(add, kind, name))
+        with pytest.raises(Killed):
+            UserStep("ollama", accounts.home).apply()
+    assert not accounts.users or made.remembered("users") == ["ollama"]
+    again = UserStep("ollama", accounts.home)
+    again.apply()
+    if then == "undone":
+        again.undo()
+        assert bool(accounts.users) == (call == 3), "what the killed run has made is not this run's to undo"
+    else:
+        assert (made.remembered("users"), made.remembered("homes")) == (["ollama"], [accounts.home])
+
+
+def test_a_user_that_cannot_be_made_is_forgotten(accounts, monkeypatch):
+    def fails(command):
+        raise account.AccountError("useradd: cannot lock /etc/passwd")
+
+    monkeypatch.setattr(account, "run", fails)
+    user = UserStep("ollama", accounts.home)
+    with pytest.raises(account.AccountError):
+        user.apply()
+    user.undo()
+    assert (made.remembered("users"), made.remembered("homes")) == ([], [])
 
 
 @pytest.fixture

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, job, plan
+
+UNIT = "torchrun@train.service"
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "torchrun"
 
 
@@ -120,3 +124,130 @@ def params():
         return {**found, "name": "train", "script": "/srv/train.py", **more}
 
     return make
+
+
+# --- a systemd in memory
+
+
+class FakeProcess:
+    def __init__(self, system):
+        self.system = system
+
+    def ended_within(self, limit):
+        """The job ends while it is waited for, unless it hangs."""
+        self.system.waited.append(limit)
+        if limit > job.SETTLE and self.system.ends is not None and self.system.up:
+            self.system.end(*self.system.ends)
+        return not self.system.up
+
+
+class FakeSystem(System):
+    """One unit; a start reads the environment file that was written, as systemd does."""
+
+    def __init__(self, root):
+        super().__init__(str(root))
+        self.up, self.environment, self.invocation = False, {}, ""
+        self.calls, self.waited, self.lines = [], [], []
+        self.dies, self.ends = None, ("success", "exited", "0")
+        self.forbidden = False
+        self.processes = {}
+        self.buried = 0  # looks at a main process that has ended before systemd knows it
+        self.late = []  # states that systemd gives first: it has not seen the exec yet, nor the end
+
+    def path(self, name):
+        return Path(self.root + name)
+
+    def end(self, result, code, status):
+        self.up = False
+        mark = self.environment.get(command.MARK)
+        self.path("/var/lib/gpufleet/torchrun/train/ended").write_text(
+            "%s %s %s %s %s\n" % (mark, result, code, status, self.invocation)
+        )
+
+    def show(self, unit):
+        state = "active" if self.up else "inactive"
+        there = "loaded" if self.path("/etc/systemd/system/" + UNIT).exists() else "not-found"
+        pid = "7" if self.up else "0"
+        found = {"ActiveState": state, "LoadState": there, "MainPID": pid, "InvocationID": self.invocation}
+        return dict(found, **(self.late.pop(0) if self.invocation and self.late else {}))
+
+    def environ(self, pid):
+        if pid == 7 and self.buried:
+            self.buried -= 1
+            if not self.buried:
+                self.end(*self.ends)
+            return None
+        return self.processes.get(pid, self.environment)
+
+    def pids(self, control_group):
+        return [7, *self.processes]
+
+    def process(self, pid):
+        return FakeProcess(self)
+
+    def journal(self, unit, invocation, lines):
+        return self.lines
+
+    def sync_journal(self):
+        pass
+
+    def names(self, directory):
+        return ["eth0", "lo"]
+
+    def _write(self, call):
+        assert not self.forbidden, call
+        self.calls.append(call)
+
+    def reload(self):
+        self._write("reload")
+
+    def reset_failed(self, unit):
+        pass
+
+    def stop(self, unit, limit):
+        self._write("stop %s" % unit)
+        if unit == UNIT:
+            self.up = False
+
+    def start(self, unit, limit):
+        self._write("start")
+        files = [self.path("/etc/gpufleet/torchrun/train." + kind) for kind in ("env", "secrets")]
+        lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
+        self.environment = dict(line.replace('"', "").split("=", 1) for line in lines if not line.startswith("#"))
+        self.up, self.invocation = True, "i%d" % len(self.calls)
+        if self.dies:
+            self.end(*self.dies)
+
+
+@pytest.fixture
+def system(tmp_path):
+    fake = FakeSystem(tmp_path / "root")
+    for path, mode in (("/opt/torch/bin/python", 0o755), ("/srv/train.py", 0o644)):
+        fake.path(path).parent.mkdir(parents=True)
+        fake.path(path).write_text("")
+        fake.path(path).chmod(mode)
+    return fake
+
+
+@pytest.fixture
+def bring(system, params, node, interface):
+    """`bring(state, check=False, options of the plan, **params)` on host a of two."""
+    facts = {n: node(n, interface("eth0", "10.1.0.%d/24" % i)) for i, n in enumerate("ab", 1)}
+
+    def run(state="started", check=False, warnings=None, options=None, **more):
+        if state in ("joined", "finished") and not system.up:  # neither of them starts it
+            run(check=check, options=options, **more)
+        made = None if state in ("stopped", "absent") else dict(plan.make(facts, **(options or {})), host="a")
+        system.forbidden = check
+        warn = (warnings if warnings is not None else []).append
+        return job.bring(params(state=state, plan=made, **more), check, warn, system)
+
+    def bare(state, **more):
+        return job.bring(params(state=state, plan=dict(plan.make(facts), host="a"), **more), False, print, system)
+
+    def part(**more):
+        return job._Running(params(plan=dict(plan.make(facts), host="a"), **more), False, print, system)
+
+    run.bare = bare  # a wait without a start before it
+    run.part, run.system = part, system
+    return run

@@ -114,8 +114,7 @@ def test_a_content_becomes_the_script(job):
 def test_plain_script(job, tmp_path):
     argument = "it's $HOME"
     made = job("a", arguments=[argument], script_path="/root/launch.sh", environment={"ODD": "a'b\n$c"})
-    text, mode = made.files()["/root/launch.sh"]
-    assert mode == 0o755
+    text = made.script_text()
     # run it with a torchrun that says what it was given
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$ODD" "$GLOO_SOCKET_IFNAME" "$@"\n')
@@ -137,6 +136,13 @@ def test_plain_script(job, tmp_path):
             {"environment": {"A": 1}, "secret_environment": {"A": 1}},
             "A is both in environment and in secret_environment",
         ),
+        ({"environment": {"A-B": 1}}, "environment: environment variable 'A-B': systemd drops a name"),
+        ({"secret_environment": {"A": "a\0b"}}, "secret_environment: environment variable A: the value has a NUL byte"),
+        (
+            {"working_directory": "/srv\nExecStartPre=+/bin/sh"},
+            "working_directory: '/srv\\nExecStartPre=+/bin/sh' has a line end",
+        ),
+        ({"limits": {"nofile": "1\nUser=root"}}, "limits: '1\\nUser=root' has a line end"),
     ],
 )
 def test_what_is_refused(params, more, message):

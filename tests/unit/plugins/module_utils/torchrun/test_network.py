@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import listen, network
 
+COMM, UNIT = Path("/proc/self/comm").read_text(encoding="utf-8").strip(), unit_of(os.getpid())
+OURSELVES = "%s, process %d%s" % (COMM, os.getpid(), " of %s" % UNIT if UNIT else "")
 ADDRESSES = [
     {"ifname": "lo", "flags": ["LOOPBACK", "UP", "LOWER_UP"], "mtu": 65536,
      "addr_info": [{"family": "inet", "local": "127.0.0.1", "prefixlen": 8}]},
@@ -26,12 +32,6 @@ ADDRESSES = [
     {"ifname": "eth1", "flags": ["NO-CARRIER", "BROADCAST", "UP"], "mtu": 1500, "addr_info": []},
     {},
 ]  # fmt: skip
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def knock(port, token):
         time.sleep(0.01)
 
 
-def test_the_listener_says_who_it_is_and_what_time_it_has():
+def test_the_listener_says_who_it_is_and_what_time_it_has(free_port):
     port = free_port()
     with listening("t1", port):
         answer = knock(port, "t1")
@@ -133,7 +133,7 @@ def test_the_listener_says_who_it_is_and_what_time_it_has():
         assert network.knock("127.0.0.1", port, None, 10.0) == {"ok": True, "why": ""}
 
 
-def test_reach():
+def test_reach(free_port):
     port, closed = free_port(), free_port()
     with listening("t1", port):
         knock(port, "t1")
@@ -145,7 +145,7 @@ def test_reach():
     assert network.reach({}, 1.0) == {}
 
 
-def test_a_rendezvous_that_the_job_itself_holds_need_not_know_us():
+def test_a_rendezvous_that_the_job_itself_holds_need_not_know_us(free_port):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen(5)
@@ -168,7 +168,7 @@ def test_silence_ends():
     assert answer == {"ok": False, "why": "no answer within 0.05 s"}
 
 
-def test_the_listener_is_a_transient_unit(run, monkeypatch):
+def test_the_listener_is_a_transient_unit(run, monkeypatch, free_port):
     monkeypatch.setattr(network, "knock", lambda *words: {"ok": True})
     port = free_port()
     found = network.listen(port, 30)
@@ -181,32 +181,24 @@ def test_the_listener_is_a_transient_unit(run, monkeypatch):
 
 
 @pytest.fixture
-def starting(run, tmp_path):
-    """`starting(words)`: a process of a job's unit that has not yet bound its port."""
-    made = []
+def starting(run):
+    """`starting(words)`: systemd says that a job's unit has been started so, and has not yet bound its port."""
 
     def start(*words):
-        code = "import sys, time; time.sleep(60)"
-        made.append(subprocess.Popen([sys.executable, "-c", code, *words]))
-        while not network._words(made[-1].pid):  # in the midst of its exec
-            time.sleep(0.01)
-        run.answers["systemctl"] = (0, "0\n\n%d\n" % made[-1].pid)
-        return made[-1]
+        unit = "MainPID=%d\nExecStart={ path=/opt/torch/bin/python ; argv[]=/opt/torch/bin/python %s ; pid=1 }\n"
+        stopped = "MainPID=0\nExecStart={ path=/bin/x ; argv[]=/bin/x ; pid=0 }\n"
+        run.answers["systemctl"] = (0, stopped + "\n" + unit % (999999, " ".join(words)))
 
-    yield start
-    for process in made:
-        process.kill()
-        process.wait()
+    return start
 
 
 HOLDS = (["--master-port=%d", "--node-rank=0"], ["--rdzv-endpoint=10.1.0.1:%d", "--rdzv-conf=a=1,is_host=true"])
 
 
 @pytest.mark.parametrize("words", HOLDS)
-def test_a_job_that_is_about_to_hold_the_port_gets_it(run, starting, monkeypatch, words):
+def test_a_job_that_is_about_to_hold_the_port_gets_it(run, starting, monkeypatch, words, free_port):
     """Its torchrun binds the port seconds after its start: a second run in between must not be in its way."""
     monkeypatch.setattr(network, "knock", lambda *asked: {"ok": True})
-    run.answers["ss"] = (0, 'LISTEN 0 5 *:1 *:* users:(("python",pid=999999,fd=3))\n')
     port = free_port()
     starting(*[word % port if "%d" in word else word for word in words])
     with socket.socket() as held:
@@ -218,19 +210,19 @@ def test_a_job_that_is_about_to_hold_the_port_gets_it(run, starting, monkeypatch
 
         monkeypatch.setattr(network.time, "sleep", bind)
         found = network.listen(port, 30)
-    assert found["busy"] == {str(port): "python, process 999999"}
+    assert found["busy"] == {str(port): OURSELVES}
 
 
-def test_a_job_that_never_takes_its_port_is_named(run, starting, monkeypatch):
+def test_a_job_that_never_takes_its_port_is_named(run, starting, monkeypatch, free_port):
     monkeypatch.setattr(network, "JOB_LIMIT", 0.0)
     port = free_port()
-    process = starting("--master-port=%d" % port, "--node-rank=0")
-    with pytest.raises(network.NetworkError, match="process %d .* is to listen at port %d" % (process.pid, port)):
+    starting("--master-port=%d" % port, "--node-rank=0")
+    with pytest.raises(network.NetworkError, match="process 999999 is to listen at port %d" % port):
         network.listen(port, 30)
 
 
 @pytest.mark.parametrize("words", [["--master-port=%d", "--node-rank=1"], ["--master-port=1%d", "--node-rank=0"]])
-def test_other_hosts_and_other_jobs_are_not_waited_for(run, starting, monkeypatch, words):
+def test_other_hosts_and_other_jobs_are_not_waited_for(run, starting, monkeypatch, words, free_port):
     monkeypatch.setattr(network, "knock", lambda *asked: {"ok": True})
     port = free_port()
     starting(*[word % port if "%d" in word else word for word in words])
@@ -239,23 +231,24 @@ def test_other_hosts_and_other_jobs_are_not_waited_for(run, starting, monkeypatc
 
 def test_a_port_in_use_is_told_and_not_taken(run, monkeypatch):
     monkeypatch.setattr(network, "knock", lambda *words: {"ok": True})
-    run.answers["ss"] = (0, 'LISTEN 0 5 *:1 *:* users:(("nginx",pid=999999,fd=3))\n')
     with socket.socket() as held:
         held.bind(("0.0.0.0", 0))
         held.listen(5)
         port = held.getsockname()[1]
         found = network.listen(port, 30)
-    assert found["busy"] == {str(port): "nginx, process 999999"}
+    assert found["busy"] == {str(port): OURSELVES}
     assert run.seen[-1][-1] == str(found["port"])
 
 
-def test_a_listener_that_does_not_start(run):
+def test_a_listener_that_does_not_start(run, free_port):
     run.answers["systemd-run"] = (1, "")
     with pytest.raises(network.NetworkError, match="systemd-run: exit 1: words on stderr"):
         network.listen(free_port(), 30)
 
 
-def test_who_holds_a_port_may_be_hidden(run):
+def test_who_holds_a_port_may_be_hidden(monkeypatch):
+    assert network.holder(1) == "an unknown process"
+    monkeypatch.setattr(System, "listener", lambda self, port: (0, "unknown"))
     assert network.holder(1) == "an unknown process"
 
 

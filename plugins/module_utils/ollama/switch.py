@@ -1,0 +1,241 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The two links by which a release of Ollama is in use, and the way back for as long as a switch is not proven.
+
+A record in the folder of the releases exists from the first change to the last, so a run that was killed in between is
+found by the next one. It is empty while a release is unpacked. Then it holds what was in the places of the links, and,
+once the switch is proven, the list of what is to stay.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any, Collection, Dict, List, Mapping, Optional, Set
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.archives import InstallError
+
+STORE = "lib/gpufleet"
+"""Where releases lie, below the prefix."""
+ASIDE = "ollama-before-"
+"""Beginning of the name of the folder there to which files are set aside that are not ours."""
+MARKER = ".sha256"
+"""File of a release that is whole."""
+_NAME = "ollama-"
+
+
+class Switch:
+    """What lies below a prefix: links, releases, files of the vendor, and the record."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.store = os.path.join(prefix, STORE)
+        self.places = [os.path.join(prefix, "bin", "ollama"), os.path.join(prefix, "lib", "ollama")]
+        self.record = os.path.join(self.store, ".ollama-switch")
+        self.before: Dict[str, Optional[str]] = {}
+        """What was in each place: None, ``@TARGET`` of a link, or where the vendor's files were set aside."""
+        self.kept: List[str] = []
+        self._begun = False
+        self._made: List[str] = []
+
+    # --- reading
+
+    def interrupted(self) -> bool:
+        return os.path.lexists(self.record)
+
+    def unproven(self) -> Dict[str, Optional[str]]:
+        """The way back from a switch that was killed before it was proven; empty when there was none."""
+        found = self._read()
+        return found if isinstance(found, dict) else {}
+
+    def links(self, name: str) -> Dict[str, str]:
+        """Each place, and where its link leads when a release is in use."""
+        targets = (os.path.join("..", STORE, name, "bin", "ollama"), os.path.join("gpufleet", name, "lib", "ollama"))
+        return dict(zip(self.places, targets))
+
+    def in_use(self, name: str) -> bool:
+        return all(link(path) == to for path, to in self.links(name).items())
+
+    def aside(self) -> Dict[str, str]:
+        """Where the vendor's files of each place were last set aside."""
+        found: Dict[str, str] = {}
+        folders = [os.path.join(self.store, name) for name in self._names() if name.startswith(ASIDE)]
+        for place in self.places:
+            asides = [os.path.join(folder, os.path.relpath(place, self.prefix)) for folder in folders]
+            there = [aside for aside in asides if os.path.lexists(aside)]
+            if there:
+                found[place] = max(there, key=lambda aside: os.lstat(os.path.dirname(aside)).st_mtime_ns)
+        return found
+
+    def leftovers(self) -> List[str]:
+        """What a run that was killed may have left, the record last."""
+        names = [name for name in self._names() if name.startswith(("." + _NAME, "..ollama-switch"))]
+        names.sort(key=lambda name: name == os.path.basename(self.record))
+        beside = [place + ".gpufleet" for place in self.places if os.path.lexists(place + ".gpufleet")]
+        return [*beside, *(os.path.join(self.store, name) for name in names)]
+
+    def releases(self) -> List[str]:
+        """Names in the store of whole or removable folders of ours, those set aside among them."""
+        return [name for name in self._names() if name.startswith(_NAME)]
+
+    def _names(self) -> List[str]:
+        return sorted(os.listdir(self.store)) if os.path.isdir(self.store) else []
+
+    # --- changing
+
+    def check(self) -> None:
+        """:raises InstallError: somebody other than root could replace the program, or the record of the way back."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
+
+        for folder in (os.path.dirname(self.places[0]), self.store):
+            why = intruder(folder)
+            if why:
+                raise InstallError(
+                    "prefix %s: %s, so somebody other than root could replace the program: "
+                    "give that folder to root, or declare another prefix" % (self.prefix, why)
+                )
+
+    def begin(self) -> None:
+        """Have a record before anything else; one that is there stays."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        self.check()
+        self._made = files.make_folders(self.store)
+        self._begun = True
+        for path in self.leftovers():
+            if path != self.record:
+                discard(path)
+        os.close(os.open(self.record, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+
+    def to(self, name: str) -> None:
+        """Put a release in use; what is in the places now can be brought back."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        found = self._read()
+        self.kept = found if isinstance(found, list) else []
+        interrupted = found if isinstance(found, dict) else {}
+        aside = os.path.join(self.store, ASIDE + name[len(_NAME) :])
+
+        def former(path: str) -> Optional[str]:
+            if os.path.lexists(path) and not os.path.islink(path):  # whatever was recorded, this is to come back
+                return os.path.join(aside, os.path.relpath(path, self.prefix))
+            to = link(path)
+            return interrupted.get(path, "@" + to if to is not None else None)
+
+        self.before = {path: former(path) for path in self.places}
+        self._write(self.before)
+        for path, to in self.links(name).items():
+            self._made += files.make_folders(os.path.dirname(path))
+            if os.path.lexists(path) and not os.path.islink(path):
+                self._set_aside(path, str(self.before[path]))
+            point(path, to)
+
+    def back(self) -> None:
+        """Bring back what was in the places before."""
+        for path, before in reversed(list(self.before.items())):
+            if os.path.lexists(path) and not os.path.islink(path):
+                continue  # not yet set aside, or back already
+            if before is None:
+                if os.path.lexists(path):
+                    os.unlink(path)
+            elif before.startswith("@"):
+                point(path, before[1:])
+            elif os.path.lexists(before):
+                if os.path.lexists(path):
+                    os.unlink(path)
+                os.rename(before, path)
+                remove_empty(os.path.dirname(before), self.store)
+        self.before = {}
+
+    def proven(self, keep: Set[str]) -> None:
+        """From here on there is no way back, and only cleaning up is left."""
+        self._write(sorted(keep))
+
+    def end(self) -> None:
+        """Remove what is left of a switch, the record last."""
+        if not self._begun:
+            return
+        for path in self.leftovers():
+            discard(path)
+        remove_empty(self.store, os.path.dirname(self.store))
+        for folder in reversed(self._made):
+            remove_empty(folder, os.path.dirname(folder))
+        self._begun = False
+
+    def sweep(self, keep: Collection[str]) -> None:
+        """Remove the releases that are no longer needed; each takes gigabytes."""
+        for name in self.releases():
+            if name not in keep:
+                discard(os.path.join(self.store, name))
+
+    def _set_aside(self, path: str, aside: str) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        discard(aside)
+        files.make_folders(os.path.dirname(aside))
+        os.rename(path, aside)
+
+    def _read(self) -> Any:
+        import json
+
+        try:
+            descriptor = os.open(self.record, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                return json.loads(file.read(1 << 20))
+        except (OSError, ValueError):
+            return {}
+
+    def _write(self, found: Any) -> None:
+        import json
+
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        files.write_whole(self.record, json.dumps(found).encode())
+
+
+def names_in(before: Mapping[str, Optional[str]]) -> Set[str]:
+    """The folders of the store that what was in the places lies in."""
+    return {part for former in before.values() for part in (former or "").split("/") if part.startswith(_NAME)}
+
+
+def discard(path: str) -> None:
+    """Remove a file, a link, or a folder; a release that is only half removed must not be taken for a whole one."""
+    if os.path.islink(path) or os.path.isfile(path):
+        os.unlink(path)
+    elif os.path.isdir(path):
+        marker = os.path.join(path, MARKER)
+        if os.path.lexists(marker):
+            os.unlink(marker)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def link(path: str) -> Optional[str]:
+    """Where a link leads; None when there is none."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def point(path: str, to: str) -> None:
+    """Have a link lead somewhere, in place of the one that is there."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+    beside = path + ".gpufleet"
+    if os.path.lexists(beside):
+        os.unlink(beside)
+    os.symlink(to, beside)
+    os.replace(beside, path)
+    with files.folder(os.path.dirname(path)) as folder:
+        files.sync(folder)
+
+
+def remove_empty(folder: str, stop: str) -> None:
+    """Remove a folder and its parents below ``stop`` while they are empty."""
+    while folder != stop and folder.startswith(stop):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            return
+        folder = os.path.dirname(folder)
