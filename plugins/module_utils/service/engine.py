@@ -350,9 +350,9 @@ class _Convergence:
             self.action = "start"
         if self.action != "restart":
             reasons.clear()
-        file_state = self.state.get("UnitFileState", "")
+        self.file_state = self.state.get("UnitFileState", "")
         self.enabling: Optional[str] = None
-        if self.present and self.change.enabled is not None and not self._is_enabled_as_declared(file_state):
+        if self.present and self.change.enabled is not None and not self._is_enabled_as_declared(self.file_state):
             self.enabling = "enable" if self.change.enabled else "disable"
         self.reload = bool(self.drop_in_changes or self.steps or self.unfinished or loaded_is_old)
         outcome.changed = bool(
@@ -547,6 +547,12 @@ class _Convergence:
             raise _Failed(
                 "not_enabled", "after systemctl %s it is %s: has it an [Install] section?" % (self.enabling, file_state)
             )
+
+    def _refuse_other_links(self) -> None:
+        """Raise StepError where undoing the links has not led back to what systemd said of them before."""
+        now = self.system.show(self.name).get("UnitFileState", "")
+        if now != self.file_state:
+            raise StepError("it was %s, and is %s now" % (self.file_state or "not enabled", now or "not enabled"))
 
     def _switch(self) -> None:
         """Start, restart or stop the unit, and prove what runs then."""
@@ -853,6 +859,8 @@ class _Convergence:
             attempt(self.enabling or "", self.links.undo)
         if touched:
             attempt("daemon-reload", self.system.reload)
+        if self.links:
+            attempt(self.enabling or "", self._refuse_other_links)
         down = ""
         if self.acted:
             try:

@@ -1288,6 +1288,13 @@ def test_enabling_that_does_not_work(system: Any, monkeypatch: pytest.MonkeyPatc
     assert error.outcome.verdict.name == "not_enabled" and error.outcome.rolled_back
 
 
+def test_links_that_cannot_be_undone_are_said(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = system.enable
+    monkeypatch.setattr(system, "enable", lambda unit: (real(unit), "in words of a later systemd")[1])
+    error = fails(system, enabled=True, gate=lambda running, changed: Verdict("not_ready"))
+    assert "FAILED: enable: it was disabled, and is enabled now." in error.message and not error.outcome.rolled_back
+
+
 # --- what is refused
 
 
