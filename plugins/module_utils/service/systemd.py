@@ -243,7 +243,10 @@ class System:
                 yield path[len(self.root) :], content
 
     def environ(self, pid: int) -> Optional[Dict[str, str]]:
-        """The environment with which a process was executed; None when it is gone, or not executed yet."""
+        """The environment with which a process was executed; None when it is gone, or not executed yet.
+
+        Empty where it is unknown: the program has written its title over it, as nginx does.
+        """
         try:
             with open("%s/proc/%d/comm" % (self.root, pid), encoding="utf-8", errors="replace") as stream:
                 name = stream.read().strip()
@@ -261,7 +264,8 @@ class System:
             return None
         except PermissionError as error:
             raise ManagerError("%s: only root, with CAP_SYS_PTRACE in a container, may read it" % error) from error
-        found = dict(item.split("=", 1) for item in content.split("\0") if "=" in item)
+        items = content.split("\0")
+        found = dict(item.split("=", 1) for item in items if "=" in item and "=" in items[0])
         return None if between_fork_and_exec and "INVOCATION_ID" not in found else found
 
     def program(self, pid: int) -> Optional[str]:
@@ -495,11 +499,20 @@ class System:
     def reset_failed(self, unit: str) -> None:
         self._run(["systemctl", "reset-failed", "--", unit])  # fails when there is nothing to reset
 
-    def enable(self, unit: str) -> None:
-        self._call(["systemctl", "enable", "--quiet", "--", unit])
+    def enable(self, unit: str) -> str:
+        """Gives what systemctl says, which names every link that it creates."""
+        return self._links("enable", unit)
 
-    def disable(self, unit: str) -> None:
-        self._call(["systemctl", "disable", "--quiet", "--", unit])
+    def disable(self, unit: str, runtime: bool = False) -> str:
+        """Gives what systemctl says, which names every link that it removes; ``runtime``: of those in /run."""
+        return self._links("disable", *(["--runtime"] if runtime else []), unit)
+
+    def _links(self, *words: str) -> str:
+        command = ["systemctl", *words[:-1], "--", words[-1]]
+        status, out, said = self._run(command, environment={"SYSTEMD_LOG_LEVEL": "info"})
+        if status:
+            raise ManagerError("systemctl %s failed: %s" % (words[0], said.strip() or "exit %d" % status))
+        return out + said
 
     def run_transient(self, unit: str, description: str, command: List[str], properties: Mapping[str, str]) -> None:
         """Run a command as a unit that lives in memory only, and is forgotten once it ends."""

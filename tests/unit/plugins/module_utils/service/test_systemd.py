@@ -159,12 +159,12 @@ def test_jobs(tools: Tools) -> None:
     tools.answers["systemctl restart -- x.service"] = (0, "", "")
     tools.answers["systemctl start -- x.service"] = (1, "", "Job for x.service failed.\nSee more")
     tools.answers["systemctl stop -- x.service"] = (4, "", "")
-    tools.answers["systemctl disable --quiet -- x.service"] = (0, "", "")
+    tools.answers["systemctl disable -- x.service"] = (0, "", "Removed /etc/x.\n")
     tools.answers["systemctl reset-failed -- x.service"] = (1, "", "not loaded")
     assert system.restart("x.service", 5, 5) is None
     assert system.start("x.service", 5) == "Job for x.service failed."
     assert system.stop("x.service", 7) == "exit 4"
-    system.disable("x.service")
+    assert system.disable("x.service") == "Removed /etc/x.\n"
     system.reset_failed("x.service")
     assert not tools.killed
 
@@ -401,6 +401,10 @@ def test_environment_files(tmp_path: Path) -> None:
     assert list(system.environment_files("/etc/default/*")) == [("/etc/default/a", b"A=1"), ("/etc/default/b", b"B=1")]
     assert list(system.environment_files("/etc/default/a")) == [("/etc/default/a", b"A=1")]
     assert list(system.environment_files("/etc/nothing")) == []
+    (tmp_path / "etc/default/x\\x2dy").write_bytes(b"C=1")
+    for pattern in ("/etc/default/x\\\\x2dy", "/etc/default/x\\\\x2d?"):
+        assert list(system.environment_files(pattern)) == [("/etc/default/x\\x2dy", b"C=1")], pattern
+    assert list(system.environment_files("/etc/default/x\\x2dy")) == [], "there the backslash escapes the x"
     write(tmp_path, "/etc/default/c\\x2d[1]", "C=1")
     escaped = r"/etc/default/c\\x2d\[1\]"
     for pattern in (escaped, escaped + "*", r"/etc/default/\c\\x2d\[1]"):
@@ -547,6 +551,9 @@ def test_environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = System(str(tmp_path))
     proc(tmp_path, 7, "ollama", b"A=1\0B=x=y\xff\0junk\0")
     assert system.environ(7) == {"A": "1", "B": "x=y\udcff"}
+    for title in (b"\0\0\0\0", b"er process nginx\0\0\0\0", b"le\0\0\0B=1\0"):
+        proc(tmp_path, 6, "nginx", title)
+        assert system.environ(6) == {}, "the program has written over it"
     proc(tmp_path, 8, "(ollama)", b"PATH=/bin\0")
     assert system.environ(8) is None, "the child is still systemd itself"
     proc(tmp_path, 8, "(odd)", b"INVOCATION_ID=1\0")
