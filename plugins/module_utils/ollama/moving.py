@@ -165,7 +165,7 @@ class MoveStep:
 
     def needed(self) -> bool:
         try:  # another run may have moved them while this one waited for its turn
-            self.holding = Holding(self.old, with_rights_of(self.user, lambda: holding(self.old).files))
+            self.holding = Holding(self.old, with_rights_of(self.user, lambda: holding(self.old, strict=True).files))
         except StoreError:
             return True  # apply says why
         return bool(self.holding.files) or self._former() is not None

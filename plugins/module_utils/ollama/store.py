@@ -53,14 +53,15 @@ class Holding(NamedTuple):
         return "%d model%s, %.1f GB" % (count, "s"[: count != 1], sum(self.files.values()) / 1e9)
 
 
-def holding(path: str) -> Holding:
+def holding(path: str, strict: bool = False) -> Holding:
     """What the store at a path has, found with the rights of the calling process: call it through ``as_user``.
 
-    :raises PermissionError: a folder of it may not be listed.
+    :param strict: a folder that cannot be listed is an error.
+    :raises OSError: see strict.
     """
     files = {}
     for top in TOPS:
-        for folder, below, names in os.walk(os.path.join(path, top), onerror=_unless_gone):
+        for folder, below, names in os.walk(os.path.join(path, top), onerror=_unless_gone if strict else None):
             depth = os.path.relpath(folder, path).count("/") + 1
             if top == "blobs" or depth == _DEPTH:
                 del below[:]

@@ -41,7 +41,7 @@ def survey(old: str, new: str) -> Dict[str, Any]:
         of which both have a version of their own; ``stuck``: a folder of the old store that nothing can be removed
         from; ``folders``: to be made, the outermost first; ``needed`` and ``free``: bytes on the disk of the new one.
     """
-    held, there = holding(old).files, holding(new).files
+    held, there = holding(old, strict=True).files, holding(new, strict=True).files
     missing = {file: size for file, size in held.items() if not (_shared(old, new, file) or _same(old, new, file))}
     absent = [file for file in missing if not os.path.lexists(os.path.join(new, file))]
     place = new
@@ -97,7 +97,7 @@ def finish(old: str, new: str, known: Collection[str]) -> Work:
     :param known: what was brought before.
     :returns: what is left in the old store: files that the new one does not have.
     """
-    held = holding(old).files
+    held = holding(old, strict=True).files
     # of a model that both servers have pulled since, the new store has the newer one
     both = [file for file in held if not BLOB.match(file) and os.path.lexists(os.path.join(new, file))]
     stale = {file for file in both if not (_shared(old, new, file) or _same(old, new, file))}
@@ -106,7 +106,7 @@ def finish(old: str, new: str, known: Collection[str]) -> Work:
     yield from empty(old, new, {*known, *held}, stale)
     folders = [folder for top in TOPS for folder, _below, _files in os.walk(os.path.join(old, top))]
     remove_empty([old, *folders])
-    return sorted(file for file in holding(old).files if not _shared(old, new, file))
+    return sorted(file for file in holding(old, strict=True).files if not _shared(old, new, file))
 
 
 def empty(

@@ -30,6 +30,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.whee
 ROOT = "/opt/gpufleet"
 MARKER = "gpufleet.json"
 UNITS = "/etc/systemd/system"
+_CONSTRAINTS, _REQUIREMENTS = ".constraints.txt", ".requirements.txt"
 _NEW, _ASIDE = "%s.new", ".aside"
 LAST_LINES = 8  # of a failed program's output, for the message
 
@@ -159,12 +160,14 @@ class EnvironmentStep:
 
         :raises EnvironmentFault: nothing was switched, and nothing new is left.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
 
-        try:
-            files.check_own(self.folder)
-        except OSError as error:
-            raise EnvironmentFault("%s cannot be built: %s" % (self.path, error.strerror)) from None
+        why = intruder(self.folder)
+        if why:
+            raise EnvironmentFault(
+                "%s cannot be built: %s, and root would run programs there. Declare a folder of root's as root, or run "
+                "this as that user" % (self.path, why)
+            )
         self.build()
         self.switch()
 
@@ -329,7 +332,7 @@ class EnvironmentStep:
             self._run([uv, "venv", "--quiet", "--python", self.interpreter, self.path])
         else:
             self._run([self.interpreter, "-m", "venv", self.path], hint=_venv_hint)
-        self._write(".constraints.txt", self.choice.constraints)
+        self._write(_CONSTRAINTS, self.choice.constraints)
         wheels = sources.wheels
         if wheels and not os.path.isdir(wheels):
             wheels = os.path.join(self.path, ".wheels")
@@ -346,12 +349,17 @@ class EnvironmentStep:
             self._run([*install, *compiled, *self._named(packages)], hint=_install_hint)
         if wheels != sources.wheels:
             shutil.rmtree(wheels or "")
-        self._write(".requirements.txt", ())
+        for name in (_CONSTRAINTS, _REQUIREMENTS):
+            if os.path.exists(self._inside(name)):
+                os.unlink(self._inside(name))
         self._test()
+
+    def _inside(self, name: str) -> str:
+        return os.path.join(self.path, name)
 
     def _write(self, name: str, lines: Sequence[str]) -> str:
         """A file for the installer that only root can read: there may be passwords in it."""
-        path = os.path.join(self.path, name)
+        path = self._inside(name)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in lines))
         return path
@@ -360,14 +368,14 @@ class EnvironmentStep:
         """Packages as arguments, which everybody can read; in a file where a password is among them."""
         if all(_masked(package) == package for package in packages):
             return list(packages)
-        return ["--requirement", self._write(".requirements.txt", packages)]
+        return ["--requirement", self._write(_REQUIREMENTS, packages)]
 
     def _installer(self, uv: Optional[str], wheels: Optional[str]) -> List[str]:
         if uv:
             words = [uv, "pip", "install", "--quiet", "--python", self.python, "--index-strategy", "unsafe-best-match"]
         else:
             words = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-        words += ["--constraint", os.path.join(self.path, ".constraints.txt")]
+        words += ["--constraint", self._inside(_CONSTRAINTS)]
         return [*words, "--no-index", "--find-links", wheels] if wheels else words
 
     def _indexes(self) -> Dict[str, str]:

@@ -79,7 +79,7 @@ def test_where_others_may_write_root_runs_nothing(make, tmp_path, whose):
         elif whose == "a link in a user's":
             (folder / "link").symlink_to(victim)
             root = "opt/link"
-    with pytest.raises(EnvironmentFault, match="others may write into .*declare a folder of root's|symbolic link"):
+    with pytest.raises(EnvironmentFault, match="root would run programs there. Declare a folder of root's"):
         make(root).apply()
     assert make.ran == [] and os.listdir(victim) == []
 
@@ -91,7 +91,7 @@ def test_a_folder_of_root_below_a_sticky_one_is_root_s(make, tmp_path):
     (tmp_path / "shared/opt").mkdir()
     make("shared/opt").apply()
     (tmp_path / "shared").chmod(0o777)
-    with pytest.raises(EnvironmentFault, match="others may write into"):
+    with pytest.raises(EnvironmentFault, match="may be written by any user"):
         make("shared/opt", packages=("engine==1.1",)).apply()
 
 
@@ -106,7 +106,7 @@ def test_the_user_of_a_service_can_use_it_whatever_the_umask_is(make, tmp_path, 
     for here, folders, names in os.walk(tmp_path / "opt"):
         for name in [*folders, *names]:
             found = os.lstat(os.path.join(here, name))
-            if not stat.S_ISLNK(found.st_mode) and name not in (".constraints.txt", ".requirements.txt", ".lock"):
+            if not stat.S_ISLNK(found.st_mode) and name != ".lock":
                 assert found.st_mode & 0o777 == (0o755 if stat.S_ISDIR(found.st_mode) else 0o644), name
 
 
@@ -120,7 +120,10 @@ def test_a_password_in_a_package_stands_nowhere(make, tmp_path):
     assert seen[0][".requirements.txt"] == ("engine @ %s\n" % secret, 0o600)
     assert seen[0][".constraints.txt"] == ("numpy @ %s\n" % secret, 0o600)
     assert "s3cret" not in json.dumps([step.record(), step.diff()])
-    assert os.path.getsize(step.path + "/.requirements.txt") == 0
+    for here, _folders, names in os.walk(step.path):
+        for name in names:
+            with open(os.path.join(here, name)) as file:
+                assert "s3cret" not in file.read()
     assert (
         step.asked == make(packages=step.choice.packages, constraints=step.choice.constraints, without=("torch",)).asked
     )
