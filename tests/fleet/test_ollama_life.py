@@ -44,8 +44,8 @@ def host(lab):
     hostsetup.uninstall(name)
     lab.sh(
         name,
-        "rm -f /etc/sudoers.d/umask; while umount -q /srv/other; do :; done; rm -rf /srv/llm /srv/other /srv/good /var/lib/gpufleet "
-        + RELEASES,
+        "rm -f /etc/sudoers.d/umask; while umount -q /srv/other; do :; done;"
+        "rm -rf /srv/llm /srv/other /srv/good /var/lib/gpufleet " + RELEASES,
     )
 
 
