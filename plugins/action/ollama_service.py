@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 from typing import Any, Dict, List, Optional
 
 from ansible.errors import AnsibleActionFail
@@ -60,7 +61,7 @@ class ActionModule(Asking):
         if mirror and on_controller(mirror) and not archive:
             arguments["mirror"] = os.path.abspath(os.path.expanduser(mirror))
             folder = "%s/v%s" % (arguments["mirror"], arguments.get("version"))
-            files = sorted(glob.glob(glob.escape(folder) + "/ollama-linux-*"))
+            files = sorted(filter(os.path.isfile, glob.glob(glob.escape(folder) + "/ollama-linux-*")))
             if not files:
                 raise AnsibleActionFail(
                     "mirror: there is no %s/ollama-linux-* on the controller; expected the layout of the releases,"
@@ -106,7 +107,7 @@ def checksum(path: str) -> str:
         with open(os.path.join(folder, "sha256sum.txt"), encoding="utf-8") as listed:
             for line in listed:
                 digest, _sep, file = line.strip().partition(" ")
-                if os.path.basename(file.strip().lstrip("*")) == name and len(digest) == 64:
+                if os.path.basename(file.strip().lstrip("*")) == name and re.match(r"[0-9a-fA-F]{64}\Z", digest):
                     return digest.lower()
     except OSError:
         pass

@@ -289,6 +289,7 @@ options:
       - SHA-256 of the archive, as V(sha256:HEX). Required for whatever comes by an URL; C(sha256sum.txt) of a release
         lists it. With add-ons, or hosts of several architectures, a dictionary, file name to checksum.
       - V(unverified), for all or for one file, does without. What one address gave is then never fetched again.
+        Over plain http this is warned of.
       - For a file on the controller, C(sha256sum.txt) beside it is read, as releases have it; without one the file is
         hashed at each run. A file on the host is hashed at each run too.
     type: raw
@@ -297,7 +298,8 @@ options:
     type: bool
     default: false
   prefix:
-    description: Where Ollama is installed, C(bin/ollama) and C(lib/ollama) below it.
+    description:
+      - Where Ollama is installed, C(bin/ollama) and C(lib/ollama) below it. Nobody but root may write there.
     type: path
     default: /usr/local
   facts_timeout:

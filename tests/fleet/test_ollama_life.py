@@ -42,7 +42,11 @@ def host(lab):
     faults.clear(name)
     lab.reset(name)
     hostsetup.uninstall(name)
-    lab.sh(name, "umount -q /srv/other; rm -rf /srv/llm /srv/other /srv/good /var/lib/gpufleet " + RELEASES)
+    lab.sh(
+        name,
+        "rm -f /etc/sudoers.d/umask; umount -q /srv/other; rm -rf /srv/llm /srv/other /srv/good /var/lib/gpufleet "
+        + RELEASES,
+    )
 
 
 @pytest.fixture
@@ -70,12 +74,18 @@ def files(host, *places):
 
 
 def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
-    """The links lead to the new release, the old process serves: the next run notices, restarts and proves."""
+    """The links lead to the new release, the old process serves: the next run notices, restarts and proves.
+
+    All of it under a strict umask, as hardening guides have it.
+    """
+    hostsetup.sh(host, "echo 'Defaults umask=0027, umask_override' >/etc/sudoers.d/umask")
     assert bring(version=archive.FORMER, mirror=mirror)["version"] == archive.FORMER
-    killed = {}
+    killed, before = {}, hostsetup.sh(host, "readlink /usr/local/bin/ollama").strip()
     run = threading.Thread(target=lambda: killed.update(bring(version=archive.VERSION, mirror=mirror)))
     run.start()
-    hostsetup.sh(host, "timeout 60 sh -c 'until [ -e %s/.ollama-switch ]; do :; done';%s" % (RELEASES, KILL))
+    hostsetup.sh(
+        host, "timeout 240 sh -c 'until [ $(readlink /usr/local/bin/ollama) != %s ]; do :; done';%s" % (before, KILL)
+    )
     run.join()
     assert killed["failed"]
     hostsetup.sh(host, "test -e %s/.ollama-switch" % RELEASES)
@@ -84,6 +94,8 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
     assert again["version"] == version(host) == archive.VERSION
     hostsetup.sh(host, "! test -e %s/.ollama-switch" % RELEASES)
     assert not bring(version=archive.VERSION, mirror=mirror)["changed"]
+    odd = "find %s -mindepth 1 ! -path '%s/ollama-*' -o ! -perm -o+r" % (RELEASES, RELEASES)
+    assert hostsetup.sh(host, odd) == ""
 
 
 def test_a_folder_that_root_has_prepared_for_the_models(lab, host, bring, mirror):

@@ -108,8 +108,9 @@ class ReleaseStep:
         self.switch.back()
         if self._unpacked:
             discard(self.target)
-        if switched or not self.switch.unproven():  # else the way back of a killed run is still wanted
-            self.switch.end()
+        if not switched and self.switch.unproven():  # the way back of a killed run is still wanted
+            self.switch.leave()
+        self.switch.end()
 
     def finish(self) -> None:
         """After a proven switch: remove releases but the new one and the one before it; each takes gigabytes.

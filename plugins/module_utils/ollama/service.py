@@ -399,7 +399,7 @@ def _steps_of_instance(
     program = os.path.join(params["prefix"], "bin", "ollama")
     more = [ProgramStep(unit, program, system)]  # type: List[engine.Step]
     if not any(isinstance(step, install.UnitStep) for step in steps):
-        if not os.path.exists(program):
+        if not (os.path.exists(program) or any(isinstance(step, install.BackStep) for step in steps)):
             raise Refused(
                 "there is no %s that it could start; expected an installed Ollama: declare archive, or the prefix "
                 "below which it is" % program

@@ -5,14 +5,16 @@
 
 A record in the folder of the releases exists from the first change to the last, so a run that was killed in between is
 found by the next one. It is empty while a release is unpacked. Then it holds what was in the places of the links, and,
-once the switch is proven, the list of what is to stay.
+once the switch is proven, the list of what is to stay. Meanwhile that folder is locked; the kernel unlocks it when the
+run ends, however it ends.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from typing import Any, Collection, Dict, List, Mapping, Optional, Set
+import time
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Set
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.archives import InstallError
 
@@ -22,7 +24,10 @@ ASIDE = "ollama-before-"
 """Beginning of the name of the folder there to which files are set aside that are not ours."""
 MARKER = ".sha256"
 """File of a release that is whole."""
+WAIT = 600.0
+"""Seconds to wait for another run that installs a release."""
 _NAME = "ollama-"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Switch:
@@ -36,13 +41,14 @@ class Switch:
         self.before: Dict[str, Optional[str]] = {}
         """What was in each place: None, ``@TARGET`` of a link, or where the vendor's files were set aside."""
         self.kept: List[str] = []
-        self._begun = False
         self._made: List[str] = []
+        self._unlock: Optional[Callable[[], Any]] = None
 
     # --- reading
 
     def interrupted(self) -> bool:
-        return os.path.lexists(self.record)
+        """Whether a run was killed before it was done; one that is still at it was not."""
+        return os.path.lexists(self.record) and not self._is_locked()
 
     def unproven(self) -> Dict[str, Optional[str]]:
         """The way back from a switch that was killed before it was proven; empty when there was none."""
@@ -86,23 +92,19 @@ class Switch:
 
     def check(self) -> None:
         """:raises InstallError: somebody other than root could replace the program, or the record of the way back."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
         for folder in (os.path.dirname(self.places[0]), self.store):
-            why = intruder(folder)
-            if why:
-                raise InstallError(
-                    "prefix %s: %s, so somebody other than root could replace the program: "
-                    "give that folder to root, or declare another prefix" % (self.prefix, why)
-                )
+            try:
+                files.check_own(folder)
+            except files.UnsafePath as error:
+                raise InstallError("prefix %s: %s: %s" % (self.prefix, folder, error.strerror)) from None
 
     def begin(self) -> None:
         """Have a record before anything else; one that is there stays."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
         self.check()
-        self._made = files.make_folders(self.store)
-        self._begun = True
+        self._lock()
         for path in self.leftovers():
             if path != self.record:
                 discard(path)
@@ -131,6 +133,12 @@ class Switch:
                 self._set_aside(path, str(self.before[path]))
             point(path, to)
 
+    def restore(self, before: Mapping[str, Optional[str]]) -> None:
+        """Put something else in the places, in the words of ``before``."""
+        self.before = dict(before)
+        self._write(self.before)
+        self.back()
+
     def back(self) -> None:
         """Bring back what was in the places before."""
         for path, before in reversed(list(self.before.items())):
@@ -154,20 +162,71 @@ class Switch:
 
     def end(self) -> None:
         """Remove what is left of a switch, the record last."""
-        if not self._begun:
+        if not self._unlock:
             return
         for path in self.leftovers():
             discard(path)
         remove_empty(self.store, os.path.dirname(self.store))
         for folder in reversed(self._made):
             remove_empty(folder, os.path.dirname(folder))
-        self._begun = False
+        self.leave()
+
+    def leave(self) -> None:
+        """Let other runs go on."""
+        if self._unlock:
+            self._unlock()
+        self._unlock = None
 
     def sweep(self, keep: Collection[str]) -> None:
         """Remove the releases that are no longer needed; each takes gigabytes."""
         for name in self.releases():
             if name not in keep:
                 discard(os.path.join(self.store, name))
+
+    def _lock(self) -> None:
+        """Have the folder of the releases, and be alone in it.
+
+        :raises InstallError: another run is there for too long.
+        """
+        import fcntl
+        import weakref
+
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        until = time.monotonic() + WAIT
+        while not self._unlock:
+            self._made += files.make_folders(self.store)
+            descriptor = os.open(self.store, _FOLDER)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_nlink:  # who had it may have removed it
+                    self._unlock = weakref.finalize(self, os.close, descriptor)
+                    return
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise InstallError(
+                        "another run has been installing a release in %s for %d s; wait for its end"
+                        % (self.store, WAIT)
+                    ) from None
+                time.sleep(0.1)
+            finally:
+                if not self._unlock:
+                    os.close(descriptor)
+
+    def _is_locked(self) -> bool:
+        import fcntl
+
+        try:
+            descriptor = os.open(self.store, _FOLDER)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def _set_aside(self, path: str, aside: str) -> None:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files

@@ -86,20 +86,22 @@ class RestoreStep:
         }
 
     def apply(self) -> None:
-        back = self.release.coming_back()
-        for path in self.release.links:
-            self._removed[path] = os.readlink(path)
-            os.unlink(path)
-        for aside, path in back.items():
-            os.rename(aside, path)
-            self._moved[aside] = path
+        """The switch's record has the next run end it, should this one be killed."""
+        release = self.release
+        aside = {place: aside for aside, place in release.coming_back().items()}
+        self._removed = {path: os.readlink(path) for path in release.links}
+        release.switch.begin()
+        release.switch.restore({place: aside.get(place) for place in [*release.links, *aside]})
+        self._moved = {aside[place]: place for place in aside}
 
     def undo(self) -> None:
         for aside, path in self._moved.items():
+            files.make_folders(os.path.dirname(aside))
             os.rename(path, aside)
         for path, target in self._removed.items():
             if not os.path.lexists(path):
                 os.symlink(target, path)
+        self.release.switch.end()
 
 
 def check(units: Sequence[str], prefix: str) -> None:
@@ -152,8 +154,8 @@ def uninstall(
         account_goes = not goes_on and not keeps_models and user in made.remembered("users")
         tops = [os.path.join(holding.path, top) for holding in holdings for top in stores.TOPS if holding.files]
         homes = [path for path in made.remembered("homes") if path == install.HOME]
-        owned = [*(tops if remove_models else ()), *(homes if account_goes else ())]
-        return holdings, keeps_models, account_goes, [path for path in owned if os.path.lexists(path)]
+        owned = [path for path in tops if remove_models and os.path.lexists(path)]
+        return holdings, keeps_models, account_goes, owned + (homes if account_goes else [])
 
     _refuse_mounts(unit, theirs()[-1])
     steps = [restore] if goes_on else []
@@ -170,16 +172,19 @@ def uninstall(
     outcome.changed = outcome.changed or bool(names)
     if names and not check_mode:
         try:
-            if not goes_on:
+            if restore.needed() and not goes_on:
                 restore.apply()
-            _remove(gone, owned, user if account_goes else None, prefix, [holding.path for holding in holdings])
+            _remove(gone, owned, user if account_goes else None)
             if beside or (ours and not goes_on):
                 system.reload()
         except (OSError, account.AccountError) as error:
+            release.switch.leave()
             outcome.verdict = engine.Verdict("not_removed", str(error))
             message = "%s: not everything can be removed: %s; run this again" % (unit, error)
             raise engine.ServiceError(message, outcome) from None
     if not check_mode:
+        release.switch.end()
+        _tidy(prefix, [holding.path for holding in holdings])
         _remember([] if goes_on else holdings, [*ours, *beside])
     kept = "; ".join("its models stay in %s (%s)" % (one.path, one) for one in holdings if one.files and keeps_models)
     return dict(outcome.as_result(), msg=_sentence(unit, outcome.changed, check_mode, goes_on, kept))
@@ -225,7 +230,7 @@ def _refuse_mounts(unit: str, paths: Sequence[str]) -> None:
                 )
 
 
-def _remove(gone: List[str], owned: List[str], user: Optional[str], prefix: str, places: List[str]) -> None:
+def _remove(gone: List[str], owned: List[str], user: Optional[str]) -> None:
     """:param owned: folders of the service's user, or in his."""
     for path in gone:
         switches.discard(path)
@@ -241,6 +246,10 @@ def _remove(gone: List[str], owned: List[str], user: Optional[str], prefix: str,
         if account.exists(user):  # a killed run may have recorded, but not created it
             account.run(["userdel", user])
         made.drop("users", user)
+
+
+def _tidy(prefix: str, places: List[str]) -> None:
+    """Remove folders of ours that are empty by now."""
     _remove_empty([os.path.join(prefix, switches.STORE)])
     # folders that were made for a store, from the inside out
     for folder in reversed(made.remembered("directories")):

@@ -18,6 +18,8 @@ def intruder(path: str) -> Optional[str]:
 
     :param path: absolute; it need not exist. A folder counts with what may be put into it.
     """
+    if not os.path.isabs(path):
+        return "%s is not an absolute path" % path
     place, waiting, links, shared = "/", [part for part in path.split("/") if part][::-1], 0, False
     while True:
         try:

@@ -134,16 +134,10 @@ class _Tree:
                 os.fchmod(descriptor, 0o755 if member.mode & stat.S_IXUSR else 0o644)
 
     def _link(self, member: Any, parts: List[str]) -> None:
-        with self._opened(parts[:-1]) as folders:
-            depth = len(folders) - 1
-            for part in _checked(member.linkname).split("/"):
-                depth += {"..": -1, "": 0, ".": 0}.get(part, 1)
-                if depth < 0 or os.path.isabs(member.linkname):
-                    raise UnsafeArchive(
-                        "holds the unsafe name %r, to which %r is a link" % (member.linkname, member.name)
-                    )
-            _make_room(parts[-1], folders[-1], member.name)
-            os.symlink(member.linkname, parts[-1], dir_fd=folders[-1])
+        """Where it leads is looked at when it is followed, and when all is there."""
+        with self._folder(parts[:-1]) as parent:
+            _make_room(parts[-1], parent, member.name)
+            os.symlink(_checked(member.linkname), parts[-1], dir_fd=parent)
 
     def _second_name(self, member: Any, parts: List[str]) -> None:
         known = _parts(member.linkname)
@@ -162,12 +156,7 @@ class _Tree:
 
     @contextmanager
     def _folder(self, parts: List[str]) -> Iterator[int]:
-        with self._opened(parts) as folders:
-            yield folders[-1]
-
-    @contextmanager
-    def _opened(self, parts: List[str]) -> Iterator[List[int]]:
-        """Descriptors of the folders from the top to where a path really leads; missing ones are made."""
+        """A descriptor of the folder that a path really leads to; missing ones are made."""
         name, waiting, links, folders = "/".join(parts), parts[::-1], 0, [os.dup(self.top)]
         try:
             while waiting:
@@ -187,7 +176,7 @@ class _Tree:
                     waiting += to.split("/")[::-1]
                 if len(folders) > DEPTH:
                     raise UnsafeArchive("holds the unsafe name %.200r, more than %d folders deep" % (name, DEPTH))
-            yield folders
+            yield folders[-1]
         finally:
             for descriptor in folders:
                 os.close(descriptor)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 from ansible.errors import AnsibleActionFail
@@ -129,6 +130,13 @@ def test_of_a_mirror_on_the_controller_only_what_the_host_needs_is_sent(act, mir
     assert act.calls[1]["version"] == "0.32.15"
 
 
+def test_a_folder_or_a_pipe_beside_the_archives_is_not_read(act, mirror):
+    (mirror / "ollama-linux-amd64").mkdir()
+    os.mkfifo(mirror / "ollama-linux-pipe")
+    act({"version": "0.32.15", "mirror": str(mirror.parent)}, [{}])
+    assert len(act.calls[0]["archive_checksum"]) == 3
+
+
 def test_a_mirror_without_that_version(act, mirror):
     with pytest.raises(AnsibleActionFail, match=r"there is no .*/v0.32.16/ollama-linux-\* on the controller"):
         act({"version": "0.32.16", "mirror": str(mirror.parent)}, [])
@@ -157,7 +165,8 @@ def test_the_releases_own_list_of_checksums_is_read(archive, line):
 
 
 def test_a_file_that_is_not_listed_is_hashed(archive):
-    (archive.parent / "sha256sum.txt").write_text("%s  other.tgz\nnonsense\n" % ("ef" * 32))
+    lines = ("%s  other.tgz\nnonsense\n" % ("ef" * 32), "%s  ollama.tgz\n" % ("no" * 32))
+    (archive.parent / "sha256sum.txt").write_text("".join(lines))
     assert ollama_service.checksum(str(archive)) == DIGEST
 
 

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
@@ -150,3 +153,98 @@ def no_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done as the user is done in this process: a fork of a whole pytest costs more than the work."""
     monkeypatch.setattr(store, "as_user", _in_this_process)
     monkeypatch.setattr(moving, "as_user", _in_this_process)
+
+
+# --- a power cut between any two changes of the disk
+
+CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir", "symlink", "link", "fchmod", "chmod", "truncate")
+
+
+class Killed(BaseException):
+    """Power is gone: nothing more is changed, whatever wants to clean up."""
+
+
+class Listing:
+    """What os.scandir gives, the marker of a release last, as a file system may well have it."""
+
+    def __init__(self, found):
+        with found:
+            self.entries = sorted(found, key=lambda entry: (entry.name == ".sha256", entry.name), reverse=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised):
+        self.close()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.entries:
+            raise StopIteration
+        return self.entries.pop()
+
+    def close(self):
+        self.entries = []
+
+
+class Power:
+    """`power.fails_after(n)`: the change number n of the disk, and all after it, are not made."""
+
+    def __init__(self, monkeypatch):
+        self.left = None
+        for name in CHANGES:
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+        opens = os.open
+
+        def opened(path, flags, *more, **options):
+            if flags & os.O_CREAT:
+                self._count()
+            return opens(path, flags, *more, **options)
+
+        monkeypatch.setattr(os, "open", opened)
+        scans = os.scandir
+
+        def scandir(path="."):
+            return Listing(scans(path))
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+    def _counted(self, change):
+        def counted(*arguments, **options):
+            self._count()
+            return change(*arguments, **options)
+
+        return counted
+
+    def _count(self):
+        if self.left is not None:
+            if self.left <= 0:
+                raise Killed
+            self.left -= 1
+
+    def fails_after(self, number, work):
+        """Whether the work was killed."""
+        self.left = number
+        try:
+            work()
+        except Killed:
+            return True
+        finally:
+            self.left = None
+        return False
+
+
+@pytest.fixture
+def power(monkeypatch):
+    return Power(monkeypatch)
+
+
+@pytest.fixture
+def memory():
+    """A folder in memory, where there is one: thousands of small changes are made in it."""
+    shared = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as folder:
+        yield Path(folder)

@@ -203,7 +203,7 @@ BAD = [
     ([("README", 0o644, "x")], "holds no program bin/ollama"),
     ([("../evil", 0o644, "x")], "unsafe name '../evil'"),
     ([("/etc/evil", 0o644, "x")], "unsafe name '/etc/evil'"),
-    ([("lib/link", 0o777, "../../etc", tarfile.SYMTYPE)], "unsafe name"),
+    ([("lib/link", 0o777, "../../etc", tarfile.SYMTYPE)], "holds the link 'lib/link', which leads out"),
     ([("bin/hard", 0o777, "/etc/passwd", tarfile.LNKTYPE)], "unsafe name '/etc/passwd'"),
     ([("dev/null", 0o666, "", tarfile.CHRTYPE)], "holds a device"),
 ]
@@ -403,6 +403,135 @@ def test_the_vendors_files_stay_through_later_switches(archive, prefix):
         proven(step(archive(text), prefix))
     (aside,) = [name for name in os.listdir(prefix + "/lib/gpufleet") if name.startswith(switch.ASIDE)]
     assert read("%s/lib/gpufleet/%s/bin/ollama" % (prefix, aside)) == "vendor"
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o077])
+def test_a_strict_umask_keeps_nobody_from_the_program(archive, prefix, tmp_path, umask):
+    former = os.umask(umask)
+    try:
+        release = step(archive(), prefix)
+        proven(release)
+        (tmp_path / "etc/systemd/system").mkdir(parents=True)
+        UnitStep("ollama.service", root=str(tmp_path)).apply()
+    finally:
+        os.umask(former)
+    assert (tmp_path / "etc/systemd/system/ollama.service").stat().st_mode & 0o777 == 0o644
+    for path, (mode, what) in tree(prefix).items():
+        expected = 0o755 if what == "directory" or path.endswith(("bin/ollama", "llama-server")) else 0o644
+        assert what.startswith("->") or mode == expected, path
+
+
+def test_the_vendors_installer_between_a_killed_run_and_the_next(archive, prefix):
+    """What it put there is what comes back, not the link that the killed run had found."""
+    proven(step(archive("one"), prefix))
+    step(archive("two"), prefix).apply()  # and killed here
+    subprocess.run(["rm", "-rf", prefix + "/lib/ollama", prefix + "/bin/ollama"], check=True)
+    subprocess.run(["tar", "-xzf", archive("vendor")[0], "-C", prefix], check=True)
+    third = step(archive("three"), prefix)
+    third.apply()
+    assert read(prefix + "/bin/ollama") == "three"
+    third.undo()
+    assert read(prefix + "/bin/ollama") == read(prefix + "/lib/ollama/llama-server") == "vendor"
+
+
+def test_what_only_is_to_be_cleaned_up_restarts_nothing(archive, prefix):
+    proven(step(archive("one"), prefix))
+    killed = step(archive("two"), prefix)
+    killed.switch.begin()
+    os.mkdir(prefix + "/lib/gpufleet/.ollama-abc.part")
+    del killed
+    again = step(archive("one"), prefix)
+    assert again.needed() and not again.restarts
+    proven(again)
+    assert not again.needed()
+    assert not [name for name in os.listdir(prefix + "/lib/gpufleet") if name.startswith(".")]
+    back = install.BackStep(prefix)
+    assert not back.needed()
+    killed = step(archive("two"), prefix)
+    killed.switch.begin()
+    assert not back.needed(), "it is not dead yet"
+    del killed
+    assert back.needed() and not back.restarts
+    back.apply()
+    assert not back.needed() and read(prefix + "/bin/ollama") == "one"
+
+
+def test_a_switch_that_is_undone_in_the_next_run_is_a_restart(archive, prefix):
+    proven(step(archive("one"), prefix))
+    step(archive("two"), prefix).apply()  # and killed here
+    one, back = step(archive("one"), prefix), install.BackStep(prefix)
+    assert one.needed() and one.restarts
+    assert back.needed() and back.restarts and back.diff()["before"] != back.diff()["after"]
+    back.apply()
+    back.undo()
+    assert read(prefix + "/bin/ollama") == "one" and not back.needed()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("whose", ["", "/bin", "/lib", "/lib/gpufleet"])
+def test_a_prefix_where_others_may_write_is_refused(archive, prefix, whose):
+    """They could replace the program, the record of the way back, or a folder by a link."""
+    for folder in ("/bin", "/lib/gpufleet"):
+        os.makedirs(prefix + folder)
+    os.chown(prefix + whose, 1234, 1234)
+    before = tree(prefix)
+    release = step(archive(), prefix)
+    with pytest.raises(InstallError, match="prefix .*: others may write into %s " % (prefix + whose)):
+        release.apply()
+    release.undo()
+    assert tree(prefix) == before
+
+
+def test_two_runs_take_turns(archive, prefix, monkeypatch):
+    """They would unpack over each other, and take each other's switch for one that was killed."""
+    first, second = step(archive("one"), prefix), step(archive("two"), prefix)
+    first.apply()
+    monkeypatch.setattr(switch, "WAIT", 0.05)
+    with pytest.raises(InstallError, match="another run has been installing a release in .*/lib/gpufleet for 0 s"):
+        second.apply()
+    second.undo()
+    assert not step(archive("one"), prefix).needed() and not install.BackStep(prefix).needed()
+    monkeypatch.setattr(switch, "WAIT", 60)
+    waiting = threading.Thread(target=second.apply)
+    waiting.start()
+    first.finish()
+    waiting.join()
+    second.undo()
+    assert read(prefix + "/bin/ollama") == "one" and not step(archive("one"), prefix).needed()
+    assert os.listdir(prefix + "/lib/gpufleet") == [first.name]
+
+
+def test_a_pipe_in_the_place_of_a_record_or_a_marker_is_not_waited_for(archive, prefix):
+    release = step(archive(), prefix)
+    os.makedirs(release.target)
+    os.mkfifo(release.target + "/.sha256")
+    os.mkfifo(release.switch.record)
+    assert release.needed() and not release.unpacked()
+    assert install.BackStep(prefix).needed()
+
+
+def test_a_release_lasts_before_its_marker_says_that_it_is_whole(archive, prefix, monkeypatch):
+    """After a power cut a marker must not stand for files that were never written."""
+    written, order = [], []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(descriptor):
+        written.append(os.readlink("/proc/self/fd/%d" % descriptor))
+        fsync(descriptor)
+
+    def renamed(old, new, **more):
+        if str(new).endswith(release.name):
+            order.extend(written)
+        rename(old, new, **more)
+
+    release = step(archive(), prefix)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    release.apply()
+    part = "%s/.%s.part" % (release.switch.store, release.name)
+    expected = {"", "/bin", "/bin/ollama", "/lib", "/lib/ollama", "/lib/ollama/cuda_v13", "/lib/ollama/llama-server"}
+    assert {part + path for path in expected} <= set(order)
+    assert release.switch.store in written[len(order) :], "and then its name"
 
 
 # --- the unit

@@ -259,6 +259,37 @@ def test_the_declared_version_is_proven(bring, tmp_path):
     assert source.place.startswith("https://github.com/ollama/ollama/releases/download/v0.32.15/ollama-linux-")
 
 
+def test_a_release_over_plain_http_that_nobody_verifies_is_warned_of(bring, tmp_path):
+    url = "http://bob:secret@mirror.example/ollama.tgz?sig=1"
+    bring(archive=url, archive_checksum="unverified", prefix=str(tmp_path))
+    (warning,) = bring.warnings
+    assert "http://mirror.example/ollama.tgz comes over plain http, unverified" in warning
+    for harmless in ({"archive": url.replace("http:", "https:")}, {"archive_checksum": "ab" * 32}):
+        bring(**{"archive": url, "archive_checksum": "unverified", "prefix": str(tmp_path), **harmless})
+        assert bring.warnings == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("given", [{"archive": "https://a.example/a.tgz", "archive_checksum": "ab" * 32}, {}], ids=str)
+def test_a_prefix_of_another_user_is_refused_before_anything_is_touched(bring, tmp_path, given):
+    (tmp_path / "lib/gpufleet").mkdir(parents=True)
+    if not given:
+        (tmp_path / "lib/gpufleet/.ollama-switch").touch()
+    os.chown(tmp_path, 1234, 1234)
+    with pytest.raises(install.InstallError, match="others may write into .*user 1234"):
+        bring(prefix=str(tmp_path), **given)
+    assert not bring.asked
+
+
+def test_a_killed_switch_is_taken_back_where_no_release_is_declared(bring, tmp_path):
+    bring(prefix=str(tmp_path))
+    assert bring.asked["steps"] == []
+    (tmp_path / "lib/gpufleet").mkdir(parents=True)
+    (tmp_path / "lib/gpufleet/.ollama-switch").touch()
+    bring(prefix=str(tmp_path))
+    assert [type(step).__name__ for step in bring.asked["steps"]] == ["BackStep"]
+
+
 def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypatch, tmp_path):
     monkeypatch.setattr(archives.shutil, "which", {"dnf": "/usr/bin/dnf"}.get)
     with pytest.raises(
@@ -679,6 +710,11 @@ def test_an_instance_runs_the_program_in_place(host):
         host(CHAT)
         (step,) = [step for step in host.bring.asked["steps"] if type(step).__name__ == "ProgramStep"]
         assert step.needed() is stale
+        step.apply()
+        with pytest.raises(
+            engine.StepError, match="chat.service ran .*, which has been replaced; .* the previous release"
+        ):
+            step.undo()
 
 
 def test_an_instance_needs_an_installed_ollama(host):

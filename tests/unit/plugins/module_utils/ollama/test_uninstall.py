@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pwd
+import threading
 
 import pytest
 
@@ -282,3 +285,181 @@ def test_what_cannot_be_removed_is_told(host, monkeypatch):
     monkeypatch.setattr(account, "run", busy)
     with pytest.raises(engine.ServiceError, match="not everything can be removed: .* process 7; run this again"):
         host.uninstall()
+
+
+# --- what others can write, and a power cut
+
+
+def test_what_is_mounted_in_a_home_is_not_emptied(host, monkeypatch):
+    """Nor is anything else: it is refused before the service is touched."""
+    host.installed()
+    home = host.folder / "home"
+    host.write(home / "data/precious")
+    made.add("homes", str(home))
+    true_open = open
+
+    def mounted(path, *more, **options):
+        if path != "/proc/self/mountinfo":
+            return true_open(path, *more, **options)
+        line = "40 30 8:1 /x %s/a\\040b rw - ext4 /dev/sda1 rw\n" % home
+        return io.StringIO("22 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + line)
+
+    monkeypatch.setattr(uninstall, "open", mounted, raising=False)
+    before = host.files()
+    with pytest.raises(install.InstallError, match="is to be removed, but %s/a b is mounted: unmount it" % home):
+        host.uninstall()
+    assert host.files() == before and host.asked is None
+
+
+def test_models_below_a_mount_are_not_confused_with_it(host):
+    host.installed()
+    put_model(host)
+    host.uninstall(remove_models=True)  # / is mounted, after all
+    assert not (host.store / "blobs").exists()
+
+
+def test_links_in_a_home_lead_nowhere(host):
+    host.installed()
+    victim = host.folder / "victim"
+    host.write(victim / "of-root")
+    (host.folder / "home/.ollama").mkdir(parents=True)
+    for name in (".ollama/id", "up"):
+        (host.folder / "home" / name).symlink_to(victim)
+    made.add("homes", str(host.folder / "home"))
+    host.uninstall()
+    assert host.files() == ["victim/of-root"]
+
+
+def test_a_home_in_which_somebody_swaps_folders_for_links(memory):
+    """A process of the user that still runs, against 200 removals."""
+    victim, home, hidden = memory / "victim", memory / "home", memory / "hidden"
+    for number in range(20):
+        (victim / str(number)).mkdir(parents=True)
+    before, ended = sorted(victim.rglob("*")), threading.Event()
+
+    def swaps():
+        while not ended.is_set():
+            with contextlib.suppress(OSError):
+                os.rename(home / "x", hidden)
+                os.symlink(victim, home / "x")
+                os.unlink(home / "x")
+                os.rename(hidden, home / "x")
+            with contextlib.suppress(OSError):
+                os.rename(hidden, home / "x")
+
+    thread = threading.Thread(target=swaps)
+    thread.start()
+    try:
+        for _try in range(200):
+            with contextlib.suppress(OSError):
+                (home / "x").mkdir(parents=True)
+            for number in range(5):
+                with contextlib.suppress(OSError):
+                    (home / "x" / ("of-him-%d" % number)).touch()
+            with contextlib.suppress(OSError):
+                uninstall._remove([], [str(home)], None)
+    finally:
+        ended.set()
+        thread.join()
+    assert [path for path in sorted(victim.rglob("*")) if not path.name.startswith("of-him")] == before
+
+
+def test_a_store_that_is_a_link_by_now(host):
+    """What it leads to is not removed, whoever has put the link there."""
+    host.installed()
+    put_model(host)
+    victim = host.folder / "victim"
+    (host.store / "blobs").rename(victim)
+    (host.store / "blobs").symlink_to(victim)
+    host.uninstall(remove_models=True)
+    assert list(victim.iterdir()) and not os.path.lexists(host.store / "blobs")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_store_behind_a_users_link_is_not_followed(host):
+    host.installed()
+    put_model(host)
+    theirs = host.folder / "theirs"
+    theirs.mkdir()
+    (theirs / "models").symlink_to(host.store)
+    os.chown(theirs, 1234, 1234)
+    with pytest.raises(engine.ServiceError, match="not everything can be removed: .*models is a symbolic link"):
+        host.uninstall(remove_models=True, places=[str(theirs / "models")])
+    assert list((host.store / "blobs").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_folders_that_were_made_are_not_removed_through_a_link(host):
+    """The user has put a link in the place of one of them: an empty folder of root's stays."""
+    host.installed()
+    (host.folder / "victim/models").mkdir(parents=True)
+    home = host.folder / "theirs"
+    home.mkdir()
+    (home / "x").symlink_to(host.folder / "victim")
+    os.chown(home, 1234, 1234)
+    for folder in (home / "x", home / "x/models"):
+        made.add("directories", str(folder))
+    host.uninstall(places=[str(home / "x/models")])
+    assert (host.folder / "victim/models").is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_prefix_where_others_may_write_is_not_emptied(host):
+    host.installed()
+    os.chown(host.prefix, 1234, 1234)
+    before = host.files()
+    with pytest.raises(install.InstallError, match="others may write into .*user 1234"):
+        host.uninstall()
+    assert host.files() == before
+
+
+@pytest.mark.parametrize("vendor", [False, True])
+@pytest.mark.parametrize("remove_models", [False, True])
+def test_a_kill_between_any_two_changes(memory, host, power, monkeypatch, remembered, vendor, remove_models):
+    """Uninstalling again ends it: nothing of ours is left, and what is not ours is there."""
+    users = set()
+    monkeypatch.setattr(account, "exists", lambda user: user in users)
+
+    def userdel(command):
+        os.rmdir(memory / "account")  # a change of the disk as others
+        users.remove(command[-1])
+
+    monkeypatch.setattr(account, "run", userdel)
+    number, killed = 0, True
+    while killed:
+        host.folder = memory / str(number)
+        host.prefix, host.store = host.folder / "usr", host.folder / "srv/models"
+        monkeypatch.setattr(install, "HOME", str(host.folder / "home"))
+        host.unit = host.folder / "etc/ollama.service"
+        host.installed(vendor)
+        put_model(host)
+        host.write(host.folder / "home/.ollama/id")
+        if not vendor:
+            made.add("homes", str(host.folder / "home"))
+            users.add(ME)
+            (memory / "account").mkdir()
+        killed = power.fails_after(number, lambda: host.uninstall(remove_models=remove_models))
+        host.uninstall(remove_models=remove_models)
+        left = host.files()
+        models = [name for name in left if name.startswith("srv/models/")]
+        assert len(models) == (0 if remove_models else 2), (number, left)
+        rest = [name for name in left if name not in models]
+        vendors = ["etc/ollama.service", "home/.ollama/id", "usr/bin/ollama", "usr/lib/ollama/libggml.so"]
+        kept = [] if remove_models else ["home/.ollama/id"]
+        assert rest == (vendors if vendor else kept), (number, rest)
+        if vendor:
+            assert (host.prefix / "bin/ollama").read_text() == "vendor", number
+        assert not os.path.lexists(host.prefix / "lib/gpufleet"), number
+        assert made.remembered("units") == []
+        if remove_models:
+            assert made.remembered("users") == made.remembered("homes") == [], number
+        assert bool(users) == (not vendor and not remove_models), number
+        if users:  # for the next round
+            users.clear()
+            made.drop("users", ME)
+            made.drop("homes", str(host.folder / "home"))
+            os.rmdir(memory / "account")
+        for place in made.remembered("stores"):
+            made.drop("stores", place)
+        number += 1
+    assert number >= 20

@@ -338,3 +338,19 @@ def test_a_folder_is_given_only_where_root_alone_can_have_put_it(own: Path, user
         with pytest.raises(files.UnsafePath):
             files.give_folder(str(users / name), (USER, USER))
     assert (users / "folder").stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_group_counts_when_somebody_is_in_it() -> None:
+    """Debian has given /usr/local to the group staff, to which nobody belongs."""
+    import grp
+    import pwd
+
+    primary = {entry.pw_gid for entry in pwd.getpwall()}
+    user = next(entry for entry in pwd.getpwall() if entry.pw_gid)
+    empty = next(group.gr_gid for group in grp.getgrall() if not group.gr_mem and group.gr_gid not in primary)
+    with tempfile.TemporaryDirectory() as folder:
+        for gid, right in ((empty, True), (user.pw_gid, False), (1234567, False)):
+            os.chown(folder, 0, gid)
+            os.chmod(folder, 0o2775)
+            assert files.trusted(folder) is right, gid
