@@ -19,6 +19,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream imp
     Stream,
     decode,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
@@ -48,12 +49,7 @@ class Answer(NamedTuple):
         error = self.body.get("error") or self.body.get("detail") or self.body.get("message")
         if isinstance(error, dict):
             error = error.get("message")
-        return shown(str(error or self.text[:200].strip()))
-
-
-def shown(text: str) -> str:
-    """A server's words, for a message: not all of megabytes, and nothing that changes a terminal. Pure."""
-    return "".join(letter for letter in text[:500] if letter.isprintable())
+        return one_line(str(error or self.text[:200].strip()))
 
 
 class Token(NamedTuple):
@@ -220,7 +216,7 @@ class Endpoint:
             raise EndpointError(
                 "not_generated",
                 "%s%s answered 200 for %s, but generated nothing (usage: %s); expected %d token%s"
-                % (self.url, path, model, shown(str(usage)), tokens, "s"[: tokens != 1]),
+                % (self.url, path, model, one_line(str(usage)), tokens, "s"[: tokens != 1]),
             )
         return Token(model, path, made, time.monotonic() - asked)
 
@@ -255,7 +251,7 @@ class Endpoint:
                     return names
                 last = EndpointError(
                     "model_missing",
-                    "%s serves %s, not %s" % (self.url, shown(", ".join(names)) or "no model", model or "any model"),
+                    "%s serves %s, not %s" % (self.url, one_line(", ".join(names)) or "no model", model or "any model"),
                 )
                 if model is not None and names:
                     raise last

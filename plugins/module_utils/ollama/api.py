@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Op
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError as ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpTimeout as ApiTimeout
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import Stream, decode
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.log import printable
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
 __all__ = ["Answer", "Api", "ApiError", "ApiTimeout", "number"]
 
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
     def error(self) -> str:
         """Ollama's own words about a failure, without control characters; empty when there are none."""
         words = self.body.get("error", "")
-        return "\n".join(map(printable, words[:_LONGEST_ERROR].split("\n"))) if isinstance(words, str) else ""
+        return printable(words[:_LONGEST_ERROR]) if isinstance(words, str) else ""
 
 
 class Api:

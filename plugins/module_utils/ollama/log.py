@@ -18,6 +18,7 @@ from itertools import islice, takewhile
 from typing import Dict, Iterable, Iterator, List, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import LOGGED
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 
 
 @dataclass
@@ -123,7 +124,7 @@ def last_words(lines: Iterable[str]) -> str:
 
 
 def _said(line: str) -> str:
-    return printable(line[:_LAST_WORDS].strip())
+    return one_line(line, _LAST_WORDS)
 
 
 def _tells_the_end(version: Optional[str]) -> bool:
@@ -166,11 +167,6 @@ def unquote(quoted: str) -> str:
         return _ESCAPES.get(kind, kind)
 
     return re.sub(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)", decode, quoted[1:-1], flags=re.DOTALL)
-
-
-def printable(text: str) -> str:
-    """One line of text without control characters, for messages that repeat what others wrote."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _fields(line: str) -> Dict[str, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.log import printable
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 
 EVEN = 2 / 3.0  # of what the fullest GPU holds, relative to its size; recorded placements have 0.86 and more
 _MIB = 1 << 20
@@ -73,7 +73,7 @@ def _foreign(gpu: Dict[str, Any]) -> str:
 
 def _who(holder: Dict[str, Any]) -> str:
     words = ["process %s" % holder["pid"], holder["name"], holder["unit"] and "of %s" % holder["unit"]]
-    return printable(" ".join(word for word in words if word))
+    return one_line(" ".join(word for word in words if word))
 
 
 def _mib(used: Optional[int]) -> str:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError, Load, shown
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError, Load
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Fault, Running, Verdict
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import log, sizing
 
 _MEMORY_DELAY = 5.0  # seconds that NVML may need to name a process
@@ -135,7 +136,7 @@ class VllmGate:
         if self.served in names:
             return None
         self._is_ours(running)
-        served = shown(", ".join(map(str, names))) or "no model"
+        served = one_line(", ".join(map(str, names))) or "no model"
         raise Fault("model_missing", "it serves %s, not %s" % (served, self.served))
 
     def _died(self, running: Running) -> Fault:

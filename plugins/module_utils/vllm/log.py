@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+
 _PREFIX = re.compile(
     r"\A(?:(?:\x1b\[\d+m)?\(\w+(?: pid=\d+, ip=[\w.:]+| pid=\d+)?\)(?:\x1b\[0m)? )?"  # of Ray, for another process
     r"(?:\([A-Za-z_0-9 =-]+ pid=\d+\) )?"
@@ -19,7 +21,6 @@ _PREFIX = re.compile(
 _ERROR = re.compile(r"\A[\w.]+(Error|Exception|Interrupt|Exit)(:|\Z)|\A\S+: error: |\AValue error, ")
 _INVALID = re.compile(r"\A[\w.]+ValidationError: \d+ validation error")
 """Pydantic's line that only counts; the next one says what is wrong."""
-_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _WIDTH = 500
 """Characters of a line; a process can log megabytes."""
 
@@ -105,8 +106,7 @@ def _split(line: str) -> Tuple[str, str]:
     line = line[: 2 * _WIDTH]
     prefix = _PREFIX.match(line)
     text = line[prefix.end() :] if prefix else line
-    text = "".join(letter for letter in _COLOUR.sub("", text) if letter.isprintable())
-    return (prefix.group(1) or "") if prefix else "", text[:_WIDTH]
+    return (prefix.group(1) or "") if prefix else "", printable(text)[:_WIDTH]
 
 
 def last_words(lines: Sequence[str]) -> LastWords:

@@ -179,7 +179,7 @@ def test_an_architecture_that_is_none(architecture: Any) -> None:
         read(made({**KEYS, "general.architecture": architecture}, TENSORS))
 
 
-@pytest.mark.parametrize("name, shown", [("a\n\x1b[2Jb", "a??[2Jb"), ("x" * 5000, "x" * 200), (["a"], None), (7, None)])
+@pytest.mark.parametrize("name, shown", [("a\n\x1b[2Jb", "a b"), ("x" * 5000, "x" * 200), (["a"], None), (7, None)])
 def test_a_name_is_one_short_line(name: Any, shown: Any) -> None:
     assert read(made({**KEYS, "general.name": name}, TENSORS)).name == shown
 

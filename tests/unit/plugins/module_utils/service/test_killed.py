@@ -12,6 +12,7 @@ import copy
 import itertools
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -125,20 +126,27 @@ class Host(FakeSystem):
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dict[str, Host]]:
+def place() -> Iterator[Path]:
+    """A folder in memory, if there is one: thousands of trees are written."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def hosts(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dict[str, Host]]:
     """A host for each state, proven in it."""
     # a kill before it and one after it find the same files
     monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(engine.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(systemd, "UNIT_PATH", ("/etc/systemd/system", "/usr/lib/systemd/system"))
-    bare = Host(tmp_path / "bare")
+    bare = Host(place / "bare")
     bare.killer = Killer()
     bare.write("/usr/lib/systemd/system/ollama.service", UNIT)
     os.makedirs(bare.root + "/etc/systemd/system")
     bare.boot()
     found = {}
     for number, name in enumerate(STATES):
-        found[name] = bare.clone(tmp_path / ("state-%d" % number))
+        found[name] = bare.clone(place / ("state-%d" % number))
         found[name].run(name)
     yield found
 
@@ -160,21 +168,21 @@ def attempt(host: Host, monkeypatch: pytest.MonkeyPatch, at: Optional[int], stat
 
 
 def test_whenever_a_run_is_killed_the_next_one_leads_to_one_whole_state(
-    hosts: Dict[str, Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hosts: Dict[str, Host], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = runs = 0
     whole = {name: host.held()[0] for name, host in hosts.items()}
     before_all = {name: host.held()[1] for name, host in hosts.items()}
     for before, after in itertools.permutations(STATES, 2):
         for at in itertools.count():
-            killed = hosts[before].clone(tmp_path / "killed")
+            killed = hosts[before].clone(place / "killed")
             if not attempt(killed, monkeypatch, at, after):
                 break
             points += 1
             where = (before, after, at)
             assert killed.missing() == [], "a reboot finds a unit that can be started: %s" % (where,)
             for following in ("same", "former", "absent", "failing"):
-                host = killed.clone(tmp_path / "next")
+                host = killed.clone(place / "next")
                 runs += 1
                 if following == "failing":
                     with pytest.raises(ServiceError) as caught:
@@ -195,21 +203,19 @@ def test_whenever_a_run_is_killed_the_next_one_leads_to_one_whole_state(
     assert points > 600 and runs == 4 * points
 
 
-def test_a_run_killed_while_it_rolls_back(
-    hosts: Dict[str, Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_killed_while_it_rolls_back(hosts: Dict[str, Host], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = 0
     whole = {name: host.held()[0] for name, host in hosts.items()}
     for before, after in itertools.permutations([name for name in STATES if name != "secret"], 2):
         for at in itertools.count():
-            killed = hosts[before].clone(tmp_path / "killed")
+            killed = hosts[before].clone(place / "killed")
             if not attempt(killed, monkeypatch, at, after, BAD="1"):
                 break
             points += 1
             where = (before, after, at)
             assert killed.missing() == [], where
             for following in ("failing", "former"):
-                host = killed.clone(tmp_path / "next")
+                host = killed.clone(place / "next")
                 if following == "failing":
                     with pytest.raises(ServiceError):
                         host.run(after, BAD="1")
