@@ -179,4 +179,4 @@ def test_figures_that_are_none(load: Any, wrong: Any) -> None:
 
 def test_an_error_is_told_without_control_characters(load: Any) -> None:
     load.answers = [(200, lines({"error": "a\x1b[2J"}))]
-    assert load()["errors"] == ["a?[2J"]
+    assert load()["errors"] == ["a"]
