@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
 
@@ -37,6 +38,7 @@ class ActionModule(Asking):
         result.update(self.ask(arguments, task_vars) or self.send(arguments, task_vars))
         needed = result.get("archive_needed")
         if local and needed and not result.get("failed"):
+            refuse_others(needed, local)
             sent = [self._send(place) if on_controller(place) else place for place in needed]
             self._fixup_perms2((self._connection._shell.tmpdir, *sent))
             arguments.update(archive=sent[0], addons=sent[1:], remote_src=True)
@@ -75,6 +77,18 @@ class ActionModule(Asking):
 
     def _make_folder(self) -> str:
         return self._connection._shell.tmpdir or self._make_tmp_path()
+
+
+def refuse_others(needed: Any, local: List[str]) -> None:
+    """A host is sent archives of the task and nothing else: it must not choose among the files of the controller."""
+    ours = {os.path.realpath(path) for path in local}
+    asked = needed if isinstance(needed, list) else [needed]
+    for place in asked:
+        if not isinstance(place, str) or (on_controller(place) and os.path.realpath(place) not in ours):
+            raise AnsibleActionFail(
+                "archive: the host asks for %s, which is none of the files of this task (%s): nothing was sent; look "
+                "whether somebody else has taken it over" % (one_line(str(place)), ", ".join(local))
+            )
 
 
 def on_controller(place: str) -> bool:

@@ -43,7 +43,12 @@ class Answer(NamedTuple):
         error = self.body.get("error") or self.body.get("detail") or self.body.get("message")
         if isinstance(error, dict):
             error = error.get("message")
-        return str(error or self.text[:200].strip())
+        return shown(str(error or self.text[:200].strip()))
+
+
+def shown(text: str) -> str:
+    """A server's words, for a message: not all of megabytes, and nothing that changes a terminal. Pure."""
+    return "".join(letter for letter in text[:500] if letter.isprintable())
 
 
 class Token(NamedTuple):
@@ -74,9 +79,11 @@ def parse_metrics(text: str) -> Dict[str, float]:
         sample = _SAMPLE.match(line)  # a comment begins with "#", which no name does
         if sample:
             try:
-                found[sample.group(1)] = found.get(sample.group(1), 0.0) + float(sample.group(2))
+                value = float(sample.group(2))
             except ValueError:
                 continue
+            if abs(value) < 1e18:  # nor is it NaN
+                found[sample.group(1)] = found.get(sample.group(1), 0.0) + value
     return found
 
 
@@ -134,8 +141,8 @@ class Endpoint:
             text = stream.rest(deadline).decode("utf-8", "replace")
             status = stream.status
         try:
-            document = json.loads(text) if text else {}
-        except ValueError:
+            document = json.loads(text, parse_int=_whole) if text else {}
+        except (ValueError, RecursionError):
             document = {}
         return Answer(status, document if isinstance(document, dict) else {}, text)
 
@@ -171,7 +178,8 @@ class Endpoint:
     def generate(self, model: str, timeout: float, tokens: int = 1) -> Token:
         """Have ``tokens`` tokens generated, as a chat, or where the model has no chat template as a completion.
 
-        :raises EndpointError: ``stalled``, ``model_missing``, ``unauthorized``, ``not_generated``.
+        :raises EndpointError: ``stalled``, ``model_missing``, ``unauthorized``, ``not_generated``; ``not_offered``: the
+            server generates no text with this model.
         """
         started = time.monotonic()
         chat = {"messages": [{"role": "user", "content": "Say hello."}]}  # type: Dict[str, Any]
@@ -187,8 +195,10 @@ class Endpoint:
                 ) from None
             except HttpError as error:
                 raise EndpointError("not_generated", "%s was asked for a token: %s" % (model, error)) from None
-            if answer.status == 200 or not (answer.status in (400, 404) and _no_chat(answer)):
+            if answer.status == 200 or not _no_chat(answer):
                 break
+        if not_offered(answer):
+            raise EndpointError("not_offered", "%s generates no text with %s: %s" % (self.url, model, answer.error))
         if answer.status in (401, 403):
             raise EndpointError(
                 "unauthorized", "%s%s answers %d: it wants another API key" % (self.url, path, answer.status)
@@ -201,13 +211,13 @@ class Endpoint:
             )
         usage = answer.body.get("usage")
         made = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if not answer.body.get("choices") or not made:
+        if not answer.body.get("choices") or not made or not isinstance(made, int):
             raise EndpointError(
                 "not_generated",
                 "%s%s answered 200 for %s, but generated nothing (usage: %s); expected %d token%s"
-                % (self.url, path, model, usage, tokens, "s"[: tokens != 1]),
+                % (self.url, path, model, shown(str(usage)), tokens, "s"[: tokens != 1]),
             )
-        return Token(model, path, int(made), time.monotonic() - asked)
+        return Token(model, path, made, time.monotonic() - asked)
 
     # --- waiting
 
@@ -240,7 +250,7 @@ class Endpoint:
                     return names
                 last = EndpointError(
                     "model_missing",
-                    "%s serves %s, not %s" % (self.url, ", ".join(names) or "no model", model or "any model"),
+                    "%s serves %s, not %s" % (self.url, shown(", ".join(names)) or "no model", model or "any model"),
                 )
                 if model is not None and names:
                     raise last
@@ -286,16 +296,24 @@ def look(params: Mapping[str, Any]) -> Dict[str, Any]:
     :raises ValueError: an option is wrong.
     """
     begun = time.monotonic()
-    endpoint = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
+    endpoint: Any = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
     names = endpoint.wait_ready(params["timeout"], params["model"])
     left = max(1.0, begun + params["timeout"] - time.monotonic())
     result = {"changed": False, "verdict": "ok", "url": endpoint.url, "models": names}  # type: Dict[str, Any]
     said = ["ok", "%d model%s" % (len(names), "s"[: len(names) != 1])]
     if params["smoke"]:
-        token = endpoint.generate(params["model"] or names[0], left, params["tokens"])
-        rate = token.tokens / token.seconds if token.seconds else 0.0
-        result.update(model=token.model, latency_seconds=round(token.seconds, 3), tokens_per_second=round(rate, 2))
-        said.append("%s answered in %.2f s, %.1f tokens/s" % (token.model, token.seconds, rate))
+        # it is needed for this alone
+        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint_answers import answer
+
+        model = params["model"] or names[0]
+        answered = answer(endpoint, model, left, params["tokens"])
+        if answered.seconds is None:
+            raise EndpointError("not_generated", "%s at %s: %s" % (model, endpoint.url, answered.said))
+        rate = answered.tokens / answered.seconds if answered.tokens and answered.seconds else None
+        result.update(model=model, task=answered.task, latency_seconds=round(answered.seconds, 3))
+        result["tokens_per_second"] = None if rate is None else round(rate, 2)
+        what = answered.said if rate is None else "%.1f tokens/s" % rate
+        said.append("%s answered in %.2f s, %s" % (model, answered.seconds, what))
     if params["state"] == "idle":
         load = endpoint.wait_idle(left)  # type: Optional[Load]
     else:
@@ -309,12 +327,25 @@ def look(params: Mapping[str, Any]) -> Dict[str, Any]:
     return dict(result, waited_seconds=round(time.monotonic() - begun, 2), msg=" · ".join(said))
 
 
+def _whole(digits: str) -> int:
+    """A whole number of JSON; Python takes hours for one of millions of digits."""
+    return int(digits[:18])
+
+
 def _served(model: str, names: List[str]) -> bool:
     """Whether the model is among the names; Ollama adds ``:latest`` to one without a tag."""
     return model in names or model + ":latest" in names
 
 
+def not_offered(answer: Answer) -> bool:
+    """Whether the server has no such path, or not for this model. Pure."""
+    words = answer.error.lower().rstrip(".")
+    unknown = words in ("not found", "404 page not found")
+    return answer.status in (400, 404, 501) and (unknown or ("does not support" in words and words.endswith(" api")))
+
+
 def _no_chat(answer: Answer) -> bool:
-    """Whether the server has no chat for this model, or none at all, which says nothing of plain completions."""
+    """Whether the server has no chat for this model, which says nothing of plain completions."""
     words = answer.error.lower()
-    return "chat template" in words or "chat completions" in words or words in ("not found", "404 page not found")
+    chat = "chat template" in words or "chat completions" in words
+    return (chat and answer.status in (400, 404)) or not_offered(answer)

@@ -41,6 +41,8 @@ options:
     description:
       - A virtual environment in which C(pynvml) is installed, by the package C(nvidia-ml-py).
       - It is searched before the Python that runs this module. Without C(pynvml) in either, C(nvidia-smi) is run.
+      - Only root, and the user that the module runs as, may be able to change it, as its code runs with their rights.
+        Folders on the C(PATH) that others can change are not searched for C(nvidia-smi).
       - Left out, C(/opt/gpufleet/venv) is searched when it is there, where the role C(gpu_host) installs C(pynvml).
     type: path
 seealso:

@@ -43,7 +43,9 @@ options:
     description: A model that must be served. Left out, any will do, and O(smoke) takes the first.
     type: str
   smoke:
-    description: Have the model generate O(tokens) tokens, as a chat, or without a chat template as a completion.
+    description:
+      - Have the model generate O(tokens) tokens, as a chat, or without a chat template as a completion.
+      - A model of vLLM that generates no text computes an embedding, a score, a class or a pooled output instead.
     type: bool
     default: false
   tokens:
@@ -106,17 +108,22 @@ models:
   elements: str
   sample: [chat]
 model:
-  description: The model that generated.
+  description: The model that answered.
   returned: success, with O(smoke)
   type: str
   sample: chat
+task:
+  description: What it was asked for, V(text), V(embeddings), V(scores), V(classification) or V(pooling).
+  returned: success, with O(smoke)
+  type: str
+  sample: text
 latency_seconds:
   description: Seconds from the request to the whole answer.
   returned: success, with O(smoke)
   type: float
   sample: 0.212
 tokens_per_second:
-  description: Tokens that were generated, by that time.
+  description: Tokens that were generated, by that time; null for a RV(task) that generates none.
   returned: success, with O(smoke)
   type: float
   sample: 151.2

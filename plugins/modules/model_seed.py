@@ -14,6 +14,7 @@ description:
   - Has a host offer models that M(gpufleet.inference.model_source) has brought, so that the other hosts need not
     download them, too. They get them with the option O(gpufleet.inference.model_source#module:seeds).
   - The role P(gpufleet.inference.vllm#role) does both, with C(vllm_seeding).
+  - The other hosts trust it for the content of the files, as it reports their checksums.
   - Offered are the files of these models and nothing else, and only to who knows the token, over plain HTTP. A peer is
     told the checksum of each file by Ansible.
   - A small program does it, as a unit of systemd that lives in memory only, in a sandbox, as a user without rights. It

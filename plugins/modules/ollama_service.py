@@ -171,16 +171,20 @@ options:
     elements: str
   models_dir: &models_dir
     description:
-      - Where models are stored (E(OLLAMA_MODELS)). Made for the service's user when it is not there. One that the user
-        may not use is refused, with the first folder or file that is in the way and the command that helps.
+      - Where models are stored (E(OLLAMA_MODELS)). Created for the service's user if it does not exist. If the user may
+        not use it, the run stops before anything is changed; the error names the first folder or file in the way and
+        the command that helps. Where this collection creates the user, a folder that root has prepared is given to it,
+        if it is empty or a store in which everything belongs to root.
     type: path
   models_dir_change:
     description:
       - What to do when another store was in force until now, with models that the new one does not have.
-      - V(refuse) stops before anything is touched, and says what would be out of sight.
-      - V(move) moves them. On one file system that takes no time and no space. On another one they are copied and
-        their digests compared, which needs room for both. The old store stays whole until the service is proven on
-        the new one.
+      - V(refuse) stops before anything is changed, and lists what the server would no longer see.
+      - >-
+        V(move) moves them, with the rights of the service's user: what this user may not read or remove stops the run.
+        On one file system that takes no time and no space. On another one they are copied and their digests compared,
+        which needs room for both. The old store stays whole until the service is proven on the new one. If the run is
+        killed, the next one resumes; if that declares another store, or the previous one, it removes what was copied.
       - V(leave) leaves them where they are.
     type: str
     choices: [refuse, move, leave]

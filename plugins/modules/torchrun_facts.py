@@ -24,7 +24,8 @@ extends_documentation_fragment:
 notes:
   - Run it as root (C(become)).
   - The listener is a transient unit, C(gpufleet-torchrun-listen.service), on O(master_port) and a free port. It answers
-    with a token and the time, and nothing else. It is gone after O(listen) seconds, or when a job starts on the host.
+    with a token and the time, and nothing else. It reads nothing, waits for nobody, and has no capabilities. It is gone
+    after O(listen) seconds, or when a job starts on the host.
 requirements:
   - systemd and iproute2
 options:

@@ -52,7 +52,7 @@ options:
       - V(joined) waits until all hosts have met and the processes run on this one, or have ended well.
       - V(finished) waits until it has ended well on this host. Neither starts anything, as a host that starts alone
         what has failed is of no use to the others.
-      - V(stopped) stops it, V(absent) also removes its files. Logs stay.
+      - V(stopped) stops it, V(absent) also removes its files, the plain script included. Logs stay.
     type: str
     choices: [present, started, joined, finished, stopped, absent]
     default: started
@@ -83,7 +83,9 @@ options:
     description: Where it runs. C(/) by default.
     type: path
   user:
-    description: The user it runs as.
+    description:
+      - The user it runs as.
+      - The module warns when a job of V(root) is about to run a script or an environment that others can change.
     type: str
     default: root
   environment:
@@ -101,10 +103,16 @@ options:
     type: dict
     default: {memlock: infinity}
   log_dir:
-    description: Folder for the logs of the processes. C(/var/log/torchrun/NAME) by default.
+    description:
+      - Folder for the logs of the processes. C(/var/log/torchrun/NAME) by default.
+      - It is created for O(user). A symbolic link on the way to it is refused where others than root could have created
+        it, and so is a folder of another user in such a place.
+      - Logs are read with the rights of O(user).
     type: path
   keep_logs:
-    description: How many runs' logs to keep. Older ones are removed at a start.
+    description:
+      - How many runs' logs to keep. Older ones are removed at a start, with the rights of O(user); those of a user that
+        the job had before stay.
     type: int
     default: 5
   monitor_interval:
@@ -119,7 +127,9 @@ options:
     type: dict
     default: {}
   script_path:
-    description: Where to put the same launch as a plain shell script, for starting it by hand. None by default.
+    description:
+      - Where to put the same launch as a plain shell script, for starting it manually. None by default.
+      - It is removed when the path changes. No link, pipe or device is written to.
     type: path
   restart:
     description: Have it stopped and started anew, whether it has changed or not, with O(state=started).

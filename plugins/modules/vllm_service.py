@@ -20,8 +20,12 @@ description:
     numbers.
   - Before a restart, requests that are running or waiting are given O(drain_timeout) to end; afterwards the GPU memory
     of the former processes is waited for. Processes of others are named, and never ended.
-  - The proof is that the unit itself lists the model, generates a token and counts it, and that NVML names the unit's
-    processes on every declared GPU. C(/health) is not asked; it answers for as long as the front end lives.
+  - The proof is that the unit itself lists the model, that the model does its own kind of work, and that NVML names the
+    unit's processes on every declared GPU. C(/health) is not asked; it answers for as long as the front end lives.
+  - Which work that is depends on the paths that vLLM offers for the model. A generating model generates a token, which
+    the server must have counted; others compute an embedding, a score, a class or a pooled output. A model that offers
+    none of these, such as one for transcription, passes when it is listed; RV(msg) says then that its answers are not
+    proven.
   - A slow start is waited for, long enough for slow storage. One that logs nothing and takes no more GPU memory for
     O(stall_timeout) has stalled. When the proof fails, the former state is put back.
 author:
@@ -187,8 +191,9 @@ options:
     type: str
   shutdown_timeout:
     description:
-      - Seconds that vLLM itself gives running requests when it is stopped (since 0.18). The unit's C(TimeoutStopSec=)
-        is 30 more.
+      - Seconds that vLLM itself gives running requests when it is stopped by anybody (since 0.18). The unit's
+        C(TimeoutStopSec=) is 30 more, and its C(KillMode=) is V(mixed), as the workers of a model on several GPUs would
+        end at once upon a signal.
     type: int
   nodes:
     description:
@@ -239,10 +244,19 @@ options:
     description: Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name is warned of.
     type: dict
     default: {}
+  asleep:
+    description:
+      - What to think of an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
+        V(refuse) fails with the verdict V(asleep), as it answers no request; V(accept) passes, and RV(msg) says so.
+        Neither wakes or restarts it.
+    type: str
+    choices: [refuse, accept]
+    default: refuse
   extra_args:
     description:
-      - Further options of C(vllm serve), without the dashes. A list gives several words, a dictionary JSON. What vLLM's
-        own parser does not take is refused.
+      - Further options of C(vllm serve), without the dashes. A list gives several words, a dictionary JSON. V(false)
+        becomes C(--no-NAME), as C(vllm serve) ignores a false in its file. What vLLM's own parser does not accept is
+        refused.
     type: dict
     default: {}
   timeout:
@@ -254,7 +268,7 @@ options:
     type: float
     default: 300.0
   token_timeout:
-    description: Seconds that the one token of the proof may take.
+    description: Seconds that the token, embedding, score or class of the proof may take.
     type: float
     default: 120.0
   drain_timeout:
@@ -313,8 +327,8 @@ msg:
 verdict:
   description:
     - What the proof found. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken), V(bad_config),
-      V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(not_generated), V(no_progress), V(cpu_fallback),
-      V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held),
+      V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(asleep), V(not_generated), V(no_progress),
+      V(cpu_fallback), V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held),
       V(peer_lost) (another of O(nodes) has ended), or what the M(gpufleet.inference.systemd_override)
       module names.
   returned: when anything was looked at
@@ -473,6 +487,7 @@ def argument_spec():
         master_port=dict(type="int", default=29500),
         restart=dict(type="bool", default=False),
         environment=dict(type="dict", default={}),
+        asleep=dict(type="str", choices=["refuse", "accept"], default="refuse"),
         extra_args=dict(type="dict", default={}),
         timeout=dict(type="int"),
         stall_timeout=dict(type="float", default=300.0),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "ansible_collections/gpufleet/inference/plugins/module_utils/service"
+PACKAGE = "ansible_collections/gpufleet/inference/plugins/module_utils"
 FOLDER = "/root/engine"
 PIECE = 96 * 1024  # of base64, below what one argument of a command may have
 
@@ -29,8 +29,9 @@ def run(lab: Any, host: str, script: str, data: Any = None, check: bool = True, 
     """What the script printed as JSON in its last line; `data` is what it reads as JSON from its first argument."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for file in sorted((ROOT / "plugins/module_utils/service").glob("*.py")):
-            tar.add(file, "%s/%s" % (PACKAGE, file.name))
+        for room in ("service", "toolbox"):
+            for file in sorted((ROOT / "plugins/module_utils" / room).glob("*.py")):
+                tar.add(file, "%s/%s/%s" % (PACKAGE, room, file.name))
         tar.add(ROOT / "tests/fleet/host" / script, script)
     lab.sh(host, "rm -rf %s; mkdir -p %s" % (FOLDER, FOLDER))
     put(lab, host, FOLDER + "/engine.tar.gz", archive.getvalue())

@@ -353,8 +353,8 @@ def state(sh: Callable[..., str]) -> str:
         "tr '\\0' '\\n' </proc/$(systemctl show ollama -p MainPID --value)/environ | grep -E '^(OLLAMA|CUDA)_' | sort;"
         "curl -sS --max-time 5 http://127.0.0.1:11434/api/tags;"
         "find /etc/gpufleet /usr/local/bin /usr/local/lib -maxdepth 2 -printf '%p %m %u %l\\n' 2>/dev/null | sort;"
-        "find /tmp /root/.ansible /home/fleet/.ansible /run/lock -name '*gpufleet*' -o -name 'ansible-*' 2>/dev/null"
-        " | sort",
+        "find /tmp /root/.ansible /home/fleet/.ansible -name '*gpufleet*' -o -name 'ansible-*' 2>/dev/null | sort;"
+        "find /run/gpufleet -type f 2>/dev/null | sort",
     )
 
 

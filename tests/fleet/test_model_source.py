@@ -93,8 +93,11 @@ def test_by_git(bring, host, sh):
     there = sh(host, "sha256sum < %s/model.safetensors" % result["path"])
     assert there == sh(host, "sha256sum < /srv/git/work/model.safetensors")
     assert ".git" not in sh(host, "ls -A %s" % result["path"]).split()
+    declared = {"name": "house/chat", "source": "git", "url": "file:///srv/git/house.git", "revision": "v1"}
+    for check in (True, False):
+        assert not bring(check=check, update=True, **declared)["changed"]
     sh(host, "rm -rf /srv/git")
-    assert not bring(name="house/chat", source="git", url="file:///srv/git/house.git", revision="v1")["changed"]
+    assert not bring(**declared)["changed"]
 
 
 def test_a_fleet_costs_one_download(lab, sh, tmp_path):

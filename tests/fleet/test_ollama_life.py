@@ -22,6 +22,8 @@ import hostsetup
 
 STORE = "/usr/share/ollama/.ollama/models"
 RELEASES = "/usr/local/lib/gpufleet"
+KILL = "kill -9 $(cat /run/gpufleet/ollama.service.lock)"
+"""Ends the run that changes the service."""
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +83,8 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
     killed, before = {}, hostsetup.sh(host, "readlink /usr/local/bin/ollama").strip()
     run = threading.Thread(target=lambda: killed.update(bring(version=archive.VERSION, mirror=mirror)))
     run.start()
-    hostsetup.sh(
-        host,
-        "timeout 240 sh -c 'until [ $(readlink /usr/local/bin/ollama) != %s ]; do :; done';"
-        "kill -9 $(cat /run/lock/gpufleet-ollama.service.lock)" % before,
-    )
+    switched = "timeout 240 sh -c 'until [ $(readlink /usr/local/bin/ollama) != %s ]; do :; done';%s"
+    hostsetup.sh(host, switched % (before, KILL))
     run.join()
     assert killed["failed"]
     hostsetup.sh(host, "test -e %s/.ollama-switch" % RELEASES)
@@ -96,6 +95,32 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
     assert not bring(version=archive.VERSION, mirror=mirror)["changed"]
     odd = "find %s -mindepth 1 ! -path '%s/ollama-*' -o ! -perm -o+r" % (RELEASES, RELEASES)
     assert hostsetup.sh(host, odd) == ""
+
+
+def test_a_folder_that_root_has_prepared_for_the_models(lab, host, bring, mirror):
+    """On a bare host: it is given to the user who is made, and is root's again when the installation fails."""
+    hostsetup.uninstall(host)
+    hostsetup.sh(
+        host, "install -d -o root -m 0755 /srv/llm /srv/llm/blobs; userdel -rf ollama 2>/dev/null; ! id ollama"
+    )
+    install = {"version": archive.VERSION, "mirror": mirror, "models_dir": "/srv/llm"}
+    look = "stat -c '%n %U:%G %a' /srv/llm /srv/llm/*"
+    before = hostsetup.sh(host, look)
+    faults.server(host, "crash-loop:0.2")
+    failed = bring(**install)
+    assert failed["failed"] and failed["rolled_back"], failed["msg"]
+    assert hostsetup.sh(host, look + "; ! id ollama 2>/dev/null") == before
+    faults.clear(host)
+    done = bring(**install)
+    assert not done["failed"], done["msg"]
+    assert "directory /srv/llm of root" in done["diff"]["before"]
+    assert hostsetup.sh(host, look).splitlines()[:2] == [
+        "/srv/llm ollama:ollama 755",
+        "/srv/llm/blobs ollama:ollama 755",
+    ]
+    assert not bring(**install)["changed"]
+    assert not lab.module(host, "ollama_service", {"state": "uninstalled"})["failed"]
+    hostsetup.sh(host, "test -d /srv/llm/blobs")
 
 
 # --- back to what was there before
@@ -188,6 +213,87 @@ def test_between_file_systems_the_digests_are_compared(lab, host, bring):
     assert not moved["failed"], moved["msg"]
     assert "/srv/other/models/manifests/registry.ollama.ai/library/small/latest" in files(host, "/srv/other/models")
     assert files(host, STORE.rpartition("/")[0]).count("\n") == 2, "the server's keys alone"
+
+
+def small_model(host, store, size):
+    """The only model of a store: zeros, by their true digest."""
+    hostsetup.sh(
+        host,
+        "rm -rf {0}/blobs {0}/manifests; cd {0}; mkdir blobs; mkdir -p manifests/registry.ollama.ai/library/small;"
+        'truncate -s {1} w; digest=$(sha256sum w | cut -d" " -f1); mv w blobs/sha256-$digest;'
+        'printf \'{{"layers":[{{"digest":"sha256:%s"}}]}}\' $digest >manifests/registry.ollama.ai/library/small/latest;'
+        "chown -R ollama: .".format(store, size),
+    )
+
+
+@pytest.mark.parametrize("then", ["former", "same"])
+def test_a_move_killed_in_the_middle_of_a_copy(lab, host, bring, then):
+    """The run is killed, its child ends with it, and the next run leaves neither half a model nor a record."""
+    hostsetup.sh(host, "mkdir -p /srv/other; mount -t tmpfs none /srv/other")
+    small_model(host, STORE, "200M")
+    before = files(host, STORE)
+    killed = {}
+    run = threading.Thread(
+        target=lambda: killed.update(bring(models_dir="/srv/other/models", models_dir_change="move"))
+    )
+    run.start()
+    hostsetup.sh(
+        host,
+        "timeout 60 sh -c 'until ls /srv/other/models/blobs/*.gpufleet 2>/dev/null; do :; done';"
+        "%s; timeout 20 sh -c 'while pgrep -u ollama python3; do :; done'; ls /var/lib/gpufleet/move-*" % KILL,
+    )
+    run.join()
+    assert killed["failed"] and files(host, STORE) == before
+    if then == "former":
+        again = bring()
+        assert again["changed"] and "of an unfinished move" in again["diff"]["before"], again["msg"]
+        assert files(host, STORE) == before
+        assert hostsetup.sh(host, "find /srv/other -type f") == ""
+        assert not bring()["changed"]
+    else:
+        again = bring(models_dir="/srv/other/models", models_dir_change="move")
+        assert not again["failed"], again["msg"]
+        assert models(host) == ["small:latest"] and hostsetup.sh(host, "ls -A %s 2>/dev/null || :" % STORE) == ""
+    assert hostsetup.sh(host, "find /srv/other -name '*.gpufleet'; ls /var/lib/gpufleet/*move* 2>/dev/null || :") == ""
+
+
+TRAPS = {
+    "a marker": "mkdir -p {home}/evil; ln -s {root} {home}/evil/manifests; echo {home}/evil >{store}/{marker}",
+    "a marker that is a pipe": "mkfifo {store}/{marker}",
+    "links to root's files": "rm -r {store}/manifests; ln -s {root} {store}/manifests; ln -s {root}/r {store}/blobs/x;"
+    "ln -s {root}/r/l/m/t {store}/blobs/sha256-{digest}",
+    "pipes": "rm -r {store}/*; mkfifo {store}/manifests {store}/blobs",
+    "a new store that leads to /etc": "ln -s {root} {home}/new",
+    "a copy that leads to root's": "mkdir -p {home}/new/blobs {home}/new/manifests;"
+    "for f in {store}/blobs/*; do ln -s {root}/r/l/m/t {home}/new/blobs/${{f##*/}}.gpufleet; done",
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_a_hostile_server_lays_into_its_store(lab, host, bring, trap):
+    """Checked, run and moved by root: root's files are as they were, the user cannot read them, and nothing hangs."""
+    home, root = "/usr/share/ollama", "/run/victim"
+    words = {"home": home, "store": STORE, "root": root, "marker": ".gpufleet-moved-from", "digest": "a" * 64}
+    lay = TRAPS[trap].format(**words)
+    hostsetup.sh(
+        host,
+        "mkdir -p {1}/r/l/m; echo of-root | tee {1}/secret {1}/r/l/m/t; chmod 0600 {1}/secret {1}/r/l/m/t;"
+        "chmod 0700 {1};"
+        "runuser -u ollama -- sh -c '{0}'".format(lay.replace("'", "'\\''"), root),
+    )
+    try:
+        before = hostsetup.sh(host, "find %s -printf '%%p %%i %%m %%u %%s %%n\\n' | sort; cat %s/secret" % (root, root))
+        for mode in (["--check"], []):
+            lab.playbook("site.yml", "--limit", host, *mode, ok=False, warnings=True, timeout=120)
+        bring(models_dir=home + "/new", models_dir_change="move")
+        bring(models_dir="/srv/llm/models", models_dir_change="move")
+        lab.playbook("site.yml", "--limit", host, ok=False, warnings=True, timeout=120)
+        after = hostsetup.sh(host, "find %s -printf '%%p %%i %%m %%u %%s %%n\\n' | sort; cat %s/secret" % (root, root))
+        assert after == before
+        found = hostsetup.sh(host, "runuser -u ollama -- grep -rsl -D skip of-root %s /srv/llm || :" % home)
+        assert found == "", "the user reads what is root's"
+    finally:
+        hostsetup.sh(host, "rm -rf %s %s/new %s/evil %s" % (root, home, home, STORE))
 
 
 # --- adoption (three kinds of hosts with all of site.yml: the molecule scenario ollama_adopt)

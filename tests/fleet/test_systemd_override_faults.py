@@ -18,10 +18,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import on_host
 from web_unit import DROP_INS, OURS, SERVER, UNIT, Unit, same_process
 
 SESAME = "open-sesame-0"
-LOCK = "/run/lock/gpufleet-%s.lock" % UNIT
+LOCK = "/run/gpufleet/%s.lock" % UNIT
 GOOD: Dict[str, Any] = {"environment": {"A": "good"}, "secret_environment": {"S": SESAME}, "timeout": 30}
 
 
@@ -189,4 +190,23 @@ def test_the_holder_of_the_lock_is_named(unit: Unit, before: str) -> None:
     unit.sh("echo 4711 >%s; systemd-run --unit=fleet-holder flock %s sleep 600" % (LOCK, LOCK))
     unit.sh("until ! flock -n %s true; do sleep 0.05; done" % LOCK)
     result = unit(**dict(GOOD, environment={"A": "bad"}, timeout=1))
-    assert result["failed"] and "being changed by another run, process 4711" in result["msg"] and LOCK in result["msg"]
+    assert (
+        result["failed"] and "another run, process 4711, is still busy with" in result["msg"] and LOCK in result["msg"]
+    )
+
+
+def test_a_poisoned_log_neither_draws_on_the_terminal_nor_speaks_for_another(lab: Any, unit: Unit, before: str) -> None:
+    found = on_host.run(lab, "gpu1", "poisoned_log.py")
+    assert found["forged"] == 100, "the stranger was heard by journald"
+    own = [
+        "all is well failed",
+        "one of two",
+        "two of two",
+        "not \ufffd text",
+        "and a line",
+        "x" * 150000,
+        "last own words",
+    ]
+    assert found["journal"] == own
+    assert [line for line in found["start"] if line in own[3:]] == own[3:] and found["start"][0] == own[0]
+    assert not any(char < " " for line in found["journal"] + found["start"] for char in line)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import on_host
 
-ROUNDS = 30
+ROUNDS = 20
 
 
 def tables() -> Any:

@@ -182,6 +182,31 @@ def test_what_would_fail_is_refused_before_anything_is_touched(bring, ready, opt
     assert (processes(ready), sh(ready, "cat %s; systemctl show -p InvocationID %s" % (CONFIG, UNIT))) == before
 
 
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("embed", "an embedding of 128 dimensions in "),
+        ("classify", "one of 2 classes in "),
+        ("transcribe", "answers not proven: transcription"),
+    ],
+)
+def test_a_model_that_generates_no_text_is_proven_by_its_own_work(bring, ready, task, said):
+    options = {"extra_args": {"runner": "pooling", "convert": task}}
+    result = bring(**options)
+    assert not result["failed"], result["msg"]
+    assert said in result["msg"]
+    again = bring(**options)
+    assert not again["changed"] and not again["failed"], again["msg"]
+    if task == "embed":
+        vllmdouble.fault(ready, "dead-engine max-num-seqs=7")
+        try:
+            broken = bring(max_num_seqs=7, token_timeout=2, **options)
+        finally:
+            vllmdouble.clear(ready)
+        assert broken["failed"] and broken["verdict"] == "stalled", broken["msg"]
+        assert "The former state is back" in broken["msg"]
+
+
 def test_requests_end_before_a_restart(bring, ready):
     vllmdouble.fault(ready, "slow-token:3")
     try:
@@ -199,6 +224,47 @@ def test_requests_end_before_a_restart(bring, ready):
     finally:
         vllmdouble.clear(ready)
         sh(ready, "systemctl stop client 2>/dev/null || :; rm -f /run/answer /run/status")
+
+
+@pytest.mark.parametrize("stop", ["systemctl stop --no-block", "systemctl restart --no-block"])
+def test_a_request_ends_well_though_the_unit_is_stopped(bring, ready, stop):
+    """By whom ever, such as a reboot: the workers, one for each of four GPUs, end at once upon SIGTERM."""
+    vllmdouble.fault(ready, "slow-token:2")
+    try:
+        assert not bring(shutdown_timeout=30)["failed"]
+        sh(
+            ready,
+            "systemd-run --quiet --unit=client --property=Type=oneshot --no-block sh -c 'curl -s -o /run/answer"
+            " -w %{http_code} -d '\"'\"'{\"max_tokens\":5}'\"'\"' http://127.0.0.1:8000/v1/chat/completions"
+            " >/run/status'; "
+            "timeout 60 sh -c 'until curl -s http://127.0.0.1:8000/metrics | grep -q \"running.* 1.0\"; do :; done'",
+        )
+        sh(ready, "%s %s" % (stop, UNIT))
+        ends = "timeout 60 sh -c 'while systemctl is-active %s | grep -q activating; do sleep 0.1; done'"
+        sh(ready, ends % "client")
+        assert sh(ready, "cat /run/status /run/answer").startswith("200"), sh(ready, "cat /run/status /run/answer")
+        assert '"completion_tokens": 5' in sh(ready, "cat /run/answer")
+        sh(ready, ends % UNIT)
+        assert sh(ready, "systemctl show -p Result --value %s" % UNIT).strip() == "success"
+    finally:
+        vllmdouble.clear(ready)
+        sh(ready, "systemctl stop client 2>/dev/null || :; rm -f /run/answer /run/status")
+
+
+def test_an_engine_that_is_asleep(bring, ready):
+    options = {"extra_args": {"enable-sleep-mode": True}, "environment": {"VLLM_SERVER_DEV_MODE": "1"}}
+    assert not bring(**options)["failed"]
+    before = processes(ready)
+    assert ask(ready, "/sleep?level=1", body={}) == "200"
+    result = bring(**options)
+    assert result["failed"] and result["verdict"] == "asleep" and "POST http://127.0.0.1:8000/wake_up" in result["msg"]
+    assert not result["changed"] and processes(ready) == before, "nothing is restarted for it"
+    accepted = bring(asleep="accept", **options)
+    assert not accepted["changed"] and not accepted["failed"], accepted["msg"]
+    assert accepted["msg"].endswith("held · asleep") and accepted["evidence"]["asleep"] is True
+    assert ask(ready, "/wake_up", body={}) == "200"
+    awake = bring(**options)
+    assert awake["verdict"] == "ok" and not awake["changed"] and "asleep" not in awake["msg"]
 
 
 def test_a_new_environment_is_taken_and_given_back(bring, ready):

@@ -16,6 +16,7 @@ from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -84,8 +85,10 @@ def fixture_text() -> Callable[[str], str]:
 
 @pytest.fixture(autouse=True)
 def remembered(monkeypatch, tmp_path_factory):
-    """What is made in tests is remembered in a file of theirs; gives its path."""
-    path = tmp_path_factory.mktemp("var") / "gpufleet/made.json"
+    """What is made in tests is remembered in a file of theirs, and their locks are their own; gives its path."""
+    base = tmp_path_factory.mktemp("var")
+    path = base / "gpufleet/made.json"
     monkeypatch.setattr(made, "PATH", str(path))
-    monkeypatch.setattr(made, "LOCK", str(path.parent.parent / "lock"))
+    monkeypatch.setattr(lock, "FOLDER", str(base / "run/gpufleet"))
+    monkeypatch.setattr(lock, "FOLDER_OF_USER", str(base / "run/%d/gpufleet"))
     return path

@@ -19,7 +19,8 @@ def unit_of(pid: int, root: str = "/") -> Optional[str]:
         None when the process is gone, is in no unit, or /proc/PID/cgroup may not be read.
     """
     try:
-        with open("%s/proc/%d/cgroup" % (root.rstrip("/"), pid), encoding="utf-8", errors="surrogateescape") as source:
+        path = "%s/proc/%d/cgroup" % (root.rstrip("/"), pid)
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as source:
             return unit_of_cgroup(source.read())
     except OSError:
         return None
@@ -29,10 +30,10 @@ def unit_of_cgroup(text: str) -> Optional[str]:
     """The system unit in the text of a /proc/PID/cgroup, or None.
 
     systemd's own hierarchy (cgroup v1, ``name=systemd``) speaks first, then the unified one (``0::``): on hybrid
-    hosts the second may be a bare ``/``.
+    hosts the second may be a bare ``/``. Users may put any other line end than ``\\n`` into the name of a group.
     """
     paths = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         hierarchy, _sep, rest = line.partition(":")
         controllers, _sep, path = rest.partition(":")
         if controllers == "name=systemd":

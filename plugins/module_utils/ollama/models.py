@@ -31,6 +31,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd
 _GIB = float(1 << 30)
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
 _UNLOADS = 20.0  # seconds that the worker of a large model may need to end; /api/ps does not answer meanwhile
+_PULL = 24 * 3600.0  # seconds to wait for the pulls of other runs; one that stalls ends by itself
 _UNVERIFIED = ".unverified"  # record of the blobs of a pull that runs; no model's name
 _LENT = re.compile(r"[^/]+/gpufleet-[0-9a-f]{32}/")  # names by which seeding hosts have their models
 _FOREVER_FROM = 2200  # year from which an expiry means never; the server says 2319
@@ -129,7 +130,7 @@ def bring(
     for item in declared:
         try:
             run.one(item)
-        except (ModelError, pull.PullError, ApiError, OSError) as error:
+        except (ModelError, pull.PullError, ApiError, ManagerError, OSError) as error:
             message = "%s: %s" % (item["name"], _without_name(str(error), item["name"]))
             raise Failed(message, run.result(before, declared)) from error
     return run.result(before, declared)
@@ -385,7 +386,7 @@ class _Run:
             def waiting(process: str) -> None:
                 progress.tell(item["name"], "waits for process %s, of another run, to pull" % process, 0, 0)
 
-            with self._turn(float("inf"), waiting):  # no pull lasts for ever: one that stalls ends
+            with self._turn(_PULL, waiting):
                 if not self.must_pull(item):
                     return
                 if not self._from_seed(item, entry):
@@ -462,14 +463,29 @@ class _Run:
 
     def _drop_unverified(self) -> None:
         """Remove what a pull that ended between download and check has left: the server would take it as good."""
-        for digest in self.records.read(_UNVERIFIED).get("blobs") or ():
-            path = os.path.join(self.server.store or "", "blobs", digest.replace(":", "-"))
+        digests, store = self.records.read(_UNVERIFIED).get("blobs") or (), self.server.store
+        if digests and store:
             try:
-                if fingerprint(path, {})["sha256"] != digest[7:]:
-                    os.unlink(path)
-            except OSError:
-                pass  # it is not there
+                self._as_its_user(lambda: _remove_broken(store, digests))
+            except (ModelError, OSError):
+                return  # the server has ended: the record is for the next run
         self.records.forget(_UNVERIFIED)
+
+    def _as_its_user(self, work: Callable[[], Any]) -> Any:
+        """The result of work in the store, done with the rights of the server's process.
+
+        :raises ModelError: it takes too long.
+        :raises OSError: the process ended, or may not do it.
+        """
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+
+        ids = users.STRANGERS  # a server that is known by its address alone may be anybody's
+        if self.server.environ:
+            ids = users.ids_of_process(int(self.system.show(self.server.unit).get("MainPID") or 0))
+        try:
+            return users.as_user(ids, work)
+        except users.UserError as error:
+            raise ModelError(str(error)) from None
 
     def _room(self, needed: int) -> None:
         """Refuse what would fill the disk of the store."""
@@ -524,7 +540,9 @@ class _Run:
         if former and record.get("request") == request and record.get("digest") == former.get("digest"):
             return
         if recipe.from_file:
-            with open(recipe.source, "rb") as file:
+            from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+
+            with follow(recipe.source) as file:
                 try:
                     gguf.read(file)
                 except gguf.GgufError as error:
@@ -627,9 +645,8 @@ class _Run:
             return None
         try:
             devices = self.server.devices(facts)
-            with open(_weights_path(shown), "rb") as file:
-                header = gguf.read(file)
-        except (gguf.GgufError, OSError, ValueError) as error:
+            header = self._header(_weights_path(shown))
+        except (ModelError, OSError, ValueError) as error:
             self.warn("%s: its need of GPU memory cannot be estimated: %s" % (item["name"], error))
             return None
         free = [int(device["memory"]["free_bytes"] or 0) for device in devices]
@@ -660,6 +677,17 @@ class _Run:
         if not found.fits:
             self._does_not_fit(item, header, found, free)
         return sizing.describe(found, [device["index"] for device in devices])
+
+    def _header(self, path: str) -> gguf.Header:
+        """The header of a file of weights, of which the server says where it lies."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+
+        def read() -> gguf.Header:
+            with follow(path) as file:
+                return gguf.read(file)
+
+        fields = self._as_its_user(read)
+        return gguf.Header._make(tuple(field) if isinstance(field, list) else field for field in fields)
 
     def _does_not_fit(self, item: Dict[str, Any], header: gguf.Header, found: sizing.Estimate, free: List[int]) -> None:
         message = (
@@ -736,6 +764,24 @@ class _Run:
         estimate = entry.get("estimate")
         if estimate and estimate["held_bytes"] and held:
             entry["ratio"] = round(sum(held.values()) / float(estimate["held_bytes"]), 3)
+
+
+def _remove_broken(store: str, digests: List[str]) -> Iterator[None]:
+    """Remove the blobs of a store whose content is not what their name says."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+
+    for digest in digests:
+        path = os.path.join(store, "blobs", digest.replace(":", "-"))
+        try:
+            found = hashlib.sha256()
+            with follow(path) as file:
+                for piece in iter(lambda: file.read(1 << 20), b""):
+                    found.update(piece)
+                    yield
+            if found.hexdigest() != digest[7:]:
+                os.unlink(path)
+        except OSError:
+            pass  # it is not there
 
 
 def _key(name: str) -> str:

@@ -37,11 +37,10 @@ class Records:
         return found if isinstance(found, dict) else {}
 
     def write(self, model: str, record: Dict[str, Any]) -> None:
-        os.makedirs(self.folder, mode=0o755, exist_ok=True)
-        beside = self.path(model) + ".new"
-        with open(beside, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1, sort_keys=True)
-        os.replace(beside, self.path(model))
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+        files.make_folders(self.folder)
+        files.write_whole(self.path(model), json.dumps(record, indent=1, sort_keys=True).encode("utf-8"))
 
     def forget(self, model: str) -> None:
         try:
@@ -54,14 +53,16 @@ def fingerprint(path: str, known: Dict[str, Any]) -> Dict[str, Any]:
     """A file by path, size, time of change and sha256.
 
     :param known: a former fingerprint: while path, size and time are the same, the file is not read again.
-    :raises OSError: it cannot be read.
+    :raises OSError: it cannot be read, or is no regular file.
     """
     status = os.stat(path)
     found = {"path": path, "size": status.st_size, "changed": status.st_mtime_ns}  # type: Dict[str, Any]
     if all(known.get(key) == value for key, value in found.items()) and len(str(known.get("sha256", ""))) == 64:
         return dict(found, sha256=known["sha256"])
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with follow(path) as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):
             digest.update(chunk)
     return dict(found, sha256=digest.hexdigest())

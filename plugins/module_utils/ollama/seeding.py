@@ -8,13 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_LARGEST = 16 << 20  # bytes of a manifest
 
 
 def bring(params: Mapping[str, Any], check_mode: bool, system: Optional[Any] = None) -> Dict[str, Any]:
@@ -25,37 +30,51 @@ def bring(params: Mapping[str, Any], check_mode: bool, system: Optional[Any] = N
 
 def _look(params: Mapping[str, Any], system: Any) -> offer.Offer:
     unit = params["name"] if params["name"].endswith(".service") else params["name"] + ".service"
-    store, uid = _store(unit, params["host"], system)
-    found = offer.Offer({}, {}, uid, {}, _MANIFEST)
-    for name in params["models"]:
-        try:
-            with open(names.manifest(store, name), "rb") as file:
-                content = file.read()
-            document = json.loads(content.decode("utf-8"))
-            parts = [str(part["digest"]) for part in (document["config"], *document["layers"])]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise offer.Unable("%s: cannot be offered: %s" % (name, error)) from None
-        blobs = {part: os.path.join(store, "blobs", part.replace(":", "-")) for part in parts}
-        lacking = [blob for blob in blobs.values() if not os.path.isfile(blob)]
-        if lacking:
-            raise offer.Unable("%s: cannot be offered: its store has no %s" % (name, lacking[0]))
-        digest = hashlib.sha256(content).hexdigest()
-        found.manifests["sha256:" + digest] = content.decode("utf-8")
+    store, ids = _store(unit, params["host"], system)
+    found = offer.Offer({}, {}, ids.uid, {}, _MANIFEST)
+    try:  # the store is its user's, who must not have root look at what is not
+        told = users.as_user(ids, lambda: [_read(store, name) for name in params["models"]])
+    except users.UserError as error:
+        raise offer.Unable(str(error)) from None
+    for name, (content, blobs) in zip(params["models"], told):
+        digest = hashlib.sha256(content.encode("utf-8")).hexdigest()
+        found.manifests["sha256:" + digest] = content
         found.blobs.update(blobs)
         found.models[name] = digest
     return found
 
 
-def _store(unit: str, host: Optional[str], system: Any) -> Tuple[str, int]:
-    """The store of the running server, and the number of its user."""
+def _read(store: str, name: str) -> Tuple[str, Dict[str, str]]:
+    """The manifest of a model, and the paths of its blobs by digest.
+
+    :raises offer.Unable: the store does not have all of it, for the user who looks.
+    """
+    try:
+        with follow(names.manifest(store, name)) as file:
+            content = file.read(_LARGEST).decode("utf-8")
+        document = json.loads(content)
+        parts = [str(part["digest"]) for part in (document["config"], *document["layers"])]
+        strange = [part for part in parts if not _DIGEST.match(part)]
+        if strange:
+            raise ValueError("%s is no digest" % strange[0])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise offer.Unable("%s: cannot be offered: %s" % (name, error)) from None
+    blobs = {part: os.path.join(store, "blobs", part.replace(":", "-")) for part in parts}
+    lacking = [blob for blob in blobs.values() if not (os.path.isfile(blob) and os.access(blob, os.R_OK))]
+    if lacking:
+        raise offer.Unable("%s: cannot be offered: its store has no %s that may be read" % (name, lacking[0]))
+    return content, blobs
+
+
+def _store(unit: str, host: Optional[str], system: Any) -> Tuple[str, users.Ids]:
+    """The store of the running server, and the ids of its process."""
     try:
         found = server.find(unit, host, system)
     except server.ServerError as error:
         raise offer.Unable(str(error)) from None
     if not found.store:
         raise offer.Unable("%s does not tell where its models lie" % unit)
-    pid = int(system.show(unit).get("MainPID") or 0)
     try:
-        return found.store, os.stat("/proc/%d" % pid).st_uid
+        return found.store, users.ids_of_process(int(system.show(unit).get("MainPID") or 0))
     except OSError:
         raise offer.Unable("%s ended just now" % unit) from None

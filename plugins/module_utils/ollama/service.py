@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
@@ -95,6 +96,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
             except Refused as error:
                 raise Refused("%s: %s" % (service["unit"], error) if params["instances"] else str(error)) from None
         _check_claims(plans, [service["unit"] for service in leaving], facts, system)
+        _hold_claims(plans, facts, system)
         _check_archive(params, plans, check_mode, warn)
     results = {}  # type: Dict[str, Dict[str, Any]]
     try:
@@ -218,6 +220,16 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         objection_to_change=fit,
     )
     return Plan(params, change, claim, gate, steps, declared, visible, fit)
+
+
+def _hold_claims(plans: Sequence[Plan], facts: Dict[str, Any], system: Any) -> None:
+    """Have each claim checked again at the moment in which it is written; those of later services still change."""
+    names = {device["uuid"]: label(device) for device in facts["devices"]}
+    for number, plan in enumerate(plans):
+        later = [other.unit for other in plans[number + 1 :]]
+        plan.change.while_writing = partial(
+            ledger.claiming, plan.claim, system, later, lambda uuid: names.get(uuid, uuid)
+        )
 
 
 def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str, Any], system: Any) -> None:

@@ -9,6 +9,7 @@ may put links, pipes or a million files there: it is inspected with that user's 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -82,7 +83,8 @@ def _size(path: str) -> Optional[int]:
 
 
 def _unless_gone(error: OSError) -> None:
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+    """A folder that is not there holds nothing; of one that cannot be read nobody knows."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
         raise error
 
 

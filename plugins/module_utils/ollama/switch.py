@@ -30,6 +30,25 @@ _NAME = "ollama-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+_held: Set[int] = set()
+"""Descriptors of locked folders."""
+
+
+def _close(descriptor: int) -> None:
+    if descriptor in _held:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _let_go() -> None:
+    """In a forked child, which may hang: the lock is the parent's, and must end with it."""
+    for descriptor in list(_held):
+        _close(descriptor)
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 class Switch:
     """What lies below a prefix: links, releases, files of the vendor, and the record."""
 
@@ -200,7 +219,8 @@ class Switch:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(descriptor).st_nlink:  # who had it may have removed it
-                    self._unlock = weakref.finalize(self, os.close, descriptor)
+                    self._unlock = weakref.finalize(self, _close, descriptor)
+                    _held.add(descriptor)
                     return
             except BlockingIOError:
                 if time.monotonic() > until:

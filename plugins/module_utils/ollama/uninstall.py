@@ -243,7 +243,7 @@ def _remove(gone: List[str], owned: List[str], user: Optional[str]) -> None:
             raise OSError(errno.ENOTEMPTY, "%s cannot be removed" % path)
         made.drop("homes", path)
     if user:
-        if account.exists(user):
+        if account.exists(user):  # a killed run may have recorded, but not created it
             account.run(["userdel", user])
         made.drop("users", user)
 

@@ -23,13 +23,14 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 
 ROOT = "/opt/gpufleet"
 MARKER = "gpufleet.json"
 UNITS = "/etc/systemd/system"
+_CONSTRAINTS, _REQUIREMENTS = ".constraints.txt", ".requirements.txt"
 _NEW, _ASIDE = "%s.new", ".aside"
 LAST_LINES = 8  # of a failed program's output, for the message
 
@@ -201,14 +202,19 @@ class EnvironmentStep:
 
         :raises EnvironmentFault: it cannot be built or does not work; nothing of it is left.
         """
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+
         if self.built():
             return
         umask = os.umask(0o022)
         try:
             os.makedirs(self.folder, exist_ok=True)
-            with _lock(self.folder, self.sources.timeout):
+            with lock.held("environments of " + self.folder, self.sources.timeout):
                 if not self.built():  # by the one that was waited for
                     self._build_whole()
+        except lock.LockError as error:
+            self.undo()
+            raise EnvironmentFault(str(error)) from None
         except OSError as error:
             self.undo()
             raise EnvironmentFault("%s cannot be built: %s" % (self.path, error)) from None
@@ -324,7 +330,7 @@ class EnvironmentStep:
             self._run([uv, "venv", "--quiet", "--python", self.interpreter, self.path])
         else:
             self._run([self.interpreter, "-m", "venv", self.path], hint=_venv_hint)
-        self._write(".constraints.txt", self.choice.constraints)
+        self._write(_CONSTRAINTS, self.choice.constraints)
         wheels = sources.wheels
         if wheels and not os.path.isdir(wheels):
             wheels = os.path.join(self.path, ".wheels")
@@ -341,12 +347,17 @@ class EnvironmentStep:
             self._run([*install, *compiled, *self._named(packages)], hint=_install_hint)
         if wheels != sources.wheels:
             shutil.rmtree(wheels or "")
-        self._write(".requirements.txt", ())
+        for name in (_CONSTRAINTS, _REQUIREMENTS):
+            if os.path.exists(self._inside(name)):
+                os.unlink(self._inside(name))
         self._test()
+
+    def _inside(self, name: str) -> str:
+        return os.path.join(self.path, name)
 
     def _write(self, name: str, lines: Sequence[str]) -> str:
         """A file for the installer that only root can read: there may be passwords in it."""
-        path = os.path.join(self.path, name)
+        path = self._inside(name)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in lines))
         return path
@@ -355,14 +366,14 @@ class EnvironmentStep:
         """Packages as arguments, which everybody can read; in a file where a password is among them."""
         if all(_masked(package) == package for package in packages):
             return list(packages)
-        return ["--requirement", self._write(".requirements.txt", packages)]
+        return ["--requirement", self._write(_REQUIREMENTS, packages)]
 
     def _installer(self, uv: Optional[str], wheels: Optional[str]) -> List[str]:
         if uv:
             words = [uv, "pip", "install", "--quiet", "--python", self.python, "--index-strategy", "unsafe-best-match"]
         else:
             words = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-        words += ["--constraint", os.path.join(self.path, ".constraints.txt")]
+        words += ["--constraint", self._inside(_CONSTRAINTS)]
         return [*words, "--no-index", "--find-links", wheels] if wheels else words
 
     def _indexes(self) -> Dict[str, str]:
@@ -632,38 +643,6 @@ def _names(pid: str, path: bytes) -> bool:
         return False
 
 
-class _lock:
-    """Only one at a time builds environments of an engine: another that builds is waited for."""
-
-    def __init__(self, folder: str, timeout: float) -> None:
-        self.path = os.path.join(folder, ".lock")
-        self.until = time.monotonic() + timeout
-        self._file: Optional[IO[str]] = None
-
-    def __enter__(self) -> None:
-        import fcntl
-
-        self._file = open(self.path, "w")
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                if time.monotonic() < self.until:
-                    # flock itself has no time limit
-                    time.sleep(0.2)
-                    continue
-                self._file.close()
-                raise EnvironmentFault(
-                    "another run is still building an environment in %s (it holds %s); try again when it has ended"
-                    % (os.path.dirname(self.path), self.path)
-                ) from None
-
-    def __exit__(self, *_error: Any) -> None:
-        if self._file:
-            self._file.close()
-
-
 def _unpack(archive: str, folder: str) -> None:
     """The wheels of a tar, whatever folders they are in there.
 
@@ -736,9 +715,7 @@ def _free(path: str) -> bool:
 
 
 def _remove_empty(folder: str) -> None:
-    """Remove a folder that has nothing but our lock."""
     try:
-        if os.listdir(folder) in ([".lock"], []):
-            shutil.rmtree(folder)
+        os.rmdir(folder)
     except OSError:
-        pass
+        pass  # it has something of someone else's, or is gone

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,7 +93,9 @@ def make(config: Dict[str, Any]) -> Server:
                 self._file(file)
 
         def _file(self, path: str) -> None:
-            with open(path, "rb") as file:
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError("it was replaced since it was offered")
                 size = os.fstat(file.fileno()).st_size
                 first, last = 0, size - 1
                 part = re.match(r"bytes=(\d+)-(\d*)\Z", self.headers.get("Range") or "")

@@ -42,12 +42,18 @@ class UserStep:
 
     def apply(self) -> None:
         if not exists(self.user):
-            # remembered first: of a run that is killed in between, nothing is left that nobody knows
-            self._made_user, self._made_home = True, not os.path.isdir(self.home)
-            made.add("users", self.user)
+            self._made_home = not os.path.isdir(self.home)
+            made.add("users", self.user)  # first: of a run that is killed in between, nothing is left that nobody knows
             if self._made_home:
                 made.add("homes", self.home)
-            run(self.command)
+            try:
+                run(self.command)
+            except AccountError:
+                if not exists(self.user):  # else another run has created it, and counts on the record
+                    made.drop("users", self.user)
+                    made.drop("homes", self.home)
+                raise
+            self._made_user = True
         for group in self._missing_groups():
             run(["usermod", "-a", "-G", group, self.user])
             self._joined.append(group)

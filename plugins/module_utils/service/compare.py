@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
+    EMPTY_IGNORED,
     LIST_KEYS,
     Unit,
     Value,
@@ -98,6 +99,8 @@ def _overriding(unit: Unit, section: str, key: str, values: Sequence[str], drop_
     lines = [line for line in unit.assignments if (line.section, line.key) == (section, key)]
     ours = [number for number, line in enumerate(lines) if line.path == drop_in]
     later = lines[ours[-1] + 1 :] if ours else []
+    if key in EMPTY_IGNORED:
+        later = [line for line in later if line.value]
     if key in LIST_KEYS:
         later = [line for line in later if not line.value]
     elif later and later[-1].value == values[-1]:

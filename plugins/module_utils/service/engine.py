@@ -435,8 +435,9 @@ class _Convergence:
             for step in self.steps:
                 self.applied.append(step)
                 step.apply()
-            self.committed = True
-            self.files.commit()
+            with self.change.while_writing():
+                self.committed = True
+                self.files.commit()
             if self.reload:
                 self.outcome.reloaded = True
                 self.system.reload()

@@ -12,22 +12,29 @@ removed together with what it is about:
     Port=11434
 
 A service claims by having these lines among its settings (:func:`lines`), after :func:`check` found nobody in the way.
+Two runs for two services may check at the same time. So :func:`claiming` checks again under a lock of the host,
+which is held until the override is written.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.override import DIRECTORY, DROP_IN
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import parse
 
 SECTION = "X-Gpufleet"
+WAIT = 60
+"""Seconds to wait for another service that claims, which takes milliseconds."""
 SHARE = re.compile(r"[0-9]*\.?[0-9]+")
 
 
-class Conflict(Exception):
+class Conflict(StepError):
     """Two services claim the same thing; the message names both, the thing, and what to do."""
 
 
@@ -84,6 +91,21 @@ def held(system: Any) -> List[Claim]:
     return [claim for claim in claims if claim.gpus or claim.ports]
 
 
+@contextmanager
+def claiming(
+    claim: Claim, system: Any, leaving: Sequence[str] = (), label: Callable[[str], str] = lambda uuid: uuid
+) -> Iterator[None]:
+    """Check a claim again and hold the ledger while the caller writes it, so that no other run claims in between.
+
+    :param leaving: units whose claims do not count: the same run is about to change or remove them.
+    :raises Conflict: another run was faster.
+    :raises ManagerError: the ledger is not free.
+    """
+    with system.lock("claims", WAIT):
+        _check([claim], system, leaving, label, True)
+        yield
+
+
 def check(
     declared: Sequence[Claim], system: Any, leaving: Sequence[str] = (), label: Callable[[str], str] = lambda uuid: uuid
 ) -> None:
@@ -97,12 +119,23 @@ def check(
     :param leaving: units that the same run takes off the host.
     :param label: how messages name a GPU, from its UUID.
     """
+    _check(declared, system, leaving, label, False)
+
+
+def _check(
+    declared: Sequence[Claim], system: Any, leaving: Sequence[str], label: Callable[[str], str], runs_count: bool
+) -> None:
+    """:param runs_count: whether a claim also counts while another run brings its unit up."""
     units = {claim.unit for claim in declared} | set(leaving)
     held_before = held(system)
     others = [claim for claim in held_before if claim.unit not in units]
     found = _met(declared, others, label)
     if found and others:  # only now is systemd asked
-        others = [claim for claim in others if _stands(system.show(claim.unit))]
+        others = [
+            claim
+            for claim in others
+            if _stands(system.show(claim.unit)) or (runs_count and _is_being_changed(claim.unit, system))
+        ]
         found = _met(declared, others, label)
     known = {(claim.unit, port) for claim in held_before for port in claim.ports}
     new = [(claim.unit, port) for claim in declared for port in claim.ports if (claim.unit, port) not in known]
@@ -174,3 +207,12 @@ def _stands(state: Mapping[str, str]) -> bool:
         return False
     down = state.get("ActiveState") in ("inactive", "failed")
     return not down or state.get("UnitFileState") in ("enabled", "enabled-runtime")
+
+
+def _is_being_changed(unit: str, system: Any) -> bool:
+    """Whether another run is at work on a unit: the engine holds the unit's lock until it is proven."""
+    try:
+        with system.lock(unit, 0):
+            return False
+    except ManagerError:
+        return True

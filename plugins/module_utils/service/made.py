@@ -1,18 +1,22 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What this collection has made on a host, remembered so that it, and nothing else, can be taken away again."""
+"""What this collection has created on a host, remembered so that it, and nothing else, can be removed again.
+
+Recorded before it is created: a run killed in between leaves a record of nothing, never something without a record.
+Every word lasts through a power cut once it is given.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from contextlib import contextmanager
 from typing import Dict, Iterator, List
 
 PATH = "/var/lib/gpufleet/made.json"
-LOCK = "/run/lock/gpufleet-made.lock"
+WAIT = 60
+"""Seconds to wait for another run that writes here, which takes milliseconds."""
 
 
 def remembered(kind: str) -> List[str]:
@@ -21,6 +25,10 @@ def remembered(kind: str) -> List[str]:
 
 
 def add(kind: str, name: str) -> None:
+    """Remember what is about to be created; :func:`drop` it if that fails.
+
+    :raises OSError: it cannot be recorded: nothing may be created.
+    """
     with _alone():
         found = _read()
         if name not in found.setdefault(kind, []):
@@ -29,6 +37,7 @@ def add(kind: str, name: str) -> None:
 
 
 def drop(kind: str, name: str) -> None:
+    """Forget what is gone."""
     with _alone():
         found = _read()
         if name in found.get(kind, []):
@@ -39,8 +48,9 @@ def drop(kind: str, name: str) -> None:
 @contextmanager
 def _alone() -> Iterator[None]:
     """Two runs on one host, for two services, must not lose each other's words."""
-    with open(LOCK, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+
+    with lock.held("made.json", WAIT, what=PATH):
         yield
 
 
@@ -48,21 +58,23 @@ def _read() -> Dict[str, List[str]]:
     try:
         with open(PATH, encoding="utf-8") as file:
             found = json.load(file)
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _write(found: Dict[str, List[str]]) -> None:
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+    folder = os.path.dirname(PATH)
     if found:
-        os.makedirs(os.path.dirname(PATH), mode=0o755, exist_ok=True)
-        beside = PATH + ".new"
-        with open(beside, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1, sort_keys=True)
-        os.rename(beside, PATH)
-    elif os.path.lexists(PATH):
-        os.unlink(PATH)
-        try:
-            os.rmdir(os.path.dirname(PATH))
-        except OSError:
-            pass  # there is more in it
+        files.make_folders(folder)
+        files.write_whole(PATH, json.dumps(found, indent=1, sort_keys=True).encode())
+        return
+    files.remove(PATH)
+    with files.folder(folder) as descriptor:
+        files.sync(descriptor)
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass  # there is more in it

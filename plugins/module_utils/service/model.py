@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Protocol
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import Process, System
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import Unit
@@ -45,6 +46,8 @@ class Change:
     """Says why the unit as it will be, drop-ins of others included, must not run; asked before anything is written."""
     objection_to_change: Optional[Callable[[], Optional[str]]] = None
     """Says why nothing must be changed now; asked only where something would be, in check mode too."""
+    while_writing: Callable[[], ContextManager[None]] = nullcontext
+    """Entered while the files are put in place, such as a lock; a StepError stops the change there."""
 
 
 class StepError(Exception):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import json
 import os
@@ -13,8 +12,10 @@ import pwd
 import re
 import select
 import shutil
+import stat
 import subprocess
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
@@ -72,9 +73,25 @@ PROPERTIES = (
     "TimeoutStopUSec",
 )
 
+LARGEST_FILE = 64 << 20
+LARGEST_ENVIRONMENT_FILE = 256 << 10
+"""Bytes of a file that is read; a larger one counts as one that cannot be read."""
+LONGEST_MESSAGE = 1 << 18
+"""Bytes of one message of the journal, and characters of a line, that are read."""
+LARGEST_JOURNAL = 32 << 20
+"""Bytes of a journal that are read at once."""
+JOURNAL_LIMIT = 60
+"""Seconds for reading it."""
+KNOWN_VERSION = 252
+"""Taken for systemd's version where that is not to be found out: the one that the rules were tried on."""
 SYSTEMD_LINES = 10
 """What systemd itself logs of one invocation, at most: it was started, stopped, has failed."""
 
+# what draws on a terminal instead of being shown there: escape sequences, control characters, changes of direction
+SEQUENCE = re.compile(
+    "\x1b(?:\\[[0-?]*[ -/]*[@-~]|[\\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\\\)?|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]"
+)
+CONTROL = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 ITEM = re.compile(r'"((?:[^"\\]|\\.)*)"|([^ ]+)', re.DOTALL)
 ITEM_ESCAPE = re.compile(r"\\([0-7]{3}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
 LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "e": "\x1b", "s": " "}
@@ -108,6 +125,11 @@ def split_items(text: str) -> List[str]:
     return [
         plain or ITEM_ESCAPE.sub(decode, quoted) for quoted, plain in (match.groups() for match in ITEM.finditer(text))
     ]
+
+
+def printable(text: str) -> str:
+    """A line of text of somebody else as it may be shown on a terminal."""
+    return CONTROL.sub(" ", SEQUENCE.sub("", text))
 
 
 def seconds(text: str) -> Optional[float]:
@@ -171,7 +193,8 @@ class System:
     def show(self, unit: str) -> Dict[str, str]:
         """The unit's PROPERTIES as systemd prints them, by one call."""
         out = self._call(["systemctl", "show", "--no-pager", "-p", ",".join(PROPERTIES), "--", unit])
-        return dict(line.split("=", 1) for line in out.split("\n") if "=" in line)
+        state = dict(line.split("=", 1) for line in out.split("\n") if "=" in line)
+        return dict(state, StatusText=printable(state["StatusText"])) if "StatusText" in state else state
 
     def load(self, names: Sequence[str]) -> List[Tuple[str, bytes]]:
         """(path, content) of the unit file and the drop-ins that apply to a unit, in that order, from the disk.
@@ -202,18 +225,29 @@ class System:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def read(self, path: str) -> Optional[bytes]:
-        """The content of a file, None when it cannot be read."""
+    def read(self, path: str, largest: int = LARGEST_FILE) -> Optional[bytes]:
+        """The content of a file; None when it cannot be read, is no regular file, or has more bytes than ``largest``.
+
+        It may lie in a user's folder: a named pipe there is not waited for, a device not opened.
+        """
         try:
-            with open(self.root + path, "rb") as stream:
-                return stream.read()
+            if not stat.S_ISREG(os.stat(self.root + path).st_mode):
+                return None
+            descriptor = os.open(self.root + path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            with open(descriptor, "rb") as stream:
+                regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+                content = stream.read(largest + 1) if regular else b""
         except OSError:
             return None
+        return content if regular and len(content) <= largest else None
 
     def environment_files(self, pattern: str) -> Iterator[Tuple[str, bytes]]:
         """(path, content) of the readable files that the pattern of an ``EnvironmentFile=`` names."""
+        pattern = re.sub(
+            r"\\(.)", lambda match: glob.escape(match.group(1)), pattern
+        )  # glob(3) unescapes, glob does not
         for path in sorted(glob.glob(self.root + pattern)) if glob.has_magic(pattern) else [self.root + pattern]:
-            content = self.read(path[len(self.root) :])
+            content = self.read(path[len(self.root) :], LARGEST_ENVIRONMENT_FILE)
             if content is not None:
                 yield path[len(self.root) :], content
 
@@ -288,7 +322,8 @@ class System:
                     sockets.add("socket:[%s]" % fields[9])
         for pid in sorted(int(name) for name in self.names("/proc") if name.isdigit()) if sockets else ():
             if sockets & self._opened(pid):
-                return pid, (self.read("/proc/%d/comm" % pid) or b"").decode("utf-8", "replace").strip()
+                name = (self.read("/proc/%d/comm" % pid) or b"").decode("utf-8", "replace")
+                return pid, printable(name).strip()
         return (0, "unknown") if sockets else None
 
     def _opened(self, pid: int) -> Set[str]:
@@ -303,39 +338,60 @@ class System:
         return found
 
     def journal(self, unit: str, invocation_id: str, lines: int) -> List[str]:
-        """The last lines that the processes of one invocation of a unit logged, oldest first.
+        """The last lines that the processes of one invocation of a unit logged, oldest first, fit for a terminal.
 
         The first of these fields is journald's own; the second one is in what systemd logs of the unit, and in what
-        its child does that could not execute the program. Of a process that was gone before a busy journald read what
-        it said, only the unit is known: then those are its words that came after systemd first spoke of the invocation.
+        its child does that could not execute the program. Any user may send it, so root must have sent it. Of a
+        process that was gone before a busy journald read what it said, only the unit is known, or the user: then those
+        are its words that came after systemd first spoke of the invocation.
         """
-        own, init = "_SYSTEMD_INVOCATION_ID", "1"
-        found = self._entries(lines + SYSTEMD_LINES, [own + "=" + invocation_id, "+", "INVOCATION_ID=" + invocation_id])
+        own, init, named = "_SYSTEMD_INVOCATION_ID", "1", "INVOCATION_ID=" + invocation_id
+        found = self._entries(lines + SYSTEMD_LINES, [own + "=" + invocation_id, "+", named, "_UID=0"])
         said = [entry for entry in found if entry.get("_PID") != init]
         if found and not said:
             since = min(_microseconds(entry) for entry in found)
-            of_unit = self._entries(lines, ["_SYSTEMD_UNIT=" + unit])
+            of_unit = self._entries(lines, ["_SYSTEMD_UNIT=" + unit, *self._of_user(unit, named)])
             said = [entry for entry in of_unit if own not in entry and _microseconds(entry) >= since]
-        return [line for entry in said for line in _message(entry).split("\n") if line.strip()][-lines:]
+        return [line for entry in said for line in _lines(entry)][-lines:]
+
+    def _of_user(self, unit: str, named: str) -> List[str]:
+        """What of the journal also matches: entries with a field that the user of a unit has sent."""
+        user = self._call(["systemctl", "show", "-p", "User", "--value", "--", unit]).strip()
+        try:
+            return ["+", named, "_UID=%d" % (int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid)]
+        except KeyError:
+            return []
 
     def _entries(self, count: int, fields: List[str]) -> List[Dict[str, Any]]:
         """The last entries of the journal that have these fields, oldest first; none if it cannot be read."""
         shown = "--output-fields=MESSAGE,_PID,_SYSTEMD_INVOCATION_ID,_SOURCE_REALTIME_TIMESTAMP"
-        command = ["journalctl", "--quiet", "--no-pager", "--all", "-o", "json", shown, "-n", str(count)]
-        try:
-            out = self._call([*command, *fields])
-        except ManagerError:
-            return []
-        return [json.loads(line) for line in out.split("\n") if line]
+        command = ["journalctl", "--quiet", "--no-pager", "-o", "json", shown, "-n", str(count), *fields]
+        out = self._head([*command[:3], "--all", *command[3:]], LARGEST_JOURNAL)
+        if len(out) > LARGEST_JOURNAL:  # without --all, a message of more than 4096 bytes is left out
+            out = self._head(command, LARGEST_JOURNAL)
+        found = []
+        for line in out.split(b"\n"):
+            with suppress(ValueError):  # the last one may be cut off
+                found.append(json.loads(line))
+        return [entry for entry in found if isinstance(entry, dict)]
 
     def journal_from_start(self, invocation_id: str) -> Iterator[str]:
-        """What one invocation logged, from its first line on; no more is read than is taken."""
+        """What one invocation logged, from its first line on, fit for a terminal; no more is read than is taken."""
         command = ["journalctl", "--quiet", "--no-pager", "-o", "cat", "_SYSTEMD_INVOCATION_ID=" + invocation_id]
         with self._started(command) as process:
+            timer = threading.Timer(JOURNAL_LIMIT, process.kill)
+            timer.start()
             try:
-                for line in process.stdout or ():
-                    yield line.rstrip("\n")
+                read, whole = 0, True
+                while process.stdout and read < LARGEST_JOURNAL:  # it may log faster than it is read
+                    piece = process.stdout.readline(LONGEST_MESSAGE)
+                    if not piece:
+                        break
+                    if whole:  # else it is the rest of a line that is too long
+                        yield printable(piece.decode("utf-8", "replace").rstrip("\n"))
+                    read, whole = read + len(piece), piece.endswith(b"\n")
             finally:
+                timer.cancel()
                 process.kill()
 
     def sync_journal(self) -> None:
@@ -355,30 +411,38 @@ class System:
             with open(path, "wb") as stream:
                 stream.write(content)
             _status, _out, said = self._run(
-                ["systemd-analyze", "verify", "--man=no", unit], environment={"SYSTEMD_UNIT_PATH": scratch + ":"}
+                ["systemd-analyze", "verify", "--man=no", "--", unit], environment={"SYSTEMD_UNIT_PATH": scratch + ":"}
             )
         found = [line[len(path) + 1 :] for line in said.split("\n") if line.startswith(path + ":")]
         return list(dict.fromkeys(found))
 
     def specifiers(self, unit: str, fragment: str = "") -> Mapping[str, str]:
-        """What ``%`` and a letter stand for in this unit's files."""
+        """What ``%`` and a letter stand for in this unit's files; and, as ``systemd``, systemd's version.
+
+        A letter for which this unit has nothing is missing: systemd drops a word with it.
+        """
         stem, _dot, kind = unit.rpartition(".")
         prefix, _at, instance = stem.partition("@")
-        machine, root = os.uname(), pwd.getpwuid(0)
-        release = self._os_release()
-        return {
+        machine, root, version = os.uname(), pwd.getpwuid(0), self._version()
+        release = self._assignments("/etc/os-release") or self._assignments("/usr/lib/os-release")
+        if fragment and os.path.islink(self.root + fragment):  # such as by systemctl link
+            fragment = os.path.realpath(self.root + fragment)[len(self.root) :]
+        found = {
+            "systemd": str(version),
             "n": unit,
             "N": stem,
             "p": prefix,
             "P": _unescape(prefix),
+            "q": self._assignments("/etc/machine-info").get("PRETTY_HOSTNAME") or machine.nodename,
             "i": instance,
             "I": _unescape(instance),
             "j": prefix.rpartition("-")[2],
             "J": _unescape(prefix.rpartition("-")[2]),
-            "f": "/" + _unescape(instance or prefix),
-            "y": fragment,
-            "Y": os.path.dirname(fragment),
-            "d": "/run/credentials/" + unit,
+            "f": _path_unescape(instance or prefix),
+            "y": fragment if version >= 251 else None,
+            "Y": os.path.dirname(fragment) if version >= 251 else None,
+            "d": "/run/credentials/" + unit if version >= 251 else None,
+            "D": "/usr/share" if version >= 257 else None,
             "t": "/run",
             "S": "/var/lib",
             "C": "/var/cache",
@@ -405,11 +469,17 @@ class System:
             "M": release.get("IMAGE_ID", ""),
             "A": release.get("IMAGE_VERSION", ""),
         }
+        return {letter: text for letter, text in found.items() if text is not None}
 
-    def _os_release(self) -> Dict[str, str]:
-        content = self.read("/etc/os-release") or self.read("/usr/lib/os-release") or b""
+    def _version(self) -> int:
+        """The version of the systemd that runs; told by the library that it has loaded, which costs no process."""
+        match = re.search(rb"/libsystemd-shared-(\d+)", self.read("/proc/1/maps") or b"")
+        return int(match.group(1)) if match else KNOWN_VERSION
+
+    def _assignments(self, path: str) -> Dict[str, str]:
+        """What a file such as ``/etc/os-release`` says."""
         try:
-            return {name: value for name, (value, _line) in parse_environment_file(content).items()}
+            return {name: value for name, (value, _line) in parse_environment_file(self.read(path) or b"").items()}
         except UnitError:
             return {}
 
@@ -457,9 +527,9 @@ class System:
             while True:
                 try:
                     _out, said = job.communicate(timeout=0.1 if time.monotonic() < begun + 2 else 0.5)
-                    return (
-                        None if job.returncode == 0 else said.strip().partition("\n")[0] or "exit %d" % job.returncode
-                    )
+                    if job.returncode == 0:
+                        return None
+                    return printable(_text(said).strip().partition("\n")[0]) or "exit %d" % job.returncode
                 except subprocess.TimeoutExpired:
                     state = self.show(unit)
                 now = time.monotonic()
@@ -484,35 +554,18 @@ class System:
         :param waiting: called again and again meanwhile with the process that holds it.
         :raises ManagerError: it is not free within the limit; the message names the holder.
         """
-        path = "%s/run/lock/gpufleet-%s.lock" % (self.root, unit)
-        until = time.monotonic() + limit
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            if _lock(descriptor, path):
-                break
-            holder = os.read(descriptor, 100).decode("ascii", "replace").strip() or "unknown"
-            os.close(descriptor)
-            if time.monotonic() > until:
-                raise ManagerError(
-                    "%s is being changed by another run, process %s, for more than %d s (lock %s): try again later"
-                    % (unit, holder, limit, path)
-                )
-            if waiting:
-                waiting(holder)
-            # flock itself has no time limit
-            time.sleep(0.1)
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+
         try:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, b"%d\n" % os.getpid())
-            yield
-        finally:
-            os.unlink(path)
-            os.close(descriptor)
+            with lock.held(unit, limit, waiting, root=self.root):
+                yield
+        except lock.LockError as error:
+            raise ManagerError(str(error)) from None
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
-    def _started(self, command: List[str], environment: Optional[Dict[str, str]] = None) -> "subprocess.Popen[str]":
-        """The command, running, with its words in pipes and in the C locale."""
+    def _started(self, command: List[str], environment: Optional[Dict[str, str]] = None) -> "subprocess.Popen[bytes]":
+        """The command, running, with its words in pipes and in the C locale: bytes, as text mode alters CRs."""
         try:
             return subprocess.Popen(
                 command,
@@ -522,8 +575,6 @@ class System:
                 env=dict(
                     os.environ, LC_ALL="C", SYSTEMD_COLORS="0", SYSTEMD_LOG_TARGET="console", **(environment or {})
                 ),
-                encoding="utf-8",
-                errors="surrogateescape",
             )
         except FileNotFoundError:
             raise ManagerError("there is no %s: this host is not run by systemd" % command[0]) from None
@@ -539,12 +590,28 @@ class System:
                 process.kill()
                 process.communicate()
                 raise ManagerError("%s did not finish within %d s" % (" ".join(command[:2]), limit)) from None
-            return process.returncode, out, said
+            return process.returncode, _text(out), _text(said)
+
+    def _head(self, command: List[str], most: int, limit: float = JOURNAL_LIMIT) -> bytes:
+        """The first bytes of what a command says, and one more than ``most`` where it says more."""
+        try:
+            process = self._started(command)
+        except ManagerError:
+            return b""
+        with process:
+            timer = threading.Timer(limit, process.kill)
+            timer.start()
+            try:
+                return process.stdout.read(most + 1) if process.stdout else b""
+            finally:
+                timer.cancel()
+                process.kill()
 
     def _call(self, command: List[str], limit: float = 60) -> str:
         status, out, said = self._run(command, limit)
         if status:
-            raise ManagerError("%s failed: %s" % (" ".join(command[:2]), said.strip() or "exit %d" % status))
+            words = " | ".join(printable(line) for line in said.strip().split("\n"))
+            raise ManagerError("%s failed: %s" % (" ".join(command[:2]), words or "exit %d" % status))
         return out
 
 
@@ -573,19 +640,24 @@ def main_environ(
         state = system.show(unit)
 
 
-def _lock(descriptor: int, path: str) -> bool:
-    """Lock an open file unless somebody has; not when its last holder has meanwhile removed it from ``path``."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except (BlockingIOError, FileNotFoundError):
-        return False
+def _text(words: bytes) -> str:
+    return words.decode("utf-8", "surrogateescape")
 
 
-def _message(entry: Mapping[str, Any]) -> str:
-    """The text of an entry of the journal, which is a list of bytes where it is not plain text."""
+def _lines(entry: Mapping[str, Any]) -> List[str]:
+    """The lines of an entry of the journal, fit for a terminal.
+
+    Its text is a list of bytes where it is not plain text, and a list of texts where its author sent several.
+    """
     message = entry.get("MESSAGE") or ""
-    return message if isinstance(message, str) else bytes(message).decode("utf-8", "replace")
+    if isinstance(message, list):
+        if all(isinstance(item, int) for item in message):
+            message = bytes(message[-LONGEST_MESSAGE:]).decode("utf-8", "replace")
+        else:
+            message = "\n".join(item for item in message if isinstance(item, str))
+    if not isinstance(message, str):
+        return []
+    return [line for line in map(printable, message[-LONGEST_MESSAGE:].split("\n")) if line.strip()]
 
 
 def _microseconds(entry: Mapping[str, Any]) -> int:
@@ -593,8 +665,18 @@ def _microseconds(entry: Mapping[str, Any]) -> int:
     return int(entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry.get("__REALTIME_TIMESTAMP") or 0)
 
 
-def _unescape(name: str) -> str:
-    """A part of a unit's name as it was before systemd-escape."""
+def _path_unescape(name: str) -> Optional[str]:
+    """A part of a unit's name as the path that it was before systemd-escape; None when it was none."""
+    parts = (_unescape(name) or "").split("/")
+    if name == "-":
+        return "/"
+    return None if {"", ".", ".."} & {*parts} else "/" + "/".join(parts)
+
+
+def _unescape(name: str) -> Optional[str]:
+    """A part of a unit's name as it was before systemd-escape; None when it is not escaped as it should be."""
+    if re.search(r"\\(?!x[0-9a-fA-F]{2})", name):
+        return None
     raw = re.sub(
         rb"\\x([0-9a-fA-F]{2})", lambda match: bytes([int(match.group(1), 16)]), name.replace("-", "/").encode()
     )

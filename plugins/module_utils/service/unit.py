@@ -21,7 +21,7 @@ LONGEST_LINE = 1024 * 1024
 """Bytes in one line, continuations included, above which systemd gives up the file (LONG_LINE_MAX)."""
 
 UNIT_NAME = re.compile(
-    r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?"
+    r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]*)?"
     r"\.(service|socket|timer|path|mount|automount|swap|target|slice|device|scope)"
 )
 
@@ -48,6 +48,22 @@ _LISTS = """
     Alias WantedBy RequiredBy UpheldBy Also
 """
 LIST_KEYS = frozenset(_LISTS.split())
+
+# An empty assignment to these is a mistake that systemd passes over. To any other key that is no list it is a reset.
+_EMPTY_IGNORED = """
+    Type ExitType Restart NotifyAccess OOMPolicy DevicePolicy ProtectSystem ProtectHome ProtectProc ProcSubset
+    KeyringMode UtmpMode RuntimeDirectoryPreserve TimeoutStartFailureMode TimeoutStopFailureMode ManagedOOMPreference
+    RemainAfterExit GuessMainPID RootDirectoryStartOnly IgnoreSIGPIPE TTYReset TTYVHangup TTYVTDisallocate
+    SyslogLevelPrefix CPUSchedulingResetOnFork RemoveIPC NonBlocking SendSIGKILL SendSIGHUP PrivateTmp PrivateDevices
+    ProtectKernelTunables ProtectKernelModules ProtectKernelLogs ProtectClock ProtectControlGroups PrivateNetwork
+    PrivateUsers PrivateMounts PrivateIPC ProtectHostname RestrictRealtime RestrictSUIDSGID LockPersonality
+    NoNewPrivileges MemoryDenyWriteExecute MemoryAccounting TasksAccounting IOAccounting BlockIOAccounting IPAccounting
+    StandardOutput StandardError SyslogFacility SyslogLevel LogLevelMax UMask LimitNOFILE LimitCORE LimitMEMLOCK
+    RestartSec TimeoutStartSec TimeoutStopSec RuntimeMaxSec WatchdogSec KillSignal FinalKillSignal RestartKillSignal
+    Slice TimerSlackNSec RuntimeDirectoryMode StateDirectoryMode BusName FileDescriptorStoreMax LogRateLimitIntervalSec
+    LogRateLimitBurst StartLimitBurst StartLimitIntervalSec
+"""
+EMPTY_IGNORED = frozenset(_EMPTY_IGNORED.split())
 
 # systemd acts on these itself, so a reload alone puts a new value in force: no process has to be started anew.
 _LIVE = """
@@ -104,8 +120,9 @@ def unit_name(name: str) -> str:
     full = name if name.rpartition(".")[2] in UNIT_TYPES else name + ".service"
     if not UNIT_NAME.fullmatch(full) or len(full) > 255:
         raise UnitError("%r is no unit name: expected a name such as ollama.service or vllm@NAME.service" % name)
-    if "@." in full:
-        raise UnitError("%s is a template: name an instance of it, such as %s" % (full, full.replace("@.", "@NAME.")))
+    stem, _dot, kind = full.rpartition(".")
+    if stem.endswith("@") and stem.count("@") == 1:
+        raise UnitError("%s is a template: name an instance of it, such as %sNAME.%s" % (full, stem, kind))
     return full
 
 
@@ -114,8 +131,9 @@ UNIT_TYPES = ("service", "socket", "timer", "path", "mount", "automount", "swap"
 
 def template_of(name: str) -> Optional[str]:
     """``vllm@.service`` for ``vllm@a.service``, None for a unit that is no instance."""
-    prefix, at, rest = name.partition("@")
-    return prefix + "@." + rest.rpartition(".")[2] if at and not rest.startswith(".") else None
+    stem, _dot, kind = name.rpartition(".")
+    prefix, _at, instance = stem.partition("@")
+    return "%s@.%s" % (prefix, kind) if instance else None
 
 
 def dropin_directories(name: str) -> List[str]:
@@ -135,7 +153,7 @@ def dropin_directories(name: str) -> List[str]:
             walk(template)
         stem, _dot, kind = current.rpartition(".")
         prefix, at, instance = stem.partition("@")
-        shorter, dash, _last = prefix.rstrip("-").rpartition("-")
+        shorter, dash, _last = (prefix[:-1] if prefix.endswith("-") else prefix).rpartition("-")
         if dash and shorter:
             # a template has the prefixes of a plain unit, an instance those with its own instance name
             walk(shorter + "-" + (at + instance if instance else "") + "." + kind)
@@ -207,7 +225,7 @@ def parse(content: bytes, path: str) -> UnitFile:
             break
         if line.startswith("["):
             if not line.endswith("]"):
-                result.broken = "%s:%d: %s is no section header" % (path, number, line)
+                result.broken = "%s:%d: %r is no section header" % (path, number, line[:80])
                 break
             section = line[1:-1]
             continue
@@ -302,8 +320,10 @@ def parse_assignments(text: str, specifiers: Mapping[str, str]) -> Iterator[Tupl
 FILE_NAME = re.compile(r"([^=\n\r]*)(=?)")
 
 
-def parse_environment_file(content: bytes) -> Dict[str, Tuple[str, int]]:
+def parse_environment_file(content: bytes, version: int = 0) -> Dict[str, Tuple[str, int]]:
     """Name to (value, line) of an ``EnvironmentFile=``, whose syntax is that of a simple shell script.
+
+    Before systemd 254 a backslash at the end of a comment makes the next line part of it.
 
     Raises UnitError for a file that keeps the unit from starting.
     """
@@ -320,7 +340,7 @@ def parse_environment_file(content: bytes) -> Dict[str, Tuple[str, int]]:
             continue
         if char in "#;":
             while at < end and text[at] not in "\n\r":
-                at += 2 if text[at] == "\\" else 1
+                at += 2 if text[at] == "\\" and version < 254 else 1
             continue
         match = FILE_NAME.match(text, at)
         if match is None:  # never: it matches nothing as well
@@ -344,6 +364,11 @@ def _environment_file_value(text: str, at: int) -> Tuple[str, int]:
     solid = 0  # characters up to here are not trailing blanks
     started = False
     while at < end and text[at] not in "\n\r":
+        plain = PLAIN[""].match(text, at)
+        if plain:
+            kept += plain.group()
+            at, started, solid = plain.end(), True, len(kept)
+            continue
         char = text[at]
         at += 1
         if char == "\\":
@@ -353,9 +378,10 @@ def _environment_file_value(text: str, at: int) -> Tuple[str, int]:
             started, solid = True, len(kept)
         elif char in "'\"" and not started:
             while at < end and text[at] != char:
-                if char == '"' and text[at] == "\\" and at + 1 < end:
+                if char == '"' and text[at] == "\\":
                     at += 1
-                    kept += text[at] if text[at] in '"\\`$' else "" if text[at] == "\n" else "\\" + text[at]
+                    escaped = text[at : at + 1]
+                    kept += escaped if escaped in '"\\`$' else "" if escaped == "\n" else "\\" + escaped
                 else:
                     kept += text[at]
                 at += 1
@@ -363,10 +389,16 @@ def _environment_file_value(text: str, at: int) -> Tuple[str, int]:
             solid = len(kept)
         elif char in WHITESPACE:
             kept += char if started else ""
-        else:
+        else:  # a quote that is not the first character
             kept += char
-            started, solid = True, len(kept)
+            solid = len(kept)
     return kept[:solid], at
+
+
+def _simple_path(path: str) -> Optional[str]:
+    """A path as systemd writes it, without ``//``, ``/./`` and a last ``/``; None for one that it ignores."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return "/" + "/".join(parts) if path.startswith("/") and ".." not in parts else None
 
 
 # --- the merged unit -------------------------------------------------------------------------------------------------
@@ -391,6 +423,8 @@ class Unit:
         kept: List[Assignment] = []
         for assignment in self.assignments:
             if (assignment.section, assignment.key) == (section, key):
+                if not assignment.value and key in EMPTY_IGNORED:
+                    continue
                 if key not in LIST_KEYS or not assignment.value:
                     kept = []
                 if assignment.value:
@@ -420,30 +454,41 @@ class Unit:
         for line in self.in_force("Service", "Environment"):
             for name, text in parse_assignments(line.value, specifiers):
                 found[name] = Value(text, line.path, line.line)
-        for line in self.in_force("Service", "EnvironmentFile"):
-            try:
-                pattern = expand(line.value, specifiers)
-            except KeyError:
-                continue
-            for path, content in read_files(pattern[1:] if pattern.startswith("-") else pattern):
+        for pattern in self.environment_files(specifiers):
+            for path, content in read_files(pattern):
                 try:
-                    entries = parse_environment_file(content)
+                    entries = parse_environment_file(content, int(specifiers.get("systemd", 0)))
                 except UnitError:
                     continue
                 found.update((name, Value(text, path, at)) for name, (text, at) in entries.items())
-        for name, removed in self.unset(specifiers).items():
+        for name, removed in self._unset(specifiers):
             if name in found and removed.text in (None, found[name].text):
                 del found[name]
         return found
 
+    def environment_files(self, specifiers: Mapping[str, str]) -> Iterator[str]:
+        """The paths and patterns of ``EnvironmentFile=`` as systemd keeps them, without those that it ignores."""
+        for line in self.in_force("Service", "EnvironmentFile"):
+            try:
+                path = _simple_path(expand(line.value[line.value.startswith("-") :], specifiers))
+            except KeyError:
+                continue
+            if path:
+                yield path
+
     def unset(self, specifiers: Mapping[str, str]) -> Dict[str, Value]:
         """Name to the ``UnsetEnvironment=`` line that removes it; the text is the value that it must have, or None."""
         found: Dict[str, Value] = {}
+        for name, removed in self._unset(specifiers):
+            if name not in found or found[name].text is not None:  # one that removes any value says most
+                found[name] = removed
+        return found
+
+    def _unset(self, specifiers: Mapping[str, str]) -> Iterator[Tuple[str, Value]]:
         for line in self.in_force("Service", "UnsetEnvironment"):
             for word in expanded_words(line.value, specifiers):
                 name, equals, text = word.partition("=")
-                found[name] = Value(text if equals else None, line.path, line.line)
-        return found
+                yield name, Value(text if equals else None, line.path, line.line)
 
     @property
     def broken(self) -> List[str]:

@@ -128,7 +128,8 @@ def _child(ids: Ids, work: Callable[[], Any], writing: int, control: Any, parent
                 result = _step_by_step(result, writing)
             said = json.dumps({"result": result})
         except OSError as error:
-            said = json.dumps({"os": [error.errno, error.strerror, os.fsdecode(error.filename or "")]})
+            path = error.filename if isinstance(error.filename, (str, bytes)) else ""  # else a descriptor
+            said = json.dumps({"os": [error.errno, error.strerror, os.fsdecode(path)]})
         except Exception as error:
             said = json.dumps({"error": str(error) or type(error).__name__})
         with os.fdopen(writing, "wb") as stream:

@@ -60,13 +60,15 @@ def prune(system: Any, job: Job, ids: Any, keep: int) -> List[str]:
 
     :raises OSError: the folder cannot be read, or that took too long (UserError).
     """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import folder
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import as_user
 
     def work() -> List[str]:
-        found = _runs(system.root + job.log_dir)
-        for run in found[: max(0, len(found) - keep)]:
-            shutil.rmtree(run, ignore_errors=True)
-        return [os.path.basename(run) for run in found if os.path.isdir(run)]
+        with folder(system.root + job.log_dir) as descriptor:
+            found = _runs("/proc/self/fd/%d" % descriptor)  # of a job of root, too, in whatever place that is
+            for run in found[: max(0, len(found) - keep)]:
+                shutil.rmtree(run, ignore_errors=True)
+            return [os.path.basename(run) for run in found if os.path.isdir(run)]
 
     names: List[str] = as_user(ids, work, LIMIT)
     return names

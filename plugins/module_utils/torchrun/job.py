@@ -233,8 +233,8 @@ class _Running(_Part):
         found = (self.system.environ(pid) or {} for pid in self.system.pids(self.state.get("ControlGroup", "")))
         return any(command.OF_TORCHRUN in environ for environ in found)
 
-    def _refuse_unusable(self, start: bool) -> None:
-        """What is known to fail, before a running process is touched."""
+    def _refuse_unusable(self, due: bool) -> None:
+        """What is known to fail, before a running process is touched; ``due`` is whether the job is to start."""
         wrong = [self.script.unsafe] if self.script and self.script.unsafe else []
         python = self.params["venv"] + "/bin/python"
         root = self.system.root
@@ -250,7 +250,7 @@ class _Running(_Part):
         except KeyError:
             wrong.append("there is no user %s on this host" % self.params["user"])
         else:
-            wrong += self._bad_log_dir() if start else []
+            wrong += self._bad_log_dir() if due else []
         for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
             wrong += self._bad_interfaces(name)
         if self.state.get("LoadState") == "masked":
@@ -282,6 +282,21 @@ class _Running(_Part):
         except OSError as error:
             return ["log_dir: %s: %s" % (path, error.strerror)]
 
+    def _warn_of_code_of_others(self) -> None:
+        """A job of root, which is the default, may run what somebody else can change at any time."""
+        if pwd.getpwnam(self.params["user"]).pw_uid != 0:
+            return
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import trusted
+
+        root = self.system.root
+        for path in filter(None, (self.params["script"], self.params["venv"] + "/bin/python")):
+            script = os.path.realpath(root + path)
+            status = os.stat(script)
+            writers = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0)
+            theirs = status.st_uid not in (0, os.geteuid()) or status.st_mode & writers
+            if theirs or not all(trusted(os.path.dirname(place)) for place in (root + path, script)):
+                self.warn("the job runs %s as root, and others than root can change it: declare another user" % path)
+
     def _bad_interfaces(self, name: str) -> List[str]:
         """Interfaces that a declared variable names and that are not there."""
         value = self.job.environment.get(name, ("", ""))[0]
@@ -301,8 +316,9 @@ class _Running(_Part):
     def run(self) -> Dict[str, Any]:
         self._look()
         asked, restart = self.params["state"], self.params["restart"]
-        start = asked == "started" and (restart or not (self.running or self.finished))
-        self._refuse_unusable(start)
+        due = restart or not (self.running or self.finished)
+        start = asked == "started" and due
+        self._refuse_unusable(due)
         self.result["stale"] = self.stale
         self.result["ready"] = self.running or self.finished
         self.result["joined"] = self.joined and not start
@@ -310,6 +326,8 @@ class _Running(_Part):
             self.rewritten or self.left_over or start or (self.script and self.script.changed)
         )
         self._describe(start)
+        if start:
+            self._warn_of_code_of_others()
         if not self.check_mode:
             if start:
                 self._make_log_dir()

@@ -4,7 +4,8 @@
 """The proof that a vLLM instance does what is declared of it, and what is done around its stop.
 
 /health answers 200 for as long as the front end lives, so it is not asked. The models must be listed by this very unit,
-a token must be generated and counted, and NVML must name the unit's own processes on every declared GPU.
+the model must do its own kind of work (a token generated and counted, an embedding, a score, a class), and NVML must
+name the unit's own processes on every declared GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError, Load
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError, Load, shown
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError
@@ -20,6 +21,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine 
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import log, sizing
 
 _MEMORY_DELAY = 5.0  # seconds that NVML may need to name a process
+_JOURNAL = 1000  # lines that tell why it ended: each worker writes a traceback, before those of its parents
 _LOOK = 2.0  # seconds between two looks at journal and memory while it starts, at least
 
 
@@ -28,8 +30,8 @@ class VllmGate:
 
     The verdicts, in the order in which they are looked for: ``crash_loop``, ``out_of_memory``, ``port_taken``,
     ``bad_config``, ``model_missing`` (its last words tell which), ``stalled``, ``not_ready``, ``unauthorized``;
-    ``not_generated``, ``no_progress``; ``cpu_fallback``, ``wrong_gpu``, ``vram_missing``; else ``ok``. Without a change
-    no token is asked for.
+    ``asleep``; ``not_generated``, ``no_progress``; ``cpu_fallback``, ``wrong_gpu``, ``vram_missing``; else ``ok``.
+    Without a change no token is asked for.
 
     :param endpoint: where it listens, with the key that it will want.
     :param served: name of the model for clients.
@@ -39,6 +41,7 @@ class VllmGate:
     :param stall: seconds without a line in the journal and without more memory, after which a start has stalled.
     :param token_timeout: seconds for the token.
     :param allowed: seconds that a start may take at all.
+    :param asleep: ``refuse`` or ``accept`` an engine that is asleep; None where it has no sleep mode.
     """
 
     def __init__(
@@ -52,21 +55,24 @@ class VllmGate:
         stall: float,
         token_timeout: float,
         allowed: float,
+        asleep: Optional[str] = None,
     ) -> None:
         self.endpoint, self.served = endpoint, served
         self.devices, self.facts, self.gather = list(devices), facts, gather
         self.stall, self.token_timeout, self.allowed = stall, token_timeout, allowed
+        self.asleep = asleep
         self.held: Dict[str, int] = {}
         """Bytes that the unit holds per GPU's UUID, as last seen."""
         self.figures: Dict[str, Any] = {}
-        """Seconds until it was ready, latency and tokens per second of the token."""
+        """Seconds until it was ready, the model's task, what it answered, and the seconds that took."""
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
         try:
             self._comes_up(running, changed)
             if changed:
                 self._is_ours(running)
-                self._generates(running)
+            if not self._sleeps() and changed:
+                self._answers(running)
             self._holds_memory(running, changed)
         except Fault as fault:
             return fault.verdict
@@ -129,11 +135,12 @@ class VllmGate:
         if self.served in names:
             return None
         self._is_ours(running)
-        raise Fault("model_missing", "it serves %s, not %s" % (", ".join(map(str, names)) or "no model", self.served))
+        served = shown(", ".join(map(str, names))) or "no model"
+        raise Fault("model_missing", "it serves %s, not %s" % (served, self.served))
 
     def _died(self, running: Running) -> Fault:
         running.system.sync_journal()
-        words = log.last_words(running.journal(200))
+        words = log.last_words(running.journal(_JOURNAL))
         held = sizing.holders(self.gather()["devices"], running.unit) if words.verdict == "out_of_memory" else ""
         message = "the server gave up: %s" % words.sentence if words.line else "the server ended and said nothing"
         return Fault(words.verdict, message + ("; %s" % held if held else ""), last_words=words.line)
@@ -150,22 +157,45 @@ class VllmGate:
             pid=listener[0],
         )
 
-    def _generates(self, running: Running) -> None:
+    def _sleeps(self) -> bool:
+        """Whether its engine is asleep, where that is accepted."""
+        if self.asleep is None:
+            return False
+        from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.sleep import asleep
+
+        if not asleep(self.endpoint):
+            return False
+        if self.asleep != "accept":
+            raise Fault(
+                "asleep",
+                "it runs and lists %s, but its engine is asleep and answers no request; wake it with POST %s/wake_up "
+                "(restart it after level 2, which drops the weights), or declare asleep: accept"
+                % (self.served, self.endpoint.url),
+            )
+        self.figures["asleep"] = True
+        return True
+
+    def _answers(self, running: Running) -> None:
+        # a host that is as declared needs it for nothing
+        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint_answers import answer
+
         before = self._load()
         try:
-            token = self.endpoint.generate(self.served, self.token_timeout)
+            answered = answer(self.endpoint, self.served, self.token_timeout)
         except EndpointError as error:
             if not running.alive():
                 raise self._died(running) from None
             raise Fault(error.name, str(error)) from None
         after = self._load()
-        if before and after and after.generated <= before.generated:
+        if answered.tokens and before and after and after.generated <= before.generated:
             raise Fault(
                 "no_progress",
                 "%s answered with a token, but its own counter of generated tokens stands at %d as before: the answer "
                 "is not the engine's" % (self.served, after.generated),
             )
-        self.figures["latency_seconds"] = round(token.seconds, 3)
+        self.figures.update(task=answered.task, answer=answered.said)
+        if answered.seconds is not None:
+            self.figures["latency_seconds"] = round(answered.seconds, 3)
 
     def _load(self) -> Optional[Load]:
         try:

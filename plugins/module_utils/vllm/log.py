@@ -13,9 +13,15 @@ from typing import NamedTuple, Sequence, Tuple
 
 _PREFIX = re.compile(
     r"\A(?:(?:\x1b\[\d+m)?\(\w+(?: pid=\d+, ip=[\w.:]+| pid=\d+)?\)(?:\x1b\[0m)? )?"  # of Ray, for another process
-    r"(?:\([A-Za-z_0-9 -]+ pid=\d+\) )?(?:(?:INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[\w./-]+:\d+\] ?)?"
+    r"(?:\([A-Za-z_0-9 =-]+ pid=\d+\) )?"
+    r"(?:(INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[\w./-]+:\d+\] ?)?"
 )
-_ERROR = re.compile(r"\A[\w.]*(Error|Exception|Interrupt)\b|error: |Value error, ")
+_ERROR = re.compile(r"\A[\w.]+(Error|Exception|Interrupt|Exit)(:|\Z)|\A\S+: error: |\AValue error, ")
+_INVALID = re.compile(r"\A[\w.]+ValidationError: \d+ validation error")
+"""Pydantic's line that only counts; the next one says what is wrong."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_WIDTH = 500
+"""Characters of a line; a process can log megabytes."""
 
 _CAUSES: Tuple[Tuple[str, str, str], ...] = (
     (
@@ -29,7 +35,7 @@ _CAUSES: Tuple[Tuple[str, str, str], ...] = (
         "the weights leave nothing for the cache: more GPUs, a quantised model, or a higher gpu_memory_utilization",
     ),
     (
-        "To serve at least one request with the model's max seq len",
+        "To serve at least one request with the model",  # up to 0.20 it says "models's"
         "out_of_memory",
         "lower max_model_len, or give it more memory (gpu_memory_utilization, more GPUs, kv_cache_dtype: fp8)",
     ),
@@ -56,10 +62,27 @@ _CAUSES: Tuple[Tuple[str, str, str], ...] = (
         "another process has a port of Ray's, three to five above master_port: choose another master_port",
     ),
     ("is gone: all hosts of this model end", "peer_lost", "its own result says why"),
-    ("died unexpectedly, shutting down executor", "crash_loop", "the journal of the host with that rank may say why"),
-    ("Engine core initialization failed", "crash_loop", "the cause stands above it in the journal"),
-    ("No module named", "crash_loop", "the environment is not whole: build it anew"),
+    ("No module named", "crash_loop", "the environment is incomplete: build it again"),
+    (
+        "provided PTX was compiled with an unsupported toolchain",
+        "crash_loop",
+        "the driver is older than the CUDA of the wheel: update the driver, or declare a vllm_cuda that it runs",
+    ),
+    (
+        "no kernel image is available",
+        "crash_loop",
+        "the wheel has no code for this GPU's compute capability: declare another vllm_version",
+    ),
 )
+
+_CONSEQUENCES: Tuple[Tuple[str, str, str], ...] = (
+    ("died unexpectedly, shutting down executor", "crash_loop", "the journal of the host with that rank may say why"),
+    ("Executor failed", "crash_loop", "the journal may say why"),
+    ("EngineCore encountered an issue", "crash_loop", "the journal may say why"),
+    ("WorkerProc initialization failed", "crash_loop", "the cause stands above it in the journal"),
+    ("Engine core initialization failed", "crash_loop", "the cause stands above it in the journal"),
+)
+"""What one process says of another that has failed; the other one's own words are the cause."""
 
 
 class LastWords(NamedTuple):
@@ -73,18 +96,37 @@ class LastWords(NamedTuple):
 
 
 def bare(line: str) -> str:
-    """A line without the process, level, time and place before it."""
-    return _PREFIX.sub("", line).strip()
+    """A line without the process, level, time and place before it, and without what no terminal should get."""
+    return _split(line)[1].strip()
+
+
+def _split(line: str) -> Tuple[str, str]:
+    """The level of a line, if it has one, and its text, still indented."""
+    line = line[: 2 * _WIDTH]
+    prefix = _PREFIX.match(line)
+    text = line[prefix.end() :] if prefix else line
+    text = "".join(letter for letter in _COLOUR.sub("", text) if letter.isprintable())
+    return (prefix.group(1) or "") if prefix else "", text[:_WIDTH]
 
 
 def last_words(lines: Sequence[str]) -> LastWords:
-    """Why a server ended, out of what it logged, oldest first; an empty line when nothing tells."""
-    said = [bare(line) for line in lines]
+    """Why a server ended, out of what it logged, oldest first; an empty line when nothing tells.
+
+    The first exception is the cause: what other processes, and handlers around it, say of it comes later.
+    """
+    split = [_split(line) for line in lines]
+    said = [text.strip() for _level, text in split]
+    serious = [text for level, text in split if level not in ("INFO", "WARNING", "DEBUG")]
     for words, verdict, advice in _CAUSES:
-        for line in reversed(said):
-            if words in line:
-                return LastWords(verdict, line, advice)
-    for line in reversed(said):
-        if _ERROR.search(line) and not line.startswith("File "):
-            return LastWords("crash_loop", line, "")
+        for text in reversed(serious):
+            if words in text:
+                return LastWords(verdict, text.strip(), advice)
+    for number, text in enumerate(serious):
+        if _ERROR.search(text) and not any(words in text for words, _verdict, _advice in _CONSEQUENCES):
+            counted = _INVALID.match(text) and serious[number + 1 : number + 2]
+            return LastWords("crash_loop", (counted[0] if counted else text).strip(), "")
+    for words, verdict, advice in _CONSEQUENCES:
+        for text in reversed(serious):
+            if words in text:
+                return LastWords(verdict, text.strip(), advice)
     return LastWords("crash_loop", next((line for line in reversed(said) if line), ""), "")

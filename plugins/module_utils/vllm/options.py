@@ -21,9 +21,20 @@ SAMPLES: Dict[str, str] = {"text": "x-1.y/Z", "number": "1.5", "whole": "7"}
 _LIKE = {"text": r"[^{}-][^{}]*\Z", "number": r"[0-9]+(\.[0-9]+)?\Z", "whole": r"[0-9]+\Z"}
 
 
+def is_option(told: Any) -> bool:
+    """Whether this is an entry of such a table."""
+    if not isinstance(told, dict) or set(told) != {"bare", "several", "takes", "choices"}:
+        return False
+    lists = [told["takes"], [] if told["choices"] is None else told["choices"]]
+    flags = isinstance(told["bare"], bool) and isinstance(told["several"], bool)
+    words = all(isinstance(one, list) and all(isinstance(word, str) for word in one) for one in lists)
+    return flags and words and set(told["takes"]) <= set(SAMPLES)
+
+
 def unknown(config: Mapping[str, Any], table: Table) -> List[str]:
     """Keys that the parser refuses: no option has that name, or one that begins so."""
-    return [key for key in sorted(config) if not any(name.startswith(key) for name in table)]
+    # vLLM itself turns `option.part` into JSON for the option
+    return [key for key in sorted(config) if not any(name.startswith(key.partition(".")[0]) for name in table)]
 
 
 def certain(config: Mapping[str, Any], table: Table) -> bool:
@@ -33,7 +44,7 @@ def certain(config: Mapping[str, Any], table: Table) -> bool:
 
 def _takes(option: Mapping[str, Any], value: Any) -> bool:
     if isinstance(value, bool):
-        return option["bare"]
+        return value and option["bare"]  # a false would be dropped without a word
     if option["bare"] or value is None or isinstance(value, Mapping):
         return False
     values = value if isinstance(value, list) else [value]

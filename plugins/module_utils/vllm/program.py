@@ -1,7 +1,11 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A vLLM installation: how it is started, and what its own parser says of a configuration."""
+"""A vLLM installation: how it is started, and what its own parser says of a configuration.
+
+Whose files it is made of is not known here, so root never runs it: the parser runs as the user of the service, or as
+nobody where there is no such user yet. What it says is bounded, and checked before it is kept.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,18 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import tempfile
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import read_regular
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
 PARSE_LIMIT = 300  # seconds; it imports torch
+_SAYS = 16 << 20  # bytes that are read of what it says, and that it may write to a file
 CACHE = "/var/cache/gpufleet/vllm"
 
 # Runs in the environment: the real command up to the moment at which its arguments are parsed.
@@ -69,9 +76,11 @@ class Program:
     """The vLLM of one Python environment.
 
     :param venv: the environment; a link is followed, so that a unit names what it was proven with.
+    :param user: whose service it is.
     """
 
-    def __init__(self, venv: str) -> None:
+    def __init__(self, venv: str, user: str) -> None:
+        self.user = user
         self.venv = os.path.realpath(venv)
         self.python = os.path.join(self.venv, "bin", "python")
 
@@ -137,33 +146,35 @@ class Program:
 
     def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, options.Table]:
         """Whether the parser takes it, what it says, and its options; an empty table when it does not get so far."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, users
+
         words = self.command()
         target = [words[0], "serve"] if len(words) == 2 else [words[2]]
-        with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:
-            path = os.path.join(scratch, "config.yaml")
+        ids = users.ids_of(self.user) or users.Ids(users.STRANGER, users.STRANGER, [])
+        scratch = tempfile.mkdtemp(prefix="gpufleet-", dir="/tmp")
+        try:
+            home = os.path.join(scratch, "home")
+            path, root = os.path.join(home, "config.yaml"), os.geteuid() == 0
+            os.chmod(scratch, 0o711)
+            os.mkdir(home, 0o700)
             with open(path, "w", encoding="utf-8") as file:
                 file.write(render(config))
-            own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": scratch, "PYTHONDONTWRITEBYTECODE": "1"}
-            own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=scratch, COLUMNS="200")
-            try:
-                done = subprocess.run(
-                    [self.python, "-W", "ignore", "-c", _PARSE, json.dumps(options.SAMPLES), *target, "--config", path],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=dict(environment, **own),
-                    cwd=scratch,
-                    timeout=PARSE_LIMIT,
-                    check=False,
+            for made in (path, home) if root else ():
+                os.chown(made, ids.uid, ids.gid)
+            own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
+            own.update(USER=self.user, LOGNAME=self.user)  # torch asks, and ends where an id has no name
+            own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=home, COLUMNS="200")
+            command = [self.python, "-W", "ignore", "-c", _PARSE, json.dumps(options.SAMPLES), *target]
+            with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+                status = _run(
+                    [*command, "--config", path], dict(environment, **own), home, out, err, _become(ids, root)
                 )
-            except subprocess.TimeoutExpired:
-                raise ProgramError(
-                    "vLLM's own parser did not read the configuration within %d s" % PARSE_LIMIT
-                ) from None
-        lines = done.stdout.decode("utf-8", "replace").split("\n")
-        tables = [json.loads(line[6:]) for line in lines if line.startswith("TABLE ")]
-        taken = done.returncode == 0 and "PARSED" in lines
-        return taken, done.stderr.decode("utf-8", "replace"), tables[-1] if tables else {}
+                said, complaint = _beginning(out), _beginning(err)
+        finally:
+            files.remove_tree(scratch)
+        lines = said.split("\n")
+        tables = [_table(line[6:]) for line in lines if line.startswith("TABLE ")]
+        return status == 0 and "PARSED" in lines, complaint, tables[-1] if tables else {}
 
     def _kept(self) -> options.Table:
         """The options as the parser of this very environment told them; nothing when it was not asked yet."""
@@ -199,16 +210,17 @@ class Program:
         """Names of the variables that this version reads, out of its envs.py; none when that is not to be read."""
         for path in self._packages("vllm/envs.py"):
             try:
-                with open(path, encoding="utf-8") as file:
-                    return sorted(set(re.findall(r'^\s+"(VLLM_[A-Z0-9_]+)":', file.read(), re.MULTILINE)))
+                text = (read_regular(path, _SAYS) or b"").decode("utf-8", "replace")
             except OSError:
                 continue
+            found = re.findall(r'^[ \t]+"(VLLM_[A-Z0-9_]{1,80})":', text, re.MULTILINE)
+            return sorted(set(found[:5000]))
         return []
 
     def version(self) -> str:
         """As the distribution's folder says; empty when it does not."""
         for path in self._packages("vllm*.dist-info"):
-            found = re.search(r"vllm(?:_[a-z]+)?-([^/]+)\.dist-info\Z", path)
+            found = re.search(r"vllm(?:_[a-z]+)?-([0-9A-Za-z.+!_-]+)\.dist-info\Z", path)
             if found:
                 return found.group(1)
         return ""
@@ -218,15 +230,81 @@ class Program:
         return sorted(glob.glob(folders + pattern))
 
 
+def _run(
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    folder: str,
+    out: IO[bytes],
+    err: IO[bytes],
+    become: Callable[[], None],
+) -> int:
+    """Exit status of a command that is ended when it takes too long."""
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=environment,
+            cwd=folder,
+            preexec_fn=become,
+            start_new_session=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ProgramError("venv: %s cannot be run by the user of the service: %s" % (words[0], error)) from None
+    try:
+        return process.wait(PARSE_LIMIT)
+    except subprocess.TimeoutExpired:
+        raise ProgramError("vLLM's own parser did not read the configuration within %d s" % PARSE_LIMIT) from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _become(ids: Any, root: bool) -> Callable[[], None]:
+    """What the child does before it executes the parser: take a user's ids, and a limit to the files that it writes."""
+    import resource
+
+    def become() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_SAYS, _SAYS))
+        if root:
+            os.setgroups(ids.groups)
+            os.setgid(ids.gid)
+            os.setuid(ids.uid)
+        os.umask(0o022)
+
+    return become
+
+
+def _beginning(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read(_SAYS).decode("utf-8", "replace")
+
+
+def _table(text: str) -> options.Table:
+    """A table of options as a parser told it; empty when it is not one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and all(map(options.is_option, found.values())) else {}
+
+
 def refusal(said: str, options: Sequence[str]) -> str:
     """argparse's last words, with the nearest option for each that it does not know. Pure."""
-    lines = [line.strip() for line in said.split("\n") if line.strip()]
+    from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.log import bare
+
+    lines = [line for line in map(bare, said.split("\n")[-1000:]) if line]
     last = next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "it says nothing")
     last = last.partition("error: ")[2] or last
     if last.startswith("unrecognized arguments: "):
         import difflib
 
         for word in last.split()[2:]:
+            if word.startswith("--no-") and "--" + word[5:] in options:
+                last += "; this version cannot be told %s: false, leave it out" % word[5:]
+                continue
             near = difflib.get_close_matches(word, options, cutoff=0.7) if word.startswith("--") else []
             if near:
                 last += "; did you mean %s?" % near[0][2:]

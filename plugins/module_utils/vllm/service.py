@@ -113,6 +113,7 @@ def bring(
         stall=params["stall_timeout"],
         token_timeout=params["token_timeout"],
         allowed=plan.change.timeout,
+        asleep=params["asleep"] if plan.declared.config.get("enable-sleep-mode") else None,
     )
     outcome = engine.converge(
         plan.change,
@@ -164,24 +165,27 @@ def _plan(
 ) -> Plan:
     """Decide everything; what is known to fail is refused here."""
     devices, facts = _devices(params, unit, gather)
-    program = Program(params["venv"])
+    program = Program(params["venv"], params["user"])
     if check_mode and not program.exists():
         warn("venv: %s is not there yet; its vLLM is not asked what it thinks of the configuration" % program.venv)
     else:
         program.check()
     home = os.path.join(HOMES, params["user"])
     cache = checkpoint.cache_of(params, params["environment"], home)
-    path = checkpoint.locate(params["model"], cache, params["revision"])
+    path = checkpoint.locate(params["model"], cache, params["user"], params["revision"])
     if params["model"].startswith("/") and path is None and not os.path.isfile(params["model"]):
         if not check_mode:
             raise Refused(
                 "model: there is no directory %s on this host; expected one with config.json" % params["model"]
             )
         warn("model: there is no directory %s on this host yet" % params["model"])
-    document = checkpoint.config(path) if path else {}
+    document = checkpoint.config(path, params["user"]) if path else {}
     dimensions = shape.read(document) if document else None
     weights = sizing.weights_loaded(
-        checkpoint.weight_bytes(path) if path else 0, dimensions, params["dtype"] or "auto", params["quantization"]
+        checkpoint.weight_bytes(path, params["user"]) if path else 0,
+        dimensions,
+        params["dtype"] or "auto",
+        params["quantization"],
     )
     parallel = choose(
         len(devices),
@@ -225,6 +229,7 @@ def _plan(
     names = {device["uuid"]: label(device) for device in facts["devices"]}
     ledger.check([claim], system, label=lambda uuid: names.get(uuid, uuid))
     change = _change(params, unit, declared, program, claim, weights, parallel)
+    change.while_writing = lambda: ledger.claiming(claim, system, label=lambda uuid: names.get(uuid, uuid))
     if _differs(change, system) or (devices and not held_by_unit(devices, unit)):
         if not thorough:
             raise Differs()
@@ -353,16 +358,19 @@ def _change(
         place = "%s:%d" % (declared.addresses[0], params["master_port"] + 1)
         key = settings.definition(declared, program.version())
         names = ",".join(node["name"] for node in nodes)
-        words = [program.python, "-I", together_file, place, str(params["node_rank"]), names, key, *words]
+        addresses = ",".join(declared.addresses)
+        words = [program.python, "-I", together_file, place, str(params["node_rank"]), names, addresses, key, *words]
     if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
         raise Refused("venv: %r has characters that no command line of a unit carries" % program.venv)
     service = {
         "User": [params["user"]],
         "ExecStart": ["", " ".join(words)],
         "TimeoutStopSec": [str((params["shutdown_timeout"] or 0) + STOP_MARGIN)],
+        # the workers of a model on several GPUs end at once upon SIGTERM, and with them the requests that are running
+        "KillMode": ["mixed"],
     }
     if nodes:
-        service.update(NotifyAccess=["main"], KillMode=["mixed"])
+        service.update(NotifyAccess=["main"])
     if ray:
         service.update(RuntimeDirectory=[cluster.directory(params["name"])], RuntimeDirectoryMode=["0700"])
     files: Dict[str, Optional[str]] = {config: settings.render(declared.config)}
@@ -431,11 +439,14 @@ def _handover(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None
             return None
         return Endpoint(settings.Declared(config=former).url, environ.get("VLLM_API_KEY") or None, verify=False)
 
-    return (WorkerHandover if former.get("headless") else VllmHandover)(
+    drain, kind = params["drain_timeout"], VllmHandover
+    if former.get("headless"):  # the server on node 0 takes so much longer to end
+        drain, kind = drain + int(former.get("shutdown-timeout", 0)), WorkerHandover
+    return kind(
         endpoint_of=endpoint_of,
         gather=gather,
         gpus=params["visible_devices"] != "none",
-        drain=params["drain_timeout"],
+        drain=drain,
         release=params["release_timeout"],
         warn=warn,
     )
@@ -475,8 +486,11 @@ def sentence(
         where = hosts[0] if rank else where
     held = sum(gpu["held_bytes"] for gpu in gpus)
     parts.append("%s at %s%s" % (plan.declared.served, where, ", %s held" % sizing.gib(held) if held else ""))
-    if not check and "latency_seconds" in figures:
-        parts.append("a token in %.2f s" % figures["latency_seconds"])
+    if not check and "answer" in figures:
+        seconds = figures.get("latency_seconds")
+        parts.append(figures["answer"] + ("" if seconds is None else " in %.2f s" % seconds))
+    if figures.get("asleep"):
+        parts.append("asleep")
     if outcome.restarted and not check:
         parts.append("restart %.1f s" % (outcome.unavailable_ms / 1000.0))
     return " · ".join(parts)

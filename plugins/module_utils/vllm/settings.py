@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Options of an instance → vLLM's YAML file and its environment. Pure.
 
-vLLM's own rules for the file: a key is a long option without dashes; true gives the option alone, false its ``--no-``
-form where there is one; a list gives several words, a mapping JSON; null would be the text ``None``.
+vLLM's own rules for the file: a key is a long option without dashes; true gives the option alone; a list gives several
+words, a mapping JSON; null would be the text ``None``. ``vllm serve`` drops a false without a word, so it is written as
+``no-KEY: true``, which every version reads (tests/unit/fixtures/vllm/parser.json).
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def declare(options: Mapping[str, Any], sizes: Mapping[str, int], visible: Optio
     given = dict(options, host=options.get("host") or HOST, port=options.get("port") or PORT)
     for option, flag in FLAGS:
         if given.get(option) is not None:
-            declared.config[flag] = given[option]
+            _put(declared.config, flag, given[option])
     for option, flag in _SIZES:
         if sizes.get(option, 1) != 1:
             declared.config[flag] = sizes[option]
@@ -163,6 +164,8 @@ def declare(options: Mapping[str, Any], sizes: Mapping[str, int], visible: Optio
         )
     if token is not None:
         declared.credentials["hf_token"] = token
+    if options.get("asleep") == "accept" and not declared.config.get("enable-sleep-mode"):
+        problems.append("asleep: it cannot sleep without extra_args: {enable-sleep-mode: true}")
     if options.get("guard_all_paths"):
         if key is None:
             problems.append("guard_all_paths: there is no api_key that it could ask for")
@@ -286,25 +289,39 @@ def definition(declared: Declared, version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _put(config: Dict[str, Any], flag: str, value: Any) -> None:
+    """Add an option in the spelling that takes effect in every version."""
+    if isinstance(value, bool) and "." in flag:  # part of an option whose value is JSON
+        config[flag] = json.dumps(value)
+    elif value is False:
+        config["no-" + flag] = True
+    else:
+        config[flag] = value
+
+
 def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
     problems = []
     typed = {flag: option for option, flag in FLAGS + _SIZES}
     for name in sorted(extra):
-        flag = str(name).lstrip("-").replace("_", "-")
+        first, dot, rest = str(name).lstrip("-").partition(".")  # vLLM, too, replaces underscores only before the dot
+        flag = first.replace("_", "-") + dot + rest
         where = "extra_args.%s" % name
-        bare = flag[3:] if flag.startswith("no-") else flag
+        negative = flag.startswith("no-")
+        bare = flag[3:] if negative else flag
         if bare in typed:
-            problems.append("%s: use the option %s" % (where, typed[bare]))
+            problems.append("%s: use the option %s%s" % (where, typed[bare], ": false" if negative else ""))
         elif bare in _ELSEWHERE:
             problems.append("%s: %s" % (where, _ELSEWHERE[bare]))
-        elif not re.match(r"[a-z][a-z0-9.-]*\Z", flag):
+        elif negative and extra[name] is False:
+            problems.append("%s: says no twice; write %s: true" % (where, bare))
+        elif not re.match(r"[a-z][a-z0-9-]*(\.[A-Za-z0-9._-]+)?\Z", flag):
             problems.append("%s: is no name of an option, such as max-loras" % where)
         elif extra[name] is None:
             problems.append("%s: has no value, which vLLM would take for the text None; leave it out" % where)
-        elif flag in declared.config:
+        elif bare in declared.config or "no-" + bare in declared.config:
             problems.append("%s: is given twice" % where)
         else:
-            declared.config[flag] = extra[name]
+            _put(declared.config, flag, extra[name])
     return problems
 
 

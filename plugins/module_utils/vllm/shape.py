@@ -73,8 +73,11 @@ def _context(inner: Mapping[str, Any], trained: Optional[int]) -> Optional[int]:
         return trained
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     factor = scaling.get("factor")
-    if kind in ("default", "su", "longrope", "llama3", "mrope") or not isinstance(factor, (int, float)) or factor <= 1:
+    if kind in ("default", "su", "longrope", "llama3", "mrope") or not isinstance(factor, (int, float)):
         return trained
-    if kind == "yarn":
-        trained = scaling.get("original_max_position_embeddings") or trained
+    if not 1 < factor < 1e6:  # nor is it NaN
+        return trained
+    original = scaling.get("original_max_position_embeddings")
+    if kind == "yarn" and isinstance(original, int) and original > 0:
+        trained = original
     return int(trained * factor)

@@ -73,7 +73,7 @@ class WorkerGate(HeadGate):
     def _is_ours(self, running: Running) -> None:
         pass
 
-    def _generates(self, running: Running) -> None:
+    def _answers(self, running: Running) -> None:
         pass
 
 

@@ -25,7 +25,6 @@ After=network-online.target
 ExecStart=/bin/false
 Restart=always
 RestartSec=5
-KillMode=control-group
 LimitNOFILE=1048576
 LimitMEMLOCK=infinity
 
@@ -51,11 +50,9 @@ class TemplateStep:
         return {"before": "", "after": "# %s\n%s" % (self.path, TEXT)}
 
     def apply(self) -> None:
-        beside = self.path + ".gpufleet"
-        with open(beside, "w", encoding="ascii") as file:
-            file.write(TEXT)
-        os.chmod(beside, 0o644)
-        os.rename(beside, self.path)
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import write_whole
+
+        write_whole(self.path, TEXT.encode("ascii"))
         self._wrote = True
 
     def undo(self) -> None:

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 TEXT = '''\
 # Written by the Ansible collection gpufleet.inference, which replaces this file on its next run.
-"""PLACE RANK HOSTS KEY [FIRST... --] COMMAND...: starts the command together with the other hosts.
+"""PLACE RANK HOSTS ADDRESSES KEY [FIRST... --] COMMAND...: starts the command together with the other hosts.
 
 When it or another host ends, all end; a stop, which is no failure, is told to it. FIRST runs when all are there and
-ends before any command starts. PLACE is ADDRESS:PORT at which host 0 listens, HOSTS their names by rank; hosts with
-another KEY are sent away.
+ends before any command starts. PLACE is ADDRESS:PORT at which host 0 listens, HOSTS and ADDRESSES are theirs by rank.
+Who comes from another address, or has another KEY, is sent away; nobody holds up the others.
 SIGUSR1 says that this host is proven. The word of host 0 reaches the others at once, and when all have said it, that.
 """
 
@@ -32,10 +32,13 @@ import subprocess
 import sys
 import time
 
-PLACE, RANK, HOSTS, KEY = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(","), sys.argv[4]
+PLACE, RANK, HOSTS, ADDRESSES = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(",")
+KEY, WORDS = sys.argv[5], sys.argv[6:]
 ADDRESS, PORT = PLACE.rpartition(":")[0], int(PLACE.rpartition(":")[2])
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
 GREETING = 5  # seconds within which one that has connected says who it is
+LONGEST = 200  # bytes of that
+MOST = 32  # connections that have not said it yet
 
 
 def say(text):
@@ -61,7 +64,7 @@ def watch(connection):
 
 def line(connection):
     text = b""
-    while not text.endswith(b"\\n") and len(text) < 200:
+    while not text.endswith(b"\\n") and len(text) < LONGEST:
         more = connection.recv(1)
         if not more:
             break
@@ -69,35 +72,85 @@ def line(connection):
     return text.decode("ascii", "replace").split()
 
 
+def plain(address):
+    """An address as the kernel writes it, without its zone."""
+    return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0].partition("%")[0]
+
+
+def answer(connection, text):
+    """Send a few bytes to one who may not read them."""
+    try:
+        connection.send(text)
+    except OSError:
+        pass
+
+
 def gather():
     """Host 0 waits until all others are there."""
-    here = {}
+    here, coming = {}, {}
+    known = [plain(address) for address in ADDRESSES]
     family = socket.AF_INET6 if ":" in ADDRESS else socket.AF_INET
     with socket.create_server((ADDRESS, PORT), family=family) as listener, selectors.DefaultSelector() as chooser:
+        listener.setblocking(False)
         chooser.register(listener, selectors.EVENT_READ)
+
+        def drop(connection, text=b""):
+            chooser.unregister(connection)
+            answer(connection, text)
+            connection.close()
+
+        said = None
         while len(here) < len(HOSTS) - 1:
-            say("waits for %s" % ", ".join(name(rank) for rank in range(1, len(HOSTS)) if rank not in here))
-            for key, _events in chooser.select():
-                if key.data is not None:  # it has nothing to say yet, so it is gone
-                    chooser.unregister(key.fileobj)
-                    here.pop(key.data).close()
-                    continue
-                connection, _peer = listener.accept()
-                try:
-                    connection.settimeout(GREETING)
-                    said = line(connection)
-                    known = said[:1] == [KEY] and said[1:] in [[str(rank)] for rank in range(1, len(HOSTS))]
-                    if not known or int(said[1]) in here:
-                        connection.sendall(b"no\\n")
-                        connection.close()
+            if said != set(here):
+                said = set(here)
+                say("waits for %s" % ", ".join(name(rank) for rank in range(1, len(HOSTS)) if rank not in here))
+            until = min((one[0] for one in coming.values()), default=None)
+            for key, _events in chooser.select(None if until is None else max(0, until - time.monotonic())):
+                connection = key.fileobj
+                if connection is listener:
+                    try:
+                        connection, peer = listener.accept()
+                    except OSError:  # it is gone again
                         continue
-                    connection.settimeout(None)
-                except OSError:
-                    connection.close()
+                    connection.setblocking(False)
+                    if peer[0].partition("%")[0] in known and len(coming) < MOST:
+                        coming[connection] = [time.monotonic() + GREETING, peer[0].partition("%")[0], b""]
+                        chooser.register(connection, selectors.EVENT_READ)
+                    else:
+                        answer(connection, b"stranger\\n")
+                        connection.close()
                     continue
-                watch(connection)
-                here[int(said[1])] = connection
-                chooser.register(connection, selectors.EVENT_READ, int(said[1]))
+                if connection not in coming:  # it has nothing to say yet, so it is gone
+                    rank = next(rank for rank in here if here[rank] is connection)
+                    drop(here.pop(rank))
+                    continue
+                try:
+                    more = connection.recv(LONGEST)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    more = b""
+                coming[connection][2] += more
+                _until, peer, text = coming[connection]
+                if more and b"\\n" not in text and len(text) < LONGEST:
+                    continue
+                del coming[connection]
+                words = text.decode("ascii", "replace").split() if text.endswith(b"\\n") else []
+                rank = int(words[1]) if len(words) == 2 and words[1] in map(str, range(1, len(HOSTS))) else 0
+                if not rank or words[0] != KEY or rank in here:
+                    drop(connection, b"no\\n" if text else b"")
+                elif peer != known[rank]:
+                    drop(connection, b"stranger\\n")
+                else:
+                    watch(connection)
+                    here[rank] = connection
+            for connection in [one for one, (until, _peer, _text) in coming.items() if until <= time.monotonic()]:
+                del coming[connection]
+                drop(connection)
+        for connection in coming:
+            connection.close()
+    for connection in here.values():
+        connection.setblocking(True)
     return here
 
 
@@ -106,7 +159,8 @@ def join():
     why = ""
     while True:
         try:
-            connection = socket.create_connection((ADDRESS, PORT), GREETING)
+            # from the address by which host 0 knows this one
+            connection = socket.create_connection((ADDRESS, PORT), GREETING, (ADDRESSES[RANK], 0))
             watch(connection)
             connection.sendall(("%s %d\\n" % (KEY, RANK)).encode())
             connection.settimeout(None)
@@ -115,6 +169,8 @@ def join():
                 return {0: connection}
             connection.close()
             now = "which has another definition of this model, or this node already" if said else "which ended"
+            if said == ["stranger"]:
+                now = "to which this host comes from another address than is declared, or too many come at once"
         except OSError as error:
             now = str(error)
         if now != why:
@@ -126,11 +182,10 @@ def join():
 
 def prepare():
     """The words of the command, when what has to end before has done so well."""
-    words = sys.argv[5:]
-    split = words.index("--") if "--" in words else -1
-    if split > 0 and subprocess.call(words[:split], env=ENVIRONMENT):
+    split = WORDS.index("--") if "--" in WORDS else -1
+    if split > 0 and subprocess.call(WORDS[:split], env=ENVIRONMENT):
         sys.exit(1)
-    return words[split + 1 :]
+    return WORDS[split + 1 :]
 
 
 def run(peers):
@@ -171,7 +226,7 @@ def run(peers):
                     raise BrokenPipeError
                 elif RANK:
                     say("%s, %s" % (together, "all proven" if said == b"proven\\n" else "%s serves" % HOSTS[0]))
-                else:
+                elif b"proven" in said:
                     proven.add(key.data)
                 if not RANK and len(proven) == len(HOSTS):
                     proven.clear()

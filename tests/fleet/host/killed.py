@@ -82,7 +82,7 @@ for number, (owner, name, when) in enumerate(POINTS, 1):
             "again": again.changed,
             "seen": seen() == [str(number), "secret-%d" % number, str(4000 + number)],
             "files": sorted(os.listdir(DROP_INS)) + sorted(os.listdir("/etc/gpufleet")),
-            "lock": sorted(path.name for path in Path("/run/lock").glob("gpufleet-*")),
+            "lock": sorted(path.name for path in Path("/run/gpufleet").glob("*")),
         }
     )
 

@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit im
 
 BASES = ["/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"]
 NAMES = ["zq-a-b.service", "zq-a-b@x-y.service", "zq-b@i.service", "zq-c.service", "zq-d-.service"]
+NAMES += ["zq--e.service", "-zq.service", "zq--f-@a@b.service", "zq-b@.x.service", "zq-g\\x2dh--i.service"]
 FILES = [
     "10-a.conf",
     "9-n.conf",
@@ -52,7 +53,25 @@ LINES = [
     "SupplementaryGroups=",
     "SupplementaryGroups=disk audio",
     "UnsetEnvironment=A",
+    "UnsetEnvironment=A=1 A=x",
     "UnsetEnvironment=B=2",
+    "Environment=A=%q B=%f",
+    "Environment=A=%y B=%Y D=%d",
+    "Environment=A=%I B=%P C=%s",
+    "Restart=always",
+    "Restart=",
+    "PrivateDevices=yes",
+    "PrivateDevices=",
+    "DevicePolicy=closed",
+    "DevicePolicy=",
+    "LimitNOFILE=4000",
+    "LimitNOFILE=",
+    "EnvironmentFile=-/run/zq.env/",
+    "EnvironmentFile=-/run//./zq.d/%n.env",
+    "EnvironmentFile=/run/../etc/zq.env",
+    "EnvironmentFile=-zq.env",
+    "EnvironmentFile=-/run/zq-%Z.env",
+    "EnvironmentFile=",
     "no equals",
     "=no key",
     "",
@@ -69,9 +88,16 @@ def write(path, content):
 
 
 def show(units, properties):
-    out = subprocess.check_output(["systemctl", "show", "-p", ",".join(properties), *units])
+    out = subprocess.check_output(["systemctl", "show", "-p", ",".join(properties), "--", *units])
     blocks = out.decode("utf-8", "surrogateescape").split("\n\n")
-    return [dict(line.split("=", 1) for line in block.split("\n") if "=" in line) for block in blocks]
+    return [state_of(block.split("\n")) for block in blocks]
+
+
+def state_of(lines):
+    """The properties; that one which has a line for each item is a list of these."""
+    state = dict(line.split("=", 1) for line in lines if "=" in line)
+    files = [line.split("=", 1)[1].rpartition(" (")[0] for line in lines if line.startswith("EnvironmentFiles=")]
+    return dict(state, EnvironmentFiles=files)
 
 
 def compare(unit, state):
@@ -79,7 +105,8 @@ def compare(unit, state):
     system = System()
     files = system.load([unit])
     ours = merge(files)
-    environment = {name: value.text for name, value in ours.environment(system.specifiers(unit)).items()}
+    specifiers = system.specifiers(unit, files[0][0])
+    environment = {name: value.text for name, value in ours.environment(specifiers).items()}
     theirs = dict(item.split("=", 1) for item in split_items(state["Environment"]))
     for word in split_items(state["UnsetEnvironment"]):
         name, equals, value = word.partition("=")
@@ -92,11 +119,30 @@ def compare(unit, state):
         "environment": (environment, theirs),
         "nice": (nice[-1] if nice else "0", state["Nice"]),
         "groups": (groups, split_items(state["SupplementaryGroups"])),
+        "environment files": (list(ours.environment_files(specifiers)), state["EnvironmentFiles"]),
+        **{key: (last(ours, key, default), state[key]) for key, default in DEFAULTS.items()},
     }
     return {what: pair for what, pair in found.items() if pair[0] != pair[1]}
 
 
-PROPERTIES = ["Environment", "UnsetEnvironment", "DropInPaths", "Nice", "SupplementaryGroups", "LoadState"]
+def last(ours, key, default):
+    found = [line.value for line in ours.in_force("Service", key)]
+    # systemd itself makes this of PrivateDevices=
+    private = key == "DevicePolicy" and last(ours, "PrivateDevices", "no") == "yes"
+    return found[-1] if found else "closed" if private else default
+
+
+DEFAULTS = {"Restart": "no", "PrivateDevices": "no", "DevicePolicy": "auto", "LimitNOFILE": "524288"}
+PROPERTIES = [
+    *DEFAULTS,
+    "EnvironmentFiles",
+    "Environment",
+    "UnsetEnvironment",
+    "DropInPaths",
+    "Nice",
+    "SupplementaryGroups",
+    "LoadState",
+]
 differences, compared, drop_ins = [], 0, 0
 
 
@@ -128,12 +174,21 @@ def body():
 
 
 data = json.loads(Path(sys.argv[1]).read_text())
+Path("/etc/machine-info").write_text('PRETTY_HOSTNAME="A \\"host\\""\n')
 for case in range(data["rounds"]):
     for unit in NAMES:
         fragment = unit if "@" not in unit or rng.random() < 0.2 else unit.split("@")[0] + "@.service"
-        write("%s/%s" % (rng.choice(BASES), fragment), b"[Service]\nExecStart=/bin/sleep infinity\n" + body()[10:])
+        content = b"[Service]\nExecStart=/bin/sleep infinity\n" + body()[10:]
+        place = "%s/%s" % (rng.choice(BASES), fragment)
+        if rng.random() < 0.1 and not os.path.lexists(place):
+            write("/run/zq-linked/" + fragment, content)
+            os.symlink("/run/zq-linked/" + fragment, place)
+            written.append(place)
+        else:
+            write(place, content)
     stems = ["zq-a-b", "zq-a-", "zq-", "zq-b", "zq-c", "zq-d-", "zq-a-b@x-y", "zq-a-b@", "zq-a-@x-y", "zq-@", "zq-b@i"]
-    for _ in range(25):
+    stems += ["zq--e", "zq--", "-zq", "zq--f-@a@b", "zq--f-@", "zq--f-", "zq-@a@b", "zq-b@.x", "zq-g\\x2dh--"]
+    for _ in range(40):
         stem = rng.choice(stems)
         write("%s/%s.service.d/%s" % (rng.choice(BASES), stem, rng.choice(FILES)), body())
     for _ in range(2):
@@ -171,6 +226,7 @@ for name, state in zip(data["environment_files"], show(units, ["MainPID"])):
     data["environment_files"][name] = {key: value for key, value in have.items() if len(key) == 1}
 subprocess.run(["systemctl", "stop", *units], check=True)
 clean()
+os.unlink("/etc/machine-info")
 subprocess.run(["systemctl", "daemon-reload"], check=True)
 del data["seed"], data["rounds"]
 print(json.dumps({"compared": compared, "drop_ins": drop_ins, "differences": differences[:5], **data}))

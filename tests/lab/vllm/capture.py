@@ -5,7 +5,7 @@
 """Records what a real vLLM says, for tests/unit/fixtures/vllm: `capture.py PYTHON MODEL FOLDER`.
 
 PYTHON is the interpreter of an environment with vLLM (0.32.0 for the CPU was recorded), MODEL what tiny_model.py made.
-Takes some five minutes: one server that answers, and one start for each failure.
+Takes some seven minutes: three servers that answer, and one start for each failure.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,8 +58,17 @@ REQUESTS = (
     ("tokenize-without-key", "POST", "/tokenize", {"model": "tiny", "prompt": "hello"}, False),
     ("no-such-path", "GET", "/nosuch", None, False),
 )
+POOLING = (
+    *(request for request in REQUESTS if request[0] in ("chat", "completion")),
+    ("embeddings", "POST", "/v1/embeddings", {"model": "tiny", "input": "hello"}, True),
+    ("embeddings-no-such-model", "POST", "/v1/embeddings", {"model": "nosuch", "input": "hello"}, True),
+    ("score", "POST", "/score", {"model": "tiny", "text_1": "hello", "text_2": "hello"}, True),
+    ("classify", "POST", "/classify", {"model": "tiny", "input": "hello"}, True),
+    ("pooling", "POST", "/pooling", {"model": "tiny", "input": "hello"}, True),
+    ("transcription", "POST", "/v1/audio/transcriptions", {}, True),
+)
 GENERAL = (
-    (r"\b(chatcmpl|cmpl|modelperm|resp)-[0-9a-f]+", r"\1-0"),
+    (r"\b(chatcmpl|cmpl|modelperm|resp|embd|score|classify|pooling)-[0-9a-f]+", r"\1-0"),
     (r'"created":\s*\d+', '"created":1'),
     (r"vllm-0.32.0-[0-9a-f]{8}", "vllm-0.32.0-0"),
     (r"pid=\d+", "pid=1"),
@@ -82,14 +92,14 @@ def said(log: Path) -> List[str]:
 def start(python: str, options: Dict[str, Any], log: Path, environment: Optional[Dict[str, str]] = None) -> Any:
     config = log.with_suffix(".yaml")
     config.write_text("".join("%s: %s\n" % (key, json.dumps(value)) for key, value in options.items()), "utf-8")
-    more = dict(environment or {}, VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1", PYTHONUNBUFFERED="1")
+    own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         return subprocess.Popen(
             [python, "-W", "ignore", "-m", MODULE, "--config", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **more},
+            env={**os.environ, **own, **(environment or {})},
             start_new_session=True,
         )
 
@@ -101,6 +111,19 @@ def ask(port: int, method: str, path: str, body: Any, key: bool) -> Dict[str, An
     answer = connection.getresponse()
     text = answer.read().decode()
     return {"status": answer.status, "type": answer.getheader("Content-Type"), "body": general(text)}
+
+
+def wait(server: Any, log: Path) -> None:
+    """Until it answers."""
+    begun = time.monotonic()
+    while True:
+        try:
+            if ask(8123, "GET", "/health", None, False)["status"] == 200:
+                return
+        except OSError:
+            assert server.poll() is None, log.read_text()
+        assert time.monotonic() < begun + 300, log.read_text()
+        time.sleep(0.2)
 
 
 def capture(python: str, model: str, folder: Path) -> None:
@@ -127,17 +150,24 @@ def capture(python: str, model: str, folder: Path) -> None:
             record[name] = {"status": status, "last": lines[-12:]}
         (folder / "failures.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
+        broken = Path(scratch, "broken")
+        shutil.copytree(model, broken)
+        weights = (broken / "model.safetensors").read_bytes()
+        (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        record = {}
+        for name, change, environment in (
+            ("broken-weights", {"model": str(broken)}, {}),
+            ("two-workers", {"tensor-parallel-size": 2}, {}),  # on a machine with one NUMA node
+            ("memory", {}, {"VLLM_CPU_KVCACHE_SPACE": "4000"}),
+        ):
+            log = Path(scratch, name)
+            status = start(python, {**good, **change}, log, environment).wait(300)
+            record[name] = {"status": status, "said": said(log)}
+        (folder / "engine.json").write_text(json.dumps(record, indent=0) + "\n", "utf-8")
+
         log = Path(scratch, "serve")
         server = start(python, good, log, {"VLLM_API_KEY": KEY})
-        begun = time.monotonic()
-        while True:
-            try:
-                if ask(8123, "GET", "/health", None, False)["status"] == 200:
-                    break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-            assert time.monotonic() < begun + 300, log.read_text()
-            time.sleep(0.2)
+        wait(server, log)
         answers = {name: ask(8123, *request) for name, *request in REQUESTS}
         (folder / "api.json").write_text(json.dumps(answers, indent=1) + "\n", "utf-8")
         metrics = ask(8123, "GET", "/metrics", None, False)["body"]
@@ -148,6 +178,15 @@ def capture(python: str, model: str, folder: Path) -> None:
         server.send_signal(signal.SIGTERM)
         status = server.wait(120)
         (folder / "serve.log").write_text("\n".join([*said(log), "exit status %d" % status]) + "\n", "utf-8")
+
+        for task in ("embed", "classify"):
+            log = Path(scratch, task)
+            server = start(python, {**good, "runner": "pooling", "convert": task}, log, {"VLLM_API_KEY": KEY})
+            wait(server, log)
+            answers = {name: ask(8123, *request) for name, *request in POOLING}
+            (folder / (task + ".json")).write_text(json.dumps(answers, indent=1) + "\n", "utf-8")
+            server.send_signal(signal.SIGTERM)
+            server.wait(120)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,33 @@ def test_the_same_answers_as_the_real_one(start):
         assert ours.get("usage", {}).items() <= real.get("usage", {}).items(), name
 
 
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_the_same_answers_of_a_model_that_generates_no_text(start, task):
+    process = start(runner="pooling", convert=task)
+    assert wait(process)[0] == 200
+    recorded = json.loads((FIXTURES / (task + ".json")).read_text())
+    bodies = {
+        "chat": ("/v1/chat/completions", CHAT),
+        "completion": ("/v1/completions", COMPLETION),
+        "embeddings": ("/v1/embeddings", {"model": "tiny", "input": "hello"}),
+        "embeddings-no-such-model": ("/v1/embeddings", {"model": "nosuch", "input": "hello"}),
+        "score": ("/score", {"model": "tiny", "text_1": "hello", "text_2": "hello"}),
+        "classify": ("/classify", {"model": "tiny", "input": "hello"}),
+        "pooling": ("/pooling", {"model": "tiny", "input": "hello"}),
+        "transcription": ("/v1/audio/transcriptions", {}),
+    }
+    for name, (path, body) in bodies.items():
+        status, _kind, text = ask(process.port, "POST", path, body)
+        ours, real = json.loads(text), json.loads(recorded[name]["body"])
+        assert status == recorded[name]["status"], name
+        assert set(ours) <= set(real), name
+        if status == 200:
+            assert set(ours["data"][0]) <= set(real["data"][0]), name
+            assert ours["usage"].items() <= real["usage"].items(), name
+        else:
+            assert same_words(ours, real), name
+
+
 def same_words(ours, real):
     """An error has the same form, and begins with the same words."""
     first = [
@@ -230,3 +257,46 @@ def test_the_file_is_not_read_with_an_equals_sign(package, tmp_path):
         [sys.executable, "-c", words], env=dict(os.environ, PYTHONPATH=str(package)), stdout=subprocess.PIPE, text=True
     )
     assert done.stdout == "Qwen/Qwen3-0.6B\n"
+
+
+def test_the_same_truth_values_of_the_file(package, tmp_path):
+    recorded = json.loads((FIXTURES / "parser.json").read_text())["0.33.0"]
+    words = (
+        "import json, sys; from vllm.server import options_of;"
+        "print(json.dumps([options_of(words).get('enable_prefix_caching') for words in json.loads(sys.argv[1])]))"
+    )
+    asked, expected = [], []
+    for command, lines in recorded.items():
+        for line, value in lines.items():
+            if "enable-prefix-caching" in line:
+                file = tmp_path / ("%d.yaml" % len(asked))
+                file.write_text('model: "/m"\n%s\n' % line)
+                asked.append([*(["serve"] if command == "serve" else []), "--config", str(file)])
+                expected.append(value)
+    done = subprocess.run(
+        [sys.executable, "-c", words, json.dumps(asked)],
+        env=dict(os.environ, PYTHONPATH=str(package)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert json.loads(done.stdout) == expected and None in expected and False in expected
+
+
+def test_sleep_by_the_real_ones_paths(start, monkeypatch):
+    """As entrypoints/serve/dev/sleep/api_router.py of 0.33.0 has them; the gauge is in the recorded metrics."""
+    process = start(enable_sleep_mode=True)
+    wait(process)
+    assert ask(process.port, "GET", "/is_sleeping")[0] == 404
+    process.kill()
+    process.wait()
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    process = start(enable_sleep_mode=True)
+    wait(process)
+    assert json.loads(ask(process.port, "GET", "/is_sleeping")[2]) == {"is_sleeping": False}
+    assert json.loads(ask(process.port, "POST", "/sleep?level=1")[2]) == {"status": "sleeping", "level": 1}
+    assert json.loads(ask(process.port, "GET", "/is_sleeping")[2]) == {"is_sleeping": True}
+    gauge = 'vllm:engine_sleep_state{engine="0",model_name="tiny",sleep_state="awake"} '
+    assert gauge + "1.0" in (FIXTURES / "metrics.txt").read_text()
+    assert gauge + "0.0" in ask(process.port, "GET", "/metrics")[2]
+    assert json.loads(ask(process.port, "POST", "/wake_up")[2]) == {"status": "awake", "tags": None}
+    assert ask(process.port, "POST", "/v1/chat/completions", CHAT)[0] == 200

@@ -61,6 +61,30 @@ def test_a_host_that_asks_gets_it_and_is_called_again(act, archive):
     }
 
 
+@pytest.mark.parametrize(
+    "needed",
+    [
+        ["/etc/shadow"],
+        ["{archive}", "{archive}/../id_rsa"],
+        ["{link}"],
+        ["\x1b[2J"],
+        [7],
+        "/etc/shadow",
+        {"a": 1},
+        [None],
+    ],
+)
+def test_a_host_does_not_choose_among_the_files_of_the_controller(act, archive, needed):
+    link = archive.parent / "link"
+    link.symlink_to("/etc/passwd")
+    (archive.parent / "id_rsa").write_text("secret")
+    if isinstance(needed, list):
+        needed = [one.format(archive=archive, link=link) if isinstance(one, str) else one for one in needed]
+    with pytest.raises(AnsibleActionFail, match="archive: the host asks for .* nothing was sent") as caught:
+        act({"archive": str(archive)}, [{"archive_needed": needed}])
+    assert act.sent == [] and "\x1b" not in str(caught.value)
+
+
 def test_a_failure_is_not_followed_by_a_transfer(act, archive):
     result = act({"archive": str(archive)}, [{"failed": True, "archive_needed": [str(archive)]}])
     assert result["failed"]

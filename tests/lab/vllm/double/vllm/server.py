@@ -50,6 +50,18 @@ ROOT = os.environ.get("NVIDIA_SIM_ROOT", "")
 sys.path.insert(1, os.environ.get("NVIDIA_SIM_LIB", "/usr/local/lib/nvidia-sim"))
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 GIB = 1 << 30
+TASKS = {
+    "embed": ("/v1/embeddings", "/score", "/pooling"),
+    "classify": ("/classify", "/pooling"),
+    "transcribe": ("/v1/audio/transcriptions",),
+}
+"""Paths of a model that generates no text, by --convert; the last is this double's own, for a model such as Whisper."""
+RESULTS = {
+    "/v1/embeddings": {"object": "embedding", "embedding": [0.1] * 128},
+    "/score": {"object": "score", "score": 1.0},
+    "/classify": {"label": "LABEL_1", "probs": [0.0, 1.0], "num_classes": 2},
+    "/pooling": {"object": "pooling", "data": [0.1] * 128},
+}
 DTYPES = ("auto", "bfloat16", "float", "float16", "float32", "half")
 
 
@@ -73,8 +85,11 @@ def fault_of(options):
 # --- options
 
 
-def read_config(path):
-    """A configuration file as words of the command line, by the real one's rules."""
+def read_config(path, known=()):
+    """A configuration file as words of the command line, by the real one's rules.
+
+    `known` are the options of the parser that reads it: of `vllm serve` that is the one above, which has none of them.
+    """
     if path.rpartition(".")[2] not in ("yaml", "yml"):
         raise ValueError("Config file must be of a yaml/yml type. %s supplied" % path.rpartition(".")[2])
     words = []
@@ -84,7 +99,7 @@ def read_config(path):
             continue
         value = json.loads(value)
         if isinstance(value, bool):
-            words += ["--" + key] if value else []
+            words += ["--" + key] if value else ["--no-" + key] if "--no-" + key in known else []
         elif isinstance(value, list):
             words += ["--" + key, *map(str, value)] if value else []
         else:
@@ -104,8 +119,10 @@ def parser():
     for name, bare in listed.items():
         if not name.startswith("--") or name == "--help":
             continue
-        if bare:
-            made.add_argument(name, action="store_true")
+        if bare and name.startswith("--no-") and "--" + name[5:] in listed:
+            made.add_argument(name, action="store_false", dest=name[5:].replace("-", "_"), default=None)
+        elif bare:
+            made.add_argument(name, action="store_true", default=None)
         else:
             more = {"nargs": "+"} if name in several else {"type": types.get(name, str)}
             if name == "--dtype":
@@ -115,17 +132,18 @@ def parser():
 
 
 def options_of(words):
+    known = [] if words[:1] == ["serve"] else parser()._option_string_actions
     if words[:1] == ["serve"]:
         words = words[1:]
     if "--config" in words:  # with "=", as in the real one, it is not seen
         at = words.index("--config")
-        words = read_config(words[at + 1]) + words[:at] + words[at + 2 :]
+        words = read_config(words[at + 1], known) + words[:at] + words[at + 2 :]
     words = [word.replace("_", "-") if word.startswith("--") else word for word in words]
     found = vars(parser().parse_args(words))
     defaults = {"port": 8000, "gpu_memory_utilization": 0.92, "shutdown_timeout": 0, "model": "Qwen/Qwen3-0.6B"}
     sizes = dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "nnodes"), 1)
     sizes.update(node_rank=0, master_addr="127.0.0.1", master_port=29501, headless=False)
-    given = {key: value for key, value in found.items() if value not in (None, False)}
+    given = {key: value for key, value in found.items() if value is not None}
     return {**defaults, **sizes, **({"model": given["model_tag"]} if "model_tag" in given else {}), **given}
 
 
@@ -246,6 +264,8 @@ class Workers:
             return
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in self.fault else signal.SIG_DFL)
+        for number_, part in ((signal.SIGUSR1, wanted // 30), (signal.SIGUSR2, wanted)):
+            signal.signal(number_, lambda *_, part=part: nvml_sim.claim(os.getpid(), uuid, part))
         set_name("VLLM::Worker")
         steps = max(1, int(loading))
         for step in range(1, steps + 1):
@@ -258,6 +278,16 @@ class Workers:
         while os.getppid() == father:
             time.sleep(0.5)
         os._exit(0)
+
+    def gone(self):
+        """Whether one has died; a real one ends at once upon SIGTERM, whatever it computes."""
+        for pid in self.pids:
+            try:
+                if Path("/proc/%d/stat" % pid).read_text().rpartition(")")[2].split()[0] == "Z":
+                    return True
+            except OSError:
+                return True
+        return False
 
     def alive(self):
         """Whether all are there; upon a death the front end ends, with status 0."""
@@ -277,13 +307,15 @@ class Workers:
 
 
 class Api:
-    def __init__(self, options, length, fault, nodes):
-        self.options, self.length, self.fault, self.nodes = options, length, fault, nodes
+    def __init__(self, options, length, fault, nodes, workers):
+        self.options, self.length, self.fault, self.nodes, self.workers = options, length, fault, nodes, workers
         self.dead = False
         keys = options.get("api_key") or [os.environ.get("VLLM_API_KEY")]
         self.keys = {hashlib.sha256(key.encode()).digest() for key in keys if key}
         self.names = options.get("served_model_name") or [options["model"]]
         self.running = self.generated = self.requests = 0
+        self.awake = threading.Event()
+        self.awake.set()
         self.stopping = False
         self.lock = threading.Lock()
         self.guards = []
@@ -314,8 +346,13 @@ class Api:
             return 200, self._metrics()
         if path == "/tokenize":
             return 200, {"count": 1, "max_model_len": self.length, "tokens": [1], "token_strs": None}
-        if path in ("/v1/chat/completions", "/v1/completions", "/invocations"):
+        if path in ("/is_sleeping", "/sleep", "/wake_up") and os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+            return self._sleep(path)
+        task = self.options.get("convert")
+        if task is None and path in ("/v1/chat/completions", "/v1/completions", "/invocations"):
             return self._generate(path, body or {})
+        if path in TASKS.get(task, ()) and method == "POST":
+            return self._pool(path, body or {})
         return 404, {"detail": "Not Found"}
 
     def _model(self, name):
@@ -332,7 +369,40 @@ class Api:
             ("vllm:kv_cache_usage_perc", "gauge", 0),
         ):
             lines += ["# HELP %s double" % name, "# TYPE %s %s" % (name, kind), "%s%s %.1f" % (name, label, value)]
+        state = 'vllm:engine_sleep_state{engine="0",model_name="%s",sleep_state="awake"} %.1f'
+        lines.append(state % (self.names[0], self.awake.is_set()))
         return "\n".join(lines) + "\n"
+
+    def _sleep(self, path):
+        """Put it to sleep or wake it; asleep it keeps requests waiting, and its workers hold little memory."""
+        if path == "/is_sleeping":
+            return 200, {"is_sleeping": not self.awake.is_set()}
+        (self.awake.set if path == "/wake_up" else self.awake.clear)()
+        for pid in self.workers.pids:
+            os.kill(pid, signal.SIGUSR2 if path == "/wake_up" else signal.SIGUSR1)
+        if path == "/sleep":
+            return 200, {"status": "sleeping", "level": 1}
+        return 200, {"status": "awake", "tags": None}
+
+    def _pool(self, path, body):
+        """One request of a model that generates no text."""
+        if path not in RESULTS:
+            return 400, {"error": {"message": "[{'msg': 'Field required'}]", "type": "Bad Request", "code": 400}}
+        if body.get("model", self.names[0]) not in self.names:
+            words = "The model `%s` does not exist." % body["model"]
+            return 404, {"error": {"message": words, "type": "NotFoundError", "param": None, "code": 404}}
+        if "dead-engine" in self.fault:
+            time.sleep(1 << 20)
+        read = 8 if path == "/score" else 4
+        usage = {"prompt_tokens": read, "total_tokens": read, "completion_tokens": 0}
+        data = [{"index": 0, **RESULTS[path]}]
+        return 200, {"id": "pool-0", "object": "list", "model": self.names[0], "data": data, "usage": usage}
+
+    def _fatal(self):
+        self.dead = True
+        words = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+        log("EngineCore encountered a fatal error.", "EngineCore", "ERROR")
+        return 500, {"error": {"message": words, "type": "InternalServerError", "param": None, "code": 500}}
 
     def _generate(self, path, body):
         model, wanted = body.get("model", self.names[0]), int(body.get("max_tokens") or 16)
@@ -346,16 +416,16 @@ class Api:
             words = "cannot schedule new futures after shutdown"
             return 500, {"error": {"message": words, "type": "InternalServerError", "param": None, "code": 500}}
         if self.nodes.lost():
-            self.dead = True
-            words = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-            log("EngineCore encountered a fatal error.", "EngineCore", "ERROR")
-            return 500, {"error": {"message": words, "type": "InternalServerError", "param": None, "code": 500}}
+            return self._fatal()
         with self.lock:
             self.running += 1
         try:
             if "dead-engine" in self.fault:
                 time.sleep(1 << 20)
+            self.awake.wait()
             time.sleep(float(self.fault.get("slow-token") or 0.01))
+            if self.workers.gone():
+                return self._fatal()
         finally:
             with self.lock:
                 self.running -= 1
@@ -472,7 +542,7 @@ def main():
             pass
         if options["headless"]:
             raise SystemExit(headless(workers, ended))
-        api = Api(options, length, fault, nodes)
+        api = Api(options, length, fault, nodes, workers)
     except (ValueError, OSError, RuntimeError) as error:
         workers.stop()
         if isinstance(error, (ValueError, RuntimeError)) and "validation error" not in str(error):

@@ -60,6 +60,15 @@ def test_unit_of_cgroup(text, unit):
     assert processes.unit_of_cgroup(text) == unit
 
 
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_a_user_cannot_name_a_control_group_like_another_unit(tmp_path, end):
+    """The kernel refuses no line end but \\n in such a name."""
+    text = "0::/user.slice/user-1000.slice/user@1000.service/x%s0::ollama.service\n" % end
+    (tmp_path / "proc/42").mkdir(parents=True)
+    (tmp_path / "proc/42/cgroup").write_bytes(text.encode())
+    assert processes.unit_of_cgroup(text) == processes.unit_of(42, str(tmp_path)) == "user@1000.service"
+
+
 def test_unit_of_reads_procfs(tmp_path):
     (tmp_path / "proc" / "42").mkdir(parents=True)
     (tmp_path / "proc" / "42" / "cgroup").write_text("0::/system.slice/ollama.service\n")

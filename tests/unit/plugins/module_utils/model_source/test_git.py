@@ -161,9 +161,14 @@ def test_check_mode_writes_nothing(bring, lfs, tmp_path):
     assert not (tmp_path / "models").exists()
 
 
-@pytest.mark.parametrize("over", ["file", "http"])
-def test_check_mode_predicts_what_is_there(bring, lfs, repository, web, over):
-    url = "file://%s" % repository.folder if over == "file" else web(repository)
+def test_check_mode_predicts_what_is_there_over_a_file_s_address(bring, lfs, repository):
+    url = "file://%s" % repository.folder
+    assert bring(check=True, url=url)["changed"] and bring(url=url)["changed"]
+    assert not bring(check=True, url=url, update=True)["changed"] and not bring(url=url, update=True)["changed"]
+
+
+def test_check_mode_predicts_what_is_there(bring, lfs, repository, web):
+    url = web(repository)
 
     def predicted(**more):
         would, done = bring(check=True, url=url, **more), bring(url=url, **more)
@@ -189,17 +194,18 @@ def test_check_mode_predicts_what_is_there(bring, lfs, repository, web, over):
 @pytest.fixture
 def web(tmp_path):
     """`web(repository)` offers it over http and gives its URL; `web.secret` is asked for if set."""
-    seen = SimpleNamespace(secret=None, headers=[], to=None)
+    seen = SimpleNamespace(secret=None, headers=[], to=None, asks=True)
 
     class Handler(SimpleHTTPRequestHandler):
         def do_GET(self):
             seen.headers.append((self.headers["Host"].split(":")[0], self.headers.get("Authorization")))
             wanted = seen.secret and "Basic " + base64.b64encode(seen.secret.encode()).decode()
-            if wanted and self.headers.get("Authorization") != wanted:
+            moved = seen.to and "/elsewhere/" not in self.path
+            if wanted and self.headers.get("Authorization") != wanted and (seen.asks or not moved):
                 self.send_response(401)
                 self.send_header("WWW-Authenticate", 'Basic realm="git"')
                 self.end_headers()
-            elif seen.to and "/elsewhere/" not in self.path:
+            elif moved:
                 self.send_response(302)
                 self.send_header("Location", seen.to + "/elsewhere" + self.path)
                 self.end_headers()
@@ -272,14 +278,15 @@ def test_a_secret_reaches_git_and_nobody_else(bring, lfs, repository, web, looke
     assert "s3cret" not in str(caught.value) and "pa%" not in str(caught.value)
 
 
-def test_a_secret_is_not_sent_to_where_a_server_redirects(bring, lfs, repository, web):
-    url = web(repository)
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_secret_is_not_sent_to_where_a_server_redirects(bring, lfs, repository, web, asks):
+    url, web.seen.asks = web(repository), asks
     web.seen.secret = "me:s3cret"
     web.seen.to = "http://localhost:%d" % web.port  # another name for another server
     with pytest.raises(SourceError, match="git ls-remote: exit status 128"):
         bring(url=url.replace("://", "://me:s3cret@"))
     hosts = {host for host, given in web.seen.headers if given}
-    assert hosts == {"127.0.0.1"} and ("localhost", None) in web.seen.headers
+    assert hosts == ({"127.0.0.1"} if asks else set()) and ("localhost", None) in web.seen.headers
 
 
 def test_large_files_that_were_not_fetched(bring, lfs, repository, tmp_path):

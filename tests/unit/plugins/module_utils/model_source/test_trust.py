@@ -20,7 +20,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.action import model_source as action
 from ansible_collections.gpufleet.inference.plugins.module_utils import model_seed
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, hub, place
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, git, hub, place
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File, HubError
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place, SourceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
@@ -543,19 +543,21 @@ def test_filters_and_submodules_of_a_repository_run_nothing(clone, repository, t
 
 
 @pytest.mark.parametrize("url", ["--upload-pack=touch x", "-u", "ext::sh -c touch% x", "fd::3", "ssh://a:s3cret@h/x"])
-def test_addresses_that_would_run_or_show_something(clone, url):
+def test_addresses_that_would_run_or_show_something(bring_from, monkeypatch, url):
+    monkeypatch.setattr(git.shutil, "which", lambda name: name)
+    monkeypatch.setattr(git.subprocess, "run", None)
     with pytest.raises(SourceError, match="url: ") as caught:
-        clone(url=url)
+        bring_from(name="o/m", source="git", url=url)()
     assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "revision", ["--upload-pack=x", "-x", "a..b", "a b", "x\ny", "a:b", "..", ".", "/x", "@{1}", "*"]
 )
-def test_revisions_that_are_none(clone, bring, revision):
-    for one in (clone, bring):
+def test_revisions_that_are_none(bring_from, revision):
+    for source in ("git", "huggingface", "modelscope"):
         with pytest.raises(SourceError, match="expected a commit, or the name of a branch or tag"):
-            one(revision=revision)
+            bring_from(name="o/m", source=source, url="http://127.0.0.1:9")(revision=revision)
 
 
 def test_a_repository_that_lies_where_the_clone_will_be(clone, tmp_path):

@@ -11,6 +11,7 @@ import io
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tarfile
 import threading
@@ -499,6 +500,28 @@ def test_two_runs_take_turns(archive, prefix, monkeypatch):
     second.undo()
     assert read(prefix + "/bin/ollama") == "one" and not step(archive("one"), prefix).needed()
     assert os.listdir(prefix + "/lib/gpufleet") == [first.name]
+
+
+def test_a_child_does_not_hold_the_lock_of_its_parent(archive, prefix):
+    """Such as one that reads the GPUs, and hangs in a driver."""
+    first = step(archive("one"), prefix)
+    first.switch.begin()
+    ours, its = socket.socketpair()
+    child = os.fork()
+    if not child:
+        its.send(b"runs")
+        ours.close()
+        its.recv(1)
+        os._exit(0)
+    its.close()
+    try:
+        assert ours.recv(4) == b"runs"
+        assert not install.BackStep(prefix).needed()
+        del first  # as the parent ends
+        assert install.BackStep(prefix).needed()
+    finally:
+        ours.close()
+        os.waitpid(child, 0)
 
 
 def test_a_pipe_in_the_place_of_a_record_or_a_marker_is_not_waited_for(archive, prefix):

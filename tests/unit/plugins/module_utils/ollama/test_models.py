@@ -9,17 +9,19 @@ import hashlib
 import importlib.util
 import json
 import os
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models, names, records, registry, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
 
 TESTS = Path(__file__).resolve().parents[4]
@@ -135,7 +137,6 @@ class FakeServer:
 class FakeSystem:
     def __init__(self, root: Path) -> None:
         self.pid, self.environment, self.refuses = 10, {"HOME": "/nonexistent"}, False
-        (root / "run/lock").mkdir(parents=True)
         self.lock = System(str(root)).lock
         self.not_yet = 0  # looks at a process that is not executed yet
 
@@ -192,6 +193,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: Any, tiny: byt
     monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
     monkeypatch.setattr(models, "_MEMORY_DELAY", 0.05)
     monkeypatch.setattr(models, "_UNLOADS", 0.05)
+    monkeypatch.setattr(users, "ids_of_process", lambda pid: users.ids_of(str(os.getuid())))
 
     def unreachable(name: str, **more: Any) -> Any:
         raise registry.RegistryError("no way")
@@ -527,6 +529,82 @@ def test_what_a_broken_pull_left_is_checked_at_once(world: Any, network: Dict[st
     with pytest.raises(models.Failed, match="the connection broke"):
         world.run({"name": "big:v1"}, free_space_margin="0")
     assert not blob.exists()
+
+
+@pytest.fixture
+def users_store(world: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The store of a server with a user of its own, who may write there; next to it root has a file and a folder."""
+    user = users.Ids(40404, 40404, [40404])
+    monkeypatch.setattr(users, "ids_of_process", lambda pid: user)
+    with tempfile.TemporaryDirectory(prefix="gpufleet-") as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "store/blobs").mkdir(parents=True)
+        for path in (Path(folder) / "store", Path(folder) / "store/blobs"):
+            os.chown(path, user.uid, user.gid)
+        (Path(folder) / "root").mkdir(mode=0o700)
+        (Path(folder) / "root" / ("sha256-" + digest("layer"))).write_text("of root")
+        world.system.environment["OLLAMA_MODELS"] = str(Path(folder) / "store")
+        yield Path(folder) / "store"
+
+
+TRAPS: Dict[str, Callable[[Path, str], object]] = {
+    "a link to a file of root": lambda blobs, name: (blobs / name).symlink_to(blobs.parent.parent / "root" / name),
+    "blobs lead to a folder of root": lambda blobs, name: (
+        blobs.rmdir(),
+        blobs.symlink_to(blobs.parent.parent / "root"),
+    ),
+    "a pipe": lambda blobs, name: os.mkfifo(blobs / name),
+    "a device": lambda blobs, name: (blobs / name).symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as somebody else")
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_a_broken_pull_left_is_looked_at_as_the_user(world: Any, users_store: Path, trap: str) -> None:
+    TRAPS[trap](users_store / "blobs", "sha256-" + digest("layer"))
+    records.Records("127.0.0.1:11434").write(
+        ".unverified", {"blobs": ["sha256:" + digest("layer"), "sha256:../../root/sha256-" + digest("layer")]}
+    )
+    world.run()
+    assert (users_store.parent / "root" / ("sha256-" + digest("layer"))).read_text() == "of root"
+    assert records.Records("127.0.0.1:11434").read(".unverified") == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as somebody else")
+@pytest.mark.parametrize("place", ["secret", "pipe", "/dev/zero"])
+def test_weights_are_read_as_the_user_wherever_the_server_says_they_lie(
+    world: Any, users_store: Path, place: str
+) -> None:
+    if place == "secret":
+        (users_store.parent / "root" / "sha256-weights").write_text("a secret")
+    else:
+        os.mkfifo(users_store / "sha256-weights")
+    world.api.blobs = {"secret": users_store.parent / "root", "pipe": users_store, "/dev/zero": Path("/dev/zero")}[
+        place
+    ]
+    world.api.have("m8b:latest")
+    world.run({"name": "m8b", "state": "loaded"}, check=True)
+    assert "its need of GPU memory cannot be estimated" in world.warnings[0] and "secret" not in world.warnings[0]
+
+
+def test_a_pull_that_broke_with_its_server_is_looked_at_by_the_next_run(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.system.environment["OLLAMA_MODELS"] = str(tmp_path / "store")
+    record = {"blobs": ["sha256:" + digest("layer")]}
+    records.Records("127.0.0.1:11434").write(".unverified", record)
+    monkeypatch.undo()  # there is no process 4194305
+    monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
+    monkeypatch.setattr(server, "Api", lambda address, port: world.api)
+    world.system.pid = (1 << 22) + 1
+    world.run()
+    assert records.Records("127.0.0.1:11434").read(".unverified") == record
+
+
+def test_a_source_that_is_no_file(world: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(models.Failed, match="it is a named pipe, expected a regular file; expected a GGUF file"):
+        world.run({"name": "mine", "from_file": str(tmp_path / "pipe.gguf")}, check=True)
 
 
 def test_nothing_runs_yet_in_check_mode(world: Any) -> None:

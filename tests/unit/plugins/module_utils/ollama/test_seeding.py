@@ -10,21 +10,24 @@ import hashlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer, program
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
 
 TOKEN = "0123456789abcdef" * 2
 WEIGHTS = b"weights " * 1000
@@ -233,6 +236,60 @@ def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monk
         seeding.bring(declared(port), False, system)
 
 
+USER = users.Ids(40404, 40404, [40404])
+
+
+@pytest.fixture
+def users_store(store: Path, system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The store, of a server that runs as a user of its own, in a folder that this one may enter."""
+    monkeypatch.setattr(users, "ids_of_process", lambda pid: USER)
+    with tempfile.TemporaryDirectory(prefix="gpufleet-") as folder:
+        os.chmod(folder, 0o755)
+        place = Path(folder, "store")
+        shutil.copytree(store, place)
+        for path in [place, *place.rglob("*")]:
+            os.chown(path, USER.uid, USER.gid)
+        (Path(folder) / "shadow").write_text("of root")
+        (Path(folder) / "shadow").chmod(0o600)
+        system.environment = {"OLLAMA_MODELS": str(place)}
+        yield place
+
+
+def _manifest_of(digest: str) -> str:
+    return json.dumps({"config": {"digest": digest}, "layers": []})
+
+
+MANIFEST_FILE = "manifests/registry.ollama.ai/library/big/v1"
+TRAPS: Dict[str, Callable[[Path], object]] = {
+    "a blob leads to root's": lambda at: (at / WEIGHTS_FILE).symlink_to(at.parent / "shadow"),
+    "a blob is a pipe": lambda at: os.mkfifo(at / WEIGHTS_FILE),
+    "a blob is a device": lambda at: (at / WEIGHTS_FILE).symlink_to("/dev/zero"),
+    "the manifest leads to root's": lambda at: (at / MANIFEST_FILE).symlink_to(at.parent / "shadow"),
+    "the manifest is a pipe": lambda at: os.mkfifo(at / MANIFEST_FILE),
+    "the manifest is a device": lambda at: (at / MANIFEST_FILE).symlink_to("/dev/zero"),
+    "the manifest has no end": lambda at: ((at / MANIFEST_FILE).touch(), os.truncate(at / MANIFEST_FILE, 1 << 40)),
+    "a digest is a path": lambda at: (at / MANIFEST_FILE).write_text(_manifest_of("sha256:../../../shadow")),
+    "a digest leads to readable files": lambda at: (at / MANIFEST_FILE).write_text(
+        _manifest_of("../../../../etc/passwd")
+    ),
+}
+WEIGHTS_FILE = "blobs/sha256-" + sha256(WEIGHTS)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as somebody else")
+@pytest.mark.parametrize("trap", TRAPS)
+@pytest.mark.parametrize("check", [True, False])
+def test_what_the_user_lays_into_its_store_is_not_offered(
+    users_store: Path, system: FakeSystem, port: int, trap: str, check: bool
+) -> None:
+    name = WEIGHTS_FILE if "blob" in trap else MANIFEST_FILE
+    (users_store / name).unlink()
+    TRAPS[trap](users_store)
+    with pytest.raises(offer.Unable, match="big:v1: cannot be offered") as refusal:
+        seeding.bring(declared(port), check, system)
+    assert "of root" not in str(refusal.value) and system.process is None
+
+
 # --- the program
 
 
@@ -295,6 +352,9 @@ def test_many_requests_over_one_connection(served: Any, tmp_path: Path, capfd: p
     (tmp_path / "b").unlink()
     with pytest.raises(http.client.RemoteDisconnected):
         ask(full)
+    os.mkfifo(tmp_path / "b")
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(full)
     assert capfd.readouterr().err == "", "neither the paths, in which the token is, nor that a peer or file is gone"
 
 
@@ -320,8 +380,7 @@ def test_it_ends_when_nobody_asks(served: Any) -> None:
 
 def test_who_still_loads_is_waited_for_and_who_asks_again(served: Any, tmp_path: Path) -> None:
     server, serving, connection = served()
-    os.unlink(tmp_path / "b")
-    os.mkfifo(tmp_path / "b")  # which it cannot open before somebody writes
+    os.truncate(tmp_path / "b", 64 << 20)  # more than is on its way before somebody reads
     connection.request("GET", FILE + "b" * 64)
     while not server._busy:
         time.sleep(0.01)
@@ -330,8 +389,7 @@ def test_who_still_loads_is_waited_for_and_who_asks_again(served: Any, tmp_path:
     assert serving.is_alive()
     server.idle = 0.5
     begun = time.monotonic()
-    with open(tmp_path / "b", "wb"):
-        connection.getresponse().read()
+    connection.getresponse().read()
     serving.join(20)
     assert not serving.is_alive() and time.monotonic() - begun > 0.5, "it waits anew after a request"
 

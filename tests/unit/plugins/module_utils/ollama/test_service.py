@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -618,6 +619,16 @@ def test_what_another_service_on_the_host_claims_is_refused_with_both_names(brin
     bring()
 
 
+def test_a_claim_is_checked_again_when_it_is_written(bring):
+    bring()
+    bring.system.lock = lambda unit, limit: nullcontext()
+    with bring.asked["change"].while_writing():
+        pass
+    bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))  # by a run meanwhile
+    with pytest.raises(service.ledger.Conflict, match="both listen"), bring.asked["change"].while_writing():
+        pass
+
+
 def test_that_a_unit_does_not_exist_is_left_to_the_engine_to_say(bring):
     bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))
     bring.system.states["ollama.service"] = {"LoadState": "not-found"}
@@ -635,6 +646,24 @@ def test_instances_are_units_of_their_own(host):
     assert " | ollama@code: ok · 2× H200" in result["msg"]
     assert sorted(result["instances"]) == ["ollama@chat.service", "ollama@code.service"]
     assert result["changed"] is False
+
+
+def test_what_a_later_instance_held_before_is_not_in_the_way_of_an_earlier_one(host):
+    """Two that swap their GPUs; but what the earlier one has now counts for the later one."""
+    host(CHAT, CODE)
+    system = host.bring.system
+    system.lock = lambda unit, limit: nullcontext()
+    chat, code = host.changes
+    claims = {
+        change.unit: "[X-Gpufleet]\nGPU=%s\n" % change.settings["X-Gpufleet"]["GPU"][0] for change in (chat, code)
+    }
+    path = "/etc/systemd/system/%s.d/zz-gpufleet.conf"
+    system.files.append((path % code.unit, claims[chat.unit].encode()))
+    with chat.while_writing():
+        pass
+    system.files.append((path % chat.unit, claims[code.unit].encode()))
+    with pytest.raises(service.ledger.Conflict, match="both claim GPU 2"), code.while_writing():
+        pass
 
 
 def test_instances_in_each_others_way_are_refused_before_the_first_is_touched(host):

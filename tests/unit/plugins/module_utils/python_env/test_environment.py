@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.envi
     Sources,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
 # An interpreter that makes environments of itself; FAKE/behaviour says what goes wrong, FAKE/log what was called.
 FAKE = r"""#!%s
@@ -102,9 +103,9 @@ def make(fake, tmp_path):
 
 
 def left(tmp_path):
-    """What lies below the engine's folder, but the lock."""
+    """What lies below the engine's folder."""
     folder = tmp_path / "opt" / "engine"
-    return sorted(set(os.listdir(folder)) - {".lock"}) if folder.is_dir() else []
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
 def in_use(tmp_path, name="current"):
@@ -432,13 +433,10 @@ def test_what_a_killed_run_left_is_removed_when_nobody_writes_there(make, tmp_pa
 
 
 def test_another_run_that_builds_is_waited_for(make, tmp_path, fake):
-    import fcntl
-
     make("1.0").apply()
-    with open(tmp_path / "opt/engine/.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(EnvironmentFault, match="another run is still building an environment in .*/opt/engine"):
-            make("1.1", sources=Sources(timeout=0.5)).apply()
+    taken = "another run, process %d, is still busy with environments of %s/opt/engine" % (os.getpid(), tmp_path)
+    with lock.held("environments of %s/opt/engine" % tmp_path, 0), pytest.raises(EnvironmentFault, match=taken):
+        make("1.1", sources=Sources(timeout=0.2)).apply()
     make("1.1").apply()
     assert in_use(tmp_path) == make("1.1").name
 

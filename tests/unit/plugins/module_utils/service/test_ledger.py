@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import ledger, render
+from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger, render
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.ledger import Claim, Conflict
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
 
 A, B = "GPU-aaaaaaaa-0000-4000-8000-000000000000", "GPU-bbbbbbbb-0000-4000-8000-000000000000"
 UP = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "disabled"}
@@ -181,3 +186,112 @@ def test_a_port_that_the_unit_had_before_is_not_looked_at():
     host.listeners[80] = (42, "a")
     ledger.check([Claim("a.service", ports=(80,))], host)
     assert host.asked == []
+
+
+# --- two runs at once
+
+
+class Down(System):
+    """A host whose units exist, and are neither running nor enabled, as they are while a run brings them up."""
+
+    def show(self, unit):
+        return {"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "disabled"}
+
+    def write(self, claim):
+        path = Path("%s/etc/systemd/system/%s.d/zz-gpufleet.conf" % (self.root, claim.unit))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render.drop_in(claim.unit, {"A": "1"}, ledger.lines(claim)))
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_of_two_runs_at_once_one_gets_the_gpu(tmp_path, number):
+    """Both found it free; neither unit is up before the other one asks again."""
+    system, both_checked, both_done = Down(str(tmp_path)), threading.Barrier(2), threading.Barrier(2)
+    (tmp_path / "etc/systemd/system").mkdir(parents=True)
+
+    def run(claim):
+        ledger.check([claim], system)
+        both_checked.wait(30)
+        try:
+            with system.lock(claim.unit, 1):
+                try:
+                    with ledger.claiming(claim, system):
+                        system.write(claim)
+                finally:
+                    both_done.wait(30)  # the proof takes longer than the other run's check
+        except Conflict as conflict:
+            return str(conflict)
+
+    claims = [Claim("a.service", {A: None}), Claim("b.service", {A: 0.2}, exclusive=False)]
+    with ThreadPoolExecutor(2) as runs:
+        found = list(runs.map(run, claims))
+    assert sorted(map(bool, found)) == [False, True], found
+    assert "both claim GPU" in "".join(filter(None, found))
+    assert len(ledger.held(system)) == 1
+
+
+def test_a_claim_that_a_killed_run_left_holds_nothing(tmp_path):
+    system = Down(str(tmp_path))
+    system.write(Claim("a.service", {A: None}))
+    with ledger.claiming(Claim("b.service", {A: None}), system):
+        system.write(Claim("b.service", {A: None}))
+    with system.lock("b.service", 0), pytest.raises(Conflict), ledger.claiming(Claim("a.service", {A: None}), system):
+        pass
+
+
+def test_the_ledger_is_free_again_after_a_conflict_and_holds_no_unit(tmp_path):
+    system = Down(str(tmp_path))
+    system.write(Claim("a.service", {A: None}))
+    with system.lock("a.service", 0), pytest.raises(Conflict), ledger.claiming(Claim("b.service", {A: None}), system):
+        pass
+    with ledger.claiming(Claim("b.service", {A: None}), system, leaving=["a.service"]), system.lock("a.service", 0):
+        pass
+
+
+class Install:
+    restarts = False
+    undone = 0
+
+    def needed(self):
+        return True
+
+    def diff(self):
+        return {"before": "", "after": ""}
+
+    def apply(self):
+        pass
+
+    def undo(self):
+        self.undone += 1
+
+
+def test_a_run_that_was_too_slow_puts_everything_back(system):
+    """The engine asks after its steps, which take long, and before its files."""
+    before, step = system.tree(), Install()
+
+    def claiming():
+        raise Conflict("a and b both claim GPU 0")
+
+    change = engine.Change("ollama.service", environment={"A": "1"}, started=True, while_writing=claiming)
+    with pytest.raises(engine.ServiceError, match="not_done: a and b both claim GPU 0. The former state") as error:
+        engine.converge(change, steps=[step], system=system)
+    assert error.value.outcome.rolled_back and step.undone == 1
+    assert system.tree() == before and "restart" not in system.calls
+
+
+def test_the_ledger_is_held_while_the_override_is_written_and_no_longer(system):
+    seen = []
+
+    class Claiming:
+        def __enter__(self):
+            seen.append(system.read("/etc/systemd/system/ollama.service.d/zz-gpufleet.conf"))
+
+        def __exit__(self, *_error):
+            seen.append(system.read("/etc/systemd/system/ollama.service.d/zz-gpufleet.conf"))
+            assert "reload" not in system.calls
+
+    change = engine.Change("ollama.service", environment={"A": "1"}, started=True, while_writing=Claiming)
+    engine.converge(change, system=system)
+    assert seen[0] is None and b"A=1" in seen[1]
+    engine.converge(change, system=system)
+    assert len(seen) == 2

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional
 
 import pytest
 
@@ -53,6 +55,8 @@ class Running:
     def __init__(self, tools: Tools, answer: Any) -> None:
         self.tools, self.answers = tools, answer if isinstance(answer, list) else [answer]
         self.returncode = -9
+        if isinstance(self.answers[0], tuple):
+            self.stdout = io.BytesIO(_bytes(self.answers[0][1]))
 
     def __enter__(self) -> "Running":
         return self
@@ -69,7 +73,11 @@ class Running:
         if isinstance(answer, Exception):
             raise answer
         self.returncode = answer[0]
-        return answer[1:]
+        return tuple(_bytes(text) for text in answer[1:])
+
+
+def _bytes(text: Any) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()
 
 
 @pytest.fixture
@@ -112,6 +120,17 @@ def test_show_is_one_call(tools: Tools) -> None:
     tools.answers["systemctl show"] = (0, "Id=ollama.service\nEnvironment=A=1 B=2\nLoadError=\n", "")
     assert System().show("ollama.service") == {"Id": "ollama.service", "Environment": "A=1 B=2", "LoadError": ""}
     assert len(tools.commands) == 1 and tools.commands[0][-2:] == ["--", "ollama.service"]
+
+
+@pytest.mark.parametrize(
+    "value", ["x\rMainPID=1", "\rMainPID=1", "x\x85MainPID=1", "x\u2028MainPID=1", "x\x0bMainPID=1"]
+)
+def test_a_carriage_return_in_a_value_ends_no_line(tools: Tools, value: str) -> None:
+    """systemd 247 prints it as it is; a service may put it into its status."""
+    tools.answers["systemctl show"] = (0, "Environment=A=1\r2 B=3\nMainPID=7\nStatusText=%s\n" % value, "")
+    state = System().show("x.service")
+    assert state["MainPID"] == "7" and split_items(state["Environment"]) == ["A=1\r2", "B=3"]
+    assert state["StatusText"].startswith("x MainPID=1"[1 if value[0] == "\r" else 0 :])
 
 
 def test_a_tool_that_fails_is_quoted(tools: Tools) -> None:
@@ -207,8 +226,9 @@ def test_the_journal_of_one_invocation(tools: Tools) -> None:
     tools.answers["journalctl --quiet"] = (0, "\n".join(json.dumps(entry) for entry in entries) + "\n", "")
     assert System().journal("x.service", "abc", 5) == ["one", " two", "b\ufffdd", "x.service: Failed at step EXEC"]
     assert System().journal("x.service", "abc", 1) == ["x.service: Failed at step EXEC"]
-    assert tools.commands[0][-3:] == ["_SYSTEMD_INVOCATION_ID=abc", "+", "INVOCATION_ID=abc"]
+    assert tools.commands[0][-4:] == ["_SYSTEMD_INVOCATION_ID=abc", "+", "INVOCATION_ID=abc", "_UID=0"]
     assert len(tools.commands) == 2, "what is known to be of the invocation is enough"
+    assert tools.commands[0][3:6] == ["--all", "-o", "json"]
     tools.answers["journalctl --sync"] = (1, "", "no journald")
     System().sync_journal()
     tools.answers.clear()
@@ -226,11 +246,100 @@ def test_the_words_of_a_process_that_was_gone_before_journald_read_them(tools: T
     ]
 
     def journal(command: List[str]) -> str:
-        entries = unit if command[-1] == "_SYSTEMD_UNIT=x.service" else invocation
+        entries = invocation if "_UID=0" in command else unit
         return "".join(json.dumps(entry) + "\n" for entry in entries)
 
     tools.answers["journalctl --quiet"] = lambda command, _environ: (0, journal(command), "")
-    assert System().journal("x.service", "abc", 5) == ["one", "two"]
+    for user, words in (
+        ("nobody", ["+", "INVOCATION_ID=abc", "_UID=65534"]),
+        ("65533", ["+", "INVOCATION_ID=abc", "_UID=65533"]),
+        ("never-was", []),
+        ("", []),
+    ):
+        tools.answers["systemctl show -p User --value -- x.service"] = (0, user + "\n", "")
+        assert System().journal("x.service", "abc", 5) == ["one", "two"]
+        assert tools.commands[-1][7 + 2 :] == ["_SYSTEMD_UNIT=x.service", *words]
+
+
+HOSTILE = {
+    "colours": ("\x1b[1;31mError\x1b[0m: no \x1b]0;title\x07GPU\x1b(B", "Error: no GPU"),
+    "clears the screen": ("\x1b[2J\x1b[Hall is well\x1bc", "all is well"),
+    "8 bit sequences": ("\x9b2Jx\x9d0;t\x9c", "x 0;t "),
+    "a sequence that does not end": ("x\x1b[", "x"),
+    "a title that does not end": ("x\x1b]0;", "x"),
+    "writes over the line": ("failed\rok", "failed ok"),
+    "backspaces": ("failed\b\b\b\b\b\bok", "failed      ok"),
+    "turns the text": ("a\u202egpj.exe\u2066", "a gpj.exe "),
+    "line ends of others": ("a\u2028b\x85c\x0bd\x0ce", "a b c d e"),
+    "what is none": ("é 😀\tx \u200d", "é 😀\tx \u200d"),
+}
+
+
+@pytest.mark.parametrize("said, shown", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_logged_does_not_draw_on_a_terminal(tools: Tools, said: str, shown: str) -> None:
+    entry = json.dumps({"MESSAGE": said, "_PID": "7"})
+    tools.answers["journalctl --quiet --no-pager --all -o json"] = (0, entry + "\n", "")
+    tools.answers["journalctl --quiet --no-pager -o cat"] = (0, said + "\n", "")
+    assert System().journal("x.service", "abc", 5) == [shown]
+    assert list(System().journal_from_start("abc")) == [shown]
+    tools.answers["systemctl start"] = tools.answers["systemctl daemon-reload"] = (1, "", said)
+    tools.answers["systemctl show"] = (0, "InvocationID=\n", "")
+    assert System().start("x.service", 1).strip() == shown.strip()
+    with pytest.raises(ManagerError) as error:
+        System().reload()
+    assert str(error.value).strip().endswith(shown.strip())
+
+
+@pytest.mark.parametrize(
+    "message, lines",
+    [
+        (["one", "two"], ["one", "two"]),
+        ([["x"], {"y": 1}, "two", [255]], ["two"]),
+        ([], []),
+        (5, []),
+        ({"a": 1}, []),
+        ([0, 27, 91, 65], [" "]),
+        ("x" * systemd.LONGEST_MESSAGE + "\nend", ["x" * (systemd.LONGEST_MESSAGE - 4), "end"]),
+        ("\n" * 10**6 + "end", ["end"]),
+    ],
+)
+def test_a_message_of_any_shape(tools: Tools, message: Any, lines: List[str]) -> None:
+    tools.answers["journalctl"] = (0, json.dumps({"MESSAGE": message, "_PID": "7"}) + "\nnot json\n[1]\n", "")
+    tools.answers["systemctl show"] = (0, "\n", "")
+    found = System().journal("x.service", "abc", 5)
+    assert [line for line in found if line.strip()] == [line for line in lines if line.strip()]
+
+
+def test_a_journal_of_gigabytes_is_not_read(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then messages of more than 4096 bytes, which journalctl leaves out, are not had."""
+    monkeypatch.setattr(systemd, "LARGEST_JOURNAL", 1000)
+    entry = json.dumps({"MESSAGE": "x" * 2000, "_PID": "7"})
+    tools.answers["journalctl --quiet --no-pager --all"] = (0, entry + "\n", "")
+    last = json.dumps({"MESSAGE": "last", "_PID": "7"})
+    tools.answers["journalctl --quiet --no-pager -o json"] = (0, last + "\n", "")
+    assert System().journal("x.service", "abc", 5) == ["last"]
+
+
+def test_a_log_without_end_or_line_ends(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "LONGEST_MESSAGE", 10)
+    monkeypatch.setattr(systemd, "LARGEST_JOURNAL", 60)
+    tools.answers["journalctl"] = (0, b"one\n" + b"x" * 25 + b"\n\xff\n" + b"more\n" * 1000, "")
+    found = list(System().journal_from_start("abc"))
+    assert found[:3] == ["one", "x" * 10, "\ufffd"] and 5 < len(found) < 15
+
+
+def test_a_log_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "JOURNAL_LIMIT", 0.05)
+    real = systemd.subprocess.Popen
+    monkeypatch.setattr(systemd.subprocess, "Popen", lambda command, **more: real(["sleep", "600"], **more))
+    assert list(System().journal_from_start("abc")) == []
+
+
+def test_a_real_program_that_says_too_much_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System()
+    assert system._head(["yes"], 5000) == (b"y\n" * 2501)[:5001]
+    assert system._head(["sleep", "600"], 10, limit=0.05) == b""
+    assert system._head(["no-such-program"], 10) == b""
 
 
 def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +355,7 @@ def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch
         said = "%s:2: Unknown key 'Bad' in section [Service], ignoring.\n" % path
         return 1, "", said + "other.service: what others do wrong\n" + said
 
-    tools.answers["systemd-analyze verify --man=no x.service"] = verify
+    tools.answers["systemd-analyze verify --man=no -- x.service"] = verify
     found = System().verify("x.service", "zz.conf", b"[Service]\nBad=1\n")
     assert found == ["2: Unknown key 'Bad' in section [Service], ignoring."]
     assert not Path(seen[0]).exists()
@@ -293,6 +402,67 @@ def test_environment_files(tmp_path: Path) -> None:
     assert list(system.environment_files("/etc/default/*")) == [("/etc/default/a", b"A=1"), ("/etc/default/b", b"B=1")]
     assert list(system.environment_files("/etc/default/a")) == [("/etc/default/a", b"A=1")]
     assert list(system.environment_files("/etc/nothing")) == []
+    write(tmp_path, "/etc/default/c\\x2d[1]", "C=1")
+    escaped = r"/etc/default/c\\x2d\[1\]"
+    for pattern in (escaped, escaped + "*", r"/etc/default/\c\\x2d\[1]"):
+        assert list(system.environment_files(pattern)) == [("/etc/default/c\\x2d[1]", b"C=1")]
+
+
+def _bound(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)  # bind() takes no path of more than 107 bytes
+
+
+NO_FILES = {
+    "a named pipe": lambda path: os.mkfifo(path),
+    "a link to a named pipe": lambda path: (os.mkfifo(str(path) + ".pipe"), path.symlink_to(str(path) + ".pipe")),
+    "a folder": lambda path: path.mkdir(),
+    "a socket": _bound,
+    "a terminal": lambda path: path.symlink_to("/dev/tty"),
+    "endless zeros": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "terabytes": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+}
+
+
+@pytest.mark.parametrize("make", NO_FILES.values(), ids=NO_FILES)
+def test_what_is_no_file_is_neither_waited_for_nor_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    """An EnvironmentFile= may lie in a user's folder; drop-ins and unit files do not, and are read the same way."""
+    for path in ("/home/u/env", "/etc/systemd/system/x.service", "/etc/systemd/system/y.service.d/a.conf"):
+        place = Path(str(tmp_path) + path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        make(place)
+    system = System(str(tmp_path))
+    monkeypatch.setattr(systemd.os, "open", _opens_regular(os.open))
+    assert system.read("/home/u/env") is None
+    assert list(system.environment_files("/home/u/env")) == list(system.environment_files("/home/u/e*v")) == []
+    assert system.load(["x.service"]) == [("/etc/systemd/system/x.service", b"")]
+    assert system.load(["y.service"]) == [("/etc/systemd/system/y.service.d/a.conf", b"")]
+    assert system.load(["z.service"]) == []
+
+
+def _opens_regular(real: Any) -> Any:
+    """To open a device may do something: a watchdog begins to count."""
+
+    def open_(path: str, *arguments: Any, **more: Any) -> int:
+        assert stat.S_ISREG(os.stat(path).st_mode), path
+        return real(path, *arguments, **more)
+
+    return open_
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_just_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, pipe = tmp_path / "env", tmp_path / "pipe"
+    file.write_text("A=1")
+    os.mkfifo(pipe)
+    real = os.open
+    monkeypatch.setattr(systemd.os, "open", lambda path, *more: (os.rename(pipe, file), real(path, *more))[1])
+    assert System(str(tmp_path)).read("/env") is None
+
+
+def test_a_file_in_proc_is_read_though_it_has_no_size() -> None:
+    assert System().read("/proc/self/stat")
 
 
 def test_specifiers(tmp_path: Path) -> None:
@@ -318,6 +488,51 @@ def test_specifiers(tmp_path: Path) -> None:
     }
     write(tmp_path, "/etc/os-release", "\0")
     assert system.specifiers("x.service")["o"] == ""
+
+
+PATH_OF = {
+    "a-b.service": "/a/b",
+    "x@a-b.service": "/a/b",
+    "x@-.service": "/",
+    "a\\x2db.service": "/a-b",
+    "x-.service": None,
+    "x@-a.service": None,
+    "a--b.service": None,
+    "x@..-a.service": None,
+    "x@a\\x2.service": None,
+}
+
+
+@pytest.mark.parametrize("unit, path", PATH_OF.items())
+def test_the_path_that_a_name_stands_for(tmp_path: Path, unit: str, path: Optional[str]) -> None:
+    """systemd drops a word with what stands for nothing."""
+    assert System(str(tmp_path)).specifiers(unit).get("f") == path
+
+
+def test_a_name_that_is_not_escaped(tmp_path: Path) -> None:
+    found = System(str(tmp_path)).specifiers("a\\zz@b\\.service")
+    assert not {"P", "I", "J", "f"} & {*found} and found["p"] == "a\\zz"
+
+
+@pytest.mark.parametrize(
+    "library, version, known",
+    [("247.so", 247, ""), ("251-2.so", 251, "dyY"), ("257.9-1.so", 257, "dyYD"), (None, 252, "dyY")],
+)
+def test_specifiers_by_version(tmp_path: Path, library: Optional[str], version: int, known: str) -> None:
+    if library:
+        write(tmp_path, "/proc/1/maps", "7f r-xp 0 08:01 5   /usr/lib/x/systemd/libsystemd-shared-%s\n" % library)
+    found = System(str(tmp_path)).specifiers("x.service", "/etc/systemd/system/x.service")
+    assert found["systemd"] == str(version) and {*"dyYD"} & {*found} == {*known}
+
+
+def test_specifiers_of_a_linked_unit(tmp_path: Path) -> None:
+    write(tmp_path, "/srv/u/x.service")
+    write(tmp_path, "/etc/machine-info", 'PRETTY_HOSTNAME="My host"\n')
+    link = tmp_path / "etc/systemd/system/x.service"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "srv/u/x.service")
+    found = System(str(tmp_path)).specifiers("x.service", "/etc/systemd/system/x.service")
+    assert (found["y"], found["Y"], found["q"]) == ("/srv/u/x.service", "/srv/u", "My host")
 
 
 # --- processes
@@ -401,60 +616,14 @@ def test_a_process_that_never_was() -> None:
 # --- the lock
 
 
-def test_the_lock_names_its_holder(tmp_path: Path) -> None:
-    write(tmp_path, "/run/lock/x")
+def test_the_lock_of_a_unit(tmp_path: Path) -> None:
     system = System(str(tmp_path))
     with system.lock("u.service", 1):
-        taken = "u.service is being changed by another run, process %d" % os.getpid()
+        taken = "another run, process %d, is still busy with u.service after 0 s" % os.getpid()
         with pytest.raises(ManagerError, match=taken), system.lock("u.service", 0):
             pass
-        with system.lock("other.service", 0):
-            pass
-    assert [path.name for path in (tmp_path / "run/lock").iterdir()] == ["x"]
-
-
-def test_the_lock_is_waited_for(tmp_path: Path) -> None:
-    write(tmp_path, "/run/lock/x")
-    system = System(str(tmp_path))
-    order: List[str] = []
-    inside = threading.Event()
-
-    def first() -> None:
-        with system.lock("u.service", 1):
-            inside.set()
-            order.append("first in")
-            threading.Event().wait(0.2)
-            order.append("first out")
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    assert inside.wait(10)
-    held_by: Set[str] = set()
-    with system.lock("u.service", 30, held_by.add):
-        order.append("second in")
-    thread.join()
-    assert order == ["first in", "first out", "second in"]
-    assert held_by == {str(os.getpid())}
-
-
-def test_an_error_under_the_lock_is_passed_on_and_frees_it(tmp_path: Path) -> None:
-    write(tmp_path, "/run/lock/x")
-    system = System(str(tmp_path))
     with pytest.raises(BlockingIOError), system.lock("u.service", 0):
         raise BlockingIOError
-    with system.lock("u.service", 0):
-        pass
-
-
-def test_a_lock_file_that_its_holder_removed_is_no_lock(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    with open(path, "w") as stream:
-        path.unlink()
-        assert not systemd._lock(stream.fileno(), str(path))
-        path.write_text("another run's")
-        assert not systemd._lock(stream.fileno(), str(path))
-    with open(path) as stream:
-        assert systemd._lock(stream.fileno(), str(path))
 
 
 # --- who listens

@@ -94,10 +94,10 @@ def test_environment_of_a_file(content: bytes, expected: Dict[str, str]) -> None
 
 def test_a_file_that_systemd_stops_reading_is_named() -> None:
     assert "x.conf:2: the line is not valid UTF-8" in (parse(S + b"A=\xff\n", "x.conf").broken or "")
-    assert "x.conf:2: [Bad is no section header" in (parse(S + b"[Bad\n", "x.conf").broken or "")
+    assert "x.conf:2: '[Bad' is no section header" in (parse(S + b"[Bad\n", "x.conf").broken or "")
     assert "longer than" in (parse(S + b"A=" + b"x" * 1048576, "x.conf").broken or "")
     assert parse(S + b"A=1\n", "x.conf").broken is None
-    assert merge([("a", S), ("b", b"[x\n")]).broken == ["b:1: [x is no section header"]
+    assert merge([("a", S), ("b", b"[x\n")]).broken == ["b:1: '[x' is no section header"]
 
 
 def test_lines_are_numbered() -> None:
@@ -123,7 +123,17 @@ def test_words() -> None:
 
 @pytest.mark.parametrize(
     "name, full",
-    [("ollama", "ollama.service"), ("x.timer", "x.timer"), ("vllm@a-b", "vllm@a-b.service"), ("a.b", "a.b.service")],
+    [
+        ("ollama", "ollama.service"),
+        ("x.timer", "x.timer"),
+        ("vllm@a-b", "vllm@a-b.service"),
+        ("a.b", "a.b.service"),
+        ("x@a@b.service", "x@a@b.service"),  # systemd starts these
+        ("x@.a.service", "x@.a.service"),
+        ("x@a@.service", "x@a@.service"),
+        ("x@@.service", "x@@.service"),
+        ("-x", "-x.service"),
+    ],
 )
 def test_unit_names(name: str, full: str) -> None:
     assert unit_name(name) == full
@@ -135,7 +145,12 @@ def test_unit_names(name: str, full: str) -> None:
         ("a/b", "no unit name"),
         ("", "no unit name"),
         ("a b", "no unit name"),
-        ("vllm@", "a template"),
+        ("vllm@", "a template: name an instance of it, such as vllm@NAME.service"),
+        ("a-@.timer", "such as a-@NAME.timer"),
+        ("@a.service", "no unit name"),
+        (".service", "no unit name"),
+        ("a@b\n.service", "no unit name"),
+        ("../a.service", "no unit name"),
         ("x" * 250, "no"),
     ],
 )
@@ -148,6 +163,7 @@ def test_template() -> None:
     assert template_of("vllm@a.b.service") == "vllm@.service"
     assert template_of("ollama.service") is None
     assert template_of("vllm@.service") is None
+    assert template_of("x@.a.service") == template_of("x@a@b.service") == template_of("x@@.service") == "x@.service"
 
 
 # the order in which systemd 252 preferred files of the same name, found by taking away the winner each time
@@ -167,6 +183,11 @@ DIRECTORIES: Dict[str, List[str]] = {
     "tr-.service": ["tr-.service.d"],
     "tr-a-.service": ["tr-a-.service.d", "tr-.service.d"],
     "-.mount": ["-.mount.d"],
+    "foo--g.service": ["foo--g.service.d", "foo--.service.d", "foo-.service.d"],
+    "foo--.service": ["foo--.service.d", "foo-.service.d"],
+    "-a.service": ["-a.service.d"],
+    "a-b@c@d-.service": ["a-b@c@d-.service.d", "a-b@.service.d", "a-.service.d", "a-@c@d-.service.d", "a-@.service.d"],
+    "a@.b.service": ["a@.b.service.d", "a@.service.d"],
 }
 
 
@@ -211,12 +232,41 @@ ENVIRONMENT_FILES = {
     "CR LF": (b"A=1\r\nB=2\r\n", {"A": "1", "B": "2"}),
     "blanks around the name": (b" A = 1\n", {"A": "1"}),
     "a backslash at the very end": (b"A=1\\", {"A": "1"}),
+    "a backslash at the very end in quotes": (b'A="1\\', {"A": "1"}),
+    "a backslash at the very end in single quotes": (b"A='1\\", {"A": "1\\"}),
 }
 
 
 @pytest.mark.parametrize("content, expected", ENVIRONMENT_FILES.values(), ids=list(ENVIRONMENT_FILES))
 def test_environment_file(content: bytes, expected: Dict[str, str]) -> None:
     assert {name: value for name, (value, _line) in parse_environment_file(content).items()} == expected
+
+
+def test_a_comment_ends_with_its_line_since_systemd_254() -> None:
+    content = S + b"EnvironmentFile=/a\n"
+    for version, expected in (("252", {"C": "2"}), ("254", {"B": "1", "C": "2"}), ("257", {"B": "1", "C": "2"})):
+        unit = merge([("/u.service", content)])
+        values = unit.environment({"systemd": version}, lambda path: [(path, b"# A \\\nB=1\nC=2\n")])
+        assert {name: value.text for name, value in values.items()} == expected
+
+
+PATHS = {
+    "/a/b": ["/a/b"],
+    "-/a//./b/": ["/a/b"],
+    "/a/../b": [],
+    "a": [],
+    "-a": [],
+    "": [],
+    "/": ["/"],
+    "/%Z": [],
+    "/%n*": ["/exp.service*"],
+}
+
+
+@pytest.mark.parametrize("text, expected", PATHS.items())
+def test_paths_of_environment_files(text: str, expected: List[str]) -> None:
+    unit = merge([("/u.service", S + b"EnvironmentFile=" + text.encode() + b"\n")])
+    assert list(unit.environment_files(SPECIFIERS)) == expected
 
 
 def test_environment_file_lines_and_faults() -> None:
@@ -259,6 +309,14 @@ def test_values_name_their_place() -> None:
     assert unit.unset({}) == {"A": Value(None, "/u.service", 2), "B": Value("1", "/u.service", 2)}
 
 
+def test_what_is_unset_twice() -> None:
+    for lines in (b"UnsetEnvironment=A\nUnsetEnvironment=A=x\n", b"UnsetEnvironment=A=x A\n"):
+        content = S + b"Environment=A=1 B=2\n" + lines
+        assert environment(content) == {"B": "2"}
+        assert merge([("/u.service", content)]).unset({})["A"].text is None
+    assert environment(S + b"Environment=A=1\nUnsetEnvironment=A=1 A=2\n") == {}
+
+
 # --- settings
 
 
@@ -276,6 +334,16 @@ def test_lists_add_up_and_the_rest_is_replaced() -> None:
         ("Service", "Nice"): [],
     }
     assert [line.path for line in unit.in_force("Service", "DeviceAllow")] == ["/u", "/d"]
+
+
+def test_an_empty_value_is_a_reset_or_a_mistake() -> None:
+    both = b"Restart=always\nPrivateDevices=yes\nNice=5\nRestart=\nPrivateDevices=\nNice=\n"
+    found = merge([("/u.service", S + both)]).settings()
+    assert found == {
+        ("Service", "Restart"): ["always"],
+        ("Service", "PrivateDevices"): ["yes"],
+        ("Service", "Nice"): [],
+    }
 
 
 def test_what_systemd_does_itself_needs_no_new_process() -> None:

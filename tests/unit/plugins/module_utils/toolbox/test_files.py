@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import tempfile
 import threading
@@ -188,7 +187,7 @@ OBSTACLES: Dict[str, Callable[[Path, Path], object]] = {
     "link to a device": lambda path, roots: path.symlink_to("/dev/zero"),
     "pipe": lambda path, roots: os.mkfifo(path),
     "device": lambda path, roots: os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5)),
-    "socket": lambda path, roots: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+    "socket": lambda path, roots: os.mknod(path, stat.S_IFSOCK | 0o600),
     "folder": lambda path, roots: path.mkdir(),
 }
 

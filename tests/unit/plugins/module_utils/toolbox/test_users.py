@@ -54,12 +54,18 @@ def test_it_can_do_what_the_user_can_and_no_more(tmp_path: Path) -> None:
         (lambda: os._exit(3), "ended without an answer"),
         (lambda: os.kill(os.getpid(), 9), "ended without an answer"),
         (lambda: object(), "not JSON serializable"),
+        (lambda: signal.raise_signal(signal.SIGSTOP), "longer than"),
     ],
-    ids=["raises", "exits", "killed", "not data"],
+    ids=["raises", "exits", "killed", "not data", "stopped"],
 )
 def test_it_fails(work: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        as_user(USER, work)
+        as_user(USER, work, limit=0.5)
+
+
+def test_an_error_of_a_descriptor() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        as_user(USER, lambda: os.chmod(99, 0o644))
 
 
 def test_a_pipe_of_the_user_keeps_nobody_waiting() -> None:

@@ -59,7 +59,7 @@ def look(folder):
 
 @pytest.fixture
 def home(system):
-    folder = system.path("/home/alice")
+    folder = system.path("/srv/alice")
     folder.mkdir(parents=True)
     os.chown(folder, IDS.uid, IDS.gid)
     return folder
@@ -72,14 +72,14 @@ def as_alice(work):
 # --- the folder for the logs
 
 
-@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("check, state", [(True, "started"), (False, "started"), (False, "present")])
 @pytest.mark.parametrize("to", ["", "/deeper"])
-def test_a_log_dir_that_is_a_link_to_a_folder_of_root(bring, home, precious, check, to):
+def test_a_log_dir_that_is_a_link_to_a_folder_of_root(bring, home, precious, check, state, to):
     as_alice(lambda: os.symlink(precious, home / "runs"))
     with pytest.raises(
-        job.Refused, match="log_dir: /home/alice/runs.*: runs is a symbolic link in a folder that others"
+        job.Refused, match="log_dir: /srv/alice/runs.*: runs is a symbolic link in a folder that others"
     ):
-        bring(user=ALICE, log_dir="/home/alice/runs" + to, check=check)
+        bring(state, user=ALICE, log_dir="/srv/alice/runs" + to, check=check)
     assert not bring.system.path("/etc/gpufleet").exists()
 
 
@@ -87,8 +87,8 @@ def test_a_log_dir_that_is_a_link_to_a_folder_of_root(bring, home, precious, che
 def test_a_log_dir_of_root_in_a_folder_of_the_user(bring, home, check):
     """He cannot have made it, but he can move it: root gives nothing away there."""
     (home / "runs").mkdir()
-    with pytest.raises(job.Refused, match="log_dir: /home/alice/runs belongs to user 0, .* give it to daemon, or"):
-        bring(user=ALICE, log_dir="/home/alice/runs", check=check)
+    with pytest.raises(job.Refused, match="log_dir: /srv/alice/runs belongs to user 0, .* give it to daemon, or"):
+        bring(user=ALICE, log_dir="/srv/alice/runs", check=check)
     assert (home / "runs").stat().st_uid == 0
 
 
@@ -107,7 +107,7 @@ def test_a_log_dir_that_is_replaced_while_it_is_made(bring, home, precious):
 
     thread = threading.Thread(target=swap)
     thread.start()
-    made = bring.part(user=ALICE, log_dir="/home/alice/runs")
+    made = bring.part(user=ALICE, log_dir="/srv/alice/runs")
     refused = 0
     try:
         for _round in range(200):
@@ -318,9 +318,25 @@ def test_an_odd_word_of_the_end(bring, system, text):
 
 def test_nothing_of_the_unit_runs_as_root(bring, system):
     """It would run with the job's variables: LD_PRELOAD, or LD_LIBRARY_PATH with a folder of the user."""
-    bring(user=ALICE, environment={"LD_PRELOAD": "/home/alice/evil.so"})
+    bring(user=ALICE, environment={"LD_PRELOAD": "/srv/alice/evil.so"})
     text = system.path("/etc/systemd/system/torchrun@train.service").read_text()
     assert "User=daemon\n" in text and "=+" not in text and "=!" not in text
+
+
+@pytest.mark.parametrize("place, mode, owner", [
+    ("", 0o777, 0), ("train.py", 0o666, 0), ("train.py", 0o644, 40404), ("", 0o755, 40404), ("", 0o755, 0)
+])  # fmt: skip
+def test_root_is_told_when_it_runs_what_others_can_change(bring, system, place, mode, owner):
+    path = system.path("/srv") / place
+    path.chmod(mode)
+    os.chown(path, owner, -1)
+    said = []
+    bring(warnings=said)
+    safe = (mode, owner) == (0o755, 0)
+    expected = "the job runs /srv/train.py as root, and others than root can change it: declare another user"
+    assert [text for text in said if "as root" in text] == ([] if safe else [expected])
+    bring(user=ALICE, warnings=said)
+    assert len([text for text in said if "as root" in text]) == (not safe)
 
 
 # --- the plain script
@@ -338,16 +354,16 @@ def test_a_script_path_in_a_folder_of_the_user(bring, system, home, precious, ch
         as_alice(lambda: os.symlink(precious, home / "bin"))
     else:
         {"fifo": os.mkfifo, "device": _device, "folder": os.mkdir}[how](path)
-    with pytest.raises(job.Refused, match="script_path: /home/alice/bin/run.sh: "):
-        bring(user=ALICE, script_path="/home/alice/bin/run.sh", check=check)
+    with pytest.raises(job.Refused, match="script_path: /srv/alice/bin/run.sh: "):
+        bring(user=ALICE, script_path="/srv/alice/bin/run.sh", check=check)
 
 
 def test_a_script_in_the_way_is_not_shown(bring, home, precious):
     os.link(precious / "shadow", home / "run.sh")
-    result = bring("present", user=ALICE, script_path="/home/alice/run.sh")
-    assert SECRET not in json.dumps(result) and "# /home/alice/run.sh\n<another file>" in result["diff"]["before"]
+    result = bring("present", user=ALICE, script_path="/srv/alice/run.sh")
+    assert SECRET not in json.dumps(result) and "# /srv/alice/run.sh\n<another file>" in result["diff"]["before"]
     assert (home / "run.sh").read_text().startswith("#!/bin/sh")
-    assert bring("present", user=ALICE, script_path="/home/alice/run.sh")["changed"] is False
+    assert bring("present", user=ALICE, script_path="/srv/alice/run.sh")["changed"] is False
     as_alice(lambda: (home / ".run.sh.new").write_text("left"))
-    assert bring("present", user=ALICE, script_path="/home/alice/run.sh")["changed"] is True
+    assert bring("present", user=ALICE, script_path="/srv/alice/run.sh")["changed"] is True
     assert not (home / ".run.sh.new").exists()

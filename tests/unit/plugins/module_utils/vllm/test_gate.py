@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import gate as gate_module
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import sleep
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmHandover
 
 GIB = 1 << 30
@@ -94,6 +96,31 @@ def test_a_real_one_passes(gate_of, fakes, served):
     expected = {"index": 1, "uuid": "GPU-1", "name": "NVIDIA H200", "pci_bus_id": "0000:00:01.0", "held_bytes": GIB}
     assert gate.proven()[1] == expected
     assert "/health" not in [path for path, _body in served.requests], "which proves nothing"
+
+
+@pytest.mark.parametrize(
+    "recorded, what, path, task, said",
+    [
+        ("embed", "embeddings", "/v1/embeddings", "embeddings", "an embedding of 128 dimensions"),
+        ("classify", "classify", "/classify", "classification", "one of 2 classes"),
+        (
+            "classify",
+            "none",
+            "/none",
+            "unknown",
+            "answers not proven: it offers no text, embeddings, scores or classes",
+        ),
+    ],
+)
+def test_a_model_that_generates_no_text(gate_of, fakes, served, fixture_text, recorded, what, path, task, said):
+    answers = json.loads(fixture_text("vllm/%s.json" % recorded))
+    del served.answers["/v1/chat/completions"]
+    if what in answers:
+        served.answers[path] = answers[what]["status"], answers[what]["body"]
+    verdict = gate_of()(fakes.FakeRunning(), True)
+    assert verdict.ok, verdict.message
+    assert (verdict.evidence["task"], verdict.evidence["answer"]) == (task, said)
+    assert ("latency_seconds" in verdict.evidence) == (task != "unknown")
 
 
 def test_without_a_change_no_token_is_asked_for_and_nothing_read_anew(gate_of, fakes, served):
@@ -316,6 +343,44 @@ def test_somebody_else_answers(gate_of, fakes, served, answer):
     assert verdict.evidence == {"pid": 4711}
     for unknown in (None, (None, "?")):
         assert gate_of()(fakes.FakeRunning(listener=unknown), True).name != "port_taken"
+
+
+# --- sleep
+
+GAUGE = 'vllm:engine_sleep_state{engine="0",model_name="tiny",sleep_state="%s"} %.1f\n'
+SLEEPS = {"/is_sleeping": (200, {"is_sleeping": True})}
+GAUGES = {"/metrics": (200, GAUGE % ("awake", 0) + GAUGE % ("weights_offloaded", 1))}
+WAKES = {"/is_sleeping": (200, {"is_sleeping": False}), **GAUGES}
+
+
+@pytest.mark.parametrize("changed", [True, False])
+@pytest.mark.parametrize("answers", [SLEEPS, GAUGES, {"/is_sleeping": None, **GAUGES}])
+def test_one_that_sleeps(gate_of, fakes, served, answers, changed):
+    served.answers.update(answers)
+    assert gate_of(before=ALL)(fakes.FakeRunning(), False).ok, "it is not asked where there is no sleep mode"
+    verdict = gate_of(before=ALL, asleep="refuse")(fakes.FakeRunning(), changed)
+    assert verdict.name == "asleep" and not verdict.cure, "nothing is restarted for it"
+    assert "POST %s/wake_up" % served.url in verdict.message
+    gate = gate_of(before=ALL, asleep="accept")
+    assert gate(fakes.FakeRunning(), changed).ok and gate.figures["asleep"] is True
+    assert not [path for path, _body in served.requests if "completions" in path], "which would wait for ever"
+
+
+@pytest.mark.parametrize(
+    "answers", [WAKES, {}, {"/is_sleeping": None, "/metrics": None}, {"/metrics": (200, "x" * 99)}]
+)
+def test_one_that_is_awake_or_tells_nothing(gate_of, fakes, served, answers):
+    served.answers.update(answers)
+    gate = gate_of(before=ALL, asleep="refuse")
+    assert gate(fakes.FakeRunning(), False).ok and "asleep" not in gate.figures
+
+
+def test_a_dead_engine_that_is_asked_whether_it_sleeps_is_not_waited_for(served):
+    given_up = threading.Event()
+    served.answers["/is_sleeping"] = lambda: given_up.wait(60) and (200, {})
+    served.answers["/metrics"] = lambda: given_up.wait(60) and (200, "")
+    assert sleep.asleep(Endpoint(served.url), 0.2) is False
+    given_up.set()
 
 
 # --- around a stop

@@ -23,6 +23,7 @@ TABLE = {
     "max-num-seqs": option("whole"),
     "gpu-memory-utilization": option("number", "whole"),
     "enforce-eager": option(*ALL, bare=True),
+    "no-enforce-eager": option(*ALL, bare=True),
     "compilation-config": option(),
 }
 
@@ -33,7 +34,7 @@ TABLE = {
         {},
         {"model": "/srv/models/m 1", "served-model-name": ["a", "b"], "middleware": ["x.Y"]},
         {"dtype": "half", "enforce-eager": True, "max-num-seqs": 64, "gpu-memory-utilization": 0.4},
-        {"enforce-eager": False, "gpu-memory-utilization": 1, "max-num-seqs": "64"},
+        {"no-enforce-eager": True, "gpu-memory-utilization": 1, "max-num-seqs": "64"},
     ],
 )
 def test_certain(config):
@@ -60,6 +61,8 @@ def test_certain(config):
         {"model": '{"a": 1'},
         {"model": {"a": 1}},
         {"enforce-eager": "yes"},
+        {"enforce-eager": False},
+        {"compilation-config.pass_config.x": "true"},
         {"compilation-config": 3},
         {"enforce": True},
     ],

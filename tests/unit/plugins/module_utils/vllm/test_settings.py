@@ -13,6 +13,8 @@ import yaml
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import SettingsError, declare
 
+NO_FILE = "refused: vllm: error: argument --config: expected one argument"
+"""Versions up to 0.9.2 read no file when they are started as a module."""
 ONE = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1}
 
 
@@ -51,7 +53,6 @@ def test_the_file_is_yaml_that_says_what_is_declared():
     found = made(
         served_model_name=["a", "ä: b"],
         enforce_eager=True,
-        enable_prefix_caching=False,
         gpu_memory_utilization=0.5,
         extra_args={"max_loras": 4, "--speculative-config": {"model": "x", "n": [1]}, "note": "1: # 'no' \"x\"\n"},
     )
@@ -60,6 +61,33 @@ def test_the_file_is_yaml_that_says_what_is_declared():
     assert found.config["max-loras"] == 4 and found.config["speculative-config"] == {"model": "x", "n": [1]}
     assert settings.read_back(text) == found.config
     assert settings.render(dict(reversed(list(found.config.items())))) == text, "the order of options is no change"
+
+
+@pytest.mark.parametrize(
+    "options, line",
+    [
+        ({"enable_prefix_caching": False}, "no-enable-prefix-caching: true"),
+        ({"enable_prefix_caching": True}, "enable-prefix-caching: true"),
+        ({"extra_args": {"compilation_config.use_cudagraph": False}}, 'compilation-config.use_cudagraph: "false"'),
+        ({"extra_args": {"compilation-config.use_cudagraph": True}}, 'compilation-config.use_cudagraph: "true"'),
+    ],
+)
+def test_a_truth_value_as_every_version_reads_it(fixture_text, options, line):
+    """vLLM's own parsers, of each version and by both commands, were recorded reading these very lines."""
+    assert line in settings.render(made(**options).config).splitlines()
+    dotted = "." in line
+    for version, commands in json.loads(fixture_text("vllm/parser.json")).items():
+        if version == "0.8.5" and dotted:  # which has no such options
+            continue
+        said = list(options.get("extra_args", options).values())[0]
+        assert commands["serve"][line] == ({"use_cudagraph": said} if dotted else said), version
+        assert commands["module"][line] in (commands["serve"][line], NO_FILE), version
+
+
+def test_a_false_of_an_extra_option():
+    found = made(extra_args={"enable_log_requests": False, "--no-async-scheduling": True}).config
+    assert found["no-enable-log-requests"] is True and found["no-async-scheduling"] is True
+    assert "enable-log-requests" not in found
 
 
 @pytest.mark.parametrize("text", ["", "model: x\n", "a: b: c\n", "port: 1\n"])
@@ -100,9 +128,13 @@ def test_the_guard():
         ({"shutdown_timeout": -1}, "shutdown_timeout: -1"),
         ({"api_key": "short"}, "api_key: expected 8"),
         ({"api_key": "with a blank"}, "api_key: expected 8"),
+        ({"asleep": "accept"}, "asleep: it cannot sleep without"),
         ({"guard_all_paths": True}, "guard_all_paths: there is no api_key"),
         ({"extra_args": {"max_model_len": 5}}, "extra_args.max_model_len: use the option max_model_len"),
-        ({"extra_args": {"no-enforce-eager": True}}, "use the option enforce_eager"),
+        ({"extra_args": {"no-enforce-eager": True}}, "use the option enforce_eager: false"),
+        ({"extra_args": {"no-async-scheduling": False}}, "write async-scheduling: true"),
+        ({"extra_args": {"async-scheduling": True, "no-async-scheduling": True}}, "given twice"),
+        ({"extra_args": {"async-scheduling": False, "no_async_scheduling": True}}, "given twice"),
         ({"extra_args": {"--tensor-parallel-size": 2}}, "use the option tensor_parallel_size"),
         ({"extra_args": {"api-key": "x"}}, "use api_key"),
         ({"extra_args": {"a b": 1}}, "is no name of an option"),

@@ -23,9 +23,20 @@ KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 class Node:
     """One host's program, with what it says; its command says that it runs, and sleeps or ends."""
 
-    def __init__(self, folder, place, rank, key="abc", command="echo started; exec sleep 30", more=(), **environment):
+    def __init__(
+        self,
+        folder,
+        place,
+        rank,
+        key="abc",
+        command="echo started; exec sleep 30",
+        more=(),
+        addresses=None,
+        **environment,
+    ):
         self.log = folder / ("log-%d-%d" % (rank, time.monotonic_ns()))
-        words = [sys.executable, "-I", str(folder / "together.py"), place, str(rank), ",".join(NAMES), key]
+        words = [sys.executable, "-I", str(folder / "together.py"), place, str(rank), ",".join(NAMES)]
+        words += [addresses or ",".join([place.rpartition(":")[0]] * 3), key]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*words, "sh", "-c", *(more or [command])],
@@ -190,6 +201,47 @@ def test_a_stranger_is_sent_away_and_holds_nobody_up(node, tmp_path, greeting):
             one.says("started")
 
 
+def test_strangers_that_say_nothing_hold_nobody_up(node):
+    """A hundred of them, each of which would have had five seconds, byte by byte."""
+    head, strangers = node(0), []
+    head.says("waits for gpu2 (node 1), gpu3 (node 2)")
+    begun = time.monotonic()
+    for number in range(100):
+        one = socket.create_connection(("127.0.0.1", node.port), 20, ("127.0.0.%d" % (2 + number % 9), 0))
+        one.sendall(b"a")
+        strangers.append(one)
+    for one in [node(1), node(2), head]:
+        one.says("started")
+    for one in strangers:
+        assert one.recv(20) in (b"stranger\n", b"")
+        one.close()
+    assert time.monotonic() - begun < 20
+    assert head.log.read_text().count("waits for") <= 3, "its journal is not theirs"
+
+
+def test_silent_connections_from_a_host_that_is_known_are_few_and_end(node, tmp_path):
+    program = tmp_path / "together.py"
+    program.write_text(program.read_text().replace("GREETING = 5", "GREETING = 0.3"))
+    head = node(0)
+    head.says("waits for gpu2 (node 1), gpu3 (node 2)")
+    silent = [socket.create_connection(("127.0.0.1", node.port), 20) for _number in range(40)]
+    assert b"stranger\n" in [one.recv(20) for one in silent], "the last ones at once"
+    for one in [node(1), node(2), head]:
+        one.says("started")
+
+
+def test_a_host_is_known_by_its_address(node):
+    addresses = "127.0.0.1,127.0.0.2,127.0.0.3"
+    head = node(0, addresses=addresses)
+    head.says("waits for gpu2 (node 1), gpu3 (node 2)")
+    wrong = node(1, addresses="127.0.0.1,127.0.0.3,127.0.0.3")
+    wrong.says("to which this host comes from another address than is declared")
+    other = node(1, addresses="127.0.0.1,127.0.0.4,127.0.0.3")
+    other.says("to which this host comes from another address than is declared")
+    for one in [node(1, addresses=addresses), node(2, addresses=addresses), head]:
+        one.says("started")
+
+
 def test_a_rank_that_is_there_is_not_taken_by_another(node):
     head, one = node(0), node(1)
     head.says("waits for gpu3 (node 2)")
@@ -213,7 +265,7 @@ def test_who_is_gone_without_a_word_is_noticed(node):
 
 
 def test_after_how_long(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["together.py", "127.0.0.1:9", "0", "a,b", "key", "true"])
+    monkeypatch.setattr(sys, "argv", ["together.py", "127.0.0.1:9", "0", "a,b", "x,y", "key", "true"])
     program = {"__name__": "together"}
     exec(compile(together.TEXT, "together.py", "exec"), program)
     with socket.socket() as connection:

@@ -1,0 +1,246 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the user of a service, or who made its environment or model, may put there: root neither runs, follows nor awaits it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint, shape
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, ProgramError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs other users' files")
+DAEMON = 1
+"""Id of a user that every host has."""
+SECRET = {"max_position_embeddings": 4711}
+
+
+@pytest.fixture(autouse=True)
+def within_a_while():
+    """Nothing of theirs is waited for."""
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < 30
+
+
+@pytest.fixture
+def place():
+    """A folder of the user `daemon` that everybody may enter."""
+    path = Path(tempfile.mkdtemp(prefix="gpufleet-test-", dir="/tmp"))
+    os.chown(path, DAEMON, DAEMON)
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """A file that root alone may read."""
+    path = tmp_path / "secret.json"
+    path.write_text(json.dumps(SECRET))
+    path.chmod(0o600)
+    return path
+
+
+# --- the environment
+
+
+def environment(place, script):
+    """An environment whose interpreter is a script of its owner's."""
+    site = place / "lib/python3.11/site-packages"
+    (site / "vllm").mkdir(parents=True)
+    (site / "vllm/__init__.py").touch()
+    (place / "bin").mkdir()
+    (place / "bin/python").write_text("#!/bin/sh\n" + script)
+    (place / "bin/python").chmod(0o755)
+    return Program(str(place), "daemon")
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(program_file, "CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("user, uid", [("daemon", DAEMON), ("nosuchuser", (1 << 31) - 2)])
+def test_the_interpreter_of_an_environment_runs_without_roots_rights(place, kept, secret, monkeypatch, user, uid):
+    monkeypatch.setenv("VAULT_TOKEN", "hush-hush")
+    report = "id -u; id -g; id -G; cat %s; env; grep NoNewPrivs /proc/self/status; touch %s/mine"
+    program = environment(
+        place, "{ %s; } >$HOME/../home/report 2>&1; cat $HOME/report >&2; exit 1\n" % (report % (secret, place))
+    )
+    program.user = user
+    (place / "mine").write_text("theirs")
+    seen = []
+    real = program_file._beginning
+    monkeypatch.setattr(program_file, "_beginning", lambda stream: seen.append(real(stream)) or seen[-1])
+    with pytest.raises(ProgramError):
+        program.parse({}, {"A": "b"}, keep=True)
+    said = seen[1].splitlines()
+    assert said[0] == said[1] == said[2] == str(uid), said
+    assert "4711" not in seen[1] and "hush" not in seen[1] and "A=b" in said
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "yes x",  # without an end
+        "yes x >$HOME/full; sleep 60",
+        "sleep 60 & sleep 60",
+        "setsid sleep 5 & exit 0",  # holds its output open
+        "printf 'ValueError: \\033]0;owned\\007\\033[2J%s\\n' $(head -c 100000 /dev/zero | tr '\\0' x) >&2; exit 1",
+        "mkdir -p $HOME/a/b; ln -s %(canary)s $HOME/a/link; ln -s / $HOME/a/root; chmod 0 $HOME/a/b; exit 1",
+        "rm -rf $HOME; ln -s %(folder)s $HOME; exit 1",
+        "echo 'TABLE [1]'; echo PARSED",
+        "echo 'TABLE {\"x\": {}}'; echo PARSED",
+        'echo \'TABLE {"x": {"bare": true, "several": 1, "takes": [], "choices": null}}\'; echo PARSED',
+        "echo \"TABLE $(head -c 200000 /dev/zero | tr '\\0' '[')\"; echo PARSED",
+    ],
+)
+def test_an_interpreter_that_misbehaves(place, kept, tmp_path, monkeypatch, script):
+    monkeypatch.setattr(program_file, "PARSE_LIMIT", 1.5)
+    canary = tmp_path / "canary"
+    canary.write_text("whole")
+    canary.chmod(0o600)
+    made, real = [], tempfile.mkdtemp
+    monkeypatch.setattr(program_file.tempfile, "mkdtemp", lambda **more: made.append(real(**more)) or made[-1])
+    try:
+        environment(place, script % {"canary": canary, "folder": tmp_path} if "%(" in script else script).parse(
+            {}, {}, True
+        )
+    except ProgramError as error:
+        assert str(error).isprintable() and len(str(error)) < 1000
+    assert canary.read_text() == "whole" and canary.stat().st_mode & 0o777 == 0o600
+    assert not kept.exists(), "what is no table is not kept"
+    assert len(made) == 1 and not os.path.lexists(made[0])
+
+
+def test_the_word_that_is_kept_is_roots(place, kept, monkeypatch):
+    table = {"x": {"bare": True, "several": False, "takes": ["text"], "choices": None}}
+    program = environment(place, "echo 'TABLE %s'; echo PARSED" % json.dumps(table))
+    program.parse({"x": True}, {}, keep=True)
+    (file,) = kept.iterdir()
+    assert (file.stat().st_uid, file.stat().st_mode & 0o022) == (0, 0)
+    monkeypatch.setattr(program_file, "_run", lambda *words: pytest.fail("it is not asked again"))
+    program.parse({"x": True}, {}, keep=True)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder"])
+def test_names_of_variables_that_are_no_file(place, secret, kind):
+    program = environment(place, "")
+    put(place / "lib/python3.11/site-packages/vllm/envs.py", kind, secret)
+    assert program.variables() == []
+
+
+def test_a_version_with_control_characters(place):
+    (place / "lib/python3.11/site-packages/vllm-\x1b[2J.dist-info").mkdir(parents=True)
+    assert Program(str(place), "daemon").version() == ""
+
+
+# --- the model
+
+
+def put(path, kind, secret):
+    """Put something of a kind at a path, as its owner could."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "sparse":
+        with open(path, "wb") as file:
+            file.truncate(8 << 30)
+    else:
+        to = {"link": secret, "device": "/dev/zero", "watchdog": "/dev/watchdog", "self": path}.get(kind)
+        if kind == "pipe":
+            to = path.with_name("pipe")
+            os.mkfifo(to)
+        path.symlink_to(to)
+
+
+KINDS = ["fifo", "folder", "socket", "sparse", "link", "device", "watchdog", "self", "pipe"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("user", ["daemon", "nosuchuser"])
+def test_what_may_lie_in_place_of_a_models_files(place, secret, kind, user):
+    for name in ("config.json", "model.safetensors.index.json"):
+        put(place / name, kind, secret)
+        (place / "pipe").exists() and (place / "pipe").unlink()
+    (place / "pipe").exists() or os.mkfifo(place / "pipe")
+    assert checkpoint.config(str(place), user) == {}
+    assert checkpoint.weight_bytes(str(place), user) == 0
+    folder = place / "models--org--m"
+    (folder / "refs").mkdir(parents=True)
+    put(folder / "refs/main", kind, secret)
+    assert checkpoint.locate("org/m", str(place), user) is None
+
+
+@pytest.mark.parametrize("commit", ["../../../..", "/etc", "..", ".", "a/b", "\x1b[2J", "a\0b", ""])
+def test_a_commit_leads_nowhere_else(place, commit):
+    folder = place / "models--org--m"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "snapshots/a/b").mkdir(parents=True)
+    (folder / "refs/main").write_text(commit)
+    assert checkpoint.locate("org/m", str(place), "daemon") is None
+
+
+def test_the_cache_of_the_hub_is_made_of_links(place):
+    snapshot = place / "models--org--m/snapshots/abc"
+    for folder in (snapshot, place / "models--org--m/refs", place / "models--org--m/blobs"):
+        folder.mkdir(parents=True)
+    (place / "models--org--m/refs/main").write_text("abc")
+    blob = place / "models--org--m/blobs/0123"
+    blob.write_text(json.dumps({"max_position_embeddings": 8192}))
+    (snapshot / "config.json").symlink_to("../../blobs/0123")
+    for folder, _below, files in os.walk(place):
+        for path in [folder, *(os.path.join(folder, name) for name in files)]:
+            os.chown(path, DAEMON, DAEMON, follow_symlinks=False)
+    blob.chmod(0o600)
+    found = checkpoint.locate("org/m", str(place), "daemon")
+    assert found == str(snapshot)
+    assert checkpoint.config(found, "daemon") == {"max_position_embeddings": 8192}
+    assert checkpoint.config(found, "nobody") == {}, "who may not read it"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100000,
+        '{"metadata": ' * 50000,
+        '{"metadata": {"total_size": %s}}' % ("9" * (2 << 20)),
+        '{"metadata": {"total_size": 1e999}}',
+        '{"metadata": {"total_size": NaN}}',
+        '{"metadata": {"total_size": -1}}',
+        '{"metadata": {"total_size": "x"}}',
+        '{"metadata": 5}',
+        "\xff",
+    ],
+)
+def test_json_that_is_meant_to_harm(place, text):
+    for name in ("config.json", "model.safetensors.index.json"):
+        (place / name).write_bytes(text.encode("latin-1"))
+    assert isinstance(checkpoint.config(str(place), "daemon"), dict)
+    assert checkpoint.weight_bytes(str(place), "daemon") == 0
+    (place / "x.safetensors").symlink_to(place / "nowhere")
+    assert checkpoint.weight_bytes(str(place), "daemon") == 0
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e300, -1, "x", None, True, []])
+@pytest.mark.parametrize("original", [float("nan"), "4096", -5, [], None])
+def test_a_config_that_is_meant_to_harm(factor, original):
+    scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    assert shape.read({"max_position_embeddings": 4096, "rope_scaling": scaling}).context == 4096
