@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import io
@@ -488,7 +489,9 @@ def test_two_runs_take_turns(archive, prefix, monkeypatch):
     first, second = step(archive("one"), prefix), step(archive("two"), prefix)
     first.apply()
     monkeypatch.setattr(switch, "WAIT", 0.05)
-    with pytest.raises(InstallError, match="another run has been installing a release in .*/lib/gpufleet for 0 s"):
+    with pytest.raises(
+        InstallError, match="another run, process .*, is still busy with the releases in .*/lib/gpufleet after 0 s"
+    ):
         second.apply()
     second.undo()
     assert not step(archive("one"), prefix).needed() and not install.BackStep(prefix).needed()
@@ -500,6 +503,17 @@ def test_two_runs_take_turns(archive, prefix, monkeypatch):
     second.undo()
     assert read(prefix + "/bin/ollama") == "one" and not step(archive("one"), prefix).needed()
     assert os.listdir(prefix + "/lib/gpufleet") == [first.name]
+
+
+def test_a_lock_that_any_user_can_hold_keeps_nobody_waiting(archive, prefix, monkeypatch):
+    proven(step(archive("one"), prefix))
+    monkeypatch.setattr(switch, "WAIT", 0)
+    folder = os.open(prefix + "/lib/gpufleet", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        proven(step(archive("two"), prefix))
+    finally:
+        os.close(folder)
 
 
 def test_a_child_does_not_hold_the_lock_of_its_parent(archive, prefix):
