@@ -13,7 +13,7 @@ STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help deps $(STAGES) test demo clean
+.PHONY: help deps $(STAGES) molecule-vllm molecule-rest test demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,15 @@ fleet: deps ## modules, roles and playbooks on the hosts of a test lab, over SSH
 molecule: deps ## the roles' molecule scenarios, on two test labs at a time
 	python tests/scenarios.py molecule-$(CHECKOUT)-
 
+# The one with a real vLLM waits for most of its minutes, and so runs beside the fleet tests.
+molecule-vllm: deps
+	python tests/scenarios.py molecule-$(CHECKOUT)-v vllm_real
+
+molecule-rest: deps
+	python tests/scenarios.py molecule-$(CHECKOUT)- --without vllm_real
+
 test: deps ## everything above, the fastest first; stops at the first stage that fails
-	@python tests/run.py lint+sanity unit fleet molecule
+	@python tests/run.py lint+sanity unit fleet+molecule-vllm molecule-rest
 
 demo: deps ## a local fleet of three GPU hosts, configured by site.yml, and what was proven
 	@$(MAKE) lab-up HOSTS=3

@@ -31,7 +31,7 @@ class Stage(NamedTuple):
 
     def __str__(self) -> str:
         words = ", ".join("%d %s" % (self.counts[word], word) for word in WORDS)
-        return "%-10s %-6s %4d s  %s" % (self.target, "ok" if self.good else "FAILED", self.seconds, words)
+        return "%-13s %-6s %4d s  %s" % (self.target, "ok" if self.good else "FAILED", self.seconds, words)
 
 
 def stage(target: str, say: Callable[[str], None], command: str = "make") -> Stage:
@@ -72,7 +72,7 @@ def main(groups: List[str]) -> int:
             done += at_once(group.split("+"))
             table = list(map(str, done))
         else:
-            table += ["%-10s not run" % target for target in group.split("+")]
+            table += ["%-13s not run" % target for target in group.split("+")]
     total = sum((one.counts for one in done), Counter())
     print("\n===== summary\n" + "\n".join(table) + "\n")
     print("%d passed, %d failed, %d skipped" % tuple(total[word] for word in WORDS))

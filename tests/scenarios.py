@@ -4,6 +4,7 @@
 """The roles' molecule scenarios, dealt to two labs that work at the same time; closes with how many went well.
 
 scenarios.py NAME [SCENARIO...]     NAME begins the labs' names; all scenarios unless some are given
+scenarios.py NAME --without SCENARIO...
 
 One molecule has one lab for all its scenarios. Its notes of what it has done lie in a folder of this run, as it would
 take those of an interrupted run for its own.
@@ -56,7 +57,9 @@ def deal(names: List[str]) -> List[List[str]]:
 
 
 def main(prefix: str, names: List[str]) -> int:
-    names = names or sorted(path.parent.name for path in SCENARIOS.glob("*/molecule.yml"))
+    all_of_them = sorted(path.parent.name for path in SCENARIOS.glob("*/molecule.yml"))
+    if not names or names[0] == "--without":
+        names = [name for name in all_of_them if name not in names]
     names = [name for name in names if name != "default"]  # it creates and removes the lab, whatever is run
     counts: Counter = Counter()
     threads = [

@@ -145,9 +145,10 @@ from typing import Any, Dict, List, Optional
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line, printable
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import plan
 
+LONGEST = 2000  # characters of a finding
 OPTIONS = (
     *("job", "nnodes", "min_nodes", "nproc_per_node", "max_restarts", "rendezvous"),
     *("master", "master_addr", "master_port", "network"),
@@ -179,4 +180,15 @@ class LookupModule(LookupBase):
                 "torchrun_plan: the facts of one of %s are not those of gpufleet.inference.torchrun_facts: %s: %s"
                 % (", ".join(names), type(error).__name__, one_line(str(error)))
             ) from error
-        return [dict(made, host=variables.get("inventory_hostname"))]
+        return [dict(_shown(made), host=variables.get("inventory_hostname"))]
+
+
+def _shown(made: Dict[str, Any]) -> Dict[str, Any]:
+    """The plan with all that is shown of it made safe for a terminal: names in it are what the hosts say."""
+    return dict(
+        made,
+        text=printable(made["text"]),
+        matrix=[printable(line) for line in made["matrix"]],
+        errors=[one_line(text, LONGEST) for text in made["errors"]],
+        findings=[dict(one, text=one_line(one["text"], LONGEST)) for one in made["findings"]],
+    )

@@ -13,7 +13,12 @@ import re
 import time
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError, HttpTimeout, Stream
+from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import (
+    HttpError,
+    HttpTimeout,
+    Stream,
+    decode,
+)
 
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
@@ -138,11 +143,11 @@ class Endpoint:
         with Stream(
             self.address, self.port, method, path, timeout, payload=payload, headers=self._headers, tls=self._tls
         ) as stream:
-            text = stream.rest(deadline).decode("utf-8", "replace")
-            status = stream.status
+            content, status = stream.rest(deadline), stream.status
+        text = content.decode("utf-8", "replace")
         try:
-            document = json.loads(text, parse_int=_whole) if text else {}
-        except (ValueError, RecursionError):
+            document = decode(content) if content else {}
+        except ValueError:
             document = {}
         return Answer(status, document if isinstance(document, dict) else {}, text)
 
@@ -325,11 +330,6 @@ def look(params: Mapping[str, Any]) -> Dict[str, Any]:
     if load:
         said.append("%d running, %d waiting" % (load.running, load.waiting))
     return dict(result, waited_seconds=round(time.monotonic() - begun, 2), msg=" · ".join(said))
-
-
-def _whole(digits: str) -> int:
-    """A whole number of JSON; Python takes hours for one of millions of digits."""
-    return int(digits[:18])
 
 
 def _served(model: str, names: List[str]) -> bool:

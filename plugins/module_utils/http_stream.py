@@ -9,6 +9,7 @@ change. So HTTP/1.0 is spoken here, and ``ssl`` is imported only for https.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, List, Mapping, Optional
 
 _LARGEST = 64 << 20  # bytes of an answer
 _LARGEST_HEADER = 64 << 10
+_DIGITS = 400  # of a number; more would take Python long, and no size or time has them
 
 
 class HttpError(Exception):
@@ -163,6 +165,23 @@ class Stream:
 
     def _late(self) -> HttpTimeout:
         return HttpTimeout("%s%s did not answer within %.0f s" % (self.where, self.path, self.timeout))
+
+
+def decode(content: bytes) -> Any:
+    """What JSON says, whoever wrote it.
+
+    :raises ValueError: it is no JSON, or too deep.
+    """
+    try:
+        return json.loads(content.decode("utf-8"), parse_int=_whole)
+    except RecursionError:
+        raise ValueError("too deep") from None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError("a number of %d digits" % len(digits))
+    return int(digits)
 
 
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")

@@ -20,8 +20,15 @@ description:
     such as C(Restart=).
   - After a restart the new process must have exactly the declared values, and must go on running. A process that dies
     is noticed at once.
-  - On any failure the files, systemd and the unit are put back as they were. The message says in one line what
-    failed and whether the former state is back; RV(evidence) has the last lines that the failed invocation logged.
+  - On any failure the files, systemd and the unit are restored, with exactly the links that C(systemctl enable) or
+    C(systemctl disable) had created or removed. The message says in one line what failed, whether the previous state
+    is back, and what remains; RV(evidence) has the last lines that the failed invocation logged.
+  - A run that was killed leaves nothing behind. The next run either completes the change or rolls it back as a whole,
+    and removes whatever the killed run left, secrets included.
+  - A unit that systemd is restarting at this very moment is waited for, within O(timeout). It is V(crash_loop) if it
+    ends again.
+  - The environment of a process that has written its title over it, as nginx does, cannot be read. Such a process is
+    neither drift nor a reason for a restart.
   - A value reaches the process byte by byte. What systemd cannot carry, such as a NUL byte, invalid UTF-8 or a name
     that is none, is refused before anything is changed.
   - A declared value that another file would override is an error that names the file, the line and both values.
@@ -227,7 +234,9 @@ shadowed:
       type: int
       sample: 2
 environment:
-  description: The declared variables as the running process has them, secrets masked. Empty when nothing runs.
+  description:
+    - The declared variables as the running process has them, secrets masked. Empty when nothing runs, and when the
+      process has written over its environment.
   returned: always
   type: dict
   sample: {OLLAMA_KEEP_ALIVE: "-1", HF_TOKEN: <secret>}

@@ -196,33 +196,30 @@ def test_the_second_run_changes_nothing(play, lab, wheels):
     assert lab.sh("gpu2", "systemctl cat torchrun@who", check=False).startswith("No files found")
 
 
-def test_nothing_of_a_users_job_runs_as_root(play, lab):
+def test_nothing_of_a_users_job_runs_as_root(play, lab, before_torchrun):
     """Each process that gets the job's variables leaves a file: the dynamic linker is told so by them."""
-    user = "daemon"
+    user, state = "daemon", "/var/lib/gpufleet/torchrun/users"
     job = {"job_name": "users", "user": user, "state": "finished", "timeout": PATIENCE, "nproc_per_node": 1}
+    job.update(venv=before_torchrun(**dict.fromkeys(HOSTS, "exit 0")), content="", secret_environment={"KEY": "hidden"})
     job.update(environment={"LD_DEBUG": "statistics", "LD_DEBUG_OUTPUT": "/var/tmp/torchrun-seen"})
-    job.update(content=SAYS_WHO + "main()\n", secret_environment={"KEY": "hidden"})
-    made = "umask 077; rm -f /var/tmp/torchrun-seen*; mkdir -p /srv/daemon; chown daemon: /srv/daemon; "
-    lab.sh("gpu2", made + "runuser -u daemon -- ln -sfn /etc /srv/daemon/runs")
+    lab.sh(
+        "gpu2",
+        "mkdir -p /srv/users; chown %s: /srv/users; runuser -u %s -- ln -sfn /etc /srv/users/runs" % (user, user),
+    )
     before = lab.sh("gpu2", "stat -c '%u %a' /etc; ls -A /etc")
-    run = play(ok=False, log_dir="/srv/daemon/runs/deeper", **job)
-    assert "log_dir: /srv/daemon/runs/deeper: runs is a symbolic link" in job_of(run, "gpu2")[-1]["msg"]
+    run = play(ok=False, log_dir="/srv/users/runs/deeper", **job)
+    assert "log_dir: /srv/users/runs/deeper: runs is a symbolic link" in job_of(run, "gpu2")[-1]["msg"]
     assert lab.sh("gpu2", "stat -c '%u %a' /etc; ls -A /etc") == before
-    assert verdict(play(**job))[0] == "verdict: ok"
-    owners = lab.sh("gpu2", "stat -c %U /var/tmp/torchrun-seen*").split()
-    assert len(owners) > 3 and set(owners) == {user}
-    state = "/var/lib/gpufleet/torchrun/users/"
-    assert lab.sh("gpu2", "stat -c '%%U %%a' %sended /var/log/torchrun/users" % state).split() == [
-        user,
-        "644",
-        user,
-        "755",
-    ]
-    assert " success exited 0 " in lab.sh("gpu2", "cat %sended" % state)
-    assert play(**job).changed == 0
-    play(job_name="users", state="absent")
-    for host in HOSTS:
-        lab.sh(host, "rm -rf /srv/daemon /var/tmp/torchrun-seen*")
+    try:
+        assert verdict(play(**job))[0] == "verdict: ok"
+        owners = lab.sh("gpu2", "stat -c %U /var/tmp/torchrun-seen*").split()
+        assert owners == [user, user]  # the job, and the shell that says how it ended
+    finally:
+        for host in HOSTS:
+            lab.sh(host, "rm -rf /srv/users /var/tmp/torchrun-seen*")
+    owners = lab.sh("gpu2", "stat -c '%%U %%a' %s %s/ended /var/log/torchrun/users" % (state, state)).split()
+    assert owners == ["root", "755", user, "644", user, "755"]
+    assert " success exited 0 " in lab.sh("gpu2", "cat %s/ended" % state)
 
 
 def test_two_networks_whose_names_differ(play, net, lab):

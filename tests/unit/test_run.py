@@ -50,7 +50,7 @@ def test_targets_at_the_same_time(tool: str, capsys: pytest.CaptureFixture) -> N
     assert (second.good, dict(second.counts)) == (False, {"passed": 2, "failed": 1, "skipped": 1})
     said = capsys.readouterr().out.split("\n\n===== second\n")
     assert "3 passed" in said[0] and "sanity" in said[1], "not between each other's lines"
-    assert str(second).startswith("second     FAILED") and str(second).endswith("2 passed, 1 failed, 1 skipped")
+    assert str(second).startswith("second        FAILED") and str(second).endswith("2 passed, 1 failed, 1 skipped")
 
 
 def test_a_target_that_counts_nothing_is_one_test(tool: str) -> None:

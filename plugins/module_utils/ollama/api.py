@@ -12,32 +12,14 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Op
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError as ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpTimeout as ApiTimeout
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import Stream
+from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import Stream, decode
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.log import printable
 
-__all__ = ["Answer", "Api", "ApiError", "ApiTimeout", "decode", "number"]
+__all__ = ["Answer", "Api", "ApiError", "ApiTimeout", "number"]
 
 
 _VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,100}\Z")
 _LONGEST_ERROR = 4000  # characters
-_DIGITS = 400  # of a number; more would take Python long, and no size or time has them
-
-
-def decode(content: bytes) -> Any:
-    """What JSON says, whoever wrote it.
-
-    :raises ValueError: it is no JSON, or too deep.
-    """
-    try:
-        return json.loads(content.decode("utf-8"), parse_int=_whole)
-    except RecursionError:
-        raise ValueError("too deep") from None
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > _DIGITS:
-        raise ValueError("a number of %d digits" % len(digits))
-    return int(digits)
 
 
 def number(value: Any) -> int:

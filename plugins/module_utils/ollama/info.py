@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, Callable, Dict, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
@@ -13,6 +14,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes i
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
+
+_SHOWS = 60.0  # seconds for what is asked of all loaded models; a server may name as many as it likes
 
 
 class InfoError(Exception):
@@ -39,7 +42,8 @@ def read(
     try:
         result["version"] = found.api.version()
         models, loaded = found.api.tags(), found.api.loaded()
-        weights = {str(one.get("name")): _weights(found, str(one.get("name"))) for one in loaded}
+        until = time.monotonic() + _SHOWS
+        weights = {str(one.get("name")): _weights(found, str(one.get("name")), until) for one in loaded}
     except ApiError as error:
         raise InfoError("%s; expected Ollama's API at %s" % (error, found.api.url)) from None
     own = bool(found.environ)  # else the unit is another server's
@@ -91,9 +95,10 @@ def _started(system: Any, invocation: str) -> Dict[str, Any]:
     }
 
 
-def _weights(found: server.Server, name: str) -> str:
+def _weights(found: server.Server, name: str, until: float) -> str:
     """Name of the file of a model's weights, by which its worker is known; empty when the server does not say."""
-    lines = str(found.api.show(name).body.get("modelfile") or "").split("\n")
+    shown = found.api.show(name, max(0.01, until - time.monotonic()))
+    lines = str(shown.body.get("modelfile") or "").split("\n")
     return next((os.path.basename(line[5:].strip()) for line in lines if line.startswith("FROM /")), "")
 
 

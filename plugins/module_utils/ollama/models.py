@@ -24,7 +24,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     settings,
     sizing,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.records import Records, fingerprint
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
 
@@ -811,8 +811,9 @@ def _weights(shown: Answer) -> str:
 
 def _trained(shown: Answer) -> int:
     """Tokens of context that a model was trained with; 0 when the server does not say."""
-    known = (shown.body.get("model_info") or {}).items()
-    return next((int(value) for key, value in known if key.endswith(".context_length")), 0)
+    known = shown.body.get("model_info")
+    items = known.items() if isinstance(known, dict) else ()
+    return next((number(value) for key, value in items if key.endswith(".context_length")), 0)
 
 
 def _held(device: Dict[str, Any], unit: str) -> int:

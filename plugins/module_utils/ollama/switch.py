@@ -94,13 +94,15 @@ class Switch:
 
     def check(self) -> None:
         """:raises InstallError: somebody other than root could replace the program, or the record of the way back."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
 
         for folder in (os.path.dirname(self.places[0]), self.store):
-            try:
-                files.check_own(folder)
-            except files.UnsafePath as error:
-                raise InstallError("prefix %s: %s: %s" % (self.prefix, folder, error.strerror)) from None
+            why = intruder(folder)
+            if why:
+                raise InstallError(
+                    "prefix %s: %s, so somebody other than root could replace the program: "
+                    "give that folder to root, or declare another prefix" % (self.prefix, why)
+                )
 
     def begin(self) -> None:
         """Have a record before anything else; one that is there stays."""

@@ -160,12 +160,14 @@ class EnvironmentStep:
 
         :raises EnvironmentFault: nothing was switched, and nothing new is left.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
 
-        try:
-            files.check_own(self.folder)
-        except OSError as error:
-            raise EnvironmentFault("%s cannot be built: %s" % (self.path, error.strerror)) from None
+        why = intruder(self.folder)
+        if why:
+            raise EnvironmentFault(
+                "%s cannot be built: %s, and root would run programs there. Declare a folder of root's as root, or run "
+                "this as that user" % (self.path, why)
+            )
         self.build()
         self.switch()
 

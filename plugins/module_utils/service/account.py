@@ -138,7 +138,7 @@ class DirectoryStep:
         except files.UnsafePath as error:
             raise AccountError("%s cannot be used: %s" % (error.filename, error.strerror)) from None
 
-    def undo(self) -> None:
+    def undo(self) -> Optional[str]:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
 
         owner.take_back(self._given)
@@ -147,9 +147,10 @@ class DirectoryStep:
                 files.remove_folder(path)
             except (FileNotFoundError, files.UnsafePath):
                 pass  # it was never made, or its user has put something else in its place
-            except OSError:
-                break  # something was put into it meanwhile, which is not ours to remove
+            except OSError:  # it is not ours to remove
+                return "the directory %s remains, as something was put into it" % path
             made.drop("directories", path)
+        return None
 
 
 def exists(user: str) -> bool:

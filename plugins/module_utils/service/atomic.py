@@ -3,8 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Changes several small files together, so that each holds its old or its new content and the change can be undone.
 
-What a file held before stays beside it as ``.NAME.former`` until the change is proven. So undoing needs no space on
-the disk, and a change that was killed in the middle is found, and can still be undone, by the next run.
+New content is first written to ``.NAME.new``, and what a file held before stays next to it as ``.NAME.former`` until
+the change is proven. So undoing needs no disk space, and the next run finds a change that was killed and can still undo
+it. One rename, of a ``.former`` to ``.NAME.proven``, records that the change is proven. From then on everything next to
+the files is rubbish: a kill may leave it, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,12 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from typing import List, Optional
+from typing import Callable, Iterable, List, Optional, Set
+
+FORMER, NEW, PROVEN = "former", "new", "proven"
+NOTHING = "no-file-before"
+"""Where a ``.former`` that stands for no file points to. Not to ``/dev/null``: that is how people mask a drop-in."""
+TRIES = 10
 
 
 @dataclass
@@ -28,17 +35,50 @@ class Wanted:
     """How many of the directories above it are removed with it when they are empty."""
 
 
+def names(entries: Iterable[str]) -> Set[str]:
+    """The files that a directory's entries stand for: those that exist, and those of which a kill left something."""
+    found = set()
+    for entry in entries:
+        name, _dot, kind = entry[1:].rpartition(".")
+        if not entry.startswith("."):
+            found.add(entry)
+        elif name and kind in (FORMER, NEW, PROVEN):
+            found.add(name)
+    return found
+
+
+def public(path: str, root: str = "") -> bool:
+    """Whether every user of the host may read a file: by its mode, and by those of the directories above it."""
+    top, place = os.path.realpath(root or "/"), os.path.realpath(root + path)
+    try:
+        readable = bool(os.stat(place).st_mode & stat.S_IROTH)
+        while readable and place not in (top, "/"):
+            place = os.path.dirname(place)
+            readable = place == top or bool(os.stat(place).st_mode & stat.S_IXOTH)
+    except OSError:
+        return False
+    return readable
+
+
 class Files:
-    """The files of one change. ``root`` is put before every path (for tests)."""
+    """The files of one change. ``root`` is put before every path (for tests).
+
+    A file may name those before it in ``wanted``: they are written before it, and removed after it.
+    """
 
     def __init__(self, wanted: List[Wanted], root: str = "") -> None:
         self.wanted = wanted
         self.root = root
         self._made: List[str] = []
 
-    def _beside(self, path: str, suffix: str) -> str:
+    def _beside(self, path: str, kind: str) -> str:
         directory, name = os.path.split(self.root + path)
-        return "%s/.%s.%s" % (directory, name, suffix)
+        return "%s/.%s.%s" % (directory, name, kind)
+
+    def _ordered(self, files: Iterable[Wanted], there: Callable[[Wanted], bool]) -> List[Wanted]:
+        """First those that will be there, then in reverse those that will not: no file ever names a missing one."""
+        kept = [file for file in files if there(file)]
+        return kept + [file for file in reversed(list(files)) if not there(file)]
 
     def read(self, path: str) -> Optional[bytes]:
         """The content of a file, None when there is none."""
@@ -72,23 +112,54 @@ class Files:
             and self.read(file.path) == file.content
         )
 
+    def _left(self, kind: str) -> List[str]:
+        found = (self._beside(file.path, kind) for file in self.wanted)
+        return [path for path in found if os.path.lexists(path)]
+
     def unfinished(self) -> bool:
-        """Whether an earlier change of these files was neither finished nor undone."""
-        return any(os.path.lexists(self._beside(file.path, "former")) for file in self.wanted)
+        """Whether an earlier change of these files was neither proven nor undone."""
+        return bool(self._left(FORMER)) and not self._left(PROVEN)
+
+    def rubbish(self) -> List[str]:
+        """What a kill has left next to the files and nothing needs any more; in the order in which it is removed."""
+        proven = self._left(PROVEN)
+        former = self._left(FORMER)
+        return self._left(NEW) + (former if proven or not former else []) + proven
+
+    def sweep(self) -> None:
+        """Remove the rubbish. ``.proven`` goes once the rest is known to be gone: without it that would be undone."""
+        rubbish = self.rubbish()
+        proven = [path for path in rubbish if path.endswith("." + PROVEN)]
+        for some in ([path for path in rubbish if path not in proven], proven):
+            for path in some:
+                os.unlink(path)
+            for directory in sorted({os.path.dirname(path) for path in some}):
+                _sync(directory)
+        if rubbish:
+            self._remove_empty()
 
     def stage(self) -> None:
-        """Write all new content beside its place: whatever takes space, or may fail for lack of it, happens here.
+        """Write all new content next to its place: whatever takes space, or may fail for lack of it, happens here.
 
         Raises OSError, with nothing left behind.
         """
+        self.sweep()
         try:
             for file in self.changes():
                 if file.content is not None:
-                    self._make_directory(os.path.dirname(self.root + file.path), file.directory_mode)
-                    self._write(self._beside(file.path, "new"), file.content, file.mode)
+                    self._stage(file, file.content)
         except OSError as error:
             self.discard()
             raise OSError(error.errno, error.strerror, self.root + file.path) from error
+
+    def _stage(self, file: Wanted, content: bytes) -> None:
+        for left in reversed(range(TRIES)):
+            try:
+                self._make_directory(os.path.dirname(self.root + file.path), file.directory_mode)
+                return self._write(self._beside(file.path, NEW), content, file.mode)
+            except (FileNotFoundError, FileExistsError):
+                if not left:  # else a run for another unit has just made or removed a directory that both need
+                    raise
 
     def _make_directory(self, path: str, mode: int) -> None:
         missing = []
@@ -96,9 +167,10 @@ class Files:
             missing.append(path)
             path = os.path.dirname(path)
         for number, directory in enumerate(reversed(missing), 1):
-            os.mkdir(directory)
-            os.chmod(directory, mode if number == len(missing) else 0o755)  # whatever the umask is
+            os.mkdir(directory, 0o700)
             self._made.append(directory)
+            os.chmod(directory, mode if number == len(missing) else 0o755)  # whatever the umask is
+            _sync(os.path.dirname(directory))
 
     @staticmethod
     def _write(path: str, content: bytes, mode: int) -> None:
@@ -116,16 +188,18 @@ class Files:
     def discard(self) -> None:
         """Undo ``stage``."""
         for file in self.wanted:
-            _remove(self._beside(file.path, "new"))
-        self._remove_made()
+            _remove(self._beside(file.path, NEW))
+        for directory in reversed(self._made):
+            _remove_directory(directory)
+        self._made.clear()
 
     def commit(self) -> None:
-        """Put the staged content in place, file by file in the given order, keeping what was there."""
-        for file in self.changes():
-            path, former = self.root + file.path, self._beside(file.path, "former")
+        """Put the staged content in place, file by file, keeping what was there."""
+        for file in self._ordered(self.changes(), lambda file: file.content is not None):
+            path, former = self.root + file.path, self._beside(file.path, FORMER)
             if not os.path.lexists(former):  # one that an unfinished change left is the last proven content
                 if not os.path.lexists(path):
-                    os.symlink(os.devnull, former)
+                    os.symlink(NOTHING, former)
                 elif file.content is None:
                     os.rename(path, former)
                 else:
@@ -133,39 +207,47 @@ class Files:
             if file.content is None:
                 _remove(path)
             else:
-                os.rename(self._beside(file.path, "new"), path)
+                os.rename(self._beside(file.path, NEW), path)
             _sync(os.path.dirname(path))
 
     def undo(self) -> None:
-        """Put back what was there before the change, the last file first."""
-        for file in reversed(self.wanted):
-            path, former = self.root + file.path, self._beside(file.path, "former")
-            if os.path.islink(former) and os.readlink(former) == os.devnull:
+        """Put back what was there before the change, unless it is proven."""
+        changed = [file for file in self.wanted if os.path.lexists(self._beside(file.path, FORMER))]
+        if not self.unfinished():
+            changed = []
+        for file in self._ordered(changed, lambda file: not _is_nothing(self._beside(file.path, FORMER))):
+            path, former = self.root + file.path, self._beside(file.path, FORMER)
+            if _is_nothing(former):
                 _remove(path)
                 _remove(former)
-            elif os.path.lexists(former):
+            else:
                 os.rename(former, path)
                 _remove(former)  # rename does nothing where both are still one file
-            else:
-                continue
             _sync(os.path.dirname(path))
         self.discard()
+        if changed:
+            self._remove_empty()
 
     def finish(self) -> None:
         """The change is proven: forget what was before, and remove directories that it left empty."""
-        for file in self.wanted:
-            _remove(self._beside(file.path, "former"))
-            _remove(self._beside(file.path, "new"))
+        former = self._left(FORMER)
+        if former and not self._left(PROVEN):
+            os.rename(former[0], former[0][: -len(FORMER)] + PROVEN)
+            _sync(os.path.dirname(former[0]))
+        self.sweep()
+        self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        """Remove the directories that were made for files that are not there."""
         for file in self.wanted:
             directory = self.root + file.path
-            for _level in range(file.own_directories if file.content is None else 0):
+            for _level in range(0 if os.path.lexists(directory) else file.own_directories):
                 directory = os.path.dirname(directory)
                 _remove_directory(directory)
 
-    def _remove_made(self) -> None:
-        for directory in reversed(self._made):
-            _remove_directory(directory)
-        self._made.clear()
+
+def _is_nothing(former: str) -> bool:
+    return os.path.islink(former) and os.readlink(former) == NOTHING
 
 
 def _remove(path: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import compare, render
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files, Wanted, public
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import (
     Change,
     Fault,
@@ -164,28 +164,34 @@ class _Convergence:
         # a drop-in belongs beside the unit's own name, not beside an alias
         self.name = self.state["Id"] if self.state.get("LoadState") == "loaded" else name
         self.override = Override(self.name, change)
-        there = [name for name in system.names(self.override.credential_directory) if not name.startswith(".")]
-
         self.steps = [step for step in steps if step.needed()]
         self.applied: List[Step] = []
-        self.files = Files(self.override.wanted(there), system.root)
-        self.rewritten = self.files.changes()
+        self._compare(self.override.wanted(system.names(self.override.credential_directory)))
         self.unfinished = self.files.unfinished()
-        self.drop_in_changes = self.override.drop_in in [file.path for file in self.rewritten]
         self.by_others = False
         """All that is declared is in force already, by files that are not ours."""
-        self.was_failing = restarting(self.state)
-        # one that is just starting is as much wanted as one that runs
-        self.was_up = self.state.get("ActiveState") not in (*DOWN, "deactivating") and not self.was_failing
+        self.looping = ""
+        """The invocation that ended after systemd had restarted the unit itself."""
         self.committed = False
-        self.enabling_done = False
+        self.links: Any = None
         self.acted = False
         self.stopped_at = 0.0
+
+    def _compare(self, wanted: List[Wanted]) -> None:
+        """What of our files is to be written or removed."""
+        self.files = Files(wanted, self.system.root)
+        self.rewritten = self.files.changes()
+        self.rubbish = self.files.rubbish()
+        self.drop_in_changes = self.override.drop_in in [file.path for file in self.rewritten]
 
     # --- reading and planning ----------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         self._refuse_unusable()
+        self._await_restart()
+        self.was_failing = bool(self.looping) or restarting(self.state)
+        # one that is just starting is as much wanted as one that runs
+        self.was_up = self.state.get("ActiveState") not in (*DOWN, "deactivating") and not self.was_failing
         self._read()
         self._leave_unwritten()
         self._plan()
@@ -226,6 +232,25 @@ class _Convergence:
                 "%s cannot be enabled: it is %s, as it has no [Install] section of its own" % (self.name, file_state)
             )
 
+    def _await_restart(self) -> None:
+        """See how a restart ends that systemd is just making by itself: one death is no crash loop, the next one is.
+
+        A unit that ends again is noted as looping, long before the time is up that it has for its start.
+        """
+        if not self._ends():
+            return
+        first, until = self.state.get("InvocationID"), time.monotonic() + self.change.timeout
+        while self._ends() and self.state.get("InvocationID") == first and time.monotonic() < until:
+            # systemd sends no word when it restarts a unit
+            time.sleep(0.05)
+            self.state = self.system.show(self.name)
+        invocation, pid = self.state.get("InvocationID", ""), int(self.state.get("MainPID") or 0)
+        if invocation == first:
+            return
+        if self._ends() or (pid and self.system.process(pid).ended_within(self.change.settle)):
+            self.looping = invocation
+            self.state = self._noticed()
+
     def _read(self) -> None:
         """Merge the unit as it lies on the disk, and as it will with our files."""
         names = [self.name, *(name for name in split_items(self.state.get("Names", "")) if name != self.name)]
@@ -235,7 +260,14 @@ class _Convergence:
         self.now = self._view(files, self.system.environment_files)
         self.planned = self._view(self._with_drop_in(files), self._planned_environment_files)
         pid = int(self.state.get("MainPID") or 0)
-        self.running = self.system.environ(pid) if pid else None
+        self.environ = self.system.environ(pid) if pid else None
+        self.running = self.environ or None  # it is unknown where the program has written over it
+        secret = self.override.secret_environment
+        for view in (self.now, self.planned):  # what a secret replaces is one, too, wherever it stands
+            for name, value in view.environment.items():
+                if name in secret or value.path == self.override.secret_file:
+                    self.override.hide([value.text or ""])
+        self.override.hide((self.running or {}).get(name, "") for name in secret)
 
     def _leave_unwritten(self) -> None:
         """Write no drop-in where others' files have put all that is declared in force: such a host is as declared.
@@ -249,9 +281,8 @@ class _Convergence:
             return
         if all(self.now.text(name) == text for name, text in override.environment.items()):
             self.by_others = True
-            self.files = Files([file for file in self.files.wanted if file.path != override.drop_in], self.system.root)
-            self.rewritten = self.files.changes()
-            self.drop_in_changes = False
+            others = [file for file in self.files.wanted if file.path != override.drop_in]
+            self._compare([*others, Wanted(override.drop_in, None)])
             self.planned = self.now
 
     def _with_drop_in(self, files: List[Tuple[str, bytes]]) -> List[Tuple[str, bytes]]:
@@ -267,10 +298,10 @@ class _Convergence:
         return fragment + sorted(drop_ins, key=lambda file: os.path.basename(os.fsencode(file[0])))
 
     def _planned_environment_files(self, pattern: str) -> List[Tuple[str, bytes]]:
-        if pattern != self.override.secret_file:
+        if pattern != self.override.secret_pattern:
             return list(self.system.environment_files(pattern))
-        content = self.override.content(pattern)
-        return [] if content is None else [(pattern, content)]
+        content = self.override.content(self.override.secret_file)
+        return [] if content is None else [(self.override.secret_file, content)]
 
     def _view(self, files: List[Tuple[str, bytes]], read_files: Any) -> compare.View:
         unit = merge(files)
@@ -297,11 +328,16 @@ class _Convergence:
         if files:
             reasons.append("files that it reads change: %s" % ", ".join(files))
         reasons += ["%s" % type(step).__name__ for step in self.steps if step.restarts]
+        stale: List[str] = []
         if self.running is not None:
-            stale = compare.stale(sorted({*declared} - {*changed}), self.planned, self.running)
-            stale += ["credential %s" % name for name in self._wrong_credentials(self.running)]
-            if stale:
-                reasons.append("the running process has other values: %s" % ", ".join(stale))
+            stale += compare.stale(sorted({*declared} - {*changed}), self.planned, self.running)
+        if self.environ is not None:
+            stale += ["credential %s" % name for name in self._wrong_credentials(self.environ)]
+        if stale:
+            reasons.append("the running process has other values: %s" % ", ".join(stale))
+        loaded_is_old = self._loaded_is_old()
+        if self.was_failing and loaded_is_old:
+            reasons.append("it is failing, and systemd has not read its files yet")
         outcome.drift = compare.drift(sorted({*declared, *changed}), declared, self.now, self.running, self._hide)
 
         # what to do with the unit
@@ -314,17 +350,27 @@ class _Convergence:
             self.action = "start"
         if self.action != "restart":
             reasons.clear()
-        file_state = self.state.get("UnitFileState", "")
+        self.file_state = self.state.get("UnitFileState", "")
         self.enabling: Optional[str] = None
-        if self.change.enabled is not None and self.present and (file_state in ENABLED) != self.change.enabled:
+        if self.present and self.change.enabled is not None and not self._is_enabled_as_declared(self.file_state):
             self.enabling = "enable" if self.change.enabled else "disable"
-        self.reload = bool(self.drop_in_changes or self.steps or self.unfinished or self._loaded_is_old())
+        self.reload = bool(self.drop_in_changes or self.steps or self.unfinished or loaded_is_old)
         outcome.changed = bool(
-            self.rewritten or self.steps or self.reload or self.action or self.enabling or self.unfinished
+            self.rewritten
+            or self.rubbish
+            or self.steps
+            or self.reload
+            or self.action
+            or self.enabling
+            or self.unfinished
         )
         outcome.restarted = self.action == "restart"
         outcome.reloaded = self.reload
         outcome.warnings += ["systemd stops reading at %s" % place for place in self.now.unit.broken]
+
+    def _is_enabled_as_declared(self, file_state: Optional[str]) -> bool:
+        """What is enabled until the next boot only is neither enabled nor disabled."""
+        return file_state == "enabled" if self.change.enabled else file_state not in ENABLED
 
     def _loaded(self) -> Dict[str, str]:
         """The variables of ``Environment=`` as systemd has read them."""
@@ -345,13 +391,26 @@ class _Convergence:
         return [name for name, text in sorted(self.override.environment.items()) if loaded.get(name) != text]
 
     def _hide(self, name: str, text: Optional[str]) -> Optional[str]:
-        """Hide a variable's value when it is a secret of ours, or comes from a file in which others keep theirs."""
-        if text is None or name in self.override.environment:
+        """Hide a variable's value unless it is declared as plain, or stands in a file that everybody may read.
+
+        An undeclared variable from an environment file is always hidden: people keep secrets there. Where a process
+        got another value from is unknown: it is shown if that in force may be shown, or the process was started by us.
+        """
+        declared = self.override.environment.get(name)
+        if text is None or text == declared:
             return text
-        readable = {file.path for view in (self.now, self.planned) for file in view.unit.files}
-        found = [view.environment[name].path for view in (self.now, self.planned) if name in view.environment]
-        secret = name in self.override.secret_environment or not all(path in readable for path in found)
-        return SECRET if secret else text
+        if name in self.override.secret_environment:
+            return SECRET
+        units = {file.path for view in (self.now, self.planned) for file in view.unit.files}
+        found = [view.environment[name] for view in (self.now, self.planned) if name in view.environment]
+        shown = {
+            value.text: (declared is not None or value.path in units)
+            and (value.text == declared or public(value.path, self.system.root))
+            for value in found
+        }
+        in_force = self.now.text(name)
+        harmless = all(shown.values()) and (self.acted or (in_force is not None and not self.unfinished))
+        return text if shown.get(text, harmless) else SECRET
 
     def _refuse_shadowed(self) -> None:
         """Stop when another file has the last word on something that is declared."""
@@ -397,6 +456,7 @@ class _Convergence:
                 before += ["# %s, mode %04o" % (file.path, old_mode), self.override.shown(file.path, old)]
             if file.content is not None:
                 after += ["# %s, mode %04o" % (file.path, file.mode), self.override.shown(file.path, file.content, old)]
+        before += ["# %s, left by an interrupted run" % path[len(self.system.root) :] for path in self.rubbish]
         for step in self.steps:
             difference = step.diff()
             before.append(difference["before"])
@@ -412,8 +472,8 @@ class _Convergence:
             after.append("proof: ok")
         if before != after:
             self.outcome.diff = {
-                "before": "".join(text.rstrip("\n") + "\n" for text in before),
-                "after": "".join(text.rstrip("\n") + "\n" for text in after),
+                "before": self.override.masked("".join(text.rstrip("\n") + "\n" for text in before)),
+                "after": self.override.masked("".join(text.rstrip("\n") + "\n" for text in after)),
                 "before_header": self.name,
                 "after_header": self.name,
             }
@@ -444,9 +504,7 @@ class _Convergence:
                 self.state = self.system.show(self.name)
             self._check_loaded()
             if self.enabling:
-                self.enabling_done = True
-                getattr(self.system, self.enabling)(self.name)
-                self._check_enabled()
+                self._enable()
             self._switch()
         except Exception as error:
             self._roll_back(error)
@@ -456,7 +514,7 @@ class _Convergence:
         try:
             self.files.finish()
         except OSError as error:
-            self.outcome.warnings.append("what was before is left beside our files: %s" % _explain(error))
+            self.outcome.warnings.append("left to the next run, as it could not be removed: %s" % _explain(error))
 
     def _check_loaded(self) -> None:
         """systemd itself must have read what we meant, before the running process is touched."""
@@ -475,12 +533,26 @@ class _Convergence:
         if wrong:
             raise _Failed("not_loaded", "systemd has read other values than were written: %s" % ", ".join(wrong))
 
-    def _check_enabled(self) -> None:
-        file_state = self.system.show(self.name).get("UnitFileState")
-        if (file_state in ENABLED) != self.change.enabled:
+    def _enable(self) -> None:
+        """Enable or disable the unit, as declared."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.service.links import Links
+
+        self.links, system = Links(self.system.root), self.system
+        self.links.watch(lambda: (system.enable if self.change.enabled else system.disable)(self.name))
+        file_state = system.show(self.name).get("UnitFileState")
+        if file_state == "enabled-runtime" and not self.change.enabled:
+            self.links.watch(lambda: system.disable(self.name, runtime=True))
+            file_state = system.show(self.name).get("UnitFileState")
+        if not self._is_enabled_as_declared(file_state):
             raise _Failed(
                 "not_enabled", "after systemctl %s it is %s: has it an [Install] section?" % (self.enabling, file_state)
             )
+
+    def _refuse_other_links(self) -> None:
+        """Raise StepError where undoing the links has not led back to what systemd said of them before."""
+        now = self.system.show(self.name).get("UnitFileState", "")
+        if now != self.file_state:
+            raise StepError("it was %s, and is %s now" % (self.file_state or "not enabled", now or "not enabled"))
 
     def _switch(self) -> None:
         """Start, restart or stop the unit, and prove what runs then."""
@@ -614,7 +686,7 @@ class _Convergence:
 
     def _prove_environment(self, running: Running, environ: Mapping[str, str]) -> None:
         wrong = []
-        for name, text in sorted(self.override.variables.items()):
+        for name, text in sorted(self.override.variables.items()) if environ else ():
             if name not in environ:
                 wrong.append("%s is missing" % name)
             elif environ[name] != text:
@@ -635,6 +707,7 @@ class _Convergence:
     def _wrong_credentials(self, environ: Mapping[str, str]) -> List[str]:
         """The declared credentials that the main process does not see as they are declared."""
         pid = int(self.state["MainPID"])
+        environ = environ or {"CREDENTIALS_DIRECTORY": "/run/credentials/" + self.name}
         return [
             name
             for name, text in sorted(self.override.credentials.items())
@@ -658,8 +731,8 @@ class _Convergence:
         active = self.state.get("ActiveState")
         if self.present and self.state.get("LoadState") != "loaded":
             failed = _Failed("not_loaded", "systemd does not load it: %s" % self.state.get("LoadError"))
-        elif self.present and self._ends():
-            failed = self._fault("its main process ended")
+        elif self.present and (self._ends() or self.looping):
+            failed = self._fault("its main process ended", invocation=self.looping or None)
         elif self.present and self.change.started is not False and active not in DOWN:
             try:
                 running = self._executed()
@@ -763,10 +836,11 @@ class _Convergence:
         """Undo what was done, as far as it goes; sentences that say what was and what was not."""
         said: List[str] = []
         problems: List[str] = []
+        remains: List[str] = []
 
         def attempt(what: str, undo: Callable[[], Any]) -> None:
             try:
-                undo()
+                remains.extend(filter(None, [undo()]))
             except Exception as error:  # whatever a step may raise: the rest must still be put back
                 problems.append("%s: %s" % (what, _explain(error) if isinstance(error, OSError) else error))
 
@@ -777,15 +851,16 @@ class _Convergence:
         if self.outcome.cured and not self.acted:
             self.outcome.changed = False
             return ["Nothing was changed."]
-        touched = bool(self.applied or self.enabling_done or self.files.unfinished())
+        touched = bool(self.applied or self.links or self.files.unfinished())
         attempt("files", self.files.undo if self.committed else self.files.discard)
         for step in reversed(self.applied):
             attempt(type(step).__name__, step.undo)
-        if self.enabling_done:
-            back = self.system.disable if self.enabling == "enable" else self.system.enable
-            attempt(self.enabling or "", lambda: back(self.name))
+        if self.links:
+            attempt(self.enabling or "", self.links.undo)
         if touched:
             attempt("daemon-reload", self.system.reload)
+        if self.links:
+            attempt(self.enabling or "", self._refuse_other_links)
         down = ""
         if self.acted:
             try:
@@ -793,13 +868,15 @@ class _Convergence:
             except Exception as error:
                 down = str(error)
         self.outcome.rolled_back = not (problems or down or self.outcome.cured)
-        self.outcome.changed = not self.outcome.rolled_back
+        self.outcome.changed = bool(remains) or not self.outcome.rolled_back
         if problems:
             said.insert(0, "PUTTING BACK THE FORMER STATE FAILED: %s." % "; ".join(problems))
         elif down:
             said.insert(0, "The former files are back.")
         else:
             said.insert(0, "The former state is back." if touched else "There was nothing to put back on the disk.")
+        if remains:
+            said.insert(1, "But %s." % "; ".join(remains))
         if down:
             said.append("THE UNIT IS DOWN: it does not come up as it was before either (%s)." % down)
         return said

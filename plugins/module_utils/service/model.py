@@ -72,8 +72,11 @@ class Step(Protocol):
     def apply(self) -> None:
         """Do it; on an exception the step leaves things as they were, or ``undo`` cleans up."""
 
-    def undo(self) -> None:
-        """Put back what was before ``apply``; must also work after an ``apply`` that failed half-way."""
+    def undo(self) -> Optional[str]:
+        """Restore what was there before ``apply``; must also work after an ``apply`` that failed half-way.
+
+        Gives what it could not or must not restore, as the end of a sentence such as "the user ollama remains".
+        """
 
 
 @dataclass

@@ -8,10 +8,11 @@ Pure: it knows where the files belong, not what lies there.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List, Optional
+import json
+from typing import Any, Dict, Iterable, List, Optional, Set
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Wanted
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Wanted, names
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import Change
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import parse_environment_file
 
@@ -20,6 +21,8 @@ DROP_IN = "zz-gpufleet.conf"
 """Sorts after ``override.conf``, the file of ``systemctl edit``, so that what is declared is in force."""
 SECRETS = "/etc/gpufleet"
 SECRET = "<secret>"
+SHORT, LONG = 4, 8
+"""Characters from which on a secret, and a single line of one, is masked: less is found all over a text."""
 
 
 class Override:
@@ -30,6 +33,8 @@ class Override:
         self.unit = unit
         self.drop_in = "%s/%s.d/%s" % (DIRECTORY, unit, DROP_IN)
         self.secret_file = "%s/%s.env" % (SECRETS, unit)
+        self.secret_pattern = self.secret_file.replace("\\", "\\\\")
+        """As ``EnvironmentFile=`` names it, which is a pattern: a backslash of the unit's name would escape there."""
         self.credential_directory = "%s/credentials/%s" % (SECRETS, unit)
         self.environment: Dict[str, str] = change.environment if present else {}
         self.secret_environment: Dict[str, str] = change.secret_environment if present else {}
@@ -37,13 +42,14 @@ class Override:
         self.variables = dict(self.environment, **self.secret_environment)
         self.settings = self._settings(change.settings if present else {})
         self.files: Dict[str, Optional[str]] = {path: text if present else None for path, text in change.files.items()}
+        self._secrets = [*self.secret_environment.values(), *self.credentials.values()]
 
     def _settings(self, declared: Dict[str, Dict[str, List[str]]]) -> Dict[str, Dict[str, List[str]]]:
         """The declared settings and those that hand over the secrets."""
         settings = {section: dict(keys) for section, keys in declared.items()}
         service = dict(settings.get("Service", {}))
         if self.secret_environment:
-            service["EnvironmentFile"] = [*service.get("EnvironmentFile", []), self.secret_file]
+            service["EnvironmentFile"] = [*service.get("EnvironmentFile", []), self.secret_pattern]
         if self.credentials:
             loads = ["%s:%s/%s" % (name, self.credential_directory, name) for name in sorted(self.credentials)]
             service["LoadCredential"] = [*service.get("LoadCredential", []), *loads]
@@ -59,20 +65,19 @@ class Override:
             text = render.environment_file(self.secret_environment)
         return as_bytes(text) if text else None
 
-    def wanted(self, credentials_there: Iterable[str]) -> List[Wanted]:
-        """Our files, in the order in which they are changed: a drop-in never names a file that is not there.
+    def wanted(self, entries: Iterable[str]) -> List[Wanted]:
+        """Our files; the drop-in is the last one, as it names the others.
 
-        ``credentials_there`` are the names of the unit's credentials that lie there already.
+        ``entries`` are those of the directory of the unit's credentials.
         """
-        private = [Wanted(self.secret_file, self.content(self.secret_file), 0o600)]
-        for name in sorted({*credentials_there, *self.credentials}):
+        found = [Wanted(self.secret_file, self.content(self.secret_file), 0o600)]
+        for name in sorted({*names(entries), *self.credentials}):
             path = "%s/%s" % (self.credential_directory, name)
             content = as_bytes(self.credentials[name]) if name in self.credentials else None
-            private.append(Wanted(path, content, 0o600, 0o700, own_directories=3))
+            found.append(Wanted(path, content, 0o600, 0o700, own_directories=3))
         for path, text in self.files.items():
-            private.append(Wanted(path, as_bytes(text) if text is not None else None))
-        override = Wanted(self.drop_in, self.content(self.drop_in))
-        return [*private, override] if override.content else [override, *private]
+            found.append(Wanted(path, as_bytes(text) if text is not None else None))
+        return [*found, Wanted(self.drop_in, self.content(self.drop_in))]
 
     # --- what may be shown
 
@@ -88,19 +93,36 @@ class Override:
             return SECRET if former in (None, content) else "<secret, changed>"
         return content.decode("utf-8", "replace")
 
+    def hide(self, texts: Iterable[str]) -> None:
+        """Have ``masked`` know further secrets, such as those that are being replaced."""
+        self._secrets += texts
+
     def masked(self, value: Any) -> Any:
-        """Text, or data of any depth, without our secrets. One of three characters or less is no secret."""
-        if isinstance(value, dict):
-            return {key: self.masked(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.masked(item) for item in value]
-        if isinstance(value, str):
-            secrets = {*self.secret_environment.values(), *self.credentials.values()}
-            secrets |= {secret.strip() for secret in secrets}
-            for secret in sorted(secrets, key=len, reverse=True):
-                if len(secret) > 3:
+        """Text, or data of any depth, without the secrets, however they are spelled."""
+        known = sorted(set().union(*map(_spellings, set(self._secrets))), key=len, reverse=True)
+
+        def mask(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: mask(item) for key, item in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [mask(item) for item in value]
+            if isinstance(value, str):
+                for secret in known:
                     value = value.replace(secret, SECRET)
-        return value
+            return value
+
+        return mask(value)
+
+
+def _spellings(secret: str) -> Set[str]:
+    """A secret, and each line of it, as it is, as our files have it, and as Python and JSON quote it."""
+    found = set()
+    for text in {secret, secret.strip(), *(line.strip() for line in secret.splitlines() if len(line) >= LONG)}:
+        drop_in = render.environment_line("", text)[len('Environment="=') : -1]
+        file = render.environment_file({"": text})[len('="') : -len('"\n')]
+        quoted = repr(text), json.dumps(text), json.dumps(text, ensure_ascii=False)
+        found |= {text, drop_in, file, *(spelling[1:-1] for spelling in quoted)}
+    return {spelling for spelling in found if len(spelling) >= SHORT}
 
 
 def as_bytes(text: str) -> bytes:

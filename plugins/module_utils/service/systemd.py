@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit im
     parse_environment_file,
     template_of,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
 # Where systemd looks for units and drop-ins, the highest priority first (systemd.unit(5), table 1).
 UNIT_PATH = (
@@ -87,11 +88,6 @@ KNOWN_VERSION = 252
 SYSTEMD_LINES = 10
 """What systemd itself logs of one invocation, at most: it was started, stopped, has failed."""
 
-# what draws on a terminal instead of being shown there: escape sequences, control characters, changes of direction
-SEQUENCE = re.compile(
-    "\x1b(?:\\[[0-?]*[ -/]*[@-~]|[\\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\\\)?|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]"
-)
-CONTROL = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 ITEM = re.compile(r'"((?:[^"\\]|\\.)*)"|([^ ]+)', re.DOTALL)
 ITEM_ESCAPE = re.compile(r"\\([0-7]{3}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
 LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "e": "\x1b", "s": " "}
@@ -125,11 +121,6 @@ def split_items(text: str) -> List[str]:
     return [
         plain or ITEM_ESCAPE.sub(decode, quoted) for quoted, plain in (match.groups() for match in ITEM.finditer(text))
     ]
-
-
-def printable(text: str) -> str:
-    """A line of text of somebody else as it may be shown on a terminal."""
-    return CONTROL.sub(" ", SEQUENCE.sub("", text))
 
 
 def seconds(text: str) -> Optional[float]:
@@ -194,7 +185,7 @@ class System:
         """The unit's PROPERTIES as systemd prints them, by one call."""
         out = self._call(["systemctl", "show", "--no-pager", "-p", ",".join(PROPERTIES), "--", unit])
         state = dict(line.split("=", 1) for line in out.split("\n") if "=" in line)
-        return dict(state, StatusText=printable(state["StatusText"])) if "StatusText" in state else state
+        return dict(state, StatusText=_shown(state["StatusText"])) if "StatusText" in state else state
 
     def load(self, names: Sequence[str]) -> List[Tuple[str, bytes]]:
         """(path, content) of the unit file and the drop-ins that apply to a unit, in that order, from the disk.
@@ -252,7 +243,10 @@ class System:
                 yield path[len(self.root) :], content
 
     def environ(self, pid: int) -> Optional[Dict[str, str]]:
-        """The environment with which a process was executed; None when it is gone, or not executed yet."""
+        """The environment with which a process was executed; None when it is gone, or not executed yet.
+
+        Empty where it is unknown: the program has written its title over it, as nginx does.
+        """
         try:
             with open("%s/proc/%d/comm" % (self.root, pid), encoding="utf-8", errors="replace") as stream:
                 name = stream.read().strip()
@@ -270,7 +264,8 @@ class System:
             return None
         except PermissionError as error:
             raise ManagerError("%s: only root, with CAP_SYS_PTRACE in a container, may read it" % error) from error
-        found = dict(item.split("=", 1) for item in content.split("\0") if "=" in item)
+        items = content.split("\0")
+        found = dict(item.split("=", 1) for item in items if "=" in item and "=" in items[0])
         return None if between_fork_and_exec and "INVOCATION_ID" not in found else found
 
     def program(self, pid: int) -> Optional[str]:
@@ -323,7 +318,7 @@ class System:
         for pid in sorted(int(name) for name in self.names("/proc") if name.isdigit()) if sockets else ():
             if sockets & self._opened(pid):
                 name = (self.read("/proc/%d/comm" % pid) or b"").decode("utf-8", "replace")
-                return pid, printable(name).strip()
+                return pid, _shown(name).strip()
         return (0, "unknown") if sockets else None
 
     def _opened(self, pid: int) -> Set[str]:
@@ -388,7 +383,7 @@ class System:
                     if not piece:
                         break
                     if whole:  # else it is the rest of a line that is too long
-                        yield printable(piece.decode("utf-8", "replace").rstrip("\n"))
+                        yield _shown(piece.decode("utf-8", "replace").rstrip("\n"))
                     read, whole = read + len(piece), piece.endswith(b"\n")
             finally:
                 timer.cancel()
@@ -504,11 +499,20 @@ class System:
     def reset_failed(self, unit: str) -> None:
         self._run(["systemctl", "reset-failed", "--", unit])  # fails when there is nothing to reset
 
-    def enable(self, unit: str) -> None:
-        self._call(["systemctl", "enable", "--quiet", "--", unit])
+    def enable(self, unit: str) -> str:
+        """Gives what systemctl says, which names every link that it creates."""
+        return self._links("enable", unit)
 
-    def disable(self, unit: str) -> None:
-        self._call(["systemctl", "disable", "--quiet", "--", unit])
+    def disable(self, unit: str, runtime: bool = False) -> str:
+        """Gives what systemctl says, which names every link that it removes; ``runtime``: of those in /run."""
+        return self._links("disable", *(["--runtime"] if runtime else []), unit)
+
+    def _links(self, *words: str) -> str:
+        command = ["systemctl", *words[:-1], "--", words[-1]]
+        status, out, said = self._run(command, environment={"SYSTEMD_LOG_LEVEL": "info"})
+        if status:
+            raise ManagerError("systemctl %s failed: %s" % (words[0], said.strip() or "exit %d" % status))
+        return out + said
 
     def run_transient(self, unit: str, description: str, command: List[str], properties: Mapping[str, str]) -> None:
         """Run a command as a unit that lives in memory only, and is forgotten once it ends."""
@@ -529,7 +533,7 @@ class System:
                     _out, said = job.communicate(timeout=0.1 if time.monotonic() < begun + 2 else 0.5)
                     if job.returncode == 0:
                         return None
-                    return printable(_text(said).strip().partition("\n")[0]) or "exit %d" % job.returncode
+                    return _shown(_text(said).strip().partition("\n")[0]) or "exit %d" % job.returncode
                 except subprocess.TimeoutExpired:
                     state = self.show(unit)
                 now = time.monotonic()
@@ -610,7 +614,7 @@ class System:
     def _call(self, command: List[str], limit: float = 60) -> str:
         status, out, said = self._run(command, limit)
         if status:
-            words = " | ".join(printable(line) for line in said.strip().split("\n"))
+            words = " | ".join(_shown(line) for line in said.strip().split("\n"))
             raise ManagerError("%s failed: %s" % (" ".join(command[:2]), words or "exit %d" % status))
         return out
 
@@ -640,6 +644,11 @@ def main_environ(
         state = system.show(unit)
 
 
+def _shown(line: str) -> str:
+    """A line of text of somebody else as it may be shown: one line, also where it writes over itself."""
+    return printable(line).replace("\n", " ")
+
+
 def _text(words: bytes) -> str:
     return words.decode("utf-8", "surrogateescape")
 
@@ -657,7 +666,7 @@ def _lines(entry: Mapping[str, Any]) -> List[str]:
             message = "\n".join(item for item in message if isinstance(item, str))
     if not isinstance(message, str):
         return []
-    return [line for line in map(printable, message[-LONGEST_MESSAGE:].split("\n")) if line.strip()]
+    return [line for line in map(_shown, message[-LONGEST_MESSAGE:].split("\n")) if line.strip()]
 
 
 def _microseconds(entry: Mapping[str, Any]) -> int:

@@ -66,12 +66,10 @@ def trusted(path: str) -> bool:
 
     :raises OSError: there is no such folder.
     """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
+
     os.stat(path)
-    try:
-        check_own(path)
-    except UnsafePath:
-        return False
-    return True
+    return intruder(path) is None
 
 
 def give_folder(path: str, owner: Tuple[int, int]) -> None:
@@ -88,32 +86,6 @@ def give_folder(path: str, owner: Tuple[int, int]) -> None:
         os.chown(".", *owner, dir_fd=descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_own(path: str) -> None:
-    """Check that a path, and what root will create there, stays what it is: only root, and whoever runs this, can put
-    something else in its place. Programs work by paths, so where they do as root, this must hold.
-
-    :raises UnsafePath: somebody else can.
-    """
-    place = os.path.normpath(path)
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    with folder(place):  # with no link of somebody else's on the way
-        above = place = os.path.realpath(place)
-    while True:
-        found = os.lstat(above)
-        sticky = above != place and found.st_uid in (0, os.geteuid()) and found.st_mode & stat.S_ISVTX
-        if _writable_by_others(found) and not sticky:
-            raise UnsafePath(
-                path,
-                "others may write into %s (it belongs to user %d and group %d, mode %04o), and root would run programs "
-                "below it: declare a folder of root's, or run this as that user"
-                % (above, found.st_uid, found.st_gid, found.st_mode & 0o7777),
-            )
-        if above == "/":
-            return
-        above = os.path.dirname(above)
 
 
 def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755) -> List[str]:

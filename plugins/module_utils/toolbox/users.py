@@ -69,7 +69,7 @@ def home() -> str:
 def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
     """The result of a function that runs with a user's ids, in a child of its own; who is not root is who he is.
 
-    The child dies with its parent, and holds the parent's locks until it is dead.
+    The child dies with its parent: at once, or once a system call ends that cannot be interrupted.
 
     :param work: returns what JSON can tell; what it changes in memory is lost. A generator function is given the time
         limit anew at each of its yields, and returns its result.

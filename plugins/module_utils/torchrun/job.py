@@ -129,6 +129,7 @@ class _Ending(_Part):
         absent = self.params["state"] == "absent"
         state, folder = "%s/%s" % (command.STATE, self.name), command.FOLDER
         wanted = [Wanted("%s/%s.%s" % (folder, self.name, kind), None) for kind in ("env", "secrets")]
+        # the unit names the others, so it is the last one here, and removed first
         wanted.append(Wanted("%s/%s" % (command.UNITS, self.unit), None, own_directories=0))
         files = Files(wanted if absent else [], self.system.root)
         gone = [file.path for file in files.changes()]

@@ -139,3 +139,14 @@ def test_a_verdict_is_safe_for_a_terminal(lookup):
     told = verdict({"gpu1": {"verdict": "failed", "msg": "\x1b[2Jm\nfatal: [gpu2]: FAILED\x07" + "x" * 9999}}, lookup())
     assert told["lines"][1][:60].startswith("gpu1: m fatal: [gpu2]: FAILED?xxx")
     assert all(line.isprintable() and len(line) <= 2000 for line in [*told["lines"], told["text"]])
+
+
+def test_a_plan_is_safe_for_a_terminal(lookup):
+    odd = facts(1)
+    odd["listener"]["busy"] = {"29500": "\x1b[2Jevil\nfatal: [gpu2]: FAILED"}
+    odd["interfaces"][0]["name"] = "eth\x1b]0;title\x07"
+    hostvars = {"gpu1": {"ansible_facts": {"torchrun": odd}}, "gpu2": {"ansible_facts": {"torchrun": facts(2)}}}
+    made = Lookup().run(["gpu1", "gpu2"], {"hostvars": hostvars, "inventory_hostname": "gpu1"})[0]
+    shown = [*made["text"].splitlines(), *made["errors"], *(one["text"] for one in made["findings"]), *made["matrix"]]
+    assert any("evil fatal: [gpu2]: FAILED" in line for line in shown)
+    assert all(line.isprintable() for line in shown)

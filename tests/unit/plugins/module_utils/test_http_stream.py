@@ -167,3 +167,10 @@ def test_more_than_its_length_is_not_waited_for(ask):
 def test_no_status(ask, answer):
     with pytest.raises(HttpError, match="does not answer in HTTP"):
         ask(answer + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("content", [b"[" * 1000000, b'{"a":' * 300000, b"9" * 1000000, b"\xff", b"", b"nothing"])
+def test_json_of_somebody_else(content):
+    with pytest.raises(ValueError):
+        http_stream.decode(content)
+    assert http_stream.decode(b'{"a": [1, 2.5, "\xc3\xa4", %s]}' % (b"9" * 400))["a"][:3] == [1, 2.5, "ä"]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -75,25 +76,38 @@ def test_what_cannot_be_sent_is_an_error():
     assert parts == [] and ended.startswith("ValueError")
 
 
-def test_hang_ends_at_the_limit_with_what_was_told():
+@pytest.fixture
+def hangs(monkeypatch):
+    """`hangs(work)` runs what says one thing and hangs: its limit begins with that, however busy the machine is."""
+    read = child._read_until
+
+    def read_until(reading, _deadline):
+        assert select.select([reading], [], [], 60)[0]
+        return read(reading, time.monotonic() + 0.05)
+
+    monkeypatch.setattr(child, "_read_until", read_until)
+    return lambda work: child.run(work, 60)
+
+
+def test_hang_ends_at_the_limit_with_what_was_told(hangs):
     def work(emit):
         emit("pid", os.getpid())
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         while True:
             signal.pause()
 
-    parts, ended = child.run(work, 0.3)
+    parts, ended = hangs(work)
     assert ended == "timeout"
     await_gone(parts[0][1])
 
 
-def test_what_the_child_started_is_killed_too():
+def test_what_the_child_started_is_killed_too(hangs):
     def work(emit):
         emit("pid", subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]).pid)
         while True:
             signal.pause()
 
-    parts, ended = child.run(work, 2)
+    parts, ended = hangs(work)
     assert ended == "timeout"
     await_gone(parts[0][1])
 

@@ -137,3 +137,22 @@ def test_nobody_answers(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world.system, "show", refuse)
     with pytest.raises(info.InfoError, match="not run by systemd"):
         world.read()
+
+
+# --- a server that is not ours
+
+
+def test_more_loaded_models_than_there_is_time_for(world: Any, ollama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answers in time, and there are so many that the run would never end."""
+    monkeypatch.setattr(info, "_SHOWS", 0.3)
+    ollama.answers["/api/ps"] = (200, {"models": [{"name": "m%d" % number} for number in range(100000)]})
+    with pytest.raises(info.InfoError, match="/api/show did not answer within"):
+        world.read()
+
+
+@pytest.mark.parametrize("entry", [{}, {"name": 7, "details": [1]}, {"name": None, "details": "x", "capabilities": 1}])
+def test_models_of_another_shape(world: Any, ollama: Any, entry: Any) -> None:
+    ollama.answers["/api/tags"] = ollama.answers["/api/ps"] = (200, {"models": [entry]})
+    ollama.answers["/api/show"] = (200, {"modelfile": ["FROM /x"]})
+    found = world.read()
+    assert found["models"][0]["family"] is None and found["loaded"][0]["held_bytes"] == {}

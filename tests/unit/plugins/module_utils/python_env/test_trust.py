@@ -79,7 +79,7 @@ def test_where_others_may_write_root_runs_nothing(make, tmp_path, whose):
         elif whose == "a link in a user's":
             (folder / "link").symlink_to(victim)
             root = "opt/link"
-    with pytest.raises(EnvironmentFault, match="others may write into .*declare a folder of root's|symbolic link"):
+    with pytest.raises(EnvironmentFault, match="root would run programs there. Declare a folder of root's"):
         make(root).apply()
     assert make.ran == [] and os.listdir(victim) == []
 
@@ -91,7 +91,7 @@ def test_a_folder_of_root_below_a_sticky_one_is_root_s(make, tmp_path):
     (tmp_path / "shared/opt").mkdir()
     make("shared/opt").apply()
     (tmp_path / "shared").chmod(0o777)
-    with pytest.raises(EnvironmentFault, match="others may write into"):
+    with pytest.raises(EnvironmentFault, match="may be written by any user"):
         make("shared/opt", packages=("engine==1.1",)).apply()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
@@ -52,6 +53,8 @@ class FakeSystem(System):
         self.lines: Dict[str, List[str]] = {}
         self.waited: List[float] = []
         self.ignored: List[str] = []
+        self.restarts_itself = True
+        self.looks = 0
         self.fails: Callable[[Dict[str, str], Dict[Any, Any]], Optional[str]] = lambda environment, settings: None
         self.changes_environment: Callable[[Dict[str, str]], Dict[str, str]] = lambda environment: environment
         self.misreads: Callable[[Dict[str, str]], Dict[str, str]] = lambda environment: environment
@@ -113,6 +116,9 @@ class FakeSystem(System):
 
     def show(self, unit: str) -> Dict[str, str]:
         self.calls.append("show")
+        self._restart_itself()
+        if self.state["UnitFileState"] in ("enabled", "disabled"):
+            self.state["UnitFileState"] = "enabled" if os.path.lexists(self.root + self.link) else "disabled"
         if self.state["LoadState"] == "not-found":
             return dict(self.state, Id=unit)
         now = [(path, content) for path, content in self.load([self.unit])]
@@ -125,6 +131,14 @@ class FakeSystem(System):
             NeedDaemonReload="yes" if now != self.snapshot else "no",
             Environment=" ".join('"%s=%s"' % (k, _quoted(v)) for k, v in self.misreads(self.loaded).items()),
         )
+
+    def _restart_itself(self) -> None:
+        """Do what systemd does RestartSec= after a death; that is at the third look."""
+        self.looks = self.looks + 1 if self.state["SubState"].startswith("auto-restart") else 0
+        if self.looks == 3 and self.restarts_itself:
+            self.looks, restarts = 0, int(self.state["NRestarts"]) + 1
+            self._run_unit()
+            self.state["NRestarts"] = str(restarts)
 
     def environ(self, pid: int) -> Optional[Dict[str, str]]:
         return self.processes.get(pid)
@@ -229,13 +243,23 @@ class FakeSystem(System):
     def reset_failed(self, unit: str) -> None:
         self._write("reset-failed")
 
-    def enable(self, unit: str) -> None:
-        self._write("enable")
-        self.state["UnitFileState"] = "enabled"
+    @property
+    def link(self) -> str:
+        return "/etc/systemd/system/default.target.wants/" + self.unit
 
-    def disable(self, unit: str) -> None:
+    def enable(self, unit: str) -> str:
+        self._write("enable")
+        place = Path(self.root + self.link)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to("/usr/lib/systemd/system/" + self.unit)
+        return "Created symlink %s -> /usr/lib/systemd/system/%s.\n" % (self.link, self.unit)
+
+    def disable(self, unit: str, runtime: bool = False) -> str:
         self._write("disable")
-        self.state["UnitFileState"] = "disabled"
+        place = Path(self.root + self.link)
+        place.unlink()
+        place.parent.rmdir()
+        return "Removed %s.\n" % self.link
 
 
 def _quoted(text: str) -> str:

@@ -8,19 +8,19 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, List
 
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.service import atomic
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files, Wanted
+from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files, Wanted, names, public
 
 
 def tree(root: Path) -> Dict[str, Any]:
-    return {
-        str(path.relative_to(root)): (path.is_dir() or path.read_bytes(), path.lstat().st_mode & 0o777)
-        for path in sorted(root.rglob("*"))
-    }
+    def held(path: Path) -> Any:
+        return os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_bytes()
+
+    return {str(path.relative_to(root)): (held(path), path.lstat().st_mode & 0o777) for path in sorted(root.rglob("*"))}
 
 
 def three(root: Path) -> Files:
@@ -199,3 +199,125 @@ def test_the_umask_does_not_matter(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert tree(tmp_path)["d"][1] == 0o755 and tree(tmp_path)["d/a"][1] == 0o644
+
+
+def test_removed_files_go_after_the_one_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "names"):
+        (tmp_path / name).write_bytes(b"old")
+    wanted = [Wanted("/a", None), Wanted("/b", b"new"), Wanted("/names", b"names b")]
+    order: List[str] = []
+    real = atomic.os.rename
+
+    def rename(source: str, target: str) -> None:
+        order.append(os.path.basename(target))
+        real(source, target)
+
+    monkeypatch.setattr(atomic.os, "rename", rename)
+    files = Files(wanted, str(tmp_path))
+    files.stage()
+    files.commit()
+    assert order == ["b", "names", ".a.former"]
+    order.clear()
+    files.undo()
+    assert order == ["a", "b", "names"]
+
+
+def test_a_change_is_proven_by_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after it, and followed by a change that fails: the proven content comes back, not that from before."""
+    files = three(tmp_path)
+    files.stage()
+    files.commit()
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic.os, "unlink", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            files.finish()
+    again = Files([Wanted("/d/e/a", b"a", 0o600, 0o700), Wanted("/b", b"b"), Wanted("/c", b"c")], str(tmp_path))
+    assert not again.unfinished() and len(again.rubbish()) == 3
+    again.undo()
+    assert (tmp_path / "b").read_bytes() == b"new b", "what is proven is not undone"
+    again.stage()
+    assert again.rubbish() == [str(tmp_path / name) for name in ("d/e/.a.new", ".b.new", ".c.new")]
+    again.commit()
+    again.undo()
+    assert {name: held[0] for name, held in tree(tmp_path).items()} == {
+        "d": True,
+        "d/e": True,
+        "d/e/a": b"new a",
+        "b": b"new b",
+    }
+
+
+def test_proven_goes_last_and_once_the_rest_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = three(tmp_path)
+    files.stage()
+    files.commit()
+    calls: List[str] = []
+    unlink, sync = atomic.os.unlink, atomic._sync
+    monkeypatch.setattr(atomic.os, "unlink", lambda path: (calls.append(os.path.basename(path)), unlink(path))[1])
+    monkeypatch.setattr(atomic, "_sync", lambda path: (calls.append("sync"), sync(path))[1])
+    files.finish()
+    assert calls == ["sync", ".b.former", ".c.former", "sync", ".a.proven", "sync"]
+
+
+def test_a_file_that_was_masked_manually_is_restored(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(os.devnull)
+    for content in (b"x", None):
+        files = Files([Wanted("/a", content)], str(tmp_path))
+        files.stage()
+        files.commit()
+        assert files.read("/a") == content
+        files.undo()
+        assert tree(tmp_path) == {"a": (os.devnull, 0o777)}
+
+
+def test_names_of_what_a_kill_left() -> None:
+    entries = ["a", ".b.former", ".c.d.new", ".e.proven", ".hidden", ".x.other", "..former", ".former"]
+    assert names(entries) == {"a", "b", "c.d", "e"}
+
+
+@pytest.mark.parametrize("modes, seen", [((0o755, 0o644), True), ((0o755, 0o640), False), ((0o750, 0o644), False)])
+def test_what_everybody_may_read(tmp_path: Path, modes: Any, seen: bool) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_bytes(b"x")
+    (tmp_path / "l").symlink_to("d/f")
+    (tmp_path / "d/f").chmod(modes[1])
+    (tmp_path / "d").chmod(modes[0])
+    assert public("/d/f", str(tmp_path)) is seen and public("/l", str(tmp_path)) is seen
+    assert not public("/none", str(tmp_path))
+
+
+def test_a_directory_that_another_run_removes_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, times = atomic.os.open, [1, 1]
+
+    def removed(path: str, flags: int, *more: Any) -> int:
+        if times and flags & os.O_CREAT:
+            times.pop()
+            os.rmdir(os.path.dirname(path))
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(atomic.os, "open", removed)
+    files = Files([Wanted("/d/a", b"x")], str(tmp_path))
+    files.stage()
+    files.commit()
+    files.finish()
+    assert not times and list(tree(tmp_path)) == ["d", "d/a"]
+
+
+def test_nobody_may_write_into_a_directory_that_is_just_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, modes = atomic.os.chmod, []
+
+    def chmod(path: str, mode: int) -> None:
+        modes.append(os.stat(path).st_mode & 0o777)
+        real(path, mode)
+
+    monkeypatch.setattr(atomic.os, "chmod", chmod)
+    old = os.umask(0)
+    try:
+        Files([Wanted("/d/e/a", b"x")], str(tmp_path)).stage()
+    finally:
+        os.umask(old)
+    assert modes == [0o700, 0o700]

@@ -409,6 +409,99 @@ def test_what_lies_in_the_environment_files_of_others_is_not_shown(system: Any) 
     assert SESAME not in json.dumps(outcome.as_result())
 
 
+def test_the_value_of_another_file_is_shown_only_where_everybody_may_read_it(system: Any) -> None:
+    place = system.write("/etc/private.conf", "A=%s\n" % SESAME)
+    system.write(D + "/10.conf", "[Service]\nEnvironmentFile=/etc/private.conf\n")
+    system.reload()
+    system.restart("ollama.service", 1, 1)
+    assert "sets '%s'" % SESAME in fails(system).message
+    for mode in (0o640, 0o600):
+        place.chmod(mode)
+        error = fails(system)
+        assert "A is declared '1', but /etc/private.conf:1 sets '<secret>'" in error.message
+        assert SESAME not in error.message + json.dumps(error.outcome.as_result())
+
+
+def test_a_drop_in_for_root_alone_is_not_shown(system: Any) -> None:
+    system.write(D + "/zzz.conf", "[Service]\nEnvironment=A=%s\n" % SESAME, 0o600)
+    system.reload()
+    system.restart("ollama.service", 1, 1)
+    error = fails(system)
+    assert error.outcome.shadowed and SESAME not in error.message + json.dumps(error.outcome.as_result())
+    outcome = go(system, environment={}, settings={"Service": {"UnsetEnvironment": ["A"]}})
+    assert outcome.drift["A"]["on_disk"] == outcome.drift["A"]["running"] or outcome.drift["A"]["running"] is None
+    assert outcome.drift["A"]["on_disk"] == "<secret>" and SESAME not in json.dumps(outcome.as_result())
+
+
+HARD = "pa%ss\"w\\ord $x'1"
+
+
+@pytest.mark.parametrize("later, running", [(HARD, True), ("rotated-4711", True), ("rotated-4711", False)])
+def test_a_secret_that_was_once_declared_as_plain_is_not_shown(system: Any, later: str, running: bool) -> None:
+    go(system, environment={"A": "1", "TOKEN": HARD})
+    if not running:
+        system.stop("ollama.service", 1)
+    spellings = (HARD, "pa%%ss\\\"w\\\\ord $x'1", repr(HARD)[1:-1], json.dumps(HARD)[1:-1])
+    for check in (True, False):
+        outcome = go(system, check=check, secret_environment={"TOKEN": later})
+        assert outcome.changed and "TOKEN=<secret>" in outcome.diff["before"]
+        for spelling in (*spellings, later):
+            assert not any(spelling in text for text in strings(outcome.as_result())), (check, spelling)
+
+
+def test_a_secret_in_any_spelling_is_taken_out_of_what_is_said(system: Any) -> None:
+    key = "-----BEGIN KEY-----\nAbCdEfGhIj\nKlMnOpQrSt\n-----END KEY-----\n"
+
+    def gate(running: Running, changed: bool) -> Verdict:
+        said = [HARD, repr(HARD), json.dumps(HARD), 'Environment="T=pa%%ss\\"w\\\\ord $x\'1"', *key.splitlines()]
+        return Verdict("misread", "; ".join(said), {"seen": said, repr(HARD): 1})
+
+    error = fails(system, gate=gate, secret_environment={"T": HARD}, credentials={"key": key})
+    for text in (error.message, *strings(error.outcome.verdict.evidence)):
+        assert "ss" not in text.replace("<secret>", "").replace("message", ""), text
+        assert "AbCd" not in text and "KlMn" not in text
+
+
+def strings(value: Any) -> List[str]:
+    """All text in data of any depth, as it is."""
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in strings(item)]
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_a_value_of_an_unproven_run_is_not_shown_as_that_of_the_process(system: Any) -> None:
+    """It may have been a secret, and the file that it came from be replaced already."""
+    go(system, secret_environment={"T": SESAME})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(system, "restart", lambda *_: (_ for _ in ()).throw(Killed()))
+        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        with pytest.raises(Killed):
+            go(system, environment={"A": "1", "T": "plain"})
+    outcome = go(system, environment={"A": "1", "T": "plain"})
+    assert outcome.drift["T"] == {"declared": "plain", "on_disk": "plain", "running": "<secret>"}
+
+
+def test_a_value_of_the_process_that_no_file_sets_any_more_is_not_shown(system: Any) -> None:
+    """Its file may have been private, and removed without a restart."""
+    system.environment["A"] = SESAME
+    assert go(system, check=True).drift["A"] == {"declared": "1", "on_disk": None, "running": "<secret>"}
+    assert SESAME not in json.dumps(go(system).as_result())
+
+
+def test_the_environment_file_of_a_unit_with_a_backslash_in_its_name(system: Any, tmp_path: Any) -> None:
+    name = "x\\x2dy.service"
+    other = type(system)(tmp_path / "other", name)
+    other.write("/usr/lib/systemd/system/" + name, "[Service]\nExecStart=/x\n")
+    other.boot()
+    declared = {"unit": name, "secret_environment": {"TOKEN": SESAME}}
+    assert go(other, **declared).changed and other.environment["TOKEN"] == SESAME
+    text = other.read("/etc/systemd/system/%s.d/zz-gpufleet.conf" % name).decode()
+    assert "EnvironmentFile=/etc/gpufleet/x\\\\x2dy.service.env\n" in text
+    assert not go(other, **declared).changed
+
+
 # --- removal
 
 
@@ -708,7 +801,7 @@ def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: An
         starts.append(1)
         return "exit 1" if len(starts) == 1 else None
 
-    system.fails = ends
+    system.fails, system.restarts_itself = ends, False
     error = fails(system, gate=Ailing(system, "restart"), started=True)
     assert "The unit runs again" in error.message and system.state["ActiveState"] == "active"
     assert not error.outcome.rolled_back
@@ -967,7 +1060,182 @@ def test_after_a_killed_run_a_failure_leads_back_to_the_last_proven_state(system
     assert system.tree() == before and system.environment["A"] == "0"
 
 
+def leave(system: Any, at: str, **declared: Any) -> None:
+    """A run that is killed at the end of one of the steps of a change."""
+    real = getattr(atomic.Files, at)
+
+    def dies(files: Any) -> None:
+        real(files)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(atomic.Files, at, dies)
+        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        with pytest.raises(Killed):
+            go(system, **declared)
+
+
+@pytest.mark.parametrize("following", [{}, {"state": "absent", "environment": {}}])
+def test_secrets_that_a_killed_run_had_only_staged_are_removed(system: Any, following: Dict[str, Any]) -> None:
+    system.write("/etc/systemd/system/other.service", "")
+    go(system, **following)
+    before = system.tree()
+    leave(system, "stage", **secrets())
+    left = [path for path in system.tree() if path.endswith(".new")]
+    assert len(left) == 3 or following == {}
+    system.calls.clear()
+    foretold = go(system, check=True, **following)
+    assert foretold.changed and not foretold.restarted and not foretold.reloaded
+    assert "/etc/gpufleet/.ollama.service.env.new, left by an interrupted run" in foretold.diff["before"]
+    assert [path for path in system.tree() if path.endswith(".new")] == left
+    outcome = go(system, **following)
+    assert outcome.diff == foretold.diff and outcome.changed and "restart" not in system.calls
+    assert system.tree() == before and "reload" not in system.calls
+    assert not go(system, **following).changed
+
+
+def test_what_is_left_of_a_proven_change_is_removed_without_a_restart(system: Any) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(atomic.Files, "sweep", lambda files: None)
+        go(system, **secrets())
+    system.calls.clear()
+    assert any(path.endswith(".proven") for path in system.tree())
+    outcome = go(system, **secrets())
+    assert outcome.changed and not outcome.restarted and "reload" not in system.calls
+    assert not any(path.endswith((".proven", ".former")) for path in system.tree())
+    assert not go(system, **secrets()).changed
+
+
+def test_a_credential_that_was_half_gone_comes_back(system: Any) -> None:
+    go(system, credentials={"a": "key-a", "b": "key-b"})
+    before = system.tree()
+    leave(system, "commit", credentials={"a": "key-a"})
+    error = fails(system, credentials={"a": "key-a"}, gate=lambda running, changed: Verdict("not_ready"))
+    assert error.outcome.rolled_back and system.tree() == before and system.credentials["b"] == b"key-b"
+    leave(system, "commit", credentials={"a": "key-a"})
+    go(system, credentials={"a": "key-a"})
+    assert system.names("/etc/gpufleet/credentials/ollama.service") == ["a"]
+
+
+def test_a_drop_in_of_ours_that_is_masked_manually_is_put_back(system: Any) -> None:
+    (system.write(D + "/x", "").parent / "zz-gpufleet.conf").symlink_to("/dev/null")
+    system.reload()
+    before = system.tree()
+    system.fails = crash
+    assert fails(system, environment={"A": "bad"}).outcome.rolled_back
+    assert system.tree() == before
+    assert go(system).changed and b"A=1" in system.read(OURS)
+
+
+# --- a restart that systemd makes by itself
+
+
+def died(system: Any, times: int) -> None:
+    """Have the process die; so many of those that systemd starts then die at once."""
+    left = [0] * times
+    system.fails = lambda environment, settings: "told to" if left and not left.pop() else None
+    system.restart("ollama.service", 1, 1)
+    assert system.state["SubState"] == "auto-restart"
+    system.calls.clear()
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_restart_that_systemd_is_making_is_waited_for(system: Any, check: bool) -> None:
+    go(system, started=True)
+    died(system, 1)
+    asked: List[bool] = []
+    outcome = go(
+        system, started=True, check=check, gate=lambda running, changed: asked.append(changed) or Verdict("ok")
+    )
+    assert not outcome.changed and outcome.verdict.ok and asked == [False]
+    assert "restart" not in system.calls and "start" not in system.calls and system.waited[-1] == 2
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_one_that_ends_again_is_a_crash_loop(system: Any, check: bool) -> None:
+    go(system, started=True)
+    died(system, 2)
+    error = fails(system, started=True, check=check, timeout=300)
+    assert error.outcome.verdict.name == "crash_loop" and error.message.endswith("Nothing was changed.")
+    assert "Error: told to" in error.message and "restart" not in system.calls
+
+
+def test_one_that_ends_again_is_a_crash_loop_though_the_next_one_runs_already(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(system, started=True)
+    died(system, 1)
+    wait, seen = type(system.process(1)).ended_within, []
+
+    def ends(self: Any, limit: float) -> bool:
+        if seen:
+            return wait(self, limit)
+        seen.append(system.state["InvocationID"])
+        system.lines[seen[0]] = ["Error: no such disk"]
+        system.restart("ollama.service", 1, 1)
+        system.state["NRestarts"] = "2"
+        return True
+
+    monkeypatch.setattr(type(system.process(1)), "ended_within", ends)
+    error = fails(system, started=True)
+    assert error.outcome.verdict.name == "crash_loop" and "no such disk" in error.message
+    assert error.outcome.verdict.evidence["invocation_id"] == seen[0]
+
+
+def test_a_change_of_a_unit_that_systemd_is_restarting_is_rolled_back_to_one_that_runs(system: Any) -> None:
+    go(system, started=True)
+    died(system, 1)
+    error = fails(system, started=True, environment={"A": "2"}, gate=lambda running, changed: Verdict("not_ready"))
+    assert "The unit runs again" in error.message and error.outcome.rolled_back and system.environment["A"] == "1"
+
+
+def test_a_change_without_a_restart_waits_for_that_of_systemd(system: Any) -> None:
+    go(system, started=True)
+    died(system, 1)
+    outcome = go(system, started=True, settings={"X-Gpufleet": {"Port": ["1"]}})
+    assert outcome.changed and not outcome.restarted and "restart" not in system.calls
+
+
+def test_a_unit_that_fails_with_what_systemd_has_read_before_is_restarted(system: Any) -> None:
+    """A run killed while it rolled back, between its files and the reload."""
+    go(system, started=True)
+    before = system.read(OURS).decode()
+    system.fails = crash
+    system.write(OURS, before.replace("A=1", "A=bad"))
+    system.reload()
+    system.restart("ollama.service", 1, 1)
+    system.write(OURS, before)
+    outcome = go(system, started=True)
+    assert outcome.reloaded and outcome.restarted and system.environment["A"] == "1"
+
+
+# --- a process that has written over its environment
+
+
+def test_an_environment_that_cannot_be_seen_is_no_drift_and_no_reason(system: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(system, "environ", lambda pid: {})
+    first = go(system, credentials={"key": "1111"})
+    assert first.changed and first.verdict.ok and first.environment == {}
+    again = go(system, credentials={"key": "1111"})
+    assert not again.changed and not again.drift and not again.reasons
+    system.credentials["key"] = b"other"
+    assert go(system, credentials={"key": "1111"}).reasons == ["the running process has other values: credential key"]
+
+
 # --- steps
+
+
+def test_what_a_step_leaves_is_said(system: Any) -> None:
+    class Stays(Step):
+        def undo(self) -> Any:
+            super().undo()
+            return "the user ollama remains"
+
+    error = fails(
+        system, steps=[Stays(system, "/opt/x", "1")], gate=lambda running, changed: Verdict("not_ready", "no answer")
+    )
+    assert "no answer. The former state is back. But the user ollama remains. The unit runs again" in error.message
+    assert error.outcome.rolled_back and error.outcome.changed
 
 
 def test_steps_are_applied_before_the_reload_and_undone_in_reverse(system: Any) -> None:
@@ -1015,9 +1283,16 @@ def test_a_step_whose_unit_shadows_is_undone(system: Any) -> None:
 
 
 def test_enabling_that_does_not_work(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system, "enable", lambda unit: None)
+    monkeypatch.setattr(system, "enable", lambda unit: "")
     error = fails(system, enabled=True)
     assert error.outcome.verdict.name == "not_enabled" and error.outcome.rolled_back
+
+
+def test_links_that_cannot_be_undone_are_said(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = system.enable
+    monkeypatch.setattr(system, "enable", lambda unit: (real(unit), "in words of a later systemd")[1])
+    error = fails(system, enabled=True, gate=lambda running, changed: Verdict("not_ready"))
+    assert "FAILED: enable: it was disabled, and is enabled now." in error.message and not error.outcome.rolled_back
 
 
 # --- what is refused

@@ -130,7 +130,7 @@ def test_a_carriage_return_in_a_value_ends_no_line(tools: Tools, value: str) -> 
     tools.answers["systemctl show"] = (0, "Environment=A=1\r2 B=3\nMainPID=7\nStatusText=%s\n" % value, "")
     state = System().show("x.service")
     assert state["MainPID"] == "7" and split_items(state["Environment"]) == ["A=1\r2", "B=3"]
-    assert state["StatusText"].startswith("x MainPID=1"[1 if value[0] == "\r" else 0 :])
+    assert state["StatusText"].replace("?", " ") in ("x MainPID=1", " MainPID=1")
 
 
 def test_a_tool_that_fails_is_quoted(tools: Tools) -> None:
@@ -159,12 +159,12 @@ def test_jobs(tools: Tools) -> None:
     tools.answers["systemctl restart -- x.service"] = (0, "", "")
     tools.answers["systemctl start -- x.service"] = (1, "", "Job for x.service failed.\nSee more")
     tools.answers["systemctl stop -- x.service"] = (4, "", "")
-    tools.answers["systemctl disable --quiet -- x.service"] = (0, "", "")
+    tools.answers["systemctl disable -- x.service"] = (0, "", "Removed /etc/x.\n")
     tools.answers["systemctl reset-failed -- x.service"] = (1, "", "not loaded")
     assert system.restart("x.service", 5, 5) is None
     assert system.start("x.service", 5) == "Job for x.service failed."
     assert system.stop("x.service", 7) == "exit 4"
-    system.disable("x.service")
+    assert system.disable("x.service") == "Removed /etc/x.\n"
     system.reset_failed("x.service")
     assert not tools.killed
 
@@ -262,15 +262,14 @@ def test_the_words_of_a_process_that_was_gone_before_journald_read_them(tools: T
 
 
 HOSTILE = {
-    "colours": ("\x1b[1;31mError\x1b[0m: no \x1b]0;title\x07GPU\x1b(B", "Error: no GPU"),
-    "clears the screen": ("\x1b[2J\x1b[Hall is well\x1bc", "all is well"),
-    "8 bit sequences": ("\x9b2Jx\x9d0;t\x9c", "x 0;t "),
-    "a sequence that does not end": ("x\x1b[", "x"),
-    "a title that does not end": ("x\x1b]0;", "x"),
+    "colours": ("\x1b[1;31mError\x1b[0m: no \x1b]0;title\x07GPU\x1b(B", "Error: no ?]0;title?GPU?(B"),
+    "clears the screen": ("\x1b[2J\x1b[Hall is well\x1bc", "all is well?c"),
+    "8 bit sequences": ("\x9b2Jx\x9d0;t\x9c", "x?0;t?"),
+    "a sequence that does not end": ("x\x1b[", "x?["),
     "writes over the line": ("failed\rok", "failed ok"),
-    "backspaces": ("failed\b\b\b\b\b\bok", "failed      ok"),
-    "turns the text": ("a\u202egpj.exe\u2066", "a gpj.exe "),
-    "line ends of others": ("a\u2028b\x85c\x0bd\x0ce", "a b c d e"),
+    "backspaces": ("failed\b\b\b\b\b\bok", "failed??????ok"),
+    "turns the text": ("a\u202egpj.exe\u2066\u061c", "a?gpj.exe??"),
+    "line ends of others": ("a\u2028b\x85c\x0bd\x0ce", "a?b?c?d?e"),
     "what is none": ("é 😀\tx \u200d", "é 😀\tx \u200d"),
 }
 
@@ -298,7 +297,7 @@ def test_what_is_logged_does_not_draw_on_a_terminal(tools: Tools, said: str, sho
         ([], []),
         (5, []),
         ({"a": 1}, []),
-        ([0, 27, 91, 65], [" "]),
+        ([0, 27, 91, 65], ["?"]),
         ("x" * systemd.LONGEST_MESSAGE + "\nend", ["x" * (systemd.LONGEST_MESSAGE - 4), "end"]),
         ("\n" * 10**6 + "end", ["end"]),
     ],
@@ -402,6 +401,10 @@ def test_environment_files(tmp_path: Path) -> None:
     assert list(system.environment_files("/etc/default/*")) == [("/etc/default/a", b"A=1"), ("/etc/default/b", b"B=1")]
     assert list(system.environment_files("/etc/default/a")) == [("/etc/default/a", b"A=1")]
     assert list(system.environment_files("/etc/nothing")) == []
+    (tmp_path / "etc/default/x\\x2dy").write_bytes(b"C=1")
+    for pattern in ("/etc/default/x\\\\x2dy", "/etc/default/x\\\\x2d?"):
+        assert list(system.environment_files(pattern)) == [("/etc/default/x\\x2dy", b"C=1")], pattern
+    assert list(system.environment_files("/etc/default/x\\x2dy")) == [], "there the backslash escapes the x"
     write(tmp_path, "/etc/default/c\\x2d[1]", "C=1")
     escaped = r"/etc/default/c\\x2d\[1\]"
     for pattern in (escaped, escaped + "*", r"/etc/default/\c\\x2d\[1]"):
@@ -548,6 +551,9 @@ def test_environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = System(str(tmp_path))
     proc(tmp_path, 7, "ollama", b"A=1\0B=x=y\xff\0junk\0")
     assert system.environ(7) == {"A": "1", "B": "x=y\udcff"}
+    for title in (b"\0\0\0\0", b"er process nginx\0\0\0\0", b"le\0\0\0B=1\0"):
+        proc(tmp_path, 6, "nginx", title)
+        assert system.environ(6) == {}, "the program has written over it"
     proc(tmp_path, 8, "(ollama)", b"PATH=/bin\0")
     assert system.environ(8) is None, "the child is still systemd itself"
     proc(tmp_path, 8, "(odd)", b"INVOCATION_ID=1\0")

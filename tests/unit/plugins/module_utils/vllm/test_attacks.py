@@ -109,7 +109,8 @@ def test_the_interpreter_of_an_environment_runs_without_roots_rights(place, kept
     ],
 )
 def test_an_interpreter_that_misbehaves(place, kept, tmp_path, monkeypatch, script):
-    monkeypatch.setattr(program_file, "PARSE_LIMIT", 1.5)
+    monkeypatch.setattr(program_file, "PARSE_LIMIT", 1.0)
+    monkeypatch.setattr(program_file, "_SAYS", 1 << 20)
     canary = tmp_path / "canary"
     canary.write_text("whole")
     canary.chmod(0o600)

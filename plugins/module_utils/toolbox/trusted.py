@@ -1,0 +1,69 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who could replace a file that root is about to use: every folder on its way counts, not its own mode alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Optional
+
+_LINKS = 40
+"""Symbolic links in one path, as the kernel has it."""
+
+
+def intruder(path: str) -> Optional[str]:
+    """Why somebody other than root, or whoever runs this, may change what lies at a path; None when nobody may.
+
+    :param path: absolute; it need not exist. A folder counts with what may be put into it.
+    """
+    if not os.path.isabs(path):
+        return "%s is not an absolute path" % path
+    place, waiting, links, shared = "/", [part for part in path.split("/") if part][::-1], 0, False
+    while True:
+        try:
+            found = os.lstat(place)
+        except FileNotFoundError:
+            return "%s does not exist, and any user may create it" % place if shared else None
+        except NotADirectoryError:
+            return "%s does not lie in a folder" % place
+        if found.st_uid not in (0, os.geteuid()):
+            return "%s belongs to user %d" % (place, found.st_uid)
+        if stat.S_ISLNK(found.st_mode):
+            links += 1
+            if links > _LINKS:
+                return "%s is one of too many symbolic links" % place
+            to = os.readlink(place)
+            waiting += [part for part in to.split("/") if part][::-1]
+            place = "/" if os.path.isabs(to) else os.path.dirname(place)
+            continue
+        who = _writers(found)
+        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        if who and not (sticky and waiting):  # in a sticky folder, what root has created stays root's
+            return "%s may be written by %s" % (place, who)
+        shared = bool(who)
+        if not waiting:
+            return None
+        place = os.path.normpath(os.path.join(place, waiting.pop()))
+
+
+def _writers(found: os.stat_result) -> Optional[str]:
+    if found.st_mode & stat.S_IWOTH:
+        return "any user"
+    if found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid()) and _has_members(found.st_gid):
+        return "group %d" % found.st_gid
+    return None
+
+
+def _has_members(gid: int) -> bool:
+    """Debian gives /usr/local to the group staff, to which nobody belongs."""
+    import grp
+    import pwd
+
+    try:
+        if set(grp.getgrgid(gid).gr_mem) - {"root"}:
+            return True
+    except KeyError:
+        return True  # a number without a name says nothing
+    return any(entry.pw_gid == gid for entry in pwd.getpwall())
