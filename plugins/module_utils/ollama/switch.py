@@ -100,8 +100,8 @@ class Switch:
             why = intruder(folder)
             if why:
                 raise InstallError(
-                    "prefix %s: %s, so somebody other than root could replace the program: "
-                    "give that folder to root, or declare another prefix" % (self.prefix, why)
+                    "prefix %s: %s, and root would trust what lies there: let only root write there, or declare "
+                    "another prefix" % (self.prefix, why)
                 )
 
     def begin(self) -> None:

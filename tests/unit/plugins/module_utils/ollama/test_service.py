@@ -276,7 +276,7 @@ def test_a_prefix_of_another_user_is_refused_before_anything_is_touched(bring, t
     if not given:
         (tmp_path / "lib/gpufleet/.ollama-switch").touch()
     os.chown(tmp_path, 1234, 1234)
-    with pytest.raises(install.InstallError, match="belongs to user 1234"):
+    with pytest.raises(install.InstallError, match="belongs to user 1234, and root would trust"):
         bring(prefix=str(tmp_path), **given)
     assert not bring.asked
 

@@ -408,7 +408,7 @@ def test_a_prefix_where_others_may_write_is_not_emptied(host):
     host.installed()
     os.chown(host.prefix, 1234, 1234)
     before = host.files()
-    with pytest.raises(install.InstallError, match="belongs to user 1234"):
+    with pytest.raises(install.InstallError, match="belongs to user 1234, and root would trust"):
         host.uninstall()
     assert host.files() == before
 
