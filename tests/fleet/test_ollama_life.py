@@ -83,9 +83,8 @@ def test_an_upgrade_killed_after_the_switch(lab, host, bring, mirror):
     killed, before = {}, hostsetup.sh(host, "readlink /usr/local/bin/ollama").strip()
     run = threading.Thread(target=lambda: killed.update(bring(version=archive.VERSION, mirror=mirror)))
     run.start()
-    hostsetup.sh(
-        host, "timeout 240 sh -c 'until [ $(readlink /usr/local/bin/ollama) != %s ]; do :; done';%s" % (before, KILL)
-    )
+    switched = "timeout 240 sh -c 'until [ $(readlink /usr/local/bin/ollama) != %s ]; do :; done';%s"
+    hostsetup.sh(host, switched % (before, KILL))
     run.join()
     assert killed["failed"]
     hostsetup.sh(host, "test -e %s/.ollama-switch" % RELEASES)

@@ -38,12 +38,14 @@ def lay(source: Source, folder: str) -> None:
 
     :raises InstallError: it cannot be had, is another one, or is no release.
     """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
+
     archive, download = source.place, folder + ".download"
     try:
         if is_url(archive):
             fetch(archive, download, source.checksum)
             archive = download
-        elif not _stays(os.path.abspath(archive)):  # it could be another one by the time it is unpacked
+        elif intruder(os.path.abspath(archive)):  # it could be another one by the time it is unpacked
             _copy(archive, download)
             archive = download
             _compare(source.place, sha256_of(archive), source.checksum)
@@ -53,18 +55,6 @@ def lay(source: Source, folder: str) -> None:
     finally:
         if os.path.lexists(download):
             os.unlink(download)
-
-
-def _stays(path: str) -> bool:
-    """Whether nobody but root can put another file in the place of one, or change it."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
-
-    try:
-        found = os.lstat(path)
-        own = stat.S_ISREG(found.st_mode) and found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022
-        return own and files.trusted(os.path.dirname(path))
-    except OSError:
-        return False
 
 
 def sha256_of(path: str) -> str:

@@ -5,15 +5,13 @@
 
 A record in the folder of the releases exists from the first change to the last, so a run that was killed in between is
 found by the next one. It is empty while a release is unpacked. Then it holds what was in the places of the links, and,
-once the switch is proven, the list of what is to stay. Meanwhile that folder is locked; the kernel unlocks it when the
-run ends, however it ends.
+once the switch is proven, the list of what is to stay. Meanwhile no other run installs a release below that prefix.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Set
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.archives import InstallError
@@ -27,7 +25,6 @@ MARKER = ".sha256"
 WAIT = 600.0
 """Seconds to wait for another run that installs a release."""
 _NAME = "ollama-"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Switch:
@@ -38,6 +35,7 @@ class Switch:
         self.store = os.path.join(prefix, STORE)
         self.places = [os.path.join(prefix, "bin", "ollama"), os.path.join(prefix, "lib", "ollama")]
         self.record = os.path.join(self.store, ".ollama-switch")
+        self._lock_name = "releases of " + self.store
         self.before: Dict[str, Optional[str]] = {}
         """What was in each place: None, ``@TARGET`` of a link, or where the vendor's files were set aside."""
         self.kept: List[str] = []
@@ -48,7 +46,11 @@ class Switch:
 
     def interrupted(self) -> bool:
         """Whether a run was killed before it was done; one that is still at it was not."""
-        return os.path.lexists(self.record) and not self._is_locked()
+        if not os.path.lexists(self.record):
+            return False
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+
+        return not lock.is_held(self._lock_name)
 
     def unproven(self) -> Dict[str, Optional[str]]:
         """The way back from a switch that was killed before it was proven; empty when there was none."""
@@ -104,8 +106,11 @@ class Switch:
 
     def begin(self) -> None:
         """Have a record before anything else; one that is there stays."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
         self.check()
         self._lock()
+        self._made = files.make_folders(self.store)
         for path in self.leftovers():
             if path != self.record:
                 discard(path)
@@ -185,49 +190,20 @@ class Switch:
                 discard(os.path.join(self.store, name))
 
     def _lock(self) -> None:
-        """Have the folder of the releases, and be alone in it.
+        """Be alone with the releases.
 
-        :raises InstallError: another run is there for too long.
+        :raises InstallError: another run is at it for too long.
         """
-        import fcntl
-        import weakref
+        from contextlib import ExitStack
 
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
-        until = time.monotonic() + WAIT
-        while not self._unlock:
-            self._made += files.make_folders(self.store)
-            descriptor = os.open(self.store, _FOLDER)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(descriptor).st_nlink:  # who had it may have removed it
-                    self._unlock = weakref.finalize(self, os.close, descriptor)
-                    return
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise InstallError(
-                        "another run has been installing a release in %s for %d s; wait for its end"
-                        % (self.store, WAIT)
-                    ) from None
-                time.sleep(0.1)
-            finally:
-                if not self._unlock:
-                    os.close(descriptor)
-
-    def _is_locked(self) -> bool:
-        import fcntl
-
+        stack = ExitStack()
         try:
-            descriptor = os.open(self.store, _FOLDER)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+            stack.enter_context(lock.held(self._lock_name, WAIT, what="the releases in " + self.store))
+        except lock.LockError as error:
+            raise InstallError(str(error)) from None
+        self._unlock = stack.close
 
     def _set_aside(self, path: str, aside: str) -> None:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files

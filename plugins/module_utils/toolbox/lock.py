@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from contextlib import contextmanager, suppress
-from typing import Callable, Iterator, Optional, Set
+from typing import Callable, Iterator, Optional, Set, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import kind
 
@@ -51,8 +51,7 @@ def held(
     :raises LockError: it is not free within the limit, or its folder cannot be trusted.
     :raises OSError: the folder or the file cannot be opened, for lack of rights or space.
     """
-    folder = root + (FOLDER_OF_USER % os.geteuid() if os.geteuid() else FOLDER)
-    file = os.fsdecode(os.fsencode(name.replace("/", "-"))[-LONGEST_NAME:]) + ".lock"
+    folder, file = _place(name, root)
     path = os.path.join(folder, file)
     until = time.monotonic() + limit
     directory = _open_folder(folder)
@@ -87,6 +86,29 @@ def held(
                 os.close(descriptor)
     finally:
         os.close(directory)
+
+
+def is_held(name: str, *, root: str = "") -> bool:
+    """Whether a run holds a lock; writes nothing."""
+    try:
+        descriptor = os.open(
+            os.path.join(*_place(name, root)), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _place(name: str, root: str) -> Tuple[str, str]:
+    """The folder and the file of a lock."""
+    folder = root + (FOLDER_OF_USER % os.geteuid() if os.geteuid() else FOLDER)
+    return folder, os.fsdecode(os.fsencode(name.replace("/", "-"))[-LONGEST_NAME:]) + ".lock"
 
 
 def _open_folder(path: str) -> int:

@@ -231,6 +231,7 @@ class Power:
         try:
             work()
         except Killed:
+            self.left = None  # the kernel frees locks
             return True
         finally:
             self.left = None

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import io
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tarfile
 import threading
@@ -487,7 +489,9 @@ def test_two_runs_take_turns(archive, prefix, monkeypatch):
     first, second = step(archive("one"), prefix), step(archive("two"), prefix)
     first.apply()
     monkeypatch.setattr(switch, "WAIT", 0.05)
-    with pytest.raises(InstallError, match="another run has been installing a release in .*/lib/gpufleet for 0 s"):
+    with pytest.raises(
+        InstallError, match="another run, process .*, is still busy with the releases in .*/lib/gpufleet after 0 s"
+    ):
         second.apply()
     second.undo()
     assert not step(archive("one"), prefix).needed() and not install.BackStep(prefix).needed()
@@ -499,6 +503,39 @@ def test_two_runs_take_turns(archive, prefix, monkeypatch):
     second.undo()
     assert read(prefix + "/bin/ollama") == "one" and not step(archive("one"), prefix).needed()
     assert os.listdir(prefix + "/lib/gpufleet") == [first.name]
+
+
+def test_a_lock_that_any_user_can_hold_keeps_nobody_waiting(archive, prefix, monkeypatch):
+    proven(step(archive("one"), prefix))
+    monkeypatch.setattr(switch, "WAIT", 0)
+    folder = os.open(prefix + "/lib/gpufleet", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        proven(step(archive("two"), prefix))
+    finally:
+        os.close(folder)
+
+
+def test_a_child_does_not_hold_the_lock_of_its_parent(archive, prefix):
+    """Such as one that reads the GPUs, and hangs in a driver."""
+    first = step(archive("one"), prefix)
+    first.switch.begin()
+    ours, its = socket.socketpair()
+    child = os.fork()
+    if not child:
+        its.send(b"runs")
+        ours.close()
+        its.recv(1)
+        os._exit(0)
+    its.close()
+    try:
+        assert ours.recv(4) == b"runs"
+        assert not install.BackStep(prefix).needed()
+        del first  # as the parent ends
+        assert install.BackStep(prefix).needed()
+    finally:
+        ours.close()
+        os.waitpid(child, 0)
 
 
 def test_a_pipe_in_the_place_of_a_record_or_a_marker_is_not_waited_for(archive, prefix):
