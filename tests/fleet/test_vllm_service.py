@@ -46,7 +46,8 @@ def bring(lab, ready):
     yield run
     for name in sh(ready, "systemctl list-units --all --plain --no-legend 'vllm@*' | cut -d' ' -f1").split():
         assert not lab.module(ready, "vllm_service", {"name": name[5:-8], "state": "absent"})["failed"]
-    left = "find /etc/systemd/system /etc/gpufleet -name '*vllm@?*.service*' -o -name '*.former' -o -name '*.new'"
+    names = "-name '*vllm@?*.service*' -o -name '*.former' -o -name '*.new'"
+    left = "find /etc/systemd/system $(ls -d /etc/gpufleet || :) %s" % names
     assert sh(ready, left) == ""
 
 

@@ -140,5 +140,15 @@ def test_code_in_markdown_is_fenced_with_its_language() -> None:
     assert wrong == []
 
 
+def test_the_tests_that_are_named_exist() -> None:
+    """Each test, and file of tests, that docs/security.md names as evidence."""
+    code = {path: text_of(path) for path in tracked() if path.name.startswith("test_") and path.suffix == ".py"}
+    there = {path.name for path in code} | {
+        name for text in code.values() for name in re.findall(r"def (test_\w+)", text)
+    }
+    named = re.findall(r"`(test_\w+(?:\.py)?)`", (ROOT / "docs/security.md").read_text(encoding="utf-8"))
+    assert named and set(named) - there == set()
+
+
 def test_no_key_is_committed() -> None:
     assert [path for path in tracked() if "PRIVATE KEY-----" in text_of(path) and path != Path(__file__)] == []

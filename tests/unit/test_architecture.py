@@ -1,0 +1,96 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""docs/architecture.md is held to the code: its floors by the imports, its table of files by what lies there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Dict, List, Set
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = ROOT / "plugins"
+PACKAGE = "ansible_collections.gpufleet.inference.plugins."
+TEXT = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+
+FILES = sorted(path for path in PLUGINS.rglob("*.py") if path.name != "__init__.py")
+FLOORS = {
+    place.replace("plugins/", "").rstrip("/"): int(floor)
+    for floor, place in re.findall(r"^\| (\d) \| `(plugins/[^`]+)` \|", TEXT, re.MULTILINE)
+}
+"""Room, such as ``module_utils/gpu``, to its floor."""
+
+
+def room(path: Path) -> str:
+    """The room of a file: its folder, or for a file that stands by itself in module_utils the file."""
+    return str(path.relative_to(PLUGINS) if path.parent.name == "module_utils" else path.parent.relative_to(PLUGINS))
+
+
+def imports(path: Path) -> Set[Path]:
+    """The files of the collection that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
+            place = PLUGINS.joinpath(*str(node.module)[len(PACKAGE) :].split("."))
+            beneath = [place / (alias.name + ".py") for alias in node.names]
+            found.update(file for file in [place.with_suffix(".py"), *beneath] if file.is_file())
+    return found
+
+
+IMPORTS: Dict[Path, Set[Path]] = {path: imports(path) for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PLUGINS)))
+def test_arrows_go_down(path: Path) -> None:
+    """A file imports from its own room, and from rooms on lower floors."""
+    wrong = []
+    for other in IMPORTS[path]:
+        here, there = room(path), room(other)
+        if here != there and (here, there) not in SIDEWAYS and not floor(there) < floor(here):
+            wrong.append("%s (floor %g) imports %s (floor %g)" % (here, floor(here), there, floor(there)))
+    assert wrong == []
+
+
+def floor(name: str) -> float:
+    """The floor of a room; a file that stands by itself is half a floor above the rooms that it puts together."""
+    if name.endswith(".py"):
+        return 1.5
+    return FLOORS.get(name, 3)
+
+
+SIDEWAYS = {
+    ("action", "modules"),  # an action plugin checks the options by its module's own specification
+    ("module_utils/seeding", "module_utils/service"),  # an offer is a transient unit
+}
+
+
+def test_no_circle() -> None:
+    done: Set[Path] = set()
+
+    def visit(path: Path, way: List[Path]) -> None:
+        assert path not in way, " -> ".join(str(one.relative_to(PLUGINS)) for one in [*way, path])
+        if path not in done:
+            for other in IMPORTS[path]:
+                visit(other, [*way, path])
+            done.add(path)
+
+    for path in FILES:
+        visit(path, [])
+
+
+def test_each_file_stands_in_the_table() -> None:
+    """Each file below module_utils has a row, and each row has a file."""
+    told = set()
+    for row in re.findall(r"^\| (`[a-z_/]+\.py`(?:, `[a-z_/]+\.py`)*) \|", TEXT, re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", row):
+            folder = name.rpartition("/")[0] if "/" in name else folder
+            told.add(("%s/%s" % (folder, name) if folder and "/" not in name else name).replace("plugins/", ""))
+    there = {str(path.relative_to(PLUGINS)).replace("module_utils/", "") for path in FILES}
+    below = {name for name in there if not name.startswith(("modules/", "action/", "lookup/", "doc_fragments/"))}
+    assert below - told == set(), "not in docs/architecture.md"
+    assert {name for name in told if name not in there} == set(), "in docs/architecture.md, and not there"
