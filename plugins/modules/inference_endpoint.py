@@ -146,7 +146,8 @@ waited_seconds:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import endpoint
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import EndpointError
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.look import look
 
 
 def argument_spec():
@@ -166,10 +167,10 @@ def argument_spec():
 def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
-        result = endpoint.look(module.params)
+        result = look(module.params)
     except ValueError as error:
         module.fail_json(msg=str(error))
-    except endpoint.EndpointError as error:
+    except EndpointError as error:
         module.fail_json(msg="%s: %s" % (error.name, error), verdict=error.name)
     module.exit_json(**result)
 

@@ -10,9 +10,9 @@ import re
 import time
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError as ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpTimeout as ApiTimeout
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import Stream, decode
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError as ApiError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpTimeout as ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import Stream, decode
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
 __all__ = ["Answer", "Api", "ApiError", "ApiTimeout", "number"]

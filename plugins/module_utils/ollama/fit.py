@@ -9,10 +9,10 @@ import os
 from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import decode
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import decode
 
 if TYPE_CHECKING:
     from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf

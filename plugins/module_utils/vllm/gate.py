@@ -13,11 +13,11 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError, Load
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Fault, Running, Verdict
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import log, sizing
 
@@ -178,7 +178,7 @@ class VllmGate:
 
     def _answers(self, running: Running) -> None:
         # a host that is as declared needs it for nothing
-        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint_answers import answer
+        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
 
         before = self._load()
         try:

@@ -10,7 +10,7 @@ import re
 import time
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, label, select

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import endpoint
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import EndpointError
 from ansible_collections.gpufleet.inference.plugins.modules import inference_endpoint
 
 
@@ -18,7 +18,7 @@ def test_options_are_given_on(run_module, monkeypatch):
         seen.update(params)
         return {"changed": False, "msg": "ok", "verdict": "ok"}
 
-    monkeypatch.setattr(endpoint, "look", look)
+    monkeypatch.setattr(inference_endpoint, "look", look)
     result = run_module(
         inference_endpoint.main, {"url": "http://h", "api_key": "sesame-key", "smoke": True}, check=True
     )
@@ -31,7 +31,7 @@ def test_options_are_given_on(run_module, monkeypatch):
 @pytest.mark.parametrize(
     "error, expected",
     [
-        (endpoint.EndpointError("busy", "3 running"), {"msg": "busy: 3 running", "verdict": "busy"}),
+        (EndpointError("busy", "3 running"), {"msg": "busy: 3 running", "verdict": "busy"}),
         (ValueError("'x' is no URL"), {"msg": "'x' is no URL"}),
     ],
 )
@@ -39,7 +39,7 @@ def test_a_failure_is_told(run_module, monkeypatch, error, expected):
     def look(params):
         raise error
 
-    monkeypatch.setattr(endpoint, "look", look)
+    monkeypatch.setattr(inference_endpoint, "look", look)
     result = run_module(inference_endpoint.main, {"url": "http://h"})
     assert result["failed"]
     assert {key: result.get(key) for key in expected} == expected

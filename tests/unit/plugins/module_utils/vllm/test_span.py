@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import gate as gate_module
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import span
 

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import endpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint_answers import answer
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.look import look
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.sleep import asleep
 
 PATHS = {
@@ -134,13 +134,13 @@ def test_the_module_for_any_endpoint(serves, web):
     serves("embed")
     params = dict(api_key=None, state="ready", model=None, smoke=True, tokens=1, timeout=30)
     params.update(url=web.url, validate_certs=True, ca_path=None)
-    result = endpoint.look(params)
+    result = look(params)
     assert "an embedding of 128 dimensions" in result["msg"]
     assert (result["task"], result["tokens_per_second"]) == ("embeddings", None)
     for path in PATHS.values():
         web.answers.pop(path, None)
     with pytest.raises(EndpointError, match="answers not proven"):
-        endpoint.look(params)
+        look(params)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import endpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import Endpoint, EndpointError, Load
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import client
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.look import look as look_at
 
 PARAMS = {
     "api_key": None,
@@ -40,7 +41,7 @@ def recorded(web, fixture_text):
 
 
 def look(web, **options):
-    return endpoint.look(dict(PARAMS, url=web.url, **options))
+    return look_at(dict(PARAMS, url=web.url, **options))
 
 
 def verdict_of(web, **options):
@@ -213,6 +214,6 @@ def test_metrics_are_added_up_over_engines(fixture_text):
     text = "# HELP vllm:num_requests_running x\n"
     text += 'vllm:num_requests_running{engine="0",model_name="a b"} 1.0\nvllm:num_requests_running{engine="1"} 2.0\n'
     text += 'vllm:num_requests_waiting{engine="0"} 5\nvllm:generation_tokens_total 7e1\nbroken\nbroken x\n'
-    assert endpoint.load_of(endpoint.parse_metrics(text)) == Load(3, 5, 70)
-    assert endpoint.load_of(endpoint.parse_metrics(fixture_text("vllm/metrics.txt"))).idle
-    assert endpoint.load_of({}) is None
+    assert client.load_of(client.parse_metrics(text)) == Load(3, 5, 70)
+    assert client.load_of(client.parse_metrics(fixture_text("vllm/metrics.txt"))).idle
+    assert client.load_of({}) is None

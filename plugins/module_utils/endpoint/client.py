@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import (
     HttpError,
     HttpTimeout,
     Stream,
@@ -287,45 +287,6 @@ class Endpoint:
                 )
             # a server sends no word when it is ready or idle
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
-
-
-def look(params: Mapping[str, Any]) -> Dict[str, Any]:
-    """What the module ``inference_endpoint`` does.
-
-    :returns: the module's result.
-    :raises EndpointError: the endpoint is not as asked for.
-    :raises ValueError: an option is wrong.
-    """
-    begun = time.monotonic()
-    endpoint: Any = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
-    names = endpoint.wait_ready(params["timeout"], params["model"])
-    left = max(1.0, begun + params["timeout"] - time.monotonic())
-    result = {"changed": False, "verdict": "ok", "url": endpoint.url, "models": names}  # type: Dict[str, Any]
-    said = ["ok", "%d model%s" % (len(names), "s"[: len(names) != 1])]
-    if params["smoke"]:
-        # it is needed for this alone
-        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint_answers import answer
-
-        model = params["model"] or names[0]
-        answered = answer(endpoint, model, left, params["tokens"])
-        if answered.seconds is None:
-            raise EndpointError("not_generated", "%s at %s: %s" % (model, endpoint.url, answered.said))
-        rate = answered.tokens / answered.seconds if answered.tokens and answered.seconds else None
-        result.update(model=model, task=answered.task, latency_seconds=round(answered.seconds, 3))
-        result["tokens_per_second"] = None if rate is None else round(rate, 2)
-        what = answered.said if rate is None else "%.1f tokens/s" % rate
-        said.append("%s answered in %.2f s, %s" % (model, answered.seconds, what))
-    if params["state"] == "idle":
-        load = endpoint.wait_idle(left)  # type: Optional[Load]
-    else:
-        try:
-            load = endpoint.load()
-        except HttpError:
-            load = None
-    result["running"], result["waiting"] = (load.running, load.waiting) if load else (None, None)
-    if load:
-        said.append("%d running, %d waiting" % (load.running, load.waiting))
-    return dict(result, waited_seconds=round(time.monotonic() - begun, 2), msg=" · ".join(said))
 
 
 def _served(model: str, names: List[str]) -> bool:

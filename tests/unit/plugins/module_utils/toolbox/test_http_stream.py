@@ -12,8 +12,12 @@ import time
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import http_stream
-from ansible_collections.gpufleet.inference.plugins.module_utils.http_stream import HttpError, HttpTimeout, Stream
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import http_stream
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import (
+    HttpError,
+    HttpTimeout,
+    Stream,
+)
 
 
 @pytest.fixture

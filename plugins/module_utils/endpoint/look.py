@@ -1,0 +1,49 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an endpoint offers, does and has to do, for the module ``inference_endpoint``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Dict, Mapping, Optional
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
+
+
+def look(params: Mapping[str, Any]) -> Dict[str, Any]:
+    """What the module ``inference_endpoint`` does.
+
+    :returns: the module's result.
+    :raises EndpointError: the endpoint is not as asked for.
+    :raises ValueError: an option is wrong.
+    """
+    begun = time.monotonic()
+    endpoint: Any = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
+    names = endpoint.wait_ready(params["timeout"], params["model"])
+    left = max(1.0, begun + params["timeout"] - time.monotonic())
+    result: Dict[str, Any] = {"changed": False, "verdict": "ok", "url": endpoint.url, "models": names}
+    said = ["ok", "%d model%s" % (len(names), "s"[: len(names) != 1])]
+    if params["smoke"]:
+        model = params["model"] or names[0]
+        answered = answer(endpoint, model, left, params["tokens"])
+        if answered.seconds is None:
+            raise EndpointError("not_generated", "%s at %s: %s" % (model, endpoint.url, answered.said))
+        rate = answered.tokens / answered.seconds if answered.tokens and answered.seconds else None
+        result.update(model=model, task=answered.task, latency_seconds=round(answered.seconds, 3))
+        result["tokens_per_second"] = None if rate is None else round(rate, 2)
+        what = answered.said if rate is None else "%.1f tokens/s" % rate
+        said.append("%s answered in %.2f s, %s" % (model, answered.seconds, what))
+    if params["state"] == "idle":
+        load: Optional[Load] = endpoint.wait_idle(left)
+    else:
+        try:
+            load = endpoint.load()
+        except HttpError:
+            load = None
+    result["running"], result["waiting"] = (load.running, load.waiting) if load else (None, None)
+    if load:
+        said.append("%d running, %d waiting" % (load.running, load.waiting))
+    return dict(result, waited_seconds=round(time.monotonic() - begun, 2), msg=" · ".join(said))
