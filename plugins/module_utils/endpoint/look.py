@@ -9,7 +9,7 @@ import time
 from typing import Any, Dict, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
 
 
