@@ -12,7 +12,6 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, main_environ
 
 _PASSING = 5.0  # seconds for which a process may be not yet executed, or gone and systemd not know it
@@ -157,13 +156,12 @@ class ProgramStep:
         """The restart is all there is to do."""
         self._ran = self._running()
 
-    def undo(self) -> None:
-        """:raises StepError: what it ran before is no longer in place, and others are proven with what is."""
-        if self._ran:
-            raise StepError(
-                "%s ran %s, which has been replaced; it is restarted with %s. To go back, declare the previous release"
-                % (self.unit, self._ran, os.path.realpath(self.program))
-            )
+    def undo(self) -> Optional[str]:
+        """What it ran before is no longer in place, and others are proven with what is."""
+        return self._ran and (
+            "%s ran %s, which has been replaced, and now runs %s: to go back, declare the previous release"
+            % (self.unit, self._ran, os.path.realpath(self.program))
+        )
 
     def _running(self) -> Optional[str]:
         pid = int(self.system.show(self.unit).get("MainPID") or 0)

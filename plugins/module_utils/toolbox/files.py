@@ -114,9 +114,9 @@ def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755
 
 
 def missing_folders(path: str) -> List[str]:
-    """A folder and those of its parents that are not there, the outermost first."""
+    """A folder and those of its parents that are not there, the outermost first; ``path`` is absolute."""
     missing: List[str] = []
-    place = os.path.normpath(path)
+    place = os.path.normpath(os.path.join("/", path))
     while not os.path.lexists(place):
         missing.append(place)
         place = os.path.dirname(place)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -711,10 +712,7 @@ def test_an_instance_runs_the_program_in_place(host):
         (step,) = [step for step in host.bring.asked["steps"] if type(step).__name__ == "ProgramStep"]
         assert step.needed() is stale
         step.apply()
-        with pytest.raises(
-            engine.StepError, match="chat.service ran .*, which has been replaced; .* the previous release"
-        ):
-            step.undo()
+        assert re.search(r"chat\.service ran .*, which has been replaced, .* the previous release", step.undo())
 
 
 def test_an_instance_needs_an_installed_ollama(host):
