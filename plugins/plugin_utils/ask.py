@@ -42,7 +42,8 @@ SCRIPT = """\
 import sys; sys.path[:] = [path for path in sys.path if path not in ("", ".")]
 import base64, json, zlib
 from importlib.machinery import ModuleSpec
-sources, room, work, function, params = json.loads(zlib.decompress(base64.b64decode("%s")))
+sources, room, work, function = json.loads(zlib.decompress(base64.b64decode("%s")))
+params = json.loads(base64.b64decode("%s"))
 class Sources:
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -100,14 +101,14 @@ class Work:
 
     def __init__(self, module: str, function: str, argument_spec: Mapping[str, Any]) -> None:
         self.module = "%s.%s" % (ROOM, module)
-        self.function = function
         self.validator = ArgumentSpecValidator(dict(argument_spec))
         self.sources = sources(self.module)
+        told = json.dumps([self.sources, ROOM, self.module, function]).encode()
+        self._packed = base64.b64encode(zlib.compress(told, 9)).decode()
 
     def script(self, params: Mapping[str, Any], mark: str = MARK) -> bytes:
         """The bare script for these parameters; it needs Python 3.8 and its standard library."""
-        told = json.dumps([self.sources, ROOM, self.module, self.function, params]).encode()
-        return (SCRIPT % (base64.b64encode(zlib.compress(told, 1)).decode(), mark)).encode()
+        return (SCRIPT % (self._packed, base64.b64encode(json.dumps(params).encode()).decode(), mark)).encode()
 
 
 def sources(module: str) -> Dict[str, str]:
