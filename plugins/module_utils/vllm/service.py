@@ -39,6 +39,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template i
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
+_RESERVED = 2 << 30  # bytes that the driver itself may keep of a GPU
 _ENDING = 10.0  # seconds for which a process that has no unit any more may hold memory
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
@@ -267,7 +268,7 @@ def _with_room(devices: List[Dict[str, Any]], unit: str, utilization: float, gat
     """The GPUs as they are when there is room on them.
 
     A process that is ending, such as those of this host when another host of the model is being stopped, is in no unit
-    any more, and holds its memory for a moment.
+    any more, and later in no list either, and holds its memory for a moment.
     """
     until = time.monotonic() + _ENDING
     while True:
@@ -277,13 +278,22 @@ def _with_room(devices: List[Dict[str, Any]], unit: str, utilization: float, gat
                 sizing.check_free(device, held.get(device["uuid"], 0), utilization, label(device), unit)
             return devices
         except sizing.SizingError:
-            ending = any(process["unit"] is None for device in devices for process in device["processes"] or ())
-            if not ending or time.monotonic() >= until:
+            if not any(map(_unclaimed, devices)) or time.monotonic() >= until:
                 raise
         # the driver frees memory some time after a process ended, and sends no word
         time.sleep(0.25)
         now = {device["uuid"]: device for device in gather()["devices"]}
         devices = [now.get(device["uuid"], device) for device in devices]
+
+
+def _unclaimed(device: Dict[str, Any]) -> bool:
+    """Whether a GPU has memory in use that no process of a unit accounts for."""
+    total, free = device["memory"]["total_bytes"], device["memory"]["free_bytes"]
+    if total is None or free is None:
+        return False
+    processes = device["processes"] or ()
+    claimed = sum(process["used_bytes"] or 0 for process in processes if process["unit"])
+    return any(process["unit"] is None for process in processes) or total - free - claimed > _RESERVED
 
 
 def _check_open(params: Mapping[str, Any], warn: Callable[[str], None]) -> None:

@@ -124,7 +124,7 @@ def holding(fakes, unit):
     """Facts of GPUs of which a process of this unit holds nearly all."""
     found = fakes.facts()
     for device in found["devices"]:
-        device["memory"]["free_bytes"] = GIB
+        device["memory"]["free_bytes"] = device["memory"]["total_bytes"] - 130 * GIB
         device["processes"] = [{"pid": 7, "name": "python", "unit": unit, "used_bytes": 130 * GIB}]
     return found
 
@@ -143,6 +143,15 @@ def test_the_memory_of_a_process_that_is_ending_is_waited_for(bring, fakes, monk
     left = gathers(monkeypatch, holding(fakes, None), holding(fakes, None), fakes.facts())
     result = bring()
     assert result["msg"].startswith("ok") and len(left) == 1
+
+
+def test_memory_that_no_process_holds_any_more_is_waited_for(bring, fakes, monkeypatch):
+    """The process is in no list already, and the driver frees its memory a moment later."""
+    ended = holding(fakes, None)
+    for device in ended["devices"]:
+        device["processes"] = []
+    left = gathers(monkeypatch, ended, ended, fakes.facts())
+    assert bring()["msg"].startswith("ok") and len(left) == 1
 
 
 def test_memory_that_stays_held_is_refused(bring, fakes, monkeypatch):
