@@ -242,7 +242,7 @@ def test_an_archive_that_is_a_pipe_is_not_waited_for(tmp_path, owner):
         archives.lay(Source(str(tmp_path / "a.tgz"), DIGEST), str(tmp_path / "into"))
 
 
-@pytest.mark.parametrize("behind", [b"\0" * 1000, b"x" * (3 << 20)])
+@pytest.mark.parametrize("behind", [b"\0" * 1000, b"x" * (3 << 20)], ids=["zeros", "megabytes"])
 @pytest.mark.parametrize("kind", ["gz", "zst"])
 def test_what_follows_an_archive_does_not_hang_the_unpacker(tmp_path, kind, behind):
     """A zstd that nobody reads from would be waited for without an end."""

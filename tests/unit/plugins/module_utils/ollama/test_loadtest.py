@@ -122,7 +122,7 @@ def test_nothing_is_answered(load: Any) -> None:
 def test_numbers_that_mean_nothing(load: Any, wrong: Dict[str, int]) -> None:
     given: Dict[str, Any] = {"users": 1, "requests": 1, "tokens": 1}
     with pytest.raises(loadtest.LoadError, match="expected 1 or more of each"):
-        loadtest.run(dict(given, models=["a"], name="ollama", host=None) | wrong, FakeSystem(1), dict)
+        loadtest.run({**given, "models": ["a"], "name": "ollama", "host": None, **wrong}, FakeSystem(1), dict)
 
 
 def test_a_model_that_is_not_there(load: Any, ollama: Any) -> None:
