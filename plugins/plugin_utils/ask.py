@@ -10,9 +10,9 @@ that answers otherwise than "as declared" is sent the module, which then does th
 
 from __future__ import annotations
 
-import ast
 import base64
 import json
+import re
 import secrets
 import shlex
 import zlib
@@ -70,6 +70,9 @@ if warnings:
 print("%s" + json.dumps(answer))
 """
 
+#: An import from there, wherever it stands. To parse all sources takes 40 times as long, at each start of Ansible.
+_IMPORT = re.compile(r"^ *from (%s[\w.]*) import (\([^)]*\)|[^\n]+)" % re.escape(ROOM), re.MULTILINE)
+
 #: What a result of ours never has: Ansible itself does something with it.
 _OF_ANSIBLE = {
     *(
@@ -104,7 +107,7 @@ class Work:
         self.validator = ArgumentSpecValidator(dict(argument_spec))
         self.sources = sources(self.module)
         told = json.dumps([self.sources, ROOM, self.module, function]).encode()
-        self._packed = base64.b64encode(zlib.compress(told, 9)).decode()
+        self._packed = base64.b64encode(zlib.compress(told, 4)).decode()
 
     def script(self, params: Mapping[str, Any], mark: str = MARK) -> bytes:
         """The bare script for these parameters; it needs Python 3.8 and its standard library."""
@@ -121,9 +124,8 @@ def sources(module: str) -> Dict[str, str]:
         if name in found or not path.is_file():  # a folder, or a name within a module
             continue
         found[name] = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(found[name])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(ROOM):
-                waiting += [str(node.module), *("%s.%s" % (node.module, alias.name) for alias in node.names)]
+        for place, names in _IMPORT.findall(found[name]):
+            waiting += [place, *("%s.%s" % (place, word) for word in re.findall(r"\w+", names))]
     return found
 
 

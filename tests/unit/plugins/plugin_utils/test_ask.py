@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -317,6 +318,22 @@ def test_every_works_script_has_all_that_it_imports(action):
     script += ["for name in sources: __import__(name)", "print(callable(getattr(sys.modules[work], function)))"]
     done = subprocess.run([sys.executable, "-I", "-S", "-"], input="\n".join(script), capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("True", "")
+
+
+@pytest.mark.parametrize("action", [gpu_facts_action, ollama_model, ollama_service, systemd_override])
+def test_the_sources_are_those_that_a_parser_finds(action):
+    """Imports within functions among them, which no import of the sources themselves would miss."""
+    found = action.ActionModule.WORK.sources
+    for name, text in found.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(ask.ROOM):
+                wanted = [node.module, *("%s.%s" % (node.module, alias.name) for alias in node.names)]
+                there = [
+                    one
+                    for one in wanted
+                    if ask.FOLDER.joinpath(*one[len(ask.ROOM) + 1 :].split(".")).with_suffix(".py").is_file()
+                ]
+                assert there and set(there) <= set(found), (name, wanted)
 
 
 def test_a_script_carries_no_other_room(act):
