@@ -197,8 +197,8 @@ def _of_the_host(arguments: Mapping[str, Any]) -> bool:
 def _takes_a_script(connection: Any) -> bool:
     """Whether a program can be piped through the connection and its ``become``.
 
-    ``machinectl`` would wait for ever for the end of its input. ``su`` can do it, whatever it says of itself. Whether
-    sudo wants a terminal is not asked: then there is no answer, and the module is sent.
+    ``machinectl`` would wait indefinitely for the end of its input. ``su`` works, although it does not declare it.
+    Whether sudo wants a terminal is not asked: then there is no answer, and the module is sent.
     """
     become = getattr(connection, "become", None)
     if become is None or not connection.has_pipelining:

@@ -94,7 +94,7 @@ PLAY = """\
         credentials: {c: '%(word)s-c'}
         settings: {Service: {ExecStart: ["", "/bin/sh -c 'echo I have $S; exit 3'"]}}
         settle: 1
-      ignore_errors: true
+      ignore_errors: true  # it is to fail: what a failure shows is looked through, too
 """
 
 

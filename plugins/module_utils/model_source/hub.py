@@ -95,7 +95,7 @@ def secrets(url: Optional[str]) -> List[str]:
 
 
 def headers(source: str, token: Optional[str], user: str = "", password: str = "") -> Mapping[str, str]:
-    """How a hub is told who asks: by a token, or by the user and password of its URL."""
+    """The credentials sent to a hub: a token, or the user and password in its URL."""
     if not token:
         who = ("%s:%s" % (user, password)).encode()
         return {"Authorization": "Basic " + base64.b64encode(who).decode()} if user or password else {}

@@ -190,7 +190,7 @@ class Place:
                 if not _locked(descriptor):
                     if time.monotonic() > until:
                         raise SourceError("%s: another run has been loading it for %d s" % (self.shown, WAIT))
-                    # flock itself has no time limit
+                    # flock itself has no time limit: it is tried again until WAIT is over
                     time.sleep(0.1)
                 elif _same(part, descriptor):  # not finished or removed by the one that was waited for
                     os.fchmod(descriptor, 0o700)

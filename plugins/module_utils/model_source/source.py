@@ -144,7 +144,7 @@ def _told(place: Place, told: Mapping[str, Any]) -> Offer:
         offer = Offer(told["commit"], [File(**file) for file in told["files"]])
         hub.check(*offer)
     except (KeyError, TypeError, AttributeError) as error:
-        raise HubError("what it offers is no list of files (%s: %s)" % (type(error).__name__, error)) from None
+        raise HubError("its answer is not a list of files (%s: %s)" % (type(error).__name__, error)) from None
     if not all(file.sha256 for file in offer.files):
         raise HubError("it offers files without a SHA-256")
     _check_pinned(place, offer.commit)

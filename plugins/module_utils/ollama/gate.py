@@ -38,7 +38,7 @@ class OllamaGate:
     ``unproven`` (no start log), ``misread``, ``cpu_fallback``, ``wrong_gpu``; with a model also ``model_missing``,
     ``load_failed``, ``stalled``, ``partial_offload``, ``vram_missing``, ``spread_missing``, ``uneven_spread``; else
     ``ok``. Without a change nothing is loaded, and waited for is only what others have just started or load: a model is
-    then looked at only where it is loaded already. Of what a server keeps until it is started anew, such as GPUs that
+    then checked only if it is already loaded. Of what a server keeps until it is restarted, such as GPUs that
     it did not find when the driver was not ready yet, the verdict says that a restart may mend it.
 
     :param effective: variable to value as the server must log it.

@@ -148,7 +148,7 @@ def uninstall(
         change = engine.Change(unit=unit, enabled=False if ours else None, started=False)
 
     def theirs() -> Tuple[List[stores.Holding], bool, bool, List[str]]:
-        """What there is of models, whether they and the user stay, and which folders of his go."""
+        """Which models exist, whether they and the user are kept, and which of its folders are removed."""
         holdings = [stores.holding(path) for path in dict.fromkeys([*places, *made.remembered("stores")])]
         keeps_models = any(holding.files for holding in holdings) and not remove_models
         account_goes = not goes_on and not keeps_models and user in made.remembered("users")

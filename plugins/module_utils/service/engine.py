@@ -241,7 +241,7 @@ class _Convergence:
             return
         first, until = self.state.get("InvocationID"), time.monotonic() + self.change.timeout
         while self._ends() and self.state.get("InvocationID") == first and time.monotonic() < until:
-            # systemd sends no word when it restarts a unit
+            # systemd sends no signal when it restarts a unit: its state is polled until the deadline
             time.sleep(0.05)
             self.state = self.system.show(self.name)
         invocation, pid = self.state.get("InvocationID", ""), int(self.state.get("MainPID") or 0)

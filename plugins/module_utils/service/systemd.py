@@ -645,7 +645,7 @@ def main_environ(
 
 
 def _shown(line: str) -> str:
-    """A line of text of somebody else as it may be shown: one line, also where it writes over itself."""
+    """A foreign line of text, safe to show: always one line, even if it contains carriage returns."""
     return printable(line).replace("\n", " ")
 
 

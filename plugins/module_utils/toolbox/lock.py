@@ -71,7 +71,8 @@ def held(
                 )
             if waiting:
                 waiting(holder)
-            time.sleep(0.1)  # flock itself has no time limit
+            # flock itself has no time limit: it is tried again until the limit
+            time.sleep(0.1)
         _held.add(descriptor)
         try:
             os.ftruncate(descriptor, 0)

@@ -72,7 +72,7 @@ def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
     The child dies with its parent: at once, or once a system call ends that cannot be interrupted.
 
     :param work: returns what JSON can tell; what it changes in memory is lost. A generator function is given the time
-        limit anew at each of its yields, and returns its result.
+        limit again at each of its yields, and returns its result.
     :param limit: seconds after which the child is killed; it may wait for a pipe or a hanging file system.
     :raises OSError: as in the child, with the same errno and file name.
     :raises UserError: the child failed in another way, or took longer.
@@ -169,7 +169,8 @@ def _end(child: int) -> None:
     except ProcessLookupError:
         pass
     for pause in (0, 0.001, 0.01, 0.1, 0.5):
-        time.sleep(pause)  # waitpid has no time limit
+        # waitpid has no time limit: the child is asked for five times, then left to the kernel
+        time.sleep(pause)
         if os.waitpid(child, os.WNOHANG)[0]:
             return
 

@@ -30,7 +30,7 @@ send(b"MESSAGE=one of two", b"MESSAGE=two of two")
 send(binary(b"not \\xff text\\nand a line"))
 send(b"MESSAGE=" + b"x" * 150000)
 send(b"MESSAGE=last own words")
-time.sleep(600)
+time.sleep(600)  # the service stays up until the test stops it
 """
 )
 STRANGER = (

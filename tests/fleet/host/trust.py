@@ -26,14 +26,14 @@ SLEEPS = "/bin/sleep infinity"
 TITLE = """
 import ctypes, sys, time
 environ = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
-time.sleep(float(sys.argv[1]))
+time.sleep(float(sys.argv[1]))  # the title is set after the proof, or at once: the test says which
 places, number = [], 0
 while environ[number]:
     places.append((environ[number], len(ctypes.string_at(environ[number]))))
     number += 1
 for place, size in places:
     ctypes.memset(place, 0, size)
-time.sleep(1e6)
+time.sleep(1e6)  # the service stays up until the test stops it
 """
 
 

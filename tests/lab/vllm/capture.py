@@ -123,6 +123,7 @@ def wait(server: Any, log: Path) -> None:
         except OSError:
             assert server.poll() is None, log.read_text()
         assert time.monotonic() < begun + 300, log.read_text()
+        # a server that starts announces nothing: its port is polled
         time.sleep(0.2)
 
 

@@ -392,7 +392,7 @@ class Api:
             words = "The model `%s` does not exist." % body["model"]
             return 404, {"error": {"message": words, "type": "NotFoundError", "param": None, "code": 404}}
         if "dead-engine" in self.fault:
-            time.sleep(1 << 20)
+            time.sleep(1 << 20)  # as a real one, whose front end never answers
         read = 8 if path == "/score" else 4
         usage = {"prompt_tokens": read, "total_tokens": read, "completion_tokens": 0}
         data = [{"index": 0, **RESULTS[path]}]
@@ -421,7 +421,7 @@ class Api:
             self.running += 1
         try:
             if "dead-engine" in self.fault:
-                time.sleep(1 << 20)
+                time.sleep(1 << 20)  # as a real one, whose front end never answers
             self.awake.wait()
             time.sleep(float(self.fault.get("slow-token") or 0.01))
             if self.workers.gone():

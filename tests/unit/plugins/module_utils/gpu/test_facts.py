@@ -38,6 +38,7 @@ def hangs(gather, tmp_path, monkeypatch):
 
     def read_until(reading, _deadline):
         while not (tmp_path / "nvml.json.hangs").exists():
+            # the file is written by another process, which does not announce it
             time.sleep(0.002)
         return read(reading, time.monotonic() + 0.02)
 

@@ -627,6 +627,7 @@ def test_git_that_outlives_a_killed_run_holds_its_folder(clone, repository, tmp_
         finally:
             os._exit(0)
     while not hangs.exists():
+        # git-lfs runs below a forked child, and announces nothing
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -159,6 +159,7 @@ def endless() -> Any:
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             while True:
                 connection.sendall(b'{"response": "a"}\n')
+                # paces an answer without an end, which would else fill the memory
                 time.sleep(0.01)
 
     threading.Thread(target=serve, daemon=True).start()
