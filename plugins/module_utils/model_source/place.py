@@ -208,7 +208,7 @@ class Place:
 
         :param sha256: known checksums, kept for others.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import sync_all
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import sync_all, sync_folder
 
         path = os.path.join(self._at, commit)
         record = {"name": self.name, "source": self.source, "commit": commit, "files": dict(files)}
@@ -221,7 +221,7 @@ class Place:
         if os.path.isdir(path):  # damaged
             shutil.rmtree(path)
         os.rename(part, path)
-        _sync(self._at)
+        sync_folder(self._at)
 
     def remember(self, commit: str) -> None:
         """Note what the revision is, so that the next run need not ask."""
@@ -235,7 +235,9 @@ class Place:
             file.flush()
             os.fsync(file.fileno())
         os.rename(beside, ref)
-        _sync(os.path.dirname(ref))
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import sync_folder
+
+        sync_folder(os.path.dirname(ref))
 
     def remove_stale(self) -> List[str]:
         """Remove what :meth:`stale` names, unless a run is at work there.
@@ -273,14 +275,6 @@ def empty(folder: str) -> None:
             shutil.rmtree(path)
         else:
             os.unlink(path)
-
-
-def _sync(folder: str) -> None:
-    descriptor = os.open(os.path.join(folder, "."), _FOLDER)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _locked(descriptor: int) -> bool:

@@ -19,10 +19,10 @@ import re
 import shutil
 import stat
 from contextlib import suppress
-from typing import Any, BinaryIO, Collection, Dict, Generator, Iterator, List, Optional, Sequence, Set
+from typing import Any, BinaryIO, Collection, Dict, Generator, Iterator, List, Sequence, Set
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import BLOB, TOPS, StoreError, holding
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow, sync_folder
 
 Work = Generator[None, None, Any]
 _NO_SECOND_NAME = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -281,8 +281,4 @@ def _sync(folders: Collection[str]) -> None:
     """Have the names in folders last through a power cut."""
     for folder in folders:
         with suppress(OSError):
-            descriptor: Optional[int] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)  # type: ignore[arg-type]
-            finally:
-                os.close(descriptor)  # type: ignore[arg-type]
+            sync_folder(folder)

@@ -412,7 +412,7 @@ class EnvironmentStep:
         os.chmod(self.path, 0o755)
         files.sync_all(self.path)
         os.rename(beside, os.path.join(self.path, MARKER))
-        _sync(self.path)
+        files.sync_folder(self.path)
 
     def _run(self, command: Sequence[str], hint: Any = None) -> str:
         """Standard output of a program; EnvironmentFault with its last words when it fails."""
@@ -454,6 +454,8 @@ class EnvironmentStep:
         )
 
     def _point(self, name: str, target: Optional[str]) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
         path = os.path.join(self.folder, name)
         if target is None:
             if os.path.islink(path):
@@ -464,7 +466,7 @@ class EnvironmentStep:
             os.unlink(beside)
         os.symlink(target, beside)
         os.replace(beside, path)
-        _sync(self.folder)
+        files.sync_folder(self.folder)
 
 
 def asked(choice: Choice, interpreter: str) -> str:
@@ -679,20 +681,14 @@ def _texts(folder: str) -> List[str]:
 
 def _remove(path: str) -> None:
     """Remove an environment, if there is one: first what says that it is whole, as a kill may leave the rest."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
     try:
         os.unlink(os.path.join(path, MARKER))
-        _sync(path)
+        files.sync_folder(path)
     except OSError:
         pass
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -288,6 +288,18 @@ def sync(descriptor: int) -> None:
         os.close(listing)
 
 
+def sync_folder(path: str) -> None:
+    """The same for a folder by its path, which may be a link that whoever runs this trusts.
+
+    :raises OSError: there is no such folder, or the disk fails.
+    """
+    descriptor = os.open(os.path.join(path, "."), _PASS)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_all(path: str) -> None:
     """Have all that was written to the file system of a folder last through a power cut.
 
