@@ -260,7 +260,7 @@ class OllamaGate:
                 "look at journalctl -u %s" % (model, allowed, running.unit),
             ) from None
         except ApiError as error:
-            if not running.alive():
+            if running.dying():
                 raise self._died(running) from None
             raise Fault("load_failed", "%s was asked for one token: %s" % (model, error)) from None
         if answer.status == 404:

@@ -137,6 +137,10 @@ class Running:
         """False as soon as the main process has ended, and with it this invocation. Costs no process."""
         return self.process.alive()
 
+    def dying(self) -> bool:
+        """Whether the main process has ended or does so within a second: it may notice its child's death late."""
+        return self.process.ended_within(1.0)
+
 
 Gate = Callable[[Running, bool], Verdict]
 

@@ -184,7 +184,7 @@ class VllmGate:
         try:
             answered = answer(self.endpoint, self.served, self.token_timeout)
         except EndpointError as error:
-            if not running.alive():
+            if running.dying():
                 raise self._died(running) from None
             raise Fault(error.name, str(error)) from None
         after = self._load()

@@ -76,6 +76,9 @@ class FakeRunning:
     def alive(self) -> bool:
         return self.is_alive()
 
+    def dying(self) -> bool:
+        return not self.is_alive()
+
 
 class FakeOllama:
     """Answers by path: (status, body), or a function of the request's body; requests are kept."""

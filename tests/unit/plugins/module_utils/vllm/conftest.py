@@ -66,6 +66,9 @@ class FakeRunning:
     def alive(self) -> bool:
         return self.is_alive()
 
+    def dying(self) -> bool:
+        return not self.is_alive()
+
 
 @pytest.fixture
 def fakes():
