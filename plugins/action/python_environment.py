@@ -16,7 +16,7 @@ class ActionModule(Asking):
     """Sends the module to a host that is not as declared; when it answers ``wheels_needed``, the wheels as well."""
 
     MODULE = "gpufleet.inference.python_environment"
-    WORK = Work("python_environment", "bring", python_environment.argument_spec())
+    WORK = Work("python_env.step", "bring", python_environment.argument_spec())
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = super(Asking, self).run(tmp, task_vars)

@@ -11,4 +11,4 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Aski
 
 class ActionModule(Asking):
     MODULE = "gpufleet.inference.systemd_override"
-    WORK = Work("service.declared", "bring", systemd_override.argument_spec())
+    WORK = Work("converge.override_module", "bring", systemd_override.argument_spec())

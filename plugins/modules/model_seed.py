@@ -116,8 +116,7 @@ unit:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import model_seed
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model, offer
 
 
 def argument_spec():
@@ -143,7 +142,7 @@ def main():
         argument_spec=argument_spec(), required_if=[("state", "started", ("models", "token"))], supports_check_mode=True
     )
     try:
-        result = model_seed.bring(module.params, module.check_mode)
+        result = model.bring(module.params, module.check_mode)
     except offer.SeedError as error:
         module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
     except offer.Unable as error:

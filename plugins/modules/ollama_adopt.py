@@ -80,8 +80,8 @@ files:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import adopt
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
 
 
 def argument_spec():

@@ -554,9 +554,9 @@ archive_needed:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service, settings, store
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install import InstallError
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import ServiceError
 
 OF_ONE = [
     "enabled",

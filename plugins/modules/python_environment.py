@@ -208,21 +208,21 @@ wheels_needed:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import python_environment
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import step
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import EnvironmentFault
 
 
 def argument_spec():
-    return dict(python_environment.OPTIONS, engine=dict(type="str", choices=["vllm", "torch"], required=True))
+    return dict(step.OPTIONS, engine=dict(type="str", choices=["vllm", "torch"], required=True))
 
 
 def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
-        result = python_environment.bring(module.params, module.check_mode, module.warn)
-    except python_environment.WheelsNeeded:
+        result = step.bring(module.params, module.check_mode, module.warn)
+    except step.WheelsNeeded:
         module.exit_json(changed=False, wheels_needed=True, msg="the wheels have to be sent first")
-    except python_environment.Refused as error:
+    except step.Refused as error:
         module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
     except EnvironmentFault as error:
         module.fail_json(msg="%s. Nothing of it is left; what was in use still is" % error, changed=False)

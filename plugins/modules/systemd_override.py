@@ -295,9 +295,9 @@ unit_state:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import declared
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import ServiceError
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import override_module
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
 
 
 def argument_spec():
@@ -318,7 +318,7 @@ def argument_spec():
 def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
-        result = declared.bring(module.params, module.check_mode, module.warn)
+        result = override_module.bring(module.params, module.check_mode, module.warn)
     except UnitError as error:
         module.fail_json(msg="%s (nothing was changed)" % error)
     except ServiceError as error:

@@ -434,7 +434,7 @@ gpus:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 
 

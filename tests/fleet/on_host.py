@@ -29,7 +29,7 @@ def run(lab: Any, host: str, script: str, data: Any = None, check: bool = True, 
     """What the script printed as JSON in its last line; `data` is what it reads as JSON from its first argument."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for room in ("service", "toolbox"):
+        for room in ("converge", "systemd", "toolbox"):
             for file in sorted((ROOT / "plugins/module_utils" / room).glob("*.py")):
                 tar.add(file, "%s/%s/%s" % (PACKAGE, room, file.name))
         tar.add(ROOT / "tests/fleet/host" / script, script)

@@ -19,7 +19,7 @@ ROUNDS = 20
 
 
 def tables() -> Any:
-    path = on_host.ROOT / "tests/unit/plugins/module_utils/service/test_unit.py"
+    path = on_host.ROOT / "tests/unit/plugins/module_utils/systemd/test_unit.py"
     spec = importlib.util.spec_from_file_location("unit_tables", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

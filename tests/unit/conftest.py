@@ -15,7 +15,7 @@ import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -88,7 +88,7 @@ def remembered(monkeypatch, tmp_path_factory):
     """What is made in tests is remembered in a file of theirs, and their locks are their own; gives its path."""
     base = tmp_path_factory.mktemp("var")
     path = base / "gpufleet/made.json"
-    monkeypatch.setattr(made, "PATH", str(path))
+    monkeypatch.setattr(install_record, "PATH", str(path))
     monkeypatch.setattr(lock, "FOLDER", str(base / "run/gpufleet"))
     monkeypatch.setattr(lock, "FOLDER_OF_USER", str(base / "run/%d/gpufleet"))
     return path

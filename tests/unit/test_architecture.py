@@ -28,8 +28,8 @@ FLOORS = {
 
 
 def room(path: Path) -> str:
-    """The room of a file: its folder, or for a file that stands by itself in module_utils the file."""
-    return str(path.relative_to(PLUGINS) if path.parent.name == "module_utils" else path.parent.relative_to(PLUGINS))
+    """The room of a file: its folder."""
+    return str(path.parent.relative_to(PLUGINS))
 
 
 def imports(path: Path) -> Set[Path]:
@@ -52,19 +52,9 @@ def test_arrows_go_down(path: Path) -> None:
     wrong = []
     for other in IMPORTS[path]:
         here, there = room(path), room(other)
-        if here != there and (here, there) not in SIDEWAYS and not floor(there) < floor(here):
-            wrong.append("%s (floor %g) imports %s (floor %g)" % (here, floor(here), there, floor(there)))
+        if here != there and not FLOORS[there] < FLOORS[here]:
+            wrong.append("%s (floor %d) imports %s (floor %d)" % (here, FLOORS[here], there, FLOORS[there]))
     assert wrong == []
-
-
-def floor(name: str) -> float:
-    """The floor of a room; a file that stands by itself is half a floor above the rooms that it puts together."""
-    if name.endswith(".py"):
-        return 1.5
-    return FLOORS[name]
-
-
-SIDEWAYS = {("module_utils/seeding", "module_utils/service")}
 
 
 def test_no_circle() -> None:

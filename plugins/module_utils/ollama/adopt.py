@@ -22,8 +22,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select impo
     visible_devices,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import Unit, Value, merge, unit_name
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit, Value, merge, unit_name
 
 WHOLE_NUMBERS = ("num_parallel", "max_loaded_models", "max_queue", "context_length", "max_transfer_streams")
 LISTS = ("origins", "remotes")

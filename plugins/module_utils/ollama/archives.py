@@ -13,13 +13,13 @@ import subprocess
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Callable, Iterator, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import (
     UNVERIFIED,
     Source,
     is_url,
     without_secrets,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
 
 LARGEST = 32 << 30
 """Bytes of an archive."""

@@ -13,11 +13,11 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Fault, Running, Verdict
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, pci_bus_id
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, names, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout, number
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Fault, Running, Verdict
 
 _GIB = 1024.0**3
 _LOG_DELAY = 2.0  # seconds that a line may need from the server to the journal

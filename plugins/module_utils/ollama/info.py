@@ -13,7 +13,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
 
 _SHOWS = 60.0  # seconds for what is asked of all loaded models; a server may name as many as it likes
 

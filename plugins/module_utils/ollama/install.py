@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 from typing import Dict, List, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import archives
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.archives import InstallError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import Release, without_secrets
@@ -30,7 +31,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.switch i
     link,
     names_in,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, made
 
 USER = "ollama"
 HOME = "/usr/share/ollama"
@@ -209,14 +209,14 @@ class UnitStep:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
         content = self.text.encode("ascii")
-        made.add("units", self.path)
+        install_record.add("units", self.path)
         self._wrote = True
         files.write_whole(self.path, content)
 
     def undo(self) -> None:
         if self._wrote and os.path.lexists(self.path):
             os.unlink(self.path)
-        made.drop("units", self.path)
+        install_record.drop("units", self.path)
 
 
 # --- what may be wrong with a host before anything is touched

@@ -13,7 +13,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, Api, ApiError, number
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 
 _GIB = float(1 << 30)
 _NS = 1e9

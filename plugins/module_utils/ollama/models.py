@@ -26,7 +26,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.records import Records, fingerprint
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
 
 _GIB = float(1 << 30)
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, main_environ
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, main_environ
 
 _PASSING = 5.0  # seconds for which a process may be not yet executed, or gone and systemd not know it
 

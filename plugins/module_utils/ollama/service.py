@@ -9,6 +9,7 @@ import os
 from functools import partial
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import nodes as gpu_nodes
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
@@ -29,9 +30,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.fit import Fit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, engine, ledger, sandbox
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import Unit, merge
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims, sandbox
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit, merge
 
 
 class Refused(Exception):
@@ -51,7 +52,7 @@ class Plan(NamedTuple):
 
     params: Mapping[str, Any]
     change: engine.Change
-    claim: ledger.Claim
+    claim: claims.Claim
     gate: OllamaGate
     steps: List[engine.Step]
     declared: settings.Declared
@@ -172,7 +173,7 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
     _check_host(params, user, store, moved_from, steps)
     host = _host(declared, others, params["allow_unauthenticated"], warn)
     used = devices or facts["devices"]
-    claim = ledger.Claim(
+    claim = claims.Claim(
         unit,
         dict.fromkeys(device["uuid"] for device in used if device["uuid"]),
         exclusive=not params["share_gpus"],
@@ -212,7 +213,7 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
     change = engine.Change(
         unit=unit,
         environment=declared.environment,
-        settings=dict({"Service": service} if service else {}, **ledger.lines(claim)),
+        settings=dict({"Service": service} if service else {}, **claims.lines(claim)),
         enabled=params["enabled"],
         started=True,
         timeout=params["timeout"],
@@ -228,7 +229,7 @@ def _hold_claims(plans: Sequence[Plan], facts: Dict[str, Any], system: Any) -> N
     for number, plan in enumerate(plans):
         later = [other.unit for other in plans[number + 1 :]]
         plan.change.while_writing = partial(
-            ledger.claiming, plan.claim, system, later, lambda uuid: names.get(uuid, uuid)
+            claims.claiming, plan.claim, system, later, lambda uuid: names.get(uuid, uuid)
         )
 
 
@@ -236,8 +237,8 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], facts: Dict[str
     """No two services may have the same GPU or port."""
     names = {device["uuid"]: label(device) for device in facts["devices"]}
     try:
-        ledger.check([plan.claim for plan in plans], system, leaving, lambda uuid: names.get(uuid, uuid))
-    except ledger.Conflict as conflict:
+        claims.check([plan.claim for plan in plans], system, leaving, lambda uuid: names.get(uuid, uuid))
+    except claims.Conflict as conflict:
         for plan in plans:
             made = any(isinstance(step, install.UnitStep) for step in plan.steps)
             if not made and system.show(plan.unit).get("LoadState") == "not-found":
@@ -422,7 +423,7 @@ def _check_store(user: str, store: Optional[str], steps: Sequence[engine.Step]) 
 def _prepared(user: str, store: str, steps: Sequence[engine.Step], why: str) -> Optional[str]:
     """What keeps a user of our own from a store that root has prepared; that is given to it where it is only root's."""
     directory = next((step for step in steps if isinstance(step, install.DirectoryStep)), None)
-    if directory is None or (account.exists(user) and user not in account.made.remembered("users")):
+    if directory is None or (account.exists(user) and user not in account.install_record.remembered("users")):
         return why
     if stores.refused(store, user, to_be_made=True, parents_only=True) or directory.give(stores.TOPS):
         return why

@@ -16,8 +16,8 @@ import stat
 from shlex import quote
 from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import (
     STRANGERS,
     Ids,
@@ -124,7 +124,7 @@ def default_store(user: str) -> Optional[str]:
 
 def move_record(unit: str) -> str:
     """Path of the file that remembers unfinished moves of a unit's models; root's alone, unlike the stores."""
-    return os.path.join(os.path.dirname(made.PATH), "move-%s.json" % unit)
+    return os.path.join(os.path.dirname(install_record.PATH), "move-%s.json" % unit)
 
 
 def move_unfinished(unit: str) -> bool:

@@ -16,11 +16,11 @@ import os
 import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, engine, install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import switch as switches
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, engine, made
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
 
@@ -149,11 +149,11 @@ def uninstall(
 
     def theirs() -> Tuple[List[stores.Holding], bool, bool, List[str]]:
         """Which models exist, whether they and the user are kept, and which of its folders are removed."""
-        holdings = [stores.holding(path) for path in dict.fromkeys([*places, *made.remembered("stores")])]
+        holdings = [stores.holding(path) for path in dict.fromkeys([*places, *install_record.remembered("stores")])]
         keeps_models = any(holding.files for holding in holdings) and not remove_models
-        account_goes = not goes_on and not keeps_models and user in made.remembered("users")
+        account_goes = not goes_on and not keeps_models and user in install_record.remembered("users")
         tops = [os.path.join(holding.path, top) for holding in holdings for top in stores.TOPS if holding.files]
-        homes = [path for path in made.remembered("homes") if path == install.HOME]
+        homes = [path for path in install_record.remembered("homes") if path == install.HOME]
         owned = [path for path in tops if remove_models and os.path.lexists(path)]
         return holdings, keeps_models, account_goes, owned + (homes if account_goes else [])
 
@@ -194,13 +194,13 @@ def _units_of_ours(unit: str) -> List[str]:
     """Unit files that this collection has made for a unit."""
     name, at, _instance = unit.partition("@")
     files = [unit, name + "@.service"] if at else [unit]
-    return [path for path in made.remembered("units") if os.path.basename(path) in files]
+    return [path for path in install_record.remembered("units") if os.path.basename(path) in files]
 
 
 def _template_beside(unit: str) -> List[str]:
     """The unit file that this collection has made for instances beside a service, of which none is left."""
     name = unit.replace(".service", "@.service")
-    found = [path for path in made.remembered("units") if "@" not in unit and os.path.basename(path) == name]
+    found = [path for path in install_record.remembered("units") if "@" not in unit and os.path.basename(path) == name]
     return [path for path in found if not _instances(path)]
 
 
@@ -241,29 +241,29 @@ def _remove(gone: List[str], owned: List[str], user: Optional[str]) -> None:
             files.remove_tree(path)
         if os.path.lexists(path):
             raise OSError(errno.ENOTEMPTY, "%s cannot be removed" % path)
-        made.drop("homes", path)
+        install_record.drop("homes", path)
     if user:
         if account.exists(user):  # a killed run may have recorded, but not created it
             account.run(["userdel", user])
-        made.drop("users", user)
+        install_record.drop("users", user)
 
 
 def _tidy(prefix: str, places: List[str]) -> None:
     """Remove folders of ours that are empty by now."""
     _remove_empty([os.path.join(prefix, switches.STORE)])
     # folders that were made for a store, from the inside out
-    for folder in reversed(made.remembered("directories")):
+    for folder in reversed(install_record.remembered("directories")):
         if any((place + "/").startswith(folder + "/") for place in places):
             _remove_empty([folder])
-    _remove_empty([os.path.dirname(made.PATH)])
+    _remove_empty([os.path.dirname(install_record.PATH)])
 
 
 def _remember(holdings: List[stores.Holding], units: List[str]) -> None:
     """Where models stay, for a later run that is told to remove them."""
     for path in units:
-        made.drop("units", path)
+        install_record.drop("units", path)
     for holding in holdings:
-        change = made.add if stores.holding(holding.path).files else made.drop
+        change = install_record.add if stores.holding(holding.path).files else install_record.drop
         change("stores", holding.path)
 
 
@@ -276,7 +276,7 @@ def _remove_empty(folders: List[str]) -> None:
             pass
         except OSError:
             continue  # it holds something, or is no longer what was made
-        made.drop("directories", folder)
+        install_record.drop("directories", folder)
 
 
 def _sentence(unit: str, changed: bool, check_mode: bool, goes_on: bool, kept: str) -> str:

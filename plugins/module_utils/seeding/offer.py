@@ -14,7 +14,7 @@ import time
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import program
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 
 _FOLDER = "/run/gpufleet"
 _STARTS = 10.0  # seconds until it listens

@@ -16,13 +16,13 @@ import stat
 import time
 from typing import Any, Dict, List, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files, Wanted
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import Files, Wanted
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import (
     ManagerError,
     System,
     main_environ,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, evidence
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.network import LISTENER
 

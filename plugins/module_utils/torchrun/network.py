@@ -245,7 +245,7 @@ def _free(port: int) -> bool:
 
 def holder(port: int) -> str:
     """Who listens on a port, in words: program, process and unit."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+    from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 
     pid, name = System().listener(port) or (0, "")

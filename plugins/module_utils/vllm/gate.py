@@ -13,10 +13,10 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Fault, Running, Verdict
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Fault, Running, Verdict
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import log, sizing

@@ -10,14 +10,15 @@ import re
 import time
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override, as_bytes
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, label, select
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.account import UserStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.override import Override, as_bytes
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
     cluster,
@@ -103,7 +104,7 @@ def bring(
     try:
         plan = _plan(params, unit, gather, check_mode, warn, system, thorough)
         endpoint = Endpoint(plan.declared.url, params["api_key"], verify=False)
-    except (settings.SettingsError, ParallelError, sizing.SizingError, ledger.Conflict, ProgramError) as error:
+    except (settings.SettingsError, ParallelError, sizing.SizingError, claims.Conflict, ProgramError) as error:
         raise Refused(str(error)) from None
     gate = _gate_of(params)(
         endpoint=endpoint,
@@ -221,16 +222,16 @@ def _plan(
         )
         if "kv-cache-memory-bytes" not in declared.config:
             sizing.check_fit(fits, label(devices[0]), utilization, context)
-    claim = ledger.Claim(
+    claim = claims.Claim(
         unit,
         dict.fromkeys((device["uuid"] for device in devices), utilization),
         exclusive=not params["share_gpus"],
         ports=_ports(params, declared),
     )
     names = {device["uuid"]: label(device) for device in facts["devices"]}
-    ledger.check([claim], system, label=lambda uuid: names.get(uuid, uuid))
+    claims.check([claim], system, label=lambda uuid: names.get(uuid, uuid))
     change = _change(params, unit, declared, program, claim, weights, parallel)
-    change.while_writing = lambda: ledger.claiming(claim, system, label=lambda uuid: names.get(uuid, uuid))
+    change.while_writing = lambda: claims.claiming(claim, system, label=lambda uuid: names.get(uuid, uuid))
     if _differs(change, system) or (devices and not held_by_unit(devices, unit)):
         if not thorough:
             raise Differs()
@@ -336,7 +337,7 @@ def _change(
     unit: str,
     declared: settings.Declared,
     program: Program,
-    claim: ledger.Claim,
+    claim: claims.Claim,
     weights: int,
     parallel: Parallel,
 ) -> engine.Change:
@@ -391,7 +392,7 @@ def _change(
         environment=environment,
         secret_environment=declared.secret_environment,
         credentials=declared.credentials,
-        settings=dict({"Service": service}, **ledger.lines(claim)),
+        settings=dict({"Service": service}, **claims.lines(claim)),
         files=files,
         enabled=params["enabled"],
         started=True,

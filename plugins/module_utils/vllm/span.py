@@ -15,7 +15,7 @@ import signal
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Running, Verdict
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Running, Verdict
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import Fault, VllmGate, VllmHandover
 
 _LOOK = 0.3  # seconds between two looks at what the program says

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import Dict
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.override import DIRECTORY
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import UNIT_PATH
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DIRECTORY
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import UNIT_PATH
 
 NAME = "vllm@.service"
 

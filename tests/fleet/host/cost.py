@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Change, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, converge
 
 arguments = json.loads(Path(sys.argv[1]).read_text())
 started = []

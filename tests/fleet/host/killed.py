@@ -11,8 +11,9 @@ import signal
 import subprocess
 from pathlib import Path
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import atomic, systemd
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Change, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
 UNIT = "fleet-killed.service"
 DROP_INS = Path("/etc/systemd/system", UNIT + ".d")
@@ -21,9 +22,9 @@ POINTS = [
     for owner, name in (
         (atomic.Files, "stage"),
         (atomic.Files, "commit"),
-        (systemd.System, "reload"),
-        (systemd.System, "restart"),
-        (systemd.Process, "ended_within"),
+        (manager.System, "reload"),
+        (manager.System, "restart"),
+        (manager.Process, "ended_within"),
         (atomic.Files, "finish"),
     )
     for when in ("before", "after")

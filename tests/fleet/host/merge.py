@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System, split_items
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import merge
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System, split_items
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import merge
 
 BASES = ["/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"]
 NAMES = ["zq-a-b.service", "zq-a-b@x-y.service", "zq-b@i.service", "zq-c.service", "zq-d-.service"]

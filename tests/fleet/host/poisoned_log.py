@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 
 UNIT = "fleet-poisoned.service"
 SEND = """\

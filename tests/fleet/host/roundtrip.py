@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Change, ServiceError, converge
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
 
 UNIT = "fleet-environment.service"
 BATCH = 250

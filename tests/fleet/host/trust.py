@@ -12,13 +12,13 @@ import subprocess
 import time
 from pathlib import Path
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import systemd
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
     Change,
     ServiceError,
     Verdict,
     converge,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
 FOLDER = Path("/etc/systemd/system")
 SLEEPS = "/bin/sleep infinity"
@@ -150,13 +150,13 @@ def credential():
     go(name, environment={"N": "1"}, credentials=both, started=True)
     child = os.fork()
     if not child:
-        real = systemd.System.restart
+        real = manager.System.restart
 
         def dies(*arguments):
             real(*arguments)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        systemd.System.restart = dies
+        manager.System.restart = dies
         go(name, environment={"N": "2"}, credentials=one, started=True)
         os._exit(3)
     os.waitpid(child, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import adopt
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_adopt
 
 

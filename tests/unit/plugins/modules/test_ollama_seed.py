@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import model_seed as of_hubs
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding as of_ollama
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model as of_hubs
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 from ansible_collections.gpufleet.inference.plugins.modules import model_seed, ollama_seed
 

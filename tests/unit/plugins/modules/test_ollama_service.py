@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service, settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
 
 ROLE = Path(__file__).resolve().parents[4] / "roles/ollama"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import python_environment
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import step
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
     EnvironmentFault,
     EnvironmentStep,
@@ -44,8 +44,8 @@ def host(tmp_path, monkeypatch):
         (folder / "version").write_text(text)
 
     monkeypatch.setattr(EnvironmentStep, "_build", build)
-    step_for = python_environment.step_for
-    monkeypatch.setattr(python_environment, "step_for", lambda engine, params: step_for(engine, params, str(tmp_path)))
+    step_for = step.step_for
+    monkeypatch.setattr(step, "step_for", lambda engine, params: step_for(engine, params, str(tmp_path)))
     host.built, host.fails, host.root = built, False, str(tmp_path / "opt")
     return host
 

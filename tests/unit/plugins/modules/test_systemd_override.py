@@ -10,8 +10,8 @@ from typing import Any, Callable, Dict, List
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import declared
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import override_module
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
     Change,
     Outcome,
     ServiceError,
@@ -31,7 +31,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
             raise calls[-1]
         return calls[-1]
 
-    monkeypatch.setattr(declared, "converge", converge)
+    monkeypatch.setattr(override_module, "converge", converge)
     return calls
 
 

@@ -11,9 +11,9 @@ import threading
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import model_seed as seeding
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, source
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import SourceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model as seeding
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer, program
 
 COMMIT, TOKEN = "a" * 40, "5" * 32

@@ -19,10 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.action import model_source as action
-from ansible_collections.gpufleet.inference.plugins.module_utils import model_seed
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, git, hub, place
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File, HubError
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place, SourceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model as seeding_model
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking
 
@@ -663,7 +663,7 @@ def test_who_seeds_offers_nothing_from_outside_of_the_model(home, tmp_path, what
     (folder / COMMIT / "gpufleet.json").write_text(json.dumps({"files": {name: size}}))
     model = {"name": "o/m", "source": "huggingface", "revision": None, "root": str(home / "models")}
     with pytest.raises((offer.Unable, OSError), match="unsafe name|expected a regular file"):
-        model_seed._look([model])
+        seeding_model._look([model])
 
 
 @pytest.mark.parametrize(

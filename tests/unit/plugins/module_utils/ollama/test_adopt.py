@@ -10,7 +10,7 @@ import os
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import adopt, settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
 
 UNIT = "/etc/systemd/system/ollama.service"

@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gate as gate_module
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 
 GIB = 1 << 30
 

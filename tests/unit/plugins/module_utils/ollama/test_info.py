@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import info, server
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 
 START = Path(__file__).resolve().parents[3] / "fixtures/ollama/start"
 GIB = 1 << 30

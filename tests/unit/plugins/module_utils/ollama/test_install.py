@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import archives, install, switch
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install import (
     InstallError,
@@ -27,7 +28,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install 
     UnitStep,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import UNVERIFIED, Release, Source
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import unpack
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -607,7 +607,7 @@ def test_a_unit_of_ours_is_remembered(tmp_path, remembered):
     (tmp_path / "etc/systemd/system").mkdir(parents=True)
     unit = UnitStep("ollama.service", root=str(tmp_path))
     unit.apply()
-    assert made.remembered("units") == [unit.path]
+    assert install_record.remembered("units") == [unit.path]
     unit.undo()
     assert not remembered.parent.exists()
 

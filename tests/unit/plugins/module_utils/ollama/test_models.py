@@ -20,7 +20,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models, names, records, registry, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError, System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving, store, transfer
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 UNIT = "ollama.service"
@@ -188,7 +188,7 @@ def memory(monkeypatch):
     """A folder, in memory where there is some: thousands of files are made and removed."""
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="gpufleet-", dir=place) as folder:
-        monkeypatch.setattr(made, "PATH", folder + "/var/made.json")
+        monkeypatch.setattr(install_record, "PATH", folder + "/var/made.json")
         yield Path(folder)
         monkeypatch.undo()  # the counting of calls, too
 
@@ -204,7 +204,7 @@ def test_killed_anywhere(no_children, monkeypatch, memory, copies, before, phase
     monkeypatch.setattr(moving, "users_of", lambda *words: [])
     killer = Killer(monkeypatch)
     killer.copies = copies
-    remembered = Path(made.PATH)
+    remembered = Path(install_record.PATH)
     for number in itertools.count():
         for following in NEXT:
             host = memory / following / str(number)

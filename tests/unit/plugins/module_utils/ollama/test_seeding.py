@@ -26,7 +26,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer, program
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
 
 TOKEN = "0123456789abcdef" * 2

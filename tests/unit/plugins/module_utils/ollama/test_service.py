@@ -12,6 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     archives,
     install,
@@ -21,7 +22,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
 
 UNIT_FILE = ("/etc/systemd/system/ollama.service", b"[Service]\nExecStart=/usr/local/bin/ollama serve\nUser=%s\n")
@@ -482,7 +482,7 @@ def test_a_folder_that_root_has_prepared_for_a_user_who_is_to_be_made(bring, mon
     monkeypatch.setattr(service.account, "exists", lambda user: True)
     with pytest.raises(service.Refused, match="cannot write$"):
         bring(**declared)
-    service.account.made.add("users", "ollama")
+    service.account.install_record.add("users", "ollama")
     bring(**declared)
 
 
@@ -626,7 +626,7 @@ def test_a_claim_is_checked_again_when_it_is_written(bring):
     with bring.asked["change"].while_writing():
         pass
     bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))  # by a run meanwhile
-    with pytest.raises(service.ledger.Conflict, match="both listen"), bring.asked["change"].while_writing():
+    with pytest.raises(service.claims.Conflict, match="both listen"), bring.asked["change"].while_writing():
         pass
 
 
@@ -663,7 +663,7 @@ def test_what_a_later_instance_held_before_is_not_in_the_way_of_an_earlier_one(h
     with chat.while_writing():
         pass
     system.files.append((path % chat.unit, claims[code.unit].encode()))
-    with pytest.raises(service.ledger.Conflict, match="both claim GPU 2"), code.while_writing():
+    with pytest.raises(service.claims.Conflict, match="both claim GPU 2"), code.while_writing():
         pass
 
 

@@ -13,8 +13,8 @@ import threading
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, engine, install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records, uninstall
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, engine, made
 
 UNIT = "ollama.service"
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -56,8 +56,8 @@ class Host:
             self.write(store / "ollama-before-1/bin/ollama", "vendor")
             self.write(store / "ollama-before-1/lib/ollama/libggml.so", "vendor")
         else:
-            made.add("units", str(self.unit))
-            made.add("users", ME)
+            install_record.add("units", str(self.unit))
+            install_record.add("users", ME)
 
     def uninstall(self, remove_models=False, check_mode=False, places=None, unit=UNIT):
         uninstall.check([unit], str(self.prefix))
@@ -99,7 +99,7 @@ def put_model(host):
 def test_from_a_bare_host_nothing_stays(host, remembered):
     host.installed()
     host.write(host.folder / "home/.ollama/id_ed25519")
-    made.add("homes", str(host.folder / "home"))
+    install_record.add("homes", str(host.folder / "home"))
     result = host.uninstall()
     assert host.asked == ("present", False, False), "stopped, disabled, without our override"
     assert result["changed"]
@@ -121,12 +121,12 @@ def test_check_mode_foretells_and_touches_nothing(host):
     assert "user %s\n" % ME in result["diff"]["before"]
     assert host.files() == before
     assert host.commands == []
-    assert made.remembered("units")
+    assert install_record.remembered("units")
 
 
 def test_models_stay_with_their_user_until_told_otherwise(host, remembered):
     for folder in (host.store.parent, host.store):
-        made.add("directories", str(folder))
+        install_record.add("directories", str(folder))
     host.installed()
     put_model(host)
     result = host.uninstall()
@@ -165,7 +165,7 @@ def test_the_vendors_files_come_back(host):
 def test_a_program_without_a_unit_comes_back(host):
     """Somebody had unpacked a release; the unit is ours."""
     host.installed(vendor=True)
-    made.add("units", str(host.unit))
+    install_record.add("units", str(host.unit))
     host.uninstall()
     assert host.asked == ("present", False, False)
     assert (host.prefix / "bin/ollama").read_text() == "vendor"
@@ -194,7 +194,7 @@ def test_upstreams_installer_has_come_over_ours(host):
 
 def test_a_persons_unit_without_a_program_is_stopped_and_left(host):
     host.installed()
-    made.drop("units", str(host.unit))
+    install_record.drop("units", str(host.unit))
     host.uninstall()
     assert host.asked == ("present", False, None)
     assert host.files() == ["etc/ollama.service"]
@@ -217,8 +217,8 @@ def instance(host):
     """An instance, its template ours, the program somebody's."""
     host.write(host.prefix / "bin/ollama", "vendor")
     host.write(host.folder / TEMPLATE)
-    made.add("units", str(host.folder / TEMPLATE))
-    made.add("users", ME)
+    install_record.add("units", str(host.folder / TEMPLATE))
+    install_record.add("users", ME)
     host.write(host.folder / "etc" / (CHAT + ".d") / engine.DROP_IN)
     return host
 
@@ -248,26 +248,26 @@ def test_a_template_without_instances_goes_with_the_service_beside_it(host):
     host.installed()
     template, other = host.folder / TEMPLATE, host.folder / "etc/ollama@code.service.d" / engine.DROP_IN
     host.write(template)
-    made.add("units", str(template))
+    install_record.add("units", str(template))
     host.write(other)
     uninstall.check([UNIT], str(host.prefix))
     assert str(template) not in host.uninstall(check_mode=True)["diff"]["before"]
     other.unlink()
     assert "%s\n" % template in host.uninstall(check_mode=True)["diff"]["before"]
     host.uninstall()
-    assert host.files() == [] and made.remembered("units") == []
+    assert host.files() == [] and install_record.remembered("units") == []
 
 
 def test_a_template_goes_and_the_persons_service_beside_it_goes_on(host):
     host.installed(vendor=True)
     template = host.folder / TEMPLATE
     host.write(template)
-    made.add("units", str(template))
+    install_record.add("units", str(template))
     result = host.uninstall()
     assert host.asked == ("absent", None, None), "its override alone is taken away"
     assert result["msg"] == "ollama.service: what was there before is in force again"
     assert host.files() == ["etc/ollama.service", "usr/bin/ollama", "usr/lib/ollama/libggml.so"]
-    assert host.system.reloads == 1 and made.remembered("units") == []
+    assert host.system.reloads == 1 and install_record.remembered("units") == []
 
 
 def test_where_nothing_is_installed(host):
@@ -295,7 +295,7 @@ def test_what_is_mounted_in_a_home_is_not_emptied(host, monkeypatch):
     host.installed()
     home = host.folder / "home"
     host.write(home / "data/precious")
-    made.add("homes", str(home))
+    install_record.add("homes", str(home))
     true_open = open
 
     def mounted(path, *more, **options):
@@ -325,7 +325,7 @@ def test_links_in_a_home_lead_nowhere(host):
     (host.folder / "home/.ollama").mkdir(parents=True)
     for name in (".ollama/id", "up"):
         (host.folder / "home" / name).symlink_to(victim)
-    made.add("homes", str(host.folder / "home"))
+    install_record.add("homes", str(host.folder / "home"))
     host.uninstall()
     assert host.files() == ["victim/of-root"]
 
@@ -398,7 +398,7 @@ def test_folders_that_were_made_are_not_removed_through_a_link(host):
     (home / "x").symlink_to(host.folder / "victim")
     os.chown(home, 1234, 1234)
     for folder in (home / "x", home / "x/models"):
-        made.add("directories", str(folder))
+        install_record.add("directories", str(folder))
     host.uninstall(places=[str(home / "x/models")])
     assert (host.folder / "victim/models").is_dir()
 
@@ -435,7 +435,7 @@ def test_a_kill_between_any_two_changes(memory, host, power, monkeypatch, rememb
         put_model(host)
         host.write(host.folder / "home/.ollama/id")
         if not vendor:
-            made.add("homes", str(host.folder / "home"))
+            install_record.add("homes", str(host.folder / "home"))
             users.add(ME)
             (memory / "account").mkdir()
         killed = power.fails_after(number, lambda: host.uninstall(remove_models=remove_models))
@@ -450,16 +450,16 @@ def test_a_kill_between_any_two_changes(memory, host, power, monkeypatch, rememb
         if vendor:
             assert (host.prefix / "bin/ollama").read_text() == "vendor", number
         assert not os.path.lexists(host.prefix / "lib/gpufleet"), number
-        assert made.remembered("units") == []
+        assert install_record.remembered("units") == []
         if remove_models:
-            assert made.remembered("users") == made.remembered("homes") == [], number
+            assert install_record.remembered("users") == install_record.remembered("homes") == [], number
         assert bool(users) == (not vendor and not remove_models), number
         if users:  # for the next round
             users.clear()
-            made.drop("users", ME)
-            made.drop("homes", str(host.folder / "home"))
+            install_record.drop("users", ME)
+            install_record.drop("homes", str(host.folder / "home"))
             os.rmdir(memory / "account")
-        for place in made.remembered("stores"):
-            made.drop("stores", place)
+        for place in install_record.remembered("stores"):
+            install_record.drop("stores", place)
         number += 1
     assert number >= 20

@@ -15,8 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils import python_environment
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import environment
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import environment, step
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
     EnvironmentFault,
     EnvironmentStep,
@@ -57,7 +56,7 @@ def host(tmp_path, monkeypatch):
 
     def bring(version, check=False):
         params = {"engine": "engine", "version": version, "wheels": None}
-        return python_environment.bring(params, check, None)
+        return step.bring(params, check, None)
 
     rmtree = shutil.rmtree
 
@@ -69,7 +68,7 @@ def host(tmp_path, monkeypatch):
 
     monkeypatch.setattr(environment.shutil, "rmtree", marker_last)
     monkeypatch.setattr(EnvironmentStep, "_run", run)
-    monkeypatch.setattr(python_environment, "step_for", step_for)
+    monkeypatch.setattr(step, "step_for", step_for)
     monkeypatch.setattr(environment, "_texts", lambda folder: [])
     monkeypatch.setattr(files, "sync_all", this.synced.append)
     monkeypatch.setattr(environment, "_writer", lambda path: "")

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import parse_environment_file
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import parse_environment_file
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, plan
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import listen, network
 
 

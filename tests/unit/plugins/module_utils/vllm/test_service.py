@@ -11,7 +11,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings, together
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
 
@@ -104,8 +105,8 @@ def test_the_how_to(bring):
         "TimeoutStopSec": ["50"],
         "KillMode": ["mixed"],
     }
-    assert change.settings[ledger.SECTION]["GPU"] == ["GPU-%d 0.92" % index for index in range(4)]
-    assert change.settings[ledger.SECTION]["Port"] == ["8000"]
+    assert change.settings[claims.SECTION]["GPU"] == ["GPU-%d 0.92" % index for index in range(4)]
+    assert change.settings[claims.SECTION]["Port"] == ["8000"]
     assert "tensor-parallel-size: 4" in change.files[CONFIG]
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["UserStep", "TemplateStep"]
     assert bring.asked["steps"][0].home == "/var/lib/vllm"
@@ -169,7 +170,7 @@ def test_what_is_left_out_is_in_no_file(bring):
     bring()
     change = bring.asked["change"]
     assert change.settings["Service"]["TimeoutStopSec"] == ["30"]
-    assert change.settings[ledger.SECTION]["Exclusive"] == ["yes"]
+    assert change.settings[claims.SECTION]["Exclusive"] == ["yes"]
     assert not {"HF_TOKEN_PATH", "PYTHONPATH"} & set(change.environment)
     beside = "/etc/gpufleet/vllm/chat.d/gpufleet_%s.py"
     assert {path: change.files[path] for path in (beside % "guard", beside % "together")} == {
@@ -181,7 +182,7 @@ def test_what_is_left_out_is_in_no_file(bring):
 def test_what_is_said_of_it_comes_true(bring):
     bring(timeout=77, share_gpus=True, user="root", data_parallel_size="2")
     change = bring.asked["change"]
-    assert change.timeout == 77 and change.settings[ledger.SECTION]["Exclusive"] == ["no"]
+    assert change.timeout == 77 and change.settings[claims.SECTION]["Exclusive"] == ["no"]
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["TemplateStep"]
     assert "data-parallel-size: 2" in change.files[CONFIG]
 
@@ -295,7 +296,7 @@ def test_an_instance_on_the_cpu_reads_no_gpu(bring, monkeypatch):
     result = bring(visible_devices="none")
     assert bring.asked["gate"].devices == []
     assert "CUDA_VISIBLE_DEVICES" not in bring.asked["change"].environment
-    assert ledger.SECTION in bring.asked["change"].settings, "the port is claimed"
+    assert claims.SECTION in bring.asked["change"].settings, "the port is claimed"
     assert result["gpus"] == [] and result["fit"] == {} and "· CPU ·" in result["msg"]
     assert bring.asked["handover"].gpus is False
 
@@ -337,23 +338,23 @@ def test_what_is_refused(bring, given, words):
 
 def test_a_claim_of_another_is_refused(bring, monkeypatch):
     def check(declared, system, leaving=(), label=None):
-        raise ledger.Conflict("both take %s and %s" % (label("GPU-1"), label("GPU-of-old")))
+        raise claims.Conflict("both take %s and %s" % (label("GPU-1"), label("GPU-of-old")))
 
-    monkeypatch.setattr(service.ledger, "check", check)
+    monkeypatch.setattr(service.claims, "check", check)
     with pytest.raises(service.Refused, match=r"both take 1 \(NVIDIA H200.* and GPU-of-old"):
         bring()
 
 
 def test_a_claim_is_checked_again_when_it_is_written(bring):
     bring()
-    claim = "[X-Gpufleet]\nGPU=%s\n" % bring.asked["change"].settings[ledger.SECTION]["GPU"][0]
+    claim = "[X-Gpufleet]\nGPU=%s\n" % bring.asked["change"].settings[claims.SECTION]["GPU"][0]
     bring.system.lock = lambda unit, limit: nullcontext()
     bring.system.names = lambda directory: ["ollama.service.d"]
     with bring.asked["change"].while_writing():
         pass
     bring.system.loaded = "loaded"
     bring.system.files["/etc/systemd/system/ollama.service.d/zz-gpufleet.conf"] = claim.encode()
-    with pytest.raises(ledger.Conflict, match="both claim GPU"), bring.asked["change"].while_writing():
+    with pytest.raises(claims.Conflict, match="both claim GPU"), bring.asked["change"].while_writing():
         pass
 
 
@@ -444,7 +445,7 @@ NODES = [{"name": "gpu1", "address": "192.0.2.1"}, {"name": "gpu2", "address": "
 def test_one_model_on_two_hosts(bring):
     result = bring(nodes=NODES, node_rank=0)
     head, gate = bring.asked["change"], bring.asked["gate"]
-    assert head.settings[ledger.SECTION]["Port"] == ["8000", "29500", "29501"]
+    assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501"]
     assert head.settings["Service"]["NotifyAccess"] == ["main"] and type(gate).__name__ == "HeadGate"
     assert head.environment["VLLM_HOST_IP"] == "192.0.2.1"
     assert "headless" not in head.files[CONFIG] and 'master-addr: "192.0.2.1"' in head.files[CONFIG]
@@ -453,7 +454,7 @@ def test_one_model_on_two_hosts(bring):
     assert head.files["/etc/gpufleet/vllm/chat.d/gpufleet_together.py"] == together.TEXT
     result = bring(nodes=NODES, node_rank=1, restart=True)
     other = bring.asked["change"]
-    assert "Port" not in other.settings[ledger.SECTION] and type(bring.asked["gate"]).__name__ == "WorkerGate"
+    assert "Port" not in other.settings[claims.SECTION] and type(bring.asked["gate"]).__name__ == "WorkerGate"
     assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.restart
     assert "headless: true" in other.files[CONFIG] and "node-rank: 1" in other.files[CONFIG]
     assert result["url"] is None and "node 1 of 2 hosts · %s at 192.0.2.1" % bring.model in result["msg"]
@@ -537,7 +538,7 @@ def test_one_model_on_two_hosts_with_ray(bring):
     result = bring(**given, node_rank=0)
     head = bring.asked["change"]
     assert type(bring.asked["gate"]).__name__ == "HeadGate" and "node 0 of 2 hosts" in result["msg"]
-    assert head.settings[ledger.SECTION]["Port"] == ["8000", "29500", "29501", "29503", "29504", "29505"]
+    assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501", "29503", "29504", "29505"]
     own = head.settings["Service"]
     assert own["RuntimeDirectory"] == ["vllm-chat"] and own["RuntimeDirectoryMode"] == ["0700"]
     assert own["KillMode"] == ["mixed"]
@@ -546,7 +547,7 @@ def test_one_model_on_two_hosts_with_ray(bring):
     bring(**given, node_rank=1)
     other = bring.asked["change"]
     assert type(bring.asked["gate"]).__name__ == "WorkerGate"
-    assert other.settings[ledger.SECTION]["Port"] == ["29503", "29504"]
+    assert other.settings[claims.SECTION]["Port"] == ["29503", "29504"]
     assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.environment["RAY_ADDRESS"] == "192.0.2.1:29500"
     words = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
     assert words[0][7] == words[1][7], "the same definition"

@@ -18,10 +18,11 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import atomic, engine, systemd
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
-from .conftest import UNIT, FakeSystem
+from ...conftest import UNIT, FakeSystem
 
 FILE = "/etc/gpufleet/chat.yaml"
 EMPTY = {"/etc/gpufleet", "/etc/gpufleet/credentials", "/etc/gpufleet/credentials/ollama.service"}
@@ -138,7 +139,7 @@ def hosts(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dict[str, Ho
     # a kill before it and one after it find the same files
     monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(engine.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(systemd, "UNIT_PATH", ("/etc/systemd/system", "/usr/lib/systemd/system"))
+    monkeypatch.setattr(manager, "UNIT_PATH", ("/etc/systemd/system", "/usr/lib/systemd/system"))
     bare = Host(place / "bare")
     bare.killer = Killer()
     bare.write("/usr/lib/systemd/system/ollama.service", UNIT)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, made
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.account import DirectoryStep, UserStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import DirectoryStep, UserStep
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -34,7 +34,7 @@ def test_a_directory_is_made_with_its_parents_and_undone(tmp_path, remembered):
     directory.apply()
     assert os.stat(path).st_mode & 0o777 == 0o755
     assert not directory.needed()
-    assert made.remembered("directories")[-1] == path
+    assert install_record.remembered("directories")[-1] == path
     directory.undo()
     assert os.listdir(tmp_path) == []
     assert not remembered.parent.exists()
@@ -113,7 +113,7 @@ def test_a_link_in_the_way_of_a_directory(home, below):
     ):
         directory.apply()
     directory.undo()
-    assert os.listdir(target) == [] and made.remembered("directories") == []
+    assert os.listdir(target) == [] and install_record.remembered("directories") == []
 
 
 @ROOT
@@ -143,7 +143,7 @@ def test_a_directory_that_root_has_prepared_is_given_and_taken_back(home):
         }
         directory.apply()
         assert (place.stat().st_uid, (place / "blobs").stat().st_uid) == (USER, USER)
-        assert made.remembered("directories") == [], "uninstalling does not remove it"
+        assert install_record.remembered("directories") == [], "uninstalling does not remove it"
         directory.undo()
         assert (place.stat().st_uid, (place / "blobs").stat().st_uid) == (0, 0)
         (place / "x").write_text("")
@@ -164,7 +164,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("then", ["again", "undone"])
 def test_a_run_killed_while_it_makes_the_user(accounts, monkeypatch, call, then):
     """The user is remembered before it is made: whatever is left, the next run knows whose it is."""
-    left, run, add = [call], account.run, made.add
+    left, run, add = [call], account.run, install_record.add
 
     def killed(work, *words):
         if not left[0]:
@@ -174,17 +174,17 @@ def test_a_run_killed_while_it_makes_the_user(accounts, monkeypatch, call, then)
 
     with monkeypatch.context() as patch:
         patch.setattr(account, "run", lambda command: killed(run, command))
-        patch.setattr(made, "add", lambda kind, name: killed(add, kind, name))
+        patch.setattr(install_record, "add", lambda kind, name: killed(add, kind, name))
         with pytest.raises(Killed):
             UserStep("ollama", accounts.home).apply()
-    assert not accounts.users or made.remembered("users") == ["ollama"]
+    assert not accounts.users or install_record.remembered("users") == ["ollama"]
     again = UserStep("ollama", accounts.home)
     again.apply()
     if then == "undone":
         again.undo()
         assert bool(accounts.users) == (call == 3), "what the killed run has made is not this run's to undo"
     else:
-        assert (made.remembered("users"), made.remembered("homes")) == (["ollama"], [accounts.home])
+        assert (install_record.remembered("users"), install_record.remembered("homes")) == (["ollama"], [accounts.home])
 
 
 def test_a_user_that_cannot_be_made_is_forgotten(accounts, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_user_that_cannot_be_made_is_forgotten(accounts, monkeypatch):
     with pytest.raises(account.AccountError):
         user.apply()
     user.undo()
-    assert (made.remembered("users"), made.remembered("homes")) == ([], [])
+    assert (install_record.remembered("users"), install_record.remembered("homes")) == ([], [])
 
 
 @pytest.fixture
@@ -239,9 +239,9 @@ def test_the_user_is_made_and_undone(accounts):
         "usermod -a -G video ollama",
     ]
     assert not UserStep("ollama", accounts.home).needed()
-    assert (made.remembered("users"), made.remembered("homes")) == (["ollama"], [accounts.home])
+    assert (install_record.remembered("users"), install_record.remembered("homes")) == (["ollama"], [accounts.home])
     user.undo()
-    assert made.remembered("users") == []
+    assert install_record.remembered("users") == []
     assert accounts.commands[3:] == ["userdel -f ollama"]
     assert not os.path.exists(accounts.home)
 

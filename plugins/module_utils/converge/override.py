@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, Iterable, List, Optional, Set
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Wanted, names
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import Change
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import parse_environment_file
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import Wanted, names
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import parse_environment_file
 
 DIRECTORY = "/etc/systemd/system"
 DROP_IN = "zz-gpufleet.conf"

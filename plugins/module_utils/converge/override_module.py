@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Change, converge
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
 
 
 def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
     Change,
     Outcome,
     ServiceError,
@@ -24,7 +24,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine 
     converge,
 )
 
-from .conftest import UNIT, FakeSystem
+from ...conftest import UNIT, FakeSystem
 
 ROUNDS = 100  # for each seed
 DROP_INS = "/etc/systemd/system/ollama.service.d/"

@@ -11,8 +11,8 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import atomic, engine
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
     Change,
     Outcome,
     Running,
@@ -20,7 +20,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine 
     Verdict,
     converge,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 
 D = "/etc/systemd/system/ollama.service.d"
 OURS = D + "/zz-gpufleet.conf"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Dict, List, Mapping, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
     ENVIRONMENT_NAME,
     LONGEST_LINE,
     WHITESPACE,

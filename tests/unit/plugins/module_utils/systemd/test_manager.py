@@ -17,8 +17,8 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import systemd
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import (
     ManagerError,
     Process,
     System,
@@ -83,7 +83,7 @@ def _bytes(text: Any) -> bytes:
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
     fake = Tools()
-    monkeypatch.setattr(systemd.subprocess, "Popen", fake)
+    monkeypatch.setattr(manager.subprocess, "Popen", fake)
     return fake
 
 
@@ -298,7 +298,7 @@ def test_what_is_logged_does_not_draw_on_a_terminal(tools: Tools, said: str, sho
         (5, []),
         ({"a": 1}, []),
         ([0, 27, 91, 65], ["?"]),
-        ("x" * systemd.LONGEST_MESSAGE + "\nend", ["x" * (systemd.LONGEST_MESSAGE - 4), "end"]),
+        ("x" * manager.LONGEST_MESSAGE + "\nend", ["x" * (manager.LONGEST_MESSAGE - 4), "end"]),
         ("\n" * 10**6 + "end", ["end"]),
     ],
 )
@@ -311,7 +311,7 @@ def test_a_message_of_any_shape(tools: Tools, message: Any, lines: List[str]) ->
 
 def test_a_journal_of_gigabytes_is_not_read(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then messages of more than 4096 bytes, which journalctl leaves out, are not had."""
-    monkeypatch.setattr(systemd, "LARGEST_JOURNAL", 1000)
+    monkeypatch.setattr(manager, "LARGEST_JOURNAL", 1000)
     entry = json.dumps({"MESSAGE": "x" * 2000, "_PID": "7"})
     tools.answers["journalctl --quiet --no-pager --all"] = (0, entry + "\n", "")
     last = json.dumps({"MESSAGE": "last", "_PID": "7"})
@@ -320,17 +320,17 @@ def test_a_journal_of_gigabytes_is_not_read(tools: Tools, monkeypatch: pytest.Mo
 
 
 def test_a_log_without_end_or_line_ends(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systemd, "LONGEST_MESSAGE", 10)
-    monkeypatch.setattr(systemd, "LARGEST_JOURNAL", 60)
+    monkeypatch.setattr(manager, "LONGEST_MESSAGE", 10)
+    monkeypatch.setattr(manager, "LARGEST_JOURNAL", 60)
     tools.answers["journalctl"] = (0, b"one\n" + b"x" * 25 + b"\n\xff\n" + b"more\n" * 1000, "")
     found = list(System().journal_from_start("abc"))
     assert found[:3] == ["one", "x" * 10, "\ufffd"] and 5 < len(found) < 15
 
 
 def test_a_log_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systemd, "JOURNAL_LIMIT", 0.05)
-    real = systemd.subprocess.Popen
-    monkeypatch.setattr(systemd.subprocess, "Popen", lambda command, **more: real(["sleep", "600"], **more))
+    monkeypatch.setattr(manager, "JOURNAL_LIMIT", 0.05)
+    real = manager.subprocess.Popen
+    monkeypatch.setattr(manager.subprocess, "Popen", lambda command, **more: real(["sleep", "600"], **more))
     assert list(System().journal_from_start("abc")) == []
 
 
@@ -342,7 +342,7 @@ def test_a_real_program_that_says_too_much_or_nothing(monkeypatch: pytest.Monkey
 
 
 def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systemd.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(manager.shutil, "which", lambda name: "/usr/bin/" + name)
     seen: List[str] = []
 
     def verify(command: List[str], environment: Dict[str, str]) -> Any:
@@ -358,7 +358,7 @@ def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch
     found = System().verify("x.service", "zz.conf", b"[Service]\nBad=1\n")
     assert found == ["2: Unknown key 'Bad' in section [Service], ignoring."]
     assert not Path(seen[0]).exists()
-    monkeypatch.setattr(systemd.shutil, "which", lambda name: None)
+    monkeypatch.setattr(manager.shutil, "which", lambda name: None)
     assert System().verify("x.service", "zz.conf", b"") == []
 
 
@@ -437,7 +437,7 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(
         place.parent.mkdir(parents=True, exist_ok=True)
         make(place)
     system = System(str(tmp_path))
-    monkeypatch.setattr(systemd.os, "open", _opens_regular(os.open))
+    monkeypatch.setattr(manager.os, "open", _opens_regular(os.open))
     assert system.read("/home/u/env") is None
     assert list(system.environment_files("/home/u/env")) == list(system.environment_files("/home/u/e*v")) == []
     assert system.load(["x.service"]) == [("/etc/systemd/system/x.service", b"")]
@@ -460,7 +460,7 @@ def test_a_pipe_that_takes_the_place_of_a_file_just_then(tmp_path: Path, monkeyp
     file.write_text("A=1")
     os.mkfifo(pipe)
     real = os.open
-    monkeypatch.setattr(systemd.os, "open", lambda path, *more: (os.rename(pipe, file), real(path, *more))[1])
+    monkeypatch.setattr(manager.os, "open", lambda path, *more: (os.rename(pipe, file), real(path, *more))[1])
     assert System(str(tmp_path)).read("/env") is None
 
 
@@ -606,7 +606,7 @@ def sleeper() -> Any:
 @pytest.mark.parametrize("pidfd", [True, False])
 def test_the_end_of_a_process_is_noticed(sleeper: Any, monkeypatch: pytest.MonkeyPatch, pidfd: bool) -> None:
     if not pidfd:
-        monkeypatch.delattr(systemd.os, "pidfd_open", raising=False)
+        monkeypatch.delattr(manager.os, "pidfd_open", raising=False)
     process = Process(sleeper.pid)
     assert process.alive() and not process.ended_within(0.01)
     threading.Timer(0.05, sleeper.kill).start()
@@ -695,22 +695,22 @@ ACTIVE = {"ActiveState": "active", "MainPID": "7"}
 
 def test_the_main_process_is_waited_for_until_it_is_executed() -> None:
     unit: Any = Passing([ACTIVE], [None, None, {"A": "1"}])
-    assert systemd.main_environ(unit, "a.service", 60) == (ACTIVE, {"A": "1"})
+    assert manager.main_environ(unit, "a.service", 60) == (ACTIVE, {"A": "1"})
     assert unit.shown == 3
 
 
 def test_that_a_process_has_ended_is_waited_for_until_systemd_knows_it() -> None:
     ended = {"ActiveState": "failed", "MainPID": "0"}
     unit: Any = Passing([ACTIVE, {"ActiveState": "deactivating", "MainPID": "0"}, ended], [None])
-    assert systemd.main_environ(unit, "a.service", 60, ("deactivating",)) == (ended, {})
+    assert manager.main_environ(unit, "a.service", 60, ("deactivating",)) == (ended, {})
 
 
 def test_a_state_that_is_known_is_not_asked_for() -> None:
     unit: Any = Passing([ACTIVE], [{"A": "1"}])
-    assert systemd.main_environ(unit, "a.service", 60, state=ACTIVE) == (ACTIVE, {"A": "1"})
+    assert manager.main_environ(unit, "a.service", 60, state=ACTIVE) == (ACTIVE, {"A": "1"})
     assert unit.shown == 0
 
 
 def test_a_main_process_that_never_tells_is_waited_for_no_longer_than_allowed() -> None:
     unit: Any = Passing([ACTIVE], [None])
-    assert systemd.main_environ(unit, "a.service", 0.1) == (ACTIVE, {})
+    assert manager.main_environ(unit, "a.service", 0.1) == (ACTIVE, {})

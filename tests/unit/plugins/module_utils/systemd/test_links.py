@@ -11,7 +11,7 @@ from typing import Dict
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.links import Links
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.links import Links
 
 ETC, RUN = "/etc/systemd/system", "/run/systemd/system"
 A, B = "/usr/lib/systemd/system/a.service", "/usr/lib/systemd/system/b.service"

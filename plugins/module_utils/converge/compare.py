@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
     EMPTY_IGNORED,
     LIST_KEYS,
     Unit,

@@ -12,7 +12,8 @@ from typing import Any, Callable, Dict
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, systemd
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
 SECRET = "the-real-secret-of-others"
 
@@ -39,7 +40,7 @@ ATTACKS: Dict[str, Callable[[Path], Any]] = {
     "a folder": lambda path: path.mkdir(),
     "a link to itself": lambda path: path.symlink_to(path),
     "terabytes": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
-    "a long line": lambda path: path.write_bytes(b"X=" + b"x" * (systemd.LARGEST_ENVIRONMENT_FILE - 10)),
+    "a long line": lambda path: path.write_bytes(b"X=" + b"x" * (manager.LARGEST_ENVIRONMENT_FILE - 10)),
     "lines without end": lambda path: path.write_bytes(b"a=\n" * 80000),
     "bytes that are no text": lambda path: path.write_bytes(bytes(range(1, 256)) * 100),
     "NUL": lambda path: path.write_bytes(b"A=\0"),

@@ -14,56 +14,56 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import account, made
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.account import AccountError, UserStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import AccountError, UserStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
 
 def test_what_was_made_is_remembered_until_it_is_dropped(remembered: Path) -> None:
     for name in ("a", "b", "a"):
-        made.add("units", name)
-    assert made.remembered("units") == ["a", "b"] and made.remembered("users") == []
-    made.drop("units", "a")
-    made.drop("units", "never")
-    assert made.remembered("units") == ["b"]
-    made.drop("units", "b")
+        install_record.add("units", name)
+    assert install_record.remembered("units") == ["a", "b"] and install_record.remembered("users") == []
+    install_record.drop("units", "a")
+    install_record.drop("units", "never")
+    assert install_record.remembered("units") == ["b"]
+    install_record.drop("units", "b")
     assert not remembered.parent.exists()
 
 
 def _many(begin: str) -> None:
     for number in range(20):
-        made.add("units", "%s%d" % (begin, number))
-        made.drop("users", begin)
+        install_record.add("units", "%s%d" % (begin, number))
+        install_record.drop("users", begin)
 
 
 def test_runs_at_once_lose_nothing_of_each_other(remembered: Path) -> None:
     with ThreadPoolExecutor(3) as runs:
         list(runs.map(_many, "abc"))
-    assert len(made.remembered("units")) == 60
+    assert len(install_record.remembered("units")) == 60
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\0" * 100])
 def test_a_file_that_an_earlier_release_lost_in_a_power_cut_is_none(remembered: Path, content: str) -> None:
     remembered.parent.mkdir()
     remembered.write_text(content)
-    assert made.remembered("units") == []
-    made.add("units", "a")
+    assert install_record.remembered("units") == []
+    install_record.add("units", "a")
     assert json.loads(remembered.read_text()) == {"units": ["a"]}
 
 
 def test_one_that_cannot_be_read_is_not_taken_for_an_empty_one(remembered: Path) -> None:
     remembered.mkdir(parents=True)
     with pytest.raises(OSError):
-        made.add("units", "a")
+        install_record.add("units", "a")
     with pytest.raises(OSError):
-        made.remembered("units")
+        install_record.remembered("units")
 
 
 def test_another_run_is_waited_for_with_a_limit(monkeypatch: pytest.MonkeyPatch, remembered: Path) -> None:
-    monkeypatch.setattr(made, "WAIT", 0)
+    monkeypatch.setattr(install_record, "WAIT", 0)
     taken = "another run, process %d, is still busy with %s" % (os.getpid(), remembered)
     with lock.held("made.json", 0), pytest.raises(OSError, match=taken):
-        made.add("units", "a")
+        install_record.add("units", "a")
     assert not remembered.exists()
 
 
@@ -130,15 +130,15 @@ def test_a_killed_run_leaves_the_record_before_or_after(
     verb, kind, name = act
 
     def once() -> None:
-        getattr(made, verb)(kind, name)
+        getattr(install_record, verb)(kind, name)
 
     def known() -> Any:
-        return {kind: made.remembered(kind) for kind in ("units", "users") if made.remembered(kind)}
+        return {kind: install_record.remembered(kind) for kind in ("units", "users") if install_record.remembered(kind)}
 
     for names in before.items():
         for one in names[1]:
-            made.add(names[0], one)
-    monkeypatch.setattr(made, "WAIT", 0)
+            install_record.add(names[0], one)
+    monkeypatch.setattr(install_record, "WAIT", 0)
     start = known()
     points = 0
     for _number in _points(once, kill_at):
@@ -151,26 +151,26 @@ def test_a_killed_run_leaves_the_record_before_or_after(
         assert known() in (start, {kind: names for kind, names in after.items() if names})
         # the next run does it again, and back
         once()
-        (made.drop if verb == "add" else made.add)(kind, name)
+        (install_record.drop if verb == "add" else install_record.add)(kind, name)
         if verb == "drop" and name not in start.get(kind, []):
-            made.drop(kind, name)
+            install_record.drop(kind, name)
         assert known() == start
     assert points > 2
     for kind, names in known().items():
         for one in names:
-            made.drop(kind, one)
+            install_record.drop(kind, one)
     assert not remembered.parent.exists(), "nothing is left over"
     assert os.listdir(lock.FOLDER) == []
 
 
 def test_what_is_written_lasts_through_a_power_cut(kill_at: Callable[[int], List[str]], remembered: Path) -> None:
-    made.add("units", "a")
+    install_record.add("units", "a")
     calls = kill_at(-1)
-    made.add("units", "b")
+    install_record.add("units", "b")
     assert calls.index("fsync") < calls.index("rename") < len(calls) - 1 - calls[::-1].index("fsync")
     del calls[:]
-    made.drop("units", "a")
-    made.drop("units", "b")
+    install_record.drop("units", "a")
+    install_record.drop("units", "b")
     last = calls[::-1]
     assert last.index("fsync") < last.index("unlink", last.index("fsync"))
 
@@ -212,7 +212,9 @@ def test_a_user_that_was_made_before_a_kill_is_known(users: Any, tmp_path: Path,
     users.fails = how
     with pytest.raises(Killed):
         UserStep("ollama", str(tmp_path / "home")).apply()
-    assert made.remembered("users") == ["ollama"] and made.remembered("homes") == [str(tmp_path / "home")]
+    assert install_record.remembered("users") == ["ollama"] and install_record.remembered("homes") == [
+        str(tmp_path / "home")
+    ]
 
 
 def test_a_user_that_cannot_be_made_is_forgotten(users: Any, tmp_path: Path, remembered: Path) -> None:
@@ -228,4 +230,4 @@ def test_a_user_that_another_run_made_at_the_same_time_stays_known(users: Any, t
     with pytest.raises(AccountError):
         step.apply()
     step.undo()
-    assert made.remembered("users") == ["ollama"] and "ollama" in users
+    assert install_record.remembered("users") == ["ollama"] and "ollama" in users

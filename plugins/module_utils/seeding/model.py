@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place, SourceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 
 _NOBODY = 65534  # the files are readable by all
 _PIECE = 1 << 20

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import engine, ledger, render
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.ledger import Claim, Conflict
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.claims import Claim, Conflict
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 
 A, B = "GPU-aaaaaaaa-0000-4000-8000-000000000000", "GPU-bbbbbbbb-0000-4000-8000-000000000000"
 UP = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "disabled"}
@@ -22,15 +24,15 @@ UP = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "disabled
 class Host:
     """Overrides that lie on a host, and the state of their units."""
 
-    def __init__(self, **claims):
+    def __init__(self, **held):
         self.files, self.states, self.asked = {}, {}, []
         self.listeners, self.groups = {}, {}
-        for name, claim in claims.items():
+        for name, claim in held.items():
             self.add(Claim(name + ".service", **claim))
 
     def add(self, claim, state=UP):
         path = "/etc/systemd/system/%s.d/zz-gpufleet.conf" % claim.unit
-        text = render.drop_in(claim.unit, {"A": "1"}, ledger.lines(claim))
+        text = render.drop_in(claim.unit, {"A": "1"}, claims.lines(claim))
         self.files[path] = text.encode()
         self.states[claim.unit] = state
 
@@ -63,14 +65,14 @@ class Host:
 def test_a_claim_is_read_back_as_it_was_written(claim):
     host = Host()
     host.add(claim)
-    assert ledger.held(host) == [claim]
-    render.check_settings(ledger.lines(claim))
+    assert claims.held(host) == [claim]
+    render.check_settings(claims.lines(claim))
 
 
 def test_no_claim_leaves_no_lines():
-    assert ledger.lines(Claim("a.service")) == {}
+    assert claims.lines(Claim("a.service")) == {}
     host = Host(a={})
-    assert ledger.held(host) == []
+    assert claims.held(host) == []
 
 
 MEET = [
@@ -100,10 +102,10 @@ def test_who_meets_is_refused_with_both_names(one, two, words):
     label = {A: "a", B: "b"}.get
     both = [Claim("a.service", **one), Claim("b.service", **two)]
     with pytest.raises(Conflict, match=words):
-        ledger.check(both, Host(), label=label)
+        claims.check(both, Host(), label=label)
     host = Host(b=two)
     with pytest.raises(Conflict, match=words) as error:
-        ledger.check(both[:1], host, label=label)
+        claims.check(both[:1], host, label=label)
     assert "systemctl disable --now b.service" in str(error.value) or "share" in words
     assert host.asked == ["b.service"]
 
@@ -111,37 +113,37 @@ def test_who_meets_is_refused_with_both_names(one, two, words):
 @pytest.mark.parametrize("one, two", APART)
 def test_who_does_not_meet_is_left_alone_and_costs_no_look_at_systemd(one, two):
     host = Host(b=two)
-    ledger.check([Claim("a.service", **one)], host)
-    ledger.check([Claim("a.service", **one), Claim("c.service", **two)], Host())
+    claims.check([Claim("a.service", **one)], host)
+    claims.check([Claim("a.service", **one), Claim("c.service", **two)], Host())
     assert host.asked == []
 
 
 def test_three_that_share_may_take_no_more_than_there_is():
     host = Host(**{name: {"gpus": {A: 0.4}, "exclusive": False} for name in ("b", "c")})
     with pytest.raises(Conflict, match="a.service and b.service and c.service share .* 40 % and 40 % and 40 %"):
-        ledger.check([Claim("a.service", {A: 0.4}, exclusive=False)], host)
+        claims.check([Claim("a.service", {A: 0.4}, exclusive=False)], host)
     host.states["c.service"] = {"LoadState": "not-found"}
-    ledger.check([Claim("a.service", {A: 0.4}, exclusive=False)], host)
+    claims.check([Claim("a.service", {A: 0.4}, exclusive=False)], host)
 
 
 def test_lines_that_a_person_spoiled_are_passed_over():
     text = b"[X-Gpufleet]\nGPU=%s much\nPort=x\nPort=80\n[Service]\nPort=81\n" % A.encode()
-    assert ledger.read("a.service", text) == Claim("a.service", {A: None}, ports=(80,))
+    assert claims.read("a.service", text) == Claim("a.service", {A: None}, ports=(80,))
 
 
 def test_a_unit_is_not_in_its_own_way():
     host = Host(a={"gpus": {A: None}, "ports": (80,)})
-    ledger.check([Claim("a.service", {A: None, B: None}, ports=(80,))], host)
+    claims.check([Claim("a.service", {A: None, B: None}, ports=(80,))], host)
 
 
 def test_a_unit_that_the_same_run_takes_away_is_in_nobodys_way():
     host = Host(b={"gpus": {A: None}})
-    ledger.check([Claim("a.service", {A: None})], host, leaving=["b.service"])
+    claims.check([Claim("a.service", {A: None})], host, leaving=["b.service"])
 
 
 def test_a_declared_claim_counts_in_place_of_the_one_on_the_host():
     host = Host(b={"gpus": {A: None}})
-    ledger.check([Claim("a.service", {A: None}), Claim("b.service", {B: None})], host)
+    claims.check([Claim("a.service", {A: None}), Claim("b.service", {B: None})], host)
 
 
 STATES = [
@@ -161,30 +163,30 @@ def test_a_unit_that_was_removed_or_switched_off_by_hand_holds_nothing(state, ho
     host.add(Claim("b.service", {A: None}), state)
     if holds:
         with pytest.raises(Conflict):
-            ledger.check([Claim("a.service", {A: None})], host)
+            claims.check([Claim("a.service", {A: None})], host)
     else:
-        ledger.check([Claim("a.service", {A: None})], host)
+        claims.check([Claim("a.service", {A: None})], host)
 
 
 def test_a_port_on_which_a_stranger_listens_is_refused_with_its_name():
     host = Host()
     host.listeners[80] = (42, "nginx")
     with pytest.raises(Conflict, match=r"port 80, on which a.service is to listen, is taken by process 42 \(nginx\)"):
-        ledger.check([Claim("a.service", ports=(80,))], host)
+        claims.check([Claim("a.service", ports=(80,))], host)
 
 
 def test_a_port_that_a_unit_of_this_run_gives_up_is_free():
     host = Host()
     host.listeners[80] = (42, "ollama")
     host.groups["/system.slice/b.service"] = [41, 42]
-    ledger.check([Claim("a.service", ports=(80,)), Claim("b.service", ports=(81,))], host)
-    ledger.check([Claim("a.service", ports=(80,))], host, leaving=["b.service"])
+    claims.check([Claim("a.service", ports=(80,)), Claim("b.service", ports=(81,))], host)
+    claims.check([Claim("a.service", ports=(80,))], host, leaving=["b.service"])
 
 
 def test_a_port_that_the_unit_had_before_is_not_looked_at():
     host = Host(a={"ports": (80,)})
     host.listeners[80] = (42, "a")
-    ledger.check([Claim("a.service", ports=(80,))], host)
+    claims.check([Claim("a.service", ports=(80,))], host)
     assert host.asked == []
 
 
@@ -200,7 +202,7 @@ class Down(System):
     def write(self, claim):
         path = Path("%s/etc/systemd/system/%s.d/zz-gpufleet.conf" % (self.root, claim.unit))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render.drop_in(claim.unit, {"A": "1"}, ledger.lines(claim)))
+        path.write_text(render.drop_in(claim.unit, {"A": "1"}, claims.lines(claim)))
 
 
 @pytest.mark.parametrize("number", range(20))
@@ -210,41 +212,41 @@ def test_of_two_runs_at_once_one_gets_the_gpu(tmp_path, number):
     (tmp_path / "etc/systemd/system").mkdir(parents=True)
 
     def run(claim):
-        ledger.check([claim], system)
+        claims.check([claim], system)
         both_checked.wait(30)
         try:
             with system.lock(claim.unit, 1):
                 try:
-                    with ledger.claiming(claim, system):
+                    with claims.claiming(claim, system):
                         system.write(claim)
                 finally:
                     both_done.wait(30)  # the proof takes longer than the other run's check
         except Conflict as conflict:
             return str(conflict)
 
-    claims = [Claim("a.service", {A: None}), Claim("b.service", {A: 0.2}, exclusive=False)]
+    two = [Claim("a.service", {A: None}), Claim("b.service", {A: 0.2}, exclusive=False)]
     with ThreadPoolExecutor(2) as runs:
-        found = list(runs.map(run, claims))
+        found = list(runs.map(run, two))
     assert sorted(map(bool, found)) == [False, True], found
     assert "both claim GPU" in "".join(filter(None, found))
-    assert len(ledger.held(system)) == 1
+    assert len(claims.held(system)) == 1
 
 
 def test_a_claim_that_a_killed_run_left_holds_nothing(tmp_path):
     system = Down(str(tmp_path))
     system.write(Claim("a.service", {A: None}))
-    with ledger.claiming(Claim("b.service", {A: None}), system):
+    with claims.claiming(Claim("b.service", {A: None}), system):
         system.write(Claim("b.service", {A: None}))
-    with system.lock("b.service", 0), pytest.raises(Conflict), ledger.claiming(Claim("a.service", {A: None}), system):
+    with system.lock("b.service", 0), pytest.raises(Conflict), claims.claiming(Claim("a.service", {A: None}), system):
         pass
 
 
 def test_the_ledger_is_free_again_after_a_conflict_and_holds_no_unit(tmp_path):
     system = Down(str(tmp_path))
     system.write(Claim("a.service", {A: None}))
-    with system.lock("a.service", 0), pytest.raises(Conflict), ledger.claiming(Claim("b.service", {A: None}), system):
+    with system.lock("a.service", 0), pytest.raises(Conflict), claims.claiming(Claim("b.service", {A: None}), system):
         pass
-    with ledger.claiming(Claim("b.service", {A: None}), system, leaving=["a.service"]), system.lock("a.service", 0):
+    with claims.claiming(Claim("b.service", {A: None}), system, leaving=["a.service"]), system.lock("a.service", 0):
         pass
 
 

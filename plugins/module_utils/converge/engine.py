@@ -11,9 +11,9 @@ import time
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import compare, render
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files, Wanted, public
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import compare
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import Files, Wanted, public
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Change,
     Fault,
     Gate,
@@ -25,20 +25,21 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.service.model i
     StepError,
     Verdict,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.override import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import (
     DROP_IN,
     SECRET,
     Override,
     as_bytes,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import (
     ManagerError,
     System,
     restarting,
     seconds,
     split_items,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import UnitError, merge, unit_name
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError, merge, unit_name
 
 __all__ = [
     "Change",
@@ -535,7 +536,7 @@ class _Convergence:
 
     def _enable(self) -> None:
         """Enable or disable the unit, as declared."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.service.links import Links
+        from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.links import Links
 
         self.links, system = Links(self.system.root), self.system
         self.links.watch(lambda: (system.enable if self.change.enabled else system.disable)(self.name))

@@ -12,9 +12,9 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import atomic
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.systemd import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import merge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import merge
 
 UNIT = """\
 [Unit]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import render, sandbox
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.sandbox import Node
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import merge
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import sandbox
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.sandbox import Node
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import merge
 
 NODES = [
     Node("/dev/nvidia2", "/dev/char/195:2", ("nvidia", "nvidia-frontend")),

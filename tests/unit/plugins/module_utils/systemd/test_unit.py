@@ -9,7 +9,7 @@ from typing import Dict, List
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
     UnitError,
     Value,
     dropin_directories,

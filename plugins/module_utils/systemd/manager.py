@@ -20,7 +20,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
     UnitError,
     dropin_directories,
     order_dropins,

@@ -10,7 +10,7 @@ from typing import Any, Dict
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, ServiceError, converge
 
 
 class Step:

@@ -9,8 +9,8 @@ import os
 import subprocess
 from typing import Any, Collection, Dict, List, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import made
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.model import StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 
 GROUPS = ("render", "video")
 """May open GPUs, on hosts that have these groups."""
@@ -43,15 +43,17 @@ class UserStep:
     def apply(self) -> None:
         if not exists(self.user):
             self._made_home = not os.path.isdir(self.home)
-            made.add("users", self.user)  # first: of a run that is killed in between, nothing is left that nobody knows
+            install_record.add(
+                "users", self.user
+            )  # first: of a run that is killed in between, nothing is left that nobody knows
             if self._made_home:
-                made.add("homes", self.home)
+                install_record.add("homes", self.home)
             try:
                 run(self.command)
             except AccountError:
                 if not exists(self.user):  # else another run has created it, and counts on the record
-                    made.drop("users", self.user)
-                    made.drop("homes", self.home)
+                    install_record.drop("users", self.user)
+                    install_record.drop("homes", self.home)
                 raise
             self._made_user = True
         for group in self._missing_groups():
@@ -66,8 +68,8 @@ class UserStep:
                 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
                 files.remove_tree(self.home)
-            made.drop("users", self.user)
-            made.drop("homes", self.home)
+            install_record.drop("users", self.user)
+            install_record.drop("homes", self.home)
         else:
             for group in self._joined:
                 run(["gpasswd", "-d", self.user, group])
@@ -133,7 +135,7 @@ class DirectoryStep:
                 return
             self._made = files.missing_folders(self.path)
             for path in self._made:  # remembered first, so that a killed run leaves none that nobody knows
-                made.add("directories", path)
+                install_record.add("directories", path)
             files.make_folders(self.path, (entry.pw_uid, entry.pw_gid))
         except files.UnsafePath as error:
             raise AccountError("%s cannot be used: %s" % (error.filename, error.strerror)) from None
@@ -149,7 +151,7 @@ class DirectoryStep:
                 pass  # it was never made, or its user has put something else in its place
             except OSError:  # it is not ours to remove
                 return "the directory %s remains, as something was put into it" % path
-            made.drop("directories", path)
+            install_record.drop("directories", path)
         return None
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.unit import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
     UnitError,
     merge,
     parse_environment_file,

@@ -12,8 +12,8 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.service import atomic
-from ansible_collections.gpufleet.inference.plugins.module_utils.service.atomic import Files, Wanted, names, public
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import Files, Wanted, names, public
 
 
 def tree(root: Path) -> Dict[str, Any]:
