@@ -1,11 +1,11 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The errors that end a run before anything was changed. Each message says what was found, what was expected, and where."""
+"""The errors that end a module. Each message says what was found, what was expected, where, and what to do."""
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 
 class Refused(Exception):
@@ -18,3 +18,11 @@ class Needed(Exception):
     def __init__(self, files: Sequence[str]) -> None:
         super().__init__(", ".join(files))
         self.files = list(files)
+
+
+class Failed(Exception):
+    """Something was tried and failed; ``result`` says what was done and what was put back, as the module returns it."""
+
+    def __init__(self, message: str, result: Optional[Mapping[str, Any]] = None) -> None:
+        super().__init__(message)
+        self.result: Dict[str, Any] = dict(result or {"changed": False})
