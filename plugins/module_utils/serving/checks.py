@@ -243,8 +243,8 @@ class UsesGpus:
         if total < expected.least:
             raise Fault(
                 "vram_missing",
-                "the server reports %.1f GiB of %s on GPUs, but the processes of %s use %.1f GiB: its worker is dead or "
-                "runs outside the unit" % (expected.least / _GIB, expected.what, unit, total / _GIB),
+                "the server reports %.1f GiB of %s on GPUs, but the processes of %s use %.1f GiB: its worker is dead "
+                "or runs outside the unit" % (expected.least / _GIB, expected.what, unit, total / _GIB),
                 remedy="proof",  # the server notices at the next request, and loads it again
                 size_vram=expected.least,
                 used=total,

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The proof of a service: a list of checks, made in order on the running process; the first that fails gives the verdict."""
+"""The proof of a service: checks made in order on the running process; the first that fails gives the verdict."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ def services(params: Mapping[str, Any], base: str) -> List[Service]:
     """Each service that is declared.
 
     Without ``instances`` it is one, ``BASE.service``, with the options as they are. With instances each is
-    ``BASE@NAME.service``: what it leaves out is taken from the options next to ``instances``, and its ``environment`` is
-    laid over theirs.
+    ``BASE@NAME.service``: what it leaves out is taken from the options next to ``instances``, and its ``environment``
+    is laid over theirs.
 
     :raises Refused: a name is no instance's, or is there twice.
     """

@@ -24,9 +24,7 @@ class Isolation:
     :raises Refused: the nodes of its GPUs are not known.
     """
 
-    def __init__(
-        self, options: Mapping[str, Any], devices: Sequence[Dict[str, Any]], there: bool, title: str
-    ) -> None:
+    def __init__(self, options: Mapping[str, Any], devices: Sequence[Dict[str, Any]], there: bool, title: str) -> None:
         self.isolate, self.sandbox, self.there, self.title = options["isolate"], options["sandbox"], there, title
         try:
             self.nodes = [sandbox.Node(*node) for node in gpu_nodes.nodes(devices)]

@@ -8,12 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Change,
-    Outcome,
-    Step,
-    StopHooks,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, Outcome, Step, StopHooks
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.claims import Claim
@@ -74,7 +69,7 @@ class Listen(NamedTuple):
 
 @dataclass
 class Declared:
-    """What an engine wants of one service. The serving floor adds claims, isolation, the sandbox and the neutral checks."""
+    """What an engine wants of one service. The serving floor adds its claim, isolation and the sandbox."""
 
     listen: Listen
     user: str

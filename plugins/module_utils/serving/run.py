@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """All services of one engine on a host, from the options of the module to the proof on the GPUs.
 
-Everything is decided and checked for all services before the first one is touched. Services that go leave first, as they
-may hold what the others are to have.
+Everything is decided and checked for all services before the first one is touched. Services that go leave first, as
+they may hold what the others are to have.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select impo
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import choice, claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import exposure, gate, instances, summary
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.isolation import Isolation
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Engine, Host, Leaving, Plan, Service
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
+    Engine,
+    Host,
+    Leaving,
+    Plan,
+    Service,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
@@ -93,11 +99,11 @@ def _named(service: Service, work: Callable[[], Any]) -> Any:
 def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     """Decide everything about one service; what is known to fail is refused here."""
     options = service.options
-    facts = {"devices": [], "count": 0} if options["visible_devices"] == "none" else host.facts
+    facts: Dict[str, Any] = {"devices": [], "count": 0} if options["visible_devices"] == "none" else host.facts
     placed = choice.place(options, facts, service.unit, engine.counts_visible)
     declared = engine.declare(service, placed, host)
     exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
-    used = [] if placed.cpu else placed.devices or facts["devices"]
+    used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
     claim = claims.Claim(
         service.unit,
         {device["uuid"]: declared.share for device in used if device["uuid"]},
@@ -120,9 +126,7 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         unit_check=isolation.check(),
         pre_change_check=declared.pre_change_check,
     )
-    proof = gate.gate(
-        declared.checks, devices=placed.devices, facts=facts, gather=host.gather, explain=engine.explain
-    )
+    proof = gate.gate(declared.checks, devices=placed.devices, facts=facts, gather=host.gather, explain=engine.explain)
     return Plan(service, placed, declared, claim, change, proof)
 
 

@@ -17,9 +17,7 @@ def line(outcome: Outcome, gpus: Sequence[Dict[str, Any]], cpu: bool, parts: Seq
     :param cpu: the service is declared to use no GPU.
     :param parts: what the engine has to say, between the GPUs and the restart.
     """
-    return " · ".join(
-        [_verdict(outcome, check), "CPU" if cpu else _gpus(gpus), *parts, *_restart(outcome, check)],
-    )
+    return " · ".join([_verdict(outcome, check), "CPU" if cpu else _gpus(gpus), *parts, *_restart(outcome, check)])
 
 
 def _verdict(outcome: Outcome, check: bool) -> str:

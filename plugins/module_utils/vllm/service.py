@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, label, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
@@ -36,7 +37,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program im
     unknown_variables,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.span import HeadGate, WorkerGate, WorkerStopHooks
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template import TemplateStep
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
@@ -46,6 +46,26 @@ START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
 STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
 SYSTEM_PATH = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+# A front end whose engine died ends with status 0: it is restarted all the same.
+UNIT = """\
+# Written by the Ansible collection gpufleet.inference where there was none. Each instance has an override of its own.
+[Unit]
+Description=vLLM, instance %i
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart=/bin/false
+Restart=always
+RestartSec=5
+LimitNOFILE=1048576
+LimitMEMLOCK=infinity
+
+[Install]
+WantedBy=multi-user.target
+"""
 
 
 class Refused(Exception):
@@ -120,7 +140,7 @@ def bring(
     outcome = engine.converge(
         plan.change,
         gate=gate,
-        steps=[*_users(params["user"]), TemplateStep()],
+        steps=[*_users(params["user"]), TemplateStep("vllm@.service", UNIT)],
         hooks=_stop_hooks(params, gather, warn, system),
         check_mode=check_mode,
         system=system,
