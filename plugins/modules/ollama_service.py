@@ -558,7 +558,7 @@ rolled_back:
   description: Whether the previous state was restored.
   returned: when a service was inspected
   type: bool
-unavailable_ms:
+downtime_ms:
   description: Milliseconds from the stop of the service until it was verified, or until the previous one was back.
   returned: when a service was inspected
   type: int
