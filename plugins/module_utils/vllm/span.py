@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Running, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import Fault, VllmGate, VllmHandover
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import Fault, VllmGate, VllmStopHooks
 
 _LOOK = 0.3  # seconds between two looks at what the program says
 _HEAD_STOPS = 15  # seconds that node 0 needs to end when its requests have ended
@@ -77,7 +77,7 @@ class WorkerGate(HeadGate):
         pass
 
 
-class WorkerHandover(VllmHandover):
+class WorkerStopHooks(VllmStopHooks):
     """A node without an API ends when node 0 does, which lets its requests end before."""
 
     def before_stop(self, running: Running) -> None:
