@@ -126,8 +126,11 @@ def after_change(check: Callable[[Proof], None]) -> Callable[[Proof], None]:
     return made
 
 
-def answers(endpoint: Endpoint, served: str, timeout: float) -> Callable[[Proof], None]:
+def answers(endpoint: Endpoint, served: str, timeout: float, task: Optional[str] = None) -> Callable[[Proof], None]:
     """The model does its own kind of work: a token, an embedding, a score or a class.
+
+    :param task: which of them, where that is declared.
+
 
     Verdicts: those of EndpointError, such as ``not_generated``; ``no_progress`` where its own counter stands still.
     """
@@ -144,7 +147,7 @@ def answers(endpoint: Endpoint, served: str, timeout: float) -> Callable[[Proof]
 
         before = load()
         try:
-            answered = answer(endpoint, served, timeout)
+            answered = answer(endpoint, served, timeout, declared=task)
         except EndpointError as error:
             if proof.running.dying():
                 raise proof.died() from None

@@ -79,8 +79,8 @@ def install(host: str) -> str:
 def add_model(host: str, name: str = "tiny") -> str:
     """A GGUF file on a host (see tests/lab/ollama/models.py); gives its path there."""
     file = "%s/%s.gguf" % (MODELS, name)
-    write = "import sys; sys.argv = ['']; exec(sys.stdin.read()); write_gguf(Path(%r), %r)" % (file, name)
-    sh(host, 'mkdir -p %s; python3 -c "%s"' % (MODELS, write), (HERE.parent / "ollama/models.py").read_bytes())
+    write = (HERE.parent / "ollama/models.py").read_text("utf-8").partition('\nif __name__ == "__main__":')[0]
+    sh(host, "mkdir -p %s; python3 -" % MODELS, "%s\nwrite_gguf(Path(%r), %r)\n" % (write, file, name))
     return file
 
 
