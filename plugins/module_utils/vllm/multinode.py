@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Running, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import Fault, VllmGate, VllmHandover
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import Fault, VllmGate, VllmStopHooks
 
 _POLL = 0.3  # seconds between two looks at the supervisor's state
 _LEADER_STOPS = 15  # seconds that node 0 needs to end when its requests have ended
@@ -86,7 +86,7 @@ class WorkerGate(LeaderGate):
         pass
 
 
-class WorkerHandover(VllmHandover):
+class WorkerStopHooks(VllmStopHooks):
     """A node without an API ends when node 0 does, which first lets its requests end."""
 
     def before_stop(self, running: Running) -> None:

@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, label, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
@@ -27,11 +28,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     shape,
     sizing,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmHandover
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmStopHooks
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.multinode import (
     LeaderGate,
     WorkerGate,
-    WorkerHandover,
+    WorkerStopHooks,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, ParallelError, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import (
@@ -39,7 +40,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program im
     ProgramError,
     unknown_variables,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template import TemplateStep
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
@@ -49,6 +49,26 @@ START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
 STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
 SYSTEM_PATH = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+# A front end whose engine died ends with status 0: it is restarted all the same.
+UNIT = """\
+# Written by the Ansible collection gpufleet.inference where there was none. Each instance has an override of its own.
+[Unit]
+Description=vLLM, instance %i
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart=/bin/false
+Restart=always
+RestartSec=5
+LimitNOFILE=1048576
+LimitMEMLOCK=infinity
+
+[Install]
+WantedBy=multi-user.target
+"""
 
 
 class Refused(Exception):
@@ -123,8 +143,8 @@ def bring(
     outcome = engine.converge(
         plan.change,
         gate=gate,
-        steps=[*_users(params["user"]), TemplateStep()],
-        handover=_handover(params, gather, warn, system),
+        steps=[*_users(params["user"]), TemplateStep("vllm@.service", UNIT)],
+        hooks=_stop_hooks(params, gather, warn, system),
         check_mode=check_mode,
         system=system,
     )
@@ -152,8 +172,8 @@ def _remove(
         change = engine.Change(unit=unit, files=files, enabled=False, started=False)
     else:
         change = engine.Change(unit=unit, state="absent", files=files)
-    handover = _handover(params, gather, warn, system)
-    outcome = engine.converge(change, handover=handover, check_mode=check_mode, system=system)
+    hooks = _stop_hooks(params, gather, warn, system)
+    outcome = engine.converge(change, hooks=hooks, check_mode=check_mode, system=system)
     for warning in outcome.warnings:
         warn(warning)
     return dict(outcome.as_result(), msg="%s: %s" % (unit, "stopped and removed" if outcome.changed else "not there"))
@@ -450,7 +470,7 @@ def start_limit(weights: int) -> int:
     return int(START_BASE + weights / START_RATE)
 
 
-def _handover(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None], system: Any) -> VllmHandover:
+def _stop_hooks(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None], system: Any) -> VllmStopHooks:
     config = _files(params["name"])[0]
     former = settings.read_back((system.read(config) or b"").decode("utf-8", "replace"))
 
@@ -460,9 +480,9 @@ def _handover(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None
             return None
         return Endpoint(settings.Declared(config=former).url, environ.get("VLLM_API_KEY") or None, verify=False)
 
-    drain, kind = params["drain_timeout"], VllmHandover
+    drain, kind = params["drain_timeout"], VllmStopHooks
     if former.get("headless"):  # the server on node 0 takes so much longer to end
-        drain, kind = drain + int(former.get("shutdown-timeout", 0)), WorkerHandover
+        drain, kind = drain + int(former.get("shutdown-timeout", 0)), WorkerStopHooks
     return kind(
         endpoint_of=endpoint_of,
         gather=gather,
@@ -513,5 +533,5 @@ def sentence(
     if figures.get("asleep"):
         parts.append("asleep")
     if outcome.restarted and not check:
-        parts.append("restart %.1f s" % (outcome.unavailable_ms / 1000.0))
+        parts.append("restart %.1f s" % (outcome.downtime_ms / 1000.0))
     return " · ".join(parts)

@@ -300,7 +300,7 @@ def test_an_instance_on_the_cpu_reads_no_gpu(bring, monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in bring.asked["change"].environment
     assert claims.SECTION in bring.asked["change"].settings, "the port is claimed"
     assert result["gpus"] == [] and result["fit"] == {} and "· CPU ·" in result["msg"]
-    assert bring.asked["handover"].gpus is False
+    assert bring.asked["hooks"].gpus is False
 
 
 def test_the_guard_comes_as_a_file(bring):
@@ -396,32 +396,32 @@ def test_absent(bring):
     change = bring.asked["change"]
     assert change.files == dict.fromkeys(files)
     assert (bring.asked["check_mode"], bring.asked["system"]) == (True, bring.system)
-    assert type(bring.asked["handover"]) is service.VllmHandover
+    assert type(bring.asked["hooks"]) is service.VllmStopHooks
     assert (change.state, change.enabled, change.started) == ("present", False, False)
     assert result["msg"] == "vllm@chat.service: stopped and removed"
 
 
 def test_who_is_asked_to_end_its_requests(bring):
     bring()
-    assert bring.asked["handover"].endpoint_of({}) is None, "there was none"
+    assert bring.asked["hooks"].endpoint_of({}) is None, "there was none"
     bring.system.files[CONFIG] = b'host: "0.0.0.0"\nport: 9000\nmodel: "x"\n'
     bring(port=9001)
-    endpoint = bring.asked["handover"].endpoint_of({"VLLM_API_KEY": "k"})
+    endpoint = bring.asked["hooks"].endpoint_of({"VLLM_API_KEY": "k"})
     assert endpoint.url == "http://127.0.0.1:9000" and endpoint._headers == {"Authorization": "Bearer k"}
-    assert bring.asked["handover"].endpoint_of({})._headers == {}
-    assert bring.asked["handover"].gpus is True
+    assert bring.asked["hooks"].endpoint_of({})._headers == {}
+    assert bring.asked["hooks"].gpus is True
 
 
 def test_a_certificate_of_ones_own_is_as_good(bring):
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
     converged(bring)
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
-    for endpoint in (bring.asked["gate"].endpoint, bring.asked["handover"].endpoint_of({})):
+    for endpoint in (bring.asked["gate"].endpoint, bring.asked["hooks"].endpoint_of({})):
         assert endpoint.url.startswith("https:") and endpoint._tls.verify_mode == ssl.CERT_NONE
 
 
 def test_a_person_is_told(bring):
-    bring.outcome = engine.Outcome(changed=True, restarted=True, unavailable_ms=92400)
+    bring.outcome = engine.Outcome(changed=True, restarted=True, downtime_ms=92400)
     assert bring()["msg"].endswith("restart 92.4 s")
     bring.outcome = engine.Outcome(changed=True, reasons=["files that it reads change: x"])
     assert bring(check_mode=True)["msg"].startswith("would change files that it reads change: x ·")
@@ -480,15 +480,15 @@ def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
 
 def test_a_node_without_an_api_waits_for_the_end_of_the_one_that_serves(bring):
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["handover"]).__name__ == "VllmHandover", "it was none before"
+    assert type(bring.asked["hooks"]).__name__ == "VllmStopHooks", "it was none before"
     converged(bring)
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["handover"]).__name__ == "WorkerHandover" and bring.asked["handover"].drain == 60
+    assert type(bring.asked["hooks"]).__name__ == "WorkerStopHooks" and bring.asked["hooks"].drain == 60
     bring(nodes=NODES, node_rank=1, shutdown_timeout=40)
-    assert bring.asked["handover"].drain == 60, "of the process that is to be stopped"
+    assert bring.asked["hooks"].drain == 60, "of the process that is to be stopped"
     converged(bring)
     bring(nodes=NODES, node_rank=1, shutdown_timeout=0)
-    assert bring.asked["handover"].drain == 60 + 40, "so long vLLM itself lets them end"
+    assert bring.asked["hooks"].drain == 60 + 40, "so long vLLM itself lets them end"
 
 
 @pytest.mark.parametrize("asleep", ["refuse", "accept"])
