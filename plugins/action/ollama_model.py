@@ -36,7 +36,7 @@ display = Display()
 
 
 class ActionModule(Asking):
-    """Runs the module; when it answers ``pull_needed``, runs it in the background and tells how far it is."""
+    """Runs the module; when it answers ``needs``, runs it in the background and tells how far it is."""
 
     MODULE = "gpufleet.inference.ollama_model"
     WORK = Work("ollama.models", "bring", ollama_model.argument_spec())
@@ -55,7 +55,7 @@ class ActionModule(Asking):
             result.update(self.send(arguments, task_vars))
             return result
         result.update(self.send(dict(arguments, defer_pulls=True), task_vars))
-        if result.get("pull_needed") and not result.get("failed"):
+        if result.get("needs") and not result.get("failed"):
             result = self._watched(arguments, task_vars)
         return result
 

@@ -20,7 +20,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Aski
 
 
 class ActionModule(Asking):
-    """Sends the module to a host that is not as declared; when it answers ``archive_needed``, the archives as well."""
+    """Sends the module to a host that is not as declared; when it answers ``needs``, the archives as well."""
 
     MODULE = "gpufleet.inference.ollama_service"
     WORK = Work("ollama.service", "bring", ollama_service.argument_spec())
@@ -36,7 +36,7 @@ class ActionModule(Asking):
         if local and (not given or isinstance(given, dict)):
             arguments["archive_checksum"] = {**checksums(local), **(given or {})}
         result.update(self.ask(arguments, task_vars) or self.send(arguments, task_vars))
-        needed = result.get("archive_needed")
+        needed = result.get("needs")
         if local and needed and not result.get("failed"):
             refuse_others(needed, local)
             sent = [self._send(place) if on_controller(place) else place for place in needed]

@@ -13,7 +13,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.wheels import c
 
 
 class ActionModule(Asking):
-    """Sends the module to a host that is not as declared; when it answers ``wheels_needed``, the wheels as well."""
+    """Sends the module to a host that is not as declared; when it answers ``needs``, the wheels as well."""
 
     MODULE = "gpufleet.inference.python_environment"
     WORK = Work("python_env.step", "bring", python_environment.argument_spec())

@@ -18,7 +18,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 def call_with_wheels(
     action: Any, options: Mapping[str, Any], call: Callable[[Mapping[str, Any]], Dict[str, Any]]
 ) -> Dict[str, Any]:
-    """Call the module; when it answers ``wheels_needed``, send them and call it again.
+    """Call the module; when it answers ``needs``, send them and call it again.
 
     :param action: the action plugin.
     :param options: its ``wheels`` and ``remote_src``, as the task gives them.
@@ -35,7 +35,7 @@ def call_with_wheels(
     if not names:
         raise AnsibleActionFail("wheels: %s on the controller is no directory with wheels in it" % folder)
     result = call({})
-    if not result.get("wheels_needed") or result.get("failed"):
+    if not result.get("needs") or result.get("failed"):
         return result
     if action._task.async_val:
         raise AnsibleActionFail("wheels: files on the controller cannot be sent in the background (async)")

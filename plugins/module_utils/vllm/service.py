@@ -16,9 +16,10 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.overri
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, label, select
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
     cluster,
@@ -46,10 +47,6 @@ START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
 STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
 SYSTEM_PATH = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class Refused(Exception):
-    """Something is wrong before anything was touched."""
 
 
 class Differs(Exception):
@@ -254,7 +251,7 @@ def _devices(params: Mapping[str, Any], unit: str, gather: Any) -> Tuple[List[Di
         raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
     try:
         devices = select(facts["devices"], wanted, held_by_unit(facts["devices"], unit))
-    except SelectionError as error:
+    except Refused as error:
         raise Refused("visible_devices: %s" % error) from None
     for device in devices:
         if not device["memory"]["total_bytes"]:
