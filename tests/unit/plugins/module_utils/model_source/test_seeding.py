@@ -14,8 +14,8 @@ from typing import Any, List
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, source
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import seed_server
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model as seeding
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import program
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 COMMIT, TOKEN = "a" * 40, "5" * 32
@@ -53,7 +53,7 @@ def offered(owner, monkeypatch, free_port):
 
     def start(own, uid, config, system):
         assert uid == 65534, "who may read what all may read, and nothing else"
-        running.append(program.make(config))
+        running.append(seed_server.make(config))
         threading.Thread(target=running[0].serve_forever, args=(0.01,), daemon=True).start()
 
     monkeypatch.setattr(seeding.offer, "_start", start)
