@@ -13,13 +13,16 @@ STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help deps $(STAGES) molecule-vllm molecule-rest test demo clean
+.PHONY: help deps generate $(STAGES) molecule-vllm molecule-rest test demo clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install missing Debian packages, the tools in .venv, and the link to the collection
 	@.ci/deps next
+
+generate: deps ## write documentation, role specs, tasks, defaults and README tables from the option tables
+	python tests/generate.py
 
 lint: deps ## check formatting, style and types of Python, YAML, playbooks, roles and changelog fragments
 	ruff format --check --output-format concise .

@@ -189,7 +189,7 @@ rolled_back:
   returned: always
   type: bool
   sample: false
-unavailable_ms:
+downtime_ms:
   description: Milliseconds from the stop of the former process until the new one was proven, 0 without a restart.
   returned: always
   type: int

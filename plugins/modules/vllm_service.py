@@ -356,7 +356,7 @@ rolled_back:
   description: Whether the former state was put back.
   returned: when anything was looked at
   type: bool
-unavailable_ms:
+downtime_ms:
   description: Milliseconds from the stop of the instance until it was proven, or the former one was back.
   returned: when anything was looked at
   type: int

@@ -41,7 +41,7 @@ def test_the_ladder(unit: Unit) -> None:
 
     made = unit(**declared)
     assert made["changed"] and made["restarted"] and made["reloaded"] and not made["failed"], made
-    assert made["diff"] == foretold["diff"] and 0 < made["unavailable_ms"] < 60000
+    assert made["diff"] == foretold["diff"] and 0 < made["downtime_ms"] < 60000
     assert made["environment"] == {"A": 'x "y" % $z \\ é', "PORT": "18081"}
     unit.serves(18081)
     environ = unit.environ()

@@ -17,12 +17,12 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model 
     Change,
     Fault,
     Gate,
-    Handover,
     Outcome,
     Running,
     ServiceError,
     Step,
     StepError,
+    StopHooks,
     Verdict,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import (
@@ -45,7 +45,7 @@ __all__ = [
     "Change",
     "Fault",
     "Gate",
-    "Handover",
+    "StopHooks",
     "Outcome",
     "Running",
     "ServiceError",
@@ -74,7 +74,7 @@ def converge(
     *,
     gate: Optional[Gate] = None,
     steps: Sequence[Step] = (),
-    handover: Optional[Handover] = None,
+    hooks: Optional[StopHooks] = None,
     check_mode: bool = False,
     system: Optional[System] = None,
 ) -> Outcome:
@@ -93,7 +93,7 @@ def converge(
     try:
         name = _checked(change)
         with _no_lock() if check_mode else system.lock(name, change.timeout):
-            return _Convergence(change, name, gate, steps, handover, check_mode, system).run()
+            return _Convergence(change, name, gate, steps, hooks, check_mode, system).run()
     except (UnitError, ManagerError) as error:
         raise ServiceError(
             "%s (nothing was changed)" % error, Outcome(verdict=Verdict("refused", str(error)))
@@ -149,13 +149,13 @@ class _Convergence:
         name: str,
         gate: Optional[Gate],
         steps: Sequence[Step],
-        handover: Optional[Handover],
+        hooks: Optional[StopHooks],
         check_mode: bool,
         system: System,
     ) -> None:
         self.change = change
         self.gate = gate
-        self.handover = handover
+        self.hooks = hooks
         self.check_mode = check_mode
         self.system = system
         self.outcome = Outcome()
@@ -198,7 +198,7 @@ class _Convergence:
         self._plan()
         self._describe()
         self._refuse_shadowed()
-        self._refuse_objected()
+        self._refuse_by_checks()
         if self.present and self.change.settings and self.drop_in_changes:
             self._refuse_ignored()
         foretell = self.check_mode and not (self.action or self.steps)
@@ -430,11 +430,11 @@ class _Convergence:
                 outcome,
             )
 
-    def _refuse_objected(self) -> None:
+    def _refuse_by_checks(self) -> None:
         """Stop when those above object to the unit as it will be."""
-        why = self.change.objection(self.planned.unit) if self.change.objection and self.present else None
-        if not why and self.change.objection_to_change and self.outcome.changed:
-            why = self.change.objection_to_change()
+        why = self.change.unit_check(self.planned.unit) if self.change.unit_check and self.present else None
+        if not why and self.change.pre_change_check and self.outcome.changed:
+            why = self.change.pre_change_check()
         if why:
             raise UnitError("%s: %s" % (self.name, why))
 
@@ -468,8 +468,8 @@ class _Convergence:
         if self.action and self.action != "proof":
             before.append("active: %s" % self.state.get("ActiveState"))
             after.append("active: %s" % {"stop": "inactive", "start": "active"}.get(self.action, "active, restarted"))
-        if self.outcome.cured:
-            before.append("proof: %s" % self.outcome.cured)
+        if self.outcome.remedied:
+            before.append("proof: %s" % self.outcome.remedied)
             after.append("proof: ok")
         if before != after:
             self.outcome.diff = {
@@ -529,7 +529,7 @@ class _Convergence:
         if self.steps:
             self._read()
             self._refuse_shadowed()
-            self._refuse_objected()
+            self._refuse_by_checks()
         wrong = [] if self.by_others else self._not_loaded()
         if wrong:
             raise _Failed("not_loaded", "systemd has read other values than were written: %s" % ", ".join(wrong))
@@ -586,7 +586,7 @@ class _Convergence:
         if self.action == "stop":
             if self.state.get("ActiveState") not in DOWN:
                 raise _Failed("not_stopped", "it is %s after systemctl stop: %s" % (_active(self.state), failure))
-            released = self.handover.after_stop() if self.handover else Verdict("ok")
+            released = self.hooks.after_stop() if self.hooks else Verdict("ok")
             if not released.ok:
                 self.outcome.warnings.append(released.message)
             return
@@ -598,7 +598,7 @@ class _Convergence:
         elif self.state.get("ActiveState") in DOWN and self.state.get("Type") != "oneshot":
             raise self._fault("it is not running", former)
         if self.was_up:
-            self.outcome.unavailable_ms = round((time.monotonic() - self.stopped_at) * 1000)
+            self.outcome.downtime_ms = round((time.monotonic() - self.stopped_at) * 1000)
         if running and not self.gate and running.process.ended_within(self.change.settle):
             raise self._fault("its main process ended", invocation=running.invocation_id)
         if running:
@@ -607,20 +607,20 @@ class _Convergence:
     def _let_requests_end(self) -> None:
         """Let the process that is about to be stopped hand over what it is doing, if it is there at all."""
         try:
-            running = self._executed() if self.handover and int(self.state.get("MainPID") or 0) else None
+            running = self._executed() if self.hooks and int(self.state.get("MainPID") or 0) else None
         except _Failed:
             return
-        if running and self.handover:
-            self.handover.before_stop(running)
+        if running and self.hooks:
+            self.hooks.before_stop(running)
 
     def _restart(self) -> Tuple[Optional[str], Verdict]:
         """What went wrong with the restart, and what was found between stop and start; upon that nothing is started."""
-        if not self.handover:
+        if not self.hooks:
             if self.was_failing:  # else a restart by systemd in just this moment could be taken for ours
                 self.system.stop(self.name, self._stop_limit())
             return self.system.restart(self.name, self._stop_limit(), self.change.timeout), Verdict("ok")
         failure = self.system.stop(self.name, self._stop_limit())
-        released = self.handover.after_stop()
+        released = self.hooks.after_stop()
         if failure or not released.ok:
             return failure, released
         return self.system.start(self.name, self.change.timeout), released
@@ -744,22 +744,22 @@ class _Convergence:
                 failed = error
         else:
             return
-        if self._cures(failed.verdict):
+        if self._remedies(failed.verdict):
             return
         if self.outcome.changed and not self.check_mode:
             raise failed
         self.outcome.changed = self.outcome.reloaded = False  # foretold is that it would be taken back
         self._report(failed.verdict, ["Nothing was changed."], failed.invocation)
 
-    def _cures(self, verdict: Verdict) -> bool:
+    def _remedies(self, verdict: Verdict) -> bool:
         """Plan what may mend a unit that is as declared, and does not do what it should all the same."""
-        if not (verdict.cure and self.change.started):
+        if not (verdict.remedy and self.change.started):
             return False
-        why = self.change.objection_to_change() if self.change.objection_to_change else None
+        why = self.change.pre_change_check() if self.change.pre_change_check else None
         if why:
             verdict.message += "; this run cannot mend it: %s" % why
             return False
-        outcome, self.action = self.outcome, verdict.cure
+        outcome, self.action = self.outcome, verdict.remedy
         verdict.evidence, verdict.message = (
             self.override.masked(verdict.evidence),
             self.override.masked(verdict.message),
@@ -768,7 +768,7 @@ class _Convergence:
         if self.check_mode or not outcome.changed:  # foretold; acting tells what was done
             outcome.restarted = self.action == "restart"
         if not outcome.changed:  # else it is part of a change, and taken back with it
-            outcome.cured, outcome.changed = verdict.name, True
+            outcome.remedied, outcome.changed = verdict.name, True
             self._describe()
         return True
 
@@ -849,7 +849,7 @@ class _Convergence:
             attempt("files", self.files.discard)
             self.outcome.changed = bool(problems)
             return ["PUTTING BACK FAILED: %s." % "; ".join(problems)] if problems else ["Nothing was changed."]
-        if self.outcome.cured and not self.acted:
+        if self.outcome.remedied and not self.acted:
             self.outcome.changed = False
             return ["Nothing was changed."]
         touched = bool(self.applied or self.links or self.files.unfinished())
@@ -868,7 +868,7 @@ class _Convergence:
                 said.append(self._run_former())
             except Exception as error:
                 down = str(error)
-        self.outcome.rolled_back = not (problems or down or self.outcome.cured)
+        self.outcome.rolled_back = not (problems or down or self.outcome.remedied)
         self.outcome.changed = bool(remains) or not self.outcome.rolled_back
         if problems:
             said.insert(0, "PUTTING BACK THE FORMER STATE FAILED: %s." % "; ".join(problems))
@@ -884,7 +884,7 @@ class _Convergence:
 
     def _run_former(self) -> str:
         """Have the unit as it was before, running or not."""
-        if self.outcome.cured:
+        if self.outcome.remedied:
             self.state = self.system.show(self.name)
             if self.state.get("ActiveState") == "active":
                 return "It was restarted, which did not mend it, and runs on."
@@ -913,8 +913,8 @@ class _Convergence:
                     failure = "it is %s" % _active(self.state)
         if failure:
             raise _Failed("failed", failure)
-        self.outcome.unavailable_ms = round((time.monotonic() - self.stopped_at - self.change.settle) * 1000)
-        return "The unit runs again; it was not serving for %.1f s." % (self.outcome.unavailable_ms / 1000.0)
+        self.outcome.downtime_ms = round((time.monotonic() - self.stopped_at - self.change.settle) * 1000)
+        return "The unit runs again; it was not serving for %.1f s." % (self.outcome.downtime_ms / 1000.0)
 
     def _report(
         self, verdict: Verdict, aftermath: List[str], invocation: str, cause: Optional[Exception] = None

@@ -42,9 +42,9 @@ class Change:
     """Seconds, from the start of the new process, within which the unit must be up and pass the gate."""
     settle: float = 2
     """Seconds for which a unit without a gate is watched after a start: one that dies within them has failed."""
-    objection: Optional[Callable[[Unit], Optional[str]]] = None
+    unit_check: Optional[Callable[[Unit], Optional[str]]] = None
     """Says why the unit as it will be, drop-ins of others included, must not run; asked before anything is written."""
-    objection_to_change: Optional[Callable[[], Optional[str]]] = None
+    pre_change_check: Optional[Callable[[], Optional[str]]] = None
     """Says why nothing must be changed now; asked only where something would be, in check mode too."""
     while_writing: Callable[[], ContextManager[None]] = nullcontext
     """Entered while the files are put in place, such as a lock; a StepError stops the change there."""
@@ -86,7 +86,7 @@ class Verdict:
     name: str
     message: str = ""
     evidence: Dict[str, Any] = field(default_factory=dict)
-    cure: str = ""
+    remedy: str = ""
     """What may mend it where all is as declared and nothing was to be changed: ``restart`` of the unit, ``proof`` (the
     gate as it is asked after a change, which has the process do some work), or empty, which is nothing."""
 
@@ -98,9 +98,9 @@ class Verdict:
 class Fault(Exception):
     """A check of a gate that failed; ``verdict`` says which and why."""
 
-    def __init__(self, name: str, message: str, *, cure: str = "", **evidence: Any) -> None:
+    def __init__(self, name: str, message: str, *, remedy: str = "", **evidence: Any) -> None:
         super().__init__(message)
-        self.verdict = Verdict(name, message, evidence, cure)
+        self.verdict = Verdict(name, message, evidence, remedy)
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Running:
 Gate = Callable[[Running, bool], Verdict]
 
 
-class Handover(Protocol):
+class StopHooks(Protocol):
     """What has to happen around a stop of a running process by us, such as letting its requests end."""
 
     def before_stop(self, running: Running) -> None:
@@ -166,7 +166,7 @@ class Outcome:
     verdict: Verdict = field(default_factory=lambda: Verdict("ok"))
     reasons: List[str] = field(default_factory=list)
     """Why the unit was restarted, or proven anew."""
-    cured: str = ""
+    remedied: str = ""
     """The verdict that was mended though nothing had to be changed; in check mode the one that would be."""
     drift: Dict[str, Dict[str, Optional[str]]] = field(default_factory=dict)
     """Name to ``declared``, ``on_disk`` and ``running``, as found, of every variable for which the three differ."""
@@ -174,7 +174,7 @@ class Outcome:
     """``name``, ``declared``, ``effective``, ``file`` and ``line`` of what another file overrides."""
     warnings: List[str] = field(default_factory=list)
     diff: Dict[str, str] = field(default_factory=dict)
-    unavailable_ms: int = 0
+    downtime_ms: int = 0
     """Time from the unit's stop by us until the new process was proven, or the former one was back."""
     environment: Dict[str, str] = field(default_factory=dict)
     """The declared variables as the running process has them."""
@@ -193,7 +193,7 @@ class Outcome:
             "drift": self.drift,
             "shadowed": self.shadowed,
             "diff": self.diff,
-            "unavailable_ms": self.unavailable_ms,
+            "downtime_ms": self.downtime_ms,
             "environment": self.environment,
             "unit_state": self.unit_state,
         }

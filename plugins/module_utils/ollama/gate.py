@@ -210,7 +210,7 @@ class OllamaGate:
                 "cpu_fallback",
                 "the server found no GPU and serves on the CPU; this host has %d and %s is declared; %s"
                 % (self.facts["count"], self._declared(), CPU_REASONS),
-                cure="restart",
+                remedy="restart",
             )
         if not self.devices:
             return
@@ -224,7 +224,7 @@ class OllamaGate:
             raise Fault(
                 "wrong_gpu",
                 "the server found %d GPUs; expected the %d of %s" % (len(found), len(self.devices), self._declared()),
-                cure="restart",
+                remedy="restart",
             )
         else:
             return  # this server does not say which GPUs it found; their number is right
@@ -243,7 +243,7 @@ class OllamaGate:
                         if which
                     ),
                 ),
-                cure="restart",
+                remedy="restart",
                 missing=missing,
                 others=others,
             )
@@ -320,7 +320,7 @@ class OllamaGate:
         size, on_gpu = number(loaded.get("size")), number(loaded.get("size_vram"))
         if not on_gpu:
             raise Fault(
-                "cpu_fallback", "%s is loaded, but wholly on the CPU; %s" % (self.model, CPU_REASONS), cure="restart"
+                "cpu_fallback", "%s is loaded, but wholly on the CPU; %s" % (self.model, CPU_REASONS), remedy="restart"
             )
         if on_gpu < size:
             raise Fault(
@@ -328,7 +328,7 @@ class OllamaGate:
                 "%s has %.1f of its %.1f GiB on GPUs, the rest runs on the CPU; give it more or larger GPUs, a shorter "
                 "context_length, fewer num_parallel or a smaller kv_cache_type"
                 % (self.model, on_gpu / _GIB, size / _GIB),
-                cure="restart",
+                remedy="restart",
                 size=size,
                 size_vram=on_gpu,
             )
@@ -344,7 +344,7 @@ class OllamaGate:
                 "wrong_gpu",
                 "%s holds memory on GPUs that are not declared: %s; declared is %s"
                 % (unit, ", ".join(elsewhere), self._declared()),
-                cure="restart",
+                remedy="restart",
                 others=elsewhere,
             )
         if loaded is None:
@@ -361,7 +361,7 @@ class OllamaGate:
                 "vram_missing",
                 "the server says that %s has %.1f GiB on GPUs, but the processes of %s hold %.1f GiB: its worker is "
                 "dead or runs outside the unit" % (self.model, needed / _GIB, unit, total / _GIB),
-                cure="proof",  # the server notices at the next request, and loads it anew
+                remedy="proof",  # the server notices at the next request, and loads it anew
                 size_vram=needed,
                 held=total,
             )
@@ -371,7 +371,7 @@ class OllamaGate:
                 "spread_missing",
                 "%s is to be spread over %d GPUs, but nothing of it lies on %s"
                 % (self.model, len(declared), ", ".join(without)),
-                cure="restart",
+                remedy="restart",
                 without=without,
             )
 

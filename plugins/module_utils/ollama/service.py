@@ -188,7 +188,7 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
     useful = [*nodes, *(sandbox.Node(*node) for node in gpu_nodes.USEFUL)]
     service = _sandbox(params, user, store, useful)
 
-    def objection(merged: Unit) -> Optional[str]:
+    def unit_check(merged: Unit) -> Optional[str]:
         hidden = sandbox.hides(merged, nodes) if facts["count"] else None
         if hidden:
             return "%s, so that Ollama would serve on the CPU without a word; take it out there" % hidden
@@ -217,8 +217,8 @@ def _plan(params: Mapping[str, Any], facts: Dict[str, Any], gather: Any, warn: A
         enabled=params["enabled"],
         started=True,
         timeout=params["timeout"],
-        objection=objection,
-        objection_to_change=fit,
+        unit_check=unit_check,
+        pre_change_check=fit,
     )
     return Plan(params, change, claim, gate, steps, declared, visible, fit)
 
@@ -562,7 +562,7 @@ def sentence(
 ) -> str:
     """The outcome in one line for a person."""
     parts = [outcome.verdict.name]
-    if check and outcome.cured:
+    if check and outcome.remedied:
         parts = ["would %s: %s" % ("restart it" if outcome.restarted else "load it anew", outcome.reasons[-1])]
     elif check and outcome.changed:
         parts = ["would change %s" % (", ".join(sorted(outcome.drift)) or "the installation")]
@@ -578,12 +578,12 @@ def sentence(
         visible = declared.environment["CUDA_VISIBLE_DEVICES"]
         parts.append("CUDA_VISIBLE_DEVICES=%s%s" % (visible, " spread" if spread else ""))
     holding = [gpu for gpu in gpus if gpu["held_bytes"]]
-    if model and holding and not (check and outcome.cured):  # what is there is what is wrong
+    if model and holding and not (check and outcome.remedied):  # what is there is what is wrong
         parts.append("%s on %d GPU%s" % (model, len(holding), "s"[: len(holding) != 1]))
     if outcome.restarted and not check:
-        parts.append("restart %.1f s" % (outcome.unavailable_ms / 1000.0))
-    if outcome.cured and not check:
-        parts.append("was %s" % outcome.cured)
+        parts.append("restart %.1f s" % (outcome.downtime_ms / 1000.0))
+    if outcome.remedied and not check:
+        parts.append("was %s" % outcome.remedied)
     return " · ".join(parts)
 
 

@@ -298,7 +298,7 @@ class _Progress:
         self.line = log.bare(lines[-1]) if lines else ""
 
 
-class VllmHandover:
+class VllmStopHooks:
     """Lets requests end before the process is stopped, and waits for its GPU memory afterwards.
 
     :param endpoint_of: gives the endpoint of the running process from its environment: the key may be about to change.

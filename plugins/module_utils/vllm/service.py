@@ -18,25 +18,28 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, label, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
     cluster,
-    guard,
     settings,
     shape,
     sizing,
-    together,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmHandover
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmStopHooks
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.multinode import (
+    LeaderGate,
+    WorkerGate,
+    WorkerStopHooks,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, ParallelError, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import (
     Program,
     ProgramError,
     unknown_variables,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.span import HeadGate, WorkerGate, WorkerHandover
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template import TemplateStep
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
@@ -46,6 +49,26 @@ START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
 STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
 SYSTEM_PATH = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+# A front end whose engine died ends with status 0: it is restarted all the same.
+UNIT = """\
+# Written by the Ansible collection gpufleet.inference where there was none. Each instance has an override of its own.
+[Unit]
+Description=vLLM, instance %i
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart=/bin/false
+Restart=always
+RestartSec=5
+LimitNOFILE=1048576
+LimitMEMLOCK=infinity
+
+[Install]
+WantedBy=multi-user.target
+"""
 
 
 class Refused(Exception):
@@ -120,8 +143,8 @@ def bring(
     outcome = engine.converge(
         plan.change,
         gate=gate,
-        steps=[*_users(params["user"]), TemplateStep()],
-        handover=_handover(params, gather, warn, system),
+        steps=[*_users(params["user"]), TemplateStep("vllm@.service", UNIT)],
+        hooks=_stop_hooks(params, gather, warn, system),
         check_mode=check_mode,
         system=system,
     )
@@ -149,8 +172,8 @@ def _remove(
         change = engine.Change(unit=unit, files=files, enabled=False, started=False)
     else:
         change = engine.Change(unit=unit, state="absent", files=files)
-    handover = _handover(params, gather, warn, system)
-    outcome = engine.converge(change, handover=handover, check_mode=check_mode, system=system)
+    hooks = _stop_hooks(params, gather, warn, system)
+    outcome = engine.converge(change, hooks=hooks, check_mode=check_mode, system=system)
     for warning in outcome.warnings:
         warn(warning)
     return dict(outcome.as_result(), msg="%s: %s" % (unit, "stopped and removed" if outcome.changed else "not there"))
@@ -342,7 +365,7 @@ def _change(
     parallel: Parallel,
 ) -> engine.Change:
     """What the engine is to bring about."""
-    config, guard_file, together_file = _files(params["name"])
+    config, guard_file, supervisor_file = _files(params["name"])
     environment = dict(declared.environment)
     environment.setdefault("PATH", "%s/bin:%s" % (program.venv, SYSTEM_PATH))
     if params["guard_all_paths"]:
@@ -370,7 +393,7 @@ def _change(
         key = settings.definition(declared, program.version())
         names = ",".join(node["name"] for node in nodes)
         addresses = ",".join(declared.addresses)
-        words = [program.python, "-I", together_file, place, str(params["node_rank"]), names, addresses, key, *words]
+        words = [program.python, "-I", supervisor_file, place, str(params["node_rank"]), names, addresses, key, *words]
     if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
         raise Refused("venv: %r has characters that no command line of a unit carries" % program.venv)
     service = {
@@ -385,8 +408,15 @@ def _change(
     if ray:
         service.update(RuntimeDirectory=[cluster.directory(params["name"])], RuntimeDirectoryMode=["0700"])
     files: Dict[str, Optional[str]] = {config: settings.render(declared.config)}
-    files[guard_file] = guard.TEXT if params["guard_all_paths"] else None
-    files[together_file] = together.TEXT if nodes else None
+    files.update({guard_file: None, supervisor_file: None})
+    if params["guard_all_paths"]:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import guard
+
+        files[guard_file] = source_of(guard)
+    if nodes:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+
+        files[supervisor_file] = source_of(supervisor)
     return engine.Change(
         unit=unit,
         environment=environment,
@@ -403,7 +433,7 @@ def _change(
 
 def _files(name: str) -> Tuple[str, str, str]:
     folder = "%s/%s.d" % (CONFIGS, name)
-    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.py" % (folder, settings.GUARD), "%s/gpufleet_together.py" % folder
+    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.py" % (folder, settings.GUARD), "%s/gpufleet_supervisor.py" % folder
 
 
 def _ports(params: Mapping[str, Any], declared: settings.Declared) -> Tuple[int, ...]:
@@ -423,7 +453,7 @@ def _on_ray(params: Mapping[str, Any]) -> bool:
 def _gate_of(params: Mapping[str, Any]) -> Type[VllmGate]:
     if not params["nodes"]:
         return VllmGate
-    return WorkerGate if params["node_rank"] else HeadGate
+    return WorkerGate if params["node_rank"] else LeaderGate
 
 
 def _differs(change: engine.Change, system: Any) -> bool:
@@ -440,7 +470,7 @@ def start_limit(weights: int) -> int:
     return int(START_BASE + weights / START_RATE)
 
 
-def _handover(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None], system: Any) -> VllmHandover:
+def _stop_hooks(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None], system: Any) -> VllmStopHooks:
     config = _files(params["name"])[0]
     former = settings.read_back((system.read(config) or b"").decode("utf-8", "replace"))
 
@@ -450,9 +480,9 @@ def _handover(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None
             return None
         return Endpoint(settings.Declared(config=former).url, environ.get("VLLM_API_KEY") or None, verify=False)
 
-    drain, kind = params["drain_timeout"], VllmHandover
+    drain, kind = params["drain_timeout"], VllmStopHooks
     if former.get("headless"):  # the server on node 0 takes so much longer to end
-        drain, kind = drain + int(former.get("shutdown-timeout", 0)), WorkerHandover
+        drain, kind = drain + int(former.get("shutdown-timeout", 0)), WorkerStopHooks
     return kind(
         endpoint_of=endpoint_of,
         gather=gather,
@@ -503,5 +533,5 @@ def sentence(
     if figures.get("asleep"):
         parts.append("asleep")
     if outcome.restarted and not check:
-        parts.append("restart %.1f s" % (outcome.unavailable_ms / 1000.0))
+        parts.append("restart %.1f s" % (outcome.downtime_ms / 1000.0))
     return " · ".join(parts)

@@ -33,10 +33,8 @@ def change(**more: Any) -> Change:
     return Change(**dict({"unit": "ollama", "environment": {"A": "1"}}, **more))
 
 
-def go(
-    system: Any, gate: Any = None, steps: Any = (), check: bool = False, handover: Any = None, **more: Any
-) -> Outcome:
-    return converge(change(**more), gate=gate, steps=steps, handover=handover, check_mode=check, system=system)
+def go(system: Any, gate: Any = None, steps: Any = (), check: bool = False, hooks: Any = None, **more: Any) -> Outcome:
+    return converge(change(**more), gate=gate, steps=steps, hooks=hooks, check_mode=check, system=system)
 
 
 def fails(system: Any, **more: Any) -> ServiceError:
@@ -98,14 +96,14 @@ def test_a_converged_unit_costs_one_call_and_no_write(system: Any) -> None:
     assert system.calls == ["lock", "show", "unlock"] and system.tree() == before
 
 
-def test_an_objection_to_a_change_is_heard_where_there_is_one(system: Any) -> None:
+def test_the_pre_change_check_runs_only_where_there_is_a_change(system: Any) -> None:
     before = system.tree()
     for check in (True, False):
         with pytest.raises(ServiceError, match="it does not fit .nothing was changed."):
-            go(system, check=check, objection_to_change=lambda: "it does not fit")
+            go(system, check=check, pre_change_check=lambda: "it does not fit")
     assert system.tree() == before
-    go(system, objection_to_change=lambda: None)
-    assert not go(system, objection_to_change=lambda: "never asked").changed
+    go(system, pre_change_check=lambda: None)
+    assert not go(system, pre_change_check=lambda: "never asked").changed
 
 
 @pytest.mark.parametrize(
@@ -225,7 +223,7 @@ def test_started_and_enabled(system: Any) -> None:
     system.stop("ollama.service", 1)
     outcome = go(system, started=True, enabled=True)
     assert outcome.changed and not outcome.restarted and system.state["UnitFileState"] == "enabled"
-    assert outcome.environment == {"A": "1"} and outcome.unavailable_ms == 0
+    assert outcome.environment == {"A": "1"} and outcome.downtime_ms == 0
     assert "enabled: yes\nactive: active\n" in outcome.diff["after"]
     outcome = go(system, started=False, enabled=False)
     assert outcome.changed and system.state["ActiveState"] == "inactive"
@@ -636,8 +634,8 @@ def test_without_a_change_the_gate_reads_alone(system: Any) -> None:
 class Ailing:
     """A gate that finds a fault until the unit is mended in the way that its verdict asks for."""
 
-    def __init__(self, system: Any, cure: str, mended_by: str = "") -> None:
-        self.system, self.cure, self.mended_by = system, cure, mended_by or cure
+    def __init__(self, system: Any, remedy: str, mended_by: str = "") -> None:
+        self.system, self.remedy, self.mended_by = system, remedy, mended_by or remedy
         self.invocation: Optional[str] = None
         self.calls: List[bool] = []
 
@@ -645,7 +643,7 @@ class Ailing:
         self.calls.append(changed)
         self.invocation = self.invocation or running.invocation_id
         mended = changed if self.mended_by == "proof" else running.invocation_id != self.invocation
-        return Verdict("ok") if mended else Verdict("idle", "on no GPU", cure=self.cure)
+        return Verdict("ok") if mended else Verdict("idle", "on no GPU", remedy=self.remedy)
 
 
 def test_what_a_restart_may_mend_is_restarted_and_proven(system: Any) -> None:
@@ -653,13 +651,13 @@ def test_what_a_restart_may_mend_is_restarted_and_proven(system: Any) -> None:
     before, gate = system.tree(), Ailing(system, "restart")
     system.calls.clear()
     outcome = go(system, gate=gate, started=True)
-    assert outcome.changed and outcome.restarted and outcome.verdict.ok and outcome.cured == "idle"
+    assert outcome.changed and outcome.restarted and outcome.verdict.ok and outcome.remedied == "idle"
     assert outcome.reasons == ["idle: on no GPU"] and gate.calls == [False, True]
     assert outcome.diff["before"] == "active: active\nproof: idle\n"
     assert outcome.diff["after"] == "active: active, restarted\nproof: ok\n"
     assert system.calls.count("restart") == 1 and "reload" not in system.calls and system.tree() == before
     again = go(system, gate=gate, started=True)
-    assert not again.changed and not again.cured
+    assert not again.changed and not again.remedied
 
 
 def test_what_its_work_may_mend_is_proven_without_a_restart(system: Any) -> None:
@@ -667,36 +665,36 @@ def test_what_its_work_may_mend_is_proven_without_a_restart(system: Any) -> None
     gate = Ailing(system, "proof")
     system.calls.clear()
     outcome = go(system, gate=gate, started=True)
-    assert outcome.changed and not outcome.restarted and outcome.verdict.ok and outcome.cured == "idle"
-    assert gate.calls == [False, True] and "restart" not in system.calls and outcome.unavailable_ms == 0
+    assert outcome.changed and not outcome.restarted and outcome.verdict.ok and outcome.remedied == "idle"
+    assert gate.calls == [False, True] and "restart" not in system.calls and outcome.downtime_ms == 0
     assert outcome.diff["before"] == "proof: idle\n" and outcome.diff["after"] == "proof: ok\n"
 
 
-@pytest.mark.parametrize("cure", ["restart", "proof"])
-def test_check_mode_tells_what_would_be_mended(system: Any, cure: str) -> None:
+@pytest.mark.parametrize("remedy", ["restart", "proof"])
+def test_check_mode_tells_what_would_be_mended(system: Any, remedy: str) -> None:
     go(system, started=True)
-    system.forbidden, gate = True, Ailing(system, cure)
+    system.forbidden, gate = True, Ailing(system, remedy)
     outcome = go(system, gate=gate, started=True, check=True)
-    assert outcome.changed and outcome.cured == "idle" and outcome.verdict.name == "idle"
-    assert outcome.restarted == (cure == "restart") and gate.calls == [False]
+    assert outcome.changed and outcome.remedied == "idle" and outcome.verdict.name == "idle"
+    assert outcome.restarted == (remedy == "restart") and gate.calls == [False]
 
 
-@pytest.mark.parametrize("cure", ["restart", "proof"])
-def test_what_ails_is_mended_along_with_a_change_that_needs_no_restart(system: Any, cure: str) -> None:
+@pytest.mark.parametrize("remedy", ["restart", "proof"])
+def test_what_ails_is_mended_along_with_a_change_that_needs_no_restart(system: Any, remedy: str) -> None:
     go(system, started=True)
-    gate = Ailing(system, cure)
+    gate = Ailing(system, remedy)
     outcome = go(system, gate=gate, started=True, settings={"X-Gpufleet": {"Port": ["1"]}})
-    assert outcome.changed and outcome.restarted == (cure == "restart") and outcome.verdict.ok
+    assert outcome.changed and outcome.restarted == (remedy == "restart") and outcome.verdict.ok
     assert gate.calls == [False, True] and outcome.reasons == ["idle: on no GPU"]
     assert "Port=1" in system.read(OURS).decode()
 
 
-@pytest.mark.parametrize("cure", ["restart", "proof"])
-def test_check_mode_tells_what_would_be_mended_along_with_a_change(system: Any, cure: str) -> None:
+@pytest.mark.parametrize("remedy", ["restart", "proof"])
+def test_check_mode_tells_what_would_be_mended_along_with_a_change(system: Any, remedy: str) -> None:
     go(system, started=True)
-    system.forbidden, gate = True, Ailing(system, cure)
+    system.forbidden, gate = True, Ailing(system, remedy)
     outcome = go(system, gate=gate, started=True, check=True, settings={"X-Gpufleet": {"Port": ["1"]}})
-    assert outcome.changed and outcome.restarted == (cure == "restart") and outcome.reasons == ["idle: on no GPU"]
+    assert outcome.changed and outcome.restarted == (remedy == "restart") and outcome.reasons == ["idle: on no GPU"]
     assert gate.calls == [False] and "Port=1" in outcome.diff["after"]
 
 
@@ -723,14 +721,14 @@ def test_check_mode_of_a_change_that_restarts_does_not_ask_about_what_goes(syste
 def test_a_restart_that_was_not_made_is_not_told(system: Any) -> None:
     go(system, started=True)
 
-    class Stays(Handover):
+    class Stays(StopHooks):
         def before_stop(self, running: Running) -> None:
             raise ManagerError("requests do not end")
 
     error = fails(
         system,
         gate=Ailing(system, "restart"),
-        handover=Stays(system),
+        hooks=Stays(system),
         started=True,
         settings={"X-Gpufleet": {"Port": ["1"]}},
     )
@@ -742,7 +740,7 @@ def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system:
     before = system.tree()
     error = fails(
         system,
-        gate=lambda running, changed: Verdict("idle", "on no GPU", cure="restart"),
+        gate=lambda running, changed: Verdict("idle", "on no GPU", remedy="restart"),
         started=True,
         settings={"X-Gpufleet": {"Port": ["1"]}},
     )
@@ -757,7 +755,7 @@ def test_no_secret_is_in_the_reason_for_what_is_mended(system: Any, check: bool)
 
     def gate(running: Running, changed: bool) -> Verdict:
         words = "it says " + SESAME
-        return Verdict("ok") if changed else Verdict("idle", words, {"words": words}, cure="proof")
+        return Verdict("ok") if changed else Verdict("idle", words, {"words": words}, remedy="proof")
 
     outcome = go(system, gate=gate, check=check, **secret)
     assert outcome.reasons and SESAME not in repr(outcome)
@@ -769,7 +767,7 @@ def test_a_unit_that_ends_while_it_is_proven_anew_is_not_mended(system: Any) -> 
     def gate(running: Running, changed: bool) -> Verdict:
         if changed:
             system.state["InvocationID"] = "another"
-        return Verdict("ok") if changed else Verdict("idle", "on no GPU", cure="proof")
+        return Verdict("ok") if changed else Verdict("idle", "on no GPU", remedy="proof")
 
     assert "its main process ended" in fails(system, gate=gate, started=True).message
 
@@ -778,7 +776,7 @@ def test_a_restart_that_does_not_mend_it_is_made_once(system: Any) -> None:
     go(system, started=True)
     before = system.tree()
     system.calls.clear()
-    error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", cure="restart"), started=True)
+    error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", remedy="restart"), started=True)
     assert "idle: on no GPU." in error.message and "which did not mend it, and runs on." in error.message
     assert system.calls.count("restart") == 1 and system.tree() == before
     assert error.outcome.changed and not error.outcome.rolled_back
@@ -788,7 +786,7 @@ def test_a_restart_that_does_not_mend_it_is_made_once(system: Any) -> None:
 def test_a_proof_that_does_not_mend_it_changes_nothing(system: Any) -> None:
     go(system, started=True)
     system.calls.clear()
-    error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", cure="proof"), started=True)
+    error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", remedy="proof"), started=True)
     assert error.message.endswith("idle: on no GPU. Nothing was changed.") and "restart" not in system.calls
     assert not error.outcome.changed and not error.outcome.rolled_back
 
@@ -812,7 +810,7 @@ def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: An
     [
         ({"started": None}, "idle: on no GPU. Nothing was changed."),
         (
-            {"started": True, "objection_to_change": lambda: "it does not fit"},
+            {"started": True, "pre_change_check": lambda: "it does not fit"},
             "idle: on no GPU; this run cannot mend it: it does not fit. Nothing was changed.",
         ),
     ],
@@ -822,7 +820,7 @@ def test_what_is_not_to_be_mended_is_told(system: Any, more: Dict[str, Any], wor
     for check in (True, False):
         error = fails(system, gate=Ailing(system, "restart"), check=check, **more)
         assert error.message.endswith(words) and error.outcome.verdict.name == "idle"
-        assert not error.outcome.changed and error.outcome.cured == ""
+        assert not error.outcome.changed and error.outcome.remedied == ""
 
 
 def test_check_mode_of_a_converged_unit_asks_the_gate(system: Any) -> None:
@@ -919,7 +917,7 @@ def test_a_unit_that_was_down_is_down_again(system: Any) -> None:
     system.fails = crash
     error = fails(system, environment={"A": "bad"}, started=True)
     assert "was not running before" in error.message and error.outcome.rolled_back
-    assert system.state["ActiveState"] == "inactive" and error.outcome.unavailable_ms == 0
+    assert system.state["ActiveState"] == "inactive" and error.outcome.downtime_ms == 0
 
 
 def test_a_unit_that_was_failing_is_left_failing(system: Any) -> None:
@@ -941,7 +939,7 @@ def test_a_change_may_heal_a_unit_that_is_failing(system: Any) -> None:
     system.fails = lambda environment, settings: None if environment.get("A") == "1" else "needs A"
     system.restart("ollama.service", 1, 1)
     outcome = go(system)
-    assert outcome.restarted and system.environment["A"] == "1" and outcome.unavailable_ms == 0
+    assert outcome.restarted and system.environment["A"] == "1" and outcome.downtime_ms == 0
 
 
 def test_a_unit_that_fails_as_it_is(system: Any) -> None:
@@ -1515,10 +1513,10 @@ def test_a_file_of_the_unit_is_not_written_in_check_mode(no_writes: Any) -> None
     assert go(no_writes, check=True, files={CONFIG: "port: 8000\n"}).restarted
 
 
-# --- handing over
+# --- hooks around a stop
 
 
-class Handover:
+class StopHooks:
     """Notes when it was called; `released` is what it finds after the stops."""
 
     def __init__(self, system: Any, *released: Verdict) -> None:
@@ -1534,12 +1532,12 @@ class Handover:
         return self.released.pop(0) if self.released else Verdict("ok")
 
 
-def test_requests_are_handed_over_around_a_restart(system: Any) -> None:
+def test_the_hooks_are_called_around_a_restart(system: Any) -> None:
     go(system, environment={"A": "0"})
-    handover = Handover(system)
+    hooks = StopHooks(system)
     system.calls.clear()
-    outcome = go(system, handover=handover)
-    assert outcome.restarted and handover.served == ["0"], "the process that is stopped is asked"
+    outcome = go(system, hooks=hooks)
+    assert outcome.restarted and hooks.served == ["0"], "the process that is stopped is asked"
     assert [call for call in system.calls if call not in ("lock", "show", "unlock", "reset-failed")] == [
         "reload",
         "before_stop",
@@ -1549,35 +1547,35 @@ def test_requests_are_handed_over_around_a_restart(system: Any) -> None:
     ]
 
 
-def test_nothing_is_handed_over_by_a_unit_that_is_down(system: Any) -> None:
+def test_no_hook_is_called_for_a_unit_that_is_down(system: Any) -> None:
     system.stop("", 1)
-    handover = Handover(system)
-    go(system, started=True, handover=handover)
-    assert handover.served == [] and "after_stop" not in system.calls
+    hooks = StopHooks(system)
+    go(system, started=True, hooks=hooks)
+    assert hooks.served == [] and "after_stop" not in system.calls
 
 
-def test_a_stop_hands_over_too(system: Any) -> None:
-    handover = Handover(system, Verdict("vram_held", "5 GiB are still held"))
-    outcome = go(system, started=False, handover=handover)
-    assert handover.served == [None] and outcome.warnings == ["5 GiB are still held"]
+def test_a_stop_calls_the_hooks_too(system: Any) -> None:
+    hooks = StopHooks(system, Verdict("vram_held", "5 GiB are still held"))
+    outcome = go(system, started=False, hooks=hooks)
+    assert hooks.served == [None] and outcome.warnings == ["5 GiB are still held"]
 
 
 def test_what_is_not_released_fails_the_change_and_the_former_is_started(system: Any) -> None:
     held = Verdict("vram_held", "5 GiB are still held", {"pids": [7]})
-    error = fails(system, handover=Handover(system, held, held))
+    error = fails(system, hooks=StopHooks(system, held, held))
     assert error.outcome.verdict.name == "vram_held" and error.outcome.verdict.evidence["pids"] == [7]
     assert error.outcome.rolled_back and "A" not in system.environment
     assert system.calls.count("start") == 1 and "restart" not in system.calls
 
 
-def test_a_handover_that_fails_stops_nothing(system: Any) -> None:
-    handover = Handover(system)
-    handover.before_stop = lambda running: (_ for _ in ()).throw(RuntimeError("no"))
-    error = fails(system, handover=handover)
+def test_a_failing_hook_stops_nothing(system: Any) -> None:
+    hooks = StopHooks(system)
+    hooks.before_stop = lambda running: (_ for _ in ()).throw(RuntimeError("no"))
+    error = fails(system, hooks=hooks)
     assert error.outcome.rolled_back and "stop" not in system.calls and system.read(OURS) is None
 
 
-# --- objections
+# --- the unit check
 
 
 def no_nice(unit: Any) -> Optional[str]:
@@ -1587,20 +1585,18 @@ def no_nice(unit: Any) -> Optional[str]:
 
 @pytest.mark.parametrize("check", [False, True])
 @pytest.mark.parametrize("converged", [False, True])
-def test_an_objection_to_the_unit_as_it_will_be_stops_before_any_write(
-    system: Any, converged: bool, check: bool
-) -> None:
+def test_the_unit_check_stops_before_any_write(system: Any, converged: bool, check: bool) -> None:
     if converged:
-        go(system, objection=no_nice)
+        go(system, unit_check=no_nice)
     system.write(D + "/local.conf", "[Service]\nNice=5\n")
     before = system.tree()
-    error = fails(system, objection=no_nice, check=check)
+    error = fails(system, unit_check=no_nice, check=check)
     assert "ollama.service: %s/local.conf:2 sets Nice (nothing was changed)" % D in error.message
     assert error.outcome.verdict.name == "refused" and not error.outcome.changed and system.tree() == before
 
 
-def test_an_objection_to_what_the_steps_wrote_is_undone(system: Any) -> None:
+def test_what_the_steps_wrote_is_undone_if_it_fails_the_unit_check(system: Any) -> None:
     unit = Step(system, "/usr/lib/systemd/system/ollama.service", "[Service]\nNice=5\n")
-    error = fails(system, steps=[unit], objection=no_nice)
+    error = fails(system, steps=[unit], unit_check=no_nice)
     assert "sets Nice" in error.message and error.outcome.rolled_back and "restart" not in system.calls
-    go(system, state="absent", objection=no_nice)
+    go(system, state="absent", unit_check=no_nice)

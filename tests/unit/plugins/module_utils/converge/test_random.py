@@ -54,7 +54,7 @@ def gate(rng: random.Random) -> Optional[Callable[[Any, bool], Verdict]]:
     """None, or a gate that finds the same each time: before a change, and after one."""
     if rng.random() < 0.4:
         return None
-    first, later = rng.choice(["ok"] * 5 + ["bad", "cure"]), rng.choice([True] * 6 + [False])
+    first, later = rng.choice(["ok"] * 5 + ["bad", "remedy"]), rng.choice([True] * 6 + [False])
 
     def ask(_running: Any, changed: bool) -> Verdict:
         if changed:
@@ -62,7 +62,7 @@ def gate(rng: random.Random) -> Optional[Callable[[Any, bool], Verdict]]:
         return (
             Verdict("ok")
             if first == "ok"
-            else Verdict("cpu_fallback", "first", cure={"cure": "restart"}.get(first, ""))
+            else Verdict("cpu_fallback", "first", remedy={"remedy": "restart"}.get(first, ""))
         )
 
     return ask

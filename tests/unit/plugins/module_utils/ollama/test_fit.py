@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ask(store: Path, fakes: Any) -> Any:
-    """`ask(environ, policy, held)` gives the objection; `.fit` and `.warnings` tell the rest."""
+    """`ask(environ, policy, held)` returns the reason to refuse; `.fit` and `.warnings` hold the rest."""
 
     def run(environ: Dict[str, str], policy: str = "refuse", free: int = 139, held: Any = (0, 0, 0, 0)) -> Any:
         facts = fakes.facts(held)
@@ -50,7 +50,7 @@ def ask(store: Path, fakes: Any) -> Any:
     return run
 
 
-def test_what_fits_is_no_objection(ask: Any) -> None:
+def test_what_fits_is_accepted(ask: Any) -> None:
     assert ask({"OLLAMA_SCHED_SPREAD": "1", "OLLAMA_CONTEXT_LENGTH": "4096"}) is None
     assert [gpu["index"] for gpu in ask.fit.estimate["gpus"]] == [0, 1, 2, 3]
     assert ask.fit.estimate["held_bytes"] / GIB == pytest.approx(44.5, rel=0.05)
@@ -102,7 +102,7 @@ def test_a_warning_or_nothing(ask: Any) -> None:
     assert (ask.warnings, ask.fit.estimate) == ([], None)
 
 
-def test_what_cannot_be_estimated_is_no_objection(ask: Any) -> None:
+def test_what_cannot_be_estimated_is_accepted(ask: Any) -> None:
     assert ask({}, free=None) is None
     assert ask({"CUDA_VISIBLE_DEVICES": "9"}) is None
     assert "cannot be estimated: There is no GPU 9" in ask.warnings[0]

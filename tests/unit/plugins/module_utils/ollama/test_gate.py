@@ -385,7 +385,7 @@ def test_uneven_spread_names_who_holds_the_memory(gate, ollama, fakes, changed):
     ollama.loads(43 * GIB)
     log = start_log(gpus=[compute(0), compute(1)])
     verdict = gate(log=log, model="m70b", spread=True, before=crowded(fakes), declared=(0, 1), changed=changed)
-    assert (verdict.name, verdict.cure) == ("uneven_spread", "")
+    assert (verdict.name, verdict.remedy) == ("uneven_spread", "")
     assert "43008 MiB on GPU 0, 6144 MiB on GPU 1" in verdict.message
     assert "process 4711 python3 of train.service 122880 MiB" in verdict.message
     assert "uneven_spread: warn" in verdict.message
@@ -411,23 +411,23 @@ def test_uneven_is_no_fault_where_no_spread_is_declared(gate, ollama, fakes):
 
 def test_of_what_it_keeps_until_it_is_started_anew_a_restart_may_mend_it(gate, ollama, fakes):
     two = start_log(gpus=[compute(0), compute(1)])
-    assert gate(log=start_log(gpus=[ON_CPU])).cure == "restart"
-    assert gate(log=two, declared=(0, 2)).cure == "restart"
-    assert gate(log=start_log(gpus=[compute(0, pci=False)])).cure == "restart"
-    assert gate(log=two, declared=(0, 1), after=fakes.facts((0, 0, 0, 5 * GIB))).cure == "restart"
+    assert gate(log=start_log(gpus=[ON_CPU])).remedy == "restart"
+    assert gate(log=two, declared=(0, 2)).remedy == "restart"
+    assert gate(log=start_log(gpus=[compute(0, pci=False)])).remedy == "restart"
+    assert gate(log=two, declared=(0, 1), after=fakes.facts((0, 0, 0, 5 * GIB))).remedy == "restart"
     ollama.loads(43 * GIB)
-    assert gate(model="m70b", spread=True, after=fakes.facts((22 * GIB, 22 * GIB, 0, 0))).cure == "restart"
+    assert gate(model="m70b", spread=True, after=fakes.facts((22 * GIB, 22 * GIB, 0, 0))).remedy == "restart"
     ollama.loads(43 * GIB, 22 * GIB)
-    assert gate(model="m70b").cure == "restart"
+    assert gate(model="m70b").remedy == "restart"
     ollama.loads(43 * GIB, 0)
-    assert gate(model="m70b").cure == "restart"
+    assert gate(model="m70b").remedy == "restart"
 
 
 def test_a_dead_worker_is_mended_by_a_token(gate, ollama, fakes):
     """The server notices at the next request, and loads the model anew; see runner-killed in the recorded placements."""
     ollama.loads(43 * GIB)
     verdict = gate(changed=False, model="m70b")
-    assert (verdict.name, verdict.cure) == ("vram_missing", "proof")
+    assert (verdict.name, verdict.remedy) == ("vram_missing", "proof")
     ollama.requests.clear()
     assert gate(changed=True, model="m70b", after=fakes.facts(SPREAD)).name == "ok"
     assert "/api/generate" in [path for path, _body in ollama.requests]
@@ -439,7 +439,7 @@ def test_a_dead_worker_is_mended_when_the_log_of_the_start_is_gone(gate, ollama,
     running = fakes.FakeRunning(["[GIN] | 200 |"], {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
     running.started_monotonic -= 3600
     looks = [fakes.facts()]
-    assert gate(changed=False, model="m70b", running=running, gather=lambda: looks[-1]).cure == "proof"
+    assert gate(changed=False, model="m70b", running=running, gather=lambda: looks[-1]).remedy == "proof"
     looks.append(fakes.facts(SPREAD))
     assert gate.gate(running, True).name == "ok"
     running.invocation_id = "another"
@@ -448,8 +448,8 @@ def test_a_dead_worker_is_mended_when_the_log_of_the_start_is_gone(gate, ollama,
 
 def test_of_what_is_declared_wrong_nothing_may_mend_it(gate, ollama):
     ollama.answers["/api/generate"] = (404, {"error": "model 'm70b' not found"})
-    assert gate(model="m70b").cure == ""
-    assert gate(log=[]).cure == ""
+    assert gate(model="m70b").remedy == ""
+    assert gate(log=[]).remedy == ""
 
 
 # --- nothing changed: reading alone

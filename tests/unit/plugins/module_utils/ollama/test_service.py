@@ -335,12 +335,12 @@ def test_the_estimate_is_of_the_service_as_it_will_be(bring, monkeypatch):
     override = b"[Service]\nEnvironment=OLLAMA_KV_CACHE_TYPE=q8_0\n"
     bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", override))
     bring(prove_model="m70b", context_length=8192, num_parallel=2, visible_devices=[1], prove_fit="warn")
-    asked = bring.asked["change"].objection_to_change
+    asked = bring.asked["change"].pre_change_check
     assert (asked.server.context, asked.server.parallel, asked.server.cache_type) == (8192, 2, "q8_0")
     assert [device["index"] for device in asked.server.devices(bring.facts)] == [1]
     assert asked.policy == "warn"
     bring()
-    assert bring.asked["change"].objection_to_change is None
+    assert bring.asked["change"].pre_change_check is None
 
 
 def test_the_estimate_stands_beside_what_came_of_it(bring, monkeypatch):
@@ -523,7 +523,7 @@ def test_sentence():
         environment={"CUDA_VISIBLE_DEVICES": "0,1", "OLLAMA_SCHED_SPREAD": "1"},
         effective={"OLLAMA_SCHED_SPREAD": "true"},
     )
-    outcome = engine.Outcome(changed=True, restarted=True, unavailable_ms=1896)
+    outcome = engine.Outcome(changed=True, restarted=True, downtime_ms=1896)
     said = service.sentence(outcome, declared, [gpu(held=5), gpu(held=5)], "m70b", False)
     assert said == "ok · 2× RTX 4090 · CUDA_VISIBLE_DEVICES=0,1 spread · m70b on 2 GPUs · restart 1.9 s"
     mixed = [gpu(held=5), gpu("NVIDIA H200"), gpu("")]
@@ -538,7 +538,7 @@ def test_sentence():
 
 
 def test_sentence_of_what_is_mended():
-    outcome = engine.Outcome(changed=True, restarted=True, unavailable_ms=900, cured="cpu_fallback")
+    outcome = engine.Outcome(changed=True, restarted=True, downtime_ms=900, remedied="cpu_fallback")
     outcome.reasons = ["cpu_fallback: the server found no GPU"]
     assert service.sentence(outcome, Declared(), [gpu()], None, True) == (
         "would restart it: cpu_fallback: the server found no GPU · 1× RTX 4090"
@@ -546,7 +546,7 @@ def test_sentence_of_what_is_mended():
     assert service.sentence(outcome, Declared(), [gpu()], None, False) == (
         "ok · 1× RTX 4090 · restart 0.9 s · was cpu_fallback"
     )
-    outcome.restarted, outcome.cured, outcome.reasons = False, "vram_missing", ["vram_missing: its worker is dead"]
+    outcome.restarted, outcome.remedied, outcome.reasons = False, "vram_missing", ["vram_missing: its worker is dead"]
     assert service.sentence(outcome, Declared(), [gpu(held=5)], "m8b", True) == (
         "would load it anew: vram_missing: its worker is dead · 1× RTX 4090"
     )
@@ -795,16 +795,16 @@ def test_what_would_hide_the_gpus_is_objected_to(bring):
         return service.merge([("/x.conf", b"[Service]\n" + text)])
 
     bring(visible_devices=[2])
-    objection = bring.asked["change"].objection
-    assert "PrivateDevices=yes in /x.conf:2 keeps /dev/nvidia2" in objection(unit(b"PrivateDevices=yes"))
-    assert "/dev/nvidia-uvm" in objection(unit(b"DeviceAllow=/dev/nvidia2\nDeviceAllow=/dev/nvidiactl"))
-    assert objection(unit(b"DeviceAllow=char-nvidia*")) is None
+    unit_check = bring.asked["change"].unit_check
+    assert "PrivateDevices=yes in /x.conf:2 keeps /dev/nvidia2" in unit_check(unit(b"PrivateDevices=yes"))
+    assert "/dev/nvidia-uvm" in unit_check(unit(b"DeviceAllow=/dev/nvidia2\nDeviceAllow=/dev/nvidiactl"))
+    assert unit_check(unit(b"DeviceAllow=char-nvidia*")) is None
     bring(visible_devices=[2], isolate=True)
     wider = unit(b"DeviceAllow=char-nvidia* rw")
-    assert "isolate: DeviceAllow=char-nvidia* rw in /x.conf:2" in bring.asked["change"].objection(wider)
+    assert "isolate: DeviceAllow=char-nvidia* rw in /x.conf:2" in bring.asked["change"].unit_check(wider)
     bring.facts = {"source": "procfs", "count": 0, "fault": None, "devices": []}
     bring()
-    assert bring.asked["change"].objection(unit(b"PrivateDevices=yes")) is None
+    assert bring.asked["change"].unit_check(unit(b"PrivateDevices=yes")) is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import gate as gate_module
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import sleep
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmHandover
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmStopHooks
 
 GIB = 1 << 30
 ALL = (GIB, GIB, GIB, GIB)
@@ -359,7 +359,7 @@ def test_one_that_sleeps(gate_of, fakes, served, answers, changed):
     served.answers.update(answers)
     assert gate_of(before=ALL)(fakes.FakeRunning(), False).ok, "it is not asked where there is no sleep mode"
     verdict = gate_of(before=ALL, asleep="refuse")(fakes.FakeRunning(), changed)
-    assert verdict.name == "asleep" and not verdict.cure, "nothing is restarted for it"
+    assert verdict.name == "asleep" and not verdict.remedy, "nothing is restarted for it"
     assert "POST %s/wake_up" % served.url in verdict.message
     gate = gate_of(before=ALL, asleep="accept")
     assert gate(fakes.FakeRunning(), changed).ok and gate.figures["asleep"] is True
@@ -387,10 +387,10 @@ def test_a_dead_engine_that_is_asked_whether_it_sleeps_is_not_waited_for(served)
 
 
 @pytest.fixture
-def handover_of(served, fakes):
+def hooks_of(served, fakes):
     def make(*looks, drain=5.0, release=0.5):
         said, left = [], list(looks)
-        handover = VllmHandover(
+        hooks = VllmStopHooks(
             endpoint_of=lambda environ: Endpoint(served.url, environ.get("VLLM_API_KEY")),
             gather=lambda: left.pop(0) if len(left) > 1 else left[0],
             gpus=True,
@@ -398,8 +398,8 @@ def handover_of(served, fakes):
             release=release,
             warn=said.append,
         )
-        handover.said = said
-        return handover
+        hooks.said = said
+        return hooks
 
     return make
 
@@ -408,68 +408,68 @@ def load(running, waiting):
     return 200, "vllm:num_requests_running %d\nvllm:num_requests_waiting %d\n" % (running, waiting)
 
 
-def test_requests_are_waited_for_with_the_key_of_the_running_process(handover_of, fakes, served):
+def test_requests_are_waited_for_with_the_key_of_the_running_process(hooks_of, fakes, served):
     answers = [load(1, 1), load(0, 1), load(0, 0)]
     served.answers["/metrics"] = lambda: answers.pop(0)
-    running, handover = fakes.FakeRunning(), handover_of(fakes.facts())
+    running, hooks = fakes.FakeRunning(), hooks_of(fakes.facts())
     running.environ = {"VLLM_API_KEY": "former-key"}
-    handover.before_stop(running)
-    assert answers == [] and handover.said == []
+    hooks.before_stop(running)
+    assert answers == [] and hooks.said == []
     assert served.headers[-1]["Authorization"] == "Bearer former-key"
 
 
-def test_requests_that_do_not_end_are_cut_and_told(handover_of, fakes, served):
+def test_requests_that_do_not_end_are_cut_and_told(hooks_of, fakes, served):
     served.answers["/metrics"] = load(2, 3)
-    handover = handover_of(fakes.facts(), drain=0.1)
-    handover.before_stop(fakes.FakeRunning())
-    assert "2 requests running and 3 waiting" in handover.said[0] and "they were cut" in handover.said[0]
+    hooks = hooks_of(fakes.facts(), drain=0.1)
+    hooks.before_stop(fakes.FakeRunning())
+    assert "2 requests running and 3 waiting" in hooks.said[0] and "they were cut" in hooks.said[0]
 
 
-def test_who_is_not_asked(handover_of, fakes, served):
-    none = handover_of(fakes.facts(), drain=0)
+def test_who_is_not_asked(hooks_of, fakes, served):
+    none = hooks_of(fakes.facts(), drain=0)
     none.before_stop(fakes.FakeRunning())
-    unknown = handover_of(fakes.facts())
+    unknown = hooks_of(fakes.facts())
     unknown.endpoint_of = lambda environ: None
     unknown.before_stop(fakes.FakeRunning())
     assert served.requests == [] and unknown.pids == [99, 100]
 
 
 @pytest.mark.parametrize("drain", [0, 5.0])
-def test_a_dead_one_is_not_waited_for(handover_of, fakes, served, drain):
+def test_a_dead_one_is_not_waited_for(hooks_of, fakes, served, drain):
     served.server.server_close()
-    handover = handover_of(fakes.facts(), drain=drain)
-    handover.before_stop(fakes.FakeRunning())
-    assert handover.said == []
+    hooks = hooks_of(fakes.facts(), drain=drain)
+    hooks.before_stop(fakes.FakeRunning())
+    assert hooks.said == []
 
 
-def test_memory_of_the_former_processes_is_waited_for(handover_of, fakes, served):
-    handover = handover_of(fakes.facts(ALL, pid=100), fakes.facts(ALL, pid=100), fakes.facts(ALL, pid=555), release=30)
-    handover.before_stop(fakes.FakeRunning())
-    assert handover.after_stop().ok, "555 is another process: not ours to wait for"
+def test_memory_of_the_former_processes_is_waited_for(hooks_of, fakes, served):
+    hooks = hooks_of(fakes.facts(ALL, pid=100), fakes.facts(ALL, pid=100), fakes.facts(ALL, pid=555), release=30)
+    hooks.before_stop(fakes.FakeRunning())
+    assert hooks.after_stop().ok, "555 is another process: not ours to wait for"
 
 
-def test_memory_that_is_not_released_is_named(handover_of, fakes, served):
-    handover = handover_of(fakes.facts((GIB, 0, 0, 0), pid=100))
-    handover.before_stop(fakes.FakeRunning())
-    verdict = handover.after_stop()
+def test_memory_that_is_not_released_is_named(hooks_of, fakes, served):
+    hooks = hooks_of(fakes.facts((GIB, 0, 0, 0), pid=100))
+    hooks.before_stop(fakes.FakeRunning())
+    verdict = hooks.after_stop()
     assert verdict.name == "vram_held"
     assert "PID 100 (VLLM::Worker) 1.0 GiB on GPU 0" in verdict.message
     assert verdict.evidence == {"holders": ["PID 100 (VLLM::Worker) 1.0 GiB on GPU 0"]}
 
 
-def test_memory_of_which_not_all_is_known(handover_of, fakes, served):
+def test_memory_of_which_not_all_is_known(hooks_of, fakes, served):
     facts = fakes.facts((GIB, GIB, 0, 0), pid=100)
     facts["devices"][0]["processes"] = None
     facts["devices"][1]["processes"][0]["used_bytes"] = None
-    handover = handover_of(facts, release=0)
-    handover.before_stop(fakes.FakeRunning())
-    assert handover.after_stop().evidence == {"holders": ["PID 100 (VLLM::Worker) 0.0 GiB on GPU 1"]}
+    hooks = hooks_of(facts, release=0)
+    hooks.before_stop(fakes.FakeRunning())
+    assert hooks.after_stop().evidence == {"holders": ["PID 100 (VLLM::Worker) 0.0 GiB on GPU 1"]}
 
 
 @pytest.mark.parametrize("gpus, stopped", [(False, True), (True, False)])
-def test_without_gpus_or_processes_there_is_no_memory_to_wait_for(handover_of, fakes, served, gpus, stopped):
-    handover = handover_of(fakes.facts(ALL))
-    handover.gpus, handover.gather = gpus, lambda: pytest.fail("nothing is asked")
+def test_without_gpus_or_processes_there_is_no_memory_to_wait_for(hooks_of, fakes, served, gpus, stopped):
+    hooks = hooks_of(fakes.facts(ALL))
+    hooks.gpus, hooks.gather = gpus, lambda: pytest.fail("nothing is asked")
     if stopped:
-        handover.before_stop(fakes.FakeRunning())
-    assert handover.after_stop().ok
+        hooks.before_stop(fakes.FakeRunning())
+    assert hooks.after_stop().ok

@@ -13,7 +13,9 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings, together
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
 
 GIB = 1 << 30
@@ -173,9 +175,9 @@ def test_what_is_left_out_is_in_no_file(bring):
     assert change.settings[claims.SECTION]["Exclusive"] == ["yes"]
     assert not {"HF_TOKEN_PATH", "PYTHONPATH"} & set(change.environment)
     beside = "/etc/gpufleet/vllm/chat.d/gpufleet_%s.py"
-    assert {path: change.files[path] for path in (beside % "guard", beside % "together")} == {
+    assert {path: change.files[path] for path in (beside % "guard", beside % "supervisor")} == {
         beside % "guard": None,
-        beside % "together": None,
+        beside % "supervisor": None,
     }
 
 
@@ -298,7 +300,7 @@ def test_an_instance_on_the_cpu_reads_no_gpu(bring, monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in bring.asked["change"].environment
     assert claims.SECTION in bring.asked["change"].settings, "the port is claimed"
     assert result["gpus"] == [] and result["fit"] == {} and "· CPU ·" in result["msg"]
-    assert bring.asked["handover"].gpus is False
+    assert bring.asked["hooks"].gpus is False
 
 
 def test_the_guard_comes_as_a_file(bring):
@@ -384,7 +386,7 @@ def test_open_addresses(bring):
 def test_absent(bring):
     result = bring(state="absent", venv=None, model=None)
     assert bring.asked["change"].state == "absent"
-    beside = ("gpufleet_guard.py", "gpufleet_together.py")
+    beside = ("gpufleet_guard.py", "gpufleet_supervisor.py")
     files = [CONFIG, *("/etc/gpufleet/vllm/chat.d/%s" % name for name in beside)]
     assert bring.asked["change"].files == dict.fromkeys(files)
     assert result["msg"] == "vllm@chat.service: not there"
@@ -394,32 +396,32 @@ def test_absent(bring):
     change = bring.asked["change"]
     assert change.files == dict.fromkeys(files)
     assert (bring.asked["check_mode"], bring.asked["system"]) == (True, bring.system)
-    assert type(bring.asked["handover"]) is service.VllmHandover
+    assert type(bring.asked["hooks"]) is service.VllmStopHooks
     assert (change.state, change.enabled, change.started) == ("present", False, False)
     assert result["msg"] == "vllm@chat.service: stopped and removed"
 
 
 def test_who_is_asked_to_end_its_requests(bring):
     bring()
-    assert bring.asked["handover"].endpoint_of({}) is None, "there was none"
+    assert bring.asked["hooks"].endpoint_of({}) is None, "there was none"
     bring.system.files[CONFIG] = b'host: "0.0.0.0"\nport: 9000\nmodel: "x"\n'
     bring(port=9001)
-    endpoint = bring.asked["handover"].endpoint_of({"VLLM_API_KEY": "k"})
+    endpoint = bring.asked["hooks"].endpoint_of({"VLLM_API_KEY": "k"})
     assert endpoint.url == "http://127.0.0.1:9000" and endpoint._headers == {"Authorization": "Bearer k"}
-    assert bring.asked["handover"].endpoint_of({})._headers == {}
-    assert bring.asked["handover"].gpus is True
+    assert bring.asked["hooks"].endpoint_of({})._headers == {}
+    assert bring.asked["hooks"].gpus is True
 
 
 def test_a_certificate_of_ones_own_is_as_good(bring):
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
     converged(bring)
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
-    for endpoint in (bring.asked["gate"].endpoint, bring.asked["handover"].endpoint_of({})):
+    for endpoint in (bring.asked["gate"].endpoint, bring.asked["hooks"].endpoint_of({})):
         assert endpoint.url.startswith("https:") and endpoint._tls.verify_mode == ssl.CERT_NONE
 
 
 def test_a_person_is_told(bring):
-    bring.outcome = engine.Outcome(changed=True, restarted=True, unavailable_ms=92400)
+    bring.outcome = engine.Outcome(changed=True, restarted=True, downtime_ms=92400)
     assert bring()["msg"].endswith("restart 92.4 s")
     bring.outcome = engine.Outcome(changed=True, reasons=["files that it reads change: x"])
     assert bring(check_mode=True)["msg"].startswith("would change files that it reads change: x ·")
@@ -446,12 +448,12 @@ def test_one_model_on_two_hosts(bring):
     result = bring(nodes=NODES, node_rank=0)
     head, gate = bring.asked["change"], bring.asked["gate"]
     assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501"]
-    assert head.settings["Service"]["NotifyAccess"] == ["main"] and type(gate).__name__ == "HeadGate"
+    assert head.settings["Service"]["NotifyAccess"] == ["main"] and type(gate).__name__ == "LeaderGate"
     assert head.environment["VLLM_HOST_IP"] == "192.0.2.1"
     assert "headless" not in head.files[CONFIG] and 'master-addr: "192.0.2.1"' in head.files[CONFIG]
     assert result["url"] == "http://127.0.0.1:8000" and "TP4 PP2 · node 0 of 2 hosts" in result["msg"]
     assert result["msg"].endswith("at http://127.0.0.1:8000") and "pipeline-parallel-size: 2" in head.files[CONFIG]
-    assert head.files["/etc/gpufleet/vllm/chat.d/gpufleet_together.py"] == together.TEXT
+    assert head.files["/etc/gpufleet/vllm/chat.d/gpufleet_supervisor.py"] == source_of(supervisor)
     result = bring(nodes=NODES, node_rank=1, restart=True)
     other = bring.asked["change"]
     assert "Port" not in other.settings[claims.SECTION] and type(bring.asked["gate"]).__name__ == "WorkerGate"
@@ -460,7 +462,7 @@ def test_one_model_on_two_hosts(bring):
     assert result["url"] is None and "node 1 of 2 hosts · %s at 192.0.2.1" % bring.model in result["msg"]
     commands = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
     assert commands[0][:2] == [bring.venv + "/bin/python", "-I"]
-    assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_together.py", "192.0.2.1:29501", "0"]
+    assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_supervisor.py", "192.0.2.1:29501", "0"]
     assert commands[1][3:7] == ["192.0.2.1:29501", "1", "gpu1,gpu2", "192.0.2.1,192.0.2.2"]
     assert commands[0][7] == commands[1][7], "the same definition"
     bring(nodes=NODES, node_rank=1, max_num_seqs=5)
@@ -478,15 +480,15 @@ def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
 
 def test_a_node_without_an_api_waits_for_the_end_of_the_one_that_serves(bring):
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["handover"]).__name__ == "VllmHandover", "it was none before"
+    assert type(bring.asked["hooks"]).__name__ == "VllmStopHooks", "it was none before"
     converged(bring)
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["handover"]).__name__ == "WorkerHandover" and bring.asked["handover"].drain == 60
+    assert type(bring.asked["hooks"]).__name__ == "WorkerStopHooks" and bring.asked["hooks"].drain == 60
     bring(nodes=NODES, node_rank=1, shutdown_timeout=40)
-    assert bring.asked["handover"].drain == 60, "of the process that is to be stopped"
+    assert bring.asked["hooks"].drain == 60, "of the process that is to be stopped"
     converged(bring)
     bring(nodes=NODES, node_rank=1, shutdown_timeout=0)
-    assert bring.asked["handover"].drain == 60 + 40, "so long vLLM itself lets them end"
+    assert bring.asked["hooks"].drain == 60 + 40, "so long vLLM itself lets them end"
 
 
 @pytest.mark.parametrize("asleep", ["refuse", "accept"])
@@ -537,7 +539,7 @@ def test_one_model_on_two_hosts_with_ray(bring):
     command.touch(mode=0o755)
     result = bring(**given, node_rank=0)
     head = bring.asked["change"]
-    assert type(bring.asked["gate"]).__name__ == "HeadGate" and "node 0 of 2 hosts" in result["msg"]
+    assert type(bring.asked["gate"]).__name__ == "LeaderGate" and "node 0 of 2 hosts" in result["msg"]
     assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501", "29503", "29504", "29505"]
     own = head.settings["Service"]
     assert own["RuntimeDirectory"] == ["vllm-chat"] and own["RuntimeDirectoryMode"] == ["0700"]
