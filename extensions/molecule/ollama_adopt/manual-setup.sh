@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up Ollama as an administrator does manually: by-hand.sh KIND ARCHIVE. KIND nothing removes it again.
+# Sets up Ollama as an administrator does manually: manual-setup.sh KIND ARCHIVE. KIND nothing removes it again.
 set -e
 systemctl disable --quiet --now ollama 2>/dev/null || :
 rm -rf /etc/systemd/system/ollama.service* /usr/local/bin/ollama /usr/local/lib/ollama /opt/ollama /etc/ollama.env
