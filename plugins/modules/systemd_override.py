@@ -106,8 +106,8 @@ options:
     default: 60
   settle:
     description:
-      - Seconds for which the new process is watched. One that dies within them has failed, and the former state is put
-        back.
+      - Seconds for which the new process is watched. One that dies within them has failed, and the previous state
+        is restored.
     type: float
     default: 2
 seealso:
@@ -179,13 +179,25 @@ reasons:
   type: list
   elements: str
   sample: ["the value in force changes: OLLAMA_KEEP_ALIVE"]
+planned:
+  description:
+    - The writes and systemctl commands of the run, in order. In check mode those of a real run.
+    - Empty when the unit is in its declared state.
+  returned: always
+  type: list
+  elements: str
+  sample:
+    - write /etc/systemd/system/ollama.service.d/zz-gpufleet.conf
+    - systemctl daemon-reload
+    - systemctl reset-failed ollama.service
+    - systemctl restart ollama.service
 reloaded:
   description: Whether systemd had to read its files again.
   returned: always
   type: bool
   sample: true
 rolled_back:
-  description: Whether the change failed and the former state is back.
+  description: Whether the change failed and the previous state is restored.
   returned: always
   type: bool
   sample: false
@@ -293,11 +305,8 @@ unit_state:
       sample: [/etc/systemd/system/ollama.service.d/zz-gpufleet.conf]
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import override_module
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import ServiceError
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -316,14 +325,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = override_module.bring(module.params, module.check_mode, module.warn)
-    except UnitError as error:
-        module.fail_json(msg="%s (nothing was changed)" % error)
-    except ServiceError as error:
-        module.fail_json(msg=error.message, **error.outcome.as_result())
-    module.exit_json(**result)
+    run(argument_spec(), override_module.bring)
 
 
 if __name__ == "__main__":
