@@ -11,8 +11,8 @@ module: llama_server_service
 short_description: Configure llama.cpp servers and verify them on the GPUs
 version_added: 0.1.0
 description:
-  - Configures C(llama-server) of llama.cpp, each instance a unit C(llama-server@NAME.service), restarts an instance only
-    when an effective value changes, and verifies the running process.
+  - Configures C(llama-server) of llama.cpp, each instance a unit C(llama-server@NAME.service), restarts an instance
+    only when an effective value changes, and verifies the running process.
   - Every option is a variable of the process, so its value in the inventory, on disk and in the running process can be
     compared. Values, variables and arguments are checked against C(llama-server --help) before anything is changed.
   - After a change the server must list its model, the model must answer a request of its own kind, and NVML must show
@@ -458,13 +458,10 @@ instances:
   type: dict
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -472,14 +469,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = service.converge(module.params, module.check_mode, module.warn)
-    except Refused as error:
-        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
-    except ServiceError as error:
-        module.fail_json(**dict(error.outcome.as_result(), msg=error.message))
-    module.exit_json(**result)
+    run(argument_spec(), service.converge)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from __future__ import annotations
 import glob
 import os
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
+from typing import Dict, List, Mapping, NamedTuple, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import near
 
 _LARGEST = 1 << 20  # bytes of the help text
 _LIMIT = 60  # seconds; a program built for CUDA looks for GPUs first
@@ -47,40 +49,24 @@ def parse_help(text: str) -> Dict[str, Flag]:
 def ask(program: str, user: str) -> Dict[str, Flag]:
     """What the program takes, by its own word.
 
-    :raises Refused: it cannot be run.
+    :raises Refused: it cannot be run, or is not llama-server.
     """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
-
-    def run() -> List[Any]:
-        import resource
-        import subprocess
-        import tempfile
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST, _LARGEST))
-        with tempfile.TemporaryFile() as out:
-            done = subprocess.run(
-                [program, "--help"],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
-                timeout=_LIMIT,
-                check=False,
-            )
-            out.seek(0)
-            return [done.returncode, out.read(_LARGEST).decode("utf-8", "replace")]
-
     try:
-        status, text = users.as_user(users.ids_of(user) or users.STRANGERS, run, _LIMIT + 5)
-    except (OSError, users.UserError) as error:
-        raise Refused("program: %s cannot be run as user %s: %s" % (program, user, error)) from None
+        status, text = users.output_of(_ids(user), [program, "--help"], _LIMIT, _LARGEST)
+    except (OSError, Failed) as error:
+        raise Refused("program: user %s cannot run %s: %s" % (user, program, error)) from None
     flags = parse_help(text)
     if status or "--model" not in flags:
         last = (text.strip().splitlines() or ["nothing"])[-1][:300]
         raise Refused(
-            "program: %s --help ended with status %d: %s; expected llama-server's help" % (program, status, last)
+            "program: %s --help ended with status %d and said %s; expected llama-server's help"
+            % (program, status, last)
         )
     return flags
+
+
+def _ids(user: str) -> users.Ids:
+    return users.ids_of(user) or users.STRANGERS
 
 
 def check(flags: Mapping[str, Flag], environment: Mapping[str, str], arguments: Sequence[str]) -> None:
@@ -88,7 +74,7 @@ def check(flags: Mapping[str, Flag], environment: Mapping[str, str], arguments: 
     problems = []
     for name, value in sorted(environment.items()):
         if name.startswith("LLAMA_ARG_") and name not in flags:
-            problems.append("%s: this llama-server does not read it%s" % (name, _near(name, flags)))
+            problems.append("%s: this llama-server does not read it%s" % (name, near(name, flags)))
         elif name in flags and flags[name].allowed and value not in flags[name].allowed:
             problems.append("%s: %s; expected one of %s" % (name, value, ", ".join(flags[name].allowed)))
     waiting: List[str] = []
@@ -103,17 +89,10 @@ def check(flags: Mapping[str, Flag], environment: Mapping[str, str], arguments: 
             elif flag.allowed and values[0] not in flag.allowed:
                 problems.append("%s: %s; expected one of %s" % (name, values[0], ", ".join(flag.allowed)))
         elif waiting:
-            problems.append("%s: this llama-server has no such argument%s" % (waiting[0], _near(waiting[0], flags)))
+            problems.append("%s: this llama-server has no such argument%s" % (waiting[0], near(waiting[0], flags)))
         waiting = [word]
     if problems:
         raise Refused("; ".join(problems))
-
-
-def _near(name: str, known: Mapping[str, Any]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return "; did you mean %s?" % near[0] if near else ""
 
 
 def model_file(path: str) -> str:
@@ -133,26 +112,20 @@ def model_file(path: str) -> str:
     return os.path.join(path, first[0])
 
 
-def check_model(path: str, user: str) -> int:
-    """Size of a model in bytes, all parts of a split one included.
-
-    :raises Refused: the service's user cannot read it, or it is not a GGUF file.
-    """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
-
-    def begin() -> List[Any]:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        with open(descriptor, "rb") as stream:
-            parts = glob.glob(glob.escape(path).replace("-00001-of-", "-*-of-"))
-            return [sum(map(os.path.getsize, parts)), stream.read(4).hex()]
-
+def check_readable(option: str, path: str, user: str, magic: bytes = b"") -> None:
+    """:raises Refused: the service's user cannot read a file, or it does not begin with ``magic``."""
     try:
-        size, magic = users.as_user(users.ids_of(user) or users.STRANGERS, begin, 20)
-    except (OSError, users.UserError) as error:
+        found = users.beginning(_ids(user), path, len(magic))
+    except (OSError, Failed) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise Refused("model: user %s cannot read %s: %s" % (user, path, reason)) from None
-    if bytes.fromhex(magic) != b"GGUF":
-        raise Refused(
-            "model: %s is not a GGUF file: it begins with %r; expected b'GGUF'" % (path, bytes.fromhex(magic))
-        )
-    return int(size)
+        raise Refused("%s: user %s cannot read %s: %s" % (option, user, path, reason)) from None
+    if found != magic:
+        raise Refused("%s: %s begins with %r; expected %r" % (option, path, found, magic))
+
+
+def size_of(path: str) -> int:
+    """Size of a model in bytes, all parts of a split one included; 0 where it cannot be read."""
+    try:
+        return sum(map(os.path.getsize, glob.glob(glob.escape(path).replace("-00001-of-", "-*-of-"))))
+    except OSError:
+        return 0

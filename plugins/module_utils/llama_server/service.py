@@ -11,11 +11,10 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import log, program, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib, holders
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, run
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import check_weights
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, run, summary, template
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.foreign import Foreign, foreign
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
@@ -27,8 +26,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Plan,
     Service,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import Drain
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import drain
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.render import argument
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
@@ -38,22 +36,7 @@ START_BASE, START_RATE = 120, 100e6  # seconds; bytes of a model that even slow 
 # After SIGTERM a server with a running request waits for its client to leave, however long. Requests that may end have
 # ended before (drain_timeout); this is for all others, such as those at a reboot.
 STOP_LIMIT = 15
-UNIT = """\
-# Written by the Ansible collection gpufleet.inference where there was none. Each instance has an override of its own.
-[Unit]
-Description=llama.cpp server, instance %i
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-ExecStart=/bin/false
-Restart=always
-RestartSec=5
-LimitMEMLOCK=infinity
-
-[Install]
-WantedBy=multi-user.target
-"""
+UNIT = template.text("llama.cpp server", "LimitMEMLOCK=infinity")
 
 
 def converge(
@@ -101,7 +84,7 @@ class LlamaServer:
         )
         instance = self._of[service.unit] = _Instance(settled, name, user)
         endpoint = instance.endpoint()
-        limit = options["timeout"] or _start_limit(settled.values["model"])
+        limit = options["timeout"] or int(START_BASE + program.size_of(settled.values["model"]) / START_RATE)
         home = os.path.join("/var/lib", user)
         return Declared(
             listen=Listen(settled.values["host"], int(settled.values["port"]), "api_key" in settled.values),
@@ -109,16 +92,22 @@ class LlamaServer:
             environment=settled.environment,
             secret_environment=settled.secret_environment,
             settings=_settings(instance, found),
-            steps=[*([] if user == "root" else [UserStep(user, home)]), TemplateStep(BASE + "@.service", UNIT)],
+            steps=[
+                *([] if user == "root" else [UserStep(user, home)]),
+                template.TemplateStep(BASE + "@.service", UNIT),
+            ],
             checks=[
                 checks.ComesUp(checks.lists_model(endpoint, instance.served), limit, options["stall_timeout"]),
                 checks.after_change(checks.owns_port(endpoint.port)),
                 checks.after_change(checks.answers(endpoint, instance.served, options["token_timeout"], settled.task)),
                 checks.UsesGpus(),
             ],
-            hooks=_drain(options, host, placed.cpu),
+            hooks=drain(options, host, _endpoint_of),
             writable=[home],
-            readable=[os.path.dirname(file) for file in [name, *settled.files]],
+            readable=[
+                os.path.dirname(file)
+                for file in [name, *(settled.values.get(option, "/") for option in settings.FILES)]
+            ],
             timeout=limit,
         )
 
@@ -126,23 +115,24 @@ class LlamaServer:
         settled, name, user = self._of[plan.unit]
         if not os.access(name, os.X_OK):
             raise Refused("program: there is no program %s; expected llama-server, built from llama.cpp" % name)
-        size = program.check_model(settled.values["model"], user)
+        for option in settings.FILES:
+            if option in settled.values:
+                program.check_readable(option, settled.values[option], user, b"GGUF" if option == "model" else b"")
         program.check(program.ask(name, user), settled.environment, settled.arguments)
         if settled.values.get("n_gpu_layers") in ("all", settings.ALL_LAYERS):
-            _check_room(plan, size)
+            advice = "choose more GPUs, a smaller quantisation, or fewer n_gpu_layers"
+            check_weights(plan.placed.devices, plan.unit, program.size_of(settled.values["model"]), advice)
 
     def leave(self, service: Service, host: Host) -> Leaving:
-        return Leaving(hooks=_drain(service.options, host, service.options["visible_devices"] == "none"))
+        return Leaving(hooks=drain(service.options, host, _endpoint_of))
 
     def explain(self, lines: Sequence[str]) -> Cause:
         return log.explain(lines)
 
     def describe(self, plan: Plan, proof: Proof, outcome: Outcome) -> Tuple[List[str], Dict[str, Any]]:
-        instance, figures, used = self._of[plan.unit], proof.figures, sum(proof.used.values())
-        parts = ["%s at %s%s" % (instance.served, instance.settled.url, ", %s used" % gib(used) if used else "")]
-        if "answer" in figures:
-            parts.append("%s in %.2f s" % (figures["answer"], figures["latency_seconds"]))
-        return parts, {"url": instance.settled.url, "model": instance.served}
+        instance = self._of[plan.unit]
+        more = {"url": instance.settled.url, "model": instance.served}
+        return summary.served(instance.served, instance.settled.url, proof), more
 
 
 class _Instance(NamedTuple):
@@ -177,38 +167,7 @@ def _settings(instance: _Instance, found: Foreign) -> Dict[str, List[str]]:
     return kept
 
 
-def _start_limit(model: str) -> int:
-    """Seconds that a start may take; a stall ends it sooner."""
-    try:
-        return int(START_BASE + os.path.getsize(model) / START_RATE)
-    except OSError:  # which is reported where there is something to start
-        return START_BASE
-
-
-def _drain(options: Mapping[str, Any], host: Host, cpu: bool) -> Drain:
-    def endpoint_of(environ: Mapping[str, str]) -> Optional[Endpoint]:
-        values = settings.read_environment(environ)
-        return Endpoint(settings.url(values), values.get("api_key"), verify=False) if "port" in values else None
-
-    return Drain(
-        endpoint_of=endpoint_of,
-        gather=host.gather,
-        gpus=not cpu,
-        drain=options["drain_timeout"],
-        release=options["release_timeout"],
-        warn=host.warn,
-    )
-
-
-def _check_room(plan: Plan, size: int) -> None:
-    """:raises Refused: the model's weights alone are larger than the memory that is free, or will be."""
-    devices = plan.placed.devices
-    own = held_by_unit(devices, plan.unit)
-    free = sum((device["memory"]["free_bytes"] or 0) + own.get(device["uuid"], 0) for device in devices)
-    if devices and size > free:
-        used = holders(devices, plan.unit)
-        raise Refused(
-            "model: %s has %s of weights, but its GPUs have %s free%s; choose more GPUs, a smaller quantisation, or "
-            "fewer n_gpu_layers"
-            % (plan.declared.environment.get("LLAMA_ARG_MODEL", "it"), gib(size), gib(free), used and "; " + used)
-        )
+def _endpoint_of(environ: Mapping[str, str]) -> Optional[Endpoint]:
+    """Where a running process of ours listens."""
+    values = settings.read_environment(environ)
+    return Endpoint(settings.url(values), values.get("api_key"), verify=False) if "port" in values else None

@@ -16,6 +16,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
+FILES = ("model", "ssl_key_file", "ssl_cert_file")
+"""Options that are files which the process reads."""
 HOST, PORT = "127.0.0.1", "8080"
 ALL_LAYERS = "999"
 """More than any model has; the word ``all`` is not known to older versions."""
@@ -77,11 +79,6 @@ class Settled:
         """What a model is asked for: a server answers other requests, too, but not usefully."""
         kinds = [kind for option, kind in _TASKS if self.values.get(option, "0") not in ("", "0")]
         return kinds[0] if kinds else "text"
-
-    @property
-    def files(self) -> List[str]:
-        """The files that it reads."""
-        return [self.values[key] for key in ("model", "ssl_key_file", "ssl_cert_file") if self.values.get(key)]
 
 
 def url(values: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Running, Verdict
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
 
 
 class Drain:
@@ -75,3 +76,17 @@ class Drain:
             for process in device["processes"] or ()
             if process["pid"] in self.pids
         ]
+
+
+def drain(
+    options: Mapping[str, Any], host: Host, endpoint_of: Callable[[Mapping[str, str]], Optional[Endpoint]]
+) -> Drain:
+    """What happens around a stop of a service, by its options ``drain_timeout`` and ``release_timeout``."""
+    return Drain(
+        endpoint_of=endpoint_of,
+        gather=host.gather,
+        gpus=options["visible_devices"] != "none",
+        drain=options["drain_timeout"],
+        release=options["release_timeout"],
+        warn=host.warn,
+    )

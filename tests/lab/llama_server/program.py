@@ -5,7 +5,7 @@
 """A real llama-server (llama.cpp b10488, built for the CPU) for lab hosts.
 
     program.py path             its folder on this machine, built first if the cache has none (6.5 minutes on 2 cores)
-    program.py install gpu2     to /opt/llama.cpp/bin on a lab host, with models below /srv/models
+    program.py install gpu2     to /opt/llama.cpp/bin on a lab host, with a model in /srv/models and one in a folder there
 
 It comes out of the wheel that the lab of Ollama has its CPU worker from. On a host the file `llama-server` is a small
 program that claims memory of the simulated GPUs and then becomes the real server.
@@ -102,5 +102,6 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["install"] and len(sys.argv) == 3:
         install(sys.argv[2])
         add_model(sys.argv[2])
+        sh(sys.argv[2], "mkdir -p {0}/hub; ln -f {0}/tiny.gguf {0}/hub/model.gguf".format(MODELS))
     else:
         sys.exit(__doc__)
