@@ -82,6 +82,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import adopt
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 
 def argument_spec():
@@ -92,7 +93,7 @@ def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
         result = adopt.adopt(module.params)
-    except (adopt.AdoptError, ManagerError, UnitError) as error:
+    except (Refused, ManagerError, UnitError) as error:
         module.fail_json(msg=str(error), changed=False)
     module.exit_json(**result)
 

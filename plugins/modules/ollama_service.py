@@ -646,9 +646,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install import InstallError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 
 
 def argument_spec():
@@ -659,9 +659,9 @@ def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
         result = service.bring(module.params, module.check_mode, module.warn)
-    except service.ArchiveNeeded as needed:
-        module.exit_json(changed=False, archive_needed=needed.archives, msg="the release is not on this host yet")
-    except (service.Refused, InstallError) as error:
+    except Needed as needed:
+        module.exit_json(changed=False, archive_needed=needed.files, msg="the release is not on this host yet")
+    except Refused as error:
         module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
     except ServiceError as error:
         module.fail_json(**dict(error.outcome.as_result(), msg=error.message))

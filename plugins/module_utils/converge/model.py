@@ -11,6 +11,7 @@ from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import Process, System
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Change:
     """Entered while the files are put in place, such as a lock; a StepError stops the change there."""
 
 
-class StepError(Exception):
+class StepError(Refused):
     """A step cannot do its part; the message says why, and what to do."""
 
 
@@ -199,10 +200,10 @@ class Outcome:
         }
 
 
-class ServiceError(Exception):
+class ServiceError(Failed):
     """The unit could not be brought to its declared state; ``outcome`` says what was done and put back."""
 
     def __init__(self, message: str, outcome: Optional[Outcome] = None) -> None:
-        super().__init__(message)
         self.message = message
         self.outcome = outcome or Outcome()
+        super().__init__(message, self.outcome.as_result())

@@ -12,7 +12,9 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import visible_list
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, main_environ
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 _PASSING = 5.0  # seconds for which a process may be not yet executed, or gone and systemd not know it
 
@@ -66,8 +68,8 @@ class Server(NamedTuple):
                 raise ValueError("no GPU of this host answers")
             return answering
         try:
-            return select(facts["devices"], settings.visible_list(visible))
-        except (SelectionError, settings.SettingsError) as error:
+            return select(facts["devices"], visible_list(visible))
+        except (SelectionError, Refused) as error:
             raise ValueError(str(error)) from None
 
     def _flag(self, variable: str, default: bool) -> bool:

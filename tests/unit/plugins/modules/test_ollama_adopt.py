@@ -9,6 +9,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import adopt
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_adopt
 
 
@@ -20,7 +21,7 @@ def test_the_result_is_given_on(run_module, monkeypatch):
     assert seen == {"name": "ollama-lab", "facts_timeout": 10.0}
 
 
-@pytest.mark.parametrize("error", [adopt.AdoptError("there is no unit x"), ManagerError("there is no systemctl")])
+@pytest.mark.parametrize("error", [Refused("there is no unit x"), ManagerError("there is no systemctl")])
 def test_errors_are_told(run_module, monkeypatch, error):
     def fails(params):
         raise error
