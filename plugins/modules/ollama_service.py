@@ -633,7 +633,7 @@ instances:
   description: The result of each service as described here, by the name of its unit. RV(msg) has one part for each.
   returned: success, with O(instances)
   type: dict
-archive_needed:
+needs:
   description:
     - The archives of the release, which is not on the host. Nothing was changed. The action plugin then sends those
       that are on the controller.
@@ -660,7 +660,7 @@ def main():
     try:
         result = service.bring(module.params, module.check_mode, module.warn)
     except Needed as needed:
-        module.exit_json(changed=False, archive_needed=needed.files, msg="the release is not on this host yet")
+        module.exit_json(changed=False, needs=needed.files, msg="the release is not on this host yet")
     except Refused as error:
         module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
     except ServiceError as error:

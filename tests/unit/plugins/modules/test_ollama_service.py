@@ -71,7 +71,7 @@ def test_a_proof_that_failed_tells_all(run_module, bring):
 def test_an_archive_is_asked_for(run_module, bring):
     bring.raises = Needed(["/a.tgz"])
     result = run_module(ollama_service.main)
-    assert result["archive_needed"] == ["/a.tgz"]
+    assert result["needs"] == ["/a.tgz"]
     assert result["changed"] is False
     assert not result["failed"]
 
