@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
@@ -46,7 +48,7 @@ def test_options_and_check_mode_are_given_on(run_module, bring):
     assert seen["check_mode"] is True
 
 
-@pytest.mark.parametrize("error", [Refused("no GPU 9"), install.InstallError("no GPU 9")])
+@pytest.mark.parametrize("error", [Refused("no GPU 9"), StepError("no GPU 9")])
 def test_what_is_refused_changes_nothing(run_module, bring, error):
     bring.raises = error
     result = run_module(ollama_service.main)
@@ -113,7 +115,7 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
 
         _run = _call
 
-    monkeypatch.setattr(service, "System", Reading)
+    monkeypatch.setattr(run, "System", Reading)
     monkeypatch.setattr(install, "UNIT_PATHS", ("nowhere",))
 
     def forbidden(*words, **options):
