@@ -102,16 +102,17 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     facts: Dict[str, Any] = {"devices": [], "count": 0} if options["visible_devices"] == "none" else host.facts
     placed = choice.place(options, facts, service.unit, engine.counts_visible)
     declared = engine.declare(service, placed, host)
-    exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
+    if declared.listen:
+        exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
     used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
     claim = claims.Claim(
         service.unit,
         {device["uuid"]: declared.share for device in used if device["uuid"]},
         exclusive=not options["share_gpus"],
-        ports=(declared.listen.port, *declared.ports),
+        ports=(*((declared.listen.port,) if declared.listen else ()), *declared.ports),
     )
     isolation = Isolation(options, used, bool(facts["count"]) and not placed.cpu, engine.title)
-    settings = dict(declared.settings, **isolation.settings(service.unit, declared.writable, declared.readable))
+    settings = dict(declared.settings, **isolation.settings(service.unit, declared))
     change = Change(
         unit=service.unit,
         environment=declared.environment,
