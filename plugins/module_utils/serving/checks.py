@@ -180,13 +180,21 @@ class UsesGpus:
     """NVML must name the unit's own processes on the declared GPUs, and on no others.
 
     Verdicts: ``unproven`` (who uses memory cannot be read), ``cpu_fallback``, ``wrong_gpu``, ``vram_missing``,
-    ``spread_missing``.
+    ``spread_missing``, ``uneven_spread``.
 
     :param expected: asked again before each look, as a model may be loaded or unloaded meanwhile.
+    :param uneven: what to do where other processes' memory made the engine spread a model unevenly: ``fail``, ``warn``,
+        or empty for an engine that does not divide its layers by free memory.
+    :param warn: called with that warning.
     """
 
-    def __init__(self, expected: Callable[[Proof], Expected] = lambda proof: Expected(everywhere=True)) -> None:
-        self.expected = expected
+    def __init__(
+        self,
+        expected: Callable[[Proof], Expected] = lambda proof: Expected(everywhere=True),
+        uneven: str = "",
+        warn: Callable[[str], None] = lambda _sentence: None,
+    ) -> None:
+        self.expected, self.uneven, self.warn = expected, uneven, warn
 
     def __call__(self, proof: Proof) -> None:
         if not (proof.devices or proof.facts.get("count")):
@@ -197,11 +205,12 @@ class UsesGpus:
         until, most = time.monotonic() + (_MEMORY_DELAY if proof.changed else 0), -1
         while True:
             try:
-                return self.look(proof, facts, expected)
+                self.look(proof, facts, expected)
+                break
             except Fault:
                 used, now = sum(proof.used.values()), time.monotonic()
                 if used > most:  # it is just being loaded
-                    most, until = used, max(until, now + _MEMORY_DELAY if used else until)
+                    most, until = used, max(until, now + _MEMORY_DELAY if used or expected.least else until)
                 if fresh and now >= until:
                     raise
             if fresh:
@@ -210,6 +219,8 @@ class UsesGpus:
             facts, fresh = proof.gather(), True
             if not proof.changed:
                 expected = self.expected(proof)
+        if self.uneven and expected.everywhere and not expected.nothing:
+            self.divided(proof, facts, expected)
 
     def look(self, proof: Proof, facts: Dict[str, Any], expected: Expected) -> None:
         unit = proof.running.unit
@@ -258,6 +269,29 @@ class UsesGpus:
                 remedy="restart",
                 without=without,
             )
+
+    def divided(self, proof: Proof, facts: Dict[str, Any], expected: Expected) -> None:
+        """Whether a model is spread evenly; if not, who else uses memory there."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.placement import spread
+
+        declared = {device["uuid"] for device in proof.devices}
+        devices = [device for device in facts["devices"] if not declared or device["uuid"] in declared]
+        found = spread.uneven(devices, proof.running.unit)
+        if not found:
+            return
+        message = "%s is spread unevenly over %d GPUs because other processes use memory there: %s" % (
+            expected.what or proof.running.unit,
+            len(found),
+            spread.describe(found),
+        )
+        if self.uneven == "warn":
+            self.warn(message)
+            return
+        raise Fault(
+            "uneven_spread",
+            message + ". Free that memory, declare other GPUs (visible_devices), or accept it (uneven_spread: warn)",
+            gpus=found,
+        )
 
 
 class _Progress:

@@ -150,6 +150,8 @@ class Engine(Protocol):
     """For messages, such as ``vLLM``."""
     counts_visible: bool
     """Whether it takes CUDA_VISIBLE_DEVICES as numbers even where only its own GPUs can be opened."""
+    loads_at_start: bool
+    """Whether a server that runs always uses memory of its GPUs: one that uses none is then about to be started."""
     open_to: str
     """What anybody who reaches it could do, such as ``use, pull and delete models``."""
 
