@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asks by a bare script whether an instance of vLLM is as declared; sends the module where it is not."""
+"""Checks by a bare script whether the vLLM instances match the inventory; sends the module where not."""
 
 from __future__ import annotations
 

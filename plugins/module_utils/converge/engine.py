@@ -192,7 +192,8 @@ class _Convergence:
         self._await_restart()
         self.was_failing = bool(self.looping) or restarting(self.state)
         # one that is just starting is as much wanted as one that runs
-        self.was_up = self.state.get("ActiveState") not in (*DOWN, "deactivating") and not self.was_failing
+        up = self.state.get("ActiveState") not in (*DOWN, "deactivating")
+        self.was_up = (up or self.change.was_up) and not self.was_failing
         self._read()
         self._leave_unwritten()
         self._plan()
