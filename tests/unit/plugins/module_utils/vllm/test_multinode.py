@@ -101,9 +101,9 @@ def test_a_host_without_an_api_lets_the_requests_of_node_0_end(fakes, drain, wai
     running, limits = fakes.FakeRunning(), []
     running.process = type("Process", (), {"ended_within": lambda self, seconds: limits.append(seconds)})()
     more = {"gather": fakes.facts, "gpus": True, "release": 0, "warn": None}
-    handover = multinode.WorkerStopHooks(endpoint_of=lambda environ: pytest.fail("it has none"), drain=drain, **more)
-    handover.before_stop(running)
-    assert limits == [waited] and handover.pids == running.pids
+    hooks = multinode.WorkerStopHooks(endpoint_of=lambda environ: pytest.fail("it has none"), drain=drain, **more)
+    hooks.before_stop(running)
+    assert limits == [waited] and hooks.pids == running.pids
 
 
 def test_node_0_is_proven_as_on_one_host_and_then_waits_for_all(told, monkeypatch):
