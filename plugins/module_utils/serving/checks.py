@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks that hold for any engine: it comes up, the port is its own, it does its work, it uses the declared GPUs."""
+"""Checks that hold for any engine: it comes up, the port is its own, it uses the declared GPUs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line, printable
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
 _GIB = 1024.0**3
 _MEMORY_DELAY = 5.0  # seconds that NVML may need to name a process
@@ -77,28 +75,6 @@ class ComesUp:
             pause = min(0.5, pause * 1.5)
 
 
-def lists_model(endpoint: Endpoint, served: str) -> Ask:
-    """Asks an OpenAI-compatible server whether it lists a model; verdicts ``unauthorized``, ``model_missing``."""
-
-    def ask(proof: Proof, seconds: float) -> Optional[str]:
-        try:
-            names = [entry.get("id") for entry in endpoint.models(seconds)]
-        except HttpError as error:
-            return str(error)
-        except EndpointError as error:
-            if error.name != "unauthorized":
-                return str(error)
-            owns_port(endpoint.port)(proof)
-            raise Fault(error.name, str(error)) from None
-        if served in names:
-            return None
-        owns_port(endpoint.port)(proof)
-        listed = one_line(", ".join(map(str, names))) or "no model"
-        raise Fault("model_missing", "it serves %s, not %s" % (listed, served))
-
-    return ask
-
-
 def owns_port(port: int) -> Callable[[Proof], None]:
     """Whoever answers must be a process of the unit; verdict ``port_taken``."""
 
@@ -124,43 +100,6 @@ def after_change(check: Callable[[Proof], None]) -> Callable[[Proof], None]:
             check(proof)
 
     return made
-
-
-def answers(endpoint: Endpoint, served: str, timeout: float) -> Callable[[Proof], None]:
-    """The model does its own kind of work: a token, an embedding, a score or a class.
-
-    Verdicts: those of EndpointError, such as ``not_generated``; ``no_progress`` where its own counter stands still.
-    """
-
-    def load() -> Optional[Load]:
-        try:
-            return endpoint.load()
-        except HttpError:
-            return None
-
-    def check(proof: Proof) -> None:
-        # a converged host does not need it
-        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
-
-        before = load()
-        try:
-            answered = answer(endpoint, served, timeout)
-        except EndpointError as error:
-            if proof.running.dying():
-                raise proof.died() from None
-            raise Fault(error.name, str(error)) from None
-        after = load()
-        if answered.tokens and before and after and after.generated <= before.generated:
-            raise Fault(
-                "no_progress",
-                "%s answered with a token, but its own counter of generated tokens stands at %d as before: the answer "
-                "is not the engine's" % (served, after.generated),
-            )
-        proof.figures.update(task=answered.task, answer=answered.said)
-        if answered.seconds is not None:
-            proof.figures["latency_seconds"] = round(answered.seconds, 3)
-
-    return check
 
 
 class Expected(NamedTuple):
