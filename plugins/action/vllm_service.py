@@ -11,4 +11,4 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Aski
 
 class ActionModule(Asking):
     MODULE = "gpufleet.inference.vllm_service"
-    WORK = Work("vllm.service", "look", vllm_service.argument_spec())
+    WORK = Work("vllm.service", "check", vllm_service.argument_spec())

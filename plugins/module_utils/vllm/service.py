@@ -15,7 +15,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import memory
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.exposure import is_loopback
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Check, Proof
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
@@ -27,7 +27,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Plan,
     Service,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import Drain
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
@@ -102,7 +102,7 @@ def converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
     return run.converge(Vllm(), "vllm", params, check_mode, warn)
 
 
-def look(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+def check(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The result where all instances are in their declared states.
 
     :raises Differs: they are not; vLLM's own parser, which takes seconds, was not asked.
@@ -408,10 +408,10 @@ def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit:
     endpoint = Endpoint(configuration.url, options["api_key"], verify=False)
     served = configuration.served
     found: List[Check] = [
-        checks.ComesUp(checks.lists_model(endpoint, served), limit, options["stall_timeout"]),
+        checks.ComesUp(openai.lists_model(endpoint, served), limit, options["stall_timeout"]),
         checks.after_change(checks.owns_port(endpoint.port)),
     ]
-    answers = checks.after_change(checks.answers(endpoint, served, options["token_timeout"]))
+    answers = checks.after_change(openai.answers(endpoint, served, options["token_timeout"]))
     if configuration.config.get("enable-sleep-mode"):
         found += [gate.awake(endpoint, served, options["asleep"] == "accept"), gate.unless_asleep(answers)]
     else:
