@@ -20,7 +20,7 @@ import tempfile
 from typing import IO, Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import read_regular
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import parser
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -132,11 +132,11 @@ class Program:
         :raises ProgramError: it refuses; with its own words, and the nearest name for one that it does not know.
         """
         table = self._kept()
-        wrong = options.unknown(config, table) if table else []
+        wrong = parser.unknown(config, table) if table else []
         if wrong:
             said = "unrecognized arguments: %s" % " ".join("--" + key for key in wrong)
             raise ProgramError("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
-        if table and options.certain(config, table):
+        if table and parser.certain(config, table):
             return
         taken, said, table = self._ask(config, environment)
         if table and keep:
@@ -144,7 +144,7 @@ class Program:
         if not taken:
             raise ProgramError("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
 
-    def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, options.Table]:
+    def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, parser.Table]:
         """Whether the parser takes it, what it says, and its options; an empty table when it does not get so far."""
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, users
 
@@ -164,7 +164,7 @@ class Program:
             own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
             own.update(USER=self.user, LOGNAME=self.user)  # torch asks, and ends where an id has no name
             own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=home, COLUMNS="200")
-            command = [self.python, "-W", "ignore", "-c", _PARSE, json.dumps(options.SAMPLES), *target]
+            command = [self.python, "-W", "ignore", "-c", _PARSE, json.dumps(parser.SAMPLES), *target]
             with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
                 status = _run(
                     [*command, "--config", path], dict(environment, **own), home, out, err, _become(ids, root)
@@ -176,7 +176,7 @@ class Program:
         tables = [_table(line[6:]) for line in lines if line.startswith("TABLE ")]
         return status == 0 and "PARSED" in lines, complaint, tables[-1] if tables else {}
 
-    def _kept(self) -> options.Table:
+    def _kept(self) -> parser.Table:
         """The options as the parser of this very environment told them; nothing when it was not asked yet."""
         try:
             with open(self._cache(), encoding="utf-8") as file:
@@ -185,7 +185,7 @@ class Program:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    def _keep(self, table: options.Table) -> None:
+    def _keep(self, table: parser.Table) -> None:
         path = self._cache()
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -282,13 +282,13 @@ def _beginning(stream: IO[bytes]) -> str:
     return stream.read(_SAYS).decode("utf-8", "replace")
 
 
-def _table(text: str) -> options.Table:
+def _table(text: str) -> parser.Table:
     """A table of options as a parser told it; empty when it is not one."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and all(map(options.is_option, found.values())) else {}
+    return found if isinstance(found, dict) and all(map(parser.is_option, found.values())) else {}
 
 
 def refusal(said: str, options: Sequence[str]) -> str:
