@@ -20,23 +20,26 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select impo
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
     cluster,
-    guard,
     settings,
     shape,
     sizing,
-    together,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmStopHooks
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.multinode import (
+    LeaderGate,
+    WorkerGate,
+    WorkerStopHooks,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, ParallelError, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import (
     Program,
     ProgramError,
     unknown_variables,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.span import HeadGate, WorkerGate, WorkerStopHooks
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
@@ -362,7 +365,7 @@ def _change(
     parallel: Parallel,
 ) -> engine.Change:
     """What the engine is to bring about."""
-    config, guard_file, together_file = _files(params["name"])
+    config, guard_file, supervisor_file = _files(params["name"])
     environment = dict(declared.environment)
     environment.setdefault("PATH", "%s/bin:%s" % (program.venv, SYSTEM_PATH))
     if params["guard_all_paths"]:
@@ -390,7 +393,7 @@ def _change(
         key = settings.definition(declared, program.version())
         names = ",".join(node["name"] for node in nodes)
         addresses = ",".join(declared.addresses)
-        words = [program.python, "-I", together_file, place, str(params["node_rank"]), names, addresses, key, *words]
+        words = [program.python, "-I", supervisor_file, place, str(params["node_rank"]), names, addresses, key, *words]
     if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
         raise Refused("venv: %r has characters that no command line of a unit carries" % program.venv)
     service = {
@@ -405,8 +408,15 @@ def _change(
     if ray:
         service.update(RuntimeDirectory=[cluster.directory(params["name"])], RuntimeDirectoryMode=["0700"])
     files: Dict[str, Optional[str]] = {config: settings.render(declared.config)}
-    files[guard_file] = guard.TEXT if params["guard_all_paths"] else None
-    files[together_file] = together.TEXT if nodes else None
+    files.update({guard_file: None, supervisor_file: None})
+    if params["guard_all_paths"]:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import guard
+
+        files[guard_file] = source_of(guard)
+    if nodes:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+
+        files[supervisor_file] = source_of(supervisor)
     return engine.Change(
         unit=unit,
         environment=environment,
@@ -423,7 +433,7 @@ def _change(
 
 def _files(name: str) -> Tuple[str, str, str]:
     folder = "%s/%s.d" % (CONFIGS, name)
-    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.py" % (folder, settings.GUARD), "%s/gpufleet_together.py" % folder
+    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.py" % (folder, settings.GUARD), "%s/gpufleet_supervisor.py" % folder
 
 
 def _ports(params: Mapping[str, Any], declared: settings.Declared) -> Tuple[int, ...]:
@@ -443,7 +453,7 @@ def _on_ray(params: Mapping[str, Any]) -> bool:
 def _gate_of(params: Mapping[str, Any]) -> Type[VllmGate]:
     if not params["nodes"]:
         return VllmGate
-    return WorkerGate if params["node_rank"] else HeadGate
+    return WorkerGate if params["node_rank"] else LeaderGate
 
 
 def _differs(change: engine.Change, system: Any) -> bool:

@@ -1,17 +1,16 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asks for the API key on every path. Pure: the text of a module that vLLM loads as its middleware.
+"""Middleware of a vLLM server: without the API key, only the open paths and CORS' OPTIONS are answered.
 
-vLLM 0.32.0 asks for the key only on paths that begin with /v1, /v2, /inference or /cohere. Open stay /invocations,
-which generates, /tokenize, /detokenize, /generative_scoring, /scale_elastic_ep, /metrics, /load, /docs and others.
+vLLM 0.32.0 itself asks for the key only on paths that begin with /v1, /v2, /inference or /cohere. It leaves open
+/invocations, which generates, /tokenize, /detokenize, /generative_scoring, /scale_elastic_ep, /metrics, /load, /docs
+and others.
+
+The Ansible collection gpufleet.inference writes this file for an instance, and replaces it on its next run.
 """
 
 from __future__ import annotations
-
-TEXT = '''\
-# Written by the Ansible collection gpufleet.inference, which replaces this file on its next run.
-"""Middleware of a vLLM server: without the API key, nothing but the open paths and CORS' OPTIONS is answered."""
 
 import hashlib
 import hmac
@@ -23,6 +22,8 @@ def _hash(text):
 
 
 class Guard:
+    """An ASGI application around another one."""
+
     def __init__(self, app):
         self.app = app
         self.key = _hash("Bearer " + os.environ["VLLM_API_KEY"])
@@ -47,4 +48,3 @@ class Guard:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, key = (given[0] if given else b"").decode("latin-1").partition(" ")
         return hmac.compare_digest(_hash(scheme.capitalize() + " " + key), self.key)
-'''

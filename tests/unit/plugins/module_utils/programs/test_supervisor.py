@@ -14,7 +14,8 @@ import time
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import together
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 
 NAMES = ("gpu1", "gpu2", "gpu3")
 KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
@@ -35,7 +36,7 @@ class Node:
         **environment,
     ):
         self.log = folder / ("log-%d-%d" % (rank, time.monotonic_ns()))
-        words = [sys.executable, "-I", str(folder / "together.py"), place, str(rank), ",".join(NAMES)]
+        words = [sys.executable, "-I", str(folder / "supervisor.py"), place, str(rank), ",".join(NAMES)]
         words += [addresses or ",".join([place.rpartition(":")[0]] * 3), key]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -56,7 +57,7 @@ class Node:
 @pytest.fixture
 def node(tmp_path, free_port):
     """`node(rank, …)` starts the program of one of three hosts; all are gone afterwards."""
-    (tmp_path / "together.py").write_text(together.TEXT)
+    (tmp_path / "supervisor.py").write_text(source_of(supervisor))
     port, begun = free_port(), []
 
     def start(rank, address="127.0.0.1", **more):
@@ -74,7 +75,7 @@ def node(tmp_path, free_port):
 
 def test_they_start_together_and_are_proven_when_all_are(node):
     two, head = node(2), node(0)
-    head.says("waits for gpu2 (node 1)")
+    head.says("waiting for gpu2 (node 1)")
     assert "started" not in head.log.read_text() + two.log.read_text()
     nodes = [head, node(1), two]
     for one in nodes:
@@ -123,7 +124,7 @@ def test_a_stop_waits_for_the_command(node):
 
 def test_one_of_another_definition_is_sent_away(node):
     head, other, right = node(0), node(1, key="xyz"), node(1)
-    other.says("waits for gpu1 (node 0) at 127.0.0.1:%d, which has another definition of this model" % node.port)
+    other.says("waiting for gpu1 (node 0) at 127.0.0.1:%d, which has another definition of this model" % node.port)
     node(2).says("started")
     head.says("started")
     right.says("started")
@@ -132,10 +133,10 @@ def test_one_of_another_definition_is_sent_away(node):
 
 def test_a_host_that_goes_while_others_are_waited_for(node):
     head, one = node(0), node(1)
-    head.says("waits for gpu3 (node 2)")
+    head.says("waiting for gpu3 (node 2)")
     one.process.kill()
     until = time.monotonic() + 20
-    while not head.log.read_text().rstrip().endswith("waits for gpu2 (node 1), gpu3 (node 2)"):
+    while not head.log.read_text().rstrip().endswith("waiting for gpu2 (node 1), gpu3 (node 2)"):
         assert time.monotonic() < until
         time.sleep(0.02)
     again = [node(1), node(2)]
@@ -150,11 +151,11 @@ def test_systemd_is_told_who_is_waited_for(node, tmp_path, prefix):
         systemd.bind("\0" + name if prefix else name)
         systemd.settimeout(20)
         node(0, NOTIFY_SOCKET=prefix + name, command="echo started $NOTIFY_SOCKET; exec sleep 30")
-        assert systemd.recv(200) == b"STATUS=waits for gpu2 (node 1), gpu3 (node 2)"
+        assert systemd.recv(200) == b"STATUS=state=waiting waiting for gpu2 (node 1), gpu3 (node 2)"
         node(1)
-        assert systemd.recv(200) == b"STATUS=waits for gpu3 (node 2)"
+        assert systemd.recv(200) == b"STATUS=state=waiting waiting for gpu3 (node 2)"
         node(2)
-        assert systemd.recv(200) == b"STATUS=3 hosts: gpu1, gpu2, gpu3"
+        assert systemd.recv(200) == b"STATUS=state=started 3 hosts: gpu1, gpu2, gpu3"
 
 
 def test_the_command_says_nothing_to_systemd(node, tmp_path):
@@ -186,10 +187,10 @@ def test_by_ipv6(node):
     "greeting", [b"hello", b"abc 1", b"x" * 300, b"abc 1 1\n", b"abc 3\n", b"abc 0\n", b"abc\n", b"\xff\n", b""]
 )
 def test_a_stranger_is_sent_away_and_holds_nobody_up(node, tmp_path, greeting):
-    program = tmp_path / "together.py"
+    program = tmp_path / "supervisor.py"
     program.write_text(program.read_text().replace("GREETING = 5", "GREETING = 0.2"))
     head = node(0)
-    head.says("waits for gpu2 (node 1), gpu3 (node 2)")
+    head.says("waiting for gpu2 (node 1), gpu3 (node 2)")
     with socket.create_connection(("127.0.0.1", node.port), 20) as stranger:
         stranger.sendall(greeting)
         if greeting.endswith(b"\n") or len(greeting) > 200:
@@ -204,7 +205,7 @@ def test_a_stranger_is_sent_away_and_holds_nobody_up(node, tmp_path, greeting):
 def test_strangers_that_say_nothing_hold_nobody_up(node):
     """A hundred of them, each of which would have had five seconds, byte by byte."""
     head, strangers = node(0), []
-    head.says("waits for gpu2 (node 1), gpu3 (node 2)")
+    head.says("waiting for gpu2 (node 1), gpu3 (node 2)")
     begun = time.monotonic()
     for number in range(100):
         one = socket.create_connection(("127.0.0.1", node.port), 20, ("127.0.0.%d" % (2 + number % 9), 0))
@@ -216,14 +217,14 @@ def test_strangers_that_say_nothing_hold_nobody_up(node):
         assert one.recv(20) in (b"stranger\n", b"")
         one.close()
     assert time.monotonic() - begun < 20
-    assert head.log.read_text().count("waits for") <= 3, "its journal is not theirs"
+    assert head.log.read_text().count("waiting for") <= 3, "its journal is not theirs"
 
 
 def test_silent_connections_from_a_host_that_is_known_are_few_and_end(node, tmp_path):
-    program = tmp_path / "together.py"
+    program = tmp_path / "supervisor.py"
     program.write_text(program.read_text().replace("GREETING = 5", "GREETING = 0.3"))
     head = node(0)
-    head.says("waits for gpu2 (node 1), gpu3 (node 2)")
+    head.says("waiting for gpu2 (node 1), gpu3 (node 2)")
     silent = [socket.create_connection(("127.0.0.1", node.port), 20) for _number in range(40)]
     assert b"stranger\n" in [one.recv(20) for one in silent], "the last ones at once"
     for one in [node(1), node(2), head]:
@@ -233,18 +234,18 @@ def test_silent_connections_from_a_host_that_is_known_are_few_and_end(node, tmp_
 def test_a_host_is_known_by_its_address(node):
     addresses = "127.0.0.1,127.0.0.2,127.0.0.3"
     head = node(0, addresses=addresses)
-    head.says("waits for gpu2 (node 1), gpu3 (node 2)")
+    head.says("waiting for gpu2 (node 1), gpu3 (node 2)")
     wrong = node(1, addresses="127.0.0.1,127.0.0.3,127.0.0.3")
-    wrong.says("to which this host comes from another address than is declared")
+    wrong.says("which expects this host at another address")
     other = node(1, addresses="127.0.0.1,127.0.0.4,127.0.0.3")
-    other.says("to which this host comes from another address than is declared")
+    other.says("which expects this host at another address")
     for one in [node(1, addresses=addresses), node(2, addresses=addresses), head]:
         one.says("started")
 
 
 def test_a_rank_that_is_there_is_not_taken_by_another(node):
     head, one = node(0), node(1)
-    head.says("waits for gpu3 (node 2)")
+    head.says("waiting for gpu3 (node 2)")
     again = node(1)
     again.says("which has another definition of this model, or this node already")
     node(2)
@@ -264,21 +265,18 @@ def test_who_is_gone_without_a_word_is_noticed(node):
     assert timers == ["02"] * 4, "of the kind keepalive"
 
 
-def test_after_how_long(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["together.py", "127.0.0.1:9", "0", "a,b", "x,y", "key", "true"])
-    program = {"__name__": "together"}
-    exec(compile(together.TEXT, "together.py", "exec"), program)
+def test_after_how_long():
     with socket.socket() as connection:
-        program["watch"](connection)
+        supervisor.watch(connection)
         found = [connection.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE]
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and found == [10, 5, 3]
 
 
 def test_who_is_there_may_wait_for_long(node, tmp_path):
-    program = tmp_path / "together.py"
+    program = tmp_path / "supervisor.py"
     program.write_text(program.read_text().replace("GREETING = 5", "GREETING = 0.2"))
     head, one = node(0), node(1)
-    head.says("waits for gpu3 (node 2)")
+    head.says("waiting for gpu3 (node 2)")
     time.sleep(0.6)  # in which nothing is to happen
     assert head.log.read_text().count("gpu2 (node 1)") == 1
     node(2)

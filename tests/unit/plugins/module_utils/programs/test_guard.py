@@ -9,15 +9,13 @@ import asyncio
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import guard
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import guard
 
 
 @pytest.fixture
 def ask(monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "open-sesame")
     monkeypatch.setenv("GPUFLEET_OPEN_PATHS", "/health,/metrics")
-    module = {}
-    exec(compile(guard.TEXT, "gpufleet_guard.py", "exec"), module)
 
     def ask(path, key=None, method="GET", kind="http", **scope):
         sent, through = [], []
@@ -30,7 +28,7 @@ def ask(monkeypatch):
 
         headers = [(b"host", b"x")] + ([(b"authorization", key.encode())] if key else [])
         scope = {"type": kind, "method": method, "path": path, "headers": headers, **scope}
-        asyncio.run(module["Guard"](app)(scope, None, send))
+        asyncio.run(guard.Guard(app)(scope, None, send))
         return through, sent
 
     return ask

@@ -1,9 +1,9 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Listens on ports of a host for a while and says who it is and what time it has: peers try whether they reach it.
+"""TOKEN SECONDS PORT...: listens on the ports for a while, and sends the token and the time to whoever connects.
 
-A program of its own, run by network.py: listen.py TOKEN SECONDS PORT...
+By this the other hosts of a torchrun job check that they reach this one.
 """
 
 from __future__ import annotations

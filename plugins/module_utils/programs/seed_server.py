@@ -1,12 +1,11 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The program of a seeding host: a registry of the few files that it is told, for a while.
+"""A registry of the few files that it is given, for a while: what runs on a seeding host.
 
-Handed to ``python3 -`` as its standard input, with the call of :func:`serve` behind it; so it needs nothing but this
-file, and what it is told stands in no command line.
-
-Ollama takes a blob only by way of a redirect to another host name; another spelling of the same address is one.
+Passed to ``python3 -`` as its standard input, followed by a call of :func:`serve`, so that its configuration, which
+holds a token, is in no command line. Ollama takes a blob only through a redirect to another host name; another spelling
+of the same address is one.
 """
 
 from __future__ import annotations
