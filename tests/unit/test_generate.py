@@ -39,8 +39,13 @@ OPTIONS = (
         """,
         default=[],
         elements="dict",
-        suboptions=(Option("mode", "str", "Overrides O(keep).", choices=("on", "off"), required=True),),
+        suboptions=(
+            Option("mode", "str", "Overrides O(keep).", choices=("on", "off"), required=True),
+            Option("hosts", "str", "The role makes nodes of it.", only="role"),
+            Option("nodes", "str", "The role sets it.", only="module"),
+        ),
     ),
+    Option("paths", "dict", "The role sets it.", only="module"),
 )
 
 
@@ -72,6 +77,7 @@ def test_the_variables_of_a_role() -> None:
     assert "O(house_keep=1h)" in str(variables["house_keep"])
     assert variables["house_key"]["description"].endswith("O(gpufleet.inference.ollama_model#module:models).")
     assert variables["house_key"]["no_log"] is True and "no_log" not in variables["house_keep"]
+    assert list(variables["house_sizes"]["options"]) == ["mode", "hosts"]
     assert variables["house_sizes"]["options"]["mode"]["description"] == "Overrides O(house_keep)."
 
 

@@ -28,6 +28,8 @@ class Option(NamedTuple):
     per_instance: bool = False
     """Whether each instance may override it."""
     suboptions: Tuple["Option", ...] = ()
+    only: str = ""
+    """``module``: the role sets it itself. ``role``: the role turns it into other options. Empty: both have it."""
 
 
 COMMON = (
@@ -182,7 +184,7 @@ def _of_instance(given: Tuple[Option, ...], rows: Sequence[Option]) -> Tuple[Opt
 
 def argument_spec(rows: Sequence[Option]) -> Dict[str, Dict[str, Any]]:
     """The rows as ``AnsibleModule`` wants them."""
-    return {row.name: _argument(row) for row in rows}
+    return {row.name: _argument(row) for row in rows if row.only != "role"}
 
 
 def _argument(row: Option) -> Dict[str, Any]:

@@ -48,6 +48,11 @@ def test_an_instance_has_what_it_may_override_without_defaults() -> None:
     assert [name for name, argument in own.items() if "default" in argument] == []
 
 
+def test_an_option_of_the_role_alone_is_none_of_the_module() -> None:
+    rows = (Option("hosts", "list", "", only="role"), Option("nodes", "list", "", only="module"))
+    assert list(argument_spec(rows)) == ["nodes"]
+
+
 @pytest.mark.parametrize(
     "given, valid",
     [
