@@ -63,9 +63,16 @@ def test_the_documentation_of_a_module() -> None:
             "elements": "dict",
             "default": [],
             "suboptions": {
-                "mode": {"description": "Overrides O(keep).", "type": "str", "choices": ["on", "off"], "required": True}
+                "mode": {
+                    "description": "Overrides O(keep).",
+                    "type": "str",
+                    "choices": ["on", "off"],
+                    "required": True,
+                },
+                "nodes": {"description": "The role sets it.", "type": "str"},
             },
         },
+        "paths": {"description": "The role sets it.", "type": "dict"},
     }
     assert max(map(len, text.splitlines())) <= 60
 
