@@ -2,32 +2,36 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One vLLM instance: configured, proven on its GPUs, or put back as it was."""
+"""The vLLM instances of a host: configured, proven on their GPUs, or put back as they were."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_service
-short_description: Configure a vLLM instance and prove it on the GPUs
+short_description: Configure the vLLM instances of a host and prove them on the GPUs
 version_added: 0.1.0
 description:
-  - Brings one instance, C(vllm@NAME.service), to its declared state. Its options stand in
-    C(/etc/gpufleet/vllm/NAME.yaml), its environment, command and secrets in a drop-in of the unit and files that root
-    alone reads. It is restarted only when one of these changes, and the result is proven on the running process.
-  - What would fail is refused before the running instance is touched. vLLM's own parser reads the configuration, so a
-    misspelt or unknown option is found. Heads that do not split over the GPUs, a context that is longer than the
-    model's, a model that does not fit, memory that others hold and a GPU or port of another instance are named with the
-    numbers.
-  - Before a restart, requests that are running or waiting are given O(drain_timeout) to end; afterwards the GPU memory
-    of the former processes is waited for. Processes of others are named, and never ended.
+  - Converges all O(instances) of a host in one call. Each is a unit C(vllm@NAME.service). Its options are written to
+    C(/etc/gpufleet/vllm/NAME.yaml), its environment, command and secrets to a drop-in of the unit and to files that
+    only root can read. An instance is restarted only when one of these changes, or when its process was started with
+    other files than these.
+  - The options next to O(instances) are the defaults of all of them.
+  - What would fail is refused for all instances before the first one is touched. vLLM's own parser reads the
+    configuration, so a misspelt or unknown option is found. Attention heads that do not split over the GPUs, a context
+    that is longer than the model's, a model that does not fit, memory in use by others, and a GPU or port of another
+    instance are reported with the numbers.
+  - Absent instances go first. Where an instance is to use GPUs that another one of the same call is about to leave,
+    that one is stopped first; if the change then fails, it is started again as it was.
+  - Before a restart, running and waiting requests have O(drain_timeout) to end; afterwards the module waits until the
+    GPU memory of the previous processes is free. Foreign processes are named, and never killed.
   - The proof is that the unit itself lists the model, that the model does its own kind of work, and that NVML names the
-    unit's processes on every declared GPU. C(/health) is not asked; it answers for as long as the front end lives.
+    unit's processes on every declared GPU. C(/health) is not used; it answers for as long as the front end lives.
   - Which work that is depends on the paths that vLLM offers for the model. A generating model generates a token, which
     the server must have counted; others compute an embedding, a score, a class or a pooled output. A model that offers
     none of these, such as one for transcription, passes when it is listed; RV(msg) says then that its answers are not
     proven.
   - A slow start is waited for, long enough for slow storage. One that logs nothing and takes no more GPU memory for
-    O(stall_timeout) has stalled. When the proof fails, the former state is put back.
+    O(stall_timeout) has stalled. When the proof fails, the previous state is restored.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -41,88 +45,84 @@ attributes:
 requirements:
   - An environment with vLLM on the host (O(venv)).
 options:
-  name:
-    description: Name of the instance, letters, digits, C(_) and C(.). The unit is C(vllm@NAME.service).
-    type: str
-    required: true
-  state:
+  state: &state
     description:
-      - V(present) brings the instance to its declared state, running.
+      - V(present) converges the instance, running.
       - V(absent) stops and disables it and removes its files. Environment, user and model stay.
     type: str
     choices: [present, absent]
     default: present
-  enabled:
+  enabled: &enabled
     description: Whether the instance starts at boot.
     type: bool
     default: true
-  venv:
+  venv: &venv
     description:
-      - The Python environment with vLLM. A link is followed, and the unit names what it leads to; a switch of the link
-        takes effect with the next run of this module. Needed with O(state=present).
+      - The Python environment with vLLM. A link is followed, and the unit names its target; a switch of the link
+        takes effect with the next run of this module. Required with O(state=present).
     type: path
-  user:
+  user: &user
     description: User that it runs as, made with the home C(/var/lib/USER) when it is not there.
     type: str
     default: vllm
-  model:
-    description: Directory of the model on the host, or its name on the hub. Needed with O(state=present).
+  model: &model
+    description: Directory of the model on the host, or its name on the hub. Required with O(state=present).
     type: str
-  served_model_name:
+  served_model_name: &served_model_name
     description: Names under which clients ask for the model. Left out, it is O(model).
     type: list
     elements: str
-  revision:
+  revision: &revision
     description: Branch, tag or commit of a model from the hub.
     type: str
-  download_dir:
+  download_dir: &download_dir
     description: Where models from the hub are kept. Left out, in the home of O(user).
     type: path
-  load_format:
+  load_format: &load_format
     description: How the weights are read, as vLLM names it, such as V(safetensors), V(dummy).
     type: str
-  trust_remote_code:
+  trust_remote_code: &trust_remote_code
     description: Whether code that comes with the model may run.
     type: bool
-  chat_template:
+  chat_template: &chat_template
     description: File on the host with another chat template than the model's.
     type: path
-  dtype:
+  dtype: &dtype
     description: Type of weights and computing. Left out, as the model has it, and half of it for float32.
     type: str
     choices: [auto, half, float16, bfloat16, float, float32]
-  quantization:
+  quantization: &quantization
     description: How the weights are quantised, as vLLM names it. Left out, as the model says.
     type: str
-  max_model_len:
+  max_model_len: &max_model_len
     description:
       - Tokens of the longest request with its answer, as V(32768), V(32k) (32000), V(32K) (32768), or V(auto), what
         fits. Left out, what the model was trained for. More than that is refused.
     type: str
-  max_num_seqs:
+  max_num_seqs: &max_num_seqs
     description: Requests computed at a time.
     type: int
-  max_num_batched_tokens:
+  max_num_batched_tokens: &max_num_batched_tokens
     description: Tokens computed at a time.
     type: int
-  gpu_memory_utilization:
+  gpu_memory_utilization: &gpu_memory_utilization
     description:
       - Share of each GPU's whole memory that it takes; vLLM's default is 0.92. So much must be free, or held by this
         instance already.
     type: float
-  kv_cache_dtype:
+  kv_cache_dtype: &kv_cache_dtype
     description: Type of the cache, such as V(fp8). Left out, that of the model.
     type: str
-  cpu_offload_gb:
+  cpu_offload_gb: &cpu_offload_gb
     description: GiB of weights for each GPU that are kept in the host's memory.
     type: float
-  enable_prefix_caching:
+  enable_prefix_caching: &enable_prefix_caching
     description: Whether what prompts begin with alike is computed once.
     type: bool
-  enforce_eager:
+  enforce_eager: &enforce_eager
     description: Whether compilation and CUDA graphs are left out. It starts sooner and serves slower.
     type: bool
-  visible_devices:
+  visible_devices: &visible_devices
     description:
       - The GPUs of the instance, as for M(gpufleet.inference.ollama_service). V(all), a list of indexes, UUIDs or PCI
         bus ids, or a policy with keys such as C(count). The process is given indexes in the order of the
@@ -130,72 +130,72 @@ options:
       - V(none) is for a vLLM that runs on the CPU.
     type: raw
     default: all
-  share_gpus:
+  share_gpus: &share_gpus
     description:
       - Whether other services that say so, too, may use the same GPUs. The sum of their shares of memory must not be
         more than the whole.
     type: bool
     default: false
-  tensor_parallel_size:
+  tensor_parallel_size: &tensor_parallel_size
     description:
       - GPUs over which each layer is split, or V(auto), as many as the model's heads allow. All chosen GPUs must be
         used.
     type: str
     default: auto
-  pipeline_parallel_size:
+  pipeline_parallel_size: &pipeline_parallel_size
     description: GPUs over which the layers are dealt out, or V(auto), what O(tensor_parallel_size) leaves.
     type: str
     default: auto
-  data_parallel_size:
+  data_parallel_size: &data_parallel_size
     description: Copies of the model; V(auto) is one.
     type: str
     default: auto
-  host:
+  host: &host
     description:
       - Address on which it listens. On one that others reach, an O(api_key) is needed.
     type: str
     default: 127.0.0.1
-  port:
+  port: &port
     description: Port of its API, 1024 or more. No two instances may have the same.
     type: int
     default: 8000
-  ssl_keyfile:
+  ssl_keyfile: &ssl_keyfile
     description: Key for https, with O(ssl_certfile). A file on the host that O(user) can read.
     type: path
-  ssl_certfile:
+  ssl_certfile: &ssl_certfile
     description: Certificate for https.
     type: path
-  api_key:
+  api_key: &api_key
     description:
       - Key that clients must send. It reaches vLLM as E(VLLM_API_KEY) from a file that root alone reads, and stands in
         no command line, unit, log or result.
       - vLLM asks for it only on paths under C(/v1), C(/v2), C(/inference) and C(/cohere), see O(guard_all_paths).
     type: str
-  guard_all_paths:
+  guard_all_paths: &guard_all_paths
     description:
       - Whether the key is asked for on every path but O(open_paths), by a small middleware that vLLM loads. Without it
         C(/invocations), which generates, C(/tokenize), C(/metrics) and others answer to anybody.
     type: bool
     default: false
-  open_paths:
+  open_paths: &open_paths
     description: Paths that need no key with O(guard_all_paths), such as V(/metrics).
     type: list
     elements: str
     default: [/health]
-  allow_unauthenticated:
+  allow_unauthenticated: &allow_unauthenticated
     description: Whether it may listen without a key on an address that others reach.
     type: bool
     default: false
-  hf_token:
+  hf_token: &hf_token
     description: Token for models from the hub, handed over as a credential of the unit.
     type: str
-  shutdown_timeout:
+  shutdown_timeout: &shutdown_timeout
     description:
       - Seconds that vLLM itself gives running requests when it is stopped by anybody (since 0.18). The unit's
         C(TimeoutStopSec=) is 30 more, and its C(KillMode=) is V(mixed), as the workers of a model on several GPUs would
         end at once upon a signal.
     type: int
-  nodes:
+  nodes: &nodes
     description:
       - The hosts that share the model, in the order of their ranks, by vLLM's own serving over several hosts. Each has
         the same GPUs chosen, the same version and the same options. The first serves the API, the others compute only.
@@ -217,11 +217,11 @@ options:
         description: Its address, at which the others reach it. It becomes E(VLLM_HOST_IP).
         type: str
         required: true
-  node_rank:
+  node_rank: &node_rank
     description: Which of O(nodes) this host is.
     type: int
     default: 0
-  distributed_executor_backend:
+  distributed_executor_backend: &distributed_executor_backend
     description:
       - What starts vLLM's processes on the O(nodes). V(mp), vLLM itself, or V(ray), a cluster of Ray that is this
         instance's alone, and part of its unit on every host. Its environment must have the package C(ray).
@@ -230,21 +230,33 @@ options:
     type: str
     choices: [mp, ray]
     default: mp
-  master_port:
+  master_port: &master_port
     description:
       - Port of the rendezvous on the first of O(nodes); the next one is used, too. With Ray it is that of the cluster,
         and its nodes listen at the third and fourth port after it, the first one also at the fifth.
     type: int
     default: 29500
-  restart:
+  restart: &restart
     description: Whether it is restarted and proven also where nothing differs, as another of O(nodes) has to be.
     type: bool
     default: false
-  environment:
+  environment: &environment
     description: Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name is warned of.
     type: dict
     default: {}
-  asleep:
+  isolate: &isolate
+    description:
+      - Whether the instance can open no GPU but its own. Requires O(visible_devices). CUDA then counts its GPUs from 0.
+    type: bool
+    default: false
+  sandbox: &sandbox
+    description:
+      - Whether the instance runs in a sandbox of systemd. It can write to its home and the cache of the hub alone, and
+        sees neither C(/home), C(/root), C(/tmp) nor the processes of other users.
+      - An environment, model or certificate in a folder that the sandbox hides is refused.
+    type: bool
+    default: false
+  asleep: &asleep
     description:
       - What to think of an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
         V(refuse) fails with the verdict V(asleep), as it answers no request; V(accept) passes, and RV(msg) says so.
@@ -252,30 +264,30 @@ options:
     type: str
     choices: [refuse, accept]
     default: refuse
-  extra_args:
+  extra_args: &extra_args
     description:
       - Further options of C(vllm serve), without the dashes. A list gives several words, a dictionary JSON. V(false)
         becomes C(--no-NAME), as C(vllm serve) ignores a false in its file. What vLLM's own parser does not accept is
         refused.
     type: dict
     default: {}
-  timeout:
+  timeout: &timeout
     description:
       - Seconds within which it must be up and proven. Left out, 300 and one for every 100 MB of weights.
     type: int
-  stall_timeout:
+  stall_timeout: &stall_timeout
     description: Seconds without a line in the journal and without more GPU memory, after which a start has stalled.
     type: float
     default: 300.0
-  token_timeout:
+  token_timeout: &token_timeout
     description: Seconds that the token, embedding, score or class of the proof may take.
     type: float
     default: 120.0
-  drain_timeout:
+  drain_timeout: &drain_timeout
     description: Seconds for which running and waiting requests may end before a restart; V(0) waits for none.
     type: float
     default: 60.0
-  release_timeout:
+  release_timeout: &release_timeout
     description: Seconds for which the GPU memory of the former processes is waited for after a stop.
     type: float
     default: 60.0
@@ -283,6 +295,70 @@ options:
     description: Seconds that reading the GPUs may take.
     type: float
     default: 10.0
+  instances:
+    description:
+      - The instances. What one leaves out is taken from the option of the same name next to O(instances); its
+        C(environment) is laid over the one there.
+      - An instance that is not in the list is left alone.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the instance, letters, digits, C(_) and C(.). The unit is C(vllm@NAME.service).
+        type: str
+        required: true
+      state: {<<: *state, default: null}
+      enabled: {<<: *enabled, default: null}
+      venv: *venv
+      user: {<<: *user, default: null}
+      model: *model
+      served_model_name: *served_model_name
+      revision: *revision
+      download_dir: *download_dir
+      load_format: *load_format
+      trust_remote_code: *trust_remote_code
+      chat_template: *chat_template
+      dtype: *dtype
+      quantization: *quantization
+      max_model_len: *max_model_len
+      max_num_seqs: *max_num_seqs
+      max_num_batched_tokens: *max_num_batched_tokens
+      gpu_memory_utilization: *gpu_memory_utilization
+      kv_cache_dtype: *kv_cache_dtype
+      cpu_offload_gb: *cpu_offload_gb
+      enable_prefix_caching: *enable_prefix_caching
+      enforce_eager: *enforce_eager
+      visible_devices: {<<: *visible_devices, default: null}
+      share_gpus: {<<: *share_gpus, default: null}
+      tensor_parallel_size: {<<: *tensor_parallel_size, default: null}
+      pipeline_parallel_size: {<<: *pipeline_parallel_size, default: null}
+      data_parallel_size: {<<: *data_parallel_size, default: null}
+      host: {<<: *host, default: null}
+      port: {<<: *port, default: null}
+      ssl_keyfile: *ssl_keyfile
+      ssl_certfile: *ssl_certfile
+      api_key: *api_key
+      guard_all_paths: {<<: *guard_all_paths, default: null}
+      open_paths: {<<: *open_paths, default: null}
+      allow_unauthenticated: {<<: *allow_unauthenticated, default: null}
+      hf_token: *hf_token
+      shutdown_timeout: *shutdown_timeout
+      nodes: *nodes
+      node_rank: {<<: *node_rank, default: null}
+      distributed_executor_backend: {<<: *distributed_executor_backend, default: null}
+      master_port: {<<: *master_port, default: null}
+      restart: {<<: *restart, default: null}
+      environment: {<<: *environment, default: null}
+      isolate: {<<: *isolate, default: null}
+      sandbox: {<<: *sandbox, default: null}
+      asleep: {<<: *asleep, default: null}
+      extra_args: {<<: *extra_args, default: null}
+      timeout: *timeout
+      stall_timeout: {<<: *stall_timeout, default: null}
+      token_timeout: {<<: *token_timeout, default: null}
+      drain_timeout: {<<: *drain_timeout, default: null}
+      release_timeout: {<<: *release_timeout, default: null}
 seealso:
   - module: gpufleet.inference.gpu_facts
   - module: gpufleet.inference.inference_endpoint
@@ -292,155 +368,199 @@ seealso:
 EXAMPLES = r"""
 - name: Serve on all GPUs of the host, with a key
   gpufleet.inference.vllm_service:
-    name: chat
     venv: /opt/gpufleet/vllm/current
-    model: /srv/models/llama-3.3-70b
-    served_model_name: [chat]
-    host: 0.0.0.0
-    api_key: "{{ vault_vllm_key }}"
-    guard_all_paths: true
+    instances:
+      - name: chat
+        model: /srv/models/llama-3.3-70b
+        served_model_name: [chat]
+        host: 0.0.0.0
+        api_key: "{{ vault_vllm_key }}"
+        guard_all_paths: true
   become: true
 
 - name: Two instances on halves of one GPU
   gpufleet.inference.vllm_service:
-    name: "{{ item.name }}"
     venv: /opt/gpufleet/vllm/current
-    model: "{{ item.model }}"
-    port: "{{ item.port }}"
     visible_devices: [0]
     share_gpus: true
     gpu_memory_utilization: 0.45
-    extra_args:
-      max-loras: 4
-  loop:
-    - {name: small, model: /srv/models/small, port: 8000}
-    - {name: embed, model: /srv/models/embed, port: 8001}
+    instances:
+      - {name: small, model: /srv/models/small, port: 8000, extra_args: {max-loras: 4}}
+      - {name: embed, model: /srv/models/embed, port: 8001}
+  become: true
+
+- name: Two instances that cannot reach each other's GPUs or files
+  gpufleet.inference.vllm_service:
+    venv: /opt/gpufleet/vllm/current
+    isolate: true
+    sandbox: true
+    instances:
+      - {name: chat, model: /srv/models/chat, visible_devices: [0, 1], user: chat}
+      - {name: code, model: /srv/models/code, visible_devices: [2, 3], user: code, port: 8001}
+  become: true
+
+- name: Remove an instance
+  gpufleet.inference.vllm_service:
+    instances:
+      - {name: small, state: absent}
   become: true
 """
 
 RETURN = r"""
 msg:
-  description: The outcome in one line, or what failed, what was expected and what to do.
+  description: The outcomes in one line, or what failed, what was expected and what to do.
   returned: always
   type: str
-  sample: ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000, 515.2 GiB held · a token in 0.21 s · restart 92.4 s
-verdict:
-  description:
-    - What the proof found. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken), V(bad_config),
-      V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(asleep), V(not_generated), V(no_progress),
-      V(cpu_fallback), V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held),
-      V(peer_lost) (another of O(nodes) has ended), or what the M(gpufleet.inference.systemd_override)
-      module names.
-  returned: when anything was looked at
-  type: str
-  sample: ok
-evidence:
-  description: The figures behind the verdict, and the last lines of the journal.
-  returned: when anything was looked at
-  type: dict
-restarted:
-  description: Whether the instance was restarted, or would be.
-  returned: when anything was looked at
-  type: bool
-reasons:
-  description: Why it was restarted.
-  returned: when anything was looked at
-  type: list
-  elements: str
-  sample: ["files that it reads change: /etc/gpufleet/vllm/chat.yaml"]
-reloaded:
-  description: Whether systemd read its units anew, or would.
-  returned: when anything was looked at
-  type: bool
-rolled_back:
-  description: Whether the former state was put back.
-  returned: when anything was looked at
-  type: bool
-downtime_ms:
-  description: Milliseconds from the stop of the instance until it was proven, or the former one was back.
-  returned: when anything was looked at
-  type: int
-  sample: 92400
-environment:
-  description: The declared variables as the running process has them, secrets hidden.
-  returned: when anything was looked at
-  type: dict
-drift:
-  description: Variables whose declared value, value on disk and value in the running process differed, with the three.
-  returned: when anything was looked at
-  type: dict
-shadowed:
-  description: Declared values that another file overrides, with the file and line.
-  returned: when anything was looked at
+  sample: "vllm@chat: ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000, 515.2 GiB in use"
+diff:
+  description: For each instance that differs, what was there before and what is there after.
+  returned: success
   type: list
   elements: dict
-unit_state:
-  description: State of the unit, in the words of systemd.
-  returned: when anything was looked at
+instances:
+  description: What was found and done, by unit. When one fails, its own keys are at the top level instead.
+  returned: success
   type: dict
-url:
-  description: Where a client on the host reaches it. None where it is not the first of O(nodes).
-  returned: success, with O(state=present)
-  type: str
-  sample: http://127.0.0.1:8000
-model:
-  description: Name of the model for clients.
-  returned: success, with O(state=present)
-  type: str
-  sample: chat
-version:
-  description: Version of vLLM, as the environment's packages say.
-  returned: success, with O(state=present)
-  type: str
-  sample: 0.32.0
-parallel:
-  description: The sizes that were chosen, and why.
-  returned: success, with O(state=present)
-  type: dict
-  sample: {tensor: 4, pipeline: 1, data: 1, why: "4 GPUs, 64 heads split over all of them"}
-fit:
-  description:
-    - What was foretold of each GPU, C(budget_bytes) that vLLM takes, C(weight_bytes), C(request_cache_bytes) for one
-      request of the longest context, and about how many C(cache_tokens) find room. Empty without a GPU.
-  returned: success, with O(state=present)
-  type: dict
-gpus:
-  description: The declared GPUs.
-  returned: success, with O(state=present)
-  type: list
-  elements: dict
   contains:
-    index:
-      description: Index, as NVML counts.
+    msg:
+      description: The outcome in one line.
       returned: always
+      type: str
+      sample: ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000, 515.2 GiB in use · a token in 0.21 s · restart 92.4 s
+    changed:
+      description: Whether anything of the instance was changed.
+      returned: always
+      type: bool
+    verdict:
+      description:
+        - What the proof found. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken), V(bad_config),
+          V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(asleep), V(not_generated), V(no_progress),
+          V(cpu_fallback), V(wrong_gpu), V(spread_missing), V(unproven), V(vram_held),
+          V(peer_lost) (another of O(nodes) has ended), or what the M(gpufleet.inference.systemd_override)
+          module names.
+      returned: when anything was looked at
+      type: str
+      sample: ok
+    evidence:
+      description: The figures behind the verdict, and the last lines of the journal.
+      returned: when anything was looked at
+      type: dict
+    restarted:
+      description: Whether the instance was restarted, or would be.
+      returned: when anything was looked at
+      type: bool
+    reasons:
+      description: Why it was restarted.
+      returned: when anything was looked at
+      type: list
+      elements: str
+      sample: ["files that it reads change: /etc/gpufleet/vllm/chat.yaml"]
+    reloaded:
+      description: Whether systemd read its units again, or would.
+      returned: when anything was looked at
+      type: bool
+    rolled_back:
+      description: Whether the previous state was restored.
+      returned: when anything was looked at
+      type: bool
+    downtime_ms:
+      description: Milliseconds from the stop of the instance until it was proven, or the previous one was back.
+      returned: when anything was looked at
       type: int
-    uuid:
-      description: UUID.
-      returned: always
+      sample: 92400
+    environment:
+      description: The declared variables as the running process has them, secrets hidden.
+      returned: when anything was looked at
+      type: dict
+    drift:
+      description: Variables that differed between the inventory, the disk and the running process, with each value.
+      returned: when anything was looked at
+      type: dict
+    shadowed:
+      description: Declared values that another file overrides, with the file and line.
+      returned: when anything was looked at
+      type: list
+      elements: dict
+    unit_state:
+      description: State of the unit, in the words of systemd.
+      returned: when anything was looked at
+      type: dict
+    url:
+      description: Where a client on the host reaches it. None where it is not the first of O(nodes).
+      returned: with O(state=present)
       type: str
-    name:
-      description: Model.
-      returned: always
+      sample: http://127.0.0.1:8000
+    model:
+      description: Name of the model for clients.
+      returned: with O(state=present)
       type: str
-    pci_bus_id:
-      description: PCI bus id in the form of sysfs.
-      returned: always
+      sample: chat
+    version:
+      description: Version of vLLM, as the environment's packages say.
+      returned: with O(state=present)
       type: str
-    held_bytes:
-      description: Memory that the unit's own processes hold there.
-      returned: always
-      type: int
+      sample: 0.32.0
+    parallel:
+      description: The sizes that were chosen, and why.
+      returned: with O(state=present)
+      type: dict
+      sample: {tensor: 4, pipeline: 1, data: 1, why: "4 GPUs, 64 heads split over all of them"}
+    fit:
+      description:
+        - What was predicted of each GPU, C(budget_bytes) that vLLM takes, C(weight_bytes), C(request_cache_bytes) for
+          one request of the longest context, and about how many C(cache_tokens) find room. Empty without a GPU.
+      returned: with O(state=present)
+      type: dict
+    gpus:
+      description: The declared GPUs.
+      returned: with O(state=present)
+      type: list
+      elements: dict
+      contains:
+        index:
+          description: Index, as NVML counts.
+          returned: always
+          type: int
+        uuid:
+          description: UUID.
+          returned: always
+          type: str
+        name:
+          description: Model.
+          returned: always
+          type: str
+        pci_bus_id:
+          description: PCI bus id in the form of sysfs.
+          returned: always
+          type: str
+        used_bytes:
+          description: Memory that the unit's own processes use there.
+          returned: always
+          type: int
 """
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 
 
 def argument_spec():
+    shared = _instance()
+    instance = {
+        name: {key: value for key, value in option.items() if key != "default"} for name, option in shared.items()
+    }
+    instance["name"] = dict(type="str", required=True)
     return dict(
-        name=dict(type="str", required=True),
+        shared,
+        instances=dict(type="list", elements="dict", required=True, options=instance),
+        facts_timeout=dict(type="float", default=10.0),
+    )
+
+
+def _instance():
+    return dict(
         state=dict(type="str", choices=["present", "absent"], default="present"),
         enabled=dict(type="bool", default=True),
         venv=dict(type="path"),
@@ -487,6 +607,8 @@ def argument_spec():
         master_port=dict(type="int", default=29500),
         restart=dict(type="bool", default=False),
         environment=dict(type="dict", default={}),
+        isolate=dict(type="bool", default=False),
+        sandbox=dict(type="bool", default=False),
         asleep=dict(type="str", choices=["refuse", "accept"], default="refuse"),
         extra_args=dict(type="dict", default={}),
         timeout=dict(type="int"),
@@ -494,18 +616,15 @@ def argument_spec():
         token_timeout=dict(type="float", default=120.0, no_log=False),
         drain_timeout=dict(type="float", default=60.0),
         release_timeout=dict(type="float", default=60.0),
-        facts_timeout=dict(type="float", default=10.0),
     )
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec=argument_spec(), required_if=[("state", "present", ("venv", "model"))], supports_check_mode=True
-    )
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
-        result = service.bring(module.params, module.check_mode, module.warn)
-    except service.Refused as error:
-        module.fail_json(msg="vllm@%s: %s (nothing was changed)" % (module.params["name"], error), changed=False)
+        result = service.converge(module.params, module.check_mode, module.warn)
+    except Refused as error:
+        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
     except ServiceError as error:
         module.fail_json(**dict(error.outcome.as_result(), msg=error.message))
     module.exit_json(**result)

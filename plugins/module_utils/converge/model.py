@@ -39,6 +39,8 @@ class Change:
     started: Optional[bool] = None
     restart: str = ""
     """Why a running unit is restarted in any case."""
+    was_up: bool = False
+    """It ran until this run stopped it: a rollback starts it again."""
     timeout: float = 60
     """Seconds, from the start of the new process, within which the unit must be up and pass the gate."""
     settle: float = 2

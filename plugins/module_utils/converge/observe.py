@@ -74,6 +74,8 @@ class Observed:
     """Of the files that set a variable to an undeclared value, those that every user of the host may read."""
     looping: str = ""
     """The invocation that ended right after systemd had restarted the unit."""
+    was_up: bool = False
+    """Whether it ran until this run stopped it."""
 
     @property
     def active(self) -> str:
@@ -86,7 +88,7 @@ class Observed:
     @property
     def up(self) -> bool:
         """Whether it is to run again after a rollback; one that is just starting counts."""
-        return self.active not in (*DOWN, "deactivating") and not self.failing
+        return (self.was_up or self.active not in (*DOWN, "deactivating")) and not self.failing
 
     @property
     def running(self) -> Optional[Mapping[str, str]]:
@@ -126,6 +128,7 @@ def observe(system: System, name: str, change: Change, steps: Sequence[Step]) ->
         by_others=by_others,
         steps=tuple(_step(step) for step in steps),
         looping=looping,
+        was_up=change.was_up,
         **found,
     )
     return observed, override

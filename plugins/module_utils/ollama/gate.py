@@ -376,7 +376,7 @@ class OllamaGate:
             )
 
     def _divided_evenly(self, facts: Dict[str, Any], unit: str) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import spread
+        from ansible_collections.gpufleet.inference.plugins.module_utils.placement import spread
 
         declared = {device["uuid"] for device in self.devices}
         used = [device for device in facts["devices"] if not declared or device["uuid"] in declared]
