@@ -25,8 +25,9 @@ sys.path.insert(0, str(ROOT / ".collections"))
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import options as ollama  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option  # noqa: E402
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options as vllm  # noqa: E402
 
-ENGINES = {"ollama": ("ollama_service", ollama.OPTIONS)}
+ENGINES = {"ollama": ("ollama_service", ollama.OPTIONS), "vllm": ("vllm_service", vllm.OPTIONS)}
 """Role to its module, and the options of both."""
 ROLES = ("gpu_host", "ollama", "torchrun", "vllm")
 

@@ -293,14 +293,14 @@ def test_site_and_verify_of_an_inventory_with_vllm_alone(ready, lab, tmp_path, m
     instance = {"name": "chat", "served_model_name": ["chat"], "drain_timeout": 2}
     inventory["vllm"]["vars"] = {
         "vllm_venv": vllmdouble.VENV,
-        "vllm_defaults": {"model": "/srv/models/m8b"},
+        "vllm_model": "/srv/models/m8b",
         "vllm_instances": [instance],
     }
     path = tmp_path / "hosts.yml"
     path.write_text(json.dumps(inventory))
     monkeypatch.setattr(lab, "inventory", str(path))
     run = lab.playbook("site.yml")
-    assert "%s: ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000" % ready in run.output
+    assert "%s: vllm@chat: ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000" % ready in run.output
     before = processes(ready)
     run = lab.playbook("site.yml", warnings=True)
     assert run.changed == 0 and processes(ready) == before

@@ -8,12 +8,12 @@ from __future__ import annotations
 import runpy
 import textwrap
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List, Sequence
 
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option, argument_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = runpy.run_path(str(ROOT / "tests/generate.py"))
@@ -23,6 +23,41 @@ GENERATED = TOOL["generated"]()
 @pytest.mark.parametrize("path", GENERATED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_generating_changes_nothing(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == GENERATED[path], "run `make generate`"
+
+
+@pytest.mark.parametrize("role", TOOL["ENGINES"])
+def test_the_variables_of_an_engines_role_are_the_options_of_its_module(role: str) -> None:
+    """One to one: names, types, choices, defaults; and the role hands each on."""
+    module, options = TOOL["ENGINES"][role]
+    both = {name: argument for name, argument in argument_spec(options).items() if not only(options, name)}
+    folder = ROOT / "roles" / role
+    variables = yaml.safe_load((folder / "meta/argument_specs.yml").read_text("utf-8"))["argument_specs"]["main"][
+        "options"
+    ]
+    assert list(variables)[: len(both)] == ["%s_%s" % (role, name) for name in both]  # those of the role alone follow
+    for name, argument in both.items():
+        for key in ("type", "elements", "choices", "default"):
+            assert variables["%s_%s" % (role, name)].get(key) == argument.get(key), (name, key)
+    (handed_on,) = with_all(
+        yaml.safe_load((folder / "tasks/main.yml").read_text("utf-8")), "gpufleet.inference." + module
+    )
+    assert list(handed_on) == list(both)
+    for name, template in handed_on.items():
+        assert template == "{{ %s_%s%s }}" % (role, name, "" if "default" in both[name] else " | default(omit)")
+
+
+def only(options: Sequence[Option], name: str) -> str:
+    return next(option.only for option in options if option.name == name)
+
+
+def with_all(tasks: Any, module: str) -> List[Dict[str, Any]]:
+    """What is given to a module by tasks, or as defaults for several tasks, if it names facts_timeout."""
+    if isinstance(tasks, list):
+        return [found for task in tasks for found in with_all(task, module)]
+    if not isinstance(tasks, dict):
+        return []
+    own = [tasks[module]] if "facts_timeout" in tasks.get(module, ()) else []
+    return own + [found for value in tasks.values() for found in with_all(value, module)]
 
 
 OPTIONS = (
