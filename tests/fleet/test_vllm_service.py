@@ -41,11 +41,19 @@ def bring(lab, ready):
     def run(name="chat", check=False, **options):
         good = {"venv": vllmdouble.VENV, "model": "/srv/models/m8b", "served_model_name": [name]}
         good.update(drain_timeout=2, release_timeout=10, stall_timeout=60, timeout=120)
-        return lab.module(ready, "vllm_service", {"name": name, **good, **options}, check=check)
+        done = lab.module(ready, "vllm_service", {**good, "instances": [{"name": name, **options}]}, check=check)
+        return {**done, **done.get("instances", {}).get("vllm@%s.service" % name, {})}
 
+    def together(*instances, check=False, **options):
+        good = {"venv": vllmdouble.VENV, "model": "/srv/models/m8b", "drain_timeout": 2, "release_timeout": 10}
+        given = {**good, "stall_timeout": 60, "timeout": 120, **options, "instances": list(instances)}
+        return lab.module(ready, "vllm_service", given, check=check)
+
+    run.all = together
     yield run
-    for name in sh(ready, "systemctl list-units --all --plain --no-legend 'vllm@*' | cut -d' ' -f1").split():
-        assert not lab.module(ready, "vllm_service", {"name": name[5:-8], "state": "absent"})["failed"]
+    units = sh(ready, "systemctl list-units --all --plain --no-legend 'vllm@*' | cut -d' ' -f1").split()
+    gone = [{"name": name[5:-8], "state": "absent"} for name in units]
+    assert not gone or not lab.module(ready, "vllm_service", {"instances": gone})["failed"]
     names = "-name '*vllm@?*.service*' -o -name '*.former' -o -name '*.new'"
     left = "find /etc/systemd/system $(ls -d /etc/gpufleet || :) %s" % names
     assert sh(ready, left) == ""
@@ -71,7 +79,7 @@ def test_an_instance_is_brought_up_proven_and_left_alone(bring, ready):
     assert result["parallel"]["tensor"] == 4
     assert result["msg"].startswith("ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000")
     budget = result["fit"]["budget_bytes"] >> 20
-    assert [gpu["held_bytes"] >> 20 for gpu in result["gpus"]] == [budget] * 4
+    assert [gpu["used_bytes"] >> 20 for gpu in result["gpus"]] == [budget] * 4
     assert sh(ready, "systemctl is-active %s; systemctl is-enabled %s" % (UNIT, UNIT)).split() == ["active", "enabled"]
     smi = sh(ready, "nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits").splitlines()
     workers = sh(ready, "pgrep VLLM::Worker").split()
@@ -165,7 +173,7 @@ def test_two_instances_side_by_side(bring, ready):
         ({"max_model_len": "9000"}, "config.json allows 8192 at most"),
         ({"tensor_parallel_size": "3", "visible_devices": [0, 1, 2]}, "do not split over 3 GPUs"),
         ({"tensor_parallel_size": "2", "pipeline_parallel_size": "1"}, "but 4 are chosen"),
-        ({"host": "0.0.0.0"}, "no api_key is set"),
+        ({"host": "0.0.0.0"}, "the service asks for no key"),
         ({"model": "/srv/models/nosuch"}, "there is no directory /srv/models/nosuch"),
         ({"venv": "/opt/nosuch"}, "there is no /opt/nosuch/bin/python"),
         ({"visible_devices": [7]}, "There is no GPU 7"),
@@ -262,7 +270,7 @@ def test_an_engine_that_is_asleep(bring, ready):
     assert not result["changed"] and processes(ready) == before, "nothing is restarted for it"
     accepted = bring(asleep="accept", **options)
     assert not accepted["changed"] and not accepted["failed"], accepted["msg"]
-    assert accepted["msg"].endswith("held · asleep") and accepted["evidence"]["asleep"] is True
+    assert accepted["msg"].endswith("in use · asleep") and accepted["evidence"]["asleep"] is True
     assert ask(ready, "/wake_up", body={}) == "200"
     awake = bring(**options)
     assert awake["verdict"] == "ok" and not awake["changed"] and "asleep" not in awake["msg"]

@@ -25,22 +25,23 @@ def test_generating_changes_nothing(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == GENERATED[path], "run `make generate`"
 
 
+MAIN = "tasks/main.yml"
+
+
 @pytest.mark.parametrize("role", TOOL["ENGINES"])
 def test_the_variables_of_an_engines_role_are_the_options_of_its_module(role: str) -> None:
     """One to one: names, types, choices, defaults; and the role hands each on."""
     module, options = TOOL["ENGINES"][role]
     both = {name: argument for name, argument in argument_spec(options).items() if not only(options, name)}
     folder = ROOT / "roles" / role
-    variables = yaml.safe_load((folder / "meta/argument_specs.yml").read_text("utf-8"))["argument_specs"]["main"][
-        "options"
-    ]
+    specs, tasks = (yaml.safe_load((folder / name).read_text("utf-8")) for name in ("meta/argument_specs.yml", MAIN))
+    variables = specs["argument_specs"]["main"]["options"]
     assert list(variables)[: len(both)] == ["%s_%s" % (role, name) for name in both]  # those of the role alone follow
     for name, argument in both.items():
         for key in ("type", "elements", "choices", "default"):
             assert variables["%s_%s" % (role, name)].get(key) == argument.get(key), (name, key)
-    (handed_on,) = with_all(
-        yaml.safe_load((folder / "tasks/main.yml").read_text("utf-8")), "gpufleet.inference." + module
-    )
+    (given,) = with_all(tasks, "gpufleet.inference." + module)
+    handed_on = {name: template for name, template in given.items() if not only(options, name)}
     assert list(handed_on) == list(both)
     for name, template in handed_on.items():
         assert template == "{{ %s_%s%s }}" % (role, name, "" if "default" in both[name] else " | default(omit)")

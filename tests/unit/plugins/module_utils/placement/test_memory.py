@@ -70,7 +70,7 @@ def test_memory_of_units_that_leave_counts_as_free():
 
 def test_own_memory_counts_on_its_own_gpu_alone():
     with pytest.raises(Refused, match="GPU 1 "):
-        wait([device(5, processes=[own(90)]), device(40, processes=[OTHER], index=1)])
+        wait([device(5, processes=[own(95)]), device(40, processes=[OTHER], index=1)])
 
 
 @pytest.mark.parametrize("processes", [[dict(OTHER, unit=None)], []], ids=["in no unit", "in no list"])
