@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks by a bare script whether the vLLM instances match the inventory; sends the module where not."""
+"""Checks whether the vLLM instances are in their declared states; sends the module if they are not."""
 
 from __future__ import annotations
 

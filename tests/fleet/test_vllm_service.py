@@ -301,7 +301,7 @@ def test_site_and_verify_of_an_inventory_with_vllm_alone(ready, lab, tmp_path, m
     instance = {"name": "chat", "served_model_name": ["chat"], "drain_timeout": 2}
     inventory["vllm"]["vars"] = {
         "vllm_venv": vllmdouble.VENV,
-        "vllm_defaults": {"model": "/srv/models/m8b"},
+        "vllm_model": "/srv/models/m8b",
         "vllm_instances": [instance],
     }
     path = tmp_path / "hosts.yml"
