@@ -205,7 +205,7 @@ def test_a_model_that_generates_no_text_is_proven_by_its_own_work(bring, ready, 
         finally:
             vllmdouble.clear(ready)
         assert broken["failed"] and broken["verdict"] == "stalled", broken["msg"]
-        assert "The former state is back" in broken["msg"]
+        assert "The previous state is restored" in broken["msg"]
 
 
 def test_requests_end_before_a_restart(bring, ready):

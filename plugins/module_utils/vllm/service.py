@@ -112,7 +112,7 @@ def bring(
     :returns: the module's result.
     :raises Refused: nothing was touched.
     :raises Differs: not ``thorough``, and something is to be done.
-    :raises engine.ServiceError: the former state is back.
+    :raises engine.ServiceError: the previous state is restored.
     """
     system = system or System()
     if not re.match(r"[A-Za-z0-9][A-Za-z0-9_.]*\Z", params["name"]):

@@ -56,10 +56,10 @@ def test_what_is_refused_changes_nothing(run_module, bring, error):
 
 def test_a_proof_that_failed_tells_all(run_module, bring):
     outcome = engine.Outcome(rolled_back=True, verdict=engine.Verdict("cpu_fallback", "no GPU", {"found": 0}))
-    bring.raises = engine.ServiceError("ollama.service: cpu_fallback: no GPU. The former state is back.", outcome)
+    bring.raises = engine.ServiceError("ollama.service: cpu_fallback: no GPU. The previous state is restored.", outcome)
     result = run_module(ollama_service.main)
     assert result["failed"]
-    assert result["msg"].endswith("The former state is back.")
+    assert result["msg"].endswith("The previous state is restored.")
     assert result["verdict"] == "cpu_fallback"
     assert result["evidence"] == {"found": 0}
     assert result["rolled_back"] is True

@@ -48,7 +48,7 @@ def test_what_is_refused_changes_nothing(run_module, bring):
 
 def test_a_proof_that_failed_tells_all(run_module, bring):
     outcome = engine.Outcome(rolled_back=True, verdict=engine.Verdict("stalled", "silence", {"silent_seconds": 9}))
-    bring.raises = engine.ServiceError("vllm@chat.service: stalled: silence. The former state is back.", outcome)
+    bring.raises = engine.ServiceError("vllm@chat.service: stalled: silence. The previous state is restored.", outcome)
     result = run_module(vllm_service.main, GIVEN)
     assert result["failed"] and result["verdict"] == "stalled" and result["rolled_back"]
     assert result["evidence"] == {"silent_seconds": 9}
