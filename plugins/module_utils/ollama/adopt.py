@@ -16,15 +16,12 @@ import shlex
 from typing import Any, Dict, List, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import (
-    SelectionError,
-    select,
-    visible_devices,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select, visible_devices
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit, Value, merge, unit_name
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 TYPES = {option.name: option.type for option in OPTIONS}
 OF_THE_SYSTEM = (
@@ -44,10 +41,6 @@ _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECA
 _PASSWORD_IN_URL = re.compile(r"://[^/@]*@")
 
 
-class AdoptError(Exception):
-    """There is nothing to adopt."""
-
-
 class Adopted:
     """What was found: variables for the inventory, and what they cannot say."""
 
@@ -57,17 +50,17 @@ class Adopted:
         self.notes: List[str] = []
 
 
-def adopt(params: Mapping[str, Any], system: Optional[Any] = None) -> Dict[str, Any]:
-    """The module's result.
+def adopt(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
+    """The result of the module ``ollama_adopt``.
 
-    :raises AdoptError: the unit is not there.
+    :raises Refused: the unit is not there.
     """
     system = system or System()
     unit = unit_name(params["name"])
     state = system.show(unit)
     files = system.load([unit])
     if not any(content and not path.endswith(".conf") for path, content in files):
-        raise AdoptError("there is no unit %s on this host that could be adopted; correct the name" % unit)
+        raise Refused("there is no unit %s on this host that could be adopted; correct the name" % unit)
     merged = merge(files)
     inherited = system.inherited() if merged.in_force("Service", "PassEnvironment") else {}
     environment = merged.environment(system.specifiers(unit), system.environment_files, inherited)
@@ -149,7 +142,7 @@ def _gpus(text: str, value: Value, devices: List[Dict[str, Any]], found: Adopted
     try:
         listed = settings.visible_list(text)
         chosen = select(devices, listed)
-    except (settings.SettingsError, SelectionError) as error:
+    except (settings.SettingsError, Refused) as error:
         found.notes.append(
             "CUDA_VISIBLE_DEVICES (%s) is not taken over: %s; it stays where it is" % (value.place, error)
         )
@@ -160,7 +153,7 @@ def _gpus(text: str, value: Value, devices: List[Dict[str, Any]], found: Adopted
             if visible_devices(select(devices, wish), devices, wish) == text:
                 found.options["visible_devices"] = wish
                 return
-        except SelectionError:
+        except Refused:
             continue
     found.environment["CUDA_VISIBLE_DEVICES"] = text
 

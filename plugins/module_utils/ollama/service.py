@@ -13,12 +13,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge import
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import nodes as gpu_nodes
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import (
-    SelectionError,
-    label,
-    select,
-    visible_devices,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, select, visible_devices
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     archives,
     install,
@@ -33,18 +28,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate imp
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims, sandbox
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit, merge
-
-
-class Refused(Exception):
-    """Something is wrong before anything was touched."""
-
-
-class ArchiveNeeded(Exception):
-    """The release is not on this host yet, and ``archives`` of it lie on the controller."""
-
-    def __init__(self, archives: List[str]) -> None:
-        super().__init__(", ".join(archives))
-        self.archives = archives
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 
 
 class Plan(NamedTuple):
@@ -72,7 +56,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     :param warn: called with each warning.
     :returns: the module's result.
     :raises Refused: nothing was touched.
-    :raises ArchiveNeeded: nothing was touched; call again with the archive on this host.
+    :raises Needed: nothing was touched; call again with the archive on this host.
     :raises engine.ServiceError: the former state of the service is back; instances before it are as declared.
     """
     system = system or System()
@@ -315,29 +299,32 @@ def _choose(params: Mapping[str, Any], facts: Dict[str, Any], unit: str) -> Tupl
     if fault and (wanted is None or all(device["health"]["lost"] for device in facts["devices"])):
         # GPUs that still answer may be chosen by a list or a policy while another one is lost
         raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
-    try:
-        if "CUDA_VISIBLE_DEVICES" in environment:
-            if wanted is not None:
-                raise Refused("environment.CUDA_VISIBLE_DEVICES: already given by visible_devices; keep one of the two")
+    listed = None
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        if wanted is not None:
+            raise Refused("environment.CUDA_VISIBLE_DEVICES: already given by visible_devices; keep one of the two")
+        try:
             listed = settings.visible_list(by_hand)
-            if params["isolate"] and not listed[0].startswith("GPU-"):
-                raise Refused(
-                    "environment.CUDA_VISIBLE_DEVICES: %r are indexes, which count otherwise where only the declared "
-                    "GPUs can be opened (isolate); write UUIDs, or use visible_devices" % by_hand
-                )
+        except settings.SettingsError as error:
+            raise Refused(str(error)) from None
+        if params["isolate"] and not listed[0].startswith("GPU-"):
+            raise Refused(
+                "environment.CUDA_VISIBLE_DEVICES: %r are indexes, which count otherwise where only the declared "
+                "GPUs can be opened (isolate); write UUIDs, or use visible_devices" % by_hand
+            )
+    elif wanted is None:
+        if params["isolate"]:
+            raise Refused("isolate: no GPUs are declared that it could be about; name them by visible_devices")
+        return [], None
+    try:
+        if listed is not None:
             return select(facts["devices"], listed), str(by_hand)
-        if wanted is None:
-            if params["isolate"]:
-                raise Refused("isolate: no GPUs are declared that it could be about; name them by visible_devices")
-            return [], None
         chosen = select(facts["devices"], wanted, held_by_unit(facts["devices"], unit))
         if params["isolate"]:  # indexes would count what the unit may open: with them it ends on the CPU, in silence
             return chosen, ",".join(device["uuid"] for device in chosen)
         return chosen, visible_devices(chosen, facts["devices"], wanted)
-    except SelectionError as error:
+    except Refused as error:
         raise Refused("%s: %s" % ("visible_devices" if by_hand is None else "CUDA_VISIBLE_DEVICES", error)) from None
-    except settings.SettingsError as error:
-        raise Refused(str(error)) from None
 
 
 def _steps(params: Mapping[str, Any], unit: str, user: str, models_dir: Optional[str]) -> List[engine.Step]:
@@ -388,7 +375,7 @@ def _check_archives(sources: Sequence[releases.Source], remote_src: bool, check_
         if missing:
             raise Refused(missing)
     if not (check_mode or remote_src or all(releases.is_url(source.place) for source in sources)):
-        raise ArchiveNeeded([source.place for source in sources])
+        raise Needed([source.place for source in sources])
 
 
 def _steps_of_instance(

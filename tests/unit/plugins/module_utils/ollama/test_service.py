@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
 
 UNIT_FILE = ("/etc/systemd/system/ollama.service", b"[Service]\nExecStart=/usr/local/bin/ollama serve\nUser=%s\n")
@@ -158,7 +159,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("given, words", REFUSED)
 def test_refused_before_the_engine_is_asked(bring, given, words):
-    with pytest.raises(service.Refused, match=words.replace("(", r"\(")):
+    with pytest.raises(Refused, match=words.replace("(", r"\(")):
         bring(**given)
     assert bring.asked is None
 
@@ -171,7 +172,7 @@ def test_with_a_lost_gpu_the_others_must_be_chosen(bring, wanted, goes_on):
     if goes_on:
         assert lost["uuid"] not in bring(visible_devices=wanted)["visible_devices"]
     else:
-        with pytest.raises(service.Refused, match="lost"):
+        with pytest.raises(Refused, match="lost"):
             bring(visible_devices=wanted)
         assert bring.asked is None
 
@@ -183,7 +184,7 @@ def test_a_fault_of_the_host_comes_with_its_remedy(bring):
         "devices": [],
         "fault": {"code": "driver_hang", "text": "the driver did not answer within 10 s", "remedy": "reboot"},
     }
-    with pytest.raises(service.Refused, match="driver_hang: the driver did not answer within 10 s; reboot"):
+    with pytest.raises(Refused, match="driver_hang: the driver did not answer within 10 s; reboot"):
         bring(visible_devices="all")
 
 
@@ -215,16 +216,16 @@ def release(tmp_path):
 
 def test_an_archive_on_the_controller_is_asked_for(bring, release, tmp_path):
     given = {"archive": "/controller/ollama.tgz", "archive_checksum": "sha256:" + release[1], "prefix": str(tmp_path)}
-    with pytest.raises(service.ArchiveNeeded) as needed:
+    with pytest.raises(Needed) as needed:
         bring(**given)
-    assert needed.value.archives == ["/controller/ollama.tgz"]
+    assert needed.value.files == ["/controller/ollama.tgz"]
     assert bring.asked is None
     bring(check_mode=True, **given)
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["ReleaseStep", "UnitStep"]
 
 
 def test_a_wrong_setting_is_told_before_the_archive_is_asked_for(bring, release):
-    with pytest.raises(service.Refused):
+    with pytest.raises(Refused):
         bring(archive="/controller/ollama.tgz", archive_checksum=release[1], keep_alive="1d")
 
 
@@ -248,9 +249,9 @@ def test_the_user_is_made_only_where_upstreams_unit_runs(bring, release):
 
 def test_a_release_of_a_mirror_on_the_controller(bring, tmp_path):
     sums = {"ollama-linux-amd64.tar.zst": "ab" * 32, "ollama-linux-amd64-rocm.tar.zst": "cd" * 32}
-    with pytest.raises(service.ArchiveNeeded) as needed:
+    with pytest.raises(Needed) as needed:
         bring(version="0.32.15", mirror="/mirror", addons=["rocm"], archive_checksum=sums, prefix=str(tmp_path))
-    assert needed.value.archives == ["/mirror/v0.32.15/" + name for name in sums]
+    assert needed.value.files == ["/mirror/v0.32.15/" + name for name in sums]
 
 
 def test_the_declared_version_is_proven(bring, tmp_path):
@@ -293,9 +294,7 @@ def test_a_killed_switch_is_taken_back_where_no_release_is_declared(bring, tmp_p
 
 def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypatch, tmp_path):
     monkeypatch.setattr(archives.shutil, "which", {"dnf": "/usr/bin/dnf"}.get)
-    with pytest.raises(
-        service.Refused, match="amd64.tar.zst is packed .* no program zstd: dnf install zstd; .* repack"
-    ):
+    with pytest.raises(Refused, match="amd64.tar.zst is packed .* no program zstd: dnf install zstd; .* repack"):
         bring(version="0.32.15", archive_checksum="unverified", prefix=str(tmp_path), check_mode=True)
 
 
@@ -311,7 +310,7 @@ def test_what_others_use_is_refused_before_the_first_instance_is_removed(bring, 
 
 
 def test_an_unreadable_archive_on_the_host(bring):
-    with pytest.raises(install.InstallError, match="cannot be read"):
+    with pytest.raises(Refused, match="cannot be read"):
         bring(archive="/nowhere.tgz", remote_src=True)
 
 
@@ -368,7 +367,7 @@ def test_the_store_is_the_one_in_force(bring, tmp_path):
 def test_a_store_that_refuses_the_user(bring, monkeypatch):
     bring.store.mkdir()
     monkeypatch.setattr(stores, "refused", lambda path, user, **_more: "%s cannot write into %s" % (user, path))
-    with pytest.raises(service.Refused, match="the models' directory: nobody cannot write into %s" % bring.store):
+    with pytest.raises(Refused, match="the models' directory: nobody cannot write into %s" % bring.store):
         bring()
 
 
@@ -378,7 +377,7 @@ def test_a_store_that_refuses_the_user_who_is_to_be_made(bring, monkeypatch, rel
     monkeypatch.setattr(stores, "refused", lambda path, user, **more: asked.append(more) or "%s cannot" % user)
     monkeypatch.setattr(service.account, "exists", lambda user: False)
     bring.system.files.clear()
-    with pytest.raises(service.Refused) as refused:
+    with pytest.raises(Refused) as refused:
         bring(archive=release[0], remote_src=True, prefix=str(tmp_path), models_dir="/srv/models")
     assert str(refused.value) == (
         "the models' directory: ollama cannot, after useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama, as"
@@ -390,13 +389,13 @@ def test_a_store_that_refuses_the_user_who_is_to_be_made(bring, monkeypatch, rel
 def test_a_store_that_refuses_the_user_is_told_before_the_models_are(bring, monkeypatch, tmp_path):
     put_model(bring.store)
     monkeypatch.setattr(stores, "refused", lambda path, user, **_more: "%s cannot write into %s" % (user, path))
-    with pytest.raises(service.Refused, match="nobody cannot write into %s" % (tmp_path / "other")):
+    with pytest.raises(Refused, match="nobody cannot write into %s" % (tmp_path / "other")):
         bring(models_dir=str(tmp_path / "other"))
 
 
 def test_a_store_with_models_is_not_left_without_a_word(bring, tmp_path):
     put_model(bring.store)
-    with pytest.raises(service.Refused, match="set models_dir_change to move"):
+    with pytest.raises(Refused, match="set models_dir_change to move"):
         bring(models_dir=str(tmp_path / "other"))
     bring(models_dir=str(tmp_path / "other"), models_dir_change="leave")
     bring(models_dir=str(tmp_path / "other"), models_dir_change="move")
@@ -474,13 +473,13 @@ def test_a_folder_that_root_has_prepared_for_a_user_who_is_to_be_made(bring, mon
     bring(**declared)
     assert given == [("blobs", "manifests")]
     for name, why in (("give", "a link is in it"), ("parents", "cannot enter /srv")):
-        with pytest.raises(service.Refused, match="cannot write, after useradd"):
+        with pytest.raises(Refused, match="cannot write, after useradd"):
             blocked[name] = why
             bring(**declared)
     del blocked["give"], blocked["parents"]
     blocked["parents"] = None
     monkeypatch.setattr(service.account, "exists", lambda user: True)
-    with pytest.raises(service.Refused, match="cannot write$"):
+    with pytest.raises(Refused, match="cannot write$"):
         bring(**declared)
     service.account.install_record.add("users", "ollama")
     bring(**declared)
@@ -490,7 +489,7 @@ def test_back_to_the_default_store_is_a_change_too(bring, tmp_path):
     put_model(tmp_path / "ours")
     override = b"[Service]\nEnvironment=OLLAMA_MODELS=%s\n" % str(tmp_path / "ours").encode()
     bring.system.files.append(("/etc/systemd/system/ollama.service.d/zz-gpufleet.conf", override))
-    with pytest.raises(service.Refused, match="changes from %s to %s" % (tmp_path / "ours", bring.store)):
+    with pytest.raises(Refused, match="changes from %s to %s" % (tmp_path / "ours", bring.store)):
         bring()
     bring(models_dir=str(tmp_path / "ours"))
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["DirectoryStep"]
@@ -504,7 +503,7 @@ def test_a_unit_without_a_user_runs_as_root(bring):
 
 def test_a_library_that_is_not_there(bring, release, tmp_path):
     os.makedirs(tmp_path / "lib/ollama/cuda_v13")
-    with pytest.raises(service.Refused, match="there is no folder cuda_v99 under .*/lib/ollama.*there are: cuda_v13"):
+    with pytest.raises(Refused, match="there is no folder cuda_v99 under .*/lib/ollama.*there are: cuda_v13"):
         bring(llm_library="cuda_v99", prefix=str(tmp_path))
     bring(llm_library="cuda_v13", prefix=str(tmp_path))
     # the release that is about to be installed may have it
@@ -610,9 +609,9 @@ def test_the_port_that_another_file_sets_is_claimed(bring):
 
 def test_what_another_service_on_the_host_claims_is_refused_with_both_names(bring):
     bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))
-    with pytest.raises(service.Refused, match=r"ollama.service and vllm@a.service both listen on port 11434"):
+    with pytest.raises(Refused, match=r"ollama.service and vllm@a.service both listen on port 11434"):
         bring()
-    with pytest.raises(service.Refused, match=r"both claim GPU 1 \(NVIDIA H200, GPU-00000001"):
+    with pytest.raises(Refused, match=r"both claim GPU 1 \(NVIDIA H200, GPU-00000001"):
         bring(host=":11500", allow_unauthenticated=True)
     assert bring.asked is None
     bring(host="127.0.0.1:11500", visible_devices=[0, 2, 3])
@@ -668,11 +667,11 @@ def test_what_a_later_instance_held_before_is_not_in_the_way_of_an_earlier_one(h
 
 
 def test_instances_in_each_others_way_are_refused_before_the_first_is_touched(host):
-    with pytest.raises(service.Refused, match="ollama@chat.service and ollama@code.service both claim GPU 1"):
+    with pytest.raises(Refused, match="ollama@chat.service and ollama@code.service both claim GPU 1"):
         host(CHAT, dict(CODE, visible_devices=[1, 2]))
-    with pytest.raises(service.Refused, match="ollama@chat.service and ollama@code.service both listen on port 11435"):
+    with pytest.raises(Refused, match="ollama@chat.service and ollama@code.service both listen on port 11435"):
         host(CHAT, dict(CODE, host="localhost:11435"))
-    with pytest.raises(service.Refused, match="ollama@code.service: visible_devices: There is no GPU 9"):
+    with pytest.raises(Refused, match="ollama@code.service: visible_devices: There is no GPU 9"):
         host(CHAT, dict(CODE, visible_devices=[9]))
     assert host.changes == []
 
@@ -717,7 +716,7 @@ def test_an_instance_runs_the_program_in_place(host):
 
 def test_an_instance_needs_an_installed_ollama(host):
     os.unlink(host.program)
-    with pytest.raises(service.Refused, match="there is no .*/bin/ollama that it could start; expected an installed"):
+    with pytest.raises(Refused, match="there is no .*/bin/ollama that it could start; expected an installed"):
         host(CHAT)
 
 
@@ -755,7 +754,7 @@ def test_isolated_gpus_are_given_by_uuid_and_their_nodes_alone_allowed(bring):
     ],
 )
 def test_what_would_not_hold_is_refused(bring, given, words):
-    with pytest.raises(service.Refused) as error:
+    with pytest.raises(Refused) as error:
         bring(**given)
     assert words in str(error.value)
     assert bring.asked is None
