@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import c
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.fit import Fit
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import instances, run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import instances, release, run
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
     Cause,
@@ -98,7 +98,7 @@ class Ollama:
 
     def preflight(self, plan: Plan, host: Host) -> None:
         """:raises Refused, Needed: its release cannot be installed, or lies on the controller."""
-        install.preflight(plan.declared.steps, plan.service.options["remote_src"], host)
+        release.preflight(plan.declared.steps, plan.service.options["remote_src"], host)
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """What a killed run has left of a move of its models is cleaned up."""

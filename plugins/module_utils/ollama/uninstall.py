@@ -20,8 +20,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge import
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import switch as switches
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import switch as switches
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 
 class Release:
@@ -29,7 +30,7 @@ class Release:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self.switch = switches.Switch(prefix)
+        self.switch = switches.Switch(install.layout(prefix))
         self.store = self.switch.store
         self.links = [path for path in self.switch.places if self._is_ours(path)]
         self.folders = [os.path.join(self.store, name) for name in self.switch.releases()] + self.switch.leftovers()
@@ -44,7 +45,7 @@ class Release:
         return {aside[place]: place for place in aside if place in self.links or not os.path.lexists(place)}
 
     def check(self) -> None:
-        """:raises install.InstallError: root cannot rely on what lies there."""
+        """:raises Refused: root cannot rely on what lies there."""
         if self.links or self.folders:
             self.switch.check()
 
@@ -59,7 +60,7 @@ class Release:
                 program = os.readlink("/proc/%s/exe" % pid)
             except OSError:
                 continue
-            set_aside = program.startswith(os.path.join(os.path.realpath(self.store), switches.ASIDE))
+            set_aside = program.startswith(os.path.join(os.path.realpath(self.store), self.switch.beginning_aside))
             if program.startswith(ours) and program.endswith("/bin/ollama") and not set_aside:
                 found.add(unit_of(int(pid)) or "process %s" % pid)
         return sorted(found - set(units))
@@ -108,7 +109,7 @@ def check(units: Sequence[str], prefix: str) -> None:
     """What was installed for the units must serve no other one.
 
     :param units: all that are being taken away.
-    :raises install.InstallError: it does; nothing was touched.
+    :raises Refused: it does; nothing was touched.
     """
     release = Release(prefix)
     release.check()
@@ -116,7 +117,7 @@ def check(units: Sequence[str], prefix: str) -> None:
     for path in _units_of_ours(units[-1]):
         others += [name for name in _instances(path) if name not in [*units, *others]]
     if others:
-        raise install.InstallError(
+        raise Refused(
             "%s: what was installed is used by %s as well; take that away first, or name all of them in instances"
             % (units[-1], " and ".join(others))
         )
@@ -217,7 +218,7 @@ def _instances(template: str) -> List[str]:
 def _refuse_mounts(unit: str, paths: Sequence[str]) -> None:
     """What is mounted below a folder is not ours to empty.
 
-    :raises install.InstallError: something is; nothing was touched.
+    :raises Refused: something is; nothing was touched.
     """
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         mounts = [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in table]
@@ -225,9 +226,7 @@ def _refuse_mounts(unit: str, paths: Sequence[str]) -> None:
         real = os.path.realpath(path)
         for mount in mounts:
             if (mount + "/").startswith(real + "/"):
-                raise install.InstallError(
-                    "%s: %s is to be removed, but %s is mounted: unmount it" % (unit, path, mount)
-                )
+                raise Refused("%s: %s is to be removed, but %s is mounted: unmount it" % (unit, path, mount))
 
 
 def _remove(gone: List[str], owned: List[str], user: Optional[str]) -> None:

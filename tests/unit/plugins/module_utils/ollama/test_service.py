@@ -14,7 +14,6 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
-    archives,
     checks,
     install,
     moving,
@@ -24,7 +23,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import model
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives, model
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving_run
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Gate
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import merge
@@ -478,7 +477,7 @@ def test_a_folder_that_root_has_prepared_for_a_user_who_is_to_be_made(bring, mon
         stores, "refused", lambda *_words, parents_only=False, **_more: blocked["parents" if parents_only else "store"]
     )
     given = []
-    monkeypatch.setattr(install.DirectoryStep, "give", lambda step, names: given.append(names) or blocked.get("give"))
+    monkeypatch.setattr(service.DirectoryStep, "give", lambda step, names: given.append(names) or blocked.get("give"))
     monkeypatch.setattr(storage.account, "exists", lambda user: False)
     declared = {"archive": release[0], "remote_src": True, "prefix": str(tmp_path), "models_dir": "/srv/models"}
     bring.system.files.clear()

@@ -15,6 +15,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, engine, install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records, uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 UNIT = "ollama.service"
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -204,7 +205,7 @@ def test_an_installation_that_others_use_stays(host):
     host.installed()
     host.others = ["ollama@second.service"]
     before = host.files()
-    with pytest.raises(install.InstallError, match="is used by ollama@second.service as well; take that away first"):
+    with pytest.raises(Refused, match="is used by ollama@second.service as well; take that away first"):
         host.uninstall()
     assert host.files() == before
 
@@ -237,7 +238,7 @@ def test_an_instance_of_somebodys_program_does_not_go_on(instance):
 def test_a_template_that_another_instance_has_stays(instance, trace):
     instance.write(instance.folder / trace)
     before = instance.files()
-    with pytest.raises(install.InstallError, match="ollama@chat.service: .* is used by ollama@code.service as well"):
+    with pytest.raises(Refused, match="ollama@chat.service: .* is used by ollama@code.service as well"):
         instance.uninstall(unit=CHAT)
     assert instance.files() == before
     uninstall.check(["ollama@code.service", CHAT], str(instance.prefix))
@@ -306,7 +307,7 @@ def test_what_is_mounted_in_a_home_is_not_emptied(host, monkeypatch):
 
     monkeypatch.setattr(uninstall, "open", mounted, raising=False)
     before = host.files()
-    with pytest.raises(install.InstallError, match="is to be removed, but %s/a b is mounted: unmount it" % home):
+    with pytest.raises(Refused, match="is to be removed, but %s/a b is mounted: unmount it" % home):
         host.uninstall()
     assert host.files() == before and host.asked is None
 
@@ -408,7 +409,7 @@ def test_a_prefix_where_others_may_write_is_not_emptied(host):
     host.installed()
     os.chown(host.prefix, 1234, 1234)
     before = host.files()
-    with pytest.raises(install.InstallError, match="belongs to user 1234, and root would trust"):
+    with pytest.raises(Refused, match="belongs to user 1234, and root would trust"):
         host.uninstall()
     assert host.files() == before
 
