@@ -16,11 +16,7 @@ import shlex
 from typing import Any, Dict, List, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import (
-    SelectionError,
-    select,
-    visible_devices,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select, visible_devices
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import visible_list
@@ -56,8 +52,8 @@ class Adopted:
         self.notes: List[str] = []
 
 
-def adopt(params: Mapping[str, Any], system: Optional[Any] = None) -> Dict[str, Any]:
-    """The module's result.
+def adopt(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
+    """The result of the module ``ollama_adopt``.
 
     :raises Refused: the unit is not there.
     """
@@ -148,7 +144,7 @@ def _gpus(text: str, value: Value, devices: List[Dict[str, Any]], found: Adopted
     try:
         listed = visible_list(text)
         chosen = select(devices, listed)
-    except (Refused, SelectionError) as error:
+    except Refused as error:
         found.notes.append(
             "CUDA_VISIBLE_DEVICES (%s) is not taken over: %s; it stays where it is" % (value.place, error)
         )
@@ -159,7 +155,7 @@ def _gpus(text: str, value: Value, devices: List[Dict[str, Any]], found: Adopted
             if visible_devices(select(devices, wish), devices, wish) == text:
                 found.options["visible_devices"] = wish
                 return
-        except SelectionError:
+        except Refused:
             continue
     found.environment["CUDA_VISIBLE_DEVICES"] = text
 

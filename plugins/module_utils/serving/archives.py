@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, Callable, Iterator, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 LARGEST = 32 << 30
 """Bytes of an archive."""
@@ -298,7 +298,7 @@ def extract(archive: str, folder: str, origin: str) -> None:
         try:
             with _decompressed(file, origin) as stream:
                 unpack.unpack(stream, folder)
-        except unpack.UnsafeArchive as error:
+        except Failed as error:
             raise StepError("%s %s: it is not a release" % (origin, error)) from None
         except (tarfile.TarError, EOFError, ValueError, zlib.error) as error:
             raise StepError("%s is damaged: %s" % (origin, error)) from None

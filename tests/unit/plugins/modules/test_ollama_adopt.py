@@ -15,7 +15,11 @@ from ansible_collections.gpufleet.inference.plugins.modules import ollama_adopt
 
 def test_the_result_is_given_on(run_module, monkeypatch):
     seen = {}
-    monkeypatch.setattr(adopt, "adopt", lambda params: seen.update(params) or {"changed": False, "variables": {"a": 1}})
+    monkeypatch.setattr(
+        adopt,
+        "adopt",
+        lambda params, check_mode, warn: seen.update(params) or {"changed": False, "variables": {"a": 1}},
+    )
     result = run_module(ollama_adopt.main, {"name": "ollama-lab"})
     assert (result["failed"], result["changed"], result["variables"]) == (False, False, {"a": 1})
     assert seen == {"name": "ollama-lab", "facts_timeout": 10.0}
@@ -23,10 +27,10 @@ def test_the_result_is_given_on(run_module, monkeypatch):
 
 @pytest.mark.parametrize("error", [Refused("there is no unit x"), ManagerError("there is no systemctl")])
 def test_errors_are_told(run_module, monkeypatch, error):
-    def fails(params):
+    def fails(params, check_mode, warn):
         raise error
 
     monkeypatch.setattr(adopt, "adopt", fails)
     result = run_module(ollama_adopt.main)
     assert result["failed"]
-    assert result["msg"] == str(error)
+    assert result["msg"].startswith(str(error))

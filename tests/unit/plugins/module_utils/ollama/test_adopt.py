@@ -58,7 +58,7 @@ def host(tmp_path, monkeypatch, fakes):
     def run(*lines, name="ollama"):
         if not (tmp_path / UNIT.lstrip("/")).exists() or lines:
             system.write(UNIT, TEXT + "".join("Environment=%s\n" % line for line in lines))
-        return adopt.adopt({"name": name, "facts_timeout": 10.0}, system)
+        return adopt.adopt({"name": name, "facts_timeout": 10.0}, False, print, system)
 
     run.system, run.facts = system, run_facts
     return run
