@@ -14,8 +14,8 @@ import tarfile
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, uninstall
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import switch
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import switch, uninstall
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.archives import Source
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import BackStep, Release, ReleaseStep
 
@@ -92,7 +92,7 @@ class Host:
             back.apply()
 
     def uninstall(self):
-        release = uninstall.Release(self.prefix)
+        release = uninstall.Installed(install.layout(self.prefix))
         restore = uninstall.RestoreStep(release)
         if restore.needed():
             restore.apply()
