@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import c
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.fit import Fit
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import instances, run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import instances, release, run
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
     Cause,
@@ -98,7 +98,7 @@ class Ollama:
 
     def preflight(self, plan: Plan, host: Host) -> None:
         """:raises Refused, Needed: its release cannot be installed, or lies on the controller."""
-        install.preflight(plan.declared.steps, plan.service.options["remote_src"], host)
+        release.preflight(plan.declared.steps, plan.service.options["remote_src"], host)
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """What a killed run has left of a move of its models is cleaned up."""
@@ -144,11 +144,12 @@ def bring(
 
 def _uninstall(params: Mapping[str, Any], base: str, host: Host) -> Dict[str, Any]:
     """Remove all instances, and with the last one what was installed for them."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import uninstall
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.uninstall import uninstall
+    from ansible_collections.gpufleet.inference.plugins.module_utils.serving.uninstall import check
 
     services = instances.services(params, base)
     units = [service.unit for service in services]
-    uninstall.check(units, params["prefix"])
+    check(units, install.layout(params["prefix"]))
     users, places = zip(*(storage.in_force(host.system, unit) for unit in units))
     unfinished = [unit for unit in units if stores.move_unfinished(unit)]
     if unfinished:
@@ -157,7 +158,7 @@ def _uninstall(params: Mapping[str, Any], base: str, host: Host) -> Dict[str, An
         places += tuple(place for unit in unfinished for record in moving.recorded(unit) for place in record[:2])
     ollama = Ollama()
     results = {service.unit: run.leave(ollama.leave(service, host), service, host) for service in services[:-1]}
-    results[units[-1]] = uninstall.uninstall(
+    results[units[-1]] = uninstall(
         units[-1],
         params["prefix"],
         params["remove_models"],

@@ -13,8 +13,9 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import template as unit_files
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
@@ -115,7 +116,7 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
         _run = _call
 
     monkeypatch.setattr(run, "System", Reading)
-    monkeypatch.setattr(install, "UNIT_PATHS", ("nowhere",))
+    monkeypatch.setattr(unit_files, "UNIT_PATH", ("/nowhere",))
 
     def forbidden(*words, **options):
         raise AssertionError("written in check mode: %s %s" % (words, options))

@@ -14,7 +14,6 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
-    archives,
     checks,
     install,
     moving,
@@ -24,8 +23,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import model
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives, model
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving_run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import uninstall as neutral
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Gate
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import merge
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
@@ -311,10 +311,10 @@ def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypat
 
 
 def test_what_others_use_is_refused_before_the_first_instance_is_removed(bring, monkeypatch):
-    def check(units, prefix):
+    def check(units, layout):
         raise Refused("%s used by ollama@third.service" % units)
 
-    monkeypatch.setattr(uninstall, "check", check)
+    monkeypatch.setattr(neutral, "check", check)
     none = dict.fromkeys(ollama_service.argument_spec()["instances"]["options"])
     with pytest.raises(Refused, match="'ollama@chat.service', 'ollama@code.service'. used by"):
         bring(state="uninstalled", instances=[dict(none, name="chat"), dict(none, name="code")])
@@ -458,7 +458,7 @@ def test_a_move_that_was_killed_and_the_service_goes(bring, tmp_path, monkeypatc
             step.apply()
         return engine.Outcome(changed=True)
 
-    monkeypatch.setattr(uninstall, "check", lambda units, prefix: None)
+    monkeypatch.setattr(neutral, "check", lambda units, layout: None)
     monkeypatch.setattr(uninstall, "uninstall", uninstalled)
     monkeypatch.setattr(serving_run.convergence, "converge", converge)
     bring(check_mode=True, state=state)
@@ -478,7 +478,7 @@ def test_a_folder_that_root_has_prepared_for_a_user_who_is_to_be_made(bring, mon
         stores, "refused", lambda *_words, parents_only=False, **_more: blocked["parents" if parents_only else "store"]
     )
     given = []
-    monkeypatch.setattr(install.DirectoryStep, "give", lambda step, names: given.append(names) or blocked.get("give"))
+    monkeypatch.setattr(service.DirectoryStep, "give", lambda step, names: given.append(names) or blocked.get("give"))
     monkeypatch.setattr(storage.account, "exists", lambda user: False)
     declared = {"archive": release[0], "remote_src": True, "prefix": str(tmp_path), "models_dir": "/srv/models"}
     bring.system.files.clear()
