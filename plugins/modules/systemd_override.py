@@ -106,8 +106,8 @@ options:
     default: 60
   settle:
     description:
-      - Seconds for which the new process is watched. One that dies within them has failed, and the former state is put
-        back.
+      - Seconds for which the new process is watched. One that dies within them has failed, and the previous state
+        is restored.
     type: float
     default: 2
 seealso:
@@ -179,13 +179,25 @@ reasons:
   type: list
   elements: str
   sample: ["the value in force changes: OLLAMA_KEEP_ALIVE"]
+planned:
+  description:
+    - The writes and systemctl commands of the run, in order. In check mode those of a real run.
+    - Empty when the unit is in its declared state.
+  returned: always
+  type: list
+  elements: str
+  sample:
+    - write /etc/systemd/system/ollama.service.d/zz-gpufleet.conf
+    - systemctl daemon-reload
+    - systemctl reset-failed ollama.service
+    - systemctl restart ollama.service
 reloaded:
   description: Whether systemd had to read its files again.
   returned: always
   type: bool
   sample: true
 rolled_back:
-  description: Whether the change failed and the former state is back.
+  description: Whether the change failed and the previous state is restored.
   returned: always
   type: bool
   sample: false

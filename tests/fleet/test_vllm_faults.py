@@ -106,7 +106,7 @@ def test_a_fault_of_the_changed_instance_is_taken_back(served, change, seen, fau
     result = change(**limits.get(fault, {}))
     seen(fault, result, BACK)
     told(result, verdict, words)
-    assert "The former state is back. The unit runs again" in result["msg"] and result["rolled_back"]
+    assert "The previous state is restored. The unit runs again" in result["msg"] and result["rolled_back"]
     assert state(served) == before
 
 

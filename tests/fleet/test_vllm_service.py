@@ -306,7 +306,7 @@ def test_a_model_that_generates_no_text_is_proven_by_its_own_work(bring, ready, 
         finally:
             vllmdouble.clear(ready)
         assert broken["failed"] and broken["verdict"] == "stalled", broken["msg"]
-        assert "The former state is back" in broken["msg"]
+        assert "The previous state is restored" in broken["msg"]
 
 
 def test_requests_end_before_a_restart(bring, ready):
@@ -394,7 +394,7 @@ def test_site_and_verify_of_an_inventory_with_vllm_alone(ready, lab, tmp_path, m
     instance = {"name": "chat", "served_model_name": ["chat"], "drain_timeout": 2}
     inventory["vllm"]["vars"] = {
         "vllm_venv": vllmdouble.VENV,
-        "vllm_defaults": {"model": "/srv/models/m8b"},
+        "vllm_model": "/srv/models/m8b",
         "vllm_instances": [instance],
     }
     path = tmp_path / "hosts.yml"

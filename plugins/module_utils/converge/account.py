@@ -16,10 +16,6 @@ GROUPS = ("render", "video")
 """May open GPUs, on hosts that have these groups."""
 
 
-class AccountError(StepError):
-    """A user cannot be made, changed or removed."""
-
-
 class UserStep:
     """A system user with a home, in the groups that may open GPUs."""
 
@@ -50,7 +46,7 @@ class UserStep:
                 install_record.add("homes", self.home)
             try:
                 run(self.command)
-            except AccountError:
+            except StepError:
                 if not exists(self.user):  # else another run has created it, and counts on the record
                     install_record.drop("users", self.user)
                     install_record.drop("homes", self.home)
@@ -122,7 +118,7 @@ class DirectoryStep:
         return {"before": before, "after": "directory %s of %s\n" % (self.path, self.user)}
 
     def apply(self) -> None:
-        """:raises AccountError: the directory cannot be made, or given, without following somebody else's link."""
+        """:raises StepError: the directory cannot be made, or given, without following somebody else's link."""
         import pwd
 
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
@@ -138,7 +134,7 @@ class DirectoryStep:
                 install_record.add("directories", path)
             files.make_folders(self.path, (entry.pw_uid, entry.pw_gid))
         except files.UnsafePath as error:
-            raise AccountError("%s cannot be used: %s" % (error.filename, error.strerror)) from None
+            raise StepError("%s cannot be used: %s" % (error.filename, error.strerror)) from None
 
     def undo(self) -> Optional[str]:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
@@ -166,13 +162,13 @@ def exists(user: str) -> bool:
 
 
 def run(command: List[str]) -> None:
-    """:raises AccountError: it fails; the message quotes it and its last words."""
+    """:raises StepError: it fails; the message quotes it and its last words."""
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False
         )
     except OSError as error:
-        raise AccountError("%s: %s" % (command[0], error.strerror)) from None
+        raise StepError("%s: %s" % (command[0], error.strerror)) from None
     if done.returncode:
         words = done.stdout.decode("utf-8", "replace").strip()
-        raise AccountError("%s: exit status %d: %s" % (" ".join(command), done.returncode, words))
+        raise StepError("%s: exit status %d: %s" % (" ".join(command), done.returncode, words))

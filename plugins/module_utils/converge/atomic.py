@@ -11,6 +11,7 @@ the files is rubbish: a kill may leave it, and the next run removes it.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -20,9 +21,16 @@ FORMER, NEW, PROVEN = "former", "new", "proven"
 NOTHING = "no-file-before"
 """Where a ``.former`` that stands for no file points to. Not to ``/dev/null``: that is how people mask a drop-in."""
 TRIES = 10
+HINTS = {
+    errno.ENOSPC: "free space on its file system",
+    errno.EDQUOT: "free space on its file system",
+    errno.EROFS: "its file system is mounted read-only: find out why, and mount it writable",
+    errno.EACCES: "run as root (become)",
+    errno.EPERM: "run as root (become); if it was, look for chattr +i and for a container without the capability",
+}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Wanted:
     """One file as it is to be; ``content`` None means that it is not to be there."""
 
@@ -60,6 +68,19 @@ def public(path: str, root: str = "") -> bool:
     return readable
 
 
+def explain(error: OSError) -> str:
+    """What could not be changed, why, and what to do."""
+    hint = HINTS.get(error.errno or 0)
+    where = " %s" % error.filename if error.filename else ""
+    return "cannot change%s: %s%s" % (where, error.strerror, ": " + hint if hint else "")
+
+
+def ordered(files: Iterable[Wanted], there: Callable[[Wanted], bool]) -> List[Wanted]:
+    """First those that will exist, then in reverse those that will not: no file ever names a missing one."""
+    kept = [file for file in files if there(file)]
+    return kept + [file for file in reversed(list(files)) if not there(file)]
+
+
 class Files:
     """The files of one change. ``root`` is put before every path (for tests).
 
@@ -74,11 +95,6 @@ class Files:
     def _beside(self, path: str, kind: str) -> str:
         directory, name = os.path.split(self.root + path)
         return "%s/.%s.%s" % (directory, name, kind)
-
-    def _ordered(self, files: Iterable[Wanted], there: Callable[[Wanted], bool]) -> List[Wanted]:
-        """First those that will be there, then in reverse those that will not: no file ever names a missing one."""
-        kept = [file for file in files if there(file)]
-        return kept + [file for file in reversed(list(files)) if not there(file)]
 
     def read(self, path: str) -> Optional[bytes]:
         """The content of a file, None when there is none."""
@@ -195,7 +211,7 @@ class Files:
 
     def commit(self) -> None:
         """Put the staged content in place, file by file, keeping what was there."""
-        for file in self._ordered(self.changes(), lambda file: file.content is not None):
+        for file in ordered(self.changes(), lambda file: file.content is not None):
             path, former = self.root + file.path, self._beside(file.path, FORMER)
             if not os.path.lexists(former):  # one that an unfinished change left is the last proven content
                 if not os.path.lexists(path):
@@ -215,7 +231,7 @@ class Files:
         changed = [file for file in self.wanted if os.path.lexists(self._beside(file.path, FORMER))]
         if not self.unfinished():
             changed = []
-        for file in self._ordered(changed, lambda file: not _is_nothing(self._beside(file.path, FORMER))):
+        for file in ordered(changed, lambda file: not _is_nothing(self._beside(file.path, FORMER))):
             path, former = self.root + file.path, self._beside(file.path, FORMER)
             if _is_nothing(former):
                 _remove(path)

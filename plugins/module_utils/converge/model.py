@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the engine takes and gives: a change, steps, a gate and its verdict, the running unit, the outcome."""
+"""What a convergence takes and returns: a change, steps, a gate and its verdict, the running unit, the outcome."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import Process, System
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 
 @dataclass
@@ -89,8 +90,8 @@ class Verdict:
     message: str = ""
     evidence: Dict[str, Any] = field(default_factory=dict)
     remedy: str = ""
-    """What may mend it where all is as declared and nothing was to be changed: ``restart`` of the unit, ``proof`` (the
-    gate as it is asked after a change, which has the process do some work), or empty, which is nothing."""
+    """What may fix a unit in its declared state: ``restart``, ``proof`` (the gate as it is asked after a change, which
+    makes the process do some work), or empty, which is nothing."""
 
     @property
     def ok(self) -> bool:
@@ -98,11 +99,19 @@ class Verdict:
 
 
 class Fault(Exception):
-    """A check of a gate that failed; ``verdict`` says which and why."""
+    """A check that failed, in a gate or in a convergence; ``verdict`` says which and why."""
 
     def __init__(self, name: str, message: str, *, remedy: str = "", **evidence: Any) -> None:
         super().__init__(message)
         self.verdict = Verdict(name, message, evidence, remedy)
+        self.invocation = ""
+        """The invocation that failed, if there was one."""
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> "Fault":
+        fault = cls(verdict.name, verdict.message)
+        fault.verdict = verdict
+        return fault
 
 
 @dataclass
@@ -159,7 +168,7 @@ class StopHooks(Protocol):
 
 @dataclass
 class Outcome:
-    """What ``converge`` did; in check mode, what it would do. Secrets are in none of it."""
+    """What ``converge`` did; in check mode, what it would do. It contains no secrets."""
 
     changed: bool = False
     restarted: bool = False
@@ -167,9 +176,11 @@ class Outcome:
     rolled_back: bool = False
     verdict: Verdict = field(default_factory=lambda: Verdict("ok"))
     reasons: List[str] = field(default_factory=list)
-    """Why the unit was restarted, or proven anew."""
+    """Why the unit was restarted, or proven again."""
+    planned: List[str] = field(default_factory=list)
+    """The writes and systemctl commands of the run, in order; in check mode those of a real run."""
     remedied: str = ""
-    """The verdict that was mended though nothing had to be changed; in check mode the one that would be."""
+    """The verdict that was fixed though nothing had to be changed; in check mode the one that would be."""
     drift: Dict[str, Dict[str, Optional[str]]] = field(default_factory=dict)
     """Name to ``declared``, ``on_disk`` and ``running``, as found, of every variable for which the three differ."""
     shadowed: List[Dict[str, Any]] = field(default_factory=list)
@@ -177,7 +188,7 @@ class Outcome:
     warnings: List[str] = field(default_factory=list)
     diff: Dict[str, str] = field(default_factory=dict)
     downtime_ms: int = 0
-    """Time from the unit's stop by us until the new process was proven, or the former one was back."""
+    """Time from the stop of the unit until the new process was proven, or the previous one was running again."""
     environment: Dict[str, str] = field(default_factory=dict)
     """The declared variables as the running process has them."""
     unit_state: Dict[str, Any] = field(default_factory=dict)
@@ -192,6 +203,7 @@ class Outcome:
             "verdict": self.verdict.name,
             "evidence": self.verdict.evidence,
             "reasons": self.reasons,
+            "planned": self.planned,
             "drift": self.drift,
             "shadowed": self.shadowed,
             "diff": self.diff,
@@ -201,10 +213,10 @@ class Outcome:
         }
 
 
-class ServiceError(Exception):
-    """The unit could not be brought to its declared state; ``outcome`` says what was done and put back."""
+class ServiceError(Failed):
+    """The unit is not in its declared state; ``outcome`` says what was done and put back."""
 
     def __init__(self, message: str, outcome: Optional[Outcome] = None) -> None:
-        super().__init__(message)
-        self.message = message
         self.outcome = outcome or Outcome()
+        super().__init__(message, self.outcome.as_result())
+        self.message = message

@@ -19,7 +19,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], Non
     :param warn: called with each warning.
     :returns: the module's result.
     :raises UnitError: an option is wrong; nothing was touched.
-    :raises ServiceError: the former state is back.
+    :raises ServiceError: the previous state is restored.
     """
     outcome = converge(
         Change(

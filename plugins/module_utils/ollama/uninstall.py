@@ -130,7 +130,7 @@ def uninstall(
     :param user: whom the unit runs as.
     :param places: where models are.
     :returns: the module's result.
-    :raises engine.ServiceError: the former state is back, or a rest cannot be removed.
+    :raises engine.ServiceError: the previous state is restored, or a rest cannot be removed.
     """
     release, ours, beside = Release(prefix), _units_of_ours(unit), _template_beside(unit)
     loaded = system.show(unit).get("LoadState") == "loaded"
@@ -177,7 +177,7 @@ def uninstall(
             _remove(gone, owned, user if account_goes else None)
             if beside or (ours and not goes_on):
                 system.reload()
-        except (OSError, account.AccountError) as error:
+        except (OSError, engine.StepError) as error:
             release.switch.leave()
             outcome.verdict = engine.Verdict("not_removed", str(error))
             message = "%s: not everything can be removed: %s; run this again" % (unit, error)

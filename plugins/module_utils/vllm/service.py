@@ -117,7 +117,7 @@ class Vllm:
     open_to = "use the model"
 
     def declare(self, service: Service, placed: Placed, host: Host) -> Declared:
-        options = dict(service.options, name=service.name)
+        options = _options(service)
         _check_given(options)
         _check_memory_known(placed.devices)
         program = _program(options, host)
@@ -188,6 +188,15 @@ class Vllm:
 
 
 # --- what is checked -------------------------------------------------------------------------------------------------
+
+
+def _options(service: Service) -> Dict[str, Any]:
+    """The options of an instance. A model with a path in ``model_paths`` is served from there, under its name."""
+    options = dict(service.options, name=service.name)
+    path = options["model_paths"].get(options["model"])
+    if path:
+        options.update(model=path, served_model_name=options["served_model_name"] or [options["model"]])
+    return options
 
 
 def _check_given(options: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, undo
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
     Change,
     Outcome,
@@ -474,7 +474,7 @@ def test_a_value_of_an_unproven_run_is_not_shown_as_that_of_the_process(system: 
     go(system, secret_environment={"T": SESAME})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(system, "restart", lambda *_: (_ for _ in ()).throw(Killed()))
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, environment={"A": "1", "T": "plain"})
     outcome = go(system, environment={"A": "1", "T": "plain"})
@@ -538,7 +538,7 @@ def test_a_crash_loop_is_rolled_back(system: Any) -> None:
     error = fails(system, environment={"A": "bad"}, enabled=True)
     outcome = error.outcome
     assert outcome.verdict.name == "crash_loop" and outcome.rolled_back and not outcome.changed
-    assert "address already in use" in error.message and "The former state is back." in error.message
+    assert "address already in use" in error.message and "The previous state is restored." in error.message
     assert "exited with status 1" in error.message and "The unit runs again" in error.message
     assert outcome.verdict.evidence["journal"][-1].startswith("Error: listen")
     assert system.tree() == before and system.environment["A"] == "1" and system.state["UnitFileState"] == "disabled"
@@ -594,7 +594,9 @@ def test_a_failing_gate_is_rolled_back(system: Any) -> None:
     error = fails(system, gate=gate)
     assert seen == [("1", True, True, [1002], ["Started ollama.service."], "ollama.service")]
     assert error.outcome.verdict.name == "cpu_fallback" and error.outcome.rolled_back
-    assert error.message.startswith("ollama.service: cpu_fallback: the server found no GPU. The former state is back.")
+    assert error.message.startswith(
+        "ollama.service: cpu_fallback: the server found no GPU. The previous state is restored."
+    )
     assert system.read(OURS) is None and "A" not in system.environment
 
 
@@ -744,7 +746,7 @@ def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system:
         started=True,
         settings={"X-Gpufleet": {"Port": ["1"]}},
     )
-    assert "The former state is back. The unit runs again" in error.message and error.outcome.rolled_back
+    assert "The previous state is restored. The unit runs again" in error.message and error.outcome.rolled_back
     assert system.tree() == before and not error.outcome.changed
 
 
@@ -777,7 +779,7 @@ def test_a_restart_that_does_not_mend_it_is_made_once(system: Any) -> None:
     before = system.tree()
     system.calls.clear()
     error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", remedy="restart"), started=True)
-    assert "idle: on no GPU." in error.message and "which did not mend it, and runs on." in error.message
+    assert "idle: on no GPU." in error.message and "which did not fix it, and keeps running." in error.message
     assert system.calls.count("restart") == 1 and system.tree() == before
     assert error.outcome.changed and not error.outcome.rolled_back
     assert system.state["ActiveState"] == "active"
@@ -811,7 +813,7 @@ def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: An
         ({"started": None}, "idle: on no GPU. Nothing was changed."),
         (
             {"started": True, "pre_change_check": lambda: "it does not fit"},
-            "idle: on no GPU; this run cannot mend it: it does not fit. Nothing was changed.",
+            "idle: on no GPU; this run cannot fix it: it does not fit. Nothing was changed.",
         ),
     ],
 )
@@ -955,8 +957,8 @@ def test_a_unit_that_fails_as_it_is(system: Any) -> None:
 def test_a_rollback_that_fails_is_said(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     system.fails = lambda environment, settings: "it never comes back"
     error = fails(system)
-    assert "The former files are back. THE UNIT IS DOWN" in error.message and not error.outcome.rolled_back
-    assert "does not come up as it was before either (" in error.message and error.outcome.changed
+    assert "The previous files are restored. THE UNIT IS DOWN" in error.message and not error.outcome.rolled_back
+    assert "does not start with its previous configuration either (" in error.message and error.outcome.changed
     assert system.read(OURS) is None
 
     system.fails = lambda environment, settings: None
@@ -1033,7 +1035,7 @@ def test_after_a_run_that_was_killed_the_next_one_converges(
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, at, dies)
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, environment={"A": "2"}, settings={"Service": {"Nice": ["1"]}})
     outcome = go(system, environment={"A": "2"}, settings={"Service": {"Nice": ["1"]}})
@@ -1048,7 +1050,7 @@ def test_after_a_killed_run_a_failure_leads_back_to_the_last_proven_state(system
     before = system.tree()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(system, "restart", lambda *_: (_ for _ in ()).throw(Killed()))
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, environment={"A": "bad"})
     assert "bad" in system.read(OURS).decode()
@@ -1068,7 +1070,7 @@ def leave(system: Any, at: str, **declared: Any) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(atomic.Files, at, dies)
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, **declared)
 
@@ -1232,7 +1234,9 @@ def test_what_a_step_leaves_is_said(system: Any) -> None:
     error = fails(
         system, steps=[Stays(system, "/opt/x", "1")], gate=lambda running, changed: Verdict("not_ready", "no answer")
     )
-    assert "no answer. The former state is back. But the user ollama remains. The unit runs again" in error.message
+    assert (
+        "no answer. The previous state is restored. But the user ollama remains. The unit runs again" in error.message
+    )
     assert error.outcome.rolled_back and error.outcome.changed
 
 
@@ -1306,7 +1310,7 @@ def test_links_that_cannot_be_undone_are_said(system: Any, monkeypatch: pytest.M
         ({"enabled": True}, {"UnitFileState": "static"}, "cannot be enabled"),
         ({"environment": {"1A": "x"}}, {}, "variable '1A'"),
         ({"secret_environment": {"A": "x"}}, {}, "declared both"),
-        ({"unit": "x.timer"}, {}, "no service"),
+        ({"unit": "x.timer"}, {}, "not a service"),
         ({"credentials": {"../x": "y"}}, {}, "credential '../x'"),
         ({"settings": {"Service": {"Nice": ["1\n2"]}}}, {}, "line end"),
     ],
@@ -1475,7 +1479,7 @@ def test_after_a_killed_run_systemd_reads_its_files_whatever_it_says(
     declared: Dict[str, Any] = {"environment": {}, "settings": {"Service": {"Nice": ["1"]}}}
     with monkeypatch.context() as patched:
         patched.setattr(system, "reload", lambda: (_ for _ in ()).throw(Killed()))
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, **declared)
     show = system.show

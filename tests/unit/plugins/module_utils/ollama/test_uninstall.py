@@ -279,7 +279,7 @@ def test_where_nothing_is_installed(host):
 
 def test_what_cannot_be_removed_is_told(host, monkeypatch):
     def busy(command):
-        raise account.AccountError("userdel: user is currently used by process 7")
+        raise engine.StepError("userdel: user is currently used by process 7")
 
     host.installed()
     monkeypatch.setattr(account, "run", busy)

@@ -11,6 +11,7 @@ import ssl
 from contextlib import nullcontext
 
 import pytest
+import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
@@ -93,7 +94,7 @@ def bring(monkeypatch, fakes, tmp_path):
 
     def all_of_them(check_mode=False, thorough=True, **given):
         run.asked, run.warnings, run.parsed, run.calls = None, [], [], []
-        params = {**chosen(given), "venv": given.get("venv", run.venv), "model": str(model)}
+        params = {**chosen(given), "venv": given.get("venv", run.venv), "model": str(model), "model_paths": run.paths}
         return serving_run.converge(
             service.Vllm(), "vllm", params, check_mode, run.warnings.append, run.system, thorough
         )
@@ -104,7 +105,7 @@ def bring(monkeypatch, fakes, tmp_path):
 
     run.outcome, run.venv, run.model, run.all = None, str(venv), model, all_of_them
     run.facts, run.system = fakes.facts(), FakeSystem()
-    run.held, run.figures = {}, {}
+    run.held, run.figures, run.paths = {}, {}, {}
     monkeypatch.setattr(serving_run.convergence, "converge", converge)
     monkeypatch.setattr(gpu_facts, "gather", lambda timeout, python_paths: run.facts)
     monkeypatch.setattr(service.UserStep, "needed", lambda self: False)
@@ -123,6 +124,20 @@ def words_of(change):
 def checks_of(asked):
     """The checks of the proof, by their names."""
     return [getattr(check, "__qualname__", type(check).__name__).split(".")[0] for check in asked["gate"].checks]
+
+
+@pytest.mark.parametrize(
+    ("own", "served"),
+    [({}, ["Team/m8b"]), ({"served_model_name": ["chat"]}, ["chat"]), ({"model": "Team/other"}, None)],
+)
+def test_a_model_by_its_name(bring, own, served):
+    """A path of this name is served, under the name; any other name is one on the hub."""
+    given = {"model": "Team/m8b", **own}
+    path = bring.model if served else "Team/other"
+    bring.paths = {"Team/m8b": str(bring.model)}
+    bring(**given)
+    config = yaml.safe_load(bring.asked["change"].files["/etc/gpufleet/vllm/chat.yaml"])
+    assert (config["model"], config.get("served-model-name")) == (str(path), served)
 
 
 def test_the_how_to(bring):
