@@ -690,11 +690,8 @@ instances:
           type: int
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.options import OPTIONS
 
@@ -704,14 +701,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = service.converge(module.params, module.check_mode, module.warn)
-    except Refused as error:
-        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
-    except ServiceError as error:
-        module.fail_json(**dict(error.outcome.as_result(), msg=error.message))
-    module.exit_json(**result)
+    run(argument_spec(), service.converge)
 
 
 if __name__ == "__main__":

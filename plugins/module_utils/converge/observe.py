@@ -75,7 +75,7 @@ class Observed:
     looping: str = ""
     """The invocation that ended right after systemd had restarted the unit."""
     was_up: bool = False
-    """Whether it ran until this run stopped it."""
+    """Whether the same run has stopped it before its turn."""
 
     @property
     def active(self) -> str:
@@ -88,7 +88,7 @@ class Observed:
     @property
     def up(self) -> bool:
         """Whether it is to run again after a rollback; one that is just starting counts."""
-        return (self.was_up or self.active not in (*DOWN, "deactivating")) and not self.failing
+        return (self.active not in (*DOWN, "deactivating") or self.was_up) and not self.failing
 
     @property
     def running(self) -> Optional[Mapping[str, str]]:

@@ -95,9 +95,9 @@ def converge(
                 stopped.make_room(plan, plans[number + 1 :])
             results[plan.unit] = _carry_out(engine, plan, host)
     except ServiceError as error:
-        error.message += stopped.start_again()
-        error.outcome.changed = error.outcome.changed or any(result["changed"] for result in results.values())
-        raise
+        outcome = error.outcome
+        outcome.changed = outcome.changed or any(result["changed"] for result in results.values())
+        raise ServiceError(error.message + stopped.start_again(), outcome) from error
     return together(results) if params.get("instances") is not None else results[services[0].unit]
 
 

@@ -45,7 +45,7 @@ def test_what_is_refused_changes_nothing(run_module, bring):
 
 def test_a_proof_that_failed_tells_all(run_module, bring):
     outcome = Outcome(rolled_back=True, verdict=Verdict("stalled", "silence", {"silent_seconds": 9}))
-    bring.raises = ServiceError("vllm@chat.service: stalled: silence. The previous state is back.", outcome)
+    bring.raises = ServiceError("vllm@chat.service: stalled: silence. The previous state is restored.", outcome)
     result = run_module(vllm_service.main, GIVEN)
     assert result["failed"] and result["verdict"] == "stalled" and result["rolled_back"]
     assert result["evidence"] == {"silent_seconds": 9}
