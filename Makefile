@@ -13,13 +13,16 @@ STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help deps $(STAGES) molecule-vllm molecule-rest test demo clean
+.PHONY: help deps generate $(STAGES) molecule-vllm molecule-rest test demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install what is missing: Debian packages, the tools in .venv, the collection's link
 	@.ci/deps next
+
+generate: deps ## documentation, role specs, tasks, defaults and README tables, from the tables of options
+	python tests/generate.py
 
 lint: deps ## formatting, style and types of Python, YAML, playbooks, roles and change notes
 	ruff format --check --output-format concise .

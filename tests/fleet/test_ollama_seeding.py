@@ -144,8 +144,8 @@ def test_site_brings_them_and_verify_misses_them(bring: Any) -> None:
     empty("gpu2")
     missed = bring([MODEL], *words, play="playbooks/verify.yml", ok=False)
     assert missed.rc != 0
-    assert "gpu2 is not as declared: models: tiny:v1 would be pulled" in missed.output.replace("\n", " ")
-    assert "gpu1 is not as declared" not in missed.output
+    assert "gpu2 does not match the inventory: models: tiny:v1 would be pulled" in missed.output.replace("\n", " ")
+    assert "gpu1 does not match the inventory" not in missed.output
     assert MODEL not in tags("gpu2"), "verify reads only"
 
 

@@ -122,7 +122,7 @@ def test_check_and_diff_show_exactly_the_change(managed, lab, sh):
 def test_a_variable_nearly_right_is_warned_of_once(managed, lab):
     words = ["--limit", "gpu1,gpu2", "-e", "ollama_visible_device=0"]
     run = lab.playbook("playbooks/verify.yml", *words, warnings=True)
-    warned = "no variable ollama_visible_device, so its value does nothing; did you mean ollama_visible_devices?"
+    warned = "no variable ollama_visible_device, so its value has no effect; did you mean ollama_visible_devices?"
     assert " ".join(run.output.split()).count(warned) == 1
 
 
@@ -132,10 +132,10 @@ def test_verify_tells_by_its_exit_status(managed, lab, sh):
     assert "ok · 4× H200" in run.output
     run = lab.playbook("playbooks/verify.yml", "--limit", "gpu1,gpu2", "-e", "ollama_keep_alive=24h", ok=False)
     assert run.rc == 2
-    assert "gpu2 is not as declared: would change OLLAMA_KEEP_ALIVE" in " ".join(run.output.split())
+    assert "gpu2 does not match the inventory: would change OLLAMA_KEEP_ALIVE" in " ".join(run.output.split())
     sh("gpu2", "nvidia-smi --persistence-mode=0")
     run = lab.playbook("playbooks/verify.yml", "--limit", "gpu2", ok=False)
-    assert "gpu2 is not as declared: persistence mode is off" in " ".join(run.output.split())
+    assert "gpu2 does not match the inventory: persistence mode is off" in " ".join(run.output.split())
     assert "Disabled" in sh("gpu2", "nvidia-smi --query-gpu=persistence_mode --format=csv,noheader")
     sh("gpu2", "nvidia-smi --persistence-mode=1")
     assert [everything(sh, host) for host in managed] == before
@@ -168,7 +168,7 @@ def test_a_failed_host_stops_the_run_before_the_next_batch(managed, lab):
         assert "gpu1: driver_mismatch: the loaded kernel module is version" in flat
         assert "What to do: reboot" in flat
         assert "gpu2: ok ·" in flat, "the rest of the same batch goes on"
-        assert "gpu1 failed in an earlier batch; gpu3 and the hosts after it are left as they are" in flat
+        assert "gpu1 failed in an earlier batch; gpu3 and the hosts after it are not touched" in flat
         assert [line["changed"] for line in run.of("ollama_service")] == [True]
     finally:
         lab.state("gpu1")

@@ -311,7 +311,7 @@ def test_site_and_verify_of_an_inventory_with_vllm_alone(ready, lab, tmp_path, m
     run = lab.playbook("playbooks/verify.yml", ok=False)
     said = " ".join(run.output.split())
     assert run.rc == 2
-    assert "%s is not as declared: would change files that it reads change: %s" % (ready, CONFIG) in said
+    assert "%s does not match the inventory: would change files that it reads change: %s" % (ready, CONFIG) in said
     assert "persistence mode is off" in said
     assert processes(ready) == before
     instance["state"] = "absent"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import (
@@ -22,20 +22,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select impo
     visible_devices,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit, Value, merge, unit_name
 
-WHOLE_NUMBERS = ("num_parallel", "max_loaded_models", "max_queue", "context_length", "max_transfer_streams")
-LISTS = ("origins", "remotes")
-BOOLEANS: Tuple[str, ...] = (
-    "sched_spread",
-    "flash_attention",
-    "igpu_enable",
-    "vulkan",
-    "debug_log_requests",
-    "go_template",
-)
-BOOLEANS += ("noprune", "no_cloud", "auth", "fit")
+TYPES = {option.name: option.type for option in OPTIONS}
 OF_THE_SYSTEM = (
     "PATH",
     "HOME",
@@ -128,11 +119,11 @@ def _variables(
 def _as_option(option: str, variable: str, text: str, found: Adopted) -> bool:
     """Take a variable as a typed option, if that option writes exactly this text."""
     wanted: List[Any] = [text]
-    if option in BOOLEANS:
+    if TYPES[option] == "bool":
         wanted = [True, False]
-    elif option in WHOLE_NUMBERS:
+    elif TYPES[option] == "int":
         wanted = [int(text)] if text.isdigit() else []
-    elif option in LISTS:
+    elif TYPES[option] == "list":
         wanted = [text.split(",")]
     elif option == "log_level":
         wanted = list(settings.LOG_LEVELS)

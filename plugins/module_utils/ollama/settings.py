@@ -246,7 +246,7 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("remotes", "OLLAMA_REMOTES", names),
     Setting("max_transfer_streams", "OLLAMA_MAX_TRANSFER_STREAMS", unsigned(1)),
     Setting("auth", "OLLAMA_AUTH", boolean, logged=False),
-    Setting("fit", "LLAMA_ARG_FIT", on_off),
+    Setting("llama_fit", "LLAMA_ARG_FIT", on_off),
     Setting("fit_target", "LLAMA_ARG_FIT_TARGET", size_in_mib, text),
     Setting("https_proxy", "HTTPS_PROXY", proxy),
     Setting("no_proxy", "NO_PROXY", text),

@@ -40,56 +40,6 @@ LIBRARIES = {"libnuma.so.1": "Debian: libnuma1; Red Hat: numactl-libs"}
 #: What must be importable in the environment of an engine.
 IMPORTS = {"vllm": ("vllm", "vllm._custom_ops"), "torch": ("torch",)}
 
-# Runs in the new environment: imports, and arithmetic on the device. Prints what it found as JSON.
-_TEST = """\
-import importlib, importlib.metadata, json, logging, sys
-cuda, names = sys.argv[1] == "cuda", sys.argv[2:]
-import torch
-devices = ["cuda:%d" % index for index in range(torch.cuda.device_count())] if cuda else ["cpu"]
-failed = "torch %s, built with CUDA %s, finds no GPU" % (torch.__version__, torch.version.cuda)
-for device in devices:  # one will do: others may be full
-    try:
-        result = (torch.arange(4.0, device=device) * 2).sum().item()
-    except RuntimeError as error:
-        failed = "%s: %s" % (device, error)
-        continue
-    failed = "" if result == 12.0 else "2 * (0 + 1 + 2 + 3) is %r on %s" % (result, device)
-    break
-if failed:
-    sys.exit(failed)
-broken, made = [], logging.getLogRecordFactory()
-def record(*args, **more):  # vLLM only warns of compiled parts that do not load, and fails when it is to serve
-    found = made(*args, **more)
-    if str(found.msg).startswith("Failed to import from vllm._C"):
-        broken.append(found.getMessage())
-    return found
-logging.setLogRecordFactory(record)
-for name in names:
-    importlib.import_module(name)
-if broken:
-    sys.exit(broken[0])
-print("\\n" + json.dumps({
-    "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-    "packages": {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]},
-}))
-"""
-
-# Runs in the new environment: the requirements of a package that hold here, less some.
-_REQUIRES = """\
-import importlib.metadata, json, re, sys
-try:
-    from packaging.requirements import Requirement
-except ImportError:
-    from pip._vendor.packaging.requirements import Requirement
-package, without = sys.argv[1], sys.argv[2:]
-found = [Requirement(text) for text in importlib.metadata.requires(package) or []]
-bare = lambda name: re.sub(r"[-_.]+", "-", name).lower()
-kept = [r for r in found if bare(r.name) not in without and (r.marker is None or r.marker.evaluate({"extra": ""}))]
-for requirement in kept:
-    requirement.marker = None
-print("\\n" + json.dumps([str(requirement) for requirement in kept]))
-"""
-
 
 class EnvironmentFault(Exception):
     """An environment cannot be built or does not work; nothing of it is left, and the one in use is untouched."""
@@ -391,19 +341,25 @@ class EnvironmentStep:
 
     def _requirements(self, install: Sequence[str]) -> List[str]:
         """Requirements of the first package, which is installed alone, less those left out."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import requirements_of
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+
         name = self.choice.packages[0]
         if _has_uv(install):  # its environments have no pip, and so nothing that reads requirements
             self._run([*install, "packaging"], hint=_install_hint)
-        said = self._run([self.python, "-c", _REQUIRES, _dist_name(name), *self.choice.without])
+        program = source_of(requirements_of)
+        said = self._run([self.python, "-c", program, _dist_name(name), *self.choice.without])
         return json.loads(said.rstrip("\n").rpartition("\n")[2])
 
     def _test(self) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import environment_check
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 
         choice = self.choice
         device = "cpu" if choice.cuda == "cpu" else "cuda"
         names = IMPORTS.get(choice.engine, (choice.engine,))
-        said = self._run([self.python, "-c", _TEST, device, *names], hint=_test_hint)
+        said = self._run([self.python, "-c", source_of(environment_check), device, *names], hint=_test_hint)
         record = json.loads(said.rstrip("\n").rpartition("\n")[2])
         record.update(hash=self.asked, asked=_as_asked(choice, self.interpreter), python=self.interpreter)
         beside = os.path.join(self.path, "." + MARKER)

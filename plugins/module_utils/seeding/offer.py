@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 import re
 import socket
 import sys
 import time
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import program
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import seed_server
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 
 _FOLDER = "/run/gpufleet"
 _STARTS = 10.0  # seconds until it listens
@@ -43,7 +43,7 @@ class Unable(Exception):
 
 
 class Offer(NamedTuple):
-    """What the program is to serve: see program.serve."""
+    """What the program is to serve: see seed_server.serve."""
 
     blobs: Dict[str, str]
     models: Dict[str, Any]
@@ -117,12 +117,11 @@ def _start(own: str, uid: int, config: Dict[str, Any], system: Any) -> None:
             probe.bind(address)
     except OSError as error:
         raise Unable("cannot listen at %s:%d: %s" % (address + (error.strerror,))) from None
-    text: Any = pkgutil.get_data(program.__name__.rpartition(".")[0], "program.py")
     path = "%s/%s.py" % (_FOLDER, own)
     os.makedirs(_FOLDER, mode=0o755, exist_ok=True)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
-            file.write("%s\n\nserve(%r)\n" % (text.decode("utf-8"), config))
+            file.write("%s\n\nserve(%r)\n" % (source_of(seed_server), config))
         properties = dict(_SANDBOX, User=str(uid), StandardInput="file:" + path, SyslogIdentifier="gpufleet-seed")
         system.run_transient(own, "Seeds models to other hosts of the fleet", [sys.executable, "-I", "-"], properties)
         until = time.monotonic() + _STARTS

@@ -164,6 +164,9 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
 
     ``busy`` names, by port, who holds the rendezvous port when somebody else does; then only the other is listened on.
     """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.programs import peer_listener
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+
     _run(["systemctl", "stop", LISTENER])
     busy = {} if _ours(port) else {str(port): holder(port)}
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -174,7 +177,7 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     asked = ["systemd-run", "--quiet", "--collect", "--unit", LISTENER, "--property=RuntimeMaxSec=%d" % (seconds + 5)]
     asked += ["--property=" + setting for setting in CONFINED]
     asked += ["--description=Answers the peers of a torchrun job that try whether they reach this host"]
-    asked += [sys.executable, "-I", "-c", _program(), token, str(seconds), *map(str, ports)]
+    asked += [sys.executable, "-I", "-c", source_of(peer_listener), token, str(seconds), *map(str, ports)]
     done = _run(asked)
     if done.returncode:
         raise NetworkError("systemd-run: exit %d: %s" % (done.returncode, done.stderr.strip()))
@@ -217,16 +220,6 @@ def _job_for(port: int) -> Optional[int]:
         if pid and words and command.holds(words.group(1).split(), port):
             return int(pid.group(1))
     return None
-
-
-def _program() -> str:
-    """The source of listen.py, also out of the archive that Ansible sends."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import listen as module
-
-    source = module.__loader__.get_source(module.__name__)  # type: ignore[union-attr]
-    if source is None:
-        raise NetworkError("the source of %s is not there" % module.__name__)
-    return source
 
 
 def _free(port: int) -> bool:

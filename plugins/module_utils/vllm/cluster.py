@@ -16,8 +16,8 @@ from typing import Dict, List, Tuple
 LONGEST_NAME = 28
 """Characters of an instance's name: the socket in the node's folder has a path of 78 more, and 107 are possible."""
 
-# Beside the port of the rendezvous, which is the cluster's own; the next one is that of together.py, the one after it
-# the role's for a while.
+# Counted from the port of the rendezvous, which is the cluster's own; the next one is the supervisor's, the one after
+# it the role's for a while.
 _NODE_MANAGER, _OBJECT_MANAGER, _CLIENTS = 3, 4, 5
 
 

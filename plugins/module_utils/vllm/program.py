@@ -28,45 +28,6 @@ PARSE_LIMIT = 300  # seconds; it imports torch
 _SAYS = 16 << 20  # bytes that are read of what it says, and that it may write to a file
 CACHE = "/var/cache/gpufleet/vllm"
 
-# Runs in the environment: the real command up to the moment at which its arguments are parsed.
-_PARSE = """\
-import argparse, json, os, runpy, sys
-real, samples = argparse.ArgumentParser.parse_args, json.loads(sys.argv.pop(1))
-plain = ("_StoreAction", "_AppendAction", "_StoreTrueAction", "_StoreFalseAction", "BooleanOptionalAction")
-def took(kind, sample):
-    try:
-        return kind(sample) is not None
-    except Exception:
-        return False
-def table(parser):
-    for action in parser._actions:  # of several commands, the one that is asked for
-        if isinstance(action.choices, dict) and sys.argv[1] in action.choices:
-            parser = action.choices[sys.argv[1]]
-    found = {}
-    for name, action in parser._option_string_actions.items():
-        told = dict(bare=action.nargs == 0, several=action.nargs in ("+", "*"), takes=[], choices=None)
-        if type(action).__name__ in plain and action.nargs in (None, 0, "+", "*"):
-            if action.choices is not None:
-                told["choices"] = [str(choice) for choice in action.choices]
-            told["takes"] = [kind for kind in samples if not action.type or took(action.type, samples[kind])]
-        if name.startswith("--"):
-            found[name[2:]] = told
-    return found
-def parse(self, args=None, namespace=None):
-    sys.stdout.write("TABLE " + json.dumps(table(self)) + "\\n")
-    sys.stdout.flush()
-    real(self, args, namespace)
-    sys.stdout.write("PARSED\\n")
-    sys.stdout.flush()
-    os._exit(0)
-argparse.ArgumentParser.parse_args = parse
-program, sys.argv = sys.argv[1], sys.argv[1:]
-if program.startswith("/"):
-    runpy.run_path(program, run_name="__main__")
-else:
-    runpy.run_module(program, run_name="__main__", alter_sys=True)
-"""
-
 
 class ProgramError(Exception):
     """There is no vLLM where one is declared, or it refuses the configuration."""
@@ -164,7 +125,7 @@ class Program:
             own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
             own.update(USER=self.user, LOGNAME=self.user)  # torch asks, and ends where an id has no name
             own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=home, COLUMNS="200")
-            command = [self.python, "-W", "ignore", "-c", _PARSE, json.dumps(options.SAMPLES), *target]
+            command = [self.python, "-W", "ignore", "-c", _probe(), json.dumps(options.SAMPLES), *target]
             with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
                 status = _run(
                     [*command, "--config", path], dict(environment, **own), home, out, err, _become(ids, root)
@@ -200,7 +161,7 @@ class Program:
 
     def _state(self) -> List[Any]:
         """Changes whenever a package comes, goes or is replaced, and with the question."""
-        found: List[Any] = [self.venv, hashlib.sha256(_PARSE.encode()).hexdigest()]
+        found: List[Any] = [self.venv, hashlib.sha256(_probe().encode()).hexdigest()]
         for path in self._packages(""):
             status = os.stat(path)
             found += [status.st_ino, status.st_mtime_ns]
@@ -228,6 +189,14 @@ class Program:
     def _packages(self, pattern: str) -> List[str]:
         folders = glob.escape(os.path.join(self.venv, "lib")) + "*/python3*/site-packages/"
         return sorted(glob.glob(folders + pattern))
+
+
+def _probe() -> str:
+    """The program that asks vLLM's own parser."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.programs import parser_probe
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+
+    return source_of(parser_probe)
 
 
 def _run(

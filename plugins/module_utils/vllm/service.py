@@ -18,25 +18,28 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, label, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
     cluster,
-    guard,
     settings,
     shape,
     sizing,
-    together,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmStopHooks
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.multinode import (
+    LeaderGate,
+    WorkerGate,
+    WorkerStopHooks,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, ParallelError, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import (
     Program,
     ProgramError,
     unknown_variables,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.span import HeadGate, WorkerGate, WorkerStopHooks
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template import TemplateStep
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
@@ -46,6 +49,26 @@ START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
 STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
 SYSTEM_PATH = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+# A front end whose engine died ends with status 0: it is restarted all the same.
+UNIT = """\
+# Written by the Ansible collection gpufleet.inference where there was none. Each instance has an override of its own.
+[Unit]
+Description=vLLM, instance %i
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart=/bin/false
+Restart=always
+RestartSec=5
+LimitNOFILE=1048576
+LimitMEMLOCK=infinity
+
+[Install]
+WantedBy=multi-user.target
+"""
 
 
 class Refused(Exception):
@@ -120,7 +143,7 @@ def bring(
     outcome = engine.converge(
         plan.change,
         gate=gate,
-        steps=[*_users(params["user"]), TemplateStep()],
+        steps=[*_users(params["user"]), TemplateStep("vllm@.service", UNIT)],
         hooks=_stop_hooks(params, gather, warn, system),
         check_mode=check_mode,
         system=system,
@@ -342,7 +365,7 @@ def _change(
     parallel: Parallel,
 ) -> engine.Change:
     """What the engine is to bring about."""
-    config, guard_file, together_file = _files(params["name"])
+    config, guard_file, supervisor_file = _files(params["name"])
     environment = dict(declared.environment)
     environment.setdefault("PATH", "%s/bin:%s" % (program.venv, SYSTEM_PATH))
     if params["guard_all_paths"]:
@@ -370,7 +393,7 @@ def _change(
         key = settings.definition(declared, program.version())
         names = ",".join(node["name"] for node in nodes)
         addresses = ",".join(declared.addresses)
-        words = [program.python, "-I", together_file, place, str(params["node_rank"]), names, addresses, key, *words]
+        words = [program.python, "-I", supervisor_file, place, str(params["node_rank"]), names, addresses, key, *words]
     if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
         raise Refused("venv: %r has characters that no command line of a unit carries" % program.venv)
     service = {
@@ -385,8 +408,15 @@ def _change(
     if ray:
         service.update(RuntimeDirectory=[cluster.directory(params["name"])], RuntimeDirectoryMode=["0700"])
     files: Dict[str, Optional[str]] = {config: settings.render(declared.config)}
-    files[guard_file] = guard.TEXT if params["guard_all_paths"] else None
-    files[together_file] = together.TEXT if nodes else None
+    files.update({guard_file: None, supervisor_file: None})
+    if params["guard_all_paths"]:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import guard
+
+        files[guard_file] = source_of(guard)
+    if nodes:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+
+        files[supervisor_file] = source_of(supervisor)
     return engine.Change(
         unit=unit,
         environment=environment,
@@ -403,7 +433,7 @@ def _change(
 
 def _files(name: str) -> Tuple[str, str, str]:
     folder = "%s/%s.d" % (CONFIGS, name)
-    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.py" % (folder, settings.GUARD), "%s/gpufleet_together.py" % folder
+    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.py" % (folder, settings.GUARD), "%s/gpufleet_supervisor.py" % folder
 
 
 def _ports(params: Mapping[str, Any], declared: settings.Declared) -> Tuple[int, ...]:
@@ -423,7 +453,7 @@ def _on_ray(params: Mapping[str, Any]) -> bool:
 def _gate_of(params: Mapping[str, Any]) -> Type[VllmGate]:
     if not params["nodes"]:
         return VllmGate
-    return WorkerGate if params["node_rank"] else HeadGate
+    return WorkerGate if params["node_rank"] else LeaderGate
 
 
 def _differs(change: engine.Change, system: Any) -> bool:

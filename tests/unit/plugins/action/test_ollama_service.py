@@ -49,7 +49,7 @@ def test_a_host_that_has_the_release_gets_nothing(act, archive):
 
 
 def test_a_host_that_asks_gets_it_and_is_called_again(act, archive):
-    result = act({"archive": str(archive), "keep_alive": "5m"}, [{"archive_needed": [str(archive)]}, {"changed": True}])
+    result = act({"archive": str(archive), "keep_alive": "5m"}, [{"needs": [str(archive)]}, {"changed": True}])
     assert result == {"changed": True}
     assert act.sent == [(str(archive), "/tmp/a/ollama.tgz")]
     assert act.calls[1] == {
@@ -80,13 +80,13 @@ def test_a_host_does_not_choose_among_the_files_of_the_controller(act, archive, 
     (archive.parent / "id_rsa").write_text("secret")
     if isinstance(needed, list):
         needed = [one.format(archive=archive, link=link) if isinstance(one, str) else one for one in needed]
-    with pytest.raises(AnsibleActionFail, match="archive: the host asks for .* nothing was sent") as caught:
-        act({"archive": str(archive)}, [{"archive_needed": needed}])
+    with pytest.raises(AnsibleActionFail, match="the host asks for .* nothing was sent") as caught:
+        act({"archive": str(archive)}, [{"needs": needed}])
     assert act.sent == [] and "\x1b" not in str(caught.value)
 
 
 def test_a_failure_is_not_followed_by_a_transfer(act, archive):
-    result = act({"archive": str(archive)}, [{"failed": True, "archive_needed": [str(archive)]}])
+    result = act({"archive": str(archive)}, [{"failed": True, "needs": [str(archive)]}])
     assert result["failed"]
     assert act.sent == []
 
@@ -107,6 +107,7 @@ def test_a_given_checksum_is_kept(act, archive):
 def test_not_in_the_background(act, archive):
     with pytest.raises(AnsibleActionFail, match="async"):
         act({"archive": str(archive)}, [], background=60)
+    assert act.asked == act.calls == []
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def mirror(tmp_path):
 def test_of_a_mirror_on_the_controller_only_what_the_host_needs_is_sent(act, mirror):
     base, rocm = (str(mirror / ("ollama-linux-%s.tar.zst" % name)) for name in ("amd64", "amd64-rocm"))
     given = {"version": "0.32.15", "mirror": str(mirror.parent), "addons": ["rocm"]}
-    act(given, [{"archive_needed": [base, rocm]}, {"changed": True}])
+    act(given, [{"needs": [base, rocm]}, {"changed": True}])
     assert len(act.calls[0]["archive_checksum"]) == 3
     assert act.calls[0]["addons"] == ["rocm"]
     assert act.sent == [(base, "/tmp/a/ollama-linux-amd64.tar.zst"), (rocm, "/tmp/a/ollama-linux-amd64-rocm.tar.zst")]
@@ -145,7 +146,7 @@ def test_a_mirror_without_that_version(act, mirror):
 def test_an_add_on_on_the_controller_over_a_release_of_the_network(act, archive):
     url = "https://a.example/ollama-linux-amd64.tgz"
     given = {"archive": url, "addons": [str(archive)], "archive_checksum": {"ollama-linux-amd64.tgz": "ab" * 32}}
-    act(given, [{"archive_needed": [url, str(archive)]}, {"changed": True}])
+    act(given, [{"needs": [url, str(archive)]}, {"changed": True}])
     assert set(act.calls[0]["archive_checksum"]) == {"ollama-linux-amd64.tgz", "ollama.tgz"}
     assert act.sent == [(str(archive), "/tmp/a/ollama.tgz")]
     assert act.calls[1]["archive"] == url

@@ -13,7 +13,7 @@ import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
 
@@ -151,11 +151,6 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
     assert result["msg"].startswith("would change CUDA_VISIBLE_DEVICES, OLLAMA_MODELS, OLLAMA_NO_CLOUD · 1× H200")
     assert result["version"] is None
     assert os.listdir(tmp_path) == []
-
-
-def test_every_setting_has_an_option():
-    options = ollama_service.argument_spec()
-    assert {entry.option for entry in settings.SETTINGS} <= set(options)
 
 
 def test_the_roles_variables_are_the_options():

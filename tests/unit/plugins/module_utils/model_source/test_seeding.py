@@ -13,8 +13,9 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, source
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import SourceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import seed_server
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model as seeding
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer, program
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 
 COMMIT, TOKEN = "a" * 40, "5" * 32
 PARAMETERS = {"state": "started", "token": TOKEN, "address": "127.0.0.1", "peers": None, "idle_timeout": 60}
@@ -42,7 +43,7 @@ def offered(owner, monkeypatch, free_port):
 
     def start(own, uid, config, system):
         assert uid == 65534, "who may read what all may read, and nothing else"
-        running.append(program.make(config))
+        running.append(seed_server.make(config))
         threading.Thread(target=running[0].serve_forever, args=(0.01,), daemon=True).start()
 
     monkeypatch.setattr(seeding.offer, "_start", start)

@@ -25,7 +25,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer, program
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import seed_server
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
 
@@ -216,11 +217,11 @@ def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monk
     with pytest.raises(offer.Unable, match="systemd-run failed"):
         seeding.bring(declared(port), False, system)
     system.fails = ""
-    monkeypatch.setattr(offer.pkgutil, "get_data", lambda *words: b"raise SystemExit(1)")
+    monkeypatch.setattr(offer, "source_of", lambda program: "raise SystemExit(1)")
     monkeypatch.setattr(offer, "_STARTS", 600)
     with pytest.raises(offer.Unable, match="service ended; see journalctl -u gpufleet-seed-%d" % port):
         seeding.bring(declared(port), False, system)
-    monkeypatch.setattr(offer.pkgutil, "get_data", lambda *words: b"import time\ntime.sleep(60)")
+    monkeypatch.setattr(offer, "source_of", lambda program: "import time\ntime.sleep(60)")
     monkeypatch.setattr(offer, "_STARTS", 0.1)
     monkeypatch.setattr(offer, "toward", lambda peers: setattr(system, "state", "activating") or "127.0.0.1")
     system.stopped.clear()
@@ -308,7 +309,7 @@ def served(tmp_path: Path) -> Iterator[Any]:
             (tmp_path / letter).write_bytes(content)
             blobs["sha256:" + letter * 64] = str(tmp_path / letter)
         config = {"address": "127.0.0.1", "port": 0, "idle": idle, "prefix": "p", "type": "t/m", "blobs": blobs}
-        server = program.make({**config, "manifests": {MANIFEST: "{}"}})
+        server = seed_server.make({**config, "manifests": {MANIFEST: "{}"}})
 
         def run() -> None:
             with contextlib.suppress(SystemExit):

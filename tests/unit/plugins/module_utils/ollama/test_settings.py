@@ -38,7 +38,7 @@ READ = [
     ("gpu_overhead", "512", "OLLAMA_GPU_OVERHEAD", "512", "512"),
     ("fit_target", "2GiB", "LLAMA_ARG_FIT_TARGET", "2048", "2048"),
     ("fit_target", "2048", "LLAMA_ARG_FIT_TARGET", "2048", "2048"),
-    ("fit", False, "LLAMA_ARG_FIT", "off", "off"),
+    ("llama_fit", False, "LLAMA_ARG_FIT", "off", "off"),
     ("llm_library", "cuda_v13", "OLLAMA_LLM_LIBRARY", "cuda_v13", "cuda_v13"),
     ("igpu_enable", True, "OLLAMA_IGPU_ENABLE", "1", "1"),
     ("vulkan", False, "OLLAMA_VULKAN", "0", "false"),
@@ -127,7 +127,7 @@ REFUSED = [
     ("log_level", "loud", "no log level"),
     ("https_proxy", "proxy:3128", "is no URL of a proxy"),
     ("https_proxy", "http://u:hidden@proxy.example:3128", "writes it into the journal"),
-    ("fit", "perhaps", "neither on nor off"),
+    ("llama_fit", "perhaps", "neither on nor off"),
 ]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import environment_check
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import environment
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
     EnvironmentFault,
@@ -26,6 +27,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.envi
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 
 # An interpreter that makes environments of itself; FAKE/behaviour says what goes wrong, FAKE/log what was called.
 FAKE = r"""#!%s
@@ -337,7 +339,7 @@ def test_a_compiled_part_that_does_not_load_is_told_though_vllm_only_warns(tmp_p
     )
 
     def test(name):
-        words = [sys.executable, "-c", environment._TEST, "cpu", name]
+        words = [sys.executable, "-c", source_of(environment_check), "cpu", name]
         return subprocess.run(words, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
 
     assert test("good").returncode == 0

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import peer_listener
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import listen, network
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
 
 COMM, UNIT = Path("/proc/self/comm").read_text(encoding="utf-8").strip(), unit_of(os.getpid())
 OURSELVES = "%s, process %d%s" % (COMM, os.getpid(), " of %s" % UNIT if UNIT else "")
@@ -108,7 +109,7 @@ def test_facts(run, monkeypatch):
 
 @contextmanager
 def listening(token, *ports):
-    thread = threading.Thread(target=listen.main, args=(token, 60, list(ports)), daemon=True)
+    thread = threading.Thread(target=peer_listener.main, args=(token, 60, list(ports)), daemon=True)
     thread.start()
     yield
     # ends by itself

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import peer_listener
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import listen, network
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def listener():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    thread = threading.Thread(target=listen.main, args=("token", 30, [port]), daemon=True)
+    thread = threading.Thread(target=peer_listener.main, args=("token", 30, [port]), daemon=True)
     thread.start()
     while network.knock("127.0.0.1", port, None, 1.0)["why"]:
         time.sleep(0.01)

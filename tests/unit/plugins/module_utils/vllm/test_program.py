@@ -19,7 +19,6 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, ProgramError
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.template import TEXT, TemplateStep
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4] / "lab/vllm"))
 
@@ -314,30 +313,3 @@ def test_a_config(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     assert checkpoint.config(str(tmp_path), USER) == expected
-
-
-# --- the template
-
-
-def test_the_template_is_written_where_there_is_none_and_undone(tmp_path):
-    folder = tmp_path / "etc/systemd/system"
-    folder.mkdir(parents=True)
-    step = TemplateStep(str(tmp_path))
-    path = folder / "vllm@.service"
-    assert step.needed() and not step.restarts
-    assert step.diff() == {"before": "", "after": "# %s\n%s" % (path, TEXT)}
-    before = os.umask(0o077)
-    try:
-        step.apply()
-    finally:
-        os.umask(before)
-    assert os.listdir(folder) == ["vllm@.service"] and not TemplateStep(str(tmp_path)).needed()
-    assert path.read_text() == TEXT and path.stat().st_mode & 0o777 == 0o644
-    TemplateStep(str(tmp_path)).undo()
-    assert path.exists(), "which that one has not written"
-    step.undo()
-    assert os.listdir(folder) == []
-    step.undo()
-    (tmp_path / "usr/lib/systemd/system").mkdir(parents=True)
-    (tmp_path / "usr/lib/systemd/system/vllm@.service").write_text("by another package")
-    assert not TemplateStep(str(tmp_path)).needed()

@@ -13,7 +13,9 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings, together
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
 
 GIB = 1 << 30
@@ -173,9 +175,9 @@ def test_what_is_left_out_is_in_no_file(bring):
     assert change.settings[claims.SECTION]["Exclusive"] == ["yes"]
     assert not {"HF_TOKEN_PATH", "PYTHONPATH"} & set(change.environment)
     beside = "/etc/gpufleet/vllm/chat.d/gpufleet_%s.py"
-    assert {path: change.files[path] for path in (beside % "guard", beside % "together")} == {
+    assert {path: change.files[path] for path in (beside % "guard", beside % "supervisor")} == {
         beside % "guard": None,
-        beside % "together": None,
+        beside % "supervisor": None,
     }
 
 
@@ -384,7 +386,7 @@ def test_open_addresses(bring):
 def test_absent(bring):
     result = bring(state="absent", venv=None, model=None)
     assert bring.asked["change"].state == "absent"
-    beside = ("gpufleet_guard.py", "gpufleet_together.py")
+    beside = ("gpufleet_guard.py", "gpufleet_supervisor.py")
     files = [CONFIG, *("/etc/gpufleet/vllm/chat.d/%s" % name for name in beside)]
     assert bring.asked["change"].files == dict.fromkeys(files)
     assert result["msg"] == "vllm@chat.service: not there"
@@ -446,12 +448,12 @@ def test_one_model_on_two_hosts(bring):
     result = bring(nodes=NODES, node_rank=0)
     head, gate = bring.asked["change"], bring.asked["gate"]
     assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501"]
-    assert head.settings["Service"]["NotifyAccess"] == ["main"] and type(gate).__name__ == "HeadGate"
+    assert head.settings["Service"]["NotifyAccess"] == ["main"] and type(gate).__name__ == "LeaderGate"
     assert head.environment["VLLM_HOST_IP"] == "192.0.2.1"
     assert "headless" not in head.files[CONFIG] and 'master-addr: "192.0.2.1"' in head.files[CONFIG]
     assert result["url"] == "http://127.0.0.1:8000" and "TP4 PP2 · node 0 of 2 hosts" in result["msg"]
     assert result["msg"].endswith("at http://127.0.0.1:8000") and "pipeline-parallel-size: 2" in head.files[CONFIG]
-    assert head.files["/etc/gpufleet/vllm/chat.d/gpufleet_together.py"] == together.TEXT
+    assert head.files["/etc/gpufleet/vllm/chat.d/gpufleet_supervisor.py"] == source_of(supervisor)
     result = bring(nodes=NODES, node_rank=1, restart=True)
     other = bring.asked["change"]
     assert "Port" not in other.settings[claims.SECTION] and type(bring.asked["gate"]).__name__ == "WorkerGate"
@@ -460,7 +462,7 @@ def test_one_model_on_two_hosts(bring):
     assert result["url"] is None and "node 1 of 2 hosts · %s at 192.0.2.1" % bring.model in result["msg"]
     commands = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
     assert commands[0][:2] == [bring.venv + "/bin/python", "-I"]
-    assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_together.py", "192.0.2.1:29501", "0"]
+    assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_supervisor.py", "192.0.2.1:29501", "0"]
     assert commands[1][3:7] == ["192.0.2.1:29501", "1", "gpu1,gpu2", "192.0.2.1,192.0.2.2"]
     assert commands[0][7] == commands[1][7], "the same definition"
     bring(nodes=NODES, node_rank=1, max_num_seqs=5)
@@ -537,7 +539,7 @@ def test_one_model_on_two_hosts_with_ray(bring):
     command.touch(mode=0o755)
     result = bring(**given, node_rank=0)
     head = bring.asked["change"]
-    assert type(bring.asked["gate"]).__name__ == "HeadGate" and "node 0 of 2 hosts" in result["msg"]
+    assert type(bring.asked["gate"]).__name__ == "LeaderGate" and "node 0 of 2 hosts" in result["msg"]
     assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501", "29503", "29504", "29505"]
     own = head.settings["Service"]
     assert own["RuntimeDirectory"] == ["vllm-chat"] and own["RuntimeDirectoryMode"] == ["0700"]

@@ -1,0 +1,50 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Middleware of a vLLM server: without the API key, only the open paths and CORS' OPTIONS are answered.
+
+vLLM 0.32.0 itself asks for the key only on paths that begin with /v1, /v2, /inference or /cohere. It leaves open
+/invocations, which generates, /tokenize, /detokenize, /generative_scoring, /scale_elastic_ep, /metrics, /load, /docs
+and others.
+
+The Ansible collection gpufleet.inference writes this file for an instance, and replaces it on its next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+
+
+def _hash(text):
+    return hashlib.sha256(text.encode()).digest()
+
+
+class Guard:
+    """An ASGI application around another one."""
+
+    def __init__(self, app):
+        self.app = app
+        self.key = _hash("Bearer " + os.environ["VLLM_API_KEY"])
+        self.open = set(filter(None, os.environ.get("GPUFLEET_OPEN_PATHS", "").split(",")))
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] not in ("http", "websocket") or self._allowed(scope):
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        body = b'{"error":"Unauthorized"}'
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _allowed(self, scope):
+        path, root = scope["path"], scope.get("root_path", "")
+        if path.startswith(root):
+            path = path[len(root) :]
+        if scope.get("method") == "OPTIONS" or path in self.open:
+            return True
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, key = (given[0] if given else b"").decode("latin-1").partition(" ")
+        return hmac.compare_digest(_hash(scheme.capitalize() + " " + key), self.key)

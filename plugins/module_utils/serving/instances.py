@@ -1,0 +1,48 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Several services of one engine on a host: the options of each. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Dict, List, Mapping
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
+"""No ``-``: systemd reads one in an instance's name as a slash."""
+
+
+def services(params: Mapping[str, Any], base: str) -> List[Service]:
+    """Each service that is declared.
+
+    Without ``instances`` it is one, ``BASE.service``, with the options as they are. With instances each is
+    ``BASE@NAME.service``: what it leaves out is taken from the options next to ``instances``, and its ``environment``
+    is laid over theirs.
+
+    :raises Refused: a name is no instance's, or is there twice.
+    """
+    if params.get("instances") is None:
+        return [Service(base + ".service", "", params)]
+    if "@" in base:
+        raise Refused("name is %s; with instances expected the part before the @" % base)
+    found: Dict[str, Service] = {}
+    for given in params["instances"]:
+        name = given["name"]
+        if not NAME.fullmatch(name):
+            raise Refused(
+                "instances: %r is not a valid name; expected letters, digits, _ and ., as in %s@NAME.service"
+                % (name, base)
+            )
+        if name in found:
+            raise Refused("instances: %s is there twice; give each its own name" % name)
+        own = {option: value for option, value in given.items() if value is not None and option != "name"}
+        options = dict(params, **own)
+        options["environment"] = dict(params["environment"], **own.get("environment", {}))
+        found[name] = Service("%s@%s.service" % (base, name), name, options)
+    staying = [service for service in found.values() if service.options["state"] == "present"]
+    return [
+        service._replace(siblings=[other for other in staying if other is not service]) for service in found.values()
+    ]

@@ -1,0 +1,168 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run of any serving engine deals with: the host, a service, what its engine declares, what is then decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, Outcome, Step, StopHooks
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.claims import Claim
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Check, Gate, Proof
+
+
+class Host:
+    """The host of one run: its systemd, its GPUs, and where warnings go.
+
+    :param thorough: False in the lean question: a host that would be changed is reported as such at once, and what a
+        start would run into is not examined.
+    """
+
+    def __init__(
+        self, system: Any, check_mode: bool, warn: Callable[[str], None], facts_timeout: float, thorough: bool = True
+    ) -> None:
+        self.system, self.check_mode, self.warn = system, check_mode, warn
+        self.facts_timeout, self.thorough = facts_timeout, thorough
+        self._facts: Optional[Dict[str, Any]] = None
+
+    @property
+    def facts(self) -> Dict[str, Any]:
+        """The GPU facts as they were when they were first needed."""
+        if self._facts is None:
+            self._facts = self.gather()
+        return self._facts
+
+    def gather(self) -> Dict[str, Any]:
+        """The GPU facts as they are now."""
+        return gpu_facts.gather(timeout=self.facts_timeout, python_paths=gpu_facts.site_packages(gpu_facts.VENV))
+
+
+class Service(NamedTuple):
+    """One service of a run, as the inventory has it."""
+
+    unit: str
+    """Full name, such as ``vllm@chat.service``."""
+    name: str
+    """Name of the instance; empty for a service that is no instance."""
+    options: Mapping[str, Any]
+    """Its options, with the defaults of all instances filled in."""
+    siblings: Sequence["Service"] = ()
+    """The other services of the run that stay."""
+
+
+class Listen(NamedTuple):
+    """Where a service listens."""
+
+    address: str
+    port: int
+    authenticated: bool = False
+    """Whether it asks every client for a key."""
+    declared: bool = True
+    """False where the address comes from somebody else's file: then it is only warned about."""
+    shown: str = ""
+    """The address as it was written, for messages."""
+
+
+@dataclass
+class Declared:
+    """What an engine wants of one service. The serving floor adds its claim, isolation and the sandbox."""
+
+    listen: Listen
+    user: str
+    environment: Dict[str, str] = field(default_factory=dict)
+    secret_environment: Dict[str, str] = field(default_factory=dict)
+    credentials: Dict[str, str] = field(default_factory=dict)
+    files: Dict[str, Optional[str]] = field(default_factory=dict)
+    settings: Dict[str, List[str]] = field(default_factory=dict)
+    """Keys of ``[Service]``."""
+    steps: List[Step] = field(default_factory=list)
+    checks: List[Check] = field(default_factory=list)
+    """The proof, in order. The serving floor has the neutral ones (checks.py); an engine puts its own among them."""
+    hooks: Optional[StopHooks] = None
+    ports: Tuple[int, ...] = ()
+    """Further ports that it takes, besides the one at which it listens."""
+    share: Optional[float] = None
+    """Share of each GPU's memory that it takes, 0 to 1; None: as much as it gets."""
+    writable: Sequence[str] = ()
+    """Folders that it writes into, for the sandbox."""
+    readable: Sequence[str] = ()
+    """Folders that it needs besides, which the sandbox must not hide."""
+    timeout: float = 60
+    """Seconds from its start until it must be proven."""
+    restart: str = ""
+    """Why a running service is restarted in any case."""
+    pre_change_check: Optional[Callable[[], Optional[str]]] = None
+    warnings: List[str] = field(default_factory=list)
+    """Reported where the service is going to be started, not on every run."""
+
+
+class Plan(NamedTuple):
+    """One service, everything about it decided and nothing changed yet."""
+
+    service: Service
+    placed: Placed
+    declared: Declared
+    claim: Claim
+    change: Change
+    gate: Gate
+
+    @property
+    def unit(self) -> str:
+        return self.change.unit
+
+
+class Leaving(NamedTuple):
+    """What an engine wants of a service that goes."""
+
+    files: Dict[str, Optional[str]] = {}
+    steps: Sequence[Step] = ()
+    hooks: Optional[StopHooks] = None
+
+
+class Cause(NamedTuple):
+    """Why a process ended."""
+
+    verdict: str = "crash_loop"
+    line: str = ""
+    """Its own words; empty when it said nothing that explains it."""
+    advice: str = ""
+
+    @property
+    def sentence(self) -> str:
+        return self.line + (": " + self.advice if self.advice else "")
+
+
+class Engine(Protocol):
+    """What an engine has of its own. Everything else is the serving floor's."""
+
+    title: str
+    """For messages, such as ``vLLM``."""
+    counts_visible: bool
+    """Whether it takes CUDA_VISIBLE_DEVICES as numbers even where only its own GPUs can be opened."""
+    open_to: str
+    """What anybody who reaches it could do, such as ``use, pull and delete models``."""
+
+    def declare(self, service: Service, placed: Placed, host: Host) -> Declared:
+        """What one service is to have.
+
+        :raises Refused: it cannot be had.
+        """
+
+    def preflight(self, plan: Plan, host: Host) -> None:
+        """Look at what a start would run into; called only where there will be one, before anything is written.
+
+        :raises Refused: it would fail.
+        """
+
+    def leave(self, service: Service, host: Host) -> Leaving:
+        """What goes with a service that is declared absent."""
+
+    def explain(self, lines: Sequence[str]) -> Cause:
+        """Why a process ended, from the last lines that it logged, oldest first."""
+
+    def describe(self, plan: Plan, proof: Proof, outcome: Outcome) -> Tuple[List[str], Dict[str, Any]]:
+        """The engine's parts of the summary line, and its keys of the result."""

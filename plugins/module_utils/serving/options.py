@@ -1,0 +1,202 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options of a service: one row each, and the rows that all engines share. Pure.
+
+An engine's table is its ``options.py``. The argument spec is built from it at run time; documentation, role argument
+specs, role tasks, role defaults and README tables are written from it by ``make generate``. Only module files and the
+generator import a table, so that its prose is neither sent to a host that is only checked nor compiled there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
+
+
+class Option(NamedTuple):
+    name: str
+    type: str
+    description: str
+    """Paragraphs in Ansible's markup, separated by empty lines; line breaks and indentation do not count."""
+    default: Any = None
+    """None: the option has no default, and an option that is left out is not declared."""
+    choices: Sequence[str] = ()
+    elements: Optional[str] = None
+    required: bool = False
+    no_log: Optional[bool] = None
+    """Where the name looks like that of a secret: whether it is one."""
+    per_instance: bool = False
+    """Whether each instance may override it."""
+    suboptions: Tuple["Option", ...] = ()
+
+
+COMMON = (
+    Option(
+        "name",
+        "str",
+        """
+        Name of the unit, with or without C(.service). With O(instances), the name of the template: each instance is
+        C(NAME@INSTANCE.service).
+        """,
+    ),
+    Option(
+        "state",
+        "str",
+        """
+        V(present) configures the service, enables it and starts it.
+
+        V(absent) stops the service, disables it and removes its files. Users and models stay.
+        """,
+        choices=("present", "absent"),
+        default="present",
+    ),
+    Option("enabled", "bool", "Whether the service starts at boot.", default=True, per_instance=True),
+    Option(
+        "timeout",
+        "int",
+        """
+        Seconds within which the service must be up and verified, including the time to load a model.
+
+        A service that dies is noticed at once.
+        """,
+        per_instance=True,
+    ),
+    Option(
+        "instances",
+        "list",
+        """
+        Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template
+        C(NAME@.service), which is created if it does not exist. C(NAME.service) itself is left alone.
+
+        An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
+        merged over O(environment).
+
+        All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
+        error names both.
+        """,
+        default=[],
+        elements="dict",
+        suboptions=(
+            Option("name", "str", "Name of the instance: letters, digits, C(_) and C(.).", required=True),
+            Option(
+                "state",
+                "str",
+                """
+                V(absent) stops and disables the instance and removes its files. Models stay. Left out, it is
+                V(present).
+                """,
+                choices=("present", "absent"),
+            ),
+            Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
+        ),
+    ),
+    Option(
+        "visible_devices",
+        "raw",
+        """
+        The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
+
+        V(all), a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with any of the keys
+        C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in the GPU's name),
+        C(healthy) (default true) and C(exclude_display).
+
+        A GPU that does not exist is rejected before anything is changed. So are an unhealthy GPU under V(all) and a
+        policy that selects no GPU.
+        """,
+        per_instance=True,
+    ),
+    Option(
+        "share_gpus",
+        "bool",
+        """
+        Whether other services of this collection may use the same GPUs. They must set this too. Otherwise a service
+        that claims one of these GPUs is rejected before anything is changed; the error names both services. Without
+        O(visible_devices), all GPUs are claimed.
+
+        The claim is stored in the service's own drop-in. It counts while the unit exists and is running or enabled.
+        """,
+        default=False,
+        per_instance=True,
+    ),
+    Option(
+        "isolate",
+        "bool",
+        """
+        Let the kernel deny the service every GPU except those in O(visible_devices) (C(DeviceAllow=) for their device
+        nodes).
+
+        The GPUs are then passed by UUID, because their indexes are different inside.
+        """,
+        default=False,
+        per_instance=True,
+    ),
+    Option(
+        "sandbox",
+        "bool",
+        """
+        Run the service in a sandbox in which it can still use its GPUs. C(systemd-analyze security) rates its exposure
+        at 1.6 or less.
+
+        The service can write only to its user's home and to the directories that its options name. None of these may be
+        under C(/home), C(/root), C(/tmp) or C(/var/tmp), which it cannot see.
+        """,
+        default=False,
+        per_instance=True,
+    ),
+    Option(
+        "allow_unauthenticated",
+        "bool",
+        "Whether the service may listen, without authentication, on an address that other hosts can reach.",
+        default=False,
+        per_instance=True,
+    ),
+    Option("environment", "dict", "Further variables of the process.", default={}, per_instance=True),
+    Option("facts_timeout", "float", "Seconds that reading the GPUs may take.", default=10.0),
+)
+"""What every engine has."""
+
+
+def table(*own: Option, **defaults: Any) -> Tuple[Option, ...]:
+    """The options of an engine: the common ones, then its own.
+
+    :param own: a row with the name of a common option replaces it in its place.
+    :param defaults: defaults of common options, by name.
+    """
+    replaced = {row.name: row for row in own}
+    rows = [replaced.pop(row.name, row) for row in COMMON] + [row for row in own if row.name in replaced]
+    rows = [row._replace(default=defaults.get(row.name, row.default)) for row in rows]
+    return tuple(
+        row._replace(suboptions=_of_instance(row.suboptions, rows)) if row.name == "instances" else row for row in rows
+    )
+
+
+def _of_instance(given: Tuple[Option, ...], rows: Sequence[Option]) -> Tuple[Option, ...]:
+    """``given`` and a row for each option that an instance may override; those have no default."""
+    names = {row.name for row in given}
+    return given + tuple(
+        row._replace(description="Overrides O(%s) for this instance." % row.name, default=None)
+        for row in rows
+        if row.per_instance and row.name not in names
+    )
+
+
+def argument_spec(rows: Sequence[Option]) -> Dict[str, Dict[str, Any]]:
+    """The rows as ``AnsibleModule`` wants them."""
+    return {row.name: _argument(row) for row in rows}
+
+
+def _argument(row: Option) -> Dict[str, Any]:
+    found: Dict[str, Any] = {"type": row.type}
+    if row.elements:
+        found["elements"] = row.elements
+    if row.choices:
+        found["choices"] = list(row.choices)
+    if row.default is not None:
+        found["default"] = row.default
+    if row.required:
+        found["required"] = True
+    if row.no_log is not None:
+        found["no_log"] = row.no_log
+    if row.suboptions:
+        found["options"] = argument_spec(row.suboptions)
+    return found

@@ -1,0 +1,217 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All services of one engine on a host, from the options of the module to the proof on the GPUs.
+
+Everything is decided and checked for all services before the first one is touched. Services that go leave first, as
+they may hold what the others are to have.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine as convergence
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
+    Change,
+    Outcome,
+    ServiceError,
+    Step,
+    StepError,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override, as_bytes
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import choice, claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import exposure, gate, instances, summary
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.isolation import Isolation
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
+    Engine,
+    Host,
+    Leaving,
+    Plan,
+    Service,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+
+
+class Differs(Exception):
+    """In the lean question: the host is not in its declared state."""
+
+
+def converge(
+    engine: Engine,
+    base: str,
+    params: Mapping[str, Any],
+    check_mode: bool,
+    warn: Callable[[str], None],
+    system: Optional[Any] = None,
+    thorough: bool = True,
+) -> Dict[str, Any]:
+    """Bring all declared services of an engine to their declared states.
+
+    :param base: part of their units' names before the ``@``.
+    :param params: the module's parameters.
+    :param check_mode: read and compare only.
+    :param warn: called with each warning.
+    :param thorough: see Host.
+    :returns: the module's result.
+    :raises Refused: nothing was touched.
+    :raises Needed: nothing was touched; call again with the files on this host.
+    :raises Differs: not ``thorough``, and something is to be done.
+    :raises ServiceError: the previous state of the service is back; those before it are in their declared states.
+    """
+    host = Host(system or System(), check_mode, warn, params["facts_timeout"], thorough)
+    services = instances.services(params, base)
+    leaving = [service for service in services if service.options["state"] == "absent"]
+    staying = [service for service in services if service.options["state"] == "present"]
+    plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
+    _check_claims(plans, [service.unit for service in leaving], host)
+    for plan in plans:
+        if _starts(plan, host):
+            if not thorough:
+                raise Differs("%s is not in its declared state" % plan.unit)
+            _named(plan.service, partial(engine.preflight, plan, host))
+            for warning in plan.declared.warnings:
+                warn(warning)
+    results: Dict[str, Dict[str, Any]] = {}
+    try:
+        for service in leaving:
+            results[service.unit] = leave(engine.leave(service, host), service, host)
+        for plan in plans:
+            results[plan.unit] = _carry_out(engine, plan, host)
+    except ServiceError as error:
+        error.outcome.changed = error.outcome.changed or any(result["changed"] for result in results.values())
+        raise
+    return together(results) if params.get("instances") is not None else results[services[0].unit]
+
+
+def _named(service: Service, work: Callable[[], Any]) -> Any:
+    """A refusal names the instance that it is about."""
+    try:
+        return work()
+    except Refused as error:
+        raise Refused("%s: %s" % (service.unit, error) if service.name else str(error)) from None
+
+
+def _plan(engine: Engine, service: Service, host: Host) -> Plan:
+    """Decide everything about one service; what is known to fail is refused here."""
+    options = service.options
+    facts: Dict[str, Any] = {"devices": [], "count": 0} if options["visible_devices"] == "none" else host.facts
+    placed = choice.place(options, facts, service.unit, engine.counts_visible)
+    declared = engine.declare(service, placed, host)
+    exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
+    used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
+    claim = claims.Claim(
+        service.unit,
+        {device["uuid"]: declared.share for device in used if device["uuid"]},
+        exclusive=not options["share_gpus"],
+        ports=(declared.listen.port, *declared.ports),
+    )
+    isolation = Isolation(options, used, bool(facts["count"]) and not placed.cpu, engine.title)
+    settings = dict(declared.settings, **isolation.settings(service.unit, declared.writable, declared.readable))
+    change = Change(
+        unit=service.unit,
+        environment=declared.environment,
+        secret_environment=declared.secret_environment,
+        credentials=declared.credentials,
+        files=declared.files,
+        settings=dict({"Service": settings} if settings else {}, **claims.lines(claim)),
+        enabled=options["enabled"],
+        started=True,
+        restart=declared.restart,
+        timeout=declared.timeout,
+        unit_check=isolation.check(),
+        pre_change_check=declared.pre_change_check,
+    )
+    proof = gate.gate(declared.checks, devices=placed.devices, facts=facts, gather=host.gather, explain=engine.explain)
+    return Plan(service, placed, declared, claim, change, proof)
+
+
+def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], host: Host) -> None:
+    """No two services may have the same GPU or port; and each claim is checked again when it is written."""
+    names = {device["uuid"]: label(device) for plan in plans for device in plan.gate.proof.facts["devices"]}
+
+    def named(uuid: str) -> str:
+        return names.get(uuid, uuid)
+
+    try:
+        claims.check([plan.claim for plan in plans], host.system, leaving, named)
+    except claims.Conflict as conflict:
+        raise Refused(str(conflict)) from None
+    for number, plan in enumerate(plans):
+        later = [other.unit for other in plans[number + 1 :]]  # their claims still change
+        plan.change.while_writing = partial(claims.claiming, plan.claim, host.system, later, named)
+
+
+def _starts(plan: Plan, host: Host) -> bool:
+    """Whether the files, or no memory on its GPUs, say that there is something to start."""
+    if plan.change.restart or any(step.needed() for step in plan.declared.steps):
+        return True
+    override = Override(plan.unit, plan.change)
+    drop_in = (override.content(override.drop_in) or b"").decode("utf-8", "surrogateescape")
+    texts = dict(plan.change.files, **{override.drop_in: drop_in})
+    if any(host.system.read(path) != (None if text is None else as_bytes(text)) for path, text in texts.items()):
+        return True
+    return bool(plan.placed.devices) and not held_by_unit(plan.placed.devices, plan.unit)
+
+
+def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
+    """Have the convergence change what differs, and prove it."""
+    outcome = convergence.converge(
+        plan.change,
+        gate=plan.gate,
+        steps=plan.declared.steps,
+        hooks=plan.declared.hooks,
+        check_mode=host.check_mode,
+        system=host.system,
+    )
+    finish(plan.declared.steps, outcome, host)
+    gpus = plan.gate.gpus()
+    parts, more = engine.describe(plan, plan.gate.proof, outcome)
+    message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode)
+    return dict(outcome.as_result(), msg=message, gpus=gpus, **more)
+
+
+def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
+    """Stop and disable an instance and remove its files; of a service that is no instance remove our override."""
+    change = Change(unit=service.unit, state="absent", files=leaving.files)
+    if service.name and host.system.show(service.unit).get("LoadState") == "loaded":
+        # without its override it would be one more server at the default port: it is stopped, too
+        change = Change(unit=service.unit, files=leaving.files, enabled=False, started=False)
+    outcome = convergence.converge(
+        change, steps=leaving.steps, hooks=leaving.hooks, check_mode=host.check_mode, system=host.system
+    )
+    finish(leaving.steps, outcome, host)
+    if not outcome.changed:
+        said = "not there" if service.name else "no override"
+    else:
+        said = "stopped and removed" if service.name else "override removed"
+    return dict(outcome.as_result(), msg="%s: %s" % (service.unit, said))
+
+
+def finish(steps: Sequence[Step], outcome: Outcome, host: Host) -> None:
+    """Have the steps remove what was kept until the service was proven; report the warnings."""
+    for step in steps:
+        try:
+            getattr(step, "finish", lambda: None)()
+        except (StepError, OSError) as error:  # the service is proven without it
+            outcome.warnings.append("what was there before is not all removed: %s; the next run resumes" % error)
+    for warning in outcome.warnings:
+        host.warn(warning)
+
+
+def together(results: Mapping[str, Dict[str, Any]]) -> Dict[str, Any]:
+    """The result of all instances."""
+    said = (
+        result["msg"] if result["msg"].startswith(unit) else "%s: %s" % (unit[: -len(".service")], result["msg"])
+        for unit, result in results.items()
+    )
+    return {
+        "changed": any(result["changed"] for result in results.values()),
+        "msg": " | ".join(said),
+        "diff": [result["diff"] for result in results.values() if result["diff"]],
+        "instances": dict(results),
+    }

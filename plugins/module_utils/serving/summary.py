@@ -1,0 +1,46 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The result of a service in one line for a person. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Sequence
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
+
+
+def line(outcome: Outcome, gpus: Sequence[Dict[str, Any]], cpu: bool, parts: Sequence[str], check: bool) -> str:
+    """``ok · 4× H200 · chat at http://127.0.0.1:8000 · restart 1.9 s``.
+
+    :param gpus: those of the result.
+    :param cpu: the service is declared to use no GPU.
+    :param parts: what the engine has to say, between the GPUs and the restart.
+    """
+    return " · ".join([_verdict(outcome, check), "CPU" if cpu else _gpus(gpus), *parts, *_restart(outcome, check)])
+
+
+def _verdict(outcome: Outcome, check: bool) -> str:
+    if check and outcome.remedied:
+        return "would %s: %s" % ("restart it" if outcome.restarted else "load it again", outcome.reasons[-1])
+    if check and outcome.changed:
+        what = "; ".join(outcome.reasons) or ", ".join(sorted(outcome.drift)) or "the installation"
+        return "would change %s" % what
+    return outcome.verdict.name
+
+
+def _gpus(gpus: Sequence[Dict[str, Any]]) -> str:
+    counts: Dict[str, int] = {}
+    for gpu in gpus:
+        short = (gpu["name"] or "GPU").replace("NVIDIA ", "").replace("GeForce ", "")
+        counts[short] = counts.get(short, 0) + 1
+    return " + ".join("%d× %s" % (count, name) for name, count in counts.items()) or "no GPU"
+
+
+def _restart(outcome: Outcome, check: bool) -> List[str]:
+    found = []
+    if outcome.restarted and not check:
+        found.append("restart %.1f s" % (outcome.downtime_ms / 1000.0))
+    if outcome.remedied and not check:
+        found.append("was %s" % outcome.remedied)
+    return found

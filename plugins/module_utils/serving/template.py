@@ -1,0 +1,45 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The unit template of which every instance is one, such as ``vllm@.service``, as a step."""
+
+from __future__ import annotations
+
+import os
+from typing import Dict
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DIRECTORY
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import UNIT_PATH
+
+
+class TemplateStep:
+    """Writes a unit template only where systemd knows none of that name.
+
+    :param name: such as ``vllm@.service``.
+    :param text: what an instance runs, and as whom, stands in its own override, not here.
+    :param root: is put before every path (for tests).
+    """
+
+    restarts = False
+
+    def __init__(self, name: str, text: str, root: str = "") -> None:
+        self.path = "%s%s/%s" % (root, DIRECTORY, name)
+        self.text = text
+        self._places = ["%s%s/%s" % (root, folder, name) for folder in UNIT_PATH]
+        self._wrote = False
+
+    def needed(self) -> bool:
+        return not any(os.path.lexists(place) for place in self._places)
+
+    def diff(self) -> Dict[str, str]:
+        return {"before": "", "after": "# %s\n%s" % (self.path, self.text)}
+
+    def apply(self) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import write_whole
+
+        write_whole(self.path, self.text.encode("ascii"))
+        self._wrote = True
+
+    def undo(self) -> None:
+        if self._wrote and os.path.exists(self.path):
+            os.unlink(self.path)

@@ -1,0 +1,125 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make generate` has been run, and what it writes says what the tables say."""
+
+from __future__ import annotations
+
+import runpy
+import textwrap
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import yaml
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = runpy.run_path(str(ROOT / "tests/generate.py"))
+GENERATED = TOOL["generated"]()
+
+
+@pytest.mark.parametrize("path", GENERATED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_generating_changes_nothing(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == GENERATED[path], "run `make generate`"
+
+
+OPTIONS = (
+    Option("keep", "str", "How long: O(keep=1h) is V(1h), see M(gpufleet.inference.ollama_model).", no_log=False),
+    Option("key", "str", "A secret. See O(gpufleet.inference.ollama_model#module:models).", no_log=True),
+    Option(
+        "sizes",
+        "list",
+        """
+        One paragraph, on
+        two lines.
+
+        Another one.
+        """,
+        default=[],
+        elements="dict",
+        suboptions=(Option("mode", "str", "Overrides O(keep).", choices=("on", "off"), required=True),),
+    ),
+)
+
+
+def test_the_documentation_of_a_module() -> None:
+    text = TOOL["documentation"](OPTIONS, 60)
+    assert yaml.safe_load(text) == {
+        "keep": {
+            "description": ["How long: O(keep=1h) is V(1h), see M(gpufleet.inference.ollama_model)."],
+            "type": "str",
+        },
+        "key": {"description": ["A secret. See O(gpufleet.inference.ollama_model#module:models)."], "type": "str"},
+        "sizes": {
+            "description": ["One paragraph, on two lines.", "Another one."],
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "suboptions": {
+                "mode": {"description": "Overrides O(keep).", "type": "str", "choices": ["on", "off"], "required": True}
+            },
+        },
+    }
+    assert max(map(len, text.splitlines())) <= 60
+
+
+def test_the_variables_of_a_role() -> None:
+    """They name each other, secrets are marked, and suboptions keep their names."""
+    variables = yaml.safe_load(TOOL["documentation"](OPTIONS, 120, prefix="house_", nested="options"))
+    assert list(variables) == ["house_keep", "house_key", "house_sizes"]
+    assert "O(house_keep=1h)" in str(variables["house_keep"])
+    assert variables["house_key"]["description"].endswith("O(gpufleet.inference.ollama_model#module:models).")
+    assert variables["house_key"]["no_log"] is True and "no_log" not in variables["house_keep"]
+    assert variables["house_sizes"]["options"]["mode"]["description"] == "Overrides O(house_keep)."
+
+
+def test_the_task_of_a_role() -> None:
+    assert TOOL["arguments"](OPTIONS, "house_", 120).splitlines() == [
+        'keep: "{{ house_keep | default(omit) }}"',
+        'key: "{{ house_key | default(omit) }}"',
+        'sizes: "{{ house_sizes }}"',
+    ]
+
+
+@pytest.mark.parametrize("value", ["ollama", "1", "", "2GiB", 10.0, 5, True, [], {}, ["/health"], {"memlock": "1"}])
+def test_defaults_are_read_back(value: Any) -> None:
+    text = TOOL["defaults"]({"house_a": {"default": value}, "house_b": {}}, 120)
+    assert yaml.safe_load(text) == {"house_a": value}
+
+
+@pytest.mark.parametrize(
+    "row, cells",
+    [
+        ({"type": "int", "default": 5, "description": "So V(many)."}, "int | `5` | So `many`."),
+        ({"type": "list", "elements": "str", "description": ["One.", "Two."]}, "list of str |  | One. Two."),
+        ({"type": "list", "elements": "raw", "default": [], "description": "Any."}, "list | `[]` | Any."),
+        ({"type": "str", "choices": ["a", "b"], "description": "A E(B), O(c=d)."}, "`a`, `b` |  | A `B`, `c: d`."),
+        (
+            {"type": "str", "description": "O(gpufleet.inference.m#module:o) of P(gpufleet.inference.p#lookup) | x"},
+            "str |  | `o` of `m` of `p` \\| x",
+        ),
+    ],
+)
+def test_the_table_of_a_readme(row: Dict[str, Any], cells: str) -> None:
+    assert TOOL["table"]({"house_a": row}, 120).splitlines()[2] == "| `house_a` | %s |" % cells
+
+
+def test_only_what_is_between_the_markers_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "file.yml"
+    text = textwrap.dedent(
+        """\
+        a: 1
+        block:
+          # begin: written by make generate from a.yml
+          %s
+          # end
+        b: 2
+        """
+    )
+    path.write_text(text % "old: 1", encoding="utf-8")
+    assert TOOL["filled"](path, lambda width: "wide: %d\n" % width) == text % "wide: 118"
+    path.write_text("a: 1\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="expected one pair of markers, found 0"):
+        TOOL["filled"](path, lambda width: "")
