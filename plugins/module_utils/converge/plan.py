@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import compare
@@ -44,8 +43,7 @@ class Reason(NamedTuple):
         return sentence % ", ".join(self.names) if "%s" in sentence else sentence
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What one run does, or would do in check mode."""
 
     unit: str
@@ -62,7 +60,7 @@ class Plan:
     """Our files to be written, and after them those to be removed."""
     steps: Tuple[StepChange, ...] = ()
     reasons: Tuple[Reason, ...] = ()
-    drift: Mapping[str, Dict[str, Optional[str]]] = field(default_factory=dict)
+    drift: Mapping[str, Dict[str, Optional[str]]] = {}
     shadowed: Tuple[Dict[str, Any], ...] = ()
     refusal: Optional[Verdict] = None
     """Why nothing may be done: ``refused`` or ``shadowed``."""
@@ -120,14 +118,13 @@ def plan(observed: Observed, override: Override, change: Change, hooks: bool = F
             shown(observed, override),
         ),
         shadowed=tuple(shadowed),
-        refusal=refusal or shadow_verdict(shadowed),
+        refusal=refusal or shadow_verdict(observed.unit, shadowed),
     )
 
 
 def with_remedy(planned: Plan, verdict: Verdict, hooks: bool) -> Plan:
     """The same plan, and after it what may fix the unit: ``verdict`` is without secrets."""
-    return replace(
-        planned,
+    return planned._replace(
         action=verdict.remedy,
         verbs=_verbs(verdict.remedy, hooks, False),
         reasons=(*planned.reasons, Reason(verdict.name, (verdict.message,))),
@@ -252,15 +249,20 @@ def shadows(observed: Observed, override: Override) -> List[Dict[str, Any]]:
     )
 
 
-def shadow_verdict(shadowed: List[Dict[str, Any]]) -> Optional[Verdict]:
+def shadow_verdict(unit: str, shadowed: List[Dict[str, Any]]) -> Optional[Verdict]:
     if not shadowed:
         return None
-    return Verdict("shadowed", "; ".join(compare.say(shadow) for shadow in shadowed), {"shadowed": shadowed})
+    said = "; ".join(compare.say(shadow) for shadow in shadowed)
+    return Verdict(
+        "shadowed",
+        "what is declared for %s would not be in force: %s. Remove it there, or from the inventory" % (unit, said),
+        {"shadowed": shadowed},
+    )
 
 
 def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
     """Why a unit cannot be brought to any state."""
-    unit, state = observed.unit, observed.state
+    unit, state, file_state = observed.unit, observed.state, observed.state.get("UnitFileState")
     brings_install = bool(observed.steps) or "Install" in change.settings
     why = ""
     if change.state == "absent":
@@ -271,9 +273,6 @@ def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
         why = "there is no unit %s on this host: install it first, or correct the name" % unit
     elif state.get("Transient") == "yes":
         why = "%s is transient: it has no unit file, and is gone once it stops; create a unit file for it" % unit
-    elif change.enabled and not brings_install and state.get("UnitFileState") in ("static", "generated"):
-        why = "%s cannot be enabled: it is %s, as it has no [Install] section of its own" % (
-            unit,
-            state["UnitFileState"],
-        )
+    elif change.enabled and not brings_install and file_state in ("static", "generated"):
+        why = "%s cannot be enabled: it is %s, as it has no [Install] section of its own" % (unit, file_state)
     return Verdict("refused", why) if why else None

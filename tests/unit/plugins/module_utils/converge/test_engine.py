@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The engine on a systemd in memory (conftest.py): what it does, what it leaves alone, what it puts back."""
+"""A convergence end to end, on a systemd in memory (conftest.py): what it does, leaves alone, and puts back."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_pre_change_check_runs_only_where_there_is_a_change(system: Any) -> 
         ({}, {"settings": {"Service": {"Nice": ["1"]}}}),
     ],
 )
-def test_check_mode_writes_nothing_and_foretells_the_change(
+def test_check_mode_writes_nothing_and_predicts_the_change(
     system: Any, monkeypatch: pytest.MonkeyPatch, before: Dict[str, Any], declared: Dict[str, Any]
 ) -> None:
     if before:
@@ -127,12 +127,12 @@ def test_check_mode_writes_nothing_and_foretells_the_change(
         for name in ("stage", "commit", "undo", "discard", "finish"):
             patched.setattr(atomic.Files, name, lambda *_: pytest.fail("a write in check mode"))
         system.forbidden = True
-        foretold = go(system, check=True, **declared)
+        predicted = go(system, check=True, **declared)
     assert (system.tree(), system.state) == (tree, state)
     system.forbidden = False
     done = go(system, **declared)
     for field in ("changed", "restarted", "reloaded", "diff", "drift", "reasons"):
-        assert getattr(foretold, field) == getattr(done, field), field
+        assert getattr(predicted, field) == getattr(done, field), field
     assert done.changed
 
 
@@ -181,7 +181,7 @@ def test_the_fake_forbids_writes(no_writes: Any) -> None:
         go(no_writes)
 
 
-def test_every_write_of_the_engine_is_forbidden_in_check_mode(no_writes: Any) -> None:
+def test_no_write_happens_in_check_mode(no_writes: Any) -> None:
     step = Step(no_writes, "/opt/x", "new")
     outcome = go(no_writes, check=True, steps=[step], enabled=True, secret_environment={"T": SESAME})
     assert outcome.changed and outcome.restarted and "/opt/x: yes" in outcome.diff["after"]
@@ -296,7 +296,7 @@ def test_nothing_declared_writes_nothing(system: Any) -> None:
     assert system.tree() == before
 
 
-# --- what others have the last word on
+# --- what foreign files override
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_secrets_lie_in_files_for_root_alone_and_nowhere_else(system: Any) -> No
     assert "TOKEN=<secret>" in outcome.diff["after"]
 
 
-def test_a_changed_secret_is_told_but_not_shown(system: Any) -> None:
+def test_a_changed_secret_is_reported_but_not_shown(system: Any) -> None:
     go(system, **secrets())
     system.calls.clear()
     outcome = go(system, secret_environment={"TOKEN": "other-4712", "B2": "x"}, credentials={"key": "other"})
@@ -530,7 +530,7 @@ def test_absent_of_a_unit_that_is_gone(system: Any) -> None:
     assert system.read(OURS) is None
 
 
-# --- failures: the former state comes back
+# --- failures: the previous state is restored
 
 
 def crash(environment: Dict[str, str], settings: Any) -> Optional[str]:
@@ -641,24 +641,24 @@ def test_without_a_change_the_gate_reads_alone(system: Any) -> None:
     assert not error.outcome.rolled_back and "restart" not in system.calls
 
 
-class Ailing:
-    """A gate that finds a fault until the unit is mended in the way that its verdict asks for."""
+class Unhealthy:
+    """A gate that finds a fault until the unit is fixed in the way that its verdict asks for."""
 
-    def __init__(self, system: Any, remedy: str, mended_by: str = "") -> None:
-        self.system, self.remedy, self.mended_by = system, remedy, mended_by or remedy
+    def __init__(self, system: Any, remedy: str, fixed_by: str = "") -> None:
+        self.system, self.remedy, self.fixed_by = system, remedy, fixed_by or remedy
         self.invocation: Optional[str] = None
         self.calls: List[bool] = []
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
         self.calls.append(changed)
         self.invocation = self.invocation or running.invocation_id
-        mended = changed if self.mended_by == "proof" else running.invocation_id != self.invocation
-        return Verdict("ok") if mended else Verdict("idle", "on no GPU", remedy=self.remedy)
+        fixed = changed if self.fixed_by == "proof" else running.invocation_id != self.invocation
+        return Verdict("ok") if fixed else Verdict("idle", "on no GPU", remedy=self.remedy)
 
 
-def test_what_a_restart_may_mend_is_restarted_and_proven(system: Any) -> None:
+def test_a_unit_that_a_restart_may_fix_is_restarted_and_proven(system: Any) -> None:
     go(system, started=True)
-    before, gate = system.tree(), Ailing(system, "restart")
+    before, gate = system.tree(), Unhealthy(system, "restart")
     system.calls.clear()
     outcome = go(system, gate=gate, started=True)
     assert outcome.changed and outcome.restarted and outcome.verdict.ok and outcome.remedied == "idle"
@@ -670,9 +670,9 @@ def test_what_a_restart_may_mend_is_restarted_and_proven(system: Any) -> None:
     assert not again.changed and not again.remedied
 
 
-def test_what_its_work_may_mend_is_proven_without_a_restart(system: Any) -> None:
+def test_a_unit_that_its_own_work_may_fix_is_proven_without_a_restart(system: Any) -> None:
     go(system, started=True)
-    gate = Ailing(system, "proof")
+    gate = Unhealthy(system, "proof")
     system.calls.clear()
     outcome = go(system, gate=gate, started=True)
     assert outcome.changed and not outcome.restarted and outcome.verdict.ok and outcome.remedied == "idle"
@@ -681,18 +681,18 @@ def test_what_its_work_may_mend_is_proven_without_a_restart(system: Any) -> None
 
 
 @pytest.mark.parametrize("remedy", ["restart", "proof"])
-def test_check_mode_tells_what_would_be_mended(system: Any, remedy: str) -> None:
+def test_check_mode_predicts_a_remedy(system: Any, remedy: str) -> None:
     go(system, started=True)
-    system.forbidden, gate = True, Ailing(system, remedy)
+    system.forbidden, gate = True, Unhealthy(system, remedy)
     outcome = go(system, gate=gate, started=True, check=True)
     assert outcome.changed and outcome.remedied == "idle" and outcome.verdict.name == "idle"
     assert outcome.restarted == (remedy == "restart") and gate.calls == [False]
 
 
 @pytest.mark.parametrize("remedy", ["restart", "proof"])
-def test_what_ails_is_mended_along_with_a_change_that_needs_no_restart(system: Any, remedy: str) -> None:
+def test_an_unhealthy_unit_is_fixed_along_with_a_change_that_needs_no_restart(system: Any, remedy: str) -> None:
     go(system, started=True)
-    gate = Ailing(system, remedy)
+    gate = Unhealthy(system, remedy)
     outcome = go(system, gate=gate, started=True, settings={"X-Gpufleet": {"Port": ["1"]}})
     assert outcome.changed and outcome.restarted == (remedy == "restart") and outcome.verdict.ok
     assert gate.calls == [False, True] and outcome.reasons == ["idle: on no GPU"]
@@ -700,9 +700,9 @@ def test_what_ails_is_mended_along_with_a_change_that_needs_no_restart(system: A
 
 
 @pytest.mark.parametrize("remedy", ["restart", "proof"])
-def test_check_mode_tells_what_would_be_mended_along_with_a_change(system: Any, remedy: str) -> None:
+def test_check_mode_predicts_a_remedy_along_with_a_change(system: Any, remedy: str) -> None:
     go(system, started=True)
-    system.forbidden, gate = True, Ailing(system, remedy)
+    system.forbidden, gate = True, Unhealthy(system, remedy)
     outcome = go(system, gate=gate, started=True, check=True, settings={"X-Gpufleet": {"Port": ["1"]}})
     assert outcome.changed and outcome.restarted == (remedy == "restart") and outcome.reasons == ["idle: on no GPU"]
     assert gate.calls == [False] and "Port=1" in outcome.diff["after"]
@@ -723,12 +723,12 @@ def test_check_mode_fails_where_the_change_would_be_taken_back(system: Any) -> N
 
 def test_check_mode_of_a_change_that_restarts_does_not_ask_about_what_goes(system: Any) -> None:
     go(system, started=True)
-    system.forbidden, gate = True, Ailing(system, "restart")
+    system.forbidden, gate = True, Unhealthy(system, "restart")
     outcome = go(system, gate=gate, started=True, check=True, environment={"A": "2"})
     assert outcome.changed and outcome.restarted and gate.calls == []
 
 
-def test_a_restart_that_was_not_made_is_not_told(system: Any) -> None:
+def test_a_restart_that_did_not_happen_is_not_reported(system: Any) -> None:
     go(system, started=True)
 
     class Stays(StopHooks):
@@ -737,7 +737,7 @@ def test_a_restart_that_was_not_made_is_not_told(system: Any) -> None:
 
     error = fails(
         system,
-        gate=Ailing(system, "restart"),
+        gate=Unhealthy(system, "restart"),
         hooks=Stays(system),
         started=True,
         settings={"X-Gpufleet": {"Port": ["1"]}},
@@ -745,7 +745,7 @@ def test_a_restart_that_was_not_made_is_not_told(system: Any) -> None:
     assert "requests do not end" in error.message and not error.outcome.restarted
 
 
-def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system: Any) -> None:
+def test_a_change_whose_remedy_fails_is_rolled_back(system: Any) -> None:
     go(system, started=True)
     before = system.tree()
     error = fails(
@@ -759,7 +759,7 @@ def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system:
 
 
 @pytest.mark.parametrize("check", [True, False])
-def test_no_secret_is_in_the_reason_for_what_is_mended(system: Any, check: bool) -> None:
+def test_no_secret_is_in_the_reason_for_a_remedy(system: Any, check: bool) -> None:
     secret = {"secret_environment": {"T": SESAME}, "started": True}
     go(system, **secret)
 
@@ -771,7 +771,7 @@ def test_no_secret_is_in_the_reason_for_what_is_mended(system: Any, check: bool)
     assert outcome.reasons and SESAME not in repr(outcome)
 
 
-def test_a_unit_that_ends_while_it_is_proven_anew_is_not_mended(system: Any) -> None:
+def test_a_unit_that_ends_while_it_is_proven_again_is_not_fixed(system: Any) -> None:
     go(system, started=True)
 
     def gate(running: Running, changed: bool) -> Verdict:
@@ -782,7 +782,7 @@ def test_a_unit_that_ends_while_it_is_proven_anew_is_not_mended(system: Any) -> 
     assert "its main process ended" in fails(system, gate=gate, started=True).message
 
 
-def test_a_restart_that_does_not_mend_it_is_made_once(system: Any) -> None:
+def test_a_restart_that_does_not_help_is_tried_once(system: Any) -> None:
     go(system, started=True)
     before = system.tree()
     system.calls.clear()
@@ -793,7 +793,7 @@ def test_a_restart_that_does_not_mend_it_is_made_once(system: Any) -> None:
     assert system.state["ActiveState"] == "active"
 
 
-def test_a_proof_that_does_not_mend_it_changes_nothing(system: Any) -> None:
+def test_a_proof_that_does_not_help_changes_nothing(system: Any) -> None:
     go(system, started=True)
     system.calls.clear()
     error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", remedy="proof"), started=True)
@@ -801,7 +801,7 @@ def test_a_proof_that_does_not_mend_it_changes_nothing(system: Any) -> None:
     assert not error.outcome.changed and not error.outcome.rolled_back
 
 
-def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: Any) -> None:
+def test_a_unit_that_goes_down_during_a_remedy_is_started_again(system: Any) -> None:
     go(system, started=True)
     starts: List[int] = []
 
@@ -810,7 +810,7 @@ def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: An
         return "exit 1" if len(starts) == 1 else None
 
     system.fails, system.restarts_itself = ends, False
-    error = fails(system, gate=Ailing(system, "restart"), started=True)
+    error = fails(system, gate=Unhealthy(system, "restart"), started=True)
     assert "The unit runs again" in error.message and system.state["ActiveState"] == "active"
     assert not error.outcome.rolled_back
 
@@ -825,10 +825,10 @@ def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: An
         ),
     ],
 )
-def test_what_is_not_to_be_mended_is_told(system: Any, more: Dict[str, Any], words: str) -> None:
+def test_what_is_not_to_be_fixed_is_reported(system: Any, more: Dict[str, Any], words: str) -> None:
     go(system, started=True)
     for check in (True, False):
-        error = fails(system, gate=Ailing(system, "restart"), check=check, **more)
+        error = fails(system, gate=Unhealthy(system, "restart"), check=check, **more)
         assert error.message.endswith(words) and error.outcome.verdict.name == "idle"
         assert not error.outcome.changed and error.outcome.remedied == ""
 
@@ -945,7 +945,7 @@ def test_a_failing_unit_is_not_left_with_a_process_that_was_not_proven(system: A
     assert system.state["SubState"] == "auto-restart" and not system.processes
 
 
-def test_a_change_may_heal_a_unit_that_is_failing(system: Any) -> None:
+def test_a_change_may_fix_a_unit_that_is_failing(system: Any) -> None:
     system.fails = lambda environment, settings: None if environment.get("A") == "1" else "needs A"
     system.restart("ollama.service", 1, 1)
     outcome = go(system)
@@ -962,7 +962,7 @@ def test_a_unit_that_fails_as_it_is(system: Any) -> None:
     assert "Error: broken since" in error.message and "restart" not in system.calls
 
 
-def test_a_rollback_that_fails_is_said(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollback_that_fails_is_reported(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     system.fails = lambda environment, settings: "it never comes back"
     error = fails(system)
     assert "The previous files are restored. THE UNIT IS DOWN" in error.message and not error.outcome.rolled_back
@@ -1053,7 +1053,7 @@ def test_after_a_run_that_was_killed_the_next_one_converges(
     assert system.names(D) == ["zz-gpufleet.conf"]
 
 
-def test_after_a_killed_run_a_failure_leads_back_to_the_last_proven_state(system: Any) -> None:
+def test_after_a_killed_run_a_failure_restores_the_last_proven_state(system: Any) -> None:
     go(system, environment={"A": "0"})
     before = system.tree()
     with pytest.MonkeyPatch.context() as patched:
@@ -1092,12 +1092,12 @@ def test_secrets_that_a_killed_run_had_only_staged_are_removed(system: Any, foll
     left = [path for path in system.tree() if path.endswith(".new")]
     assert len(left) == 3 or following == {}
     system.calls.clear()
-    foretold = go(system, check=True, **following)
-    assert foretold.changed and not foretold.restarted and not foretold.reloaded
-    assert "/etc/gpufleet/.ollama.service.env.new, left by an interrupted run" in foretold.diff["before"]
+    predicted = go(system, check=True, **following)
+    assert predicted.changed and not predicted.restarted and not predicted.reloaded
+    assert "/etc/gpufleet/.ollama.service.env.new, left by an interrupted run" in predicted.diff["before"]
     assert [path for path in system.tree() if path.endswith(".new")] == left
     outcome = go(system, **following)
-    assert outcome.diff == foretold.diff and outcome.changed and "restart" not in system.calls
+    assert outcome.diff == predicted.diff and outcome.changed and "restart" not in system.calls
     assert system.tree() == before and "reload" not in system.calls
     assert not go(system, **following).changed
 
@@ -1233,7 +1233,7 @@ def test_an_environment_that_cannot_be_seen_is_no_drift_and_no_reason(system: An
 # --- steps
 
 
-def test_what_a_step_leaves_is_said(system: Any) -> None:
+def test_what_a_step_leaves_is_reported(system: Any) -> None:
     class Stays(Step):
         def undo(self) -> Any:
             super().undo()
@@ -1268,13 +1268,13 @@ def test_a_step_that_breaks_is_undone(system: Any) -> None:
     assert system.tree() == {**before, "/opt": ("dir", 0o755)} and error.outcome.rolled_back
 
 
-def test_a_step_may_bring_the_unit(tmp_path: Any, system: Any) -> None:
+def test_a_step_may_create_the_unit(tmp_path: Any, system: Any) -> None:
     fresh = type(system)(tmp_path / "fresh")
     fresh.state["LoadState"] = "not-found"
     fresh.snapshot = []
     unit = Step(fresh, "/etc/systemd/system/ollama.service", "[Service]\nExecStart=/x\nRestart=always\n")
-    foretold = go(fresh, check=True, steps=[unit], started=True, enabled=True)
-    assert foretold.changed
+    predicted = go(fresh, check=True, steps=[unit], started=True, enabled=True)
+    assert predicted.changed
     outcome = go(fresh, steps=[unit], started=True, enabled=True)
     assert outcome.environment == {"A": "1"} and fresh.state["UnitFileState"] == "enabled"
 
@@ -1292,7 +1292,7 @@ def test_enabling_that_does_not_work(system: Any, monkeypatch: pytest.MonkeyPatc
     assert error.outcome.verdict.name == "not_enabled" and error.outcome.rolled_back
 
 
-def test_links_that_cannot_be_undone_are_said(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_that_cannot_be_undone_are_reported(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = system.enable
     monkeypatch.setattr(system, "enable", lambda unit: (real(unit), "in words of a later systemd")[1])
     error = fails(system, enabled=True, gate=lambda running, changed: Verdict("not_ready"))

@@ -210,12 +210,14 @@ CASES = {
     "another value has the last word": Case(
         others={D + "zzz.conf": "[Service]\nEnvironment=A=2\n"},
         environ={"A": "2"},
-        refusal="shadowed: A is declared '1', but %szzz.conf:2 sets '<secret>'" % D,
+        refusal="shadowed: what is declared for x.service would not be in force: A is declared '1', but %szzz.conf:2 sets '<secret>'"
+        % D,
     ),
     "the value is removed": Case(
         others={D + "zzz.conf": "[Service]\nUnsetEnvironment=A\n"},
         environ={"B": "1"},
-        refusal="shadowed: A is declared '1', but %szzz.conf:2 removes it" % D,
+        refusal="shadowed: what is declared for x.service would not be in force: A is declared '1', but %szzz.conf:2 removes it"
+        % D,
     ),
     "the same value elsewhere": Case(others={D + "zzz.conf": A1}),
 }
@@ -247,7 +249,10 @@ def test_settings_are_shadowed_by_the_rules_of_their_kind(line: str, key: str, v
     found = planned_of(Case(declared, now=ours, planned=ours, others={D + "zzz.conf": "[Service]\n%s\n" % line}))
     assert bool(found.refusal) == shadowed
     if found.refusal:
-        assert found.refusal.message.startswith("[Service] %s is declared '%s', but %szzz.conf:2" % (key, value, D))
+        assert found.refusal.message.startswith(
+            "what is declared for x.service would not be in force: [Service] %s is declared '%s', but %szzz.conf:2"
+            % (key, value, D)
+        )
 
 
 @pytest.mark.parametrize(
