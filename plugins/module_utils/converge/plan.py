@@ -28,18 +28,19 @@ SENTENCES = {
     "files": "files that it reads change: %s",
     "step": "%s",
     "process": "the running process has other values: %s",
+    "remedy": "%s",
     "unread": "it is failing, and systemd has not read its files yet",
 }
 
 
 class Reason(NamedTuple):
-    """Why a unit is restarted or proven again: one of SENTENCES, or the verdict that is to be remedied."""
+    """Why a unit is restarted or proven again; ``kind`` is a key of SENTENCES."""
 
     kind: str
     names: Tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        sentence = SENTENCES.get(self.kind, self.kind + ": %s")
+        sentence = SENTENCES[self.kind]
         return sentence % ", ".join(self.names) if "%s" in sentence else sentence
 
 
@@ -70,15 +71,12 @@ class Plan(NamedTuple):
     @property
     def commands(self) -> List[str]:
         """The writes and systemctl commands, in order; empty where there is nothing to do."""
-        verbs = (*(("daemon-reload",) if self.reload else ()), *self.enabling, *self.verbs)
         return [
             *("remove %s" % path for path in self.rubbish),
             *("apply %s" % step.name for step in self.steps),
             *("%s %s" % ("remove" if file.content is None else "write", file.path) for file in self.files),
-            *(
-                "systemctl %s" % verb if verb == "daemon-reload" else "systemctl %s %s" % (verb, self.unit)
-                for verb in verbs
-            ),
+            *(["systemctl daemon-reload"] if self.reload else []),
+            *("systemctl %s %s" % (verb, self.unit) for verb in (*self.enabling, *self.verbs)),
             *(["prove %s" % self.unit] if self.action == "proof" else []),
         ]
 
@@ -127,7 +125,7 @@ def with_remedy(planned: Plan, verdict: Verdict, hooks: bool) -> Plan:
     return planned._replace(
         action=verdict.remedy,
         verbs=_verbs(verdict.remedy, hooks, False),
-        reasons=(*planned.reasons, Reason(verdict.name, (verdict.message,))),
+        reasons=(*planned.reasons, Reason("remedy", ("%s: %s" % (verdict.name, verdict.message),))),
         remedied="" if planned.commands else verdict.name,
     )
 
