@@ -66,7 +66,7 @@ def plan(results: Mapping[str, Any], batch: List[str]) -> Dict[str, Dict[str, An
                 continue
             if one.get("path"):
                 have.setdefault(key, {})[host] = item
-            elif one.get("missing") and host in batch:
+            elif one.get("needs") and host in batch:
                 lack.setdefault(key, {})[host] = item
     found = share(lack, have)
     for seed in found["seed"].values():

@@ -56,9 +56,10 @@ def plan(results: Mapping[str, Any], batch: List[str]) -> Dict[str, Dict[str, An
     lack: Dict[str, Dict[str, Any]] = {}
     have: Dict[str, Dict[str, Any]] = {}
     for host, result in told.items():
-        for item in result.get("pull_needed") or ():
+        for needed in result.get("needs") or ():
+            name, _sep, digest = needed.partition("@sha256:")
             if host in batch:
-                lack.setdefault(item["name"], {})[host] = item
+                lack.setdefault(name, {})[host] = {"name": name, "digest": digest} if digest else {"name": name}
         for item in result["models"]:
             if item.get("digest"):
                 have.setdefault(item["name"], {})[host] = item

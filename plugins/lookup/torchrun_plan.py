@@ -145,6 +145,7 @@ from typing import Any, Dict, List, Optional
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line, printable
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import plan
 
@@ -173,7 +174,7 @@ class LookupModule(LookupBase):
         options = {name: self.get_option(name) for name in OPTIONS}
         try:
             made = plan.make(facts, reach or None, **options)
-        except (plan.PlanError, ValueError) as error:
+        except (Refused, ValueError) as error:
             raise AnsibleLookupError("torchrun_plan: %s" % error) from error
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise AnsibleLookupError(

@@ -945,9 +945,8 @@ ansible_facts:
                   sample: 42949672960
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -957,12 +956,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = facts.report(module.params, module.check_mode, module.warn)
-    except facts.FactsError as error:
-        module.fail_json(msg=str(error), **({"ansible_facts": {"gpu": error.facts}} if error.facts else {}))
-    module.exit_json(**result)
+    run(argument_spec(), facts.report)
 
 
 if __name__ == "__main__":

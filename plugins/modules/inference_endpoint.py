@@ -137,17 +137,15 @@ waiting:
   returned: success
   type: int
   sample: 0
-waited_seconds:
+elapsed_seconds:
   description: Seconds that all of it took.
   returned: success
   type: float
   sample: 0.4
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import EndpointError
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.look import look
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.probe import probe
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -165,14 +163,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = look(module.params)
-    except ValueError as error:
-        module.fail_json(msg=str(error))
-    except EndpointError as error:
-        module.fail_json(msg="%s: %s" % (error.name, error), verdict=error.name)
-    module.exit_json(**result)
+    run(argument_spec(), probe)
 
 
 if __name__ == "__main__":

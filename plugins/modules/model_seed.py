@@ -114,9 +114,8 @@ unit:
   sample: gpufleet-seed-11436.service
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model, offer
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -138,17 +137,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec=argument_spec(), required_if=[("state", "started", ("models", "token"))], supports_check_mode=True
-    )
-    try:
-        result = model.bring(module.params, module.check_mode)
-    except offer.SeedError as error:
-        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
-    except offer.Unable as error:
-        module.warn("does not seed: %s" % error)
-        module.exit_json(changed=False, models={}, unit="", msg="does not seed: %s" % error)
-    module.exit_json(**result)
+    run(argument_spec(), model.bring, required_if=[("state", "started", ("models", "token"))])
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ options:
     type: bool
     default: false
   defer:
-    description: Only tell whether the model is there (RV(missing)); a model that is not is no error then.
+    description: Only report whether the model is present. A model that is not is named in RV(needs), without an error.
     type: bool
     default: false
   seeds:
@@ -163,10 +163,12 @@ path:
   returned: success
   type: str
   sample: /var/lib/gpufleet/models/huggingface/Qwen/Qwen3-8B/b968826d9c46dd6066d109eabc6255188de91218
-missing:
-  description: That the model is not there.
-  returned: with O(defer), when it is not
-  type: bool
+needs:
+  description: The model, as source, name and revision.
+  returned: with O(defer), when it is not present
+  type: list
+  elements: str
+  sample: [huggingface Qwen/Qwen3-8B main]
 commit:
   description:
     - The commit that the revision is. ModelScope tells none of the whole; there it is a hash of the files' checksums.
@@ -184,9 +186,8 @@ diff:
   type: dict
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import source
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -218,13 +219,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    module.no_log_values.update(source.secrets(module.params))
-    try:
-        result = source.bring(module.params, module.check_mode, module.warn)
-    except source.SourceError as error:
-        module.fail_json(msg=str(error), changed=False)
-    module.exit_json(**result)
+    run(argument_spec(), source.bring, secrets=source.secrets)
 
 
 if __name__ == "__main__":

@@ -77,11 +77,8 @@ files:
   sample: [/etc/systemd/system/ollama.service, /etc/systemd/system/ollama.service.d/override.conf]
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import adopt
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -89,12 +86,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = adopt.adopt(module.params)
-    except (adopt.AdoptError, ManagerError, UnitError) as error:
-        module.fail_json(msg=str(error), changed=False)
-    module.exit_json(**result)
+    run(argument_spec(), adopt.adopt)
 
 
 if __name__ == "__main__":

@@ -221,9 +221,8 @@ gpu_source:
   sample: nvml
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import info
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -233,12 +232,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = info.read(module.params)
-    except info.InfoError as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(changed=False, **result)
+    run(argument_spec(), info.read)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ models:
       description: Seconds to the first token, C(least), C(median) and C(most). Null when no request was answered.
       returned: always
       type: dict
-    waited_seconds:
+    queue_seconds:
       description: What of it was neither loading nor reading the prompt, which is the queue.
       returned: always
       type: dict
@@ -155,9 +155,8 @@ errors:
   elements: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import loadtest
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -175,12 +174,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec())
-    try:
-        result = loadtest.run(module.params)
-    except loadtest.LoadError as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(changed=False, **result)
+    run(argument_spec(), loadtest.run, supports_check_mode=False)
 
 
 if __name__ == "__main__":

@@ -131,8 +131,8 @@ options:
         required: true
   defer_pulls:
     description:
-      - Where something is to be pulled, do nothing at all, but return what in RV(pull_needed). Without anything to
-        pull, and in check mode, it means nothing.
+      - If a model must be pulled, change nothing and return its name in RV(needs). Has no effect when nothing must be
+        pulled, and in check mode.
     type: bool
     default: false
   fit:
@@ -336,25 +336,18 @@ unit:
   returned: when the server was reached
   type: str
   sample: ollama.service
-pull_needed:
-  description: What is to be pulled. Nothing was done, and RV(models) names those of the others that are there.
-  returned: when O(defer_pulls) and something is to be pulled
+needs:
+  description:
+    - The models that must be pulled, each with C(@sha256:) and its digest where one is declared. Nothing was changed,
+      and RV(models) lists the other declared models that are present.
+  returned: with O(defer_pulls), when a model must be pulled
   type: list
-  elements: dict
-  contains:
-    name:
-      description: As declared.
-      returned: always
-      type: str
-    digest:
-      description: As declared.
-      returned: when it is declared
-      type: str
+  elements: str
+  sample: [llama3.3:70b]
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -400,16 +393,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = models.bring(module.params, module.check_mode, module.warn)
-    except models.PullNeeded as needed:
-        module.exit_json(**needed.result)
-    except models.ModelError as error:
-        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
-    except models.Failed as error:
-        module.fail_json(**dict(error.result, msg=str(error)))
-    module.exit_json(**result)
+    run(argument_spec(), models.bring)
 
 
 if __name__ == "__main__":

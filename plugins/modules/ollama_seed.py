@@ -88,10 +88,8 @@ unit:
   sample: gpufleet-seed-11435.service
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -109,17 +107,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec=argument_spec(), required_if=[("state", "started", ("models", "token"))], supports_check_mode=True
-    )
-    try:
-        result = seeding.bring(module.params, module.check_mode)
-    except offer.SeedError as error:
-        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
-    except offer.Unable as error:
-        module.warn("does not seed: %s" % error)
-        module.exit_json(changed=False, models={}, unit="", msg="does not seed: %s" % error)
-    module.exit_json(**result)
+    run(argument_spec(), seeding.bring, required_if=[("state", "started", ("models", "token"))])
 
 
 if __name__ == "__main__":

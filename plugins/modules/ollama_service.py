@@ -633,7 +633,7 @@ instances:
   description: The result of each service as described here, by the name of its unit. RV(msg) has one part for each.
   returned: success, with O(instances)
   type: dict
-archive_needed:
+needs:
   description:
     - The archives of the release, which is not on the host. Nothing was changed. The action plugin then sends those
       that are on the controller.
@@ -642,13 +642,10 @@ archive_needed:
   elements: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.install import InstallError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -656,16 +653,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = service.bring(module.params, module.check_mode, module.warn)
-    except service.ArchiveNeeded as needed:
-        module.exit_json(changed=False, archive_needed=needed.archives, msg="the release is not on this host yet")
-    except (service.Refused, InstallError) as error:
-        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
-    except ServiceError as error:
-        module.fail_json(**dict(error.outcome.as_result(), msg=error.message))
-    module.exit_json(**result)
+    run(argument_spec(), service.bring)
 
 
 if __name__ == "__main__":

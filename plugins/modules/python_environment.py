@@ -200,16 +200,16 @@ diff:
   description: The environment in use before and after.
   returned: success
   type: dict
-wheels_needed:
-  description: The wheels lie on the controller, and nothing was done yet. The action plugin then sends them.
-  returned: when O(wheels) is not on the host and something is to be built
-  type: bool
+needs:
+  description: The folder of wheels on the controller that this host needs. Nothing was changed.
+  returned: when O(wheels) is not on the host and an environment must be built
+  type: list
+  elements: str
+  sample: [files/wheels]
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import step
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import EnvironmentFault
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -217,16 +217,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = step.bring(module.params, module.check_mode, module.warn)
-    except step.WheelsNeeded:
-        module.exit_json(changed=False, wheels_needed=True, msg="the wheels have to be sent first")
-    except step.Refused as error:
-        module.fail_json(msg="%s (nothing was changed)" % error, changed=False)
-    except EnvironmentFault as error:
-        module.fail_json(msg="%s. Nothing of it is left; what was in use still is" % error, changed=False)
-    module.exit_json(**result)
+    run(argument_spec(), step.bring)
 
 
 if __name__ == "__main__":

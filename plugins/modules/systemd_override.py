@@ -305,11 +305,8 @@ unit_state:
       sample: [/etc/systemd/system/ollama.service.d/zz-gpufleet.conf]
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import override_module
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import ServiceError
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
@@ -328,14 +325,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = override_module.bring(module.params, module.check_mode, module.warn)
-    except UnitError as error:
-        module.fail_json(msg="%s (nothing was changed)" % error)
-    except ServiceError as error:
-        module.fail_json(msg=error.message, **error.outcome.as_result())
-    module.exit_json(**result)
+    run(argument_spec(), override_module.bring)
 
 
 if __name__ == "__main__":

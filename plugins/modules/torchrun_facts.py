@@ -112,8 +112,7 @@ ansible_facts:
                              clock_offset_s: 0.004}}
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
 
 
@@ -129,12 +128,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = network.report(module.params, module.check_mode, module.warn)
-    except network.NetworkError as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(**result)
+    run(argument_spec(), network.report)
 
 
 if __name__ == "__main__":

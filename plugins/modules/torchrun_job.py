@@ -327,8 +327,7 @@ last_words:
   sample: ["RuntimeError: out of patience"]
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import job
 
 
@@ -361,14 +360,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        result = job.bring(module.params, module.check_mode, module.warn)
-    except job.Refused as error:
-        module.fail_json(msg="%s (nothing was changed)" % error, changed=False, verdict="refused")
-    except job.JobFailed as error:
-        module.fail_json(**dict(error.result, msg=str(error)))
-    module.exit_json(**result)
+    run(argument_spec(), job.bring)
 
 
 if __name__ == "__main__":

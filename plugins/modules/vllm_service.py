@@ -432,9 +432,7 @@ gpus:
       type: int
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 
 
@@ -499,16 +497,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec=argument_spec(), required_if=[("state", "present", ("venv", "model"))], supports_check_mode=True
-    )
-    try:
-        result = service.bring(module.params, module.check_mode, module.warn)
-    except service.Refused as error:
-        module.fail_json(msg="vllm@%s: %s (nothing was changed)" % (module.params["name"], error), changed=False)
-    except ServiceError as error:
-        module.fail_json(**dict(error.outcome.as_result(), msg=error.message))
-    module.exit_json(**result)
+    run(argument_spec(), service.bring, required_if=[("state", "present", ("venv", "model"))])
 
 
 if __name__ == "__main__":

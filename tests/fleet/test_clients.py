@@ -95,4 +95,4 @@ def test_several_users_of_one_and_of_two_models(managed: str, lab: Any) -> None:
             assert model["tokens_per_second"]["least"] > 0
     # two at a time (num_parallel), so the other two wait for at least one answer
     answers = 24 / one["models"][0]["tokens_per_second"]["most"]
-    assert one["models"][0]["waited_seconds"]["most"] > 0.5 * answers
+    assert one["models"][0]["queue_seconds"]["most"] > 0.5 * answers

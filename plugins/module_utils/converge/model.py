@@ -11,7 +11,7 @@ from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import Process, System
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Change:
     """Entered while the files are put in place, such as a lock; a StepError stops the change there."""
 
 
-class StepError(Exception):
+class StepError(Refused):
     """A step cannot do its part; the message says why, and what to do."""
 
 

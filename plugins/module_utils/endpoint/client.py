@@ -13,6 +13,7 @@ import re
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import (
     HttpError,
     HttpTimeout,
@@ -101,7 +102,7 @@ class Endpoint:
     :param url: ``http://address:8000``, perhaps with a prefix; a ``/v1`` at its end is no part of the prefix.
     :param api_key: sent as a bearer token with every request.
     :param verify: whether the certificate of an https endpoint is verified; ``ca_file``: by which authorities.
-    :raises ValueError: the URL or the key is none.
+    :raises Refused: the URL or the key is not valid.
     """
 
     def __init__(
@@ -109,11 +110,11 @@ class Endpoint:
     ) -> None:
         found = re.match(r"(https?)://(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,5}))?(/[^\s?#]*)?\Z", url)
         if not found:
-            raise ValueError(
+            raise Refused(
                 "%r is no URL of an endpoint; expected such as http://127.0.0.1:8000" % re.sub("//.*@", "//…@", url)
             )
         if api_key is not None and not re.match(r"[\x21-\x7e]+\Z", api_key):
-            raise ValueError("the API key has blanks, line ends or characters beyond ASCII, which no header can carry")
+            raise Refused("the API key has blanks, line ends or characters beyond ASCII, which no header can carry")
         scheme, host, port, path = found.groups()
         self.address = host.strip("[]")
         self.port = int(port or (443 if scheme == "https" else 80))

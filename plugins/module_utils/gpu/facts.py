@@ -21,6 +21,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import (
     select,
     topology,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 #: Where the role gpu_host puts pynvml, on hosts whose own Python has none.
 VENV = "/opt/gpufleet/venv"
@@ -49,28 +50,21 @@ _DRIVER = (
 )
 
 
-class FactsError(Exception):
-    """What was asked for is not there; ``facts`` holds what was read, None when nothing was."""
-
-    def __init__(self, message: str, facts: Optional[Dict[str, Any]] = None) -> None:
-        super().__init__(message)
-        self.facts = facts
-
-
 def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The result of the module `gpu_facts`.
 
     :param params: the module's parameters.
     :param check_mode: makes no difference: facts are only read.
     :param warn: called with a fault of the GPUs.
-    :raises FactsError: an option is wrong, or GPUs are required and there are none that work.
+    :raises Refused: an option is wrong.
+    :raises Failed: GPUs are required and there are none that work.
     """
     timeout, venv = params["timeout"], params["venv"]
     if timeout <= 0:
-        raise FactsError("timeout is %g; expected a number of seconds above 0" % timeout)
+        raise Refused("timeout is %g; expected a number of seconds above 0" % timeout)
     python_paths = site_packages(venv or VENV)
     if venv and not python_paths:
-        raise FactsError(
+        raise Refused(
             "venv %s is no virtual environment: there is no lib/python3*/site-packages in it; create it and "
             "install nvidia-ml-py, or leave the option out" % venv
         )
@@ -81,7 +75,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     trouble = "GPU fault %s: %s. What to do: %s" % (fault["code"], fault["text"], fault["remedy"]) if fault else None
     if params["required"] and (trouble or not gpu["count"]):
         none = "GPUs are required, but this host has none: no NVIDIA GPU on its PCI bus, none known to a driver"
-        raise FactsError(trouble or none, gpu)
+        raise Failed(trouble or none, {"changed": False, "ansible_facts": {"gpu": gpu}})
     if trouble:
         warn(trouble)
     return {"changed": False, "ansible_facts": {"gpu": gpu}}
@@ -92,7 +86,7 @@ def _refuse_code_of_others(venv: str, python_paths: Sequence[str]) -> None:
 
     for path in python_paths:
         if not trusted(os.path.abspath(path)):
-            raise FactsError(
+            raise Refused(
                 "venv %s: others than %s may change %s, and would have their code run with these rights; use an "
                 "environment that only root may change, such as %s, or leave the option out"
                 % (venv, "root" if os.geteuid() == 0 else "root and yourself", path, VENV)
@@ -184,7 +178,7 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
     try:
         for name, data in smi.parse(text, root):
             emit(name, data)
-    except smi.Unreadable as error:
+    except ValueError as error:
         emit("fault", faults.fault(faults.NVML_ERROR, str(error)))
 
 

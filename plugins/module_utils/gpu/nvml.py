@@ -65,11 +65,11 @@ _FIELD_RECOVERY_ACTION = 230
 _FIELD_VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 
-class Refused(Exception):
+class NotGiven(Exception):
     """A datum that NVML does not give; the text is the reason the facts show."""
 
 
-class Gone(Exception):
+class DeviceLost(Exception):
     """A GPU that does not answer any more; ``code`` is the fault's."""
 
     def __init__(self, nvml_code: Optional[int], text: str) -> None:
@@ -215,7 +215,7 @@ DATA = (
 
 
 class Library:
-    """NVML through a binding: every call gives a value, or raises Refused or Gone."""
+    """NVML through a binding: every call gives a value, or raises NotGiven or DeviceLost."""
 
     def __init__(self, pynvml: Any) -> None:
         self.pynvml = pynvml
@@ -224,24 +224,24 @@ class Library:
         """Call a function of NVML, or one of the methods below that wrap several steps under a name of their own."""
         function = getattr(self, name, None) or getattr(self.pynvml, name, None)
         if function is None:
-            raise Refused(model.UNSUPPORTED)
+            raise NotGiven(model.UNSUPPORTED)
         try:
             return function(*arguments)
-        except (Refused, Gone):
+        except (NotGiven, DeviceLost):
             raise
         except self.pynvml.NVMLError as error:
             code = getattr(error, "value", None)
             if code in _GONE:
-                raise Gone(code, str(error)) from None
-            raise Refused(model.UNSUPPORTED if code in _UNSUPPORTED else str(error)) from None
+                raise DeviceLost(code, str(error)) from None
+            raise NotGiven(model.UNSUPPORTED if code in _UNSUPPORTED else str(error)) from None
         except Exception as error:  # a binding older than the way it is called here
-            raise Refused("%s: %s" % (type(error).__name__, error)) from None
+            raise NotGiven("%s: %s" % (type(error).__name__, error)) from None
 
     def ask_or(self, default: Any, name: str, *arguments: Any) -> Any:
         """The same, with a default for what is not given."""
         try:
             return self.ask(name, *arguments)
-        except (Refused, Gone):
+        except (NotGiven, DeviceLost):
             return default
 
     def start(self) -> None:
@@ -249,12 +249,12 @@ class Library:
         try:
             self.pynvml.nvmlInit()
         except self.pynvml.NVMLError as error:
-            raise Gone(getattr(error, "value", None), str(error)) from None
+            raise DeviceLost(getattr(error, "value", None), str(error)) from None
 
     def memory_info_v2(self, handle: Any) -> Any:
         version = getattr(self.pynvml, "nvmlMemory_v2", None)
         if version is None:
-            raise Refused(model.UNSUPPORTED)
+            raise NotGiven(model.UNSUPPORTED)
         return self.pynvml.nvmlDeviceGetMemoryInfo(handle, version=version)
 
     def field(self, handle: Any, number: int) -> Any:
@@ -268,7 +268,7 @@ class Library:
         info = self.pynvml.c_nvmlGpuFabricInfo_v2_t()
         self.pynvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
         if info.state == 0:
-            raise Refused(model.UNSUPPORTED)
+            raise NotGiven(model.UNSUPPORTED)
         status = "success" if info.status == 0 else _text(self.pynvml.nvmlErrorString(info.status))
         digits = "".join("%02x" % byte for byte in info.clusterUuid)
         uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
@@ -291,7 +291,7 @@ def read(pynvml: Any, emit: Callable[[str, Any], None], root: str = "/") -> None
         library.start()
         emit("driver", _driver(library))
         count = library.ask("nvmlDeviceGetCount")
-    except (Refused, Gone) as trouble:
+    except (NotGiven, DeviceLost) as trouble:
         emit("driver", {"nvml_version": _nvml_version(library)})
         emit("fault", faults.fault(getattr(trouble, "code", faults.NVML_ERROR), "NVML does not start: %s" % trouble))
         return
@@ -320,13 +320,13 @@ def read_device(
     try:
         try:
             handle = library.ask("nvmlDeviceGetHandleByIndex", index)
-        except Refused as refusal:
-            raise Gone(None, str(refusal)) from None
+        except NotGiven as refusal:
+            raise DeviceLost(None, str(refusal)) from None
         for leaves, function, arguments, convert in DATA:
             _read_datum(library, handle, device, leaves.split(), function, arguments, convert)
         ends = _read_nvlinks(library, handle, device)
         _read_processes(library, handle, device, root)
-    except Gone as gone:
+    except DeviceLost as gone:
         return device, handle, faults.fault(gone.code, str(gone)), ends
     return device, handle, None, ends
 
@@ -344,7 +344,7 @@ def _read_datum(
         return
     try:
         value = library.ask(function, handle, *arguments)
-    except Refused as refusal:
+    except NotGiven as refusal:
         for leaf in leaves:
             if not model.known(device, leaf):
                 model.refuse(device, leaf, str(refusal))
@@ -369,7 +369,7 @@ def _read_nvlinks(library: Library, handle: Any, device: Dict[str, Any]) -> Dict
                 if remote is not None:
                     end = pci_bus_id(_text(remote.busId))
                     ends[end] = ends.get(end, 0) + 1
-    except Refused as refusal:
+    except NotGiven as refusal:
         model.refuse(device, "nvlink.active_count", str(refusal))
     if tried or total == 0:
         model.put(device, "nvlink.link_count", tried if total is None else total)
@@ -398,7 +398,7 @@ def _read_processes(library: Library, handle: Any, device: Dict[str, Any], root:
                     "used_bytes": process.usedGpuMemory,
                     "unit": processes.unit_of(process.pid, root),
                 }
-    except Refused as refusal:
+    except NotGiven as refusal:
         model.refuse(device, "processes", str(refusal))
     else:
         model.put(device, "processes", [found[pid] for pid in sorted(found)])

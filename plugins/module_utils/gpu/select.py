@@ -8,13 +8,11 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, List, Optional, Union
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+
 _GIB = 1024**3
 
 POLICY_KEYS = ("count", "min_memory_gib", "min_free_memory_gib", "model", "healthy", "exclude_display")
-
-
-class SelectionError(Exception):
-    """A wish that this host cannot fulfil; the message names the thing and what there is instead."""
 
 
 def select(
@@ -36,11 +34,11 @@ def select(
     :param own: bytes that the service itself holds, by UUID (processes.held_by_unit); without them a second run would
         choose other GPUs than the first.
     :returns: devices out of ``devices``, at least one.
-    :raises SelectionError: nothing fits, a name is unknown or twice there, a GPU is unhealthy, lost, or cut into MIG
+    :raises Refused: nothing fits, a name is unknown or twice there, a GPU is unhealthy, lost, or cut into MIG
         instances.
     """
     if not devices:
-        raise SelectionError("This host has no GPU to choose from; see count and fault in what gpu_facts says of it")
+        raise Refused("This host has no GPU to choose from; see count and fault in what gpu_facts says of it")
     if wanted == "all":
         chosen = _all(devices)
     elif isinstance(wanted, dict):
@@ -48,13 +46,13 @@ def select(
     elif isinstance(wanted, (list, tuple)):
         chosen = _by_name(devices, wanted)
     else:
-        raise SelectionError(
+        raise Refused(
             "GPUs are wanted as %r; expected 'all', a list of indexes, UUIDs or PCI bus ids, or a policy of %s"
             % (wanted, ", ".join(POLICY_KEYS))
         )
     for device in chosen:
         if _cut_into_instances(device):
-            raise SelectionError(
+            raise Refused(
                 "GPU %s is cut into MIG instances and cannot be used as a whole; "
                 "disable MIG on it (nvidia-smi -i %s -mig 0) or leave it out" % (label(device), device["index"])
             )
@@ -101,7 +99,7 @@ def pci_bus_id(text: str) -> str:
 def _all(devices: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     for device in devices:
         if not device["health"]["ok"]:
-            raise SelectionError(
+            raise Refused(
                 "all GPUs are wanted, but GPU %s is not healthy: %s; repair it, or choose with the policy "
                 "{healthy: true} or a list of the others" % (label(device), "; ".join(device["health"]["reasons"]))
             )
@@ -110,17 +108,17 @@ def _all(devices: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
 
 def _by_name(devices: List[Dict[str, Any]], names: Union[List[Any], tuple]) -> List[Dict[str, Any]]:
     if not names:
-        raise SelectionError("The list of wanted GPUs is empty; name at least one of %s" % _names(devices, "index"))
+        raise Refused("The list of wanted GPUs is empty; name at least one of %s" % _names(devices, "index"))
     chosen = []  # type: List[Dict[str, Any]]
     for name in names:
         device = _find(devices, name)
         if device is None:
             key = "uuid" if str(name).upper().startswith("GPU-") else "index"
-            raise SelectionError("There is no GPU %s on this host; there are %s" % (name, _names(devices, key)))
+            raise Refused("There is no GPU %s on this host; there are %s" % (name, _names(devices, key)))
         if device in chosen:
-            raise SelectionError("GPU %s is named twice in the list of wanted GPUs; name each once" % label(device))
+            raise Refused("GPU %s is named twice in the list of wanted GPUs; name each once" % label(device))
         if device["health"]["lost"]:
-            raise SelectionError(
+            raise Refused(
                 "GPU %s is wanted but does not answer: %s" % (label(device), "; ".join(device["health"]["reasons"]))
             )
         chosen.append(device)
@@ -143,16 +141,14 @@ def _find(devices: List[Dict[str, Any]], name: Any) -> Optional[Dict[str, Any]]:
 def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any], own: Dict[str, int]) -> List[Dict[str, Any]]:
     unknown = sorted(set(policy) - set(POLICY_KEYS))
     if unknown:
-        raise SelectionError(
+        raise Refused(
             "The GPU policy has unknown keys: %s; known are %s" % (", ".join(unknown), ", ".join(POLICY_KEYS))
         )
     rules = {key: value for key, value in policy.items() if value is not None}
     try:
         model = re.compile(rules["model"], re.IGNORECASE) if "model" in rules else None
     except re.error as error:
-        raise SelectionError(
-            "The GPU policy's model %r is no regular expression: %s" % (rules["model"], error)
-        ) from None
+        raise Refused("The GPU policy's model %r is no regular expression: %s" % (rules["model"], error)) from None
     fitting = []
     refused = {}  # type: Dict[str, List[str]]
     for device in devices:
@@ -163,9 +159,9 @@ def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any], own: Dict[
             fitting.append(device)
     count = rules.get("count")
     if count is not None and count < 1:
-        raise SelectionError("The GPU policy's count is %s; expected at least 1" % count)
+        raise Refused("The GPU policy's count is %s; expected at least 1" % count)
     if len(fitting) < (count or 1):
-        raise SelectionError(
+        raise Refused(
             "The GPU policy wants %s but %d of %d GPUs fit it; left out: %s"
             % (
                 "%d GPUs" % count if count else "at least one GPU",

@@ -19,10 +19,6 @@ _LOST = "gpu is lost"
 _NOT_PRINTED = "not printed by nvidia-smi -q"
 
 
-class Unreadable(ValueError):
-    """Text that is not what `nvidia-smi -q -x` prints."""
-
-
 def _number(text: str) -> int:
     """143771 out of `143771 MiB`, 16 out of `16x`, 3072 out of `3072 bank(s)`."""
     return int(text.split()[0].rstrip("x"))
@@ -159,12 +155,12 @@ def parse(text: str, root: str = "/") -> List[Tuple[str, Any]]:
 
     :param text: standard output of `nvidia-smi -q -x`.
     :param root: where `proc` is, for the units of processes.
-    :raises Unreadable: the text is no such XML.
+    :raises ValueError: the text is no such XML.
     """
     try:
         log = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise Unreadable(
+        raise ValueError(
             "nvidia-smi -q -x printed something that is no XML (%s): %.200s" % (error, text.strip())
         ) from None
     driver = {"version": _known(log, "driver_version"), "cuda_version": _known(log, "cuda_version")}

@@ -17,6 +17,7 @@ from typing import Any, Mapping, Optional
 from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 ATTEMPTS = 5  # in a row without a byte
 SILENCE = 60  # seconds without a byte
@@ -28,17 +29,13 @@ LISTING = 64 << 20
 """Bytes of the largest listing."""
 
 
-class DownloadError(Exception):
-    """A server refuses, is not reached, or sends something else than it said."""
-
-
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https, never back from https; only the first host learns who asks."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         if new.scheme not in ("https", old.scheme):
-            raise DownloadError(
+            raise Failed(
                 "%s redirects %s to %s, which is not followed; expected %s"
                 % (old.netloc, req.full_url, new.scheme or "an address without a scheme", old.scheme)
             )
@@ -87,7 +84,7 @@ class _Https(urllib.request.HTTPSHandler):
 def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
     """The open answer of a server.
 
-    :raises DownloadError: with what the server says, in the words of its user.
+    :raises Failed: with what the server says, in the words of its user.
     :raises OSError: it is not reached.
     :raises http.client.HTTPException: what it says is not HTTP.
     """
@@ -106,16 +103,16 @@ def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
                 if not headers
                 else "the token may not read it, or its terms are not accepted"
             )
-            raise DownloadError("%s answers %d for %s: %s" % (host, error.code, url, said)) from None
+            raise Failed("%s answers %d for %s: %s" % (host, error.code, url, said)) from None
         if error.code == 404:
-            raise DownloadError("%s knows no %s: correct name and revision" % (host, url)) from None
-        raise DownloadError("%s answers %d %s for %s" % (host, error.code, error.reason, url)) from error
+            raise Failed("%s knows no %s: correct name and revision" % (host, url)) from None
+        raise Failed("%s answers %d %s for %s" % (host, error.code, error.reason, url)) from error
 
 
 def listing(url: str, headers: Mapping[str, str]) -> bytes:
     """The whole of a small answer.
 
-    :raises DownloadError: it is not had, or is larger than a listing can be.
+    :raises Failed: it is not had, or is larger than a listing can be.
     """
     text, pace = bytearray(), _Pace(url)
     try:
@@ -124,16 +121,16 @@ def listing(url: str, headers: Mapping[str, str]) -> bytes:
                 text += chunk
                 pace.count(len(chunk))
                 if len(text) > LISTING:
-                    raise DownloadError("%s answers with more than %d MiB" % (url, LISTING >> 20))
+                    raise Failed("%s answers with more than %d MiB" % (url, LISTING >> 20))
     except (OSError, http.client.HTTPException) as error:
-        raise DownloadError("%s is not reached: %s" % (url, getattr(error, "reason", error))) from None
+        raise Failed("%s is not reached: %s" % (url, getattr(error, "reason", error))) from None
     return bytes(text)
 
 
 def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> None:
     """Have one file in a folder; what is there is not loaded again.
 
-    :raises DownloadError: nothing wrong is left under the file's name.
+    :raises Failed: nothing wrong is left under the file's name.
     """
     path = os.path.join(folder, file.path)
     if os.path.exists(path) and os.path.getsize(path) == file.size:
@@ -163,10 +160,10 @@ def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> N
                         digest.update(chunk)
                         have, left = have + len(chunk), ATTEMPTS
                         if have > file.size:
-                            raise DownloadError("%s is longer than the %d bytes that are listed" % (url, file.size))
+                            raise Failed("%s is longer than the %d bytes that are listed" % (url, file.size))
                 if have < file.size:
                     raise http.client.IncompleteRead(b"", file.size - have)
-            except DownloadError as error:
+            except Failed as error:
                 if not isinstance(error.__cause__, urllib.error.HTTPError) or error.__cause__.code < 500:
                     if have > file.size:
                         os.unlink(part)
@@ -178,14 +175,14 @@ def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> N
         os.fsync(target.fileno())
     if digest.wrong():
         os.unlink(part)
-        raise DownloadError("%s has %s; expected %s" % (url, digest.found(), digest.expected))
+        raise Failed("%s has %s; expected %s" % (url, digest.found(), digest.expected))
     os.rename(part, path)
 
 
 def _again(left: int, url: str, have: int, file: File, error: Exception) -> int:
     """One attempt less; a broken connection is met with patience."""
     if left <= 1:
-        raise DownloadError(
+        raise Failed(
             "%s: %s, after %d of %d bytes and %d attempts; run it again to go on from there"
             % (url, error, have, file.size, ATTEMPTS)
         ) from None
@@ -206,7 +203,7 @@ class _Pace:
         if passed < PERIOD:
             return
         if self._bytes < passed * SLOWEST:
-            raise DownloadError(
+            raise Failed(
                 "%s: %d bytes came in %d s; expected at least %d a second" % (self.url, self._bytes, passed, SLOWEST)
             )
         self._since, self._bytes = time.monotonic(), 0

@@ -20,13 +20,13 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.model_source im
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import (
     MARKER,
     Place,
-    SourceError,
     check_space,
     empty,
     gib,
     margin_of,
     result,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import home
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -50,11 +50,11 @@ def bring(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str
 
     Git keeps a second copy of every large file while it works; both need space.
 
-    :raises SourceError: nothing is left of the clone.
+    :raises Failed: nothing is left of the clone.
     """
     for program in ("git", "git-lfs"):
         if not shutil.which(program):
-            raise SourceError("%s: this host has no %s; install the packages git and git-lfs" % (place.shown, program))
+            raise Refused("%s: this host has no %s; install the packages git and git-lfs" % (place.shown, program))
     run = _Git(place, params)
     commit = _resolved(place, run)
     if commit and place.whole(commit):
@@ -81,7 +81,7 @@ def bring(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str
 def _resolved(place: Place, run: "_Git") -> Optional[str]:
     """The commit that the server gives for the revision; nothing where only a clone knows.
 
-    :raises SourceError: there is no such branch or tag.
+    :raises Refused: there is no such branch or tag.
     """
     if place.pinned():
         return place.revision
@@ -94,7 +94,7 @@ def _resolved(place: Place, run: "_Git") -> Optional[str]:
         if ref in found:
             return found[ref]
     if not re.match(r"[0-9a-f]{4,64}\Z", name):
-        raise SourceError("%s: its repository has no such branch or tag: correct revision" % place.shown)
+        raise Refused("%s: its repository has no such branch or tag: correct revision" % place.shown)
     known = place.commits(name)
     return known[0] if len(known) == 1 else None
 
@@ -121,7 +121,7 @@ def _cloned(place: Place, run: "_Git", commit: Optional[str], params: Mapping[st
         files = {name: os.path.getsize(os.path.join(work, name)) for name in _files(work)}
         unfetched = [name for name in files if _pointed(os.path.join(work, name))]
         if unfetched:
-            raise SourceError("%s: git-lfs did not fetch %s" % (place.shown, ", ".join(unfetched[:3])))
+            raise Failed("%s: git-lfs did not fetch %s" % (place.shown, ", ".join(unfetched[:3])))
         shutil.rmtree(os.path.join(work, ".git"))
         place.finish(work, commit, files, None)
         run.files = files
@@ -131,26 +131,24 @@ def _cloned(place: Place, run: "_Git", commit: Optional[str], params: Mapping[st
 
 
 def _check_tree(place: Place, run: "_Git", commit: str) -> None:
-    """:raises SourceError: a checkout would have links in it, or its large files would come from this host."""
+    """:raises Failed: a checkout would have links in it, or its large files would come from this host."""
     entries = [
         entry.partition("\t") for entry in run("ls-tree", "-r", "-z", "--full-tree", commit).split("\0") if entry
     ]
     links = [path for mode, _tab, path in entries if mode.startswith("120000")]
     if links:
-        raise SourceError(
+        raise Failed(
             "%s: %r is a symbolic link; expected plain files alone, as links would lead elsewhere on this host"
             % (place.shown, links[0])
         )
     names = {path for _mode, _tab, path in entries}
     if any(name.split("/")[0] == MARKER for name in names):
-        raise SourceError(
-            "%s: it holds a file %s, a name that is kept for the record of the files" % (place.shown, MARKER)
-        )
+        raise Failed("%s: it holds a file %s, a name that is kept for the record of the files" % (place.shown, MARKER))
     if ".lfsconfig" in names:
         settings = run("config", "--blob", commit + ":.lfsconfig", "--list", "--null").split("\0")
         places = [value for _key, _line, value in (one.partition("\n") for one in settings) if _local(value)]
         if places:
-            raise SourceError(
+            raise Failed(
                 "%s: its .lfsconfig names %r; expected large files from https, http or ssh" % (place.shown, places[0])
             )
 
@@ -188,9 +186,9 @@ class _Git:
         """Of the clone that was made."""
         self.url, user, password = hub.parted(params["url"])
         if self.url.startswith("-") or "\n" in self.url or re.match(r"[\w-]+::", self.url):
-            raise SourceError("url: expected an address or a path, as git clone takes it, and no transport of its own")
+            raise Refused("url: expected an address or a path, as git clone takes it, and no transport of its own")
         if urlsplit(self.url).password is not None:
-            raise SourceError("url: holds a password, which only http and https can use; give it without")
+            raise Refused("url: holds a password, which only http and https can use; give it without")
         self.settings = list(_SETTINGS)
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(_KEPT)
@@ -227,7 +225,7 @@ class _Git:
             text = " | ".join(said)
             if self.hidden:
                 text = text.replace(self.hidden, "***")
-            raise SourceError("%s: git %s: exit status %d: %s" % (self.place.shown, words[0], done.returncode, text))
+            raise Failed("%s: git %s: exit status %d: %s" % (self.place.shown, words[0], done.returncode, text))
         return done.stdout.decode("utf-8", "surrogateescape")
 
 

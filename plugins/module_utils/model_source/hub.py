@@ -13,6 +13,8 @@ import re
 from typing import Any, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+
 MARKER = "gpufleet.json"
 """File in the folder of a whole revision; no file of a model may have this name."""
 ENDPOINTS = {"huggingface": "https://huggingface.co", "modelscope": "https://modelscope.cn"}
@@ -36,10 +38,6 @@ OTHER_FORMATS = (
 _PRINTED = re.compile(r"[^\x00-\x1f\x7f]+\Z")
 _REVISION = re.compile(r"(?![-./])(?!.*(?:\.\.|//|@\{))[^\s~^:?*\[\\\x00-\x1f\x7f]+\Z")
 """What git takes as the name of a branch or tag, and a commit."""
-
-
-class HubError(Exception):
-    """What a hub says is not what was expected, or the declaration is wrong."""
 
 
 class File(NamedTuple):
@@ -107,7 +105,7 @@ def read_listing(source: str, text: bytes) -> Tuple[str, List[File]]:
 
     ModelScope tells no commit of the whole; a hash of all its files stands for it.
 
-    :raises HubError: it is no listing, or names a file outside of the model.
+    :raises Failed: it is no listing, or names a file outside of the model.
     """
     try:
         told = json.loads(text.decode("utf-8"))
@@ -118,15 +116,15 @@ def read_listing(source: str, text: bytes) -> Tuple[str, List[File]]:
             lines = sorted("%s %d %s" % (file.path, file.size, file.sha256) for file in files)
             commit = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:40]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HubError("its answer is no listing of files (%s: %s)" % (type(error).__name__, error)) from None
+        raise Failed("its answer is no listing of files (%s: %s)" % (type(error).__name__, error)) from None
     check(commit, files)
     return commit, files
 
 
 def check(commit: str, files: Sequence[File]) -> None:
-    """:raises HubError: something would lie outside of the model's folders."""
+    """:raises Failed: something would lie outside of the model's folders."""
     if not re.match(r"[0-9a-f]{40,64}\Z", commit):
-        raise HubError("it names %r as the commit; expected hexadecimal digits" % commit)
+        raise Failed("it names %r as the commit; expected hexadecimal digits" % commit)
     names = {file.path for file in files}
     for file in files:
         parts = file.path.split("/")
@@ -136,9 +134,9 @@ def check(commit: str, files: Sequence[File]) -> None:
             or parts[0] == MARKER
             or (file.path.endswith(".part") and file.path[:-5] in names)  # the name of an unfinished file
         ):
-            raise HubError("it lists the unsafe name %r" % file.path)
+            raise Failed("it lists the unsafe name %r" % file.path)
         if file.size < 0 or not re.match(r"[0-9a-f]{64}\Z", file.sha256 or "0" * 64):
-            raise HubError(
+            raise Failed(
                 "it lists %r with size %d and SHA-256 %r; expected no negative size and 64 hexadecimal digits"
                 % (file.path, file.size, file.sha256)
             )
@@ -147,7 +145,7 @@ def check(commit: str, files: Sequence[File]) -> None:
 def wanted(files: Sequence[File], include: Iterable[str], exclude: Iterable[str]) -> List[File]:
     """The files to have: those that match, less weights in other formats where there are safetensors.
 
-    :raises HubError: none is left.
+    :raises Failed: none is left.
     """
     include, exclude = list(include), list(exclude)
     if not include and any(file.path.endswith(".safetensors") for file in files):
@@ -156,20 +154,20 @@ def wanted(files: Sequence[File], include: Iterable[str], exclude: Iterable[str]
         file for file in files if (not include or _matches(file.path, include)) and not _matches(file.path, exclude)
     ]
     if not kept:
-        raise HubError("of its %d files none matches include and exclude" % len(files))
+        raise Failed("of its %d files none matches include and exclude" % len(files))
     return sorted(kept)
 
 
 def check_name(name: str) -> None:
-    """:raises HubError: it is no ``ORGANISATION/NAME``."""
+    """:raises Refused: it is no ``ORGANISATION/NAME``."""
     if not re.match(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", name):
-        raise HubError("name is %r; expected ORGANISATION/NAME as the hub writes it" % name)
+        raise Refused("name is %r; expected ORGANISATION/NAME as the hub writes it" % name)
 
 
 def check_revision(revision: str) -> None:
-    """:raises HubError: it cannot be the name of a branch or tag, nor a commit."""
+    """:raises Refused: it cannot be the name of a branch or tag, nor a commit."""
     if not _REVISION.match(revision):
-        raise HubError("revision is %r; expected a commit, or the name of a branch or tag" % revision)
+        raise Refused("revision is %r; expected a commit, or the name of a branch or tag" % revision)
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:

@@ -23,7 +23,8 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional
 from urllib.parse import quote
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import MARKER, HubError
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import MARKER
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 STALE = 7 * 86400
 """Seconds after which an unfinished download that no run has continued is removed."""
@@ -35,10 +36,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}\Z")
 _LARGEST = 16 << 20  # bytes of a record
 
 
-class SourceError(Exception):
-    """The model cannot be had; what was there before is untouched."""
-
-
 class Place:
     """Where a model lies on this host."""
 
@@ -47,17 +44,14 @@ class Place:
         url = params.get("url")
         if self.source == "git":
             if not url:
-                raise SourceError("source is git: give url, what git clone takes")
+                raise Refused("source is git: give url, what git clone takes")
             self.revision = params["revision"] or "HEAD"
         else:
             if url and not url.startswith(("http://", "https://")):
-                raise SourceError("url: expected http:// or https:// before the address of a hub")
+                raise Refused("url: expected http:// or https:// before the address of a hub")
             self.revision = params["revision"] or hub.BRANCHES[self.source]
-        try:
-            hub.check_name(self.name)
-            hub.check_revision(self.revision)
-        except HubError as error:
-            raise SourceError(str(error)) from None
+        hub.check_name(self.name)
+        hub.check_revision(self.revision)
         self.folder = self._at = os.path.join(params["root"], self.source, *self.name.split("/"))
         self.shown = "%s of %s" % (self.revision, self.name)
         self.key = "%s %s %s" % (self.source, self.name, self.revision)
@@ -136,7 +130,7 @@ class Place:
     def opened(self) -> Iterator[None]:
         """Create the model's folder if it is missing, and work in it, whatever becomes of the path to it meanwhile.
 
-        :raises SourceError: somebody other than root may write into it.
+        :raises Refused: somebody other than root may write into it.
         :raises OSError: it cannot be created; UnsafePath where somebody else could have put a link on the way.
         """
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
@@ -150,7 +144,7 @@ class Place:
         with files.folder(self.folder) as descriptor:
             found = os.fstat(descriptor)
             if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-                raise SourceError(
+                raise Refused(
                     "%s belongs to user %d, with mode %04o; expected a folder of root into which nobody else may "
                     "write: correct both with chown and chmod, or declare another root"
                     % (self.folder, found.st_uid, found.st_mode & 0o7777)
@@ -174,7 +168,7 @@ class Place:
         """Have the folder for what is unfinished for oneself, with what an earlier run left in it.
 
         :returns: its descriptor; a child process that inherits it holds the folder, too, until it ends.
-        :raises SourceError: another run still has it after WAIT.
+        :raises Failed: another run still has it after WAIT.
         """
         part, until = self.part(name), time.monotonic() + WAIT
         while True:
@@ -189,7 +183,7 @@ class Place:
             try:
                 if not _locked(descriptor):
                     if time.monotonic() > until:
-                        raise SourceError("%s: another run has been loading it for %d s" % (self.shown, WAIT))
+                        raise Failed("%s: another run has been loading it for %d s" % (self.shown, WAIT))
                     # flock itself has no time limit: it is tried again until WAIT is over
                     time.sleep(0.1)
                 elif _same(part, descriptor):  # not finished or removed by the one that was waited for
@@ -295,12 +289,12 @@ def _same(path: str, descriptor: int) -> bool:
 
 
 def check_space(folder: str, needed: int, margin: int) -> None:
-    """:raises SourceError: with the figures, when a file system has not enough left."""
+    """:raises Refused: with the figures, when a file system has not enough left."""
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
     if needed + margin > free:
-        raise SourceError(
+        raise Refused(
             "the file system of %s has %s free; needed are %s, and %s shall be left (free_space_margin)"
             % (folder, gib(free), gib(needed), gib(margin))
         )
@@ -309,11 +303,11 @@ def check_space(folder: str, needed: int, margin: int) -> None:
 def margin_of(text: str) -> int:
     """Bytes of ``2GiB``, ``500MB`` or a number.
 
-    :raises SourceError: it is none.
+    :raises Refused: it is none.
     """
     found = re.match(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?\Z", text.strip())
     if not found:
-        raise SourceError("free_space_margin is %r; expected a size such as 2GiB" % text)
+        raise Refused("free_space_margin is %r; expected a size such as 2GiB" % text)
     number, unit, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** (" KMGT".index(unit) if unit else 0))
 

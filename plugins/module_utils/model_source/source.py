@@ -11,15 +11,15 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File, HubError
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import (
     Place,
-    SourceError,
     check_space,
     gib,
     margin_of,
     result,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 
 class Offer(NamedTuple):
@@ -34,7 +34,8 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, A
 
     :param params: the module's parameters.
     :returns: the module's result.
-    :raises SourceError: nothing that was there is changed; what was loaded is kept for the next run.
+    :raises Refused: the declaration is wrong, or cannot be met on this host.
+    :raises Failed: it cannot be loaded. Existing files are unchanged; what was loaded is kept for the next run.
     """
     if params["source"] == "directory":
         return _directory(params)
@@ -45,7 +46,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, A
         return found if params["defer"] else _tidied(place, found, check_mode)
     if params["defer"]:
         said = "%s is not there yet" % place.shown
-        return dict(result(place, commit or "", False, said), path=None, missing=True)
+        return dict(result(place, commit or "", False, said), path=None, needs=[place.key])
     _check_token(params["token"])
     with _errors(place):
         return _tidied(place, _load(place, params, check_mode, warn), check_mode)
@@ -78,9 +79,7 @@ def _errors(place: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SourceError(
-            "%s: %s: %s" % (place.shown, error.filename or place.folder, error.strerror or error)
-        ) from None
+        raise Failed("%s: %s: %s" % (place.shown, error.filename or place.folder, error.strerror or error)) from None
     finally:
         os.umask(umask)
 
@@ -90,7 +89,7 @@ def _load(place: Place, params: Mapping[str, Any], check_mode: bool, warn: Any) 
     if given:
         return given
     if params["offline"]:
-        raise SourceError(
+        raise Refused(
             "%s is not in %s, and offline is true: nothing is asked of the network" % (place.shown, place.folder)
         )
     if params["source"] == "git":
@@ -102,13 +101,13 @@ def _load(place: Place, params: Mapping[str, Any], check_mode: bool, warn: Any) 
 
 def _check_token(token: Optional[str]) -> None:
     if token and not all("!" <= letter <= "~" for letter in token):
-        raise SourceError("token: holds a blank, a line end or a letter that no token has; give it without")
+        raise Refused("token: holds a blank, a line end or a letter that no token has; give it without")
 
 
 def _directory(params: Mapping[str, Any]) -> Dict[str, Any]:
     path = params["name"]
     if not os.path.isabs(path) or not os.path.isfile(os.path.join(path, "config.json")):
-        raise SourceError("name: there is no model in %s on this host; expected a directory with config.json" % path)
+        raise Refused("name: there is no model in %s on this host; expected a directory with config.json" % path)
     return {"changed": False, "msg": "%s is there" % path, "path": path, "commit": None, "bytes": 0, "diff": {}}
 
 
@@ -118,12 +117,11 @@ def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn:
         told = seed["models"].get(place.key)
         if not told:
             continue
-        from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download
 
         try:
             offer = _told(place, told)
             loaded, changed = _have(place, offer, params, partial(_seed_url, seed), {})
-        except (HubError, download.DownloadError) as error:
+        except Failed as error:
             said = str(error).replace(seed["token"], "…")
             warn("%s cannot be had from %s, so the hub is asked: %s" % (place.shown, seed["url"], said))
             continue
@@ -138,22 +136,22 @@ def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn:
 def _told(place: Place, told: Mapping[str, Any]) -> Offer:
     """What another host offers.
 
-    :raises HubError: it is nothing that could be taken.
+    :raises Failed: it is nothing that could be taken.
     """
     try:
         offer = Offer(told["commit"], [File(**file) for file in told["files"]])
         hub.check(*offer)
     except (KeyError, TypeError, AttributeError) as error:
-        raise HubError("its answer is not a list of files (%s: %s)" % (type(error).__name__, error)) from None
+        raise Failed("its answer is not a list of files (%s: %s)" % (type(error).__name__, error)) from None
     if not all(file.sha256 for file in offer.files):
-        raise HubError("it offers files without a SHA-256")
+        raise Failed("it offers files without a SHA-256")
     _check_pinned(place, offer.commit)
     return offer
 
 
 def _check_pinned(place: Place, commit: str) -> None:
     if place.pinned() and commit != place.revision:
-        raise HubError("it gives commit %s for revision %s" % (commit, place.revision))
+        raise Failed("it gives commit %s for revision %s" % (commit, place.revision))
 
 
 def _seed_url(seed: Mapping[str, Any], file: File) -> str:
@@ -181,8 +179,8 @@ def _from_hub(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict
                 lambda file: hub.file_url(place.source, endpoint, place.name, at, file.path),
                 headers,
             )
-    except (HubError, download.DownloadError) as error:
-        raise SourceError("%s: %s" % (place.shown, error)) from None
+    except Failed as error:
+        raise Failed("%s: %s" % (place.shown, error)) from None
     if not loaded:
         return result(place, commit, changed, "%s is there" % place.shown)
     size = sum(file.size for file in files)

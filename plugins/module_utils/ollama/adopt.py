@@ -16,15 +16,14 @@ import shlex
 from typing import Any, Dict, List, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import (
-    SelectionError,
-    select,
-    visible_devices,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select, visible_devices
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import visible_list
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.exposure import is_loopback
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit, Value, merge, unit_name
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 TYPES = {option.name: option.type for option in OPTIONS}
 OF_THE_SYSTEM = (
@@ -44,10 +43,6 @@ _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECA
 _PASSWORD_IN_URL = re.compile(r"://[^/@]*@")
 
 
-class AdoptError(Exception):
-    """There is nothing to adopt."""
-
-
 class Adopted:
     """What was found: variables for the inventory, and what they cannot say."""
 
@@ -57,17 +52,17 @@ class Adopted:
         self.notes: List[str] = []
 
 
-def adopt(params: Mapping[str, Any], system: Optional[Any] = None) -> Dict[str, Any]:
-    """The module's result.
+def adopt(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
+    """The result of the module ``ollama_adopt``.
 
-    :raises AdoptError: the unit is not there.
+    :raises Refused: the unit is not there.
     """
     system = system or System()
     unit = unit_name(params["name"])
     state = system.show(unit)
     files = system.load([unit])
     if not any(content and not path.endswith(".conf") for path, content in files):
-        raise AdoptError("there is no unit %s on this host that could be adopted; correct the name" % unit)
+        raise Refused("there is no unit %s on this host that could be adopted; correct the name" % unit)
     merged = merge(files)
     inherited = system.inherited() if merged.in_force("Service", "PassEnvironment") else {}
     environment = merged.environment(system.specifiers(unit), system.environment_files, inherited)
@@ -132,7 +127,7 @@ def _as_option(option: str, variable: str, text: str, found: Adopted) -> bool:
             if settings.declare({option: value}, {}).environment == {variable: text}:
                 found.options[option] = value
                 return True
-        except settings.SettingsError:
+        except Refused:
             continue
     return False
 
@@ -140,16 +135,16 @@ def _as_option(option: str, variable: str, text: str, found: Adopted) -> bool:
 def _as_variable(name: str, text: str, value: Value, found: Adopted) -> None:
     try:
         found.environment.update(settings.declare({}, {name: text}).environment)
-    except settings.SettingsError as error:
+    except Refused as error:
         found.notes.append("%s (%s) is not taken over: %s; it stays where it is" % (name, value.place, error))
 
 
 def _gpus(text: str, value: Value, devices: List[Dict[str, Any]], found: Adopted) -> None:
     """CUDA_VISIBLE_DEVICES as the wish that gives this text, or as it is."""
     try:
-        listed = settings.visible_list(text)
+        listed = visible_list(text)
         chosen = select(devices, listed)
-    except (settings.SettingsError, SelectionError) as error:
+    except Refused as error:
         found.notes.append(
             "CUDA_VISIBLE_DEVICES (%s) is not taken over: %s; it stays where it is" % (value.place, error)
         )
@@ -160,14 +155,14 @@ def _gpus(text: str, value: Value, devices: List[Dict[str, Any]], found: Adopted
             if visible_devices(select(devices, wish), devices, wish) == text:
                 found.options["visible_devices"] = wish
                 return
-        except SelectionError:
+        except Refused:
             continue
     found.environment["CUDA_VISIBLE_DEVICES"] = text
 
 
 def _is_loopback(found: Adopted) -> bool:
     host = found.options.get("host") or found.environment.get("OLLAMA_HOST") or settings.DEFAULT_HOST
-    return settings.is_loopback(host)
+    return is_loopback(settings.listen_address(host)[0])
 
 
 def _program(merged: Unit, found: Adopted) -> None:

@@ -20,6 +20,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases
     is_url,
     without_secrets,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 LARGEST = 32 << 30
 """Bytes of an archive."""
@@ -255,7 +256,7 @@ def extract(archive: str, folder: str, origin: str) -> None:
         try:
             with _decompressed(file, origin) as stream:
                 unpack.unpack(stream, folder)
-        except unpack.UnsafeArchive as error:
+        except Failed as error:
             raise InstallError("%s %s: it is not a release of Ollama" % (origin, error)) from None
         except (tarfile.TarError, EOFError, ValueError, zlib.error) as error:
             raise InstallError("%s is damaged: %s" % (origin, error)) from None

@@ -83,10 +83,6 @@ _SIZE = 1 << 60  # bytes of a tensor
 _NAME = 200  # characters of a name
 
 
-class GgufError(ValueError):
-    """The file is no GGUF, a kind of it that is not known, or damaged."""
-
-
 class Header(NamedTuple):
     """A model's shape; sizes in bytes, layers without the output layer."""
 
@@ -122,19 +118,19 @@ def read(file: BinaryIO) -> Header:
     """The header of a GGUF file.
 
     :param file: opened in binary mode and seekable, at any position.
-    :raises GgufError: says what was found, and what was expected.
+    :raises ValueError: says what was found, and what was expected.
     """
     file_bytes = file.seek(0, 2)
     file.seek(0)
     reader = _Reader(file)
     magic = reader.take(4)
     if magic != b"GGUF":
-        raise GgufError("begins with %r, not with GGUF; expected a model in GGUF format" % magic)
+        raise ValueError("begins with %r, not with GGUF; expected a model in GGUF format" % magic)
     version = reader.number("I")
     if version in (2 << 24, 3 << 24):
-        raise GgufError("is a big-endian GGUF; expected little-endian")
+        raise ValueError("is a big-endian GGUF; expected little-endian")
     if version not in (2, 3):
-        raise GgufError("is GGUF version %d; expected 2 or 3" % version)
+        raise ValueError("is GGUF version %d; expected 2 or 3" % version)
     tensor_count, key_count = reader.count("tensors"), reader.count("metadata keys")
     metadata = {}  # type: Dict[str, Any]
     for _index in range(key_count):
@@ -144,7 +140,7 @@ def read(file: BinaryIO) -> Header:
     alignment = _number("general.alignment", metadata.get("general.alignment", 32)) or 32
     expected = -(-reader.at // alignment) * alignment + end
     if file_bytes < expected:
-        raise GgufError("is cut off: %d bytes, its header speaks of %d" % (file_bytes, expected))
+        raise ValueError("is cut off: %d bytes, its header speaks of %d" % (file_bytes, expected))
     return _header(metadata, sizes, parameters, types, file_bytes)
 
 
@@ -154,10 +150,10 @@ class _Reader:
 
     def take(self, length: int) -> bytes:
         if self.at + length > _LARGEST:
-            raise GgufError("is damaged: its header goes on after %d bytes" % _LARGEST)
+            raise ValueError("is damaged: its header goes on after %d bytes" % _LARGEST)
         content = self.file.read(length)
         if len(content) < length:
-            raise GgufError("is cut off within its header, at byte %d" % (self.at + len(content)))
+            raise ValueError("is cut off within its header, at byte %d" % (self.at + len(content)))
         self.at += length
         return content
 
@@ -167,13 +163,13 @@ class _Reader:
     def count(self, what: str) -> int:
         number = self.number("Q")
         if number > _MOST[what]:
-            raise GgufError("is damaged: it claims %d %s" % (number, what))
+            raise ValueError("is damaged: it claims %d %s" % (number, what))
         return number
 
     def text(self) -> str:
         length = self.number("Q")
         if length > _LARGEST:
-            raise GgufError("is damaged: a string of %d bytes at byte %d" % (length, self.at))
+            raise ValueError("is damaged: a string of %d bytes at byte %d" % (length, self.at))
         return self.take(length).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
@@ -183,14 +179,14 @@ class _Reader:
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY:
-            raise GgufError("is damaged: metadata of type %d at byte %d" % (kind, self.at))
+            raise ValueError("is damaged: metadata of type %d at byte %d" % (kind, self.at))
         inner, length = self.number("I"), self.count("entries of an array")
         if inner in _SCALARS:
             letters = "<%d%s" % (length, _SCALARS[inner])
             content = self.take(struct.calcsize(letters))
             return list(struct.unpack(letters, content)) if length <= _LAYERS else length
         if inner != _STRING:
-            raise GgufError("is damaged: an array of type %d at byte %d" % (inner, self.at))
+            raise ValueError("is damaged: an array of type %d at byte %d" % (inner, self.at))
         for _index in range(length):
             self.text()
         return length
@@ -205,17 +201,17 @@ def _tensors(reader: _Reader, count: int) -> "Tuple[Dict[str, int], int, Dict[st
         name = reader.text()
         dimensions = reader.number("I")
         if dimensions > 8:
-            raise GgufError("is damaged: tensor %s has %d dimensions" % (_named(name), dimensions))
+            raise ValueError("is damaged: tensor %s has %d dimensions" % (_named(name), dimensions))
         weights = 1
         for _dimension in range(dimensions):
             weights *= reader.number("Q")
         kind, offset = reader.number("I"), reader.number("Q")
         if kind not in _TENSORS:
-            raise GgufError("has a tensor, %s, of type %d, which is not known" % (_named(name), kind))
+            raise ValueError("has a tensor, %s, of type %d, which is not known" % (_named(name), kind))
         label, block, block_bytes = _TENSORS[kind]
         sizes[name] = -(-weights // block) * block_bytes
         if max(sizes[name], offset) > _SIZE:
-            raise GgufError("is damaged: tensor %s has %d weights at byte %d" % (_named(name), weights, offset))
+            raise ValueError("is damaged: tensor %s has %d weights at byte %d" % (_named(name), weights, offset))
         types[label] = types.get(label, 0) + sizes[name]
         parameters += weights
         end = max(end, offset + sizes[name])
@@ -227,7 +223,7 @@ def _header(
 ) -> Header:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not re.match(r"[\w.-]{1,64}\Z", architecture, re.ASCII):
-        raise GgufError("names no general.architecture; expected a language model")
+        raise ValueError("names no general.architecture; expected a language model")
 
     def of(key: str, default: int = 0) -> int:
         key = "%s.%s" % (architecture, key)
@@ -239,7 +235,7 @@ def _header(
 
     layers, embedding = of("block_count"), of("embedding_length")
     if not 0 < layers < _LAYERS or not embedding:
-        raise GgufError(
+        raise ValueError(
             "has %s.block_count %s and %s.embedding_length %s; expected a language model's"
             % (architecture, layers, architecture, embedding)
         )
@@ -282,7 +278,7 @@ def _header(
 
 def _number(key: str, value: Any) -> int:
     if not isinstance(value, (int, float)) or not 0 <= value <= _NUMBER:  # which NaN is not either
-        raise GgufError("is damaged: %s is %.40r; expected a number from 0 to %d" % (_named(key), value, _NUMBER))
+        raise ValueError("is damaged: %s is %.40r; expected a number from 0 to %d" % (_named(key), value, _NUMBER))
     return int(value)
 
 

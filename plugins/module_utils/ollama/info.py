@@ -13,39 +13,39 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import unit_name
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 _SHOWS = 60.0  # seconds for what is asked of all loaded models; a server may name as many as it likes
 
 
-class InfoError(Exception):
-    """There is no server to ask, or it does not answer."""
-
-
 def read(
-    params: Mapping[str, Any], system: Optional[Any] = None, gather: Optional[Callable[[], Dict[str, Any]]] = None
+    params: Mapping[str, Any],
+    check_mode: bool,
+    warn: Any,
+    system: Optional[Any] = None,
+    gather: Optional[Callable[[], Dict[str, Any]]] = None,
 ) -> Dict[str, Any]:
-    """The module's result.
+    """The result of the module ``ollama_info``.
 
-    :raises InfoError: the unit runs, or a host is named, and nothing usable answers.
+    :raises Failed: the unit runs, or a host is named, and nothing usable answers.
     """
     system = system or System()
-    unit = params["name"] if params["name"].endswith(".service") else params["name"] + ".service"
-    try:
-        state = system.show(unit)
-        if params["host"] is None and not int(state.get("MainPID") or 0):
-            return {"running": False, "unit": unit, "msg": "%s does not run" % unit}
-        found = server.find(unit, params["host"], system)
-    except (ManagerError, server.ServerError) as error:
-        raise InfoError(str(error)) from None
-    result = {"running": True, "unit": unit, "url": found.api.url, "store": found.store}  # type: Dict[str, Any]
+    unit = unit_name(params["name"])
+    state = system.show(unit)
+    if params["host"] is None and not int(state.get("MainPID") or 0):
+        return {"changed": False, "running": False, "unit": unit, "msg": "%s is not running" % unit}
+    found = server.find(unit, params["host"], system)
+    result: Dict[str, Any] = {"changed": False, "running": True, "unit": unit, "url": found.api.url}
+    result["store"] = found.store
     try:
         result["version"] = found.api.version()
         models, loaded = found.api.tags(), found.api.loaded()
         until = time.monotonic() + _SHOWS
         weights = {str(one.get("name")): _weights(found, str(one.get("name")), until) for one in loaded}
     except ApiError as error:
-        raise InfoError("%s; expected Ollama's API at %s" % (error, found.api.url)) from None
+        raise Failed("%s; expected Ollama's API at %s" % (error, found.api.url)) from None
     own = bool(found.environ)  # else the unit is another server's
     facts = (
         gather()

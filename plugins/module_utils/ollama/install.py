@@ -18,12 +18,14 @@ the links alone, and this collection takes over again at its next run.
 from __future__ import annotations
 
 import os
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import archives
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import archives, releases
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.archives import InstallError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import Release, without_secrets
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.storage import USER
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.switch import (
     MARKER,
     Switch,
@@ -31,8 +33,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.switch i
     link,
     names_in,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host, Service
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 
-USER = "ollama"
 HOME = "/usr/share/ollama"
 UNIT_PATHS = (
     "etc/systemd/system",
@@ -219,7 +222,100 @@ class UnitStep:
         install_record.drop("units", self.path)
 
 
-# --- what may be wrong with a host before anything is touched
+# --- what a service needs
+
+
+def steps(service: Service, user: str, system: Any) -> List[Step]:
+    """What must be there before the unit can run: the release with its user and unit; for an instance its template.
+
+    :param user: of the service.
+    :raises Refused: there is no such release, or no program that an instance could start.
+    """
+    options, unit = service.options, service.unit
+    prefix, found = options["prefix"], []  # type: str, List[Step]
+    release, back = _release(options), BackStep(prefix)
+    if release:
+        if user == USER:
+            found.append(UserStep())
+        found += [ReleaseStep(release, prefix), UnitStep(unit, prefix)]
+    elif back.needed():
+        found.append(back)
+    if service.name:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.server import ProgramStep
+
+        program = os.path.join(prefix, "bin", "ollama")
+        if not (found or os.path.exists(program)):
+            raise Refused(
+                "there is no %s that it could start; expected an installed Ollama: declare archive, or the prefix "
+                "below which it is" % program
+            )
+        found.append(ProgramStep(unit, program, system))
+        if not release:
+            found.append(UnitStep(unit, prefix))
+    return found
+
+
+def _release(options: Mapping[str, Any]) -> Optional[Release]:
+    """The release that is declared, each of its archives with a checksum."""
+    try:
+        release = releases.plan(
+            options["version"],
+            options["mirror"],
+            options["archive"],
+            options["addons"],
+            options["archive_checksum"],
+            os.uname().machine,
+        )
+    except releases.ReleaseError as error:
+        raise Refused(str(error)) from None
+    if release is None:
+        return None
+    for source in release.sources:
+        if not source.checksum and not options["remote_src"]:
+            raise Refused("archive %s needs archive_checksum, the SHA-256 of its file" % source.place)
+    known = (source.checksum or archives.sha256_of(source.place) for source in release.sources)
+    return Release(tuple(source._replace(checksum=one) for source, one in zip(release.sources, known)))
+
+
+def preflight(needed: Sequence[Step], remote_src: bool, host: Host) -> None:
+    """What is to be unpacked must be within reach, and its place must be root's alone.
+
+    :param remote_src: archives without an URL lie on this host.
+    :raises Refused: one of them is not so.
+    :raises Needed: they lie on the controller.
+    """
+    for step in needed:
+        if isinstance(step, (ReleaseStep, BackStep)) and step.needed():
+            step.switch.check()
+        if isinstance(step, ReleaseStep) and not step.unpacked():
+            _check_archives(step.release.sources, remote_src or host.check_mode)
+            for source in step.release.sources:
+                if source.checksum == releases.UNVERIFIED and source.place.startswith("http://"):
+                    host.warn(
+                        "archive_checksum: %s comes over plain http, unverified: anyone on the way can replace the "
+                        "program; use https, or declare the checksum" % without_secrets(source.place)
+                    )
+
+
+def _check_archives(sources: Sequence[releases.Source], within_reach: bool) -> None:
+    for source in sources:
+        missing = archives.without_zstd(source.place) if source.name.endswith(".zst") else None
+        if missing:
+            raise Refused(missing)
+    if not (within_reach or all(releases.is_url(source.place) for source in sources)):
+        raise Needed([source.place for source in sources])
+
+
+def check_library(library: Optional[str], prefix: str, needed: Sequence[Step]) -> None:
+    """:raises Refused: the installation has no such folder of libraries, and no step replaces it."""
+    there = libraries(prefix) if library else None
+    if library is None or there is None or library in there:
+        return
+    if not any(isinstance(step, ReleaseStep) and step.needed() for step in needed):
+        raise Refused(
+            "llm_library: there is no folder %s under %s/lib/ollama, so Ollama would serve on the CPU; there are: %s"
+            % (library, prefix, ", ".join(there) or "none")
+        )
 
 
 def libraries(prefix: str) -> Optional[List[str]]:

@@ -14,13 +14,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes i
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, Api, ApiError, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import unit_name
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 _GIB = float(1 << 30)
 _NS = 1e9
-
-
-class LoadError(Exception):
-    """There is nothing to measure."""
 
 
 class Request(NamedTuple):
@@ -37,29 +35,34 @@ class Request(NamedTuple):
 
 
 def run(
-    params: Mapping[str, Any], system: Optional[Any] = None, gather: Optional[Callable[[], Dict[str, Any]]] = None
+    params: Mapping[str, Any],
+    check_mode: bool,
+    warn: Any,
+    system: Optional[Any] = None,
+    gather: Optional[Callable[[], Dict[str, Any]]] = None,
 ) -> Dict[str, Any]:
-    """The module's result.
+    """The result of the module ``ollama_loadtest``.
 
-    :raises LoadError: no server, no such model, or nothing at all was answered.
+    :raises Failed: no server, no such model, or nothing at all was answered.
     """
-    unit = params["name"] if params["name"].endswith(".service") else params["name"] + ".service"
+    unit = unit_name(params["name"])
     if params["users"] < 1 or params["requests"] < 1 or params["tokens"] < 1:
-        raise LoadError("users, requests and tokens: expected 1 or more of each")
+        raise Refused("users, requests and tokens: expected 1 or more of each")
     try:
         found = server.find(unit, params["host"], system or System())
         for model in params["models"]:  # not measured: the first user would pay for it
             answer = found.api.load(model, params["timeout"])
             if answer.status != 200:
-                raise LoadError("%s cannot be loaded: HTTP %d: %s" % (model, answer.status, answer.error))
-    except (server.ServerError, ApiError) as error:
-        raise LoadError(str(error)) from None
+                raise Failed("%s cannot be loaded: HTTP %d: %s" % (model, answer.status, answer.error))
+    except ApiError as error:
+        raise Failed(str(error)) from None
     began = time.monotonic()
     requests = _all_at_once(found.api, params)
     seconds = time.monotonic() - began
     facts = (gather or (lambda: _gpus(params)))()
     held = held_by_unit(facts["devices"], unit) if found.environ else {}
     result = {
+        "changed": False,
         "users": params["users"],
         "seconds": round(seconds, 6),
         "tokens_per_second": round(sum(one.tokens for one in requests) / seconds, 1),
@@ -76,7 +79,7 @@ def run(
         "errors": sorted({one.error for one in requests if one.error}),
     }  # type: Dict[str, Any]
     if all(one.error for one in requests):
-        raise LoadError("not one of %d requests was answered: %s" % (len(requests), "; ".join(result["errors"])))
+        raise Failed("not one of %d requests was answered: %s" % (len(requests), "; ".join(result["errors"])))
     result["report"] = report(result)
     return result
 
@@ -143,7 +146,7 @@ def _summary(model: str, requests: Sequence[Request]) -> Dict[str, Any]:
         "refused": len(refused),
         "failed": len(requests) - len(good) - len(refused),
         "first_token_seconds": _spread([one.first_token for one in good]),
-        "waited_seconds": _spread([one.waited for one in good]),
+        "queue_seconds": _spread([one.waited for one in good]),
         "tokens_per_second": _spread([one.tokens / one.generating for one in good if one.generating]),
     }
 
@@ -176,7 +179,7 @@ def report(result: Dict[str, Any]) -> List[str]:
         )
         for key, words, unit in (
             ("first_token_seconds", "time to first token", "s"),
-            ("waited_seconds", "of it in the queue", "s"),
+            ("queue_seconds", "of it in the queue", "s"),
             ("tokens_per_second", "speed of each answer", "tokens/s"),
         ):
             found = model[key]

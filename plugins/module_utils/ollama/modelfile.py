@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, List, NamedTuple, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+
 _TEXTS = {
     "SYSTEM": "system",
     "TEMPLATE": "template",
@@ -16,10 +18,6 @@ _TEXTS = {
     "REQUIRES": "requires",
 }
 _ROLES = ("system", "user", "assistant")
-
-
-class ModelfileError(ValueError):
-    """The Modelfile cannot be used; the message names the line."""
 
 
 class Modelfile(NamedTuple):
@@ -36,39 +34,39 @@ class Modelfile(NamedTuple):
 def parse(text: str) -> Modelfile:
     """Read a Modelfile.
 
-    :raises ModelfileError: an instruction that is not known, or that cannot be carried out from here.
+    :raises Refused: an instruction that is not known, or that cannot be carried out from here.
     """
     source = ""
     body = {}  # type: Dict[str, Any]
     for number, word, value in _instructions(text):
         if word == "FROM":
             if source:
-                raise ModelfileError("line %d: a second FROM; expected one" % number)
+                raise Refused("line %d: a second FROM; expected one" % number)
             source = value
         elif word == "PARAMETER":
             name, _space, written = value.partition(" ")
             if not written.strip():
-                raise ModelfileError("line %d: PARAMETER %s has no value" % (number, name))
+                raise Refused("line %d: PARAMETER %s has no value" % (number, name))
             _add_parameter(body.setdefault("parameters", {}), name.lower(), _unquoted(written.strip()))
         elif word == "LICENSE":
             body.setdefault("license", []).append(value)
         elif word == "MESSAGE":
             role, _space, content = value.partition(" ")
             if role not in _ROLES:
-                raise ModelfileError("line %d: MESSAGE %s; expected one of %s" % (number, role, ", ".join(_ROLES)))
+                raise Refused("line %d: MESSAGE %s; expected one of %s" % (number, role, ", ".join(_ROLES)))
             message = {"role": role, "content": _unquoted(content.strip())}
             body.setdefault("messages", []).append(message)
         elif word in _TEXTS:
             body[_TEXTS[word]] = value
         else:
-            raise ModelfileError(
+            raise Refused(
                 "line %d: %s is not supported; expected FROM, PARAMETER, LICENSE, MESSAGE, %s"
                 % (number, word, ", ".join(sorted(_TEXTS)))
             )
     if not source:
-        raise ModelfileError("there is no FROM; expected the absolute path of a GGUF file, or a model of the store")
+        raise Refused("there is no FROM; expected the absolute path of a GGUF file, or a model of the store")
     if source.startswith((".", "~")) or source.endswith(".gguf") and not source.startswith("/"):
-        raise ModelfileError("FROM %s: expected an absolute path on the host, or a model of the store" % source)
+        raise Refused("FROM %s: expected an absolute path on the host, or a model of the store" % source)
     return Modelfile(source, body)
 
 
@@ -91,7 +89,7 @@ def _instructions(text: str) -> List[Tuple[int, str, str]]:
                 collected.append(lines[at])
                 at += 1
             if at == len(lines):
-                raise ModelfileError('line %d: """ is not closed' % number)
+                raise Refused('line %d: """ is not closed' % number)
             collected.append(lines[at].rstrip())
             at += 1
             value = "\n".join(collected)

@@ -27,6 +27,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.records import Records, fingerprint
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import unit_name
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 _GIB = float(1 << 30)
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
@@ -35,30 +37,6 @@ _PULL = 24 * 3600.0  # seconds to wait for the pulls of other runs; one that sta
 _UNVERIFIED = ".unverified"  # record of the blobs of a pull that runs; no model's name
 _LENT = re.compile(r"[^/]+/gpufleet-[0-9a-f]{32}/")  # names by which seeding hosts have their models
 _FOREVER_FROM = 2200  # year from which an expiry means never; the server says 2319
-
-
-class ModelError(Exception):
-    """A model cannot be brought to its declared state."""
-
-
-class Failed(Exception):
-    """The run ended at a model; ``result`` holds what was done until then."""
-
-    def __init__(self, message: str, result: Dict[str, Any]) -> None:
-        super().__init__(message)
-        self.result = result
-
-
-class NoRoom(ModelError):
-    """The disk of the store is too full."""
-
-
-class PullNeeded(Exception):
-    """Something is to be pulled, and the caller asked to be told first; ``result`` says what. Nothing was touched."""
-
-    def __init__(self, result: Dict[str, Any]) -> None:
-        super().__init__("something is to be pulled")
-        self.result = result
 
 
 class Limits(NamedTuple):
@@ -82,29 +60,28 @@ def bring(
     :param check_mode: read and compare only.
     :param warn: called with each warning.
     :returns: the module's result.
-    :raises ModelError: a declaration is wrong, or there is no server; nothing was touched.
-    :raises PullNeeded: see ``defer_pulls``.
-    :raises Failed: at one model; those before it are as declared.
+    :raises Refused: a declaration is wrong, or there is no server; nothing was touched.
+    :raises Failed: at one model; those before it are in their declared states.
     """
-    unit = params["name"] if params["name"].endswith(".service") else params["name"] + ".service"
+    unit = unit_name(params["name"])
     declared = [_checked(item) for item in params["models"]]
     _one_each(declared)
     try:
         margin = int(settings.size(params["free_space_margin"]).text)
     except ValueError as error:
-        raise ModelError("free_space_margin: %s" % error) from None
+        raise Refused("free_space_margin: %s" % error) from None
     mirror = params["registry_mirror"]
     if mirror and not re.match(r"(http://)?[A-Za-z0-9_.-]+(:[0-9]+)?\Z", mirror):
-        raise ModelError("registry_mirror: %s; expected [http://]HOST[:PORT]" % mirror)
+        raise Refused("registry_mirror: %s; expected [http://]HOST[:PORT]" % mirror)
     if (mirror or "").startswith("http://") and not params["insecure"]:
-        raise ModelError("registry_mirror: %s has no TLS; expected insecure: true with it" % mirror)
+        raise Refused("registry_mirror: %s has no TLS; expected insecure: true with it" % mirror)
     system = system or System()
     try:
         found = server.find(unit, params["host"], system)
-    except server.ServerError as error:
+    except Failed as error:
         if check_mode and params["host"] is None:  # what would start it may have been left out for the same reason
             return {"changed": bool(declared), "unit": unit, "models": [], "msg": "not compared: %s" % error}
-        raise ModelError(str(error)) from None
+        raise Refused(str(error)) from None
 
     def read_gpus() -> Dict[str, Any]:
         return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
@@ -121,16 +98,17 @@ def bring(
     try:
         run.look()
         before = run.lines(declared)
+        deferred = None if check_mode or not params["defer_pulls"] else run.deferred(declared)
+        if deferred:
+            return deferred
         if not check_mode:
-            if params["defer_pulls"]:
-                run.defer(declared)
             run.tidy()
     except ApiError as error:
-        raise ModelError("%s; expected Ollama's API at %s" % (error, found.api.url)) from None
+        raise Refused("%s; expected Ollama's API at %s" % (error, found.api.url)) from None
     for item in declared:
         try:
             run.one(item)
-        except (ModelError, pull.PullError, ApiError, ManagerError, OSError) as error:
+        except (Refused, Failed, ApiError, OSError) as error:
             message = "%s: %s" % (item["name"], _without_name(str(error), item["name"]))
             raise Failed(message, run.result(before, declared)) from error
     return run.result(before, declared)
@@ -149,18 +127,18 @@ def _checked(item: Mapping[str, Any]) -> Dict[str, Any]:
         if "copy_of" in found:
             names.full(found["copy_of"])
     except ValueError as error:
-        raise ModelError("models: %s" % error) from None
+        raise Refused("models: %s" % error) from None
     sources = [key for key in ("from_file", "modelfile", "copy_of") if key in found]
     if len(sources) > 1:
-        raise ModelError("%s: %s are given; expected one of them at most" % (name, " and ".join(sources)))
+        raise Refused("%s: %s are given; expected one of them at most" % (name, " and ".join(sources)))
     if found["state"] in ("absent", "unloaded") and (sources or "digest" in found):
-        raise ModelError("%s: %s means nothing with state %s" % (name, (sources + ["digest"])[0], found["state"]))
+        raise Refused("%s: %s means nothing with state %s" % (name, (sources + ["digest"])[0], found["state"]))
     if found["state"] != "loaded" and ("keep_alive" in found or "options" in found):
-        raise ModelError("%s: keep_alive and options mean something with state loaded only" % name)
+        raise Refused("%s: keep_alive and options mean something with state loaded only" % name)
     if "digest" in found:
         found["digest"] = found["digest"].lower().replace("sha256:", "", 1)
         if not re.match(r"[0-9a-f]{12,64}\Z", found["digest"]):
-            raise ModelError(
+            raise Refused(
                 "%s: digest %s; expected 12 to 64 hexadecimal digits, as `ollama list` shows them"
                 % (name, found["digest"])
             )
@@ -168,16 +146,16 @@ def _checked(item: Mapping[str, Any]) -> Dict[str, Any]:
         try:
             settings.keep_alive(found["keep_alive"])
         except ValueError as error:
-            raise ModelError("%s: keep_alive: %s" % (name, error)) from None
+            raise Refused("%s: keep_alive: %s" % (name, error)) from None
     if "from_file" in found:
         found["recipe"] = modelfile.Modelfile(found["from_file"], {})
         if not found["recipe"].from_file:
-            raise ModelError("%s: from_file %s; expected an absolute path on the host" % (name, found["from_file"]))
+            raise Refused("%s: from_file %s; expected an absolute path on the host" % (name, found["from_file"]))
     elif "modelfile" in found:
         try:
             found["recipe"] = modelfile.parse(found["modelfile"])
-        except modelfile.ModelfileError as error:
-            raise ModelError("%s: modelfile: %s" % (name, error)) from None
+        except Refused as error:
+            raise Refused("%s: modelfile: %s" % (name, error)) from None
     return found
 
 
@@ -185,7 +163,7 @@ def _one_each(declared: List[Dict[str, Any]]) -> None:
     seen = set()
     for item in declared:
         if item["full"].lower() in seen:
-            raise ModelError("%s: is declared twice; expected each model once" % item["name"])
+            raise Refused("%s: is declared twice; expected each model once" % item["name"])
         seen.add(item["full"].lower())
 
 
@@ -240,25 +218,21 @@ class _Run:
             "diff": {"before": "".join(before), "after": "".join(self.lines(declared))},
         }
 
-    def defer(self, declared: List[Dict[str, Any]]) -> None:
-        """End here when something is to be pulled."""
-        needed = [item for item in declared if self.must_pull(item)]
-        if needed:
-            names_of = {item["name"] for item in needed}
-            there = {item["name"]: self.store.get(_key(item["name"])) for item in declared}
-            raise PullNeeded(
-                {
-                    "changed": False,
-                    "msg": "to be pulled: %s" % ", ".join(item["name"] for item in needed),
-                    "unit": self.server.unit,
-                    "pull_needed": [{key: item[key] for key in ("name", "digest") if key in item} for item in needed],
-                    "models": [
-                        {"name": name, "digest": entry.get("digest")}
-                        for name, entry in there.items()
-                        if entry and name not in names_of
-                    ],
-                }
-            )
+    def deferred(self, declared: List[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+        """The result that only names what must be pulled; None when nothing must."""
+        needed = {item["name"]: item for item in declared if self.must_pull(item)}
+        if not needed:
+            return None
+        stored = {item["name"]: self.store.get(_key(item["name"])) for item in declared if item["name"] not in needed}
+        return {
+            "changed": False,
+            "msg": "to be pulled: %s" % ", ".join(needed),
+            "unit": self.server.unit,
+            "needs": [
+                "%s@sha256:%s" % (name, item["digest"]) if "digest" in item else name for name, item in needed.items()
+            ],
+            "models": [{"name": name, "digest": entry.get("digest")} for name, entry in stored.items() if entry],
+        }
 
     def tidy(self) -> None:
         """Take away what a run that was killed has left."""
@@ -324,7 +298,7 @@ class _Run:
             until = time.monotonic() + _UNLOADS
             while any(_key(str(one.get("name"))) == _key(item["name"]) for one in self.api.loaded(_UNLOADS)):
                 if time.monotonic() > until:
-                    raise ModelError("is still loaded after it was asked to go: a request keeps it busy; try again")
+                    raise Failed("is still loaded after it was asked to go: a request keeps it busy; try again")
                 # the server answers before the model is gone, and sends no word
                 time.sleep(0.05)
         entry["actions"].append("unloaded")
@@ -341,7 +315,7 @@ class _Run:
             self._pulled(item, entry)
         digest = (self.store.get(_key(item["name"])) or {}).get("digest")
         if "digest" in item and digest and not digest.startswith(item["digest"]):
-            raise ModelError("has digest %s; declared is %s" % (digest, item["digest"]))
+            raise Failed("has digest %s; declared is %s" % (digest, item["digest"]))
 
     def must_pull(self, item: Dict[str, Any]) -> bool:
         if item["state"] not in ("present", "loaded") or "copy_of" in item or "recipe" in item:
@@ -371,7 +345,7 @@ class _Run:
                 self.manifests[item["name"]] = registry.manifest(
                     self._source(item), insecure=self.params["insecure"], environ=self.server.environ
                 )
-            except registry.RegistryError:
+            except Failed:
                 self.manifests[item["name"]] = None
         return self.manifests[item["name"]]
 
@@ -408,9 +382,7 @@ class _Run:
             try:
                 found = registry.manifest(source, insecure=True, environ={}, timeout=5)
                 self._pull(dict(item, digest=offered), source, True, found)
-            except NoRoom:
-                raise
-            except (registry.RegistryError, pull.PullError, ModelError, ApiError) as error:
+            except (Failed, ApiError) as error:
                 self.warn(
                     "%s: cannot be had from %s, so the registry is asked: %s" % (item["name"], seed["url"], error)
                 )
@@ -424,7 +396,7 @@ class _Run:
         """Pull it from a source that may have it by another name."""
         wanted = item.get("digest", "")
         if offered and not offered.digest.startswith(wanted):
-            raise ModelError("the registry offers digest %s; declared is %s" % (offered.digest, wanted))
+            raise Failed("the registry offers digest %s; declared is %s" % (offered.digest, wanted))
         if offered:
             missing = {digest: size for digest, size in offered.layers.items() if not self.api.has_blob(digest[7:])}
             self._room(sum(missing.values()))
@@ -456,7 +428,7 @@ class _Run:
             self.api.delete(names.full(source))
         self.look()
         if not right:
-            raise ModelError("was pulled with digest %s; declared is %s" % (digest, wanted))
+            raise Failed("was pulled with digest %s; declared is %s" % (digest, wanted))
 
     def _progress(self) -> pull.Progress:
         return pull.Progress(self.params["progress_file"] or None)
@@ -467,14 +439,14 @@ class _Run:
         if digests and store:
             try:
                 self._as_its_user(lambda: _remove_broken(store, digests))
-            except (ModelError, OSError):
+            except (Failed, OSError):
                 return  # the server has ended: the record is for the next run
         self.records.forget(_UNVERIFIED)
 
     def _as_its_user(self, work: Callable[[], Any]) -> Any:
         """The result of work in the store, done with the rights of the server's process.
 
-        :raises ModelError: it takes too long.
+        :raises Failed: it takes too long.
         :raises OSError: the process ended, or may not do it.
         """
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
@@ -482,10 +454,7 @@ class _Run:
         ids = users.STRANGERS  # a server that is known by its address alone may be anybody's
         if self.server.environ:
             ids = users.ids_of_process(int(self.system.show(self.server.unit).get("MainPID") or 0))
-        try:
-            return users.as_user(ids, work)
-        except users.UserError as error:
-            raise ModelError(str(error)) from None
+        return users.as_user(ids, work)
 
     def _room(self, needed: int) -> None:
         """Refuse what would fill the disk of the store."""
@@ -500,7 +469,7 @@ class _Run:
             return
         free = status.f_bavail * status.f_frsize
         if free < needed + self.limits.margin:
-            raise NoRoom(
+            raise Refused(
                 "needs %.1f GiB on the disk of %s, and %.1f GiB shall stay free (free_space_margin), but only %.1f GiB "
                 "are free; delete models, or move the store"
                 % (needed / _GIB, folder, self.limits.margin / _GIB, free / _GIB)
@@ -509,7 +478,7 @@ class _Run:
     def _copied(self, item: Dict[str, Any], entry: Dict[str, Any]) -> None:
         former, source = self.store.get(_key(item["name"])), self.store.get(_key(item["copy_of"]))
         if source is None:
-            raise ModelError("copy_of %s: the store has no such model; declare it before its copy" % item["copy_of"])
+            raise Failed("copy_of %s: the store has no such model; declare it before its copy" % item["copy_of"])
         if former and source.get("digest") and former.get("digest") == source["digest"]:
             return
         if not self.check_mode:
@@ -525,15 +494,13 @@ class _Run:
             try:
                 source = fingerprint(recipe.source, record.get("file") or {})
             except OSError as error:
-                raise ModelError(
-                    "%s: %s; expected a GGUF file on this host" % (recipe.source, error.strerror)
-                ) from None
+                raise Failed("%s: %s; expected a GGUF file on this host" % (recipe.source, error.strerror)) from None
             body["files"] = {os.path.basename(recipe.source): "sha256:" + source["sha256"]}
             told = dict(body)
         else:
             base = self.store.get(_key(recipe.source))
             if base is None:
-                raise ModelError("FROM %s: the store has no such model; declare it before" % recipe.source)
+                raise Failed("FROM %s: the store has no such model; declare it before" % recipe.source)
             body["from"] = recipe.source
             told = dict(body, digest=base.get("digest"))
         request = hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8")).hexdigest()
@@ -545,8 +512,8 @@ class _Run:
             with follow(recipe.source) as file:
                 try:
                     gguf.read(file)
-                except gguf.GgufError as error:
-                    raise ModelError("%s %s" % (recipe.source, error)) from None
+                except ValueError as error:
+                    raise Failed("%s %s" % (recipe.source, error)) from None
                 if not self.check_mode:
                     self._uploaded(source, file)
         if not self.check_mode:
@@ -566,16 +533,16 @@ class _Run:
         status = ""
         for event in self.api.events("/api/create", dict(body, model=item["full"]), lambda: self.limits.timeout):
             if "error" in event:
-                raise ModelError("cannot be created: %s" % event["error"])
+                raise Failed("cannot be created: %s" % event["error"])
             status = str(event.get("status", ""))
         if status != "success":
-            raise ModelError("cannot be created: the server ended at %r, without success" % status)
+            raise Failed("cannot be created: the server ended at %r, without success" % status)
 
     def _stored_after(self, name: str) -> Dict[str, Any]:
         self.look()
         found = self.store.get(_key(name))
         if found is None:
-            raise ModelError("the server reported success, but its store has no such model")
+            raise Failed("the server reported success, but its store has no such model")
         return found
 
     def _made(self, item: Dict[str, Any], entry: Dict[str, Any], former: Optional[Dict[str, Any]], action: str) -> None:
@@ -646,7 +613,7 @@ class _Run:
         try:
             devices = self.server.devices(facts)
             header = self._header(_weights_path(shown))
-        except (ModelError, OSError, ValueError) as error:
+        except (Failed, OSError, ValueError) as error:
             self.warn("%s: its need of GPU memory cannot be estimated: %s" % (item["name"], error))
             return None
         free = [int(device["memory"]["free_bytes"] or 0) for device in devices]
@@ -695,7 +662,7 @@ class _Run:
             + ". Free GPU memory, shorten options.num_ctx, or load it with fit: warn, partly on the CPU"
         )
         if self.params["fit"] == "refuse":
-            raise ModelError(message)
+            raise Refused(message)
         self.warn("%s: %s" % (item["name"], message))
 
     def _contexts(self, item: Dict[str, Any], shown: Answer, header: gguf.Header, total: int) -> List[int]:
@@ -715,12 +682,12 @@ class _Run:
         embedding = "embedding" in capabilities and "completion" not in capabilities
         answer = self.api.load(item["full"], self.limits.timeout, embedding, **more)
         if answer.status == 200 and not embedding and answer.body.get("done") is not True:
-            raise ModelError("cannot be loaded: HTTP 200, but done is %s" % answer.body.get("done"))
+            raise Failed("cannot be loaded: HTTP 200, but done is %s" % answer.body.get("done"))
         _succeeded(answer, "cannot be loaded")
         self.look()
         resident = self.loaded.get(_key(item["name"]))
         if resident is None:
-            raise ModelError(
+            raise Failed(
                 "was loaded, and is gone again: /api/ps does not name it; keep_alive %s, or other models need its room"
                 % item.get("keep_alive", "of the server")
             )
@@ -735,7 +702,7 @@ class _Run:
             if dead is None:
                 break
             if time.monotonic() >= until:
-                raise ModelError("was loaded, but " + dead)
+                raise Failed("was loaded, but " + dead)
             # NVML names a process some time after it took memory, and sends no word
             time.sleep(0.1)
         self._report(entry, resident, facts, blob)
@@ -746,7 +713,7 @@ class _Run:
         message = "has %.1f of its %.1f GiB on GPUs, the rest runs on the CPU" % (on_gpu / _GIB, size / _GIB)
         if self.params["fit"] == "refuse":
             self.api.unload(item["full"])
-            raise ModelError(message + "; it was unloaded again (fit: refuse)")
+            raise Failed(message + "; it was unloaded again (fit: refuse)")
         self.warn("%s: %s" % (item["name"], message))
 
     def _report(self, entry: Dict[str, Any], resident: Dict[str, Any], facts: Dict[str, Any], blob: str) -> None:
@@ -791,7 +758,7 @@ def _key(name: str) -> str:
 
 def _succeeded(answer: Answer, what: str) -> None:
     if answer.status not in (200, 201):
-        raise ModelError("%s: HTTP %d: %s" % (what, answer.status, answer.error or "no reason given"))
+        raise Failed("%s: HTTP %d: %s" % (what, answer.status, answer.error or "no reason given"))
 
 
 def _weights_path(shown: Answer) -> str:

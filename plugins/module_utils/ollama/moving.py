@@ -27,7 +27,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store im
     with_rights_of,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import UserError, as_user
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import as_user
 
 _MARGIN = 1 << 30  # bytes that stay free when models are copied
 _STALL = 600  # seconds that a disk may take for a part of a copy
@@ -230,7 +231,7 @@ class MoveStep:
                 files.make_folders(self.new, ids(self.user)[:2])
             except OSError as error:
                 raise StoreError("%s: %s" % (error.filename, error.strerror)) from None
-        except (OSError, UserError) as error:
+        except (OSError, Failed) as error:
             raise StoreError("%s cannot be made: %s" % (self.new, error)) from None
 
 

@@ -12,6 +12,7 @@ import time
 from typing import Any, Callable, Dict, Optional, Tuple, TypeVar, cast
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 _Pull = TypeVar("_Pull", bound=Callable[..., None])
 
@@ -30,11 +31,7 @@ _REMEDIES = (
 )
 
 
-class PullError(Exception):
-    """The pull did not succeed; the model is as it was before."""
-
-
-class _Cancelled(PullError):
+class _Cancelled(Failed):
     """The server says that it was cancelled, which this run has not done."""
 
 
@@ -106,7 +103,7 @@ def pull(
     :param finish_timeout: seconds for what comes after the download: the digest of all of it, in silence.
     :param expected: bytes altogether, 0 when not known.
     :param room: called with the bytes that a layer still needs, before it is downloaded; may raise.
-    :raises PullError: it stalled, failed, or ended without success.
+    :raises Failed: it stalled, failed, or ended without success.
     """
     layers: Dict[str, Tuple[int, int]] = {}
     most, since, loading, status = 0, time.monotonic(), True, ""
@@ -114,9 +111,9 @@ def pull(
     def kept() -> str:
         return _RESUMES if layers else ""
 
-    def stalled() -> PullError:
+    def stalled() -> Failed:
         total = max(expected, sum(layer[1] for layer in layers.values()))
-        return PullError(
+        return Failed(
             "%s: no byte more for %.0f s (stall_timeout) at %d of %d bytes, status %r: the registry or the network "
             "stalls%s" % (name, stall_timeout, most, total, status, kept())
         )
@@ -128,7 +125,7 @@ def pull(
         for event in api.events("/api/pull", {"model": source, "insecure": insecure, "stream": True}, silence):
             if "error" in event:
                 words = str(event["error"]).partition("\n")[0]  # a registry may say it in HTML
-                kind = _Cancelled if "context canceled" in words else PullError
+                kind = _Cancelled if "context canceled" in words else Failed
                 raise kind("%s: %s%s" % (name, words, _advice(words) or _broken(words) + kept()))
             status, digest = str(event.get("status", "")), event.get("digest")
             loading = status.startswith("pulling")
@@ -147,11 +144,11 @@ def pull(
     except ApiTimeout:
         if loading:
             raise stalled() from None
-        raise PullError("%s: silent for %.0f s (timeout) at %r" % (name, finish_timeout, status)) from None
+        raise Failed("%s: silent for %.0f s (timeout) at %r" % (name, finish_timeout, status)) from None
     except ApiError as error:
-        raise PullError("%s: %s%s" % (name, error, kept())) from None
+        raise Failed("%s: %s%s" % (name, error, kept())) from None
     if status != "success":
-        raise PullError("%s: the server ended the pull at %r, without success%s" % (name, status, kept()))
+        raise Failed("%s: the server ended the pull at %r, without success%s" % (name, status, kept()))
 
 
 def _broken(words: str) -> str:

@@ -14,13 +14,10 @@ import re
 from typing import Any, Dict, Mapping, NamedTuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _LARGEST = 4 << 20
-
-
-class RegistryError(Exception):
-    """The registry cannot be asked, or has no such model."""
 
 
 class Manifest(NamedTuple):
@@ -43,7 +40,7 @@ def manifest(name: str, *, insecure: bool, environ: Mapping[str, str], timeout: 
 
     :param insecure: do not check its certificate.
     :param environ: of the server: its ``HTTPS_PROXY`` and ``HTTP_PROXY`` are used.
-    :raises RegistryError: nothing usable came within ``timeout`` seconds.
+    :raises Failed: nothing usable came within ``timeout`` seconds.
     """
     import ssl  # 40 ms, so only here
     import urllib.request
@@ -69,5 +66,5 @@ def manifest(name: str, *, insecure: bool, environ: Mapping[str, str], timeout: 
         parts = [document["config"]] + document["layers"]
         layers = {str(part["digest"]): int(part["size"]) for part in parts}
     except (OSError, ValueError, KeyError, TypeError) as error:  # URLError and HTTPError are OSErrors
-        raise RegistryError("%s: %s" % (url, error)) from None
+        raise Failed("%s: %s" % (url, error)) from None
     return Manifest(hashlib.sha256(content).hexdigest(), layers)

@@ -14,7 +14,9 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import unit_name
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -22,20 +24,18 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _LARGEST = 16 << 20  # bytes of a manifest
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, system: Optional[Any] = None) -> Dict[str, Any]:
-    """Start or end to offer models; see offer.bring."""
+def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
+    """Start or stop offering models; see :func:`offer.bring`."""
     system = system or System()
-    return offer.bring(params, check_mode, system, lambda: _look(params, system))
+    return offer.bring(params, check_mode, warn, system, lambda: _read_offer(params, system))
 
 
-def _look(params: Mapping[str, Any], system: Any) -> offer.Offer:
-    unit = params["name"] if params["name"].endswith(".service") else params["name"] + ".service"
+def _read_offer(params: Mapping[str, Any], system: Any) -> offer.Offer:
+    unit = unit_name(params["name"])
     store, ids = _store(unit, params["host"], system)
     found = offer.Offer({}, {}, ids.uid, {}, _MANIFEST)
-    try:  # the store is its user's, who must not have root look at what is not
-        told = users.as_user(ids, lambda: [_read(store, name) for name in params["models"]])
-    except users.UserError as error:
-        raise offer.Unable(str(error)) from None
+    # the store is its user's, who must not have root read other files
+    told = users.as_user(ids, lambda: [_read(store, name) for name in params["models"]])
     for name, (content, blobs) in zip(params["models"], told):
         digest = hashlib.sha256(content.encode("utf-8")).hexdigest()
         found.manifests["sha256:" + digest] = content
@@ -47,7 +47,7 @@ def _look(params: Mapping[str, Any], system: Any) -> offer.Offer:
 def _read(store: str, name: str) -> Tuple[str, Dict[str, str]]:
     """The manifest of a model, and the paths of its blobs by digest.
 
-    :raises offer.Unable: the store does not have all of it, for the user who looks.
+    :raises Failed: the store does not have all of it, for the user who looks.
     """
     try:
         with follow(names.manifest(store, name)) as file:
@@ -58,23 +58,20 @@ def _read(store: str, name: str) -> Tuple[str, Dict[str, str]]:
         if strange:
             raise ValueError("%s is no digest" % strange[0])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise offer.Unable("%s: cannot be offered: %s" % (name, error)) from None
+        raise Failed("%s: cannot be offered: %s" % (name, error)) from None
     blobs = {part: os.path.join(store, "blobs", part.replace(":", "-")) for part in parts}
     lacking = [blob for blob in blobs.values() if not (os.path.isfile(blob) and os.access(blob, os.R_OK))]
     if lacking:
-        raise offer.Unable("%s: cannot be offered: its store has no %s that may be read" % (name, lacking[0]))
+        raise Failed("%s: cannot be offered: its store has no %s that may be read" % (name, lacking[0]))
     return content, blobs
 
 
 def _store(unit: str, host: Optional[str], system: Any) -> Tuple[str, users.Ids]:
     """The store of the running server, and the ids of its process."""
-    try:
-        found = server.find(unit, host, system)
-    except server.ServerError as error:
-        raise offer.Unable(str(error)) from None
+    found = server.find(unit, host, system)
     if not found.store:
-        raise offer.Unable("%s does not tell where its models lie" % unit)
+        raise Failed("%s does not tell where its models lie" % unit)
     try:
         return found.store, users.ids_of_process(int(system.show(unit).get("MainPID") or 0))
     except OSError:
-        raise offer.Unable("%s ended just now" % unit) from None
+        raise Failed("%s ended just now" % unit) from None

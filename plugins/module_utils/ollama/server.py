@@ -9,16 +9,14 @@ import os
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, select
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import visible_list
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, main_environ
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 _PASSING = 5.0  # seconds for which a process may be not yet executed, or gone and systemd not know it
-
-
-class ServerError(Exception):
-    """There is no server to talk to."""
 
 
 class Server(NamedTuple):
@@ -66,8 +64,8 @@ class Server(NamedTuple):
                 raise ValueError("no GPU of this host answers")
             return answering
         try:
-            return select(facts["devices"], settings.visible_list(visible))
-        except (SelectionError, settings.SettingsError) as error:
+            return select(facts["devices"], visible_list(visible))
+        except Refused as error:
             raise ValueError(str(error)) from None
 
     def _flag(self, variable: str, default: bool) -> bool:
@@ -83,16 +81,16 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
     """The server of a unit, or the one that listens at ``host``.
 
     :param host: ADDRESS:PORT; None: as the unit's process has it in OLLAMA_HOST.
-    :raises ServerError: the unit does not run and no host is given, or the host is none.
+    :raises Failed: the unit does not run and no host is given, or the host is none.
     """
     environ = {}  # type: Dict[str, str]
     try:
         environ = main_environ(system, unit, _PASSING)[1]
     except ManagerError as error:
         if host is None:
-            raise ServerError("%s; run this with become: true, or name the server by host" % error) from None
+            raise Failed("%s; run this with become: true, or name the server by host" % error) from None
     if not environ and host is None:
-        raise ServerError(
+        raise Failed(
             "%s does not run on this host; expected a running Ollama. Start it (ollama_service), or name the server by "
             "host" % unit
         )
@@ -101,7 +99,7 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
         address, port = settings.reachable_at(host or listens)
         own = settings.reachable_at(listens)
     except ValueError as error:
-        raise ServerError("host: %s" % error) from None
+        raise Failed("host: %s" % error) from None
     return Server(Api(address, port), unit, environ if own == (address, port) else {})
 
 

@@ -18,13 +18,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tu
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import (
-    STRANGERS,
-    Ids,
-    UserError,
-    as_user,
-    ids_of,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import STRANGERS, Ids, as_user, ids_of
 
 CHANGES = ("refuse", "move", "leave")
 TOPS = ("blobs", "manifests")
@@ -101,7 +96,7 @@ def with_rights_of(user: str, work: Any, limit: float = _LIMIT) -> Any:
     """
     try:
         return as_user(ids(user), work, limit)
-    except UserError as error:
+    except Failed as error:
         raise StoreError(str(error)) from None
     except OSError as error:
         refuse(error, user)

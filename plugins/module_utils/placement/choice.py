@@ -9,11 +9,7 @@ import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import (
-    SelectionError,
-    select,
-    visible_devices,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select, visible_devices
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -34,8 +30,8 @@ def place(options: Mapping[str, Any], facts: Dict[str, Any], unit: str, counts_v
     """The GPUs that ``visible_devices``, or CUDA_VISIBLE_DEVICES in ``environment``, means.
 
     :param options: the service's; ``visible_devices`` is a wish as gpu.select takes it, ``none`` for no GPU, or None.
-    :param counts_visible: whether the engine needs numbers in CUDA_VISIBLE_DEVICES even where the service can open its
-        own GPUs alone (``isolate``); CUDA and NVML then count these from 0.
+    :param counts_visible: whether the engine understands nothing but numbers in CUDA_VISIBLE_DEVICES. Where the service
+        can open no GPUs but its own (``isolate``), CUDA and NVML count these from 0.
     :raises Refused: the wish cannot be fulfilled on this host.
     """
     wanted, environment, isolate = options["visible_devices"], options["environment"], options["isolate"]
@@ -47,25 +43,32 @@ def place(options: Mapping[str, Any], facts: Dict[str, Any], unit: str, counts_v
     if fault and (wanted is None or all(device["health"]["lost"] for device in facts["devices"])):
         # GPUs that still answer may be chosen by a list or a policy while another one is lost
         raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
+    by_hand = environment.get(VARIABLE)
+    if VARIABLE in environment:
+        wish: Any = _by_variable(wanted, by_hand, isolate)
+    elif wanted is not None:
+        wish = wanted
+    elif isolate:
+        raise Refused("isolate requires visible_devices")
+    else:
+        return Placed([], None)
     try:
-        if VARIABLE in environment:
-            return _by_variable(wanted, environment[VARIABLE], isolate, facts)
-        if wanted is None:
-            if isolate:
-                raise Refused("isolate requires visible_devices")
-            return Placed([], None)
-        chosen = select(facts["devices"], wanted, held_by_unit(facts["devices"], unit))
-    except SelectionError as error:
+        chosen = select(facts["devices"], wish, held_by_unit(facts["devices"], unit))
+    except Refused as error:
         raise Refused("%s: %s" % (VARIABLE if VARIABLE in environment else "visible_devices", error)) from None
+    if VARIABLE in environment:
+        return Placed(chosen, str(by_hand))
+    if counts_visible:
+        indexes = [device["index"] for device in chosen]
+        return Placed(chosen, ",".join(str(sorted(indexes).index(index) if isolate else index) for index in indexes))
     if not isolate:
         return Placed(chosen, visible_devices(chosen, facts["devices"], wanted))
-    if counts_visible:
-        return Placed(chosen, ",".join(str(number) for number in range(len(chosen))))
     # numbers would count what the unit may open: with them it would serve on the CPU without a word
     return Placed(chosen, ",".join(device["uuid"] for device in chosen))
 
 
-def _by_variable(wanted: Any, written: Any, isolate: bool, facts: Dict[str, Any]) -> Placed:
+def _by_variable(wanted: Any, written: Any, isolate: bool) -> List[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES among the variables names."""
     if wanted is not None:
         raise Refused("environment.%s: already given by visible_devices; keep one of the two" % VARIABLE)
     listed = visible_list(written)
@@ -74,7 +77,7 @@ def _by_variable(wanted: Any, written: Any, isolate: bool, facts: Dict[str, Any]
             "environment.%s: %r are indexes, which count otherwise where only the declared GPUs can be opened "
             "(isolate); write UUIDs, or use visible_devices" % (VARIABLE, written)
         )
-    return Placed(select(facts["devices"], listed), str(written))
+    return listed
 
 
 def visible_list(value: Any) -> List[str]:

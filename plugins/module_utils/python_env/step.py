@@ -15,6 +15,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.envi
     EnvironmentStep,
     Sources,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Needed, Refused
 
 #: For the argument spec of every module that brings an environment along, at its top or as suboptions.
 OPTIONS: Dict[str, Dict[str, Any]] = dict(
@@ -33,14 +34,6 @@ OPTIONS: Dict[str, Dict[str, Any]] = dict(
     build_timeout=dict(type="int", default=3600),
     root=dict(type="path", default=environment.ROOT),
 )
-
-
-class Refused(Exception):
-    """Something is wrong before anything was touched."""
-
-
-class WheelsNeeded(Exception):
-    """The environment is not on this host yet, and its wheels lie on the controller."""
 
 
 def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> EnvironmentStep:
@@ -70,21 +63,21 @@ def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> Environ
             timeout=params["build_timeout"],
         )
         return EnvironmentStep(choice, interpreter, sources, params["root"])
-    except (wheels.WheelError, EnvironmentFault) as error:
+    except EnvironmentFault as error:
         raise Refused(str(error)) from None
 
 
 def check_wheels(step: EnvironmentStep, params: Mapping[str, Any], check_mode: bool) -> None:
     """To be called before a step is applied.
 
-    :raises WheelsNeeded: the controller has to send them first.
+    :raises Needed: the controller has to send them first.
     :raises Refused: they are not where they should be.
     """
     if not params["wheels"] or step.built():
         return
     if not params["remote_src"]:
         if not check_mode:
-            raise WheelsNeeded()
+            raise Needed([params["wheels"]])
     elif not os.path.exists(params["wheels"]):
         raise Refused(
             "wheels: there is no directory %s on this host; expected one with the wheels of %s"
@@ -98,8 +91,8 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, A
     :param params: ``engine`` and OPTIONS.
     :returns: the module's result.
     :raises Refused: nothing was touched.
-    :raises WheelsNeeded: nothing was touched; call again with the wheels on this host.
-    :raises EnvironmentFault: nothing was switched, and nothing of the new environment is left.
+    :raises Needed: nothing was touched; call again with the wheels on this host.
+    :raises Failed: nothing was switched, and nothing of the new environment is left.
     """
     step = step_for(params["engine"], params)
     needed, built = step.needed(), step.built()
@@ -115,7 +108,10 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, A
     check_wheels(step, params, check_mode)
     diff, pruned = step.diff(), []
     if not check_mode:
-        step.apply()
+        try:
+            step.apply()
+        except EnvironmentFault as error:
+            raise Failed("%s. Nothing of it is left; what was in use still is" % error) from None
         pruned = sorted({*step.prune(), *step.tidy()})
     said = "switched to" if built else "built and switched to"
     result = dict(_result(step), changed=True, diff=diff, pruned=pruned)

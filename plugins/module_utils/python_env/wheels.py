@@ -10,12 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Iterable, List, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.table import DRIVERS, WHEELS, Wheel
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 Python = Tuple[int, int]
-
-
-class WheelError(Exception):
-    """No build can be installed; the message has the numbers and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +51,12 @@ def choose(
         table then, but ``cuda`` must say what it is built with.
     :param packages: further packages; one that names a package of the table takes its place.
     :param without: requirements of the engine's package to be left out, beside the table's.
-    :raises WheelError: nothing fits.
+    :raises Refused: nothing fits.
     """
     cuda = normal(cuda) if cuda else None
     if package and not any(wheel.engine == engine and wheel.version == version for wheel in wheels):
         if not version or not cuda:
-            raise WheelError(
+            raise Refused(
                 "package %s: give version and cuda with it (such as cu129, or cpu), as no table tells them" % package
             )
         wheel = Wheel(engine, version, cuda, (package,), ((3, 0), (4, 0)))
@@ -89,26 +86,26 @@ def mirrored(choice: Choice, indexes: Sequence[str]) -> Choice:
 def normal(cuda: str) -> str:
     """``cu130`` of ``13.0``, ``cuda13.0``, ``130`` or ``cu130``; ``cpu``.
 
-    :raises WheelError: it is none of these.
+    :raises Refused: it is none of these.
     """
     found = re.match(r"(?:cu(?:da)?)?[- ]?(\d\d)\.?(\d)\Z", cuda.strip().lower())
     if cuda.strip().lower() == "cpu":
         return "cpu"
     if not found:
-        raise WheelError("cuda is %r; expected a version such as 13.0 or cu130, or cpu" % cuda)
+        raise Refused("cuda is %r; expected a version such as 13.0 or cu130, or cpu" % cuda)
     return "cu%s%s" % found.groups()
 
 
 def floor(cuda: str) -> Optional[str]:
     """The oldest driver that runs a build; None for the CPU.
 
-    :raises WheelError: of a CUDA that the table does not know.
+    :raises Refused: of a CUDA that the table does not know.
     """
     if cuda == "cpu":
         return None
     major = int(cuda[2:4])
     if major not in DRIVERS:
-        raise WheelError(
+        raise Refused(
             "no driver is known for CUDA %s; known are %s"
             % (_dotted(cuda), ", ".join("%d.x" % known for known in sorted(DRIVERS)))
         )
@@ -143,11 +140,11 @@ def _from_table(
         and (wheel.cuda == cuda if cuda else wheel.cuda != "cpu")
     ]
     if not fitting:
-        raise WheelError(_unknown(engine, version, cuda, known))
+        raise Refused(_unknown(engine, version, cuda, known))
     for_python = [wheel for wheel in fitting if python is None or wheel.python[0] <= python < wheel.python[1]]
     if not for_python:
         least, below = min(wheel.python[0] for wheel in fitting), max(wheel.python[1] for wheel in fitting)
-        raise WheelError(
+        raise Refused(
             "%s needs Python %d.%d or newer, older than %d.%d; the interpreter is Python %d.%d: name another one"
             % ((_what(engine, version, cuda),) + least + below + (python or (0, 0)))
         )
@@ -162,7 +159,7 @@ def _from_table(
 def _refuse_driver(wheel: Wheel, driver: Optional[str], advice: str = "") -> None:
     if runs(wheel.cuda, driver):
         return
-    raise WheelError(
+    raise Refused(
         "%s %s is built with CUDA %s, which needs NVIDIA driver %s or newer; this host has %s. Nothing was installed."
         " Update the driver%s"
         % (

@@ -10,26 +10,24 @@ import os
 from typing import Any, Dict, List, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place, SourceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 _NOBODY = 65534  # the files are readable by all
 _PIECE = 1 << 20
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, system: Optional[Any] = None) -> Dict[str, Any]:
-    """Start or end to offer models; see offer.bring."""
-    return offer.bring(params, check_mode, system or System(), lambda: _look(params["models"]))
+def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
+    """Start or stop offering models; see :func:`offer.bring`."""
+    return offer.bring(params, check_mode, warn, system or System(), lambda: _read_offer(params["models"]))
 
 
-def _look(models: List[Dict[str, Any]]) -> offer.Offer:
+def _read_offer(models: List[Dict[str, Any]]) -> offer.Offer:
     found = offer.Offer({}, {}, _NOBODY)
     for model in models:
-        try:
-            place = Place(model)
-        except SourceError as error:
-            raise offer.SeedError(str(error)) from None
+        place = Place(model)
         found.models[place.key] = _told(place, found.blobs)
     return found
 
@@ -38,13 +36,13 @@ def _told(place: Place, blobs: Dict[str, str]) -> Dict[str, Any]:
     """What peers are told of a model; its files go to ``blobs``."""
     commit = place.commit()
     if not commit or not place.whole(commit):
-        raise offer.Unable("%s is not in %s" % (place.shown, place.folder))
+        raise Failed("%s is not in %s" % (place.shown, place.folder))
     record, files = place.record(commit), []
     known = record.get("sha256", {})
     try:
         hub.check(commit, [hub.File(name, size, known.get(name)) for name, size in record["files"].items()])
-    except hub.HubError as error:
-        raise offer.Unable("%s in %s: %s" % (place.shown, place.folder, error)) from None
+    except Failed as error:
+        raise Failed("%s in %s: %s" % (place.shown, place.folder, error)) from None
     for name, size in sorted(record["files"].items()):
         path = os.path.join(place.path(commit), name)
         sha256 = known.get(name) or _sha256(path)
@@ -58,7 +56,7 @@ def _sha256(path: str) -> str:
 
     digest, descriptor = hashlib.sha256(), open_regular(path)
     if descriptor is None:
-        raise offer.Unable("%s is gone" % path)
+        raise Failed("%s is gone" % path)
     with os.fdopen(descriptor, "rb") as file:
         for piece in iter(lambda: file.read(_PIECE), b""):
             digest.update(piece)

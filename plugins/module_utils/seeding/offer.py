@@ -13,7 +13,7 @@ import time
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import seed_server
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 
 _FOLDER = "/run/gpufleet"
@@ -34,14 +34,6 @@ _SANDBOX = {
 }
 
 
-class SeedError(Exception):
-    """The declaration is wrong; nothing was touched."""
-
-
-class Unable(Exception):
-    """This host cannot seed; others have to do without it."""
-
-
 class Offer(NamedTuple):
     """What the program is to serve: see seed_server.serve."""
 
@@ -54,36 +46,46 @@ class Offer(NamedTuple):
     type: str = ""
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, system: Any, look: Callable[[], Offer]) -> Dict[str, Any]:
-    """Start or end to offer models at a port.
+def bring(
+    params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Any, read: Callable[[], Offer]
+) -> Dict[str, Any]:
+    """Start or stop offering models at a port.
 
-    :param look: what is to be offered.
+    A host that cannot seed is no failure: its peers then use the registry or the hub.
+
+    :param warn: called where this host cannot seed.
+    :param read: returns what is to be offered.
     :returns: the module's result.
-    :raises SeedError: nothing was touched.
-    :raises Unable: nothing runs now.
+    :raises Refused: the declaration is wrong.
     """
-    own = "gpufleet-seed-%d.service" % params["port"]
     try:
-        runs = system.show(own).get("ActiveState") in ("active", "activating", "deactivating")
-        if params["state"] == "stopped":
-            if runs and not check_mode:
-                system.stop(own, _STOPS)
-            return {"changed": runs, "unit": own, "models": {}, "msg": "%s ended" % own if runs else "no %s" % own}
-        if not re.match(r"[0-9a-f]{32}\Z", params["token"] or ""):
-            raise SeedError("token: expected 32 hexadecimal digits in small letters, new for each run")
-        if not params["models"]:
-            raise SeedError("models: is empty; expected what is to be offered")
-        offered = look()
-        address = params["address"] or toward(params["peers"] or ())
-        if not check_mode:
-            if runs:
-                system.stop(own, _STOPS)  # of a run that was killed
-            config = {"address": address, "port": params["port"], "idle": params["idle_timeout"]}
-            config.update(prefix="gpufleet-" + params["token"], blobs=offered.blobs)
-            config.update(manifests=offered.manifests, type=offered.type)
-            _start(own, offered.uid, config, system)
-    except (ManagerError, OSError) as error:
-        raise Unable(str(error)) from None
+        return _bring(params, check_mode, system, read)
+    except (Failed, OSError) as error:
+        message = "does not seed: %s" % error
+        warn(message)
+        return {"changed": False, "models": {}, "unit": "", "msg": message}
+
+
+def _bring(params: Mapping[str, Any], check_mode: bool, system: Any, read: Callable[[], Offer]) -> Dict[str, Any]:
+    own = "gpufleet-seed-%d.service" % params["port"]
+    runs = system.show(own).get("ActiveState") in ("active", "activating", "deactivating")
+    if params["state"] == "stopped":
+        if runs and not check_mode:
+            system.stop(own, _STOPS)
+        return {"changed": runs, "unit": own, "models": {}, "msg": "%s ended" % own if runs else "no %s" % own}
+    if not re.match(r"[0-9a-f]{32}\Z", params["token"] or ""):
+        raise Refused("token: expected 32 hexadecimal digits in small letters, new for each run")
+    if not params["models"]:
+        raise Refused("models: is empty; expected what is to be offered")
+    offered = read()
+    address = params["address"] or toward(params["peers"] or ())
+    if not check_mode:
+        if runs:
+            system.stop(own, _STOPS)  # of a run that was killed
+        config = {"address": address, "port": params["port"], "idle": params["idle_timeout"]}
+        config.update(prefix="gpufleet-" + params["token"], blobs=offered.blobs)
+        config.update(manifests=offered.manifests, type=offered.type)
+        _start(own, offered.uid, config, system)
     url = "http://%s:%d" % (address, params["port"])
     said = "%s offers %s" % (url, ", ".join(offered.models))
     return {"changed": True, "unit": own, "url": url, "models": offered.models, "msg": said}
@@ -92,7 +94,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, system: Any, look: Callab
 def toward(peers: Any) -> str:
     """The IPv4 address of this host by which it reaches the first of its peers that can be reached.
 
-    :raises Unable: there is none that another host could reach.
+    :raises Failed: there is none that another host could reach.
     """
     for peer in peers:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -103,7 +105,7 @@ def toward(peers: Any) -> str:
             address = probe.getsockname()[0]
         if not address.startswith("127."):
             return address
-    raise Unable(
+    raise Failed(
         "finds no address by which its peers (%s) could reach it; declare address" % (", ".join(peers) or "none given")
     )
 
@@ -116,7 +118,7 @@ def _start(own: str, uid: int, config: Dict[str, Any], system: Any) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise Unable("cannot listen at %s:%d: %s" % (address + (error.strerror,))) from None
+        raise Failed("cannot listen at %s:%d: %s" % (address + (error.strerror,))) from None
     path = "%s/%s.py" % (_FOLDER, own)
     os.makedirs(_FOLDER, mode=0o755, exist_ok=True)
     try:
@@ -129,7 +131,7 @@ def _start(own: str, uid: int, config: Dict[str, Any], system: Any) -> None:
             ended = system.show(own).get("ActiveState") not in ("active", "activating")
             if ended or time.monotonic() > until:
                 system.stop(own, _STOPS)
-                raise Unable("%s %s; see journalctl -u %s" % (own, "ended" if ended else "does not listen", own))
+                raise Failed("%s %s; see journalctl -u %s" % (own, "ended" if ended else "does not listen", own))
             # nothing tells when the port is open
             time.sleep(0.05)
     finally:

@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit im
     parse_environment_file,
     template_of,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
 # Where systemd looks for units and drop-ins, the highest priority first (systemd.unit(5), table 1).
@@ -105,7 +106,7 @@ SECONDS = {
 }
 
 
-class ManagerError(Exception):
+class ManagerError(Failed):
     """systemd did not do what it was asked for; the message says what, and what it answered."""
 
 

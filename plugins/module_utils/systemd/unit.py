@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+
 WHITESPACE = " \t\n\r"
 
 # A line ends at LF, CR or NUL; LF and CR next to each other are one end.
@@ -75,7 +77,7 @@ _LIVE = """
 LIVE_KEYS = frozenset(_LIVE.split())
 
 
-class UnitError(ValueError):
+class UnitError(Refused):
     """A name, value or file that systemd cannot take as it is; the message says which, why and what to do."""
 
 

@@ -9,11 +9,11 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 
 
 class Refused(Exception):
-    """What is declared is wrong, or cannot be had on this host. Nothing was changed."""
+    """The declaration is wrong, or cannot be met on this host. Nothing was changed."""
 
 
 class Needed(Exception):
-    """Files that lie on the controller are needed on this host; call again once they are here. Nothing was changed."""
+    """Files on the controller are needed on this host; call again when they are here. Nothing was changed."""
 
     def __init__(self, files: Sequence[str]) -> None:
         super().__init__(", ".join(files))
@@ -21,7 +21,10 @@ class Needed(Exception):
 
 
 class Failed(Exception):
-    """Something was tried and failed; ``result`` says what was done and what was put back, as the module returns it."""
+    """Something was tried and failed; ``result`` reports what was done and what was put back, as the module returns it.
+
+    :param result: the module's result without ``msg``; ``changed: false`` if left out.
+    """
 
     def __init__(self, message: str, result: Optional[Mapping[str, Any]] = None) -> None:
         super().__init__(message)

@@ -15,6 +15,7 @@ import stat
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Iterator, List, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import kind
 
 MEMBERS = 100000
@@ -31,17 +32,13 @@ _CHUNK = 1 << 20
 _AHEAD = 1 << 18
 
 
-class UnsafeArchive(Exception):
-    """The archive holds something that must not be unpacked; the message says what, as in ``holds a device``."""
-
-
 def unpack(stream: BinaryIO, folder: str) -> None:
     """Unpack a tar archive over what is in a folder that nobody else may write into.
 
     Files are 0644, or 0755 where the archive has them executable, folders 0755, all owned by whoever runs this.
 
     :param stream: the archive without compression, read to its end.
-    :raises UnsafeArchive: some of it may have been unpacked, nothing of it outside of ``folder``.
+    :raises Failed: some of it may have been unpacked, nothing of it outside of ``folder``.
     :raises tarfile.TarError, EOFError, ValueError: it is damaged.
     :raises OSError: there is not enough space, or the folder cannot be written.
     """
@@ -59,7 +56,7 @@ def unpack(stream: BinaryIO, folder: str) -> None:
                     break
                 count, total = count + 1, total + max(0, member.size)
                 if count > MEMBERS or total > BYTES:
-                    raise UnsafeArchive("holds more than %d files, or %d bytes" % (MEMBERS, BYTES))
+                    raise Failed("holds more than %d files, or %d bytes" % (MEMBERS, BYTES))
                 metered.left = None
                 tree.place(tar, member)
                 tar.members = []  # type: ignore[attr-defined]  # it would remember them all
@@ -83,7 +80,7 @@ class _Metered:
         if self.left is not None:
             self.left -= len(found)
             if self.left < 0:
-                raise UnsafeArchive("holds a header, or something behind its end, of more than %d bytes" % HEADERS)
+                raise Failed("holds a header, or something behind its end, of more than %d bytes" % HEADERS)
         return found
 
 
@@ -96,12 +93,12 @@ class _Tree:
     def place(self, tar: Any, member: Any) -> None:
         parts = _parts(member.name)
         if member.issparse():
-            raise UnsafeArchive("holds a sparse file, %r" % member.name)
+            raise Failed("holds a sparse file, %r" % member.name)
         if member.isdir():
             with self._folder(parts):
                 return
         if not parts:
-            raise UnsafeArchive("holds the unsafe name %r" % member.name)
+            raise Failed("holds the unsafe name %r" % member.name)
         if member.isreg():
             self._file(tar, member, parts)
         elif member.issym():
@@ -109,15 +106,15 @@ class _Tree:
         elif member.islnk():
             self._second_name(member, parts)
         else:
-            raise UnsafeArchive(
+            raise Failed(
                 "holds %s, %r" % ("a named pipe" if member.isfifo() else "a device or something unknown", member.name)
             )
 
     def _file(self, tar: Any, member: Any, parts: List[str]) -> None:
         if member.mode & (stat.S_ISUID | stat.S_ISGID):
-            raise UnsafeArchive("holds a set-uid or set-gid program, %r" % member.name)
+            raise Failed("holds a set-uid or set-gid program, %r" % member.name)
         if member.size < 0:
-            raise UnsafeArchive("holds %r of %d bytes" % (member.name, member.size))
+            raise Failed("holds %r of %d bytes" % (member.name, member.size))
         space = os.fstatvfs(self.top)
         free = space.f_bavail * space.f_frsize
         if member.size > free:
@@ -142,7 +139,7 @@ class _Tree:
     def _second_name(self, member: Any, parts: List[str]) -> None:
         known = _parts(member.linkname)
         if not known or known == parts:
-            raise UnsafeArchive("holds the unsafe name %r" % member.linkname)
+            raise Failed("holds the unsafe name %r" % member.linkname)
         with self._folder(known[:-1]) as there, self._folder(parts[:-1]) as here:
             try:
                 found = os.stat(known[-1], dir_fd=there, follow_symlinks=False).st_mode
@@ -150,7 +147,7 @@ class _Tree:
                 found = 0
             if not stat.S_ISREG(found):
                 words = "%s, %r, as a second name of %s" % (member.name, member.linkname, kind(found))
-                raise UnsafeArchive("holds %s" % words)
+                raise Failed("holds %s" % words)
             _make_room(parts[-1], here, member.name)
             os.link(known[-1], parts[-1], src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
 
@@ -166,16 +163,16 @@ class _Tree:
                 if part == "..":
                     os.close(folders.pop())
                     if not folders:
-                        raise UnsafeArchive("holds the unsafe name %r, which leads out by a link" % name)
+                        raise Failed("holds the unsafe name %r, which leads out by a link" % name)
                     continue
                 if not _open_or_make(part, folders):
                     links += 1
                     to = _link_to(part, folders[-1], name)
                     if links > _LINKS or os.path.isabs(to):
-                        raise UnsafeArchive("holds the unsafe name %r, which leads out by a link" % name)
+                        raise Failed("holds the unsafe name %r, which leads out by a link" % name)
                     waiting += to.split("/")[::-1]
                 if len(folders) > DEPTH:
-                    raise UnsafeArchive("holds the unsafe name %.200r, more than %d folders deep" % (name, DEPTH))
+                    raise Failed("holds the unsafe name %.200r, more than %d folders deep" % (name, DEPTH))
             yield folders[-1]
         finally:
             for descriptor in folders:
@@ -201,7 +198,7 @@ def _link_to(part: str, parent: int, name: str) -> str:
     try:
         return os.readlink(part, dir_fd=parent)
     except OSError:
-        raise UnsafeArchive("holds %r both as a file and as a folder" % name) from None
+        raise Failed("holds %r both as a file and as a folder" % name) from None
 
 
 def _make_room(part: str, parent: int, name: str) -> None:
@@ -211,7 +208,7 @@ def _make_room(part: str, parent: int, name: str) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISDIR(found):
-        raise UnsafeArchive("holds %r both as a file and as a folder" % name)
+        raise Failed("holds %r both as a file and as a folder" % name)
     os.unlink(part, dir_fd=parent)
 
 
@@ -219,13 +216,13 @@ def _parts(name: str) -> List[str]:
     """The folders and the file of a name."""
     parts = [part for part in _checked(name).split("/") if part not in ("", ".")]
     if os.path.isabs(name) or ".." in parts:
-        raise UnsafeArchive("holds the unsafe name %r" % name)
+        raise Failed("holds the unsafe name %r" % name)
     return parts
 
 
 def _checked(name: str) -> str:
     if not name or any(character < " " or character == "\x7f" for character in name):
-        raise UnsafeArchive("holds the unsafe name %r" % name)
+        raise Failed("holds the unsafe name %r" % name)
     return name
 
 
@@ -236,4 +233,4 @@ def _check_links(folder: str) -> None:
         for name in [*folders, *names]:
             path = os.path.join(where, name)
             if os.path.islink(path) and not (os.path.realpath(path) + "/").startswith(inside):
-                raise UnsafeArchive("holds the link %r, which leads out of it" % os.path.relpath(path, folder))
+                raise Failed("holds the link %r, which leads out of it" % os.path.relpath(path, folder))

@@ -13,6 +13,8 @@ import signal
 import time
 from typing import Any, Callable, Generator, List, NamedTuple, NoReturn, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+
 STRANGER = (1 << 31) - 2
 """User and group id that nothing belongs to."""
 _ANSWER = 64 << 20  # bytes; the child may be made to say anything by the files that it finds
@@ -29,10 +31,6 @@ class Ids(NamedTuple):
 
 STRANGERS = Ids(STRANGER, STRANGER, [])
 """The ids of a user who does not exist yet."""
-
-
-class UserError(Exception):
-    """Work done as a user failed; the message says what the child said, or how it ended."""
 
 
 def ids_of(user: str) -> Optional[Ids]:
@@ -75,7 +73,7 @@ def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
         limit again at each of its yields, and returns its result.
     :param limit: seconds after which the child is killed; it may wait for a pipe or a hanging file system.
     :raises OSError: as in the child, with the same errno and file name.
-    :raises UserError: the child failed in another way, or took longer.
+    :raises Failed: the child failed in another way, or took longer.
     """
     import ctypes
 
@@ -91,7 +89,7 @@ def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
         os.close(reading)
         _end(child)
     if said is None:
-        raise UserError("it took longer than %d s, or said too much, and was ended" % limit)
+        raise Failed("it took longer than %d s, or said too much, and was ended" % limit)
     return _result(said)
 
 
@@ -179,10 +177,10 @@ def _result(said: bytes) -> Any:
     try:
         answer = json.loads(said)
     except ValueError:
-        raise UserError("the process that did it ended without an answer") from None
+        raise Failed("the process that did it ended without an answer") from None
     if "os" in answer:
         number, words, path = answer["os"]
         raise OSError(number, words, path or None)
     if "error" in answer:
-        raise UserError(answer["error"])
+        raise Failed(answer["error"])
     return answer["result"]

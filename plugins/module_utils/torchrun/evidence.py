@@ -13,6 +13,7 @@ import shutil
 import time
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import logs
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.command import Job, unit_name
 
@@ -58,7 +59,7 @@ def ended(system: Any, job: Job) -> Optional[Dict[str, Any]]:
 def prune(system: Any, job: Job, ids: Any, keep: int) -> List[str]:
     """Remove the oldest runs' logs, with the rights of the job's user, until ``keep`` are left: their names.
 
-    :raises OSError: the folder cannot be read, or that took too long (UserError).
+    :raises OSError: the folder cannot be read, or that took too long (Failed).
     """
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import folder
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import as_user
@@ -82,7 +83,7 @@ def read(system: Any, job: Job, ids: Any, invocation: str) -> Dict[str, Any]:
     :param ids: the user's.
     :param invocation: the running one, if it runs.
     """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import UserError, as_user
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import as_user
 
     how = ended(system, job)
     invocation = how["invocation"] if how else invocation
@@ -92,7 +93,7 @@ def read(system: Any, job: Job, ids: Any, invocation: str) -> Dict[str, Any]:
     folder = system.root + job.log_dir
     try:
         said: Dict[str, Any] = as_user(ids, lambda: _said(folder, before, agent, job), LIMIT)
-    except (OSError, UserError) as error:
+    except (OSError, Failed) as error:
         said = _said("", [], agent[-TAIL:], job)
         reason = getattr(error, "strerror", None) or str(error)
         said["last_words"] = [*said["last_words"], "The logs in %s cannot be read: %s" % (job.log_dir, reason)]

@@ -11,23 +11,14 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+
 Nodes = Mapping[str, Mapping[str, Any]]
 Reach = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Host, peer, the peer's address, and what came of trying it: ``data`` and ``rendezvous``, each ``ok`` and ``why``."""
 
 NEVER = ("docker", "lo", "virbr")
 """Beginnings of the names of interfaces that NCCL takes only when there is no other."""
-
-
-class NoNetwork(Exception):
-    """There is no network on which all hosts reach each other; the message says what was tried.
-
-    ``hosts`` are those that are not reached by all others.
-    """
-
-    def __init__(self, message: str, hosts: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.hosts = list(hosts)
 
 
 # --- addresses
@@ -62,7 +53,7 @@ def choose(nodes: Nodes, reach: Optional[Reach] = None, network: Optional[str] =
     One subnet for all is preferred, then the fastest, then the order of the first host; IPv4 before IPv6. Hosts of
     different subnets are taken where the addresses are proven to be reached.
 
-    :raises NoNetwork: when a host has no such address.
+    :raises Refused: when a host has no such address.
     """
     usable = {
         host: [one for one in candidates(node, network) if _reached(host, one["address"], nodes, reach)]
@@ -70,7 +61,7 @@ def choose(nodes: Nodes, reach: Optional[Reach] = None, network: Optional[str] =
     }
     lost = [host for host, found in usable.items() if not found]
     if lost:
-        raise NoNetwork("; ".join(_tried(host, nodes, reach, network) for host in lost), lost)
+        raise Refused("; ".join(_tried(host, nodes, reach, network) for host in lost))
     first = next(iter(usable.values()))
     shared = [
         one["subnet"]
@@ -83,7 +74,7 @@ def choose(nodes: Nodes, reach: Optional[Reach] = None, network: Optional[str] =
         for host, found in usable.items():
             chosen[host] = next(one for one in found if one["subnet"] == best)
     elif reach is None:
-        raise NoNetwork(
+        raise Refused(
             "the hosts share no subnet, and no host has tried to reach another: %s"
             % "; ".join("%s has %s" % (host, _names(found)) for host, found in usable.items())
         )

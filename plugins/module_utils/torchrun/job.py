@@ -22,7 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager
     System,
     main_environ,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, evidence
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.network import LISTENER
 
@@ -41,18 +41,6 @@ SCRIPT_LIMIT = 1 << 20
 """Bytes of the plain script that are compared."""
 
 
-class Refused(Exception):
-    """Something is wrong; nothing was changed."""
-
-
-class JobFailed(Exception):
-    """The job did not do what was asked for; ``result`` says what was found."""
-
-    def __init__(self, message: str, result: Dict[str, Any]) -> None:
-        super().__init__(message)
-        self.result = result
-
-
 def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
     """Bring this host's part of the job to its declared state.
 
@@ -61,7 +49,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     :param warn: called with each warning.
     :returns: the module's result.
     :raises Refused: nothing was touched.
-    :raises JobFailed: the job does not run, or has failed.
+    :raises Failed: the job does not run, or has failed.
     """
     system = system or System()
     wrong = [text for text in command.check(params) if params["state"] != "absent" or text.startswith("name")]
@@ -71,7 +59,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
         if params["state"] in ("absent", "stopped"):
             return _Ending(params, check_mode, system).run()
         return _Running(params, check_mode, warn, system).run()
-    except (ManagerError, UnitError) as error:
+    except ManagerError as error:
         raise Refused(str(error)) from error
 
 
@@ -106,7 +94,7 @@ class _Part:
         failure = self.system.stop(self.unit, STOP_LIMIT)
         self.state = self.system.show(self.unit)
         if self.up():
-            raise JobFailed("%s did not stop: %s" % (self.unit, failure or self.state.get("ActiveState")), self.result)
+            raise Failed("%s did not stop: %s" % (self.unit, failure or self.state.get("ActiveState")), self.result)
         self.system.reset_failed(self.unit)
         self.result["stopped"] = True
 
@@ -382,7 +370,7 @@ class _Running(_Part):
             self._expect_end()
             self._remember_earlier_runs()
         except OSError as error:
-            raise JobFailed(
+            raise Failed(
                 "%s: cannot write %s: %s" % (self.unit, error.filename, error.strerror), self.result
             ) from error
         self.system.reset_failed(self.unit)
@@ -420,11 +408,10 @@ class _Running(_Part):
     def _remember_earlier_runs(self) -> None:
         """The names of the runs whose logs are there, and not the next one's; those beyond the number to keep go."""
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import UserError
 
         try:
             names = evidence.prune(self.system, self.job, self._ids(), self.params["keep_logs"] - 1)
-        except (OSError, UserError) as error:
+        except (OSError, Failed) as error:
             names = []
             self.warn("the logs of earlier runs in %s are not removed: %s" % (self.job.log_dir, error))
         text = "".join(name + "\n" for name in names)
@@ -466,7 +453,7 @@ class _Running(_Part):
         self.result.update(said, verdict=verdict["name"], exit_status=ended["status"] if ended else None)
         self.done("")
         text = "%s: %s: %s. %s" % (self.unit, verdict["name"], what, verdict["text"])
-        raise JobFailed("%s. Logs: %s" % (text.rstrip("."), self.job.log_dir), self.result)
+        raise Failed("%s. Logs: %s" % (text.rstrip("."), self.job.log_dir), self.result)
 
     def _sentence(self, start: bool) -> str:
         plan, ranks = self.plan, self.result["ranks"]

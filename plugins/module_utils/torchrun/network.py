@@ -17,6 +17,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command
 
 LISTENER = "gpufleet-torchrun-listen.service"
@@ -37,10 +38,6 @@ CONFINED = (
 """Settings of the listener's unit: anybody in the network may talk to it."""
 JOB_LIMIT = 120.0
 """Seconds within which a job that was started must hold its port: the import of PyTorch, and time to spare."""
-
-
-class NetworkError(Exception):
-    """A host cannot tell of its network; the message says why."""
 
 
 def report(params: Mapping[str, Any], _check_mode: bool, _warn: Any) -> Dict[str, Any]:
@@ -64,7 +61,7 @@ def interfaces(sysfs: str = "/sys/class/net") -> List[Dict[str, Any]]:
     """The network interfaces with their addresses."""
     done = _run(["ip", "-json", "address", "show"])
     if done.returncode:
-        raise NetworkError("ip -json address show: exit %d: %s" % (done.returncode, done.stderr.strip()))
+        raise Failed("ip -json address show: exit %d: %s" % (done.returncode, done.stderr.strip()))
     return [_interface(one, sysfs) for one in json.loads(done.stdout or "[]") if one.get("ifname")]
 
 
@@ -180,12 +177,12 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     asked += [sys.executable, "-I", "-c", source_of(peer_listener), token, str(seconds), *map(str, ports)]
     done = _run(asked)
     if done.returncode:
-        raise NetworkError("systemd-run: exit %d: %s" % (done.returncode, done.stderr.strip()))
+        raise Failed("systemd-run: exit %d: %s" % (done.returncode, done.stderr.strip()))
     until = time.monotonic() + STARTS
     while not knock("127.0.0.1", data, token, 1.0)["ok"]:
         if time.monotonic() > until:
             text = "the listener did not come up within %d s: look at journalctl -u %s"
-            raise NetworkError(text % (STARTS, LISTENER))
+            raise Failed(text % (STARTS, LISTENER))
         # nothing tells when the port is open
         time.sleep(0.05)
     return {"token": token, "port": data, "busy": busy}
@@ -203,7 +200,7 @@ def _ours(port: int) -> bool:
             return True
         if time.monotonic() > until:
             text = "process %d%s is to listen at port %d and does not, after %d s: look what it waits for, or stop it"
-            raise NetworkError(text % (about, _of_unit(about), port, JOB_LIMIT))
+            raise Failed(text % (about, _of_unit(about), port, JOB_LIMIT))
         time.sleep(0.1)  # a port that is bound tells nobody
     return False
 
@@ -329,6 +326,6 @@ def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
             env=dict(os.environ, LC_ALL="C", PATH=PATH),
         )
     except FileNotFoundError:
-        raise NetworkError("there is no %s on this host" % command[0]) from None
+        raise Failed("there is no %s on this host" % command[0]) from None
     except subprocess.TimeoutExpired:
-        raise NetworkError("%s did not finish within 30 s" % " ".join(command[:2])) from None
+        raise Failed("%s did not finish within 30 s" % " ".join(command[:2])) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import fabric, lint
 
 RENDEZVOUS = ("static", "c10d", "standalone")
@@ -19,10 +20,6 @@ _OWN_STORE = {
 read each other's old addresses (connection refused) until no restart was left."""
 
 PORT = 29500
-
-
-class PlanError(Exception):
-    """What is declared cannot be planned; the message says what was found and what to do."""
 
 
 def make(
@@ -53,18 +50,18 @@ def make(
     :param master_addr: its address, when it is not to be chosen.
     :param network: the subnet to use, when it is not to be chosen.
     :returns: the plan; ``findings`` with a level ``error`` say why it would not run.
-    :raises PlanError: when there is nothing to plan.
+    :raises Refused: when there is nothing to plan.
     """
     hosts = list(facts)
     if not hosts:
-        raise PlanError("there is no host to plan for: expected the hosts of a group")
+        raise Refused("there is no host to plan for: expected the hosts of a group")
     if master is not None:
         if master not in facts:
-            raise PlanError("master: %s is none of the hosts %s" % (master, ", ".join(hosts)))
+            raise Refused("master: %s is none of the hosts %s" % (master, ", ".join(hosts)))
         hosts = [master] + [host for host in hosts if host != master]
     needed = len(hosts) if min_nodes is None else min_nodes
     if not 1 <= needed <= len(hosts):
-        raise PlanError("min_nodes: %d of %d hosts: expected 1 to %d" % (needed, len(hosts), len(hosts)))
+        raise Refused("min_nodes: %d of %d hosts: expected 1 to %d" % (needed, len(hosts), len(hosts)))
     nodes = {host: facts[host] or {} for host in hosts if facts[host]}
     findings = lint.size(hosts, nnodes, [host for host in hosts if host not in nodes], needed)
     kind = _rendezvous(rendezvous, len(hosts), needed, max_restarts)
@@ -105,7 +102,7 @@ def _choose(
     """The addresses of the hosts; an elastic job does without hosts that do not reach the master, nor it them."""
     try:
         return fabric.choose(nodes, reach, network)
-    except fabric.NoNetwork as error:
+    except Refused as error:
         master = next(iter(nodes))
         silent = [host for host in nodes if host != master and not _reaches(host, master, reach)]
         if silent and len(nodes) - len(silent) >= needed:
@@ -127,13 +124,13 @@ def _rendezvous(wanted: Optional[str], nnodes: int, needed: int, max_restarts: i
     """Static keeps the order of the inventory, but cannot gather the hosts anew after a failure; c10d can."""
     elastic = needed < nnodes
     if wanted not in (None, *RENDEZVOUS):
-        raise PlanError("rendezvous: %s: expected one of %s" % (wanted, ", ".join(RENDEZVOUS)))
+        raise Refused("rendezvous: %s: expected one of %s" % (wanted, ", ".join(RENDEZVOUS)))
     if wanted == "standalone" and nnodes > 1:
-        raise PlanError("rendezvous: standalone is for one host, here are %d: take static or c10d" % nnodes)
+        raise Refused("rendezvous: standalone is for one host, here are %d: take static or c10d" % nnodes)
     if wanted == "static" and elastic:
-        raise PlanError("rendezvous: static needs all %d hosts, min_nodes is %d: take c10d" % (nnodes, needed))
+        raise Refused("rendezvous: static needs all %d hosts, min_nodes is %d: take c10d" % (nnodes, needed))
     if wanted == "static" and max_restarts and nnodes > 1:
-        raise PlanError(
+        raise Refused(
             "rendezvous: after a failure static does not bring %d hosts together again, max_restarts is %d: take c10d"
             % (nnodes, max_restarts)
         )

@@ -15,6 +15,7 @@ import re
 import stat
 from typing import Any, Dict, Mapping, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import UnsafePath, read_regular
 
 _LARGEST = 64 << 20  # bytes of an index; those of the largest models have ten million
@@ -106,7 +107,7 @@ def _read(path: str, limit: int, user: str) -> Optional[bytes]:
     ids = users.ids_of(user) or users.Ids(users.STRANGER, users.STRANGER, [])
     try:
         return bytes.fromhex(users.as_user(ids, lambda: _followed(path, limit), 20))
-    except (OSError, users.UserError):
+    except (OSError, Failed):
         return None
 
 

@@ -16,10 +16,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.overri
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import SelectionError, label, select
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, select
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
@@ -69,10 +70,6 @@ LimitMEMLOCK=infinity
 [Install]
 WantedBy=multi-user.target
 """
-
-
-class Refused(Exception):
-    """Something is wrong before anything was touched."""
 
 
 class Differs(Exception):
@@ -277,7 +274,7 @@ def _devices(params: Mapping[str, Any], unit: str, gather: Any) -> Tuple[List[Di
         raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
     try:
         devices = select(facts["devices"], wanted, held_by_unit(facts["devices"], unit))
-    except SelectionError as error:
+    except Refused as error:
         raise Refused("visible_devices: %s" % error) from None
     for device in devices:
         if not device["memory"]["total_bytes"]:

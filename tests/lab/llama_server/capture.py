@@ -20,14 +20,13 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ollama"))
 
-import models  # noqa: E402  (in a folder of its own, not in a package: these files also run as scripts)
+import models
 
 KEY = "sesame-key"
 PORT = 18123

@@ -17,7 +17,7 @@ def there(name: str, **more: Any) -> Dict[str, Any]:
 
 
 def lacks(name: str, **more: Any) -> Dict[str, Any]:
-    return {"item": {"name": name, **more}, "path": None, "missing": True}
+    return {"item": {"name": name, **more}, "path": None, "needs": [name]}
 
 
 def test_who_downloads_and_who_seeds() -> None:

@@ -13,11 +13,7 @@ from ansible_collections.gpufleet.inference.plugins.filter import ollama_seeding
 
 
 def host(needs: str = "", has: str = "", unit: str = "ollama.service") -> Dict[str, Any]:
-    return {
-        "unit": unit,
-        "pull_needed": [{"name": name} for name in needs.split()],
-        "models": [{"name": name, "digest": "d"} for name in has.split()],
-    }
+    return {"unit": unit, "needs": needs.split(), "models": [{"name": name, "digest": "d"} for name in has.split()]}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +41,7 @@ def test_plan(hosts: Dict[str, Any], batch: str, pull: Dict[str, List[str]], see
 
 
 def test_what_is_declared_goes_along() -> None:
-    pinned = {"unit": "ollama@a.service", "pull_needed": [{"name": "m", "digest": "abc"}], "models": []}
+    pinned = {"unit": "ollama@a.service", "needs": ["m@sha256:abc"], "models": []}
     found = ollama_seeding.plan({"a": pinned, "b": pinned}, ["a", "b"])
     assert found["pull"] == {"a": [{"name": "m", "digest": "abc"}]}
     assert found["seed"]["a"]["unit"] == "ollama@a.service"

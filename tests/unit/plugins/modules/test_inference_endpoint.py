@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import EndpointError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.modules import inference_endpoint
 
 
 def test_options_are_given_on(run_module, monkeypatch):
     seen = {}
 
-    def look(params):
+    def probe(params, check_mode, warn):
         seen.update(params)
         return {"changed": False, "msg": "ok", "verdict": "ok"}
 
-    monkeypatch.setattr(inference_endpoint, "look", look)
+    monkeypatch.setattr(inference_endpoint, "probe", probe)
     result = run_module(
         inference_endpoint.main, {"url": "http://h", "api_key": "sesame-key", "smoke": True}, check=True
     )
@@ -31,15 +31,15 @@ def test_options_are_given_on(run_module, monkeypatch):
 @pytest.mark.parametrize(
     "error, expected",
     [
-        (EndpointError("busy", "3 running"), {"msg": "busy: 3 running", "verdict": "busy"}),
-        (ValueError("'x' is no URL"), {"msg": "'x' is no URL"}),
+        (Failed("busy: 3 running", {"verdict": "busy"}), {"msg": "busy: 3 running", "verdict": "busy"}),
+        (Refused("'x' is no URL"), {"msg": "'x' is no URL (nothing was changed)"}),
     ],
 )
 def test_a_failure_is_told(run_module, monkeypatch, error, expected):
-    def look(params):
+    def probe(params, check_mode, warn):
         raise error
 
-    monkeypatch.setattr(inference_endpoint, "look", look)
+    monkeypatch.setattr(inference_endpoint, "probe", probe)
     result = run_module(inference_endpoint.main, {"url": "http://h"})
     assert result["failed"]
     assert {key: result.get(key) for key in expected} == expected

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
 
 ARGUMENTS = {"models": [{"name": "a"}]}
@@ -37,21 +38,21 @@ def test_a_result(outcome: Any, run_module: Any) -> None:
 
 
 def test_a_wrong_declaration(outcome: Any, run_module: Any) -> None:
-    outcome(models.ModelError("a: is wrong"))
+    outcome(Refused("a: is wrong"))
     result = run_module(ollama_model.main, ARGUMENTS)
     assert (result["failed"], result["changed"], result["msg"]) == (True, False, "a: is wrong (nothing was changed)")
 
 
 def test_a_failure_keeps_what_was_done(outcome: Any, run_module: Any) -> None:
-    outcome(models.Failed("a: broke", {"changed": True, "models": [], "msg": "x"}))
+    outcome(Failed("a: broke", {"changed": True, "models": [], "msg": "x"}))
     result = run_module(ollama_model.main, ARGUMENTS)
     assert (result["failed"], result["changed"], result["msg"]) == (True, True, "a: broke")
 
 
 def test_told_before_a_pull(outcome: Any, run_module: Any) -> None:
-    outcome(models.PullNeeded({"changed": False, "msg": "to be pulled: a", "pull_needed": [{"name": "a"}]}))
+    outcome({"changed": False, "msg": "to be pulled: a", "needs": ["a"]})
     result = run_module(ollama_model.main, ARGUMENTS)
-    assert (result["changed"], result["pull_needed"]) == (False, [{"name": "a"}])
+    assert (result["changed"], result["needs"]) == (False, ["a"])
 
 
 def test_the_roles_variables_are_options() -> None:

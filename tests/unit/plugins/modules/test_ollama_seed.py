@@ -11,7 +11,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding as of_ollama
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model as of_hubs
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.modules import model_seed, ollama_seed
 
 TOKEN = "0" * 32
@@ -28,7 +28,7 @@ def seed(request: Any, monkeypatch: pytest.MonkeyPatch, run_module: Any) -> Any:
     }[request.param]
 
     def seed(outcome: Any, given: Any = None, **more: Any) -> Any:
-        def bring(params: Any, check_mode: bool) -> Any:
+        def bring(params: Any, check_mode: bool, warn: Any) -> Any:
             seed.told = {name: value for name, value in params.items() if not name.startswith("_")}, check_mode
             if isinstance(outcome, Exception):
                 raise outcome
@@ -62,12 +62,6 @@ def test_what_is_needed(seed: Any) -> None:
 
 
 def test_a_wrong_declaration_fails(seed: Any) -> None:
-    result = seed(offer.SeedError("token: expected"))
+    result = seed(Refused("token: expected"))
     assert (result["failed"], result["changed"]) == (True, False)
     assert result["msg"] == "token: expected (nothing was changed)"
-
-
-def test_a_host_that_cannot_seed_is_no_failure(seed: Any) -> None:
-    result = seed(offer.Unable("cannot listen"), warnings=("does not seed: cannot listen",))
-    assert (result["failed"], result["changed"], result["models"], result["unit"]) == (False, False, {}, "")
-    assert result["msg"] == "does not seed: cannot listen"

@@ -12,9 +12,12 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
 
 ROLE = Path(__file__).resolve().parents[4] / "roles/ollama"
@@ -45,7 +48,7 @@ def test_options_and_check_mode_are_given_on(run_module, bring):
     assert seen["check_mode"] is True
 
 
-@pytest.mark.parametrize("error", [service.Refused("no GPU 9"), install.InstallError("no GPU 9")])
+@pytest.mark.parametrize("error", [Refused("no GPU 9"), StepError("no GPU 9")])
 def test_what_is_refused_changes_nothing(run_module, bring, error):
     bring.raises = error
     result = run_module(ollama_service.main)
@@ -66,9 +69,9 @@ def test_a_proof_that_failed_tells_all(run_module, bring):
 
 
 def test_an_archive_is_asked_for(run_module, bring):
-    bring.raises = service.ArchiveNeeded(["/a.tgz"])
+    bring.raises = Needed(["/a.tgz"])
     result = run_module(ollama_service.main)
-    assert result["archive_needed"] == ["/a.tgz"]
+    assert result["needs"] == ["/a.tgz"]
     assert result["changed"] is False
     assert not result["failed"]
 
@@ -112,7 +115,7 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
 
         _run = _call
 
-    monkeypatch.setattr(service, "System", Reading)
+    monkeypatch.setattr(run, "System", Reading)
     monkeypatch.setattr(install, "UNIT_PATHS", ("nowhere",))
 
     def forbidden(*words, **options):

@@ -119,9 +119,9 @@ def test_a_build_that_fails(run, host):
 
 
 def test_wheels_on_the_controller_are_asked_for_once(run, host):
-    assert run(version="2.13.0", cuda="cpu", wheels="files/wheels")["wheels_needed"] is True
+    assert run(version="2.13.0", cuda="cpu", wheels="files/wheels")["needs"] == ["files/wheels"]
     assert not os.path.exists(host.root)
-    assert "wheels_needed" not in run(version="2.13.0", cuda="cpu", wheels="files/wheels", check=True)
+    assert "needs" not in run(version="2.13.0", cuda="cpu", wheels="files/wheels", check=True)
     run(version="2.13.0", cuda="cpu")
     assert run(version="2.13.0", cuda="cpu", wheels="files/wheels")["changed"] is False
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
 from ansible_collections.gpufleet.inference.plugins.modules import torchrun_facts
 
@@ -26,7 +27,7 @@ def test_reach(run_module, monkeypatch):
 
 def test_no_network(run_module, monkeypatch):
     def fail(params, gather):
-        raise network.NetworkError("there is no ip on this host")
+        raise Failed("there is no ip on this host")
 
     monkeypatch.setattr(network, "facts", fail)
     result = run_module(torchrun_facts.main)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import job
 from ansible_collections.gpufleet.inference.plugins.modules import torchrun_job
 
@@ -38,16 +39,16 @@ def test_defaults_and_check_mode(bring, run_module):
 
 def test_refused(bring, run_module):
     def refuse(params, check):
-        raise job.Refused("no")
+        raise Refused("no")
 
     bring.does = refuse
     result = run_module(torchrun_job.main, {"name": "train"})
-    assert (result["failed"], result["msg"], result["verdict"]) == (True, "no (nothing was changed)", "refused")
+    assert (result["failed"], result["msg"]) == (True, "no (nothing was changed)")
 
 
 def test_failed(bring, run_module):
     def fail(params, check):
-        raise job.JobFailed("it died", {"verdict": "worker_failed", "changed": True})
+        raise Failed("it died", {"verdict": "worker_failed", "changed": True})
 
     bring.does = fail
     result = run_module(torchrun_job.main, {"name": "train"})

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
 
@@ -41,9 +42,9 @@ def test_options_and_check_mode_are_given_on(run_module, bring):
 
 
 def test_what_is_refused_changes_nothing(run_module, bring):
-    bring.raises = service.Refused("no GPU 9")
+    bring.raises = Refused("no GPU 9")
     result = run_module(vllm_service.main, GIVEN)
-    assert result["failed"] and result["msg"] == "vllm@chat: no GPU 9 (nothing was changed)"
+    assert result["failed"] and result["msg"] == "no GPU 9 (nothing was changed)"
 
 
 def test_a_proof_that_failed_tells_all(run_module, bring):

@@ -13,7 +13,8 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.look import look
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.probe import probe
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.sleep import asleep
 
 PATHS = {
@@ -134,13 +135,13 @@ def test_the_module_for_any_endpoint(serves, web):
     serves("embed")
     params = dict(api_key=None, state="ready", model=None, smoke=True, tokens=1, timeout=30)
     params.update(url=web.url, validate_certs=True, ca_path=None)
-    result = look(params)
+    result = probe(params, False, print)
     assert "an embedding of 128 dimensions" in result["msg"]
     assert (result["task"], result["tokens_per_second"]) == ("embeddings", None)
     for path in PATHS.values():
         web.answers.pop(path, None)
-    with pytest.raises(EndpointError, match="answers not proven"):
-        look(params)
+    with pytest.raises(Failed, match="answers not proven"):
+        probe(params, False, print)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import client
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.look import look as look_at
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.probe import probe
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 PARAMS = {
     "api_key": None,
@@ -41,13 +42,15 @@ def recorded(web, fixture_text):
 
 
 def look(web, **options):
-    return look_at(dict(PARAMS, url=web.url, **options))
+    return probe(dict(PARAMS, url=web.url, **options), False, print)
 
 
 def verdict_of(web, **options):
-    with pytest.raises(EndpointError) as caught:
+    with pytest.raises(Failed) as caught:
         look(web, **options)
-    return caught.value.name, str(caught.value)
+    name = caught.value.result["verdict"]
+    assert str(caught.value).startswith(name + ": ") and not caught.value.result["changed"]
+    return name, str(caught.value)[len(name) + 2 :]
 
 
 def test_a_real_one_is_ready(recorded):
@@ -199,14 +202,14 @@ def test_urls(url, shown):
 
 @pytest.mark.parametrize("url", ["", "h:8000", "ftp://h", "http://h:8000/a?b", "http://h:8000/ x", "http://u:secret@h"])
 def test_what_is_no_url(url):
-    with pytest.raises(ValueError, match="no URL of an endpoint") as caught:
+    with pytest.raises(Refused, match="no URL of an endpoint") as caught:
         Endpoint(url)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["a b", "a\nHost: x", "é", ""])
 def test_a_key_that_no_header_carries(key):
-    with pytest.raises(ValueError, match="API key"):
+    with pytest.raises(Refused, match="API key"):
         Endpoint("http://h", key)
 
 

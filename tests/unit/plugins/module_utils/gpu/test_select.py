@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import health, model, select
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 GIB = 1024**3
 
@@ -178,7 +179,7 @@ LABEL_0, LABEL_1 = FOUR_NAMED.split("), ")[0] + ")", FOUR_NAMED.split("), ")[1] 
     ],
 )
 def test_refuses(devices, wanted, message):
-    with pytest.raises(select.SelectionError) as error:
+    with pytest.raises(Refused) as error:
         select.select(devices, wanted)
     assert str(error.value) == message
 
@@ -186,7 +187,7 @@ def test_refuses(devices, wanted, message):
 def test_memory_that_is_not_known_does_not_fit():
     device = gpu(0)
     device["memory"]["total_bytes"] = None
-    with pytest.raises(select.SelectionError, match="its memory is not known"):
+    with pytest.raises(Refused, match="its memory is not known"):
         select.select([device], {"min_memory_gib": 1})
 
 
@@ -235,5 +236,5 @@ def test_what_the_service_itself_holds_counts_as_free():
     serving = [gpu(0, free=1), gpu(1, free=1), gpu(2)]  # the service has loaded its models on the GPUs it was given
     own = {device["uuid"]: 139 * GIB for device in serving[:2]}
     assert [device["index"] for device in select.select(serving, wanted, own)] == [device["index"] for device in before]
-    with pytest.raises(select.SelectionError, match="wants 2 GPUs but 1 of 3"):
+    with pytest.raises(Refused, match="wants 2 GPUs but 1 of 3"):
         select.select(serving, wanted)

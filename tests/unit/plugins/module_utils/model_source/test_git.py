@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import git
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import SourceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 12345\n" % ("0" * 64)
 
@@ -137,20 +137,20 @@ def test_git_asks_nobody_and_fetches_nothing_large_by_itself(bring, lfs, reposit
 
 
 def test_what_is_not_there(bring, lfs, tmp_path):
-    with pytest.raises(SourceError, match="none of house/chat: its repository has no such branch or tag"):
+    with pytest.raises((Refused, Failed), match="none of house/chat: its repository has no such branch or tag"):
         bring(revision="none")
-    with pytest.raises(SourceError, match="HEAD of house/chat: git ls-remote: exit status 128"):
+    with pytest.raises((Refused, Failed), match="HEAD of house/chat: git ls-remote: exit status 128"):
         bring(url=str(tmp_path / "nowhere"))
     assert not (tmp_path / "models").exists()
     for unknown in ("d" * 40, "dddddd"):
-        with pytest.raises(SourceError, match="git rev-parse: exit status 1"):
+        with pytest.raises((Refused, Failed), match="git rev-parse: exit status 1"):
             bring(revision=unknown)
     assert os.listdir(tmp_path / "models/git/house/chat") == []
 
 
 def test_without_git_lfs(bring, monkeypatch, tmp_path):
     monkeypatch.setattr(git.shutil, "which", lambda name: None if name == "git-lfs" else "/usr/bin/" + name)
-    with pytest.raises(SourceError, match="this host has no git-lfs; install the packages git and git-lfs"):
+    with pytest.raises((Refused, Failed), match="this host has no git-lfs; install the packages git and git-lfs"):
         bring()
     assert not (tmp_path / "models").exists()
 
@@ -187,7 +187,7 @@ def test_check_mode_predicts_what_is_there(bring, lfs, repository, web):
     first = repository("rev-parse", "v1")
     assert not predicted(revision=first) and not predicted(revision=first, update=True)
     assert predicted(revision=first[:9], update=True) is True and not predicted(revision=first[:9], update=True)
-    with pytest.raises(SourceError, match="no such branch or tag"):
+    with pytest.raises((Refused, Failed), match="no such branch or tag"):
         bring(check=True, url=url, revision="none")
 
 
@@ -273,7 +273,7 @@ def test_a_secret_reaches_git_and_nobody_else(bring, lfs, repository, web, looke
     assert b"ls-remote" in texts[0] and b"credential" in texts[0], "it was looked at"
     assert os.listdir(home) == [".gitconfig"]
     web.seen.secret = "other"
-    with pytest.raises(SourceError, match="git ls-remote: exit status 128") as caught:
+    with pytest.raises((Refused, Failed), match="git ls-remote: exit status 128") as caught:
         bring(url=url, token=token, revision="trunk", update=True)
     assert "s3cret" not in str(caught.value) and "pa%" not in str(caught.value)
 
@@ -283,7 +283,7 @@ def test_a_secret_is_not_sent_to_where_a_server_redirects(bring, lfs, repository
     url, web.seen.asks = web(repository), asks
     web.seen.secret = "me:s3cret"
     web.seen.to = "http://localhost:%d" % web.port  # another name for another server
-    with pytest.raises(SourceError, match="git ls-remote: exit status 128"):
+    with pytest.raises((Refused, Failed), match="git ls-remote: exit status 128"):
         bring(url=url.replace("://", "://me:s3cret@"))
     hosts = {host for host, given in web.seen.headers if given}
     assert hosts == ({"127.0.0.1"} if asks else set()) and ("localhost", None) in web.seen.headers
@@ -293,8 +293,8 @@ def test_large_files_that_were_not_fetched(bring, lfs, repository, tmp_path):
     (repository.folder / "model.safetensors").write_text(POINTER)
     repository("add", ".")
     repository("commit", "--quiet", "-m", "large")
-    with pytest.raises(SourceError, match="git-lfs did not fetch model.safetensors"):
+    with pytest.raises((Refused, Failed), match="git-lfs did not fetch model.safetensors"):
         bring()
     assert os.listdir(tmp_path / "models/git/house/chat") == []
-    with pytest.raises(SourceError, match="needed are 0.0 MiB, and .* GiB shall be left"):
+    with pytest.raises((Refused, Failed), match="needed are 0.0 MiB, and .* GiB shall be left"):
         bring(free_space_margin="1000TB")

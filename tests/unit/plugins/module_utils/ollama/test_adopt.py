@@ -11,6 +11,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import adopt, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 UNIT = "/etc/systemd/system/ollama.service"
 TEXT = "[Service]\nExecStart=/usr/local/bin/ollama serve\nUser=ollama\nEnvironment=PATH=/usr/bin OLLAMA_NO_CLOUD=1\n"
@@ -57,7 +58,7 @@ def host(tmp_path, monkeypatch, fakes):
     def run(*lines, name="ollama"):
         if not (tmp_path / UNIT.lstrip("/")).exists() or lines:
             system.write(UNIT, TEXT + "".join("Environment=%s\n" % line for line in lines))
-        return adopt.adopt({"name": name, "facts_timeout": 10.0}, system)
+        return adopt.adopt({"name": name, "facts_timeout": 10.0}, False, print, system)
 
     run.system, run.facts = system, run_facts
     return run
@@ -218,5 +219,5 @@ def test_what_the_host_lacks_is_not_to_be_changed_either(host):
 
 def test_there_is_no_such_unit(host):
     host()
-    with pytest.raises(adopt.AdoptError, match="there is no unit ghost.service on this host"):
+    with pytest.raises(Refused, match="there is no unit ghost.service on this host"):
         host(name="ghost")

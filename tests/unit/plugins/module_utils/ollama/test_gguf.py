@@ -107,12 +107,12 @@ def test_a_list_that_is_too_short_goes_on() -> None:
 
 @pytest.mark.parametrize("cut", [2, 6, 14, 40, 300])
 def test_cut_off_within_its_header(cut: int) -> None:
-    with pytest.raises(gguf.GgufError, match="cut off within its header|begins with"):
+    with pytest.raises(ValueError, match="cut off within its header|begins with"):
         read(made(KEYS, TENSORS)[:cut])
 
 
 def test_cut_off_within_its_weights() -> None:
-    with pytest.raises(gguf.GgufError, match="is cut off: .* bytes, its header speaks of"):
+    with pytest.raises(ValueError, match="is cut off: .* bytes, its header speaks of"):
         read(made(KEYS, TENSORS)[:-1])
 
 
@@ -138,7 +138,7 @@ def head(*numbers: int, magic: bytes = b"GGUF") -> bytes:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_no_model(content: bytes, reason: str) -> None:
-    with pytest.raises(gguf.GgufError, match=reason):
+    with pytest.raises(ValueError, match=reason):
         read(content)
 
 
@@ -169,13 +169,13 @@ DAMAGED = "is damaged"
     ids=str,
 )
 def test_a_number_that_is_none(keys: Dict[str, Any]) -> None:
-    with pytest.raises(gguf.GgufError, match=DAMAGED):
+    with pytest.raises(ValueError, match=DAMAGED):
         read(made({**KEYS, **keys}, TENSORS))
 
 
 @pytest.mark.parametrize("architecture", ["", "a b", "x" * 100000, "a\x1b[2J", "a\n", ["llama"], 7])
 def test_an_architecture_that_is_none(architecture: Any) -> None:
-    with pytest.raises(gguf.GgufError, match="names no general.architecture"):
+    with pytest.raises(ValueError, match="names no general.architecture"):
         read(made({**KEYS, "general.architecture": architecture}, TENSORS))
 
 
@@ -199,7 +199,7 @@ def test_a_file_type_that_is_none(file_type: Any) -> None:
     ],
 )
 def test_tensors_beyond_any_disk(described: bytes, words: str) -> None:
-    with pytest.raises(gguf.GgufError, match=words):
+    with pytest.raises(ValueError, match=words):
         read(head(3, 1, 0) + text("blk." + "9" * 5000 + ".x") + described)
 
 
@@ -244,7 +244,7 @@ MANY = struct.pack("<QIIQ", 0, 9, 0, 1 << 20) + bytes(1 << 20)
 def test_a_header_that_does_not_end(content: bytes, again: bytes) -> None:
     """Whoever may write a model of terabytes, most of it a hole, could have root read all of it into its memory."""
     file = Endless(content, again)
-    with pytest.raises(gguf.GgufError, match="its header goes on after 67108864 bytes"):
+    with pytest.raises(ValueError, match="its header goes on after 67108864 bytes"):
         gguf.read(file)  # type: ignore[arg-type]
     assert file.most <= 1 << 26
 
@@ -252,7 +252,7 @@ def test_a_header_that_does_not_end(content: bytes, again: bytes) -> None:
 @pytest.mark.parametrize("counts", [(0, 1 << 15), (1 << 18, 0)])
 def test_a_header_of_zeroes(counts: Tuple[int, int]) -> None:
     """Each key takes thirteen bytes of a hole in the file, and a microsecond of root's time."""
-    with pytest.raises(gguf.GgufError, match="is damaged: it claims"):
+    with pytest.raises(ValueError, match="is damaged: it claims"):
         gguf.read(Endless(head(3, *counts), bytes(100)))  # type: ignore[arg-type]
 
 
@@ -263,7 +263,7 @@ def test_a_long_list_is_only_counted() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_any_damage_is_an_error_or_a_header(seed: int) -> None:
-    """Bytes changed at random: nothing but GgufError comes of it."""
+    """Bytes changed at random: nothing but ValueError comes of it."""
     numbers, content = random.Random(seed), bytearray(made(KEYS, TENSORS))
     for _again in range(50):
         damaged = bytearray(content)
@@ -271,6 +271,6 @@ def test_any_damage_is_an_error_or_a_header(seed: int) -> None:
             damaged[numbers.randrange(4, len(damaged))] = numbers.choice([0, 1, 8, 9, 127, 128, 255])
         try:
             found = read(bytes(damaged))
-        except gguf.GgufError:
+        except ValueError:
             continue
         sizing.describe(sizing.estimate(found, [1 << 37], [4096, found.context]), [0])

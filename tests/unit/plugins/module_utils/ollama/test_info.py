@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import info, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 START = Path(__file__).resolve().parents[3] / "fixtures/ollama/start"
 GIB = 1 << 30
@@ -64,7 +65,7 @@ def world(ollama: Any, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def read(self, **params: Any) -> Dict[str, Any]:
             given = dict({"name": "ollama", "host": None, "facts_timeout": 1.0}, **params)
-            return info.read(given, self.system, lambda: fakes.facts(self.held))
+            return info.read(given, False, print, self.system, lambda: fakes.facts(self.held))
 
     return World()
 
@@ -117,7 +118,7 @@ def test_a_start_that_the_journal_has_lost(world: Any, monkeypatch: pytest.Monke
 
 def test_a_unit_that_does_not_run(world: Any) -> None:
     world.system.pid = 0
-    assert world.read() == {"running": False, "unit": UNIT, "msg": "ollama.service does not run"}
+    assert world.read() == {"changed": False, "running": False, "unit": UNIT, "msg": "ollama.service is not running"}
 
 
 def test_a_server_beside_the_unit(world: Any, ollama: Any) -> None:
@@ -128,14 +129,14 @@ def test_a_server_beside_the_unit(world: Any, ollama: Any) -> None:
 
 
 def test_nobody_answers(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(info.InfoError, match="expected Ollama's API at"):
+    with pytest.raises(Failed, match="expected Ollama's API at"):
         world.read(host="127.0.0.1:1")
 
     def refuse(unit: str) -> Any:
         raise ManagerError("this host is not run by systemd")
 
     monkeypatch.setattr(world.system, "show", refuse)
-    with pytest.raises(info.InfoError, match="not run by systemd"):
+    with pytest.raises(Failed, match="not run by systemd"):
         world.read()
 
 
@@ -146,7 +147,7 @@ def test_more_loaded_models_than_there_is_time_for(world: Any, ollama: Any, monk
     """Each answers in time, and there are so many that the run would never end."""
     monkeypatch.setattr(info, "_SHOWS", 0.3)
     ollama.answers["/api/ps"] = (200, {"models": [{"name": "m%d" % number} for number in range(100000)]})
-    with pytest.raises(info.InfoError, match="/api/show did not answer within"):
+    with pytest.raises(Failed, match="/api/show did not answer within"):
         world.read()
 
 

@@ -15,6 +15,7 @@ from typing import Any, Dict, List
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import loadtest
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 GIB = 1 << 30
 
@@ -59,7 +60,7 @@ def load(ollama: Any, fakes: Any) -> Any:
         for device in facts["devices"]:
             device["memory"]["used_bytes"] = 5 * GIB
         facts["devices"][3]["memory"]["used_bytes"] = None
-        return loadtest.run(given, FakeSystem(ollama.port), lambda: facts)
+        return loadtest.run(given, False, print, FakeSystem(ollama.port), lambda: facts)
 
     def generate(body: Dict[str, Any]) -> Any:
         if "prompt" not in body:
@@ -114,27 +115,29 @@ def test_a_full_queue_and_other_failures(load: Any) -> None:
 
 def test_nothing_is_answered(load: Any) -> None:
     load.answers = [(503, {"error": "server busy"})] * 6
-    with pytest.raises(loadtest.LoadError, match="not one of 6 requests was answered: server busy"):
+    with pytest.raises(Failed, match="not one of 6 requests was answered: server busy"):
         load()
 
 
 @pytest.mark.parametrize("wrong", [{"users": 0}, {"requests": 0}, {"tokens": 0}])
 def test_numbers_that_mean_nothing(load: Any, wrong: Dict[str, int]) -> None:
     given: Dict[str, Any] = {"users": 1, "requests": 1, "tokens": 1}
-    with pytest.raises(loadtest.LoadError, match="expected 1 or more of each"):
-        loadtest.run({**given, "models": ["a"], "name": "ollama", "host": None, **wrong}, FakeSystem(1), dict)
+    with pytest.raises(Refused, match="expected 1 or more of each"):
+        loadtest.run(
+            {**given, "models": ["a"], "name": "ollama", "host": None, **wrong}, False, print, FakeSystem(1), dict
+        )
 
 
 def test_a_model_that_is_not_there(load: Any, ollama: Any) -> None:
     ollama.answers["/api/generate"] = (404, {"error": "model 'a' not found"})
-    with pytest.raises(loadtest.LoadError, match="a cannot be loaded: HTTP 404: model 'a' not found"):
+    with pytest.raises(Failed, match="a cannot be loaded: HTTP 404: model 'a' not found"):
         load()
 
 
 def test_no_server() -> None:
     given = {"models": ["a"], "users": 1, "requests": 1, "tokens": 1, "name": "ollama", "host": "127.0.0.1:1"}
-    with pytest.raises(loadtest.LoadError, match="127.0.0.1:1"):
-        loadtest.run(dict(given, timeout=1, prompt="x"), FakeSystem(1), dict)
+    with pytest.raises(Failed, match="127.0.0.1:1"):
+        loadtest.run(dict(given, timeout=1, prompt="x"), False, print, FakeSystem(1), dict)
 
 
 @pytest.mark.parametrize("values, middle", [([3.0, 1.0, 2.0], 2.0), ([4.0, 1.0, 2.0, 3.0], 2.5), ([7.0], 7.0)])

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.modelfile import ModelfileError, parse
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.modelfile import parse
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 WHOLE = '''# of the house
 FROM /srv/models/house.gguf
@@ -69,5 +70,5 @@ def test_from_a_model_of_the_store() -> None:
     ],
 )
 def test_what_cannot_be_used(text: str, reason: str) -> None:
-    with pytest.raises(ModelfileError, match=reason):
+    with pytest.raises(Refused, match=reason):
         parse(text)

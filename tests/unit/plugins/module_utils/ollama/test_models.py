@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import m
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
 
 TESTS = Path(__file__).resolve().parents[4]
@@ -196,7 +197,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: Any, tiny: byt
     monkeypatch.setattr(users, "ids_of_process", lambda pid: users.ids_of(str(os.getuid())))
 
     def unreachable(name: str, **more: Any) -> Any:
-        raise registry.RegistryError("no way")
+        raise Failed("no way")
 
     monkeypatch.setattr(registry, "manifest", unreachable)
     head, _size = lab_models.header("m8b", lab_models.MODELS["m8b"])
@@ -240,16 +241,16 @@ def test_a_pinned_digest(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.run(wanted)["models"][0]["actions"] == ["pulled"]
     assert world.run(wanted)["changed"] is False
     world.api.offers["big:v1"] = digest("third")
-    with pytest.raises(models.Failed, match="big:v1: was pulled with digest"):
+    with pytest.raises(Failed, match="big:v1: was pulled with digest"):
         world.run(dict(wanted, digest=digest("fourth")))
     assert "big:v1" in world.api.store, "it was there before"
     world.api.offers["small"] = digest("x")
-    with pytest.raises(models.Failed, match="small: was pulled with digest"):
+    with pytest.raises(Failed, match="small: was pulled with digest"):
         world.run({"name": "small", "digest": digest("y")})
     assert "small" not in world.api.store
     before = len(world.api.done)
     offered(monkeypatch, "fifth")
-    with pytest.raises(models.Failed, match="the registry offers digest %s; declared is" % digest("fifth")):
+    with pytest.raises(Failed, match="the registry offers digest %s; declared is" % digest("fifth")):
         world.run(dict(wanted, digest=digest("fourth")))
     assert len(world.api.done) == before, "nothing was downloaded"
 
@@ -270,14 +271,14 @@ def test_updates_are_asked_for(world: Any, monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_does_not_go_on_the_disk(world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world.system.environment["OLLAMA_MODELS"] = str(tmp_path / "not" / "yet")
     offered(monkeypatch, "new", 1 << 60)
-    with pytest.raises(models.Failed, match=r"needs 1073741824.0 GiB on the disk of %s, and 2.0 GiB" % tmp_path):
+    with pytest.raises(Failed, match=r"needs 1073741824.0 GiB on the disk of %s, and 2.0 GiB" % tmp_path):
         world.run({"name": "big:v1"})
     world.api.uploads["layer"] = 1  # the layer is in the store already
     assert world.run({"name": "big:v1"})["changed"]
     del world.api.store["big:v1"]
-    monkeypatch.setattr(registry, "manifest", lambda name, **more: (_ for _ in ()).throw(registry.RegistryError("x")))
+    monkeypatch.setattr(registry, "manifest", lambda name, **more: (_ for _ in ()).throw(Failed("x")))
     world.api.lines = [{"status": "pulling l", "digest": "sha256:l", "total": 1 << 60, "completed": 0}]
-    with pytest.raises(models.Failed, match="big:v1: needs 1073741824.0 GiB"):
+    with pytest.raises(Failed, match="big:v1: needs 1073741824.0 GiB"):
         world.run({"name": "big:v1"})
     monkeypatch.setattr(models.os, "statvfs", lambda path: (_ for _ in ()).throw(OSError()), raising=False)
     world.api.lines = []
@@ -287,27 +288,24 @@ def test_what_does_not_go_on_the_disk(world: Any, monkeypatch: pytest.MonkeyPatc
 def test_a_failed_pull_keeps_what_was_done(world: Any) -> None:
     world.api.have("a:latest")
     world.api.lines = [{"error": "pull model manifest: file does not exist"}]
-    with pytest.raises(
-        models.Failed, match="^none: pull model manifest: file does not exist; the registry has no"
-    ) as error:
+    with pytest.raises(Failed, match="^none: pull model manifest: file does not exist; the registry has no") as error:
         world.run({"name": "a", "state": "absent"}, {"name": "none"}, {"name": "later"})
     assert error.value.result["changed"] is True
     assert [entry["name"] for entry in error.value.result["models"]] == ["a", "none"]
     world.api.lines = [{"status": "success"}]
-    with pytest.raises(models.Failed, match="reported success, but its store has no such model"):
+    with pytest.raises(Failed, match="reported success, but its store has no such model"):
         world.run({"name": "none"})
 
 
 def test_told_before_a_pull(world: Any) -> None:
     world.api.have("a:latest")
-    with pytest.raises(models.PullNeeded) as needed:
-        world.run(
-            {"name": "a", "state": "absent"}, {"name": "big:v1"}, {"name": "c", "digest": "a" * 12}, defer_pulls=True
-        )
+    result = world.run(
+        {"name": "a", "state": "absent"}, {"name": "big:v1"}, {"name": "c", "digest": "a" * 12}, defer_pulls=True
+    )
     assert world.api.done == []
-    assert needed.value.result["pull_needed"] == [{"name": "big:v1"}, {"name": "c", "digest": "a" * 12}]
-    assert needed.value.result["models"] == [{"name": "a", "digest": digest("a:latest")}]
-    assert needed.value.result["unit"] == UNIT
+    assert result["needs"] == ["big:v1", "c@sha256:" + "a" * 12] and not result["changed"]
+    assert result["models"] == [{"name": "a", "digest": digest("a:latest")}]
+    assert result["unit"] == UNIT
     assert world.run({"name": "a"}, defer_pulls=True)["changed"] is False
     assert world.run({"name": "big:v1"}, defer_pulls=True, check=True)["changed"]
 
@@ -332,7 +330,7 @@ def network(world: Any, monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
 
     def manifest(name: str, **_more: Any) -> Any:
         if name not in there:
-            raise registry.RegistryError("%s: no way" % name)
+            raise Failed("%s: no way" % name)
         return registry.Manifest(there[name], {"sha256:" + digest("layer"): 1000})
 
     monkeypatch.setattr(registry, "manifest", manifest)
@@ -437,7 +435,7 @@ def test_another_registrys_model_has_no_mirror(world: Any) -> None:
     ],
 )
 def test_a_wrong_mirror(world: Any, options: Dict[str, Any], words: str) -> None:
-    with pytest.raises(models.ModelError, match=words):
+    with pytest.raises(Refused, match=words):
         world.run({"name": "big:v1"}, **options)
 
 
@@ -491,7 +489,7 @@ def test_a_full_disk_is_full_for_the_registry_too(
 ) -> None:
     world.system.environment["OLLAMA_MODELS"] = str(tmp_path)
     network["http://" + lent("big")] = digest("big")
-    with pytest.raises(models.Failed, match="big:v1: needs 0.0 GiB on the disk"):
+    with pytest.raises(Failed, match="big:v1: needs 0.0 GiB on the disk"):
         world.run({"name": "big:v1"}, seeds=[seed("big:v1", "big")], free_space_margin="100TiB")
     assert world.warnings == []
 
@@ -526,7 +524,7 @@ def test_what_a_broken_pull_left_is_checked_at_once(world: Any, network: Dict[st
         yield {"error": "the connection broke"}
 
     world.api.events = broken
-    with pytest.raises(models.Failed, match="the connection broke"):
+    with pytest.raises(Failed, match="the connection broke"):
         world.run({"name": "big:v1"}, free_space_margin="0")
     assert not blob.exists()
 
@@ -603,7 +601,7 @@ def test_a_pull_that_broke_with_its_server_is_looked_at_by_the_next_run(
 
 def test_a_source_that_is_no_file(world: Any, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
-    with pytest.raises(models.Failed, match="it is a named pipe, expected a regular file; expected a GGUF file"):
+    with pytest.raises(Failed, match="it is a named pipe, expected a regular file; expected a GGUF file"):
         world.run({"name": "mine", "from_file": str(tmp_path / "pipe.gguf")}, check=True)
 
 
@@ -612,7 +610,7 @@ def test_nothing_runs_yet_in_check_mode(world: Any) -> None:
     look = world.run({"name": "big:v1"}, check=True)
     assert look["changed"]
     assert "not compared: ollama.service does not run" in look["msg"]
-    with pytest.raises(models.ModelError, match="does not run"):
+    with pytest.raises(Refused, match="does not run"):
         world.run({"name": "big:v1"})
 
 
@@ -624,12 +622,12 @@ def test_copies(world: Any) -> None:
     assert world.run(copy)["changed"] is False
     world.api.have("a:latest", "another")
     assert world.run(copy)["changed"]
-    with pytest.raises(models.Failed, match="b:v1: has digest .*; declared is 000000000000"):
+    with pytest.raises(Failed, match="b:v1: has digest .*; declared is 000000000000"):
         world.run(dict(copy, digest="0" * 12))
-    with pytest.raises(models.Failed, match="copy_of none: the store has no such model"):
+    with pytest.raises(Failed, match="copy_of none: the store has no such model"):
         world.run({"name": "c", "copy_of": "none"})
     world.api.copy = lambda source, destination: Answer(404, {"error": "gone"})
-    with pytest.raises(models.Failed, match="d: cannot be copied: HTTP 404: gone"):
+    with pytest.raises(Failed, match="d: cannot be copied: HTTP 404: gone"):
         world.run({"name": "d", "copy_of": "a"})
 
 
@@ -666,15 +664,15 @@ def test_created_from_a_modelfile(world: Any, tmp_path: Path) -> None:
     assert world.run({"name": "terse", "modelfile": "FROM base\nSYSTEM Be long."})["changed"]
     world.api.have("base:latest", "newer")
     assert world.run({"name": "terse", "modelfile": "FROM base\nSYSTEM Be long."})["changed"]
-    with pytest.raises(models.Failed, match="FROM none: the store has no such model"):
+    with pytest.raises(Failed, match="FROM none: the store has no such model"):
         world.run({"name": "x", "modelfile": "FROM none"})
 
 
 def test_what_cannot_be_created(world: Any, tmp_path: Path) -> None:
-    with pytest.raises(models.Failed, match="none.gguf: No such file or directory; expected a GGUF file on this host"):
+    with pytest.raises(Failed, match="none.gguf: No such file or directory; expected a GGUF file on this host"):
         world.run({"name": "mine", "from_file": str(tmp_path / "none.gguf")})
     (tmp_path / "junk.gguf").write_bytes(b"junk" * 100)
-    with pytest.raises(models.Failed, match="junk.gguf begins with b'junk'"):
+    with pytest.raises(Failed, match="junk.gguf begins with b'junk'"):
         world.run({"name": "mine", "from_file": str(tmp_path / "junk.gguf")})
     assert world.api.done == []
     for lines, reason in (
@@ -682,7 +680,7 @@ def test_what_cannot_be_created(world: Any, tmp_path: Path) -> None:
         ([{"status": "parsing GGUF"}], "the server ended at 'parsing GGUF', without success"),
     ):
         world.api.lines = lines
-        with pytest.raises(models.Failed, match=reason):
+        with pytest.raises(Failed, match=reason):
             world.run({"name": "mine", "from_file": str(tmp_path / "tiny.gguf")})
 
 
@@ -706,7 +704,7 @@ def test_a_busy_model_stays(world: Any) -> None:
     world.api.have("a:latest")
     world.api.load("a:latest", 1)
     world.api.keeps = True
-    with pytest.raises(models.Failed, match="is still loaded after it was asked to go"):
+    with pytest.raises(Failed, match="is still loaded after it was asked to go"):
         world.run({"name": "a", "state": "unloaded"})
 
 
@@ -773,7 +771,7 @@ def test_a_dead_worker_is_found_out(world: Any) -> None:
     assert look["models"][0]["reason"] == (
         "its worker is dead: the server says that it holds 5.0 GiB of GPU memory, NVML shows 0.0 GiB"
     )
-    with pytest.raises(models.Failed, match="m8b: was loaded, but its worker is dead"):
+    with pytest.raises(Failed, match="m8b: was loaded, but its worker is dead"):
         world.run(wanted)
     world.source = "procfs"
     assert world.run(wanted)["changed"] is False, "nothing can be told without NVML"
@@ -784,7 +782,7 @@ def test_refused_when_it_does_not_fit(world: Any) -> None:
     world.total = 2
     wanted = {"name": "m8b", "state": "loaded", "options": {"num_ctx": 131072}}
     for check in (True, False):
-        with pytest.raises(models.Failed, match=r"m8b: does not fit: 7.0 billion parameters, Q4_1, 32 layers and 16.0"):
+        with pytest.raises(Failed, match=r"m8b: does not fit: 7.0 billion parameters, Q4_1, 32 layers and 16.0"):
             world.run(wanted, check=check)
     assert world.api.done == []
     (entry,) = world.run(wanted, fit="warn")["models"]
@@ -855,14 +853,14 @@ def test_an_embedding_model(world: Any) -> None:
 def test_a_load_that_fails(world: Any, answer: Answer, reason: str) -> None:
     world.api.have("m8b:latest")
     world.api.on_load = answer
-    with pytest.raises(models.Failed, match=reason):
+    with pytest.raises(Failed, match=reason):
         world.run({"name": "m8b", "state": "loaded"})
 
 
 def test_gone_at_once(world: Any) -> None:
     world.api.have("m8b:latest")
     world.api.forgets = True
-    with pytest.raises(models.Failed, match="was loaded, and is gone again.*keep_alive 0"):
+    with pytest.raises(Failed, match="was loaded, and is gone again.*keep_alive 0"):
         world.run({"name": "m8b", "state": "loaded", "keep_alive": "0"})
 
 
@@ -870,9 +868,7 @@ def test_partly_on_the_cpu(world: Any) -> None:
     world.api.have("m8b:latest")
     world.api.on_gpu = 0.5
     wanted = {"name": "m8b", "state": "loaded"}
-    with pytest.raises(
-        models.Failed, match="has 2.5 of its 5.0 GiB on GPUs, the rest runs on the CPU; it was unloaded"
-    ):
+    with pytest.raises(Failed, match="has 2.5 of its 5.0 GiB on GPUs, the rest runs on the CPU; it was unloaded"):
         world.run(wanted)
     assert world.api.memory == {}
     world.run(wanted, fit="warn")
@@ -925,24 +921,24 @@ def test_weights_that_cannot_be_read(world: Any, tmp_path: Path) -> None:
     ],
 )
 def test_declarations_that_mean_nothing(world: Any, items: List[Dict[str, Any]], reason: str) -> None:
-    with pytest.raises(models.ModelError, match=reason):
+    with pytest.raises(Refused, match=reason):
         world.run(*items)
 
 
 def test_the_margin_has_a_unit(world: Any) -> None:
-    with pytest.raises(models.ModelError, match="free_space_margin: '2 potatoes' is no size"):
+    with pytest.raises(Refused, match="free_space_margin: '2 potatoes' is no size"):
         world.run({"name": "a"}, free_space_margin="2 potatoes")
 
 
 def test_no_server(world: Any) -> None:
     world.api.tags = lambda: (_ for _ in ()).throw(ApiError("127.0.0.1:11434: Connection refused"))
-    with pytest.raises(models.ModelError, match="refused; expected Ollama's API at http://127.0.0.1:11434"):
+    with pytest.raises(Refused, match="refused; expected Ollama's API at http://127.0.0.1:11434"):
         world.run({"name": "a"})
     world.system.pid = 0
-    with pytest.raises(models.ModelError, match="ollama.service does not run on this host"):
+    with pytest.raises(Refused, match="ollama.service does not run on this host"):
         world.run({"name": "a"})
     world.system.pid, world.system.refuses = 10, True
-    with pytest.raises(models.ModelError, match="only root may read it; run this with become: true"):
+    with pytest.raises(Refused, match="only root may read it; run this with become: true"):
         world.run({"name": "a"})
 
 
@@ -960,7 +956,7 @@ def test_another_server_than_the_units(world: Any) -> None:
     assert server.find(UNIT, "127.0.0.1:11434", world.system).store == "/nonexistent/.ollama/models"
     world.system.environment = {"OLLAMA_HOST": "0.0.0.0:9999", "OLLAMA_MODELS": "/srv/models"}
     assert server.find(UNIT, None, world.system).store == "/srv/models"
-    with pytest.raises(server.ServerError, match="host: "):
+    with pytest.raises(Failed, match="host: "):
         server.find(UNIT, "127.0.0.1:x", world.system)
 
 

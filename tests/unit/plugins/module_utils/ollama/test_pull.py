@@ -14,6 +14,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import pull
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import ApiError, ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 LAYER = "sha256:c2959c5f1595df4d04497b75f6274a696932d9933645d5b1d9675cdbe609a19d"
 SMALL = "sha256:19bfea45065fdc1506ed194285a062345641f949148e2f5f7b47bcb5d0268a16"
@@ -71,7 +72,7 @@ def test_success_is_the_last_status() -> None:
     run(api)
     assert api.silences[-1] == 600, "the digest is made in silence"
     assert api.silences[1] == pytest.approx(60, abs=1)
-    with pytest.raises(pull.PullError, match="ended the pull at 'writing manifest', without success"):
+    with pytest.raises(Failed, match="ended the pull at 'writing manifest', without success"):
         run(Lines(*RECORDED[:-1]))
 
 
@@ -87,7 +88,7 @@ def test_success_is_the_last_status() -> None:
     ],
 )
 def test_the_servers_own_words(words: str, advice: str) -> None:
-    with pytest.raises(pull.PullError, match="big:v1: %s; %s" % (words, advice)):
+    with pytest.raises(Failed, match="big:v1: %s; %s" % (words, advice)):
         run(Lines(*RECORDED[:2], {"error": words}))
 
 
@@ -115,16 +116,16 @@ def test_lines_without_a_new_byte_are_a_stall() -> None:
                 yield loading(20000000)  # a part that starts anew: less than before
             raise AssertionError("not noticed")
 
-    with pytest.raises(pull.PullError, match=r"no byte more for 0 s \(stall_timeout\) at 29360128 of 673511872 bytes"):
+    with pytest.raises(Failed, match=r"no byte more for 0 s \(stall_timeout\) at 29360128 of 673511872 bytes"):
         run(Stalls(), stall=0.1)
 
 
 def test_silence_is_a_stall_and_broken_connections_are_told() -> None:
-    with pytest.raises(pull.PullError, match="stall_timeout.* at 22544384 of 700000000 bytes"):
+    with pytest.raises(Failed, match="stall_timeout.* at 22544384 of 700000000 bytes"):
         run(Lines(*RECORDED[:2], ApiTimeout("late")), expected=700000000)
-    with pytest.raises(pull.PullError, match="silent for 600 s .timeout. at 'verifying sha256 digest'"):
+    with pytest.raises(Failed, match="silent for 600 s .timeout. at 'verifying sha256 digest'"):
         run(Lines(*RECORDED[:5], ApiTimeout("late")))
-    with pytest.raises(pull.PullError, match="^big:v1: reset$"):
+    with pytest.raises(Failed, match="^big:v1: reset$"):
         run(Lines(ApiError("reset")))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import registry
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 MANIFEST = json.dumps(
     {
@@ -47,5 +48,5 @@ def test_digest_and_layers(ollama: Any) -> None:
 @pytest.mark.parametrize("answer", [(404, b"{}"), (200, b"<html>"), (200, b"{}"), (200, b"[]")])
 def test_nothing_usable(ollama: Any, answer: Any) -> None:
     ollama.answers["/v2/library/a/manifests/v1"] = answer
-    with pytest.raises(registry.RegistryError, match="/v2/library/a/manifests/v1: "):
+    with pytest.raises(Failed, match="/v2/library/a/manifests/v1: "):
         registry.manifest("http://127.0.0.1:%d/library/a:v1" % ollama.port, insecure=False, environ={})

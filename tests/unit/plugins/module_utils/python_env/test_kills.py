@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.envi
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 PARTS = {"bin/python", "lib/engine", "lib/dependency"}
 
@@ -141,7 +142,7 @@ def test_killed_at_every_change(host, kills, which, then):
             before = look(host).links.get("current")
             if host.step("1.1").built():
                 continue
-            with pytest.raises(EnvironmentFault, match="failed"):
+            with pytest.raises(Failed, match="failed"):
                 host.bring("1.1")
             here = look(host)
             assert here.links.get("current") == before, number
@@ -163,7 +164,7 @@ def test_killed_while_a_damaged_one_is_rebuilt(host, kills, then):
     for number in kills.each(prepared):
         if then == "failing" and not host.step("1.0").built():
             host.fails = "install"
-            with pytest.raises(EnvironmentFault, match="install failed"):
+            with pytest.raises(Failed, match="install failed"):
                 host.bring("1.0")
             assert content(host.step("1.0").path) == PARTS - {"bin/python"}, "what was in use is back"
             host.fails = ""

@@ -9,7 +9,8 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import wheels
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.table import DRIVERS, WHEELS, Wheel
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import WheelError, choose
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import choose
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 ANY = ((3, 9), (3, 14))
 TABLE = (
@@ -71,7 +72,7 @@ def test_a_build_for_the_cpu_is_taken_only_when_asked_for():
     assert chosen(driver="580").cuda == "cu130"
     choice = chosen(cuda="CPU")
     assert (choice.version, choice.cuda, choice.without) == ("2.1", "cpu", ("audio", "torch"))
-    with pytest.raises(WheelError, match="this host has no NVIDIA driver.*set cuda: cpu for a host without GPUs"):
+    with pytest.raises(Refused, match="this host has no NVIDIA driver.*set cuda: cpu for a host without GPUs"):
         chosen()
 
 
@@ -121,13 +122,13 @@ def test_a_build_for_the_cpu_is_taken_only_when_asked_for():
     ],
 )
 def test_refused_with_the_numbers(asked, message):
-    with pytest.raises(WheelError) as caught:
+    with pytest.raises(Refused) as caught:
         chosen(**asked)
     assert message in str(caught.value)
 
 
 def test_an_engine_that_is_not_known():
-    with pytest.raises(WheelError, match="no engine 'nobody'; known are torch, vllm"):
+    with pytest.raises(Refused, match="no engine 'nobody'; known are torch, vllm"):
         choose("nobody", driver="580", wheels=TABLE)
 
 
@@ -163,7 +164,7 @@ def test_cuda_is_read_as_people_write_it(written, read):
 
 @pytest.mark.parametrize("written", ["", "13", "cu13", "cu1300", "rocm6.4", "auto"])
 def test_what_is_no_cuda(written):
-    with pytest.raises(WheelError):
+    with pytest.raises(Refused):
         wheels.normal(written)
 
 

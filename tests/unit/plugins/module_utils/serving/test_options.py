@@ -66,4 +66,4 @@ def test_every_variable_of_ollama_is_an_option_of_an_instance() -> None:
 
 
 def test_no_prose_is_sent_to_a_host_that_is_asked() -> None:
-    assert [name for name in action.ActionModule.WORK.sources if name.endswith(".options")] == []
+    assert [name for name in action.ActionModule.FUNCTION.sources if name.endswith(".options")] == []

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import (
     STRANGER,
     Ids,
-    UserError,
     as_user,
     ids_of,
     ids_of_process,
@@ -59,7 +59,7 @@ def test_it_can_do_what_the_user_can_and_no_more(tmp_path: Path) -> None:
     ids=["raises", "exits", "killed", "not data", "stopped"],
 )
 def test_it_fails(work: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(Failed, match=said):
         as_user(USER, work, limit=0.5)
 
 
@@ -75,7 +75,7 @@ def test_a_pipe_of_the_user_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch
         os.chown(folder, USER.uid, USER.gid)
         pipe = Path(folder) / "pipe"
         as_user(USER, lambda: os.mkfifo(pipe))
-        with pytest.raises(UserError, match="longer than"):
+        with pytest.raises(Failed, match="longer than"):
             as_user(USER, pipe.read_text, limit=0.05)
     with pytest.raises(ChildProcessError):
         os.waitpid(children[-1], os.WNOHANG)  # it is gone; other tests may have children of theirs
@@ -114,7 +114,7 @@ def test_work_that_stops_yielding_is_ended() -> None:
         yield
         signal.pause()
 
-    with pytest.raises(UserError, match="longer than"):
+    with pytest.raises(Failed, match="longer than"):
         as_user(USER, stalls, limit=0.05)
 
 
@@ -137,6 +137,7 @@ ORPHAN = """
 import fcntl, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import Ids, as_user
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 lock = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
 fcntl.flock(lock, fcntl.LOCK_EX)
 def work():
@@ -181,7 +182,7 @@ def test_a_child_that_cannot_be_ended_is_not_waited_for(monkeypatch: pytest.Monk
     """It sleeps in the kernel, on a file system that hangs; here it is only left alone."""
     monkeypatch.setattr(os, "kill", lambda pid, number: None)
     began = time.monotonic()
-    with pytest.raises(UserError, match="took longer than 0 s"):
+    with pytest.raises(Failed, match="took longer than 0 s"):
         as_user(USER, lambda: time.sleep(3), 0)
     assert time.monotonic() - began < 3
     os.wait()

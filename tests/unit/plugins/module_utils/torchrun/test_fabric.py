@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import rdma
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import fabric
 
 UP = ("4: ACTIVE", "5: LinkUp")
@@ -54,16 +55,14 @@ def test_a_bridge_that_every_host_has_with_one_address_is_no_network(node, inter
 
 def test_hosts_of_different_subnets_need_a_proof(node, interface, reach):
     facts = {"a": node("a", interface("eth0", "10.1.0.1/24")), "b": node("b", interface("eth7", "10.2.0.1/24"))}
-    with pytest.raises(fabric.NoNetwork, match="share no subnet.*a has eth0 10.1.0.1; b has eth7 10.2.0.1"):
+    with pytest.raises(Refused, match="share no subnet.*a has eth0 10.1.0.1; b has eth7 10.2.0.1"):
         fabric.choose(facts)
     assert [one["address"] for one in fabric.choose(facts, reach(facts)).values()] == ["10.1.0.1", "10.2.0.1"]
 
 
 def test_who_is_not_reached_is_told_with_what_was_tried(node, interface, reach):
     facts = {"a": node("a", interface("eth0", "10.1.0.1/24")), "b": node("b", interface("eth0", "10.1.0.2/24"))}
-    with pytest.raises(
-        fabric.NoNetwork, match=r"^b is not reached by all: a does not reach 10.1.0.2 \(eth0\): refused$"
-    ):
+    with pytest.raises(Refused, match=r"^b is not reached by all: a does not reach 10.1.0.2 \(eth0\): refused$"):
         fabric.choose(facts, reach(facts, [("a", "10.1.0.2", "data", "refused")]))
 
 
@@ -71,7 +70,7 @@ def test_who_is_not_reached_is_told_with_what_was_tried(node, interface, reach):
 def test_link_local_and_downed_interfaces_do_not_count(node, interface, address):
     facts = {"a": node("a", interface("eth0", address), interface("eth1", "10.1.0.1/24", up=False))}
     assert fabric.candidates(facts["a"]) == []
-    with pytest.raises(fabric.NoNetwork, match="a has no address on an interface that is up"):
+    with pytest.raises(Refused, match="a has no address on an interface that is up"):
         fabric.choose(facts)
 
 

@@ -11,6 +11,7 @@ import os
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, job, plan
 
 UNIT = "torchrun@train.service"
@@ -78,7 +79,7 @@ def test_finished(bring, system):
 
 def test_what_has_failed_is_run_again(bring, system):
     system.ends = ("exit-code", "exited", "1")
-    with pytest.raises(job.JobFailed):
+    with pytest.raises(Failed):
         bring("finished")
     system.ends = ("success", "exited", "0")
     assert bring("present")["ready"] is False
@@ -91,14 +92,14 @@ def test_a_wait_starts_nothing(bring, system):
     system.end("exit-code", "exited", "1")
     del system.calls[:]
     for state in ("joined", "finished"):
-        with pytest.raises(job.JobFailed, match="it has failed"):
+        with pytest.raises(Failed, match="it has failed"):
             bring.bare(state)
     assert system.calls == []
     system.path("/var/lib/gpufleet/torchrun/train/ended").unlink()
-    with pytest.raises(job.JobFailed, match="stopped: it does not run"):
+    with pytest.raises(Failed, match="stopped: it does not run"):
         bring.bare("finished")
     bring()
-    with pytest.raises(job.Refused, match="another definition of the job"):
+    with pytest.raises(Refused, match="another definition of the job"):
         bring.bare("joined", arguments=["--more"])
 
 
@@ -138,10 +139,10 @@ def test_joined(bring, system):
     """It has met the others once torchrun has started processes, which it does not do before."""
     bring()
     assert bring("present")["joined"] is False
-    with pytest.raises(job.JobFailed, match="not_begun: its hosts have not met within 0 s; it goes on running"):
+    with pytest.raises(Failed, match="not_begun: its hosts have not met within 0 s; it goes on running"):
         bring("joined", timeout=0)
     system.lines = ["[default] Rendezvous'ing worker group"]
-    with pytest.raises(job.JobFailed, match="peer_missing: its hosts have not met within 0 s"):
+    with pytest.raises(Failed, match="peer_missing: its hosts have not met within 0 s"):
         bring("joined", timeout=0)
     system.processes = {8: {command.OF_TORCHRUN: "x"}}
     result = bring("joined", timeout=0)
@@ -172,7 +173,7 @@ def test_one_that_is_just_being_executed_is_no_other_job(bring, system):
 )
 def test_one_that_ends_at_once_before_systemd_is_done_with_it(bring, system, late):
     system.dies, system.late = ("exit-code", "exited", "1"), list(late)
-    with pytest.raises(job.JobFailed, match="it ended at once"):
+    with pytest.raises(Failed, match="it ended at once"):
         bring()
     assert not system.late
 
@@ -182,10 +183,10 @@ def test_what_an_earlier_run_has_left_says_nothing_of_one_that_met_nobody(bring,
     bring()
     leave(system, 0, 1, error="ValueError: no data for me")
     system.end("exit-code", "exited", "1")
-    with pytest.raises(job.JobFailed, match="no data for me"):
+    with pytest.raises(Failed, match="no data for me"):
         bring.bare("finished")
     system.dies = ("exit-code", "exited", "1")
-    with pytest.raises(job.JobFailed) as caught:
+    with pytest.raises(Failed) as caught:
         bring(restart=True)
     assert "no data for me" not in str(caught.value) and caught.value.result["failures"] == []
 
@@ -196,7 +197,7 @@ def test_one_that_was_stopped_has_not_ended_well(bring, system, status, text):
     bring()
     system.end("success" if status == "TERM" else "signal", "killed", status)
     assert bring("present")["ready"] is False
-    with pytest.raises(job.JobFailed, match="stopped: it has failed. it was " + text):
+    with pytest.raises(Failed, match="stopped: it has failed. it was " + text):
         bring.bare("finished")
     assert bring()["started"] is True
 
@@ -215,7 +216,7 @@ def test_why_it_failed(bring, system):
     system.ends = ("exit-code", "exited", "1")
     bring()
     leave(system, 0, 0, error="ValueError: bad batch")
-    with pytest.raises(job.JobFailed, match="worker_failed: it has failed. rank 0 .* ValueError: bad batch") as raised:
+    with pytest.raises(Failed, match="worker_failed: it has failed. rank 0 .* ValueError: bad batch") as raised:
         bring("finished")
     result = raised.value.result
     assert result["exit_status"] == 1
@@ -228,7 +229,7 @@ def test_why_it_failed(bring, system):
 def test_a_cause_without_an_error_file(bring, system, log):
     system.ends = ("exit-code", "exited", "1")
     system.lines = log("too-many").splitlines()
-    with pytest.raises(job.JobFailed, match="too_many_processes: it has failed. more processes than GPUs") as raised:
+    with pytest.raises(Failed, match="too_many_processes: it has failed. more processes than GPUs") as raised:
         bring("finished")
     assert [(one["rank"], one["exit_code"]) for one in raised.value.result["failures"]] == [(4, 1)]
 
@@ -253,7 +254,7 @@ def test_a_process_that_was_killed_leaves_no_word_but_is_told(bring, system, log
 
 def test_one_that_does_not_end(bring, system):
     system.ends = None
-    with pytest.raises(job.JobFailed, match="not_begun: it has not ended within 0 s; it goes on running") as raised:
+    with pytest.raises(Failed, match="not_begun: it has not ended within 0 s; it goes on running") as raised:
         bring("finished", timeout=0)
     assert raised.value.result["running"] is True and system.up
 
@@ -261,7 +262,7 @@ def test_one_that_does_not_end(bring, system):
 def test_one_that_dies_at_once(bring, system):
     system.dies = ("exit-code", "exited", "2")
     system.lines = ["python: can't open file '/srv/train.py': [Errno 13]"]
-    with pytest.raises(job.JobFailed, match="no_script: it ended at once. there is no script /srv/train.py"):
+    with pytest.raises(Failed, match="no_script: it ended at once. there is no script /srv/train.py"):
         bring()
 
 
@@ -283,7 +284,7 @@ def test_one_that_dies_at_once(bring, system):
     ],
 )
 def test_what_is_known_to_fail_is_refused(bring, system, more, message):
-    with pytest.raises(job.Refused, match=message):
+    with pytest.raises(Refused, match=message):
         bring(**more)
     assert system.calls == []
 
@@ -291,19 +292,19 @@ def test_what_is_known_to_fail_is_refused(bring, system, more, message):
 @pytest.mark.parametrize("value", ["eth", "^docker", "=eth0,nosuch0,"])
 def test_interfaces_that_are_there(bring, value):
     if "nosuch" in value:
-        with pytest.raises(job.Refused):
+        with pytest.raises(Refused):
             bring(environment={"NCCL_SOCKET_IFNAME": value})
     else:
         assert bring(environment={"NCCL_SOCKET_IFNAME": value})["started"]
 
 
 def test_a_plan_is_needed(params, system):
-    with pytest.raises(job.Refused, match="plan: expected what the lookup"):
+    with pytest.raises(Refused, match="plan: expected what the lookup"):
         job.bring(params(), False, print, system)
 
 
 def test_a_host_that_is_not_in_the_plan(params, system, node):
-    with pytest.raises(job.Refused, match="the plan has no part for host z: its hosts are a"):
+    with pytest.raises(Refused, match="the plan has no part for host z: its hosts are a"):
         job.bring(params(plan=dict(plan.make({"a": node("a")}), host="z")), False, print, system)
 
 

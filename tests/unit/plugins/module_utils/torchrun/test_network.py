@@ -20,6 +20,7 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import peer_listener
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
 
 COMM, UNIT = Path("/proc/self/comm").read_text(encoding="utf-8").strip(), unit_of(os.getpid())
@@ -69,7 +70,7 @@ def test_interfaces(run, tmp_path):
 
 def test_interfaces_that_are_not_told(run):
     run.answers["ip"] = (255, "")
-    with pytest.raises(network.NetworkError, match="ip -json address show: exit 255: words on stderr"):
+    with pytest.raises(Failed, match="ip -json address show: exit 255: words on stderr"):
         network.interfaces()
 
 
@@ -218,7 +219,7 @@ def test_a_job_that_never_takes_its_port_is_named(run, starting, monkeypatch, fr
     monkeypatch.setattr(network, "JOB_LIMIT", 0.0)
     port = free_port()
     starting("--master-port=%d" % port, "--node-rank=0")
-    with pytest.raises(network.NetworkError, match="process 999999 is to listen at port %d" % port):
+    with pytest.raises(Failed, match="process 999999 is to listen at port %d" % port):
         network.listen(port, 30)
 
 
@@ -243,7 +244,7 @@ def test_a_port_in_use_is_told_and_not_taken(run, monkeypatch):
 
 def test_a_listener_that_does_not_start(run, free_port):
     run.answers["systemd-run"] = (1, "")
-    with pytest.raises(network.NetworkError, match="systemd-run: exit 1: words on stderr"):
+    with pytest.raises(Failed, match="systemd-run: exit 1: words on stderr"):
         network.listen(free_port(), 30)
 
 
@@ -254,5 +255,5 @@ def test_who_holds_a_port_may_be_hidden(monkeypatch):
 
 
 def test_a_missing_program_is_named():
-    with pytest.raises(network.NetworkError, match="there is no no-such-program on this host"):
+    with pytest.raises(Failed, match="there is no no-such-program on this host"):
         network._run(["no-such-program"])

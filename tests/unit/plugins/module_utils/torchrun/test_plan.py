@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import plan
 
 
@@ -73,12 +74,12 @@ def test_the_rendezvous_that_can_do_what_is_asked_for(three, reach, options, kin
     ],
 )
 def test_what_cannot_be(three, reach, options, message):
-    with pytest.raises(plan.PlanError, match=message):
+    with pytest.raises(Refused, match=message):
         plan.make(three, reach(three), **options)
 
 
 def test_no_hosts():
-    with pytest.raises(plan.PlanError, match="there is no host to plan for"):
+    with pytest.raises(Refused, match="there is no host to plan for"):
         plan.make({})
 
 

@@ -18,7 +18,8 @@ import time
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import evidence, job, logs
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import evidence, logs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be misled")
 
@@ -76,9 +77,7 @@ def as_alice(work):
 @pytest.mark.parametrize("to", ["", "/deeper"])
 def test_a_log_dir_that_is_a_link_to_a_folder_of_root(bring, home, precious, check, state, to):
     as_alice(lambda: os.symlink(precious, home / "runs"))
-    with pytest.raises(
-        job.Refused, match="log_dir: /srv/alice/runs.*: runs is a symbolic link in a folder that others"
-    ):
+    with pytest.raises(Refused, match="log_dir: /srv/alice/runs.*: runs is a symbolic link in a folder that others"):
         bring(state, user=ALICE, log_dir="/srv/alice/runs" + to, check=check)
     assert not bring.system.path("/etc/gpufleet").exists()
 
@@ -87,7 +86,7 @@ def test_a_log_dir_that_is_a_link_to_a_folder_of_root(bring, home, precious, che
 def test_a_log_dir_of_root_in_a_folder_of_the_user(bring, home, check):
     """He cannot have made it, but he can move it: root gives nothing away there."""
     (home / "runs").mkdir()
-    with pytest.raises(job.Refused, match="log_dir: /srv/alice/runs belongs to user 0, .* give it to daemon, or"):
+    with pytest.raises(Refused, match="log_dir: /srv/alice/runs belongs to user 0, .* give it to daemon, or"):
         bring(user=ALICE, log_dir="/srv/alice/runs", check=check)
     assert (home / "runs").stat().st_uid == 0
 
@@ -113,7 +112,7 @@ def test_a_log_dir_that_is_replaced_while_it_is_made(bring, home, precious):
         for _round in range(200):
             try:
                 made._make_log_dir()
-            except job.Refused:
+            except Refused:
                 refused += 1
     finally:
         stop.set()
@@ -170,7 +169,7 @@ def leave(system, put, name="stdout.log"):
 
 def failed(bring, system, **more):
     system.end("exit-code", "exited", "1")
-    with pytest.raises(job.JobFailed) as caught:
+    with pytest.raises(Failed) as caught:
         bring.bare("finished", user=ALICE, **more)
     return caught.value.result
 
@@ -354,7 +353,7 @@ def test_a_script_path_in_a_folder_of_the_user(bring, system, home, precious, ch
         as_alice(lambda: os.symlink(precious, home / "bin"))
     else:
         {"fifo": os.mkfifo, "device": _device, "folder": os.mkdir}[how](path)
-    with pytest.raises(job.Refused, match="script_path: /srv/alice/bin/run.sh: "):
+    with pytest.raises(Refused, match="script_path: /srv/alice/bin/run.sh: "):
         bring(user=ALICE, script_path="/srv/alice/bin/run.sh", check=check)
 
 

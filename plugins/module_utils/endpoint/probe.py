@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an endpoint offers, does and has to do, for the module ``inference_endpoint``."""
+"""Whether an endpoint is ready, answers and is idle, for the module ``inference_endpoint``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ from typing import Any, Dict, Mapping, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
 
 
-def look(params: Mapping[str, Any]) -> Dict[str, Any]:
-    """What the module ``inference_endpoint`` does.
+def probe(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
+    """The work of the module ``inference_endpoint``; it only reads.
 
     :returns: the module's result.
-    :raises EndpointError: the endpoint is not as asked for.
-    :raises ValueError: an option is wrong.
+    :raises Refused: an option is wrong.
+    :raises Failed: the endpoint does not do what was asked for.
     """
+    try:
+        return _probe(params)
+    except EndpointError as error:
+        raise Failed("%s: %s" % (error.name, error), {"changed": False, "verdict": error.name}) from None
+
+
+def _probe(params: Mapping[str, Any]) -> Dict[str, Any]:
     begun = time.monotonic()
     endpoint: Any = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
     names = endpoint.wait_ready(params["timeout"], params["model"])
@@ -46,4 +54,4 @@ def look(params: Mapping[str, Any]) -> Dict[str, Any]:
     result["running"], result["waiting"] = (load.running, load.waiting) if load else (None, None)
     if load:
         said.append("%d running, %d waiting" % (load.running, load.waiting))
-    return dict(result, waited_seconds=round(time.monotonic() - begun, 2), msg=" · ".join(said))
+    return dict(result, elapsed_seconds=round(time.monotonic() - begun, 2), msg=" · ".join(said))
