@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field, replace
 from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import compare
@@ -41,8 +40,7 @@ class StepChange(NamedTuple):
     after: str
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(NamedTuple):
     """One unit as it was found."""
 
     unit: str
@@ -53,7 +51,7 @@ class Observed:
     """The unit as merged from the files on disk."""
     planned: compare.View
     """The same with our files as wanted."""
-    specifiers: Mapping[str, str] = field(default_factory=dict)
+    specifiers: Mapping[str, str] = {}
     """What ``%`` and a letter stand for in its files."""
     environ: Optional[Mapping[str, str]] = None
     """That of the main process; None where there is none, empty where the program has overwritten it."""
@@ -136,7 +134,7 @@ def observe(system: System, name: str, change: Change, steps: Sequence[Step]) ->
 
 def reread(observed: Observed, system: System, override: Override, state: Mapping[str, str]) -> Observed:
     """The same unit after steps have written files of their own."""
-    return replace(observed, state=state, **_read(system, observed.unit, state, override))
+    return observed._replace(state=state, **_read(system, observed.unit, state, override))
 
 
 def _step(step: Step) -> StepChange:
