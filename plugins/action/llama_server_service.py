@@ -11,4 +11,4 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first imp
 
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.llama_server_service"
-    FUNCTION = RemoteFunction("llama_server.service", "look", llama_server_service.argument_spec())
+    FUNCTION = RemoteFunction("llama_server.service", "check", llama_server_service.argument_spec())

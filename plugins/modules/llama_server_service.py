@@ -232,9 +232,7 @@ options:
         (E(LLAMA_ARG_MODEL)). Or a name in O(model_paths).
     type: str
   model_paths:
-    description:
-      - Paths of models by name. The role fills it with its models. A model that is named here is served under that
-        name, unless O(alias) is set.
+    description: Paths of models by name. A model that is named here is served under that name, unless O(alias) is set.
     type: dict
     default: {}
   alias:

@@ -65,10 +65,10 @@ OPTIONS = table(
         "model_paths",
         "dict",
         """
-        Paths of models by name. The role fills it with its models. A model that is named here is served under that
-        name, unless O(alias) is set.
+        Paths of models by name. A model that is named here is served under that name, unless O(alias) is set.
         """,
         default={},
+        only="module",
     ),
     Option(
         "alias",

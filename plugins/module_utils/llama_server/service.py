@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
@@ -14,7 +15,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import log, program, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import check_weights
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, run, summary, template
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run, summary, template
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.foreign import Foreign, foreign
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
@@ -26,7 +27,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Plan,
     Service,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import drain
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.render import argument
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
@@ -43,10 +43,12 @@ def converge(
     params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Any = None, thorough: bool = True
 ) -> Dict[str, Any]:
     """Bring all instances to their declared states; see serving.run."""
-    return run.converge(LlamaServer(), params["name"], params, check_mode, warn, system, thorough)
+    return run.converge(
+        LlamaServer(), re.sub(r"\.service\Z", "", params["name"]), params, check_mode, warn, system, thorough
+    )
 
 
-def look(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+def check(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The lean question: the result where the host is in its declared state.
 
     :raises run.Differs: it is not.
@@ -57,11 +59,8 @@ def look(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None
 class LlamaServer:
     title = "llama-server"
     counts_visible = False
+    loads_at_start = True
     open_to = "use the model"
-
-    def __init__(self) -> None:
-        self._of: Dict[str, _Instance] = {}
-        """By unit, what was decided for it."""
 
     def declare(self, service: Service, placed: Placed, host: Host) -> Declared:
         options, found = service.options, foreign(host.system, service.unit)
@@ -82,7 +81,7 @@ class LlamaServer:
             command,
             visible,
         )
-        instance = self._of[service.unit] = _Instance(settled, name, user)
+        instance = _Instance(settled, name, user)
         endpoint = instance.endpoint()
         limit = options["timeout"] or int(START_BASE + program.size_of(settled.values["model"]) / START_RATE)
         home = os.path.join("/var/lib", user)
@@ -94,25 +93,26 @@ class LlamaServer:
             settings=_settings(instance, found),
             steps=[
                 *([] if user == "root" else [UserStep(user, home)]),
-                template.TemplateStep(BASE + "@.service", UNIT),
+                template.TemplateStep(BASE + "@.service", UNIT, host.system.root),
             ],
             checks=[
-                checks.ComesUp(checks.lists_model(endpoint, instance.served), limit, options["stall_timeout"]),
+                checks.ComesUp(openai.lists_model(endpoint, instance.served), limit, options["stall_timeout"]),
                 checks.after_change(checks.owns_port(endpoint.port)),
-                checks.after_change(checks.answers(endpoint, instance.served, options["token_timeout"], settled.task)),
+                checks.after_change(openai.answers(endpoint, instance.served, options["token_timeout"], settled.task)),
                 checks.UsesGpus(),
             ],
-            hooks=drain(options, host, _endpoint_of),
+            hooks=openai.drain(options, host, _endpoint_of),
             writable=[home],
             readable=[
                 os.path.dirname(file)
                 for file in [name, *(settled.values.get(option, "/") for option in settings.FILES)]
             ],
             timeout=limit,
+            own=instance,
         )
 
     def preflight(self, plan: Plan, host: Host) -> None:
-        settled, name, user = self._of[plan.unit]
+        settled, name, user = plan.declared.own
         if not os.access(name, os.X_OK):
             raise Refused("program: there is no program %s; expected llama-server, built from llama.cpp" % name)
         for option in settings.FILES:
@@ -124,13 +124,13 @@ class LlamaServer:
             check_weights(plan.placed.devices, plan.unit, program.size_of(settled.values["model"]), advice)
 
     def leave(self, service: Service, host: Host) -> Leaving:
-        return Leaving(hooks=drain(service.options, host, _endpoint_of))
+        return Leaving(hooks=openai.drain(service.options, host, _endpoint_of))
 
     def explain(self, lines: Sequence[str]) -> Cause:
         return log.explain(lines)
 
     def describe(self, plan: Plan, proof: Proof, outcome: Outcome) -> Tuple[List[str], Dict[str, Any]]:
-        instance = self._of[plan.unit]
+        instance = plan.declared.own
         more = {"url": instance.settled.url, "model": instance.served}
         return summary.served(instance.served, instance.settled.url, proof), more
 

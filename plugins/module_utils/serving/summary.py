@@ -27,7 +27,7 @@ def served(model: str, url: str, proof: Any) -> List[str]:
     :param proof: of the gate (serving.gate.Proof).
     """
     used, figures = sum(proof.used.values()), proof.figures
-    parts = ["%s at %s%s" % (model, url, ", %s used" % gib(used) if used else "")]
+    parts = ["%s at %s%s" % (model, url, ", %s in use" % gib(used) if used else "")]
     if "answer" in figures:
         seconds = figures.get("latency_seconds")
         parts.append(figures["answer"] + ("" if seconds is None else " in %.2f s" % seconds))

