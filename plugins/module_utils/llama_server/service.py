@@ -121,7 +121,9 @@ class LlamaServer:
         program.check(program.ask(name, user), settled.environment, settled.arguments)
         if settled.values.get("n_gpu_layers") in ("all", settings.ALL_LAYERS):
             advice = "choose more GPUs, a smaller quantisation, or fewer n_gpu_layers"
-            check_weights(plan.placed.devices, plan.unit, program.size_of(settled.values["model"]), advice)
+            check_weights(
+                plan.placed.devices, [plan.unit, *plan.vacated], program.size_of(settled.values["model"]), advice
+            )
 
     def leave(self, service: Service, host: Host) -> Leaving:
         return Leaving(hooks=openai.drain(service.options, host, _endpoint_of))
