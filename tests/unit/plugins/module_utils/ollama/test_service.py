@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     checks,
     install,
@@ -416,7 +417,7 @@ def test_a_store_with_models_is_not_left_without_a_word(bring, tmp_path):
 
 def test_what_cannot_be_brought_after_the_proof_is_a_warning(bring, monkeypatch, tmp_path):
     def full(step):
-        raise stores.StoreError("no space")
+        raise StepError("no space")
 
     put_model(bring.store)
     monkeypatch.setattr(moving.MoveStep, "finish", full)
