@@ -128,7 +128,10 @@ class CheckFirstAction(ActionBase):
             display.warning(one_line(sentence))
         arguments = self.prepare(dict(self._task.args), variables)
         if self.files and self._task.async_val:
-            raise AnsibleActionFail("files on the controller cannot be sent in the background (async)")
+            raise AnsibleActionFail(
+                "%s on the controller cannot be sent in the background: run the task without async, or copy it to the "
+                "host first and set remote_src" % ", ".join(self.files)
+            )
         found = self.check_on_host(arguments, variables) if self.checks_first(arguments, variables) else None
         if found is None:
             found = self.send(arguments, variables)

@@ -24,7 +24,7 @@ from vllmdouble import sh
 UNIT = "vllm@chat"
 CHANGED = "max-num-seqs=7"  # a fault on this condition strikes the changed instance, not the former one
 GOOD = {
-    "name": "chat",
+    "instances": [{"name": "chat"}],
     "venv": vllmdouble.VENV,
     "model": "/srv/models/m8b",
     "served_model_name": ["chat"],

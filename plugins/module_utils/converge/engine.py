@@ -141,11 +141,8 @@ class _Run:
 
     def _refuse(self) -> None:
         """Raise where this run must not begin."""
-        refusal = self.plan.refusal
-        if refusal and refusal.name == "shadowed":
-            raise report.shadowed(self.outcome, self.plan.unit, refusal)
-        if refusal:
-            raise UnitError(refusal.message)
+        if self.plan.refusal:
+            raise report.refused(self.plan, self.observed, self.plan.refusal)
         self._ask_checks()
         override, unit = self.override, self.plan.unit
         content = {file.path: file.content for file in self.plan.files}.get(override.drop_in)
@@ -218,7 +215,7 @@ class _Run:
         if self.steps:
             self.observed = reread(self.observed, self.switch.system, self.override, self.switch.state)
             self.outcome.shadowed = shadows(self.observed, self.override)
-            verdict = shadow_verdict(self.outcome.shadowed)
+            verdict = shadow_verdict(self.plan.unit, self.outcome.shadowed)
             if verdict:
                 raise Fault.of(verdict)
             self._ask_checks()

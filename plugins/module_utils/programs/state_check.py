@@ -35,7 +35,8 @@ class Sources:
         return None
 
     def exec_module(self, module):
-        if module.__name__ in self.texts:
+        # a program is only read here, to be handed on: compiling it may take 10 ms
+        if module.__name__ in self.texts and ".programs." not in module.__name__:
             exec(compile(self.texts[module.__name__], module.__name__, "exec"), module.__dict__)
 
     def get_source(self, name):

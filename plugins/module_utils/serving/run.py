@@ -24,7 +24,13 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.overri
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import choice, claims
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import exposure, gate, instances, summary
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import (
+    digest,
+    exposure,
+    gate,
+    instances,
+    summary,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.isolation import Isolation
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
     Engine,
@@ -33,6 +39,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Plan,
     Service,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.vacate import Vacated, in_the_way
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
@@ -69,22 +76,28 @@ def converge(
     staying = [service for service in services if service.options["state"] == "present"]
     plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
     _check_claims(plans, [service.unit for service in leaving], host)
-    for plan in plans:
-        if _starts(engine, plan, host):
-            if not thorough:
-                raise Differs("%s is not in its declared state" % plan.unit)
-            _named(plan.service, partial(engine.preflight, plan, host))
-            for warning in plan.declared.warnings:
-                warn(warning)
+    starting = [plan for plan in plans if _starts(engine, plan, host)]
+    for plan in starting:
+        if not thorough:
+            raise Differs("%s is not in its declared state" % plan.unit)
+        moving = [other.unit for other in plans if other is not plan and in_the_way(other, plan, host)]
+        vacated = [*(service.unit for service in leaving), *moving]
+        _named(plan.service, partial(engine.preflight, plan._replace(vacated=vacated), host))
+        for warning in plan.declared.warnings:
+            warn(warning)
     results: Dict[str, Dict[str, Any]] = {}
+    stopped = Vacated(host)
     try:
         for service in leaving:
             results[service.unit] = leave(engine.leave(service, host), service, host)
-        for plan in plans:
+        for number, plan in enumerate(plans):
+            if plan in starting and not check_mode:
+                stopped.make_room(plan, plans[number + 1 :])
             results[plan.unit] = _carry_out(engine, plan, host)
     except ServiceError as error:
-        error.outcome.changed = error.outcome.changed or any(result["changed"] for result in results.values())
-        raise
+        outcome = error.outcome
+        outcome.changed = outcome.changed or any(result["changed"] for result in results.values())
+        raise ServiceError(error.message + stopped.start_again(), outcome) from error
     return together(results) if params.get("instances") is not None else results[services[0].unit]
 
 
@@ -113,9 +126,14 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     )
     isolation = Isolation(options, used, bool(facts["count"]) and not placed.cpu, engine.title)
     settings = dict(declared.settings, **isolation.settings(service.unit, declared))
+    environment = dict(declared.environment)
+    texts = {path: text for path, text in declared.files.items() if text is not None}
+    if texts and "ExecStart" in settings:
+        settings["ExecStart"] = [command and digest.reporting(command, texts) for command in settings["ExecStart"]]
+        environment[digest.VARIABLE] = digest.of(texts)
     change = Change(
         unit=service.unit,
-        environment=declared.environment,
+        environment=environment,
         secret_environment=declared.secret_environment,
         credentials=declared.credentials,
         files=declared.files,

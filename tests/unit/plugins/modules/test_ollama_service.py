@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
@@ -155,21 +154,3 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
     assert result["msg"].startswith("would change CUDA_VISIBLE_DEVICES, OLLAMA_MODELS, OLLAMA_NO_CLOUD · 1× H200")
     assert result["version"] is None
     assert os.listdir(tmp_path) == []
-
-
-def test_the_roles_variables_are_the_options():
-    """One to one: names, types, choices, defaults; and the task hands each on."""
-    spec = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text(encoding="utf-8"))
-    variables = spec["argument_specs"]["main"]["options"]
-    options = ollama_service.argument_spec()
-    assert list(variables)[: len(options)] == ["ollama_" + name for name in options]  # those of the models follow
-    for name, option in options.items():
-        of_role = variables["ollama_" + name]
-        for key in ("type", "elements", "choices", "default"):
-            assert of_role.get(key) == option.get(key), (name, key)
-    task = yaml.safe_load((ROLE / "tasks/main.yml").read_text(encoding="utf-8"))[0]
-    handed_on = task["gpufleet.inference.ollama_service"]
-    assert list(handed_on) == list(options)
-    for name, template in handed_on.items():
-        omitted = "" if "default" in options[name] else " | default(omit)"
-        assert template == "{{ ollama_%s%s }}" % (name, omitted)

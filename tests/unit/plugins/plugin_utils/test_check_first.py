@@ -52,7 +52,8 @@ def bring(params, check_mode, warn):
     if params["word"] == "exit":
         raise SystemExit(0)
     if params["word"] == "source":
-        return {"changed": False, "msg": late.__loader__.get_source(late.__name__)}
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import tool
+        return {"changed": False, "msg": tool.__loader__.get_source(tool.__name__)}
     if params["word"] == "warn":
         warn("look out")
     return {"changed": params["word"] == "change", "msg": late.NAME, "params": dict(params), "check": check_mode}
@@ -66,6 +67,8 @@ def act(monkeypatch, tmp_path):
     (tmp_path / "room/main.py").write_text(LIBRARY)
     (tmp_path / "room/other.py").write_text(OTHER)
     (tmp_path / "room/deeper/late.py").write_text("NAME = 'Größe'\n")
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs/tool.py").write_text("raise SystemExit('Größe')\n")
     monkeypatch.setattr(check_first, "FOLDER", tmp_path)
 
     class Action(check_first.CheckFirstAction):
@@ -329,9 +332,8 @@ def test_warnings_are_told(act):
     assert act({"word": "warn"})["warnings"] == ["look out"]
 
 
-def test_a_source_can_be_handed_on(act):
-    """As torchrun_facts does with the program of its listener."""
-    assert act({"word": "source"})["msg"] == "NAME = 'Größe'\n"
+def test_a_program_is_read_and_not_run(act):
+    assert act({"word": "source"})["msg"] == "raise SystemExit('Größe')\n"
 
 
 @pytest.mark.parametrize("arguments", [{"state": "joined"}, {"state": "finished"}, {"restart": True}])
