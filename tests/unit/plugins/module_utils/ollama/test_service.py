@@ -217,6 +217,15 @@ def test_absent_reads_no_gpu(bring):
     assert bring(state="absent", name="ollama@second.service")["msg"] == "ollama@second.service: no override"
 
 
+def test_memory_is_awaited_between_stop_and_start_where_gpus_are_declared(bring):
+    bring()
+    assert bring.asked["hooks"] is None
+    bring(visible_devices=[0])
+    hooks = bring.asked["hooks"]
+    assert (hooks.gpus, hooks.release) == (True, 60)
+    assert hooks.gather() is bring.facts
+
+
 # --- the archive
 
 
