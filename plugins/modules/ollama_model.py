@@ -146,7 +146,8 @@ options:
     default: refuse
   free_space_margin:
     description:
-      - What stays free on the disk of the store, as V(2GiB) or bytes. A pull or a file that needs more is refused.
+      - Space to leave free on the disk of the store, in bytes or as a size such as V(2GiB) or V(2Gi) (powers of 1024),
+        V(2GB) or V(2G) (powers of 1000). A pull or a file that needs more is refused.
     type: str
     default: 2GiB
   stall_timeout:

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
@@ -29,6 +30,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.records 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import unit_name
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import size
 
 _GIB = float(1 << 30)
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
@@ -66,10 +68,7 @@ def bring(
     unit = unit_name(params["name"])
     declared = [_checked(item) for item in params["models"]]
     _one_each(declared)
-    try:
-        margin = int(settings.size(params["free_space_margin"]).text)
-    except ValueError as error:
-        raise Refused("free_space_margin: %s" % error) from None
+    margin = size(params["free_space_margin"], "free_space_margin")
     mirror = params["registry_mirror"]
     if mirror and not re.match(r"(http://)?[A-Za-z0-9_.-]+(:[0-9]+)?\Z", mirror):
         raise Refused("registry_mirror: %s; expected [http://]HOST[:PORT]" % mirror)
@@ -83,9 +82,6 @@ def bring(
             return {"changed": bool(declared), "unit": unit, "models": [], "msg": "not compared: %s" % error}
         raise Refused(str(error)) from None
 
-    def read_gpus() -> Dict[str, Any]:
-        return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
-
     run = _Run(
         found,
         system,
@@ -93,7 +89,7 @@ def bring(
         Limits(float(params["timeout"]), float(params["stall_timeout"]), margin),
         check_mode,
         warn,
-        gather or read_gpus,
+        gather or partial(gpu_facts.gather_for, params),
     )
     try:
         run.look()
@@ -735,14 +731,14 @@ class _Run:
 
 def _remove_broken(store: str, digests: List[str]) -> Iterator[None]:
     """Remove the blobs of a store whose content is not what their name says."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import chunks, follow
 
     for digest in digests:
         path = os.path.join(store, "blobs", digest.replace(":", "-"))
         try:
             found = hashlib.sha256()
             with follow(path) as file:
-                for piece in iter(lambda: file.read(1 << 20), b""):
+                for piece in chunks(file.read):
                     found.update(piece)
                     yield
             if found.hexdigest() != digest[7:]:

@@ -43,15 +43,15 @@ JOB_LIMIT = 120.0
 def report(params: Mapping[str, Any], _check_mode: bool, _warn: Any) -> Dict[str, Any]:
     """The result of the module ``torchrun_facts``: the host's own facts, or which of its ``peers`` it reaches."""
     if params["peers"] is None:
-        return {"changed": False, "ansible_facts": {"torchrun": facts(params, lambda: _gpus(params["facts_timeout"]))}}
+        return {"changed": False, "ansible_facts": {"torchrun": facts(params, lambda: _gpus(params))}}
     peers = {peer["name"]: peer for peer in params["peers"] if isinstance(peer, dict)}
     return {"changed": False, "ansible_facts": {"torchrun_reach": reach(peers, params["timeout"])}}
 
 
-def _gpus(timeout: float) -> Dict[str, Any]:
+def _gpus(params: Mapping[str, Any]) -> Dict[str, Any]:
     from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu
 
-    return gpu.gather(timeout=timeout, python_paths=gpu.site_packages(gpu.VENV))
+    return gpu.gather_for(params)
 
 
 # --- facts

@@ -926,7 +926,7 @@ def test_declarations_that_mean_nothing(world: Any, items: List[Dict[str, Any]],
 
 
 def test_the_margin_has_a_unit(world: Any) -> None:
-    with pytest.raises(Refused, match="free_space_margin: '2 potatoes' is no size"):
+    with pytest.raises(Refused, match="free_space_margin is '2 potatoes'; expected bytes, or a size such as 2GiB"):
         world.run({"name": "a"}, free_space_margin="2 potatoes")
 
 
