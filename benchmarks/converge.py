@@ -2,16 +2,15 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What it costs to check a fleet that is already as declared: site.yml beside a playbook of builtin modules.
+"""Measures a run on a fleet that already matches the inventory: site.yml against a playbook of builtin modules.
 
     .venv/bin/python benchmarks/converge.py                       1, 4 and 16 lab hosts, 3 rounds
     .venv/bin/python benchmarks/converge.py --hosts 4 --rounds 5
 
-The builtin playbook is run twice: with this checkout's ansible.cfg (pipelining, 16 forks), and with what Ansible does
-by default (no pipelining, 5 forks), as most people run it. All run in turn (A B C A B C …) on the same hosts, so that a
-change in the machine's speed hits all; the figures are medians, and the ratio is taken round by round. Controller CPU
-is that of ansible-playbook and its children; the hosts' CPU is read from their control groups. The ratio is the figure
-to trust.
+The builtin playbook runs twice: with this checkout's ansible.cfg (pipelining, 16 forks), and with Ansible's defaults
+(no pipelining, 5 forks). All three run alternately (A B C A B C …) on the same hosts, so that a change in the machine's
+speed affects all of them. The results are medians; the ratio is computed for each round. Controller CPU is that of
+ansible-playbook and its children; the hosts' CPU is read from their cgroups. The ratio is the figure to compare.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3)
     wanted = parser.parse_args()
-    print("| hosts | playbook | remote calls a host | wall s | controller CPU s | hosts' CPU s | slower by |")
+    print("| hosts | playbook | remote calls per host | wall s | controller CPU s | hosts' CPU s | slower by |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     try:
         for count in wanted.hosts:

@@ -1,14 +1,14 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads the facts by a bare script; sends the module where that does not work."""
+"""Reads the facts without a module; sends the module where that is not possible."""
 
 from __future__ import annotations
 
 from ansible_collections.gpufleet.inference.plugins.modules import gpu_facts
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
 
 
-class ActionModule(Asking):
+class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.gpu_facts"
-    WORK = Work("gpu.facts", "report", gpu_facts.argument_spec())
+    FUNCTION = RemoteFunction("gpu.facts", "report", gpu_facts.argument_spec())

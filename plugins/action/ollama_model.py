@@ -1,27 +1,27 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shows at the terminal how far a pull is: it runs in the background on the host, and its progress file is read."""
+"""Shows the progress of a pull at the terminal: it runs in the background on the host, which writes it to a file."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Mapping
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.utils.display import Display
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
 
-FIRST = 0.5  # seconds to the first look; the pause doubles
-EVERY = 3.0  # seconds between two later looks
+FIRST = 0.5  # seconds to the first check; the pause doubles
+EVERY = 3.0  # seconds between two later checks
 LARGEST = 1 << 16  # bytes of a progress file
 LONGEST = 7 * 24 * 3600  # seconds; a pull that stalls ends long before
-OF_THE_JOB = (
+ASYNC_RESULT_KEYS = (
     "started",
     "finished",
     "results_file",
@@ -35,32 +35,29 @@ OF_THE_JOB = (
 display = Display()
 
 
-class ActionModule(Asking):
-    """Runs the module; when it answers ``needs``, runs it in the background and tells how far it is."""
-
+class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.ollama_model"
-    WORK = Work("ollama.models", "bring", ollama_model.argument_spec())
+    FUNCTION = RemoteFunction("ollama.models", "bring", ollama_model.argument_spec())
 
-    def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-        result = super(Asking, self).run(tmp, task_vars)
-        arguments = dict(self._task.args, models=named(self._task.args.get("models")))
-        # who names seeds knows that there is something to pull
-        answer = None if arguments.get("seeds") else self.ask(arguments, task_vars)
-        if answer:
-            result.update(answer)
-            return result
+    def prepare(self, arguments: Dict[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
+        return dict(arguments, models=named(arguments.get("models")))
+
+    def checks_first(self, arguments: Mapping[str, Any], variables: Mapping[str, Any]) -> bool:
+        """Not where seeds are named: somebody has found that there is something to pull."""
+        return not arguments.get("seeds") and super().checks_first(arguments, variables)
+
+    def send(self, arguments: Mapping[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
+        """The result of the module, whose pulls run in the background and are watched."""
         watched = boolean(arguments.get("progress", True), strict=False) and "progress_file" not in arguments
         deferred = boolean(arguments.get("defer_pulls", False), strict=False)
         if not watched or deferred or self._task.async_val or self._task.check_mode:
-            result.update(self.send(arguments, task_vars))
-            return result
-        result.update(self.send(dict(arguments, defer_pulls=True), task_vars))
-        if result.get("needs") and not result.get("failed"):
-            result = self._watched(arguments, task_vars)
-        return result
+            return super().send(arguments, variables)
+        result = super().send(dict(arguments, defer_pulls=True), variables)
+        pulls = result.get("needs") and not result.get("failed")
+        return self._watched(arguments, variables) if pulls else result
 
-    def _watched(self, arguments: Dict[str, Any], task_vars: Optional[Dict[str, Any]]) -> Dict[str, Any]:
-        host = (task_vars or {}).get("inventory_hostname", "")
+    def _watched(self, arguments: Mapping[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
+        host = variables.get("inventory_hostname", "")
         folder = self._make_tmp_path()
         path = self._connection._shell.join_path(folder, "progress.json")
         limit = self._task.async_val
@@ -69,7 +66,7 @@ class ActionModule(Asking):
             job = self._execute_module(
                 module_name=self.MODULE,
                 module_args=dict(arguments, progress_file=path),
-                task_vars=task_vars,
+                task_vars=variables,
                 wrap_async=True,
             )
         finally:
@@ -80,11 +77,11 @@ class ActionModule(Asking):
         pause = FIRST
         try:
             while True:
-                # a background job on another host tells nothing by itself
+                # a background job on another host sends no message
                 time.sleep(pause)
                 pause = min(EVERY, 2 * pause)
                 result = self._execute_module(
-                    module_name="ansible.legacy.async_status", module_args=asked, task_vars=task_vars, wrap_async=False
+                    module_name="ansible.legacy.async_status", module_args=asked, task_vars=variables, wrap_async=False
                 )
                 if result.get("finished"):
                     break
@@ -95,11 +92,11 @@ class ActionModule(Asking):
             self._execute_module(
                 module_name="ansible.legacy.async_status",
                 module_args=dict(asked, mode="cleanup"),
-                task_vars=task_vars,
+                task_vars=variables,
                 wrap_async=False,
             )
             self._remove_tmp_path(folder)
-        return {key: value for key, value in result.items() if key not in OF_THE_JOB}
+        return {key: value for key, value in result.items() if key not in ASYNC_RESULT_KEYS}
 
     def _read(self, path: str) -> Dict[str, Any]:
         quoted = self._connection._shell.quote(path)
@@ -112,12 +109,12 @@ class ActionModule(Asking):
 
 
 def named(models: Any) -> Any:
-    """The list of models, with a dictionary in the place of a name alone."""
+    """The list of models, each one a dictionary."""
     return [{"name": one} if isinstance(one, str) else one for one in models] if isinstance(models, list) else models
 
 
 def sentence(progress: Dict[str, Any]) -> str:
-    """A progress file as a person reads it; nothing before there is one, or when it is none of ours."""
+    """A progress file as a person reads it; empty before there is one, or when it is not one of ours."""
     try:
         return one_line(_sentence(progress))
     except (KeyError, TypeError, ValueError, OverflowError):

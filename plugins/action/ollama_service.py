@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sends a release of Ollama that lies on the controller, only to hosts that ask for it."""
+"""Checks whether Ollama is in its declared state; sends a release on the controller to hosts that need it."""
 
 from __future__ import annotations
 
@@ -9,41 +9,38 @@ import glob
 import hashlib
 import os
 import re
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Sequence
 
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import (
+    CheckFirstAction,
+    RemoteFunction,
+    on_controller,
+)
 
 
-class ActionModule(Asking):
-    """Sends the module to a host that is not as declared; when it answers ``needs``, the archives as well."""
-
+class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.ollama_service"
-    WORK = Work("ollama.service", "bring", ollama_service.argument_spec())
+    FUNCTION = RemoteFunction("ollama.service", "bring", ollama_service.argument_spec())
 
-    def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-        result = super(Asking, self).run(tmp, task_vars)
-        arguments = dict(self._task.args)
+    def prepare(self, arguments: Dict[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
         elsewhere = boolean(arguments.get("remote_src", False), strict=False)
-        local = [] if elsewhere or arguments.get("state", "present") != "present" else self._find(arguments)
-        if local and self._task.async_val:
-            raise AnsibleActionFail("archive: a file on the controller cannot be sent in the background (async)")
+        if elsewhere or arguments.get("state", "present") != "present":
+            return arguments
+        self.files = self._find(arguments)
         given = arguments.get("archive_checksum")
-        if local and (not given or isinstance(given, dict)):
-            arguments["archive_checksum"] = {**checksums(local), **(given or {})}
-        result.update(self.ask(arguments, task_vars) or self.send(arguments, task_vars))
-        needed = result.get("needs")
-        if local and needed and not result.get("failed"):
-            refuse_others(needed, local)
-            sent = [self._send(place) if on_controller(place) else place for place in needed]
-            self._fixup_perms2((self._connection._shell.tmpdir, *sent))
-            arguments.update(archive=sent[0], addons=sent[1:], remote_src=True)
-            result = self.send(arguments, task_vars)
-        return result
+        if self.files and (not given or isinstance(given, dict)):
+            arguments["archive_checksum"] = {**checksums(self.files), **(given or {})}
+        return arguments
+
+    def provide(self, needs: Sequence[str]) -> Dict[str, Any]:
+        """Send the archives of the release: its own, and those of the add-ons."""
+        sent = [self.transfer(place, os.path.basename(place)) if on_controller(place) else place for place in needs]
+        self._fixup_perms2((self._connection._shell.tmpdir, *sent))
+        return {"archive": sent[0], "addons": sent[1:], "remote_src": True}
 
     def _find(self, arguments: Dict[str, Any]) -> List[str]:
         """The files on the controller that may be asked for; ``arguments`` get their true paths."""
@@ -70,30 +67,6 @@ class ActionModule(Asking):
             found += files
         return found
 
-    def _send(self, local: str) -> str:
-        remote = self._connection._shell.join_path(self._make_folder(), os.path.basename(local))
-        self._transfer_file(local, remote)
-        return remote
-
-    def _make_folder(self) -> str:
-        return self._connection._shell.tmpdir or self._make_tmp_path()
-
-
-def refuse_others(needed: Any, local: List[str]) -> None:
-    """A host is sent archives of the task and nothing else: it must not choose among the files of the controller."""
-    ours = {os.path.realpath(path) for path in local}
-    asked = needed if isinstance(needed, list) else [needed]
-    for place in asked:
-        if not isinstance(place, str) or (on_controller(place) and os.path.realpath(place) not in ours):
-            raise AnsibleActionFail(
-                "archive: the host asks for %s, which is none of the files of this task (%s): nothing was sent; look "
-                "whether somebody else has taken it over" % (one_line(str(place)), ", ".join(local))
-            )
-
-
-def on_controller(place: str) -> bool:
-    return "://" not in place
-
 
 def checksums(paths: List[str]) -> Dict[str, str]:
     """File name to checksum."""
@@ -101,7 +74,7 @@ def checksums(paths: List[str]) -> Dict[str, str]:
 
 
 def checksum(path: str) -> str:
-    """SHA-256 of a file: from ``sha256sum.txt`` beside it, as a release has it, else of its content."""
+    """SHA-256 of a file: from ``sha256sum.txt`` next to it, as a release has it, else of its content."""
     folder, name = os.path.split(path)
     try:
         with open(os.path.join(folder, "sha256sum.txt"), encoding="utf-8") as listed:

@@ -1,14 +1,14 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asks by a bare script whether a unit is as declared; sends the module where it is not."""
+"""Checks whether a unit is in its declared state; sends the module where it is not."""
 
 from __future__ import annotations
 
 from ansible_collections.gpufleet.inference.plugins.modules import systemd_override
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
 
 
-class ActionModule(Asking):
+class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.systemd_override"
-    WORK = Work("converge.override_module", "bring", systemd_override.argument_spec())
+    FUNCTION = RemoteFunction("converge.override_module", "bring", systemd_override.argument_spec())

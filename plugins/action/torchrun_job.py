@@ -1,22 +1,21 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asks by a bare script whether a host's part of a job is as declared; sends the module where it is not."""
+"""Checks whether a host's part of a job is in its declared state; sends the module where it is not."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Mapping
 
 from ansible_collections.gpufleet.inference.plugins.modules import torchrun_job
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking, Work
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
 
 
-class ActionModule(Asking):
-    """Asks, but for a wait: its answer is not there at once."""
-
+class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.torchrun_job"
-    WORK = Work("torchrun.job", "bring", torchrun_job.argument_spec())
+    FUNCTION = RemoteFunction("torchrun.job", "bring", torchrun_job.argument_spec())
 
-    def ask(self, arguments: Mapping[str, Any], task_vars: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+    def checks_first(self, arguments: Mapping[str, Any], variables: Mapping[str, Any]) -> bool:
+        """Not where the module is to wait for something, which a check does not."""
         waits = arguments.get("state") in ("joined", "finished") or arguments.get("restart")
-        return None if waits else super().ask(arguments, task_vars)
+        return not waits and super().checks_first(arguments, variables)

@@ -16,8 +16,8 @@ from typing import List, NamedTuple
 TABLE = os.environ.get("FAULTS_TABLE", "")
 
 UNTOUCHED = "untouched, same process"
-BACK = "put back, restarted"
-DECLARED = "as declared, proven"
+BACK = "rolled back, restarted"
+DECLARED = "in the declared state, verified"
 
 
 class Row(NamedTuple):

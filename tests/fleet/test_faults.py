@@ -182,7 +182,7 @@ CASES: List[Case] = [
         elsewhere=MISTAKES,
     ),
     Case(
-        "server: GPUs hidden by somebody's drop-in",
+        "server: GPUs hidden by another drop-in",
         (
             "PrivateDevices=yes in /run/systemd/system/ollama.service.d/hides.conf:2 keeps /dev/nvidia0",
             "take it out there",
@@ -198,9 +198,9 @@ CASES: List[Case] = [
         elsewhere="",
         variables={"ollama_version": archive.FORMER, "ollama_mirror": MIRROR},
     ),
-    install("an URL without a checksum", RELEASES, "needs archive_checksum", "sha256sum.txt of the release"),
+    install("a URL without a checksum", RELEASES, "needs archive_checksum", "sha256sum.txt of the release"),
     install(
-        "another file than the checksum is of",
+        "the checksum of another file",
         "has the SHA-256",
         "expected " + "0" * 64,
         make=WEB,
@@ -246,7 +246,7 @@ CASES: List[Case] = [
         variables={"ollama_version": archive.FORMER, "ollama_mirror": MIRROR},
     ),
     install(
-        "another version than was declared",
+        "a version other than the declared one",
         archive.FORMER,
         "0.32.99",
         after=BACK,
@@ -265,7 +265,7 @@ CASES: List[Case] = [
         },
     ),
     given(
-        "an address that others reach",
+        "an address that other hosts reach",
         "0.0.0.0 is reached by others, and the API knows no authentication",
         "allow_unauthenticated",
         variables={"ollama_host": "0.0.0.0"},
@@ -290,8 +290,8 @@ CASES: List[Case] = [
         variables={"ollama_name": "ollamma", "ollama_archive": ""},
     ),
     given("a masked unit", "ollama.service is masked", "systemctl unmask", make=MASKED, unmake=UNMASKED, change=True),
-    given("a number that is none", "num_parallel", "'many'", variables={"ollama_num_parallel": "many"}),
-    given("a boolean that is none", "sched_spread", "'perhaps'", variables={"ollama_sched_spread": "perhaps"}),
+    given("not a number", "num_parallel", "'many'", variables={"ollama_num_parallel": "many"}),
+    given("not a boolean", "sched_spread", "'perhaps'", variables={"ollama_sched_spread": "perhaps"}),
     given(
         "a full disk",
         "No space left on device",

@@ -79,7 +79,7 @@ def put_back(result, verdict, words, host, before):
     assert result["failed"]
     assert result["verdict"] == verdict, result["msg"]
     assert words in result["msg"]
-    assert "The former state is back. The unit runs again" in result["msg"]
+    assert "The previous state is restored. The unit runs again" in result["msg"]
     assert result["rolled_back"]
     assert not result["changed"]
     assert state(host) == before

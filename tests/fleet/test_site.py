@@ -122,7 +122,7 @@ def test_check_and_diff_show_exactly_the_change(managed, lab, sh):
 def test_a_variable_nearly_right_is_warned_of_once(managed, lab):
     words = ["--limit", "gpu1,gpu2", "-e", "ollama_visible_device=0"]
     run = lab.playbook("playbooks/verify.yml", *words, warnings=True)
-    warned = "no variable ollama_visible_device, so its value does nothing; did you mean ollama_visible_devices?"
+    warned = "no variable ollama_visible_device, so its value has no effect; did you mean ollama_visible_devices?"
     assert " ".join(run.output.split()).count(warned) == 1
 
 

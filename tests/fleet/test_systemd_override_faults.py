@@ -72,7 +72,7 @@ def test_port_taken(unit: Unit, before: str) -> None:
     unit.serves(18082)
     # a busy host needs its time to come to the port
     result = unit(**dict(GOOD, environment={"A": "bad", "PORT": "18082"}, settle=6))
-    failed(result, "crash_loop", "exited with status 1", "Address already in use", "The former state is back.")
+    failed(result, "crash_loop", "exited with status 1", "Address already in use", "The previous state is restored.")
     assert result["rolled_back"] and result["evidence"]["exec_main_status"] == 1
 
 
@@ -85,7 +85,7 @@ def test_binary_missing(unit: Unit, before: str, kind: str) -> None:
 def test_a_process_that_dies_after_a_while(unit: Unit, before: str) -> None:
     command = '/bin/sh -c "echo about to fail with $S; sleep 1; exit 7"'
     result = unit(**GOOD, settle=10, settings={"Service": {"ExecStart": ["", command], "Restart": "no"}})
-    failed(result, "failed", "exited with status 7", "about to fail with <secret>", "The former state is back.")
+    failed(result, "failed", "exited with status 7", "about to fail with <secret>", "The previous state is restored.")
     assert SESAME not in json.dumps(result)
 
 
@@ -101,7 +101,7 @@ def test_last_words_that_journald_reads_too_late(unit: Unit, before: str) -> Non
 def test_a_start_that_never_ends(unit: Unit, before: str) -> None:
     settings = {"Service": {"Type": "notify", "TimeoutStartSec": 600, "ExecStart": ["", "/bin/sleep 600"]}}
     result = unit(**dict(GOOD, timeout=3), settings=settings)
-    failed(result, "timeout", "it did not start within 3 s", "The former state is back.")
+    failed(result, "timeout", "it did not start within 3 s", "The previous state is restored.")
 
 
 def test_a_process_that_changes_its_environment(unit: Unit, before: str) -> None:

@@ -296,7 +296,7 @@ def test_a_rank_that_dies_at_its_start(play, seen):
 @pytest.mark.parametrize("name", ["NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"])
 def test_an_interface_that_is_not_there_is_refused(play, seen, name):
     run = play(ok=False, job_name="iface", content=SAYS_WHO, environment={name: "nosuch0"})
-    seen("%s names an interface that is not there" % name, run, "untouched")
+    seen("%s names a missing interface" % name, run, "untouched")
     failed = [one["msg"] for one in job_of(run) if one["failed"]]
     assert len(failed) == 3 and all("this host has no interface nosuch0; there are:" in text for text in failed)
 
@@ -307,7 +307,7 @@ def test_an_interface_that_only_the_script_knows(play, seen):
         SAYS_WHO + "    os.environ['GLOO_SOCKET_IFNAME'] = 'nosuch0'\n    dist.init_process_group('gloo')\nmain()\n"
     )
     run = play(ok=False, job_name="iface", content=script, state="finished", timeout=PATIENCE)
-    line = seen("the script itself names such an interface", run)
+    line = seen("the script itself names a missing interface", run)
     assert line.startswith("verdict: bad_interface · gpu") and "there is no network interface nosuch0" in line
     play(job_name="iface", state="absent")
 

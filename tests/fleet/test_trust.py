@@ -31,7 +31,7 @@ def test_enable_and_disable_are_undone_link_by_link(found: Dict[str, Any]) -> No
     assert len(found["enabling"]) == 4
     for title, row in found["enabling"].items():
         assert row["after"] == row["before"], (title, row)
-        assert row["failed"]["rolled_back"] and "The former state is back" in row["failed"]["said"], (title, row)
+        assert row["failed"]["rolled_back"] and "The previous state is restored" in row["failed"]["said"], (title, row)
         assert not row["done"]["said"] and not row["again"], (title, row)
         assert row["is"] == ("enabled" if title.startswith("enable") else "disabled"), (title, row)
 

@@ -24,7 +24,7 @@ from vllmdouble import sh
 UNIT = "vllm@chat"
 CHANGED = "max-num-seqs=7"  # a fault on this condition strikes the changed instance, not the former one
 GOOD = {
-    "name": "chat",
+    "instances": [{"name": "chat"}],
     "venv": vllmdouble.VENV,
     "model": "/srv/models/m8b",
     "served_model_name": ["chat"],
@@ -106,7 +106,7 @@ def test_a_fault_of_the_changed_instance_is_taken_back(served, change, seen, fau
     result = change(**limits.get(fault, {}))
     seen(fault, result, BACK)
     told(result, verdict, words)
-    assert "The former state is back. The unit runs again" in result["msg"] and result["rolled_back"]
+    assert "The previous state is restored. The unit runs again" in result["msg"] and result["rolled_back"]
     assert state(served) == before
 
 

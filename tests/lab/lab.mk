@@ -2,11 +2,11 @@
 HOSTS ?= 3
 
 .PHONY: lab-up lab-down lab-status
-lab-up: deps ## bring up the lab: HOSTS=n hosts (3), see tests/lab/README.md
+lab-up: deps ## start a lab of HOSTS=n hosts (default 3), see tests/lab/README.md
 	python3 tests/lab/lab.py up --hosts $(HOSTS)
 
-lab-down: ## remove the lab's hosts, keys and inventory
+lab-down: ## remove the hosts, keys and inventory of the lab
 	python3 tests/lab/lab.py down
 
-lab-status: ## show the lab's hosts
+lab-status: ## list the hosts of the lab
 	python3 tests/lab/lab.py status

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Steps for the engine: the user that a service runs as, and directories that belong to it."""
+"""Steps of a convergence: the user that a service runs as, and directories that belong to it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ GROUPS = ("render", "video")
 """May open GPUs, on hosts that have these groups."""
 
 
-class AccountError(StepError):
-    """A user cannot be made, changed or removed."""
-
-
 class UserStep:
     """A system user with a home, in the groups that may open GPUs."""
 
@@ -28,7 +24,7 @@ class UserStep:
     def __init__(self, user: str, home: str) -> None:
         self.user, self.home = user, home
         self.command = ["useradd", "-r", "-s", "/bin/false", "-U", "-m", "-d", home, user]
-        """Makes it, by hand as well."""
+        """Creates the user; can also be run manually."""
         self._made_user = self._made_home = False
         self._joined: List[str] = []
 
@@ -50,7 +46,7 @@ class UserStep:
                 install_record.add("homes", self.home)
             try:
                 run(self.command)
-            except AccountError:
+            except StepError:
                 if not exists(self.user):  # else another run has created it, and counts on the record
                     install_record.drop("users", self.user)
                     install_record.drop("homes", self.home)
@@ -88,7 +84,7 @@ class UserStep:
 
 
 class DirectoryStep:
-    """A directory that belongs to the service's user, made when it is not there; one that is there is left alone,
+    """A directory that belongs to the service's user. It is created if it is missing; an existing one is left alone,
     unless it is to be given to the user."""
 
     restarts = False
@@ -100,7 +96,7 @@ class DirectoryStep:
         self._given: List[Any] = []
 
     def give(self, names: Collection[str]) -> Optional[str]:
-        """Have a directory that root has prepared given to the user, with all that is in it.
+        """Plan to give the user a directory that root has prepared, with all that is in it.
 
         :param names: what may be in it.
         :returns: why it stays root's, as something in it is not only root's; None when it will be given.
@@ -122,7 +118,7 @@ class DirectoryStep:
         return {"before": before, "after": "directory %s of %s\n" % (self.path, self.user)}
 
     def apply(self) -> None:
-        """:raises AccountError: the directory cannot be made, or given, without following somebody else's link."""
+        """:raises StepError: the directory cannot be created, or given, without following a foreign link."""
         import pwd
 
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
@@ -134,11 +130,11 @@ class DirectoryStep:
                     self._given.append(given)
                 return
             self._made = files.missing_folders(self.path)
-            for path in self._made:  # remembered first, so that a killed run leaves none that nobody knows
+            for path in self._made:  # recorded first, so that a killed run leaves none without a record
                 install_record.add("directories", path)
             files.make_folders(self.path, (entry.pw_uid, entry.pw_gid))
         except files.UnsafePath as error:
-            raise AccountError("%s cannot be used: %s" % (error.filename, error.strerror)) from None
+            raise StepError("%s cannot be used: %s" % (error.filename, error.strerror)) from None
 
     def undo(self) -> Optional[str]:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
@@ -148,7 +144,7 @@ class DirectoryStep:
             try:
                 files.remove_folder(path)
             except (FileNotFoundError, files.UnsafePath):
-                pass  # it was never made, or its user has put something else in its place
+                pass  # it was never created, or its user has put something else in its place
             except OSError:  # it is not ours to remove
                 return "the directory %s remains, as something was put into it" % path
             install_record.drop("directories", path)
@@ -166,13 +162,13 @@ def exists(user: str) -> bool:
 
 
 def run(command: List[str]) -> None:
-    """:raises AccountError: it fails; the message quotes it and its last words."""
+    """:raises StepError: it fails; the message quotes the command and its output."""
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False
         )
     except OSError as error:
-        raise AccountError("%s: %s" % (command[0], error.strerror)) from None
+        raise StepError("%s: %s" % (command[0], error.strerror)) from None
     if done.returncode:
         words = done.stdout.decode("utf-8", "replace").strip()
-        raise AccountError("%s: exit status %d: %s" % (" ".join(command), done.returncode, words))
+        raise StepError("%s: exit status %d: %s" % (" ".join(command), done.returncode, words))

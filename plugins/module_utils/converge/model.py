@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the engine takes and gives: a change, steps, a gate and its verdict, the running unit, the outcome."""
+"""What a convergence takes and returns: a change, steps, a gate and its verdict, the running unit, the outcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors 
 class Change:
     """What is declared for one unit.
 
-    An empty ``environment`` or ``settings`` means that our override declares none, not that others' are removed.
+    An empty ``environment`` or ``settings`` means that our override declares none, not that foreign ones are removed.
     """
 
     unit: str
@@ -31,22 +31,24 @@ class Change:
     secret_environment: Dict[str, str] = field(default_factory=dict)
     """Kept in a root-only ``EnvironmentFile``, ``/etc/gpufleet/UNIT.env``."""
     credentials: Dict[str, str] = field(default_factory=dict)
-    """Credential id to content, handed over by ``LoadCredential=``."""
+    """Credential id to content, passed by ``LoadCredential=``."""
     files: Dict[str, Optional[str]] = field(default_factory=dict)
     """Path to text of further files of the unit's own, readable by all, which its process reads at its start: a change
-    of one restarts it. None: the file is not to be there."""
+    of one restarts it. None: the file must not exist."""
     enabled: Optional[bool] = None
     started: Optional[bool] = None
     restart: str = ""
     """Why a running unit is restarted in any case."""
+    was_up: bool = False
+    """It ran until this run stopped it: a rollback starts it again."""
     timeout: float = 60
     """Seconds, from the start of the new process, within which the unit must be up and pass the gate."""
     settle: float = 2
     """Seconds for which a unit without a gate is watched after a start: one that dies within them has failed."""
     unit_check: Optional[Callable[[Unit], Optional[str]]] = None
-    """Says why the unit as it will be, drop-ins of others included, must not run; asked before anything is written."""
+    """Why the unit as it will be, foreign drop-ins included, must not run; asked before anything is written."""
     pre_change_check: Optional[Callable[[], Optional[str]]] = None
-    """Says why nothing must be changed now; asked only where something would be, in check mode too."""
+    """Why nothing may be changed now; asked only if something would be, in check mode too."""
     while_writing: Callable[[], ContextManager[None]] = nullcontext
     """Entered while the files are put in place, such as a lock; a StepError stops the change there."""
 
@@ -65,18 +67,18 @@ class Step(Protocol):
     """True when a running unit must be restarted after this step was applied."""
 
     def needed(self) -> bool:
-        """Tell, by reading alone, whether there is something to do."""
+        """Whether there is something to do; only reads."""
 
     def diff(self) -> Dict[str, str]:
-        """Give ``before`` and ``after`` as text for a person."""
+        """``before`` and ``after`` as text for a person."""
 
     def apply(self) -> None:
-        """Do it; on an exception the step leaves things as they were, or ``undo`` cleans up."""
+        """Do it; after an exception things are as they were, or ``undo`` cleans up."""
 
     def undo(self) -> Optional[str]:
         """Restore what was there before ``apply``; must also work after an ``apply`` that failed half-way.
 
-        Gives what it could not or must not restore, as the end of a sentence such as "the user ollama remains".
+        Returns what it could not or must not restore, as the end of a sentence such as "the user ollama remains".
         """
 
 
@@ -88,8 +90,8 @@ class Verdict:
     message: str = ""
     evidence: Dict[str, Any] = field(default_factory=dict)
     remedy: str = ""
-    """What may mend it where all is as declared and nothing was to be changed: ``restart`` of the unit, ``proof`` (the
-    gate as it is asked after a change, which has the process do some work), or empty, which is nothing."""
+    """What may fix a unit in its declared state: ``restart``, ``proof`` (the gate as it is asked after a change, which
+    makes the process do some work), or empty, which is nothing."""
 
     @property
     def ok(self) -> bool:
@@ -97,11 +99,19 @@ class Verdict:
 
 
 class Fault(Exception):
-    """A check of a gate that failed; ``verdict`` says which and why."""
+    """A check that failed, in a gate or in a convergence; ``verdict`` says which and why."""
 
     def __init__(self, name: str, message: str, *, remedy: str = "", **evidence: Any) -> None:
         super().__init__(message)
         self.verdict = Verdict(name, message, evidence, remedy)
+        self.invocation = ""
+        """The invocation that failed, if there was one."""
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> "Fault":
+        fault = cls(verdict.name, verdict.message)
+        fault.verdict = verdict
+        return fault
 
 
 @dataclass
@@ -147,7 +157,7 @@ Gate = Callable[[Running, bool], Verdict]
 
 
 class StopHooks(Protocol):
-    """What has to happen around a stop of a running process by us, such as letting its requests end."""
+    """What has to happen when a run stops a process, such as letting its requests end."""
 
     def before_stop(self, running: Running) -> None:
         """Called right before the process is stopped, while it still serves. What it raises fails the change."""
@@ -158,7 +168,7 @@ class StopHooks(Protocol):
 
 @dataclass
 class Outcome:
-    """What ``converge`` did; in check mode, what it would do. Secrets are in none of it."""
+    """What ``converge`` did; in check mode, what it would do. It contains no secrets."""
 
     changed: bool = False
     restarted: bool = False
@@ -166,9 +176,11 @@ class Outcome:
     rolled_back: bool = False
     verdict: Verdict = field(default_factory=lambda: Verdict("ok"))
     reasons: List[str] = field(default_factory=list)
-    """Why the unit was restarted, or proven anew."""
+    """Why the unit was restarted, or proven again."""
+    planned: List[str] = field(default_factory=list)
+    """The writes and systemctl commands of the run, in order; in check mode those of a real run."""
     remedied: str = ""
-    """The verdict that was mended though nothing had to be changed; in check mode the one that would be."""
+    """The verdict that was fixed though nothing had to be changed; in check mode the one that would be."""
     drift: Dict[str, Dict[str, Optional[str]]] = field(default_factory=dict)
     """Name to ``declared``, ``on_disk`` and ``running``, as found, of every variable for which the three differ."""
     shadowed: List[Dict[str, Any]] = field(default_factory=list)
@@ -176,7 +188,7 @@ class Outcome:
     warnings: List[str] = field(default_factory=list)
     diff: Dict[str, str] = field(default_factory=dict)
     downtime_ms: int = 0
-    """Time from the unit's stop by us until the new process was proven, or the former one was back."""
+    """Time from the stop of the unit until the new process was proven, or the previous one was running again."""
     environment: Dict[str, str] = field(default_factory=dict)
     """The declared variables as the running process has them."""
     unit_state: Dict[str, Any] = field(default_factory=dict)
@@ -191,6 +203,7 @@ class Outcome:
             "verdict": self.verdict.name,
             "evidence": self.verdict.evidence,
             "reasons": self.reasons,
+            "planned": self.planned,
             "drift": self.drift,
             "shadowed": self.shadowed,
             "diff": self.diff,
@@ -201,9 +214,9 @@ class Outcome:
 
 
 class ServiceError(Failed):
-    """The unit could not be brought to its declared state; ``outcome`` says what was done and put back."""
+    """The unit is not in its declared state; ``outcome`` says what was done and put back."""
 
     def __init__(self, message: str, outcome: Optional[Outcome] = None) -> None:
-        self.message = message
         self.outcome = outcome or Outcome()
         super().__init__(message, self.outcome.as_result())
+        self.message = message

@@ -28,6 +28,8 @@ class Option(NamedTuple):
     per_instance: bool = False
     """Whether each instance may override it."""
     suboptions: Tuple["Option", ...] = ()
+    only: str = ""
+    """``module``: the role sets it itself. ``role``: the role turns it into other options. Empty: both have it."""
 
 
 COMMON = (
@@ -156,14 +158,16 @@ COMMON = (
 """What every engine has."""
 
 
-def table(*own: Option, **defaults: Any) -> Tuple[Option, ...]:
+def table(*own: Option, without: Sequence[str] = (), **defaults: Any) -> Tuple[Option, ...]:
     """The options of an engine: the common ones, then its own.
 
     :param own: a row with the name of a common option replaces it in its place.
+    :param without: names of common options that it does not have.
     :param defaults: defaults of common options, by name.
     """
     replaced = {row.name: row for row in own}
-    rows = [replaced.pop(row.name, row) for row in COMMON] + [row for row in own if row.name in replaced]
+    rows = [replaced.pop(row.name, row) for row in COMMON if row.name not in without]
+    rows += [row for row in own if row.name in replaced]
     rows = [row._replace(default=defaults.get(row.name, row.default)) for row in rows]
     return tuple(
         row._replace(suboptions=_of_instance(row.suboptions, rows)) if row.name == "instances" else row for row in rows
@@ -182,7 +186,7 @@ def _of_instance(given: Tuple[Option, ...], rows: Sequence[Option]) -> Tuple[Opt
 
 def argument_spec(rows: Sequence[Option]) -> Dict[str, Dict[str, Any]]:
     """The rows as ``AnsibleModule`` wants them."""
-    return {row.name: _argument(row) for row in rows}
+    return {row.name: _argument(row) for row in rows if row.only != "role"}
 
 
 def _argument(row: Option) -> Dict[str, Any]:

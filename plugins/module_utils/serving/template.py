@@ -1,31 +1,33 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The unit template of which every instance is one, such as ``vllm@.service``, as a step."""
+"""A unit file that is written where there is none, such as the template ``vllm@.service``, as a step."""
 
 from __future__ import annotations
 
 import os
 from typing import Dict
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DIRECTORY
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import UNIT_PATH
 
 
 class TemplateStep:
-    """Writes a unit template only where systemd knows none of that name.
+    """Writes a unit file only where systemd knows none of that name, and remembers it as installed.
 
     :param name: such as ``vllm@.service``.
     :param text: what an instance runs, and as whom, stands in its own override, not here.
     :param root: is put before every path (for tests).
+    :param also: another name under which there may be one, such as that of the instance.
     """
 
     restarts = False
 
-    def __init__(self, name: str, text: str, root: str = "") -> None:
+    def __init__(self, name: str, text: str, root: str = "", also: str = "") -> None:
         self.path = "%s%s/%s" % (root, DIRECTORY, name)
         self.text = text
-        self._places = ["%s%s/%s" % (root, folder, name) for folder in UNIT_PATH]
+        self._places = ["%s%s/%s" % (root, folder, each) for folder in UNIT_PATH for each in {name, also or name}]
         self._wrote = False
 
     def needed(self) -> bool:
@@ -37,9 +39,12 @@ class TemplateStep:
     def apply(self) -> None:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import write_whole
 
-        write_whole(self.path, self.text.encode("ascii"))
+        content = self.text.encode("ascii")
+        install_record.add("units", self.path)
         self._wrote = True
+        write_whole(self.path, content)
 
     def undo(self) -> None:
-        if self._wrote and os.path.exists(self.path):
+        if self._wrote and os.path.lexists(self.path):
             os.unlink(self.path)
+        install_record.drop("units", self.path)

@@ -12,9 +12,10 @@ from typing import Any
 def source_of(program: ModuleType) -> str:
     """The text of a module below ``module_utils/programs``.
 
-    It comes from a file, from the archive in which Ansible packs a module, or from the sources that the check script
-    holds in memory. Importing the program is what puts it into that archive and that script; it imports the standard
-    library alone and does nothing unless it is run as a program.
+    It comes from a file, from the archive in which Ansible packs a module, or from the sources that state_check.py
+    holds in memory. Importing the program is what puts it there. It imports the standard library alone, and does
+    nothing unless it is run as a program.
     """
     loader: Any = program.__loader__
-    return str(loader.get_source(program.__name__))
+    text = loader.get_source(program.__name__)
+    return text if isinstance(text, str) else text.decode("utf-8")  # Ansible's loader of collections gives bytes

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterable
 import pytest
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
 
 
 @pytest.fixture
@@ -45,7 +45,12 @@ def sending(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
         run.answer, run.asked = None, []
         run.kept = lambda local, remote: (local, remote)
-        monkeypatch.setattr(Asking, "ask", lambda self, arguments, task_vars: run.asked.append(arguments) or run.answer)
+        monkeypatch.setattr(CheckFirstAction, "checks_first", lambda self, arguments, variables: True)
+        monkeypatch.setattr(
+            CheckFirstAction,
+            "check_on_host",
+            lambda self, arguments, variables: run.asked.append(arguments) or run.answer,
+        )
         monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
         return run
 

@@ -13,7 +13,7 @@ import pytest
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import ollama_model
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
 
 JOB = {"ansible_job_id": "j1", "results_file": "/root/.ansible_async/j1", "started": 1, "finished": 0}
 ARGUMENTS = {"models": [{"name": "big"}]}
@@ -56,7 +56,8 @@ def act(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     run.answer = None
     monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
-    monkeypatch.setattr(Asking, "ask", lambda self, arguments, task_vars: run.answer)
+    monkeypatch.setattr(CheckFirstAction, "checks_first", lambda self, arguments, variables: True)
+    monkeypatch.setattr(CheckFirstAction, "check_on_host", lambda self, arguments, variables: run.answer)
     monkeypatch.setattr(ollama_model.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(ollama_model.display, "display", lambda line: run.said.append(line))
     return run

@@ -55,31 +55,32 @@ def test_a_host_that_has_the_environment_gets_nothing(act, wheels):
 
 
 def test_a_host_that_asks_gets_them_and_is_called_again(act, wheels):
-    assert act({"wheels": wheels, "engine": "torch"}, [{"needs": ["wheels"]}, {"changed": True}])["changed"]
+    assert act({"wheels": wheels, "engine": "torch"}, [{"needs": [wheels]}, {"changed": True}])["changed"]
     assert act.sent == [("/tmp/a/wheels.tar", ["numpy-2-py3-none-any.whl", "torch-2-py3-none-any.whl"])]
     assert act.calls[1] == {"wheels": "/tmp/a/wheels.tar", "remote_src": True, "engine": "torch"}
 
 
 def test_a_failure_is_not_followed_by_a_transfer(act, wheels):
-    assert act({"wheels": wheels}, [{"failed": True, "needs": ["wheels"]}])["failed"]
+    assert act({"wheels": wheels}, [{"failed": True, "needs": [wheels]}])["failed"]
     assert act.sent == []
 
 
 def test_a_directory_without_wheels(act, tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(AnsibleActionFail, match="is no directory with wheels in it"):
+        with pytest.raises(AnsibleActionFail, match="is not a directory with wheels in it"):
             act({"wheels": str(path)}, [])
 
 
 def test_in_the_background_nothing_can_be_sent(act, wheels):
     with pytest.raises(AnsibleActionFail, match="cannot be sent in the background"):
-        act({"wheels": wheels}, [{"needs": ["wheels"]}], background=60)
+        act({"wheels": wheels}, [], background=60)
+    assert act.asked == act.calls == []
 
 
 def test_what_is_no_file_is_not_sent(act, wheels):
     os.mkfifo(wheels + "/evil-1-py3-none-any.whl")
     with pytest.raises(AnsibleActionFail, match="evil-1-py3-none-any.whl is not a file"):
-        act({"wheels": wheels}, [{"needs": ["wheels"]}])
+        act({"wheels": wheels}, [{"needs": [wheels]}])
 
 
 def test_a_link_is_sent_as_the_file_that_it_leads_to(act, wheels, tmp_path):
@@ -92,6 +93,15 @@ def test_a_link_is_sent_as_the_file_that_it_leads_to(act, wheels, tmp_path):
             seen.extend((member.name, member.isfile(), member.uid, member.uname, member.mode) for member in tar)
 
     act.kept = kept
-    act({"wheels": wheels}, [{"needs": ["wheels"]}, {}])
+    act({"wheels": wheels}, [{"needs": [wheels]}, {}])
     assert ("linked-1-py3-none-any.whl", True, 0, "", 0o644) in seen
     assert {entry[1:] for entry in seen} == {(True, 0, "", 0o644)}
+
+
+@pytest.mark.parametrize("needs", [["/etc"], ["{wheels}", "{wheels}/.."], [7], "/etc", {"a": 1}])
+def test_a_host_does_not_choose_among_the_folders_of_the_controller(act, wheels, needs):
+    if isinstance(needs, list):
+        needs = [one.format(wheels=wheels) if isinstance(one, str) else one for one in needs]
+    with pytest.raises(AnsibleActionFail, match="the host asks for .* nothing was sent"):
+        act({"wheels": wheels}, [{"needs": needs}])
+    assert act.sent == []

@@ -20,7 +20,7 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir()
 
 def told(role: str, *names: str, **more: Any) -> List[str]:
     magic = {"ansible_role_name": spelling.OURS + role, "role_path": str(ROOT / "roles" / role)}
-    return list(spelling.misspelt({**dict.fromkeys(names), **magic, **more}))
+    return list(spelling.misspelled({**dict.fromkeys(names), **magic, **more}))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def told(role: str, *names: str, **more: Any) -> List[str]:
 )
 def test_a_name_nearly_right_is_told_with_the_right_one(given: str, meant: str) -> None:
     assert told("ollama", given, "ollama_state") == [
-        "the role gpufleet.inference.ollama has no variable %s, so its value does nothing; did you mean %s?"
+        "the role gpufleet.inference.ollama has no variable %s, so its value has no effect; did you mean %s?"
         % (given, meant)
     ]
 

@@ -19,6 +19,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import DirectoryStep, UserStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -90,9 +91,9 @@ def test_a_directory_below_one_of_the_users_swapped_for_a_link(home):
         racer.stdout.readline()
         for _attempt in range(400):
             directory = DirectoryStep(str(path), "racer")
-            with suppress(OSError, account.AccountError):
+            with suppress(OSError, StepError):
                 directory.apply()
-            with suppress(OSError, account.AccountError):
+            with suppress(OSError, StepError):
                 directory.undo()
             assert target.stat().st_uid == 0
     finally:
@@ -108,9 +109,7 @@ def test_a_link_in_the_way_of_a_directory(home, below):
     target.mkdir()
     (home / "link").symlink_to(target if below else target / "new")
     directory = DirectoryStep(str(home / "link" / below), "racer")
-    with pytest.raises(
-        account.AccountError, match="link cannot be used|link is a symbolic link in a folder that others"
-    ):
+    with pytest.raises(StepError, match="link cannot be used|link is a symbolic link in a folder that others"):
         directory.apply()
     directory.undo()
     assert os.listdir(target) == [] and install_record.remembered("directories") == []
@@ -189,11 +188,11 @@ def test_a_run_killed_while_it_makes_the_user(accounts, monkeypatch, call, then)
 
 def test_a_user_that_cannot_be_made_is_forgotten(accounts, monkeypatch):
     def fails(command):
-        raise account.AccountError("useradd: cannot lock /etc/passwd")
+        raise StepError("useradd: cannot lock /etc/passwd")
 
     monkeypatch.setattr(account, "run", fails)
     user = UserStep("ollama", accounts.home)
-    with pytest.raises(account.AccountError):
+    with pytest.raises(StepError):
         user.apply()
     user.undo()
     assert (install_record.remembered("users"), install_record.remembered("homes")) == ([], [])
@@ -264,7 +263,7 @@ def test_groups_that_do_not_exist_are_not_made(accounts):
 
 
 def test_commands_that_fail_are_quoted():
-    with pytest.raises(account.AccountError, match="sh -c echo no >&2; exit 9: exit status 9: no"):
+    with pytest.raises(StepError, match="sh -c echo no >&2; exit 9: exit status 9: no"):
         account.run(["sh", "-c", "echo no >&2; exit 9"])
-    with pytest.raises(account.AccountError, match="nosuchcommand: No such file"):
+    with pytest.raises(StepError, match="nosuchcommand: No such file"):
         account.run(["nosuchcommand"])

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The engine on a systemd in memory (conftest.py): what it does, what it leaves alone, what it puts back."""
+"""A convergence end to end, on a systemd in memory (conftest.py): what it does, leaves alone, and puts back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, undo
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
     Change,
     Outcome,
@@ -117,7 +117,7 @@ def test_the_pre_change_check_runs_only_where_there_is_a_change(system: Any) -> 
         ({}, {"settings": {"Service": {"Nice": ["1"]}}}),
     ],
 )
-def test_check_mode_writes_nothing_and_foretells_the_change(
+def test_check_mode_writes_nothing_and_predicts_the_change(
     system: Any, monkeypatch: pytest.MonkeyPatch, before: Dict[str, Any], declared: Dict[str, Any]
 ) -> None:
     if before:
@@ -127,13 +127,53 @@ def test_check_mode_writes_nothing_and_foretells_the_change(
         for name in ("stage", "commit", "undo", "discard", "finish"):
             patched.setattr(atomic.Files, name, lambda *_: pytest.fail("a write in check mode"))
         system.forbidden = True
-        foretold = go(system, check=True, **declared)
+        predicted = go(system, check=True, **declared)
     assert (system.tree(), system.state) == (tree, state)
     system.forbidden = False
     done = go(system, **declared)
     for field in ("changed", "restarted", "reloaded", "diff", "drift", "reasons"):
-        assert getattr(foretold, field) == getattr(done, field), field
+        assert getattr(predicted, field) == getattr(done, field), field
     assert done.changed
+
+
+@pytest.mark.parametrize(
+    "before, declared, hooked",
+    [
+        ({}, {}, False),
+        ({}, {}, True),
+        ({"environment": {"A": "1"}}, {}, False),
+        ({}, {"secret_environment": {"T": SESAME}, "credentials": {"key": SESAME}, "enabled": True}, False),
+        ({"credentials": {"a": "1111", "b": "2222"}, "enabled": True}, {"state": "absent", "enabled": False}, False),
+        ({"enabled": True}, {"enabled": False, "started": False}, True),
+        ({"started": False}, {"started": True}, True),
+    ],
+)
+def test_a_run_does_what_it_planned_and_nothing_else(
+    system: Any, before: Dict[str, Any], declared: Dict[str, Any], hooked: bool
+) -> None:
+    go(system, **before)
+    step = Step(system, "/opt/x", "new")
+    hooks = StopHooks(system) if hooked else None
+    predicted = go(system, check=True, steps=[step], hooks=hooks, **declared)
+    tree = system.tree()
+    system.calls.clear()
+    done = go(system, steps=[step], hooks=hooks, **declared)
+    assert predicted.planned == done.planned and done.as_result()["planned"] == done.planned
+    verbs = [line.split()[1] for line in done.planned if line.startswith("systemctl ")]
+    ignored = ("lock", "unlock", "show", "sync", "apply", "before_stop", "after_stop")
+    assert [call for call in system.calls if call not in ignored] == [
+        {"daemon-reload": "reload"}.get(verb, verb) for verb in verbs
+    ]
+    files = [line.split()[1] for line in done.planned if line.split()[0] in ("write", "remove")]
+    assert sorted(files) == changed_files(tree, system) and ("apply Step" in done.planned) == ("apply" in system.calls)
+    assert done.planned and not go(system, steps=[step], **declared).planned
+
+
+def changed_files(tree: Dict[str, Any], system: Any) -> List[str]:
+    """What a run has written and removed, without the file of its step."""
+    after = system.tree()
+    paths = {path for path in {*tree, *after} if tree.get(path) != after.get(path)} - {"/opt/x"}
+    return sorted(path for path in paths if isinstance((after.get(path) or tree.get(path))[0], bytes))
 
 
 def test_the_fake_forbids_writes(no_writes: Any) -> None:
@@ -141,7 +181,7 @@ def test_the_fake_forbids_writes(no_writes: Any) -> None:
         go(no_writes)
 
 
-def test_every_write_of_the_engine_is_forbidden_in_check_mode(no_writes: Any) -> None:
+def test_no_write_happens_in_check_mode(no_writes: Any) -> None:
     step = Step(no_writes, "/opt/x", "new")
     outcome = go(no_writes, check=True, steps=[step], enabled=True, secret_environment={"T": SESAME})
     assert outcome.changed and outcome.restarted and "/opt/x: yes" in outcome.diff["after"]
@@ -165,11 +205,6 @@ def test_what_systemd_does_itself_restarts_nothing(system: Any) -> None:
     outcome = go(system, settings={"Service": {"Restart": ["on-failure"]}, "Unit": {"StartLimitBurst": ["3"]}})
     assert outcome.changed and not outcome.restarted and outcome.reloaded
     assert system.loaded_settings[("Service", "Restart")] == ["on-failure"]
-
-
-def test_a_setting_of_the_process_restarts(system: Any) -> None:
-    outcome = go(system, settings={"Service": {"LimitNOFILE": ["65535"]}})
-    assert outcome.restarted and "settings in force change: [Service] LimitNOFILE" in outcome.reasons
 
 
 def test_a_running_process_with_other_values_is_restarted(system: Any) -> None:
@@ -261,14 +296,13 @@ def test_nothing_declared_writes_nothing(system: Any) -> None:
     assert system.tree() == before
 
 
-# --- what others have the last word on
+# --- what foreign files override
 
 
 @pytest.mark.parametrize(
     "text, says, effective",
     [
         ("[Service]\nEnvironment=A=2\n", "zzz.conf:2 sets '2'", "2"),
-        ("[Service]\nEnvironment=\n", None, None),
         ("[Service]\nUnsetEnvironment=A\n", "zzz.conf:2 removes it", None),
     ],
 )
@@ -287,32 +321,6 @@ def test_an_environment_file_shadows_too(system: Any) -> None:
     system.write("/etc/default/ollama", "# local\nA=2\n")
     system.write(D + "/10.conf", "[Service]\nEnvironmentFile=-/etc/default/ollama\n")
     assert "/etc/default/ollama:2 sets '2'" in fails(system).message
-
-
-def test_the_same_value_elsewhere_is_no_shadow(system: Any) -> None:
-    system.write(D + "/zzz.conf", "[Service]\nEnvironment=A=1\nNice=5\n")
-    assert go(system, settings={"Service": {"Nice": ["5"]}}).verdict.ok
-
-
-@pytest.mark.parametrize(
-    "text, key, values, shadow",
-    [
-        ("Nice=4", "Nice", ["5"], True),
-        ("Nice=", "Nice", ["5"], True),
-        ("DeviceAllow=/dev/b", "DeviceAllow", ["/dev/a"], False),
-        ("DeviceAllow=", "DeviceAllow", ["/dev/a"], True),
-    ],
-)
-def test_settings_are_shadowed_by_the_rules_of_their_kind(
-    system: Any, text: str, key: str, values: List[str], shadow: bool
-) -> None:
-    system.write(D + "/zzz.conf", "[Service]\n%s\n" % text)
-    declared = {"settings": {"Service": {key: values}}}
-    if not shadow:
-        assert go(system, **declared).changed
-        return
-    error = fails(system, **declared)
-    assert "[Service] %s is declared '%s', but" % (key, values[0]) in error.message and "zzz.conf:2" in error.message
 
 
 def test_a_hand_made_override_is_respected_and_never_written(system: Any) -> None:
@@ -345,7 +353,7 @@ def test_secrets_lie_in_files_for_root_alone_and_nowhere_else(system: Any) -> No
     assert "TOKEN=<secret>" in outcome.diff["after"]
 
 
-def test_a_changed_secret_is_told_but_not_shown(system: Any) -> None:
+def test_a_changed_secret_is_reported_but_not_shown(system: Any) -> None:
     go(system, **secrets())
     system.calls.clear()
     outcome = go(system, secret_environment={"TOKEN": "other-4712", "B2": "x"}, credentials={"key": "other"})
@@ -474,7 +482,7 @@ def test_a_value_of_an_unproven_run_is_not_shown_as_that_of_the_process(system: 
     go(system, secret_environment={"T": SESAME})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(system, "restart", lambda *_: (_ for _ in ()).throw(Killed()))
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, environment={"A": "1", "T": "plain"})
     outcome = go(system, environment={"A": "1", "T": "plain"})
@@ -522,7 +530,7 @@ def test_absent_of_a_unit_that_is_gone(system: Any) -> None:
     assert system.read(OURS) is None
 
 
-# --- failures: the former state comes back
+# --- failures: the previous state is restored
 
 
 def crash(environment: Dict[str, str], settings: Any) -> Optional[str]:
@@ -538,7 +546,7 @@ def test_a_crash_loop_is_rolled_back(system: Any) -> None:
     error = fails(system, environment={"A": "bad"}, enabled=True)
     outcome = error.outcome
     assert outcome.verdict.name == "crash_loop" and outcome.rolled_back and not outcome.changed
-    assert "address already in use" in error.message and "The former state is back." in error.message
+    assert "address already in use" in error.message and "The previous state is restored." in error.message
     assert "exited with status 1" in error.message and "The unit runs again" in error.message
     assert outcome.verdict.evidence["journal"][-1].startswith("Error: listen")
     assert system.tree() == before and system.environment["A"] == "1" and system.state["UnitFileState"] == "disabled"
@@ -594,7 +602,9 @@ def test_a_failing_gate_is_rolled_back(system: Any) -> None:
     error = fails(system, gate=gate)
     assert seen == [("1", True, True, [1002], ["Started ollama.service."], "ollama.service")]
     assert error.outcome.verdict.name == "cpu_fallback" and error.outcome.rolled_back
-    assert error.message.startswith("ollama.service: cpu_fallback: the server found no GPU. The former state is back.")
+    assert error.message.startswith(
+        "ollama.service: cpu_fallback: the server found no GPU. The previous state is restored."
+    )
     assert system.read(OURS) is None and "A" not in system.environment
 
 
@@ -631,24 +641,24 @@ def test_without_a_change_the_gate_reads_alone(system: Any) -> None:
     assert not error.outcome.rolled_back and "restart" not in system.calls
 
 
-class Ailing:
-    """A gate that finds a fault until the unit is mended in the way that its verdict asks for."""
+class Unhealthy:
+    """A gate that finds a fault until the unit is fixed in the way that its verdict asks for."""
 
-    def __init__(self, system: Any, remedy: str, mended_by: str = "") -> None:
-        self.system, self.remedy, self.mended_by = system, remedy, mended_by or remedy
+    def __init__(self, system: Any, remedy: str, fixed_by: str = "") -> None:
+        self.system, self.remedy, self.fixed_by = system, remedy, fixed_by or remedy
         self.invocation: Optional[str] = None
         self.calls: List[bool] = []
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
         self.calls.append(changed)
         self.invocation = self.invocation or running.invocation_id
-        mended = changed if self.mended_by == "proof" else running.invocation_id != self.invocation
-        return Verdict("ok") if mended else Verdict("idle", "on no GPU", remedy=self.remedy)
+        fixed = changed if self.fixed_by == "proof" else running.invocation_id != self.invocation
+        return Verdict("ok") if fixed else Verdict("idle", "on no GPU", remedy=self.remedy)
 
 
-def test_what_a_restart_may_mend_is_restarted_and_proven(system: Any) -> None:
+def test_a_unit_that_a_restart_may_fix_is_restarted_and_proven(system: Any) -> None:
     go(system, started=True)
-    before, gate = system.tree(), Ailing(system, "restart")
+    before, gate = system.tree(), Unhealthy(system, "restart")
     system.calls.clear()
     outcome = go(system, gate=gate, started=True)
     assert outcome.changed and outcome.restarted and outcome.verdict.ok and outcome.remedied == "idle"
@@ -660,9 +670,9 @@ def test_what_a_restart_may_mend_is_restarted_and_proven(system: Any) -> None:
     assert not again.changed and not again.remedied
 
 
-def test_what_its_work_may_mend_is_proven_without_a_restart(system: Any) -> None:
+def test_a_unit_that_its_own_work_may_fix_is_proven_without_a_restart(system: Any) -> None:
     go(system, started=True)
-    gate = Ailing(system, "proof")
+    gate = Unhealthy(system, "proof")
     system.calls.clear()
     outcome = go(system, gate=gate, started=True)
     assert outcome.changed and not outcome.restarted and outcome.verdict.ok and outcome.remedied == "idle"
@@ -671,18 +681,18 @@ def test_what_its_work_may_mend_is_proven_without_a_restart(system: Any) -> None
 
 
 @pytest.mark.parametrize("remedy", ["restart", "proof"])
-def test_check_mode_tells_what_would_be_mended(system: Any, remedy: str) -> None:
+def test_check_mode_predicts_a_remedy(system: Any, remedy: str) -> None:
     go(system, started=True)
-    system.forbidden, gate = True, Ailing(system, remedy)
+    system.forbidden, gate = True, Unhealthy(system, remedy)
     outcome = go(system, gate=gate, started=True, check=True)
     assert outcome.changed and outcome.remedied == "idle" and outcome.verdict.name == "idle"
     assert outcome.restarted == (remedy == "restart") and gate.calls == [False]
 
 
 @pytest.mark.parametrize("remedy", ["restart", "proof"])
-def test_what_ails_is_mended_along_with_a_change_that_needs_no_restart(system: Any, remedy: str) -> None:
+def test_an_unhealthy_unit_is_fixed_along_with_a_change_that_needs_no_restart(system: Any, remedy: str) -> None:
     go(system, started=True)
-    gate = Ailing(system, remedy)
+    gate = Unhealthy(system, remedy)
     outcome = go(system, gate=gate, started=True, settings={"X-Gpufleet": {"Port": ["1"]}})
     assert outcome.changed and outcome.restarted == (remedy == "restart") and outcome.verdict.ok
     assert gate.calls == [False, True] and outcome.reasons == ["idle: on no GPU"]
@@ -690,9 +700,9 @@ def test_what_ails_is_mended_along_with_a_change_that_needs_no_restart(system: A
 
 
 @pytest.mark.parametrize("remedy", ["restart", "proof"])
-def test_check_mode_tells_what_would_be_mended_along_with_a_change(system: Any, remedy: str) -> None:
+def test_check_mode_predicts_a_remedy_along_with_a_change(system: Any, remedy: str) -> None:
     go(system, started=True)
-    system.forbidden, gate = True, Ailing(system, remedy)
+    system.forbidden, gate = True, Unhealthy(system, remedy)
     outcome = go(system, gate=gate, started=True, check=True, settings={"X-Gpufleet": {"Port": ["1"]}})
     assert outcome.changed and outcome.restarted == (remedy == "restart") and outcome.reasons == ["idle: on no GPU"]
     assert gate.calls == [False] and "Port=1" in outcome.diff["after"]
@@ -713,12 +723,12 @@ def test_check_mode_fails_where_the_change_would_be_taken_back(system: Any) -> N
 
 def test_check_mode_of_a_change_that_restarts_does_not_ask_about_what_goes(system: Any) -> None:
     go(system, started=True)
-    system.forbidden, gate = True, Ailing(system, "restart")
+    system.forbidden, gate = True, Unhealthy(system, "restart")
     outcome = go(system, gate=gate, started=True, check=True, environment={"A": "2"})
     assert outcome.changed and outcome.restarted and gate.calls == []
 
 
-def test_a_restart_that_was_not_made_is_not_told(system: Any) -> None:
+def test_a_restart_that_did_not_happen_is_not_reported(system: Any) -> None:
     go(system, started=True)
 
     class Stays(StopHooks):
@@ -727,7 +737,7 @@ def test_a_restart_that_was_not_made_is_not_told(system: Any) -> None:
 
     error = fails(
         system,
-        gate=Ailing(system, "restart"),
+        gate=Unhealthy(system, "restart"),
         hooks=Stays(system),
         started=True,
         settings={"X-Gpufleet": {"Port": ["1"]}},
@@ -735,7 +745,7 @@ def test_a_restart_that_was_not_made_is_not_told(system: Any) -> None:
     assert "requests do not end" in error.message and not error.outcome.restarted
 
 
-def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system: Any) -> None:
+def test_a_change_whose_remedy_fails_is_rolled_back(system: Any) -> None:
     go(system, started=True)
     before = system.tree()
     error = fails(
@@ -744,12 +754,12 @@ def test_what_cannot_be_mended_along_with_a_change_is_taken_back_with_it(system:
         started=True,
         settings={"X-Gpufleet": {"Port": ["1"]}},
     )
-    assert "The former state is back. The unit runs again" in error.message and error.outcome.rolled_back
+    assert "The previous state is restored. The unit runs again" in error.message and error.outcome.rolled_back
     assert system.tree() == before and not error.outcome.changed
 
 
 @pytest.mark.parametrize("check", [True, False])
-def test_no_secret_is_in_the_reason_for_what_is_mended(system: Any, check: bool) -> None:
+def test_no_secret_is_in_the_reason_for_a_remedy(system: Any, check: bool) -> None:
     secret = {"secret_environment": {"T": SESAME}, "started": True}
     go(system, **secret)
 
@@ -761,7 +771,7 @@ def test_no_secret_is_in_the_reason_for_what_is_mended(system: Any, check: bool)
     assert outcome.reasons and SESAME not in repr(outcome)
 
 
-def test_a_unit_that_ends_while_it_is_proven_anew_is_not_mended(system: Any) -> None:
+def test_a_unit_that_ends_while_it_is_proven_again_is_not_fixed(system: Any) -> None:
     go(system, started=True)
 
     def gate(running: Running, changed: bool) -> Verdict:
@@ -772,18 +782,18 @@ def test_a_unit_that_ends_while_it_is_proven_anew_is_not_mended(system: Any) -> 
     assert "its main process ended" in fails(system, gate=gate, started=True).message
 
 
-def test_a_restart_that_does_not_mend_it_is_made_once(system: Any) -> None:
+def test_a_restart_that_does_not_help_is_tried_once(system: Any) -> None:
     go(system, started=True)
     before = system.tree()
     system.calls.clear()
     error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", remedy="restart"), started=True)
-    assert "idle: on no GPU." in error.message and "which did not mend it, and runs on." in error.message
+    assert "idle: on no GPU." in error.message and "which did not fix it, and keeps running." in error.message
     assert system.calls.count("restart") == 1 and system.tree() == before
     assert error.outcome.changed and not error.outcome.rolled_back
     assert system.state["ActiveState"] == "active"
 
 
-def test_a_proof_that_does_not_mend_it_changes_nothing(system: Any) -> None:
+def test_a_proof_that_does_not_help_changes_nothing(system: Any) -> None:
     go(system, started=True)
     system.calls.clear()
     error = fails(system, gate=lambda running, changed: Verdict("idle", "on no GPU", remedy="proof"), started=True)
@@ -791,7 +801,7 @@ def test_a_proof_that_does_not_mend_it_changes_nothing(system: Any) -> None:
     assert not error.outcome.changed and not error.outcome.rolled_back
 
 
-def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: Any) -> None:
+def test_a_unit_that_goes_down_during_a_remedy_is_started_again(system: Any) -> None:
     go(system, started=True)
     starts: List[int] = []
 
@@ -800,7 +810,7 @@ def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: An
         return "exit 1" if len(starts) == 1 else None
 
     system.fails, system.restarts_itself = ends, False
-    error = fails(system, gate=Ailing(system, "restart"), started=True)
+    error = fails(system, gate=Unhealthy(system, "restart"), started=True)
     assert "The unit runs again" in error.message and system.state["ActiveState"] == "active"
     assert not error.outcome.rolled_back
 
@@ -811,14 +821,14 @@ def test_a_unit_that_goes_down_while_it_is_mended_is_brought_up_again(system: An
         ({"started": None}, "idle: on no GPU. Nothing was changed."),
         (
             {"started": True, "pre_change_check": lambda: "it does not fit"},
-            "idle: on no GPU; this run cannot mend it: it does not fit. Nothing was changed.",
+            "idle: on no GPU; this run cannot fix it: it does not fit. Nothing was changed.",
         ),
     ],
 )
-def test_what_is_not_to_be_mended_is_told(system: Any, more: Dict[str, Any], words: str) -> None:
+def test_what_is_not_to_be_fixed_is_reported(system: Any, more: Dict[str, Any], words: str) -> None:
     go(system, started=True)
     for check in (True, False):
-        error = fails(system, gate=Ailing(system, "restart"), check=check, **more)
+        error = fails(system, gate=Unhealthy(system, "restart"), check=check, **more)
         assert error.message.endswith(words) and error.outcome.verdict.name == "idle"
         assert not error.outcome.changed and error.outcome.remedied == ""
 
@@ -935,7 +945,7 @@ def test_a_failing_unit_is_not_left_with_a_process_that_was_not_proven(system: A
     assert system.state["SubState"] == "auto-restart" and not system.processes
 
 
-def test_a_change_may_heal_a_unit_that_is_failing(system: Any) -> None:
+def test_a_change_may_fix_a_unit_that_is_failing(system: Any) -> None:
     system.fails = lambda environment, settings: None if environment.get("A") == "1" else "needs A"
     system.restart("ollama.service", 1, 1)
     outcome = go(system)
@@ -952,11 +962,11 @@ def test_a_unit_that_fails_as_it_is(system: Any) -> None:
     assert "Error: broken since" in error.message and "restart" not in system.calls
 
 
-def test_a_rollback_that_fails_is_said(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollback_that_fails_is_reported(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     system.fails = lambda environment, settings: "it never comes back"
     error = fails(system)
-    assert "The former files are back. THE UNIT IS DOWN" in error.message and not error.outcome.rolled_back
-    assert "does not come up as it was before either (" in error.message and error.outcome.changed
+    assert "The previous files are restored. THE UNIT IS DOWN" in error.message and not error.outcome.rolled_back
+    assert "does not start with its previous configuration either (" in error.message and error.outcome.changed
     assert system.read(OURS) is None
 
     system.fails = lambda environment, settings: None
@@ -1033,7 +1043,7 @@ def test_after_a_run_that_was_killed_the_next_one_converges(
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, at, dies)
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, environment={"A": "2"}, settings={"Service": {"Nice": ["1"]}})
     outcome = go(system, environment={"A": "2"}, settings={"Service": {"Nice": ["1"]}})
@@ -1043,12 +1053,12 @@ def test_after_a_run_that_was_killed_the_next_one_converges(
     assert system.names(D) == ["zz-gpufleet.conf"]
 
 
-def test_after_a_killed_run_a_failure_leads_back_to_the_last_proven_state(system: Any) -> None:
+def test_after_a_killed_run_a_failure_restores_the_last_proven_state(system: Any) -> None:
     go(system, environment={"A": "0"})
     before = system.tree()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(system, "restart", lambda *_: (_ for _ in ()).throw(Killed()))
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, environment={"A": "bad"})
     assert "bad" in system.read(OURS).decode()
@@ -1068,7 +1078,7 @@ def leave(system: Any, at: str, **declared: Any) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(atomic.Files, at, dies)
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, **declared)
 
@@ -1082,12 +1092,12 @@ def test_secrets_that_a_killed_run_had_only_staged_are_removed(system: Any, foll
     left = [path for path in system.tree() if path.endswith(".new")]
     assert len(left) == 3 or following == {}
     system.calls.clear()
-    foretold = go(system, check=True, **following)
-    assert foretold.changed and not foretold.restarted and not foretold.reloaded
-    assert "/etc/gpufleet/.ollama.service.env.new, left by an interrupted run" in foretold.diff["before"]
+    predicted = go(system, check=True, **following)
+    assert predicted.changed and not predicted.restarted and not predicted.reloaded
+    assert "/etc/gpufleet/.ollama.service.env.new, left by an interrupted run" in predicted.diff["before"]
     assert [path for path in system.tree() if path.endswith(".new")] == left
     outcome = go(system, **following)
-    assert outcome.diff == foretold.diff and outcome.changed and "restart" not in system.calls
+    assert outcome.diff == predicted.diff and outcome.changed and "restart" not in system.calls
     assert system.tree() == before and "reload" not in system.calls
     assert not go(system, **following).changed
 
@@ -1223,7 +1233,7 @@ def test_an_environment_that_cannot_be_seen_is_no_drift_and_no_reason(system: An
 # --- steps
 
 
-def test_what_a_step_leaves_is_said(system: Any) -> None:
+def test_what_a_step_leaves_is_reported(system: Any) -> None:
     class Stays(Step):
         def undo(self) -> Any:
             super().undo()
@@ -1232,7 +1242,9 @@ def test_what_a_step_leaves_is_said(system: Any) -> None:
     error = fails(
         system, steps=[Stays(system, "/opt/x", "1")], gate=lambda running, changed: Verdict("not_ready", "no answer")
     )
-    assert "no answer. The former state is back. But the user ollama remains. The unit runs again" in error.message
+    assert (
+        "no answer. The previous state is restored. But the user ollama remains. The unit runs again" in error.message
+    )
     assert error.outcome.rolled_back and error.outcome.changed
 
 
@@ -1249,12 +1261,6 @@ def test_steps_are_applied_before_the_reload_and_undone_in_reverse(system: Any) 
     assert not go(system, steps=[first, second]).changed
 
 
-def test_a_step_that_needs_no_restart(system: Any) -> None:
-    go(system)
-    outcome = go(system, steps=[Step(system, "/opt/x", "1", restarts=False)])
-    assert outcome.changed and not outcome.restarted
-
-
 def test_a_step_that_breaks_is_undone(system: Any) -> None:
     before = system.tree()
     error = fails(system, steps=[Step(system, "/opt/x", "1", breaks=True)])
@@ -1262,13 +1268,13 @@ def test_a_step_that_breaks_is_undone(system: Any) -> None:
     assert system.tree() == {**before, "/opt": ("dir", 0o755)} and error.outcome.rolled_back
 
 
-def test_a_step_may_bring_the_unit(tmp_path: Any, system: Any) -> None:
+def test_a_step_may_create_the_unit(tmp_path: Any, system: Any) -> None:
     fresh = type(system)(tmp_path / "fresh")
     fresh.state["LoadState"] = "not-found"
     fresh.snapshot = []
     unit = Step(fresh, "/etc/systemd/system/ollama.service", "[Service]\nExecStart=/x\nRestart=always\n")
-    foretold = go(fresh, check=True, steps=[unit], started=True, enabled=True)
-    assert foretold.changed
+    predicted = go(fresh, check=True, steps=[unit], started=True, enabled=True)
+    assert predicted.changed
     outcome = go(fresh, steps=[unit], started=True, enabled=True)
     assert outcome.environment == {"A": "1"} and fresh.state["UnitFileState"] == "enabled"
 
@@ -1286,7 +1292,7 @@ def test_enabling_that_does_not_work(system: Any, monkeypatch: pytest.MonkeyPatc
     assert error.outcome.verdict.name == "not_enabled" and error.outcome.rolled_back
 
 
-def test_links_that_cannot_be_undone_are_said(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_that_cannot_be_undone_are_reported(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = system.enable
     monkeypatch.setattr(system, "enable", lambda unit: (real(unit), "in words of a later systemd")[1])
     error = fails(system, enabled=True, gate=lambda running, changed: Verdict("not_ready"))
@@ -1300,13 +1306,10 @@ def test_links_that_cannot_be_undone_are_said(system: Any, monkeypatch: pytest.M
     "declared, state, says",
     [
         ({"unit": "no/unit"}, {}, "no unit name"),
-        ({}, {"LoadState": "not-found"}, "there is no unit ollama.service"),
         ({}, {"LoadState": "masked"}, "masked"),
-        ({}, {"Transient": "yes"}, "transient"),
-        ({"enabled": True}, {"UnitFileState": "static"}, "cannot be enabled"),
         ({"environment": {"1A": "x"}}, {}, "variable '1A'"),
         ({"secret_environment": {"A": "x"}}, {}, "declared both"),
-        ({"unit": "x.timer"}, {}, "no service"),
+        ({"unit": "x.timer"}, {}, "not a service"),
         ({"credentials": {"../x": "y"}}, {}, "credential '../x'"),
         ({"settings": {"Service": {"Nice": ["1\n2"]}}}, {}, "line end"),
     ],
@@ -1475,7 +1478,7 @@ def test_after_a_killed_run_systemd_reads_its_files_whatever_it_says(
     declared: Dict[str, Any] = {"environment": {}, "settings": {"Service": {"Nice": ["1"]}}}
     with monkeypatch.context() as patched:
         patched.setattr(system, "reload", lambda: (_ for _ in ()).throw(Killed()))
-        patched.setattr(engine._Convergence, "_put_back", lambda self: [])
+        patched.setattr(undo.Done, "put_back", lambda self: None)
         with pytest.raises(Killed):
             go(system, **declared)
     show = system.show

@@ -15,7 +15,8 @@ from typing import Any, Callable, Iterator, List
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import AccountError, UserStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
 
@@ -196,10 +197,10 @@ def users(monkeypatch: pytest.MonkeyPatch) -> Any:
             if found.fails == "killed before":
                 raise Killed
             if found.fails == "error":
-                raise AccountError("useradd: no")
+                raise StepError("useradd: no")
             found.add(command[-1])
             if found.fails in ("killed", "taken"):
-                raise Killed if found.fails == "killed" else AccountError("useradd: exists")
+                raise Killed if found.fails == "killed" else StepError("useradd: exists")
 
     monkeypatch.setattr(pwd, "getpwnam", getpwnam)
     monkeypatch.setattr(account, "run", run)
@@ -219,7 +220,7 @@ def test_a_user_that_was_made_before_a_kill_is_known(users: Any, tmp_path: Path,
 
 def test_a_user_that_cannot_be_made_is_forgotten(users: Any, tmp_path: Path, remembered: Path) -> None:
     users.fails = "error"
-    with pytest.raises(AccountError):
+    with pytest.raises(StepError):
         UserStep("ollama", str(tmp_path / "home")).apply()
     assert not remembered.exists()
 
@@ -227,7 +228,7 @@ def test_a_user_that_cannot_be_made_is_forgotten(users: Any, tmp_path: Path, rem
 def test_a_user_that_another_run_made_at_the_same_time_stays_known(users: Any, tmp_path: Path) -> None:
     users.fails = "taken"
     step = UserStep("ollama", str(tmp_path / "home"))
-    with pytest.raises(AccountError):
+    with pytest.raises(StepError):
         step.apply()
     step.undo()
     assert install_record.remembered("users") == ["ollama"] and "ollama" in users

@@ -18,7 +18,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, observe
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, ServiceError, converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
@@ -138,7 +138,7 @@ def hosts(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dict[str, Ho
     """A host for each state, proven in it."""
     # a kill before it and one after it find the same files
     monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(engine.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(observe.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(manager, "UNIT_PATH", ("/etc/systemd/system", "/usr/lib/systemd/system"))
     bare = Host(place / "bare")
     bare.killer = Killer()

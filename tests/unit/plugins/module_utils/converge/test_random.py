@@ -126,8 +126,9 @@ def test_check_mode_predicts_the_run(seed: int) -> None:
             if refused:
                 assert failed, case
             elif not failed:
-                for field in ("changed", "restarted", "reloaded", "diff"):
+                for field in ("changed", "restarted", "reloaded", "diff", "planned"):
                     assert getattr(predicted, field) == getattr(real, field), (case, field)
+                assert real.changed == bool(real.planned), case
             else:
                 assert predicted.changed, case
             if failed and (real.rolled_back or not real.changed):

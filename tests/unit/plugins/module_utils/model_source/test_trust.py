@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +25,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hu
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model as seeding_model
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.ask import Asking
+from ansible_collections.gpufleet.inference.plugins.plugin_utils import check_first
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import Answer
 
 ALICE = 12345
 COMMIT = "a" * 40
@@ -466,12 +468,16 @@ def test_what_is_hidden_of_a_url():
 
 
 def test_the_host_s_answer_shows_no_password(monkeypatch):
-    url = "https://me:s3cret@hub"
-    monkeypatch.setattr(Asking, "ask", lambda *_: {"msg": url, "invocation": {"module_args": {"url": url}}})
+    url, shown = "https://me:s3cret@hub", []
     plugin = object.__new__(action.ActionModule)
-    assert "s3cret" not in json.dumps(plugin.ask({"url": url}, {}))
-    monkeypatch.setattr(Asking, "ask", lambda *_: None)
-    assert plugin.ask({"url": url}, {}) is None
+    plugin._task = SimpleNamespace(check_mode=False, no_log=False)
+    plugin._ask = lambda *_: Answer("converged", "", {"changed": False, "msg": url})
+    result = plugin.check_on_host({"url": url, "name": "a/b"}, {})
+    assert result["invocation"]["module_args"]["url"] and "s3cret" not in json.dumps(result)
+    plugin._ask = lambda *_: Answer("failed", "401 at " + url)
+    monkeypatch.setattr(check_first.display, "vvv", lambda text, host: shown.append(text))
+    assert plugin.check_on_host({"url": url, "name": "a/b"}, {}) is None
+    assert "401 at" in shown[0] and "s3cret" not in shown[0]
 
 
 # --- by a git server, or by who hands over its address

@@ -61,11 +61,16 @@ class FakeRunning:
         self.started_monotonic = time.monotonic()
         self.deadline = self.started_monotonic + timeout
         self.system = self
+        self.pids = [100]
+        self.listening: Optional[Tuple[int, str]] = (100, "ollama")
         self.behind: List[str] = []
         """What was said and journald has not read yet."""
 
     def sync_journal(self) -> None:
         self.log, self.behind = self.log + self.behind, []
+
+    def listener(self, port: int) -> Optional[Tuple[int, str]]:
+        return self.listening
 
     def journal(self, max_lines: int = 1000) -> List[str]:
         return list(self.log)

@@ -14,7 +14,10 @@ import threading
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, engine, install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records, uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.uninstall import uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import uninstall as neutral
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 UNIT = "ollama.service"
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -60,8 +63,8 @@ class Host:
             install_record.add("users", ME)
 
     def uninstall(self, remove_models=False, check_mode=False, places=None, unit=UNIT):
-        uninstall.check([unit], str(self.prefix))
-        return uninstall.uninstall(
+        neutral.check([unit], install.layout(str(self.prefix)))
+        return uninstall(
             unit, str(self.prefix), remove_models, ME, places or [str(self.store)], check_mode, self.system
         )
 
@@ -82,8 +85,8 @@ def host(tmp_path, monkeypatch):
                 step.apply()
         return engine.Outcome(changed=bool(change.started is False or [step for step in steps if step.needed()]))
 
-    monkeypatch.setattr(uninstall.engine, "converge", converge)
-    monkeypatch.setattr(uninstall.Release, "other_users", lambda self, units: host.others)
+    monkeypatch.setattr(neutral.engine, "converge", converge)
+    monkeypatch.setattr(neutral.Installed, "other_users", lambda self, units, wanted: host.others)
     monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
     monkeypatch.setattr(install, "HOME", str(tmp_path / "host/home"))
     host.others, host.commands = [], []
@@ -175,7 +178,7 @@ def test_a_program_without_a_unit_comes_back(host):
 def test_bringing_them_back_can_be_undone(host):
     host.installed(vendor=True)
     before = host.files()
-    step = uninstall.RestoreStep(uninstall.Release(str(host.prefix)))
+    step = neutral.RestoreStep(neutral.Installed(install.layout(str(host.prefix))))
     step.apply()
     step.undo()
     assert host.files() == before
@@ -204,7 +207,7 @@ def test_an_installation_that_others_use_stays(host):
     host.installed()
     host.others = ["ollama@second.service"]
     before = host.files()
-    with pytest.raises(install.InstallError, match="is used by ollama@second.service as well; take that away first"):
+    with pytest.raises(Refused, match="is used by ollama@second.service as well; uninstall that first"):
         host.uninstall()
     assert host.files() == before
 
@@ -237,10 +240,10 @@ def test_an_instance_of_somebodys_program_does_not_go_on(instance):
 def test_a_template_that_another_instance_has_stays(instance, trace):
     instance.write(instance.folder / trace)
     before = instance.files()
-    with pytest.raises(install.InstallError, match="ollama@chat.service: .* is used by ollama@code.service as well"):
+    with pytest.raises(Refused, match="ollama@chat.service: .* is used by ollama@code.service as well"):
         instance.uninstall(unit=CHAT)
     assert instance.files() == before
-    uninstall.check(["ollama@code.service", CHAT], str(instance.prefix))
+    neutral.check(["ollama@code.service", CHAT], install.layout(str(instance.prefix)))
 
 
 def test_a_template_without_instances_goes_with_the_service_beside_it(host):
@@ -250,7 +253,7 @@ def test_a_template_without_instances_goes_with_the_service_beside_it(host):
     host.write(template)
     install_record.add("units", str(template))
     host.write(other)
-    uninstall.check([UNIT], str(host.prefix))
+    neutral.check([UNIT], install.layout(str(host.prefix)))
     assert str(template) not in host.uninstall(check_mode=True)["diff"]["before"]
     other.unlink()
     assert "%s\n" % template in host.uninstall(check_mode=True)["diff"]["before"]
@@ -279,7 +282,7 @@ def test_where_nothing_is_installed(host):
 
 def test_what_cannot_be_removed_is_told(host, monkeypatch):
     def busy(command):
-        raise account.AccountError("userdel: user is currently used by process 7")
+        raise engine.StepError("userdel: user is currently used by process 7")
 
     host.installed()
     monkeypatch.setattr(account, "run", busy)
@@ -304,9 +307,9 @@ def test_what_is_mounted_in_a_home_is_not_emptied(host, monkeypatch):
         line = "40 30 8:1 /x %s/a\\040b rw - ext4 /dev/sda1 rw\n" % home
         return io.StringIO("22 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + line)
 
-    monkeypatch.setattr(uninstall, "open", mounted, raising=False)
+    monkeypatch.setattr(neutral, "open", mounted, raising=False)
     before = host.files()
-    with pytest.raises(install.InstallError, match="is to be removed, but %s/a b is mounted: unmount it" % home):
+    with pytest.raises(Refused, match="is to be removed, but %s/a b is mounted: unmount it" % home):
         host.uninstall()
     assert host.files() == before and host.asked is None
 
@@ -357,7 +360,7 @@ def test_a_home_in_which_somebody_swaps_folders_for_links(memory):
                 with contextlib.suppress(OSError):
                     (home / "x" / ("of-him-%d" % number)).touch()
             with contextlib.suppress(OSError):
-                uninstall._remove([], [str(home)], None)
+                neutral._remove([], [str(home)], "")
     finally:
         ended.set()
         thread.join()
@@ -408,7 +411,7 @@ def test_a_prefix_where_others_may_write_is_not_emptied(host):
     host.installed()
     os.chown(host.prefix, 1234, 1234)
     before = host.files()
-    with pytest.raises(install.InstallError, match="belongs to user 1234, and root would trust"):
+    with pytest.raises(Refused, match="belongs to user 1234, and root would trust"):
         host.uninstall()
     assert host.files() == before
 

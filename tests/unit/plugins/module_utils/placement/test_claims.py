@@ -275,7 +275,7 @@ def test_a_run_that_was_too_slow_puts_everything_back(system):
         raise Conflict("a and b both claim GPU 0")
 
     change = engine.Change("ollama.service", environment={"A": "1"}, started=True, while_writing=claiming)
-    with pytest.raises(engine.ServiceError, match="not_done: a and b both claim GPU 0. The former state") as error:
+    with pytest.raises(engine.ServiceError, match="not_done: a and b both claim GPU 0. The previous state") as error:
         engine.converge(change, steps=[step], system=system)
     assert error.value.outcome.rolled_back and step.undone == 1
     assert system.tree() == before and "restart" not in system.calls

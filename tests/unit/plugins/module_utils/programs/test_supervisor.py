@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -300,3 +301,64 @@ def test_when_that_fails_nothing_starts(node):
     for one in others:
         one.says("which ended")
     assert "started" not in "".join(one.log.read_text() for one in (head, *others))
+
+
+@pytest.fixture
+def here(node, monkeypatch):
+    """`here(rank, *words)`: the exit status of the same program in this process, as another one of the three hosts."""
+    kinds = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM)
+    handlers, sockets, create = [signal.getsignal(kind) for kind in kinds], [], supervisor.signals
+    # the program ends with its process; here a late SIGCHLD still needs the socket
+    monkeypatch.setattr(supervisor, "signals", lambda: sockets.append(create()) or sockets[-1])
+
+    def run(rank, *words):
+        place = "127.0.0.1:%d" % node.port
+        return supervisor.main([place, str(rank), ",".join(NAMES), "127.0.0.1,127.0.0.1,127.0.0.1", "abc", *words])
+
+    yield run
+    signal.set_wakeup_fd(-1)
+    for kind, handler in zip(kinds, handlers):
+        signal.signal(kind, handler)
+
+
+def test_node_0_in_this_process(node, here, capsys):
+    others = [node(1), node(2)]
+
+    def beside():
+        for one in others:
+            one.says("gpu1 serves")
+            os.kill(one.process.pid, signal.SIGUSR1)
+        for one in others:
+            one.says("all proven")
+        others[1].process.kill()
+
+    helper = threading.Thread(target=beside)
+    helper.start()
+    status = here(0, "true", "--", "sh", "-c", "kill -USR1 $PPID; exec sleep 20")
+    helper.join()
+    said = capsys.readouterr().out
+    assert status == 1 and "all proven" in said
+    assert "gpu3 (node 2) is gone: all hosts of this model end" in said
+
+
+def test_another_node_in_this_process(node, here, capsys):
+    head, other = node(0, command="echo started; kill -USR1 $PPID; exec sleep 20"), node(2)
+
+    def beside():
+        other.says("gpu1 serves")
+        os.kill(other.process.pid, signal.SIGUSR1)
+        head.says("all proven")
+        head.process.kill()
+
+    helper = threading.Thread(target=beside)
+    helper.start()
+    status = here(1, "sh", "-c", "kill -USR1 $PPID; exec sleep 20")
+    helper.join()
+    said = capsys.readouterr().out
+    assert status == 1 and "gpu1 serves" in said and "all proven" in said and "gpu1 (node 0) is gone" in said
+
+
+def test_the_end_of_the_command_in_this_process(node, here):
+    others = [node(1), node(2)]
+    assert here(0, "sh", "-c", "kill -TERM $PPID; sleep 20") == 0, "it was stopped"
+    assert [one.process.wait(20) for one in others] == [1, 1]

@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import archives
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.archives import InstallError
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import UNVERIFIED, Source
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.archives import UNVERIFIED, Source
 
 CONTENT = b"release"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -97,7 +97,7 @@ def test_no_message_shows_a_password_or_a_signature(web, fetch, checksum):
         handler.send_error(403)
 
     url = web(sends() if checksum != DIGEST else refuses).replace("//", "//bob:%s@" % SECRET) + "?X-Amz-Signature=5ign"
-    with pytest.raises(InstallError) as failed:
+    with pytest.raises(StepError) as failed:
         fetch(url, checksum)
     said = str(failed.value)
     assert said.startswith("http://127.0.0.1:") and "/ollama.tgz " in said
@@ -106,7 +106,7 @@ def test_no_message_shows_a_password_or_a_signature(web, fetch, checksum):
 
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/a", "file:///etc/passwd", "gopher://a"])
 def test_a_redirect_to_another_protocol(web, fetch, to):
-    with pytest.raises(InstallError, match="cannot be fetched: "):
+    with pytest.raises(StepError, match="cannot be fetched: "):
         fetch(web(redirects(to)), UNVERIFIED)
 
 
@@ -118,7 +118,7 @@ def test_a_redirect_away_from_https():
 
 
 def test_a_redirect_in_a_circle(web, fetch):
-    with pytest.raises(InstallError, match="cannot be fetched"):
+    with pytest.raises(StepError, match="cannot be fetched"):
         fetch(web(redirects("/again")), UNVERIFIED)
 
 
@@ -126,7 +126,7 @@ def test_a_redirect_in_a_circle(web, fetch):
 def test_another_length_than_was_told(web, fetch, length):
     """What is longer is cut by the client; what is shorter must not pass for whole where there is no checksum."""
     url = web(sends(length=length))
-    with pytest.raises(InstallError, match="it ended after 7 of 9 bytes|has the SHA-256"):
+    with pytest.raises(StepError, match="it ended after 7 of 9 bytes|has the SHA-256"):
         fetch(url, UNVERIFIED if length > len(CONTENT) else DIGEST)
 
 
@@ -141,14 +141,14 @@ def test_more_than_any_release_has(web, fetch, monkeypatch, told, tmp_path):
             handler.wfile.write(b"x" * 4096)
 
     monkeypatch.setattr(archives, "LARGEST", 1 << 16)
-    with pytest.raises(InstallError, match="expected a release, of 65536 bytes at most"):
+    with pytest.raises(StepError, match="expected a release, of 65536 bytes at most"):
         fetch(web(endless), UNVERIFIED)
     assert not told or not os.path.lexists(tmp_path / "download")
 
 
 def test_more_than_there_is_room_for(web, fetch, monkeypatch):
     monkeypatch.setattr(archives, "LARGEST", 1 << 62)
-    with pytest.raises(InstallError, match="No space left on device: it has .* are free; free space"):
+    with pytest.raises(StepError, match="No space left on device: it has .* are free; free space"):
         fetch(web(sends(length=1 << 60)), UNVERIFIED)
 
 
@@ -174,7 +174,7 @@ def test_a_byte_now_and_then(fetch, monkeypatch, where):
     thread = threading.Thread(target=trickle)
     thread.start()
     try:
-        with pytest.raises(InstallError, match=r"less than 1048576 bytes came within 0.3 s|timed out"):
+        with pytest.raises(StepError, match=r"less than 1048576 bytes came within 0.3 s|timed out"):
             fetch("http://127.0.0.1:%d/a.tgz" % listening.getsockname()[1])
     finally:
         ended.set()
@@ -192,7 +192,7 @@ def test_a_server_that_does_not_speak_http(fetch):
 
     thread = threading.Thread(target=nonsense)
     thread.start()
-    with pytest.raises(InstallError, match="cannot be fetched: SSH"):
+    with pytest.raises(StepError, match="cannot be fetched: SSH"):
         fetch("http://127.0.0.1:%d/a.tgz" % listening.getsockname()[1])
     thread.join()
     listening.close()
@@ -238,7 +238,7 @@ def test_an_archive_that_is_a_pipe_is_not_waited_for(tmp_path, owner):
     if os.geteuid() == 0:
         os.chown(tmp_path / "a.tgz", owner, owner)
     (tmp_path / "into").mkdir()
-    with pytest.raises(InstallError, match=r"a.tgz is not a file"):
+    with pytest.raises(StepError, match=r"a.tgz is not a file"):
         archives.lay(Source(str(tmp_path / "a.tgz"), DIGEST), str(tmp_path / "into"))
 
 
@@ -260,7 +260,7 @@ def test_what_follows_an_archive_does_not_hang_the_unpacker(tmp_path, kind, behi
         subprocess.run(["zstd", "-q", "-o", str(path)], check=True, input=packed)
     (tmp_path / "into").mkdir()
     if len(behind) > 1000:
-        with pytest.raises(InstallError, match="behind its end"):
+        with pytest.raises(StepError, match="behind its end"):
             archives.extract(str(path), str(tmp_path / "into"), "a")
     else:
         archives.extract(str(path), str(tmp_path / "into"), "a")

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Sequence
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import spread
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import spread
 
 TESTS = Path(__file__).resolve().parents[4]
 RECORDED = json.loads((TESTS / "unit/fixtures/ollama/placement-h200x4.json").read_text())

@@ -1,4 +1,4 @@
 #!/bin/sh
-# All that a run could change: the process, what systemd says, files by content and time.
+# Prints everything that a run could change: the process, systemd's view of it, and files with their times.
 systemctl show ollama -p MainPID,InvocationID,ActiveState,UnitFileState,NeedDaemonReload,Environment,EnvironmentFiles,DropInPaths
 find /etc /usr/local /opt /srv /usr/share/ollama /var/lib/gpufleet -xdev -not -path '/etc/nvidia-sim*' -printf '%p %m %U %T@ %l\n' 2>/dev/null | sort

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A host as a person has set it up: by-hand.sh KIND ARCHIVE; KIND nothing removes it again
+# Sets up Ollama as an administrator does manually: manual-setup.sh KIND ARCHIVE. KIND nothing removes it again.
 set -e
 systemctl disable --quiet --now ollama 2>/dev/null || :
 rm -rf /etc/systemd/system/ollama.service* /usr/local/bin/ollama /usr/local/lib/ollama /opt/ollama /etc/ollama.env
@@ -28,7 +28,7 @@ unit=/etc/systemd/system/ollama.service
   echo 'Restart=always'
   echo 'RestartSec=3'
   echo 'Environment="PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"'
-  if [ "$1" = edited-unit ]; then # as the well-known how-to has it
+  if [ "$1" = edited-unit ]; then # as common how-tos recommend
     echo 'Environment="CUDA_VISIBLE_DEVICES=0,1,2,3"'
     echo 'Environment="OLLAMA_SCHED_SPREAD=1"'
     echo 'Environment="OLLAMA_KEEP_ALIVE=-1"'

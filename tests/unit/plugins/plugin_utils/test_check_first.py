@@ -1,13 +1,14 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The bare script gives the module's result without a module; where it cannot, the module is sent."""
+"""A converged host gives the module's result without a module; any other one is sent the module."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,9 +20,10 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     ollama_service,
     systemd_override,
     torchrun_job,
+    vllm_service,
 )
 from ansible_collections.gpufleet.inference.plugins.modules import gpu_facts
-from ansible_collections.gpufleet.inference.plugins.plugin_utils import ask
+from ansible_collections.gpufleet.inference.plugins.plugin_utils import check_first
 
 SPEC = {
     "word": {"type": "str", "default": "hello"},
@@ -36,12 +38,22 @@ def bring(params, check_mode, warn):
     return other.bring(params, check_mode, warn)
 """
 OTHER = """
+class Differs(Exception): pass
+class Refused(Exception): pass
+
 def bring(params, check_mode, warn):
     from ansible_collections.gpufleet.inference.plugins.module_utils.room.deeper import late
     if params["word"] == "fail":
         raise RuntimeError("as asked")
+    if params["word"] == "differ":
+        raise Differs("a file is missing")
+    if params["word"] == "refuse":
+        raise Refused("no such GPU, says " + str(params["key"]))
+    if params["word"] == "exit":
+        raise SystemExit(0)
     if params["word"] == "source":
-        return {"changed": False, "msg": late.__loader__.get_source(late.__name__)}
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import tool
+        return {"changed": False, "msg": tool.__loader__.get_source(tool.__name__)}
     if params["word"] == "warn":
         warn("look out")
     return {"changed": params["word"] == "change", "msg": late.NAME, "params": dict(params), "check": check_mode}
@@ -50,16 +62,23 @@ def bring(params, check_mode, warn):
 
 @pytest.fixture
 def act(monkeypatch, tmp_path):
-    """`act(arguments)` runs an asking action, the script in a Python of its own; `.commands` and `.sent` tell."""
+    """`act(arguments)` runs such an action, the program in a Python of its own; see `.commands`, `.sent`, `.shown`."""
     (tmp_path / "room/deeper").mkdir(parents=True)
     (tmp_path / "room/main.py").write_text(LIBRARY)
     (tmp_path / "room/other.py").write_text(OTHER)
     (tmp_path / "room/deeper/late.py").write_text("NAME = 'Größe'\n")
-    monkeypatch.setattr(ask, "FOLDER", tmp_path)
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs/tool.py").write_text("raise SystemExit('Größe')\n")
+    monkeypatch.setattr(check_first, "FOLDER", tmp_path)
 
-    class Action(ask.Asking):
+    class Action(check_first.CheckFirstAction):
         MODULE = "gpufleet.inference.example"
-        WORK = ask.Work("room.main", "bring", SPEC)
+        FUNCTION = check_first.RemoteFunction("room.main", "bring", SPEC)
+
+    def template(value):
+        return (
+            value.replace("{{ here }}", sys.executable).replace("{{ no }}", "no") if isinstance(value, str) else value
+        )
 
     def run(arguments, variables=None, check=False, background=0, delegate=None, pipelining=True, noise="",
             become=None, change=None, cwd=None, no_log=False):  # fmt: skip
@@ -67,10 +86,10 @@ def act(monkeypatch, tmp_path):
         plugin._task = SimpleNamespace(
             args=arguments, async_val=background, delegate_to=delegate, check_mode=check, no_log=no_log
         )
-        plugin._templar = SimpleNamespace(template=lambda text: text.replace("{{ here }}", sys.executable))
+        plugin._templar = SimpleNamespace(template=template)
         plugin._connection = SimpleNamespace(has_pipelining=pipelining, become=become)
         plugin._compute_environment_string = lambda: "LANG=C"
-        run.commands, run.sent = [], []
+        run.commands, run.sent, run.shown, run.warned = [], [], [], []
 
         def execute(command, in_data):
             run.commands.append(command)
@@ -83,12 +102,19 @@ def act(monkeypatch, tmp_path):
         return plugin.run(task_vars=variables or {"ansible_python_interpreter": "{{ here }}"})
 
     monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
+    monkeypatch.setattr(check_first.display, "vvv", lambda text, host: run.shown.append(text))
+    monkeypatch.setattr(check_first.display, "warning", lambda text: run.warned.append(text))
     return run
 
 
 def saying(text):
-    """A host that says this in the place of its answer, behind the mark that the script was given."""
+    """A host that says this instead of its answer, after the mark that the program was given."""
     return lambda said: said[: said.index(" ") + 1] + text + "\n"
+
+
+def converged(result):
+    """The text of an answer with this result."""
+    return '{"state": "converged", "why": "", "result": %s}' % result
 
 
 @pytest.mark.parametrize(
@@ -103,22 +129,42 @@ def saying(text):
         "null",
         '"text"',
         "{}",
-        '{"changed": "no"}',
-        '{"changed": null}',
-        '{"changed": false, "ansible_facts": []}',
-        '{"changed": false, "warnings": "w"}',
-        '{"changed": false, "failed": true}',
-        '{"changed": false, "unreachable": true}',
-        '{"changed": false, "results": []}',
-        '{"changed": false, "add_host": {"host_name": "x"}}',
-        '{"changed": false, "deprecations": [1]}',
-        '{"changed": false, "exception": "x"}',
-        '{"changed": false, "ansible_job_id": "../x"}',
-        '{"changed": false, "msg": "%s"}' % ("x" * ask.LONGEST),
+        '{"changed": false}',
+        '{"state": "converged", "result": {"changed": false}}',
+        '{"state": "converged", "why": "", "result": {"changed": false}, "more": 1}',
+        '{"state": "converged", "why": 1, "result": {"changed": false}}',
+        '{"state": "silent", "why": "", "result": {"changed": false}}',
+        '{"state": ["converged"], "why": "", "result": {"changed": false}}',
+        '{"state": null, "why": "", "result": {"changed": false}}',
+        '{"state": "failed", "why": "", "result": {"changed": false}}',
+        converged('{"changed": true}'),
+        converged("null"),
+        converged("[]"),
+        converged('"text"'),
+        converged("{}"),
+        converged('{"changed": "no"}'),
+        converged('{"changed": null}'),
+        converged('{"changed": false, "ansible_facts": []}'),
+        converged('{"changed": false, "warnings": "w"}'),
+        converged('{"changed": false, "failed": true}'),
+        converged('{"changed": false, "unreachable": true}'),
+        converged('{"changed": false, "results": []}'),
+        converged('{"changed": false, "add_host": {"host_name": "x"}}'),
+        converged('{"changed": false, "deprecations": [1]}'),
+        converged('{"changed": false, "exception": "x"}'),
+        converged('{"changed": false, "ansible_job_id": "../x"}'),
+        converged('{"changed": false, "msg": "%s"}' % ("x" * check_first.LONGEST)),
     ],
 )
 def test_an_odd_answer_is_none(act, text):
     assert act({}, change=saying(text))["msg"] == "by the module"
+    assert act.shown[0].startswith("the module is sent, as the answer of the host is: silent; its answer")
+
+
+def test_the_right_form_is_an_answer():
+    """By which each of the odd ones is odd for its own reason."""
+    answer = check_first._answer({"stdout": "mark " + converged('{"changed": false, "msg": "x"}')}, "mark ")
+    assert answer == ("converged", "", {"changed": False, "msg": "x"})
 
 
 def test_a_host_says_nothing_that_is_the_controllers(act):
@@ -127,14 +173,15 @@ def test_a_host_says_nothing_that_is_the_controllers(act):
         ' "discovered_interpreter_python": "/evil", "ansible_facts": {"gpu": 1, "_ansible_x": 1,'
         ' "discovered_interpreter_python": "/evil", "ansible_discovered_interpreter_python": "/evil"}}'
     )
-    result = act({}, change=saying(said))
+    result = act({}, change=saying(converged(said)))
     assert result.pop("invocation")["module_args"]["word"] == "hello"
     assert result == {"changed": False, "warnings": ["look"], "ansible_facts": {"gpu": 1}}
 
 
 def test_no_start_file_can_answer(act):
     """It does not know the word behind the mark, which is another one each time."""
-    forged = 'gpufleet-answer {"changed": false, "msg": "forged"}\ngpufleet-answer-%s {"changed": false}\n'
+    answer = converged('{"changed": false, "msg": "forged"}')
+    forged = "gpufleet-answer %s\ngpufleet-answer-%%s %s\n" % (answer, answer)
     marks = set()
 
     def change(said):
@@ -147,7 +194,8 @@ def test_no_start_file_can_answer(act):
 
 
 @pytest.mark.parametrize(
-    "module", ["base64", "json", "zlib", "sys", "importlib", "encodings", "sitecustomize", "pynvml"]
+    "module",
+    ["__future__", "base64", "encodings", "importlib", "json", "pynvml", "sitecustomize", "sys", "typing", "zlib"],
 )
 def test_nothing_is_imported_from_where_the_connection_starts(act, tmp_path, module):
     home = tmp_path / "home"
@@ -168,10 +216,10 @@ def test_the_same_packages_as_the_module_sees(act, monkeypatch, tmp_path):
     (tmp_path / "room/other.py").write_text(
         "def bring(params, check_mode, warn):\n    import of_the_user\n    return dict(changed=False, msg='found')"
     )
-    monkeypatch.setattr(ask, "FOLDER", tmp_path)
-    work = ask.Work("room.main", "bring", SPEC)
+    monkeypatch.setattr(check_first, "FOLDER", tmp_path)
+    function = check_first.RemoteFunction("room.main", "bring", SPEC)
     done = subprocess.run(
-        [sys.base_prefix + "/bin/python3", "-"], input=work.script({}), capture_output=True, check=False
+        [sys.base_prefix + "/bin/python3", "-"], input=function.script({}), capture_output=True, check=False
     )
     assert b'"msg": "found"' in done.stdout, done.stderr
 
@@ -205,14 +253,48 @@ def test_an_interpreter_with_a_blank_in_its_path(act, tmp_path):
     assert act({}, {"ansible_python_interpreter": "python3; echo owned >&2"})["msg"] == "by the module"
 
 
-def test_why_there_is_no_answer_is_safe_for_the_terminal_and_not_told_of_a_secret_task(act, monkeypatch):
-    said = []
-    monkeypatch.setattr(ask.display, "vvv", said.append)
+def test_why_there_is_no_answer_is_safe_for_the_terminal_and_not_shown_of_a_secret_task(act):
     python = "/no\x1b[2J/such"
     act({}, {"ansible_python_interpreter": python})
+    assert "silent; " in act.shown[0] and "such" in act.shown[0] and "\x1b" not in act.shown[0]
     act({}, {"ansible_python_interpreter": python}, no_log=True)
-    assert "such" in said[0] and "\x1b" not in said[0]
-    assert said[1] == "no answer from the bare script, the module is sent: "
+    assert act.shown == ["the module is sent, as the answer of the host is: silent; "]
+
+
+@pytest.mark.parametrize(
+    "word, shown",
+    [
+        ("change", "differs; Größe"),
+        ("differ", "differs; a file is missing"),
+        ("refuse", "refused; no such GPU, says "),
+        ("fail", "failed; Traceback (most recent call last)"),
+        ("exit", "silent; "),
+    ],
+)
+def test_why_the_module_is_sent(act, word, shown):
+    assert act({"word": word, "key": "sesame"})["msg"] == "by the module"
+    assert act.shown[0].startswith("the module is sent, as the answer of the host is: " + shown)
+    assert "sesame" not in act.shown[0] and (word != "fail" or "RuntimeError: as asked" in act.shown[0])
+    act({"word": word}, no_log=True)
+    assert act.shown == ["the module is sent, as the answer of the host is: %s; " % shown.partition(";")[0]]
+
+
+def test_in_check_mode_the_module_says_what_the_check_did_not_work_out(act):
+    assert act({"word": "differ"}, check=True)["msg"] == "by the module"
+
+
+@pytest.mark.parametrize("value, asked", [(False, 0), ("false", 0), ("{{ no }}", 0), (True, 1), ("yes", 1)])
+def test_the_check_can_be_left_out(act, value, asked):
+    variables = {"ansible_python_interpreter": "{{ here }}", check_first.OPT_OUT: value}
+    assert act({}, variables)["msg"] == ("Größe" if asked else "by the module")
+    assert len(act.commands) == asked
+
+
+def test_a_variable_that_is_nearly_a_roles_is_warned_of_without_a_check(act):
+    root = Path(__file__).resolve().parents[4]
+    variables = {"ansible_role_name": "gpufleet.inference.ollama", "role_path": str(root / "roles/ollama")}
+    act({}, {**variables, "ollama_keepalive": "5m", check_first.OPT_OUT: False})
+    assert len(act.warned) == 1 and "did you mean ollama_keep_alive?" in act.warned[0]
 
 
 def test_as_declared_is_told_without_a_module(act):
@@ -250,15 +332,14 @@ def test_warnings_are_told(act):
     assert act({"word": "warn"})["warnings"] == ["look out"]
 
 
-def test_a_source_can_be_handed_on(act):
-    """As torchrun_facts does with the program of its listener."""
-    assert act({"word": "source"})["msg"] == "NAME = 'Größe'\n"
+def test_a_program_is_read_and_not_run(act):
+    assert act({"word": "source"})["msg"] == "raise SystemExit('Größe')\n"
 
 
 @pytest.mark.parametrize("arguments", [{"state": "joined"}, {"state": "finished"}, {"restart": True}])
 def test_what_takes_its_time_is_not_asked(arguments):
     plugin = torchrun_job.ActionModule.__new__(torchrun_job.ActionModule)  # it could not ask
-    assert plugin.ask({"name": "train", **arguments}, {}) is None
+    assert plugin.checks_first({"name": "train", **arguments}, {}) is False
 
 
 def test_secrets_are_masked(act):
@@ -308,35 +389,40 @@ def test_the_hosts_python(act, variables, python):
     assert act.commands[0] == "LANG=C %s -" % python
 
 
-@pytest.mark.parametrize("action", [gpu_facts_action, ollama_model, ollama_service, systemd_override])
-def test_every_works_script_has_all_that_it_imports(action):
+@pytest.mark.parametrize("action", [gpu_facts_action, ollama_model, ollama_service, systemd_override, vllm_service])
+def test_every_program_has_all_that_it_imports(action):
     """In a Python that has nothing of ours: every source is imported, and the function is there."""
-    work = action.ActionModule.WORK
-    lines = ask.SCRIPT.splitlines()
-    until = lines.index("warnings = []")
-    script = work.script({}).decode().splitlines()[:until]
-    script += ["for name in sources: __import__(name)", "print(callable(getattr(sys.modules[work], function)))"]
-    done = subprocess.run([sys.executable, "-I", "-S", "-"], input="\n".join(script), capture_output=True, text=True)
+    program, _call, packed = action.ActionModule.FUNCTION.script({}).decode().rpartition("main(")
+    program += """
+import base64, json, zlib
+texts, module, function = json.loads(zlib.decompress(base64.b64decode(%s)))
+sys.meta_path.insert(0, Sources(texts))
+for name in texts: __import__(name)
+print(callable(getattr(sys.modules[module], function)))
+""" % packed.partition(",")[0]
+    done = subprocess.run([sys.executable, "-I", "-S", "-"], input=program, capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("True", "")
 
 
-@pytest.mark.parametrize("action", [gpu_facts_action, ollama_model, ollama_service, systemd_override])
+@pytest.mark.parametrize("action", [gpu_facts_action, ollama_model, ollama_service, systemd_override, vllm_service])
 def test_the_sources_are_those_that_a_parser_finds(action):
     """Imports within functions among them, which no import of the sources themselves would miss."""
-    found = action.ActionModule.WORK.sources
+    found = action.ActionModule.FUNCTION.sources
     for name, text in found.items():
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(ask.ROOM):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(check_first.ROOM):
                 wanted = [node.module, *("%s.%s" % (node.module, alias.name) for alias in node.names)]
                 there = [
                     one
                     for one in wanted
-                    if ask.FOLDER.joinpath(*one[len(ask.ROOM) + 1 :].split(".")).with_suffix(".py").is_file()
+                    if check_first.FOLDER.joinpath(*one[len(check_first.ROOM) + 1 :].split("."))
+                    .with_suffix(".py")
+                    .is_file()
                 ]
                 assert there and set(there) <= set(found), (name, wanted)
 
 
 def test_a_script_carries_no_other_room(act):
-    rooms = {name[len(ask.ROOM) + 1 :].split(".")[0] for name in gpu_facts_action.ActionModule.WORK.sources}
+    rooms = {name[len(check_first.ROOM) + 1 :].split(".")[0] for name in gpu_facts_action.ActionModule.FUNCTION.sources}
     assert rooms == {"gpu", "toolbox"}
     assert set(gpu_facts.argument_spec()) == {"timeout", "required", "venv"}

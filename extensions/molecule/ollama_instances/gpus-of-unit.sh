@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Which GPUs nvidia-smi finds within the unit $1, and which of them, seen from outside, its processes hold memory of.
-# A process that is put into the control group of a unit has its rights to devices, and no others.
+# Prints the GPUs that nvidia-smi sees from inside the unit $1, and those on which, seen from outside, the unit's processes
+# hold memory. A process that is moved into the cgroup of a unit has exactly the device access of that unit.
 set -euo pipefail
 shopt -s inherit_errexit
 group=/sys/fs/cgroup$(systemctl show --property ControlGroup --value "$1")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import parser
 
 
 def option(*takes, bare=False, several=False, choices=None):
@@ -38,8 +38,8 @@ TABLE = {
     ],
 )
 def test_certain(config):
-    assert options.certain(config, TABLE)
-    assert options.unknown(config, TABLE) == []
+    assert parser.certain(config, TABLE)
+    assert parser.unknown(config, TABLE) == []
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_certain(config):
     ],
 )
 def test_left_to_the_parser(config):
-    assert not options.certain(config, TABLE)
-    assert options.unknown(config, TABLE) == [], "it may yet be right, if only as an abbreviation"
+    assert not parser.certain(config, TABLE)
+    assert parser.unknown(config, TABLE) == [], "it may yet be right, if only as an abbreviation"
 
 
 def test_names_that_no_option_begins_with():
-    assert options.unknown({"max-modle-len": 1, "model": "m", "dtypes": "half"}, TABLE) == ["dtypes", "max-modle-len"]
+    assert parser.unknown({"max-modle-len": 1, "model": "m", "dtypes": "half"}, TABLE) == ["dtypes", "max-modle-len"]

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The two links by which a release of Ollama is in use, and the way back for as long as a switch is not proven.
+"""The links by which a release of a program is in use, and the way back for as long as a switch is not proven.
 
 A record in the folder of the releases exists from the first change to the last, so a run that was killed in between is
 found by the next one. It is empty while a release is unpacked. Then it holds what was in the places of the links, and,
@@ -12,30 +12,40 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Set
+from typing import Any, Callable, Collection, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.archives import InstallError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 
 STORE = "lib/gpufleet"
 """Where releases lie, below the prefix."""
-ASIDE = "ollama-before-"
-"""Beginning of the name of the folder there to which files are set aside that are not ours."""
 MARKER = ".sha256"
 """File of a release that is whole."""
 WAIT = 600.0
 """Seconds to wait for another run that installs a release."""
-_NAME = "ollama-"
+
+
+class Layout(NamedTuple):
+    """How the releases of a program lie below a prefix, each in its own folder, PREFIX/lib/gpufleet/PROGRAM-KEY."""
+
+    program: str
+    prefix: str
+    links: Tuple[Tuple[str, str], ...]
+    """Place of each link below the prefix, and the path in a release to which it leads; the program comes first."""
 
 
 class Switch:
     """What lies below a prefix: links, releases, files of the vendor, and the record."""
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.store = os.path.join(prefix, STORE)
-        self.places = [os.path.join(prefix, "bin", "ollama"), os.path.join(prefix, "lib", "ollama")]
-        self.record = os.path.join(self.store, ".ollama-switch")
-        self._lock_name = "releases of " + self.store
+    def __init__(self, layout: Layout) -> None:
+        self.layout, self.prefix = layout, layout.prefix
+        self.store = os.path.join(self.prefix, STORE)
+        self.beginning = layout.program + "-"
+        """Of the names of its releases, and of what was set aside for them."""
+        self.beginning_aside = layout.program + "-before-"
+        """Of the names of folders with files that are not ours and were set aside."""
+        self.places = [os.path.join(self.prefix, place) for place, _path in layout.links]
+        self.record = os.path.join(self.store, ".%s-switch" % layout.program)
+        self._lock_name = "releases of %s in %s" % (layout.program, self.store)
         self.before: Dict[str, Optional[str]] = {}
         """What was in each place: None, ``@TARGET`` of a link, or where the vendor's files were set aside."""
         self.kept: List[str] = []
@@ -59,8 +69,8 @@ class Switch:
 
     def links(self, name: str) -> Dict[str, str]:
         """Each place, and where its link leads when a release is in use."""
-        targets = (os.path.join("..", STORE, name, "bin", "ollama"), os.path.join("gpufleet", name, "lib", "ollama"))
-        return dict(zip(self.places, targets))
+        paths = (os.path.join(self.store, name, path) for _place, path in self.layout.links)
+        return {place: os.path.relpath(to, os.path.dirname(place)) for place, to in zip(self.places, paths)}
 
     def in_use(self, name: str) -> bool:
         return all(link(path) == to for path, to in self.links(name).items())
@@ -68,7 +78,7 @@ class Switch:
     def aside(self) -> Dict[str, str]:
         """Where the vendor's files of each place were last set aside."""
         found: Dict[str, str] = {}
-        folders = [os.path.join(self.store, name) for name in self._names() if name.startswith(ASIDE)]
+        folders = [os.path.join(self.store, name) for name in self._names() if name.startswith(self.beginning_aside)]
         for place in self.places:
             asides = [os.path.join(folder, os.path.relpath(place, self.prefix)) for folder in folders]
             there = [aside for aside in asides if os.path.lexists(aside)]
@@ -78,28 +88,33 @@ class Switch:
 
     def leftovers(self) -> List[str]:
         """What a run that was killed may have left, the record last."""
-        names = [name for name in self._names() if name.startswith(("." + _NAME, "..ollama-switch"))]
+        names = [name for name in self._names() if name.startswith(("." + self.beginning, ".." + self.beginning))]
         names.sort(key=lambda name: name == os.path.basename(self.record))
         beside = [place + ".gpufleet" for place in self.places if os.path.lexists(place + ".gpufleet")]
         return [*beside, *(os.path.join(self.store, name) for name in names)]
 
     def releases(self) -> List[str]:
         """Names in the store of whole or removable folders of ours, those set aside among them."""
-        return [name for name in self._names() if name.startswith(_NAME)]
+        return [name for name in self._names() if name.startswith(self.beginning)]
 
     def _names(self) -> List[str]:
         return sorted(os.listdir(self.store)) if os.path.isdir(self.store) else []
 
+    def names_in(self, before: Mapping[str, Optional[str]]) -> Set[str]:
+        """The folders of the store that what was in the places lies in."""
+        parts = (part for previous in before.values() for part in (previous or "").split("/"))
+        return {part for part in parts if part.startswith(self.beginning)}
+
     # --- changing
 
     def check(self) -> None:
-        """:raises InstallError: somebody other than root could replace the program, or the record of the way back."""
+        """:raises StepError: somebody other than root could replace the program, or the record of the way back."""
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
 
         for folder in (os.path.dirname(self.places[0]), self.store):
             why = intruder(folder)
             if why:
-                raise InstallError(
+                raise StepError(
                     "prefix %s: %s, and root would trust what lies there: let only root write there, or declare "
                     "another prefix" % (self.prefix, why)
                 )
@@ -123,15 +138,15 @@ class Switch:
         found = self._read()
         self.kept = found if isinstance(found, list) else []
         interrupted = found if isinstance(found, dict) else {}
-        aside = os.path.join(self.store, ASIDE + name[len(_NAME) :])
+        aside = os.path.join(self.store, self.beginning_aside + name[len(self.beginning) :])
 
-        def former(path: str) -> Optional[str]:
+        def previous(path: str) -> Optional[str]:
             if os.path.lexists(path) and not os.path.islink(path):  # whatever was recorded, this is to come back
                 return os.path.join(aside, os.path.relpath(path, self.prefix))
             to = link(path)
             return interrupted.get(path, "@" + to if to is not None else None)
 
-        self.before = {path: former(path) for path in self.places}
+        self.before = {path: previous(path) for path in self.places}
         self._write(self.before)
         for path, to in self.links(name).items():
             self._made += files.make_folders(os.path.dirname(path))
@@ -192,7 +207,7 @@ class Switch:
     def _lock(self) -> None:
         """Be alone with the releases.
 
-        :raises InstallError: another run is at it for too long.
+        :raises StepError: another run is at it for too long.
         """
         from contextlib import ExitStack
 
@@ -202,7 +217,7 @@ class Switch:
         try:
             stack.enter_context(lock.held(self._lock_name, WAIT, what="the releases in " + self.store))
         except lock.LockError as error:
-            raise InstallError(str(error)) from None
+            raise StepError(str(error)) from None
         self._unlock = stack.close
 
     def _set_aside(self, path: str, aside: str) -> None:
@@ -228,11 +243,6 @@ class Switch:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
         files.write_whole(self.record, json.dumps(found).encode())
-
-
-def names_in(before: Mapping[str, Optional[str]]) -> Set[str]:
-    """The folders of the store that what was in the places lies in."""
-    return {part for former in before.values() for part in (former or "").split("/") if part.startswith(_NAME)}
 
 
 def discard(path: str) -> None:

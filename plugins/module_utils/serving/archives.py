@@ -1,26 +1,21 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Archives of a release: fetched or taken from this host, checked against their checksum, unpacked."""
+"""Archives of a program: fetched or taken from this host, checked against their checksum, unpacked."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import subprocess
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Callable, Iterator, Optional
+from typing import Any, BinaryIO, Callable, Iterator, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import (
-    UNVERIFIED,
-    Source,
-    is_url,
-    without_secrets,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 LARGEST = 32 << 30
 """Bytes of an archive."""
@@ -30,14 +25,61 @@ LEAST = 1 << 20
 _CHUNK = 1 << 20
 
 
-class InstallError(StepError):
-    """An archive, directory or user is not as needed; the message names it and says what to do."""
+UNVERIFIED = "unverified"
+"""What an inventory writes in place of a checksum to do without one."""
+
+
+class Source(NamedTuple):
+    """One archive."""
+
+    place: str
+    """A URL or a path."""
+    checksum: Optional[str]
+    """Its SHA-256, UNVERIFIED, or None where none is given."""
+
+    @property
+    def name(self) -> str:
+        return file_name(self.place)
+
+
+def is_url(place: str) -> bool:
+    return place.startswith(("https://", "http://"))
+
+
+def without_login(place: str) -> str:
+    """A path or URL without a name and password."""
+    return re.sub(r"\A(https?://)[^/?#]*@", r"\1", place)
+
+
+def without_secrets(place: str) -> str:
+    """A path or URL as a message may show it: without a name and password, and without what may be a signature."""
+    return re.sub(r"[?#].*", "", without_login(place), flags=re.DOTALL) if is_url(place) else place
+
+
+def file_name(place: str) -> str:
+    """The name of an archive's file, without what an URL has behind it."""
+    return (re.split("[?#]", place)[0] if is_url(place) else place).rpartition("/")[2]
+
+
+def parse_checksum(written: str) -> str:
+    """The digest of ``sha256:HEX`` or ``HEX``, or UNVERIFIED.
+
+    :raises Refused: it is none.
+    """
+    if written == UNVERIFIED:
+        return written
+    digest = written[len("sha256:") :] if written.startswith("sha256:") else written
+    if not re.match(r"[0-9a-fA-F]{64}\Z", digest):
+        raise Refused(
+            "archive_checksum is %r; expected sha256: and 64 hex digits, or the word %s" % (written, UNVERIFIED)
+        )
+    return digest.lower()
 
 
 def lay(source: Source, folder: str) -> None:
     """Unpack an archive into a folder, over what is there; only once its checksum is right.
 
-    :raises InstallError: it cannot be had, is another one, or is no release.
+    :raises StepError: it cannot be had, is another one, or is no release.
     """
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
 
@@ -59,7 +101,7 @@ def lay(source: Source, folder: str) -> None:
 
 
 def sha256_of(path: str) -> str:
-    """:raises InstallError: the file cannot be read."""
+    """:raises StepError: the file cannot be read."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -76,10 +118,10 @@ def _reading(path: str) -> Iterator[BinaryIO]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InstallError("The archive %s is not a file" % path)
+                raise StepError("The archive %s is not a file" % path)
             yield file
     except OSError as error:
-        raise InstallError("The archive %s cannot be read: %s" % (path, error.strerror)) from None
+        raise StepError("The archive %s cannot be read: %s" % (path, error.strerror)) from None
 
 
 def _copy(path: str, to: str) -> None:
@@ -90,7 +132,7 @@ def _copy(path: str, to: str) -> None:
                 for chunk in iter(lambda: file.read(_CHUNK), b""):
                     copy.write(chunk)
         except OSError as error:
-            raise InstallError("%s cannot be copied to %s: %s" % (path, os.path.dirname(to), _words(error))) from None
+            raise StepError("%s cannot be copied to %s: %s" % (path, os.path.dirname(to), _words(error))) from None
 
 
 @contextmanager
@@ -104,7 +146,7 @@ def _created(path: str) -> Iterator[BinaryIO]:
 
 def _compare(place: str, found: str, expected: Optional[str]) -> None:
     if expected not in (UNVERIFIED, found):
-        raise InstallError(
+        raise StepError(
             "%s has the SHA-256 %s; expected %s (archive_checksum)" % (without_secrets(place), found, expected)
         )
 
@@ -115,7 +157,7 @@ def _compare(place: str, found: str, expected: Optional[str]) -> None:
 def fetch(url: str, path: str, checksum: Optional[str]) -> None:
     """Download to a file, and keep it only with the right digest. A name and password in the URL go to its host alone.
 
-    :raises InstallError: the server refuses, cannot be reached, is too slow, or sends something else.
+    :raises StepError: the server refuses, cannot be reached, is too slow, or sends something else.
     """
     import http.client
     import urllib.error
@@ -125,9 +167,9 @@ def fetch(url: str, path: str, checksum: Optional[str]) -> None:
         digest = _download(url, path)
     except urllib.error.HTTPError as error:
         hint = "; check whether that mirror has this version" if error.code == 404 else ""
-        raise InstallError("%s cannot be fetched: %s%s" % (said, error, hint)) from None
+        raise StepError("%s cannot be fetched: %s%s" % (said, error, hint)) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InstallError("%s cannot be fetched: %s" % (said, _words(error))) from None
+        raise StepError("%s cannot be fetched: %s" % (said, _words(error))) from None
     _compare(url, digest, checksum)
 
 
@@ -236,8 +278,8 @@ def without_zstd(archive: str) -> Optional[str]:
         return None
     managers = [name for name in ("apt-get", "dnf", "yum", "zypper") if shutil.which(name)]
     return (
-        "%s is packed with zstd, and this host has no program zstd: %s; where that cannot be, repack it elsewhere, "
-        "zstd -dc ollama….tar.zst | gzip >ollama….tgz, and declare that file as archive"
+        "%s is packed with zstd, and this host has no program zstd: %s; where that is not possible, repack it "
+        "elsewhere, zstd -dc FILE.tar.zst | gzip >FILE.tgz, and declare that file as archive"
     ) % (without_secrets(archive), "%s install zstd" % managers[0] if managers else "install the package zstd")
 
 
@@ -245,7 +287,7 @@ def extract(archive: str, folder: str, origin: str) -> None:
     """Unpack a ``.tgz`` or ``.tar.zst``, owned by root, nothing outside ``folder``.
 
     :param origin: where it came from, for messages.
-    :raises InstallError: it is neither, is damaged, needs a program that is not there, or holds something unsafe.
+    :raises StepError: it is neither, is damaged, needs a program that is not there, or holds something unsafe.
     """
     import tarfile
     import zlib
@@ -257,13 +299,13 @@ def extract(archive: str, folder: str, origin: str) -> None:
             with _decompressed(file, origin) as stream:
                 unpack.unpack(stream, folder)
         except Failed as error:
-            raise InstallError("%s %s: it is not a release of Ollama" % (origin, error)) from None
+            raise StepError("%s %s: it is not a release" % (origin, error)) from None
         except (tarfile.TarError, EOFError, ValueError, zlib.error) as error:
-            raise InstallError("%s is damaged: %s" % (origin, error)) from None
+            raise StepError("%s is damaged: %s" % (origin, error)) from None
         except OSError as error:
             if error.errno is None:  # gzip's own
-                raise InstallError("%s is damaged: %s" % (origin, error)) from None
-            raise InstallError(
+                raise StepError("%s is damaged: %s" % (origin, error)) from None
+            raise StepError(
                 "%s cannot be unpacked to %s: %s" % (origin, os.path.dirname(folder), _words(error))
             ) from None
 
@@ -279,14 +321,14 @@ def _decompressed(file: BinaryIO, origin: str) -> Iterator[Any]:
             yield stream
         return
     if magic != b"\x28\xb5\x2f\xfd":
-        raise InstallError("%s is neither a .tgz nor a .tar.zst archive" % origin)
+        raise StepError("%s is neither a .tgz nor a .tar.zst archive" % origin)
     missing = without_zstd(origin)
     if missing:
-        raise InstallError(missing)
+        raise StepError(missing)
     with subprocess.Popen(["zstd", "-dcq"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as zstd:
         try:
             yield zstd.stdout
             if zstd.wait():
-                raise InstallError("%s is damaged: zstd ends with status %d" % (origin, zstd.returncode))
+                raise StepError("%s is damaged: zstd ends with status %d" % (origin, zstd.returncode))
         finally:
             zstd.kill()

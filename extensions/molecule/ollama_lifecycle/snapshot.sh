@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every file of the host but those that change by themselves; its accounts; the units of that name.
+# Prints every file of the host, except those that change on their own, its accounts, and the units of that name.
 find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /run -o -path /var/log -o -path /root -o -path /home \
   -o -path /var/lib/systemd -o -path /var/lib/private -o -path /var/tmp \) -prune -o -printf '%p %m %U %l\n' | sort
 cut -d: -f1,3,4 /etc/passwd /etc/group

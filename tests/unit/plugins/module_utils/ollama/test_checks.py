@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every verdict of the gate, from a server that earns it."""
+"""Every verdict of the proof, from a server that earns it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gate as gate_module
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gate import OllamaGate
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import checks
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks as neutral
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import gate as make_gate
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 
 GIB = 1 << 30
@@ -36,22 +37,30 @@ def start_log(visible="0,1,2,3", keep_alive="5m0s", gpus=None):
     return [*lines, *(gpus if gpus is not None else [compute(index) for index in range(4)]), LAST]
 
 
-EFFECTIVE = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "OLLAMA_KEEP_ALIVE": "5m0s", "OLLAMA_SCHED_SPREAD": "true"}
+EFFECTIVE = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "OLLAMA_KEEP_ALIVE": "5m0s"}
 SPREAD = (11 * GIB, 11 * GIB, 11 * GIB, 11 * GIB)
 
 
 @pytest.fixture
 def gate(ollama, monkeypatch, fakes):
     """`gate(...)` runs a gate over a running unit and gives the verdict; four GPUs are declared unless told otherwise."""
-    monkeypatch.setattr(gate_module, "_LOG_DELAY", 0.1)
-    monkeypatch.setattr(gate_module, "_MEMORY_DELAY", 0.1)
+    monkeypatch.setattr(checks, "_LOG_DELAY", 0.1)
+    monkeypatch.setattr(neutral, "_MEMORY_DELAY", 0.1)
 
-    def run(log=None, changed=True, before=None, after=None, running=None, declared=(0, 1, 2, 3), **options):
+    def run(
+        log=None, changed=True, before=None, after=None, running=None, declared=(0, 1, 2, 3), gather=None, **options
+    ):
         known = before or fakes.facts()
-        options.setdefault("effective", EFFECTIVE)
-        options.setdefault("gather", lambda: after or known)
-        devices = [known["devices"][index] for index in declared]
-        run.gate = OllamaGate(facts=known, devices=devices, **options)
+        effective = dict(options.pop("effective", EFFECTIVE))
+        if options.pop("spread", False):
+            effective["OLLAMA_SCHED_SPREAD"] = "true"
+        run.gate = make_gate(
+            checks.checks(effective, **options),
+            devices=[known["devices"][index] for index in declared],
+            facts=known,
+            gather=gather or (lambda: after or known),
+            explain=checks.explain,
+        )
         run.running = running or fakes.FakeRunning(
             start_log() if log is None else log, {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port}
         )
@@ -62,7 +71,7 @@ def gate(ollama, monkeypatch, fakes):
 
 def test_ok_without_a_model(gate, ollama):
     assert gate().name == "ok"
-    assert gate.gate.version == "0.32.15"
+    assert gate.gate.proof.figures["version"] == "0.32.15"
     assert [path for path, _body in ollama.requests] == ["/api/version"]
 
 
@@ -70,7 +79,7 @@ def test_ok_without_a_model(gate, ollama):
 def test_another_version_answers(gate, changed):
     verdict = gate(version="0.32.14", changed=changed)
     assert verdict.name == "wrong_version"
-    assert "says that it is 0.32.15, expected 0.32.14 (version)" in verdict.message
+    assert "reports version 0.32.15, expected 0.32.14 (version)" in verdict.message
     assert gate(version="0.32.15", changed=changed).name == "ok"
 
 
@@ -78,7 +87,7 @@ def test_ok_with_a_model_that_is_spread(gate, ollama, fakes):
     ollama.loads(43 * GIB)
     verdict = gate(model="m70b", spread=True, after=fakes.facts(SPREAD))
     assert verdict.name == "ok", verdict
-    assert [gpu["held_bytes"] for gpu in gate.gate.proven()] == list(SPREAD)
+    assert [gpu["used_bytes"] for gpu in gate.gate.gpus()] == list(SPREAD)
     assert [path for path, _body in ollama.requests] == ["/api/version", "/api/generate", "/api/ps"]
 
 
@@ -118,7 +127,7 @@ def test_the_last_words_of_a_busy_journald(gate, fakes):
 def test_crash_loop_without_words(gate, fakes):
     running = fakes.FakeRunning([], {"OLLAMA_HOST": "127.0.0.1:1"})
     running.is_alive = lambda: False
-    assert gate(running=running).message == "the server ended before its API answered"
+    assert gate(running=running).message == "the server ended and said nothing"
 
 
 def test_another_server_answers_on_the_port(gate, ollama):
@@ -164,8 +173,8 @@ def test_a_server_that_runs_for_long_must_answer_soon(gate, monkeypatch, fakes):
     running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:1"}, timeout=3600)
     running.started_monotonic -= 600
     now = [time.monotonic()]
-    monkeypatch.setattr(gate_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(gate_module.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
+    monkeypatch.setattr(neutral.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(neutral.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
     before = now[0]
     assert gate(running=running, changed=False).name == "not_ready"
     assert 5 <= now[0] - before < 6
@@ -177,7 +186,7 @@ def test_not_ready_when_the_api_breaks_down(gate, ollama):
 
 
 def test_a_start_log_that_is_still_being_written_is_read_to_its_end(gate, ollama, fakes, monkeypatch):
-    monkeypatch.setattr(gate_module, "_LOG_DELAY", 60)
+    monkeypatch.setattr(checks, "_LOG_DELAY", 60)
     running = fakes.FakeRunning([], {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
     lines = iter(range(3, len(start_log()) + 1))  # the API answers while the journal knows of one GPU, of two, …
     running.journal_from_start = lambda: start_log()[: next(lines)]
@@ -188,7 +197,7 @@ def test_a_start_log_that_is_still_being_written_is_read_to_its_end(gate, ollama
 @pytest.mark.parametrize("changed", [True, False])
 def test_a_start_log_that_a_busy_journald_has_not_read(gate, ollama, fakes, monkeypatch, changed):
     """Neither is it missing, nor are the GPUs that it has not come to; others may have started it just now."""
-    monkeypatch.setattr(gate_module, "_LOG_DELAY", 0)
+    monkeypatch.setattr(checks, "_LOG_DELAY", 0)
     running = fakes.FakeRunning(start_log()[:3], {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
     running.behind = start_log()[3:]
     assert gate(running=running, changed=changed).name == "ok" and not running.behind
@@ -240,7 +249,7 @@ def test_misread_host_of_another_drop_in(gate, fakes):
 def test_cpu_fallback_at_start(gate):
     verdict = gate(log=start_log(gpus=[ON_CPU]))
     assert verdict.name == "cpu_fallback"
-    assert "this host has 4 and CUDA_VISIBLE_DEVICES=0,1,2,3 is declared" in verdict.message
+    assert "this host has 4; declared: 0 (NVIDIA H200" in verdict.message
 
 
 @pytest.mark.parametrize("changed", [True, False])
@@ -271,8 +280,8 @@ def test_cpu_fallback_of_the_model(gate, ollama):
 def test_wrong_gpu_at_start(gate):
     verdict = gate(log=start_log(gpus=[compute(0), compute(3)]), declared=(0, 1))
     assert verdict.name == "wrong_gpu"
-    assert "it lacks 1 (NVIDIA H200" in verdict.message
-    assert "it also uses 3 (NVIDIA H200" in verdict.message
+    assert "missing: 1 (NVIDIA H200" in verdict.message
+    assert "others: 3 (NVIDIA H200" in verdict.message
 
 
 @pytest.mark.parametrize("found, name", [(4, "ok"), (1, "wrong_gpu")])
@@ -294,14 +303,14 @@ def test_wrong_gpu_by_memory(gate, fakes):
         log=start_log(gpus=[compute(0), compute(1)]),
     )
     assert verdict.name == "wrong_gpu"
-    assert "holds memory on GPUs that are not declared: 3 (NVIDIA H200" in verdict.message
+    assert "uses memory on GPUs that are not declared: 3 (NVIDIA H200" in verdict.message
 
 
 def test_memory_of_the_former_process_is_not_held_against_the_new_one(gate, fakes):
     log = start_log(gpus=[compute(0), compute(1)])
     verdict = gate(before=fakes.facts(SPREAD), after=fakes.facts((5 * GIB, 0, 0, 0)), declared=(0, 1), log=log)
     assert verdict.name == "ok", verdict
-    assert [gpu["held_bytes"] for gpu in gate.gate.proven()] == [5 * GIB, 0]
+    assert [gpu["used_bytes"] for gpu in gate.gate.gpus()] == [5 * GIB, 0]
 
 
 # --- with a model
@@ -332,7 +341,7 @@ def test_stalled_when_no_token_comes(gate, ollama, fakes):
     verdict = gate(model="m70b", running=running)
     given_up.set()
     assert verdict.name == "stalled"
-    assert "gave none within 1 s" in verdict.message
+    assert "generated none within 1 s" in verdict.message
 
 
 @pytest.mark.parametrize("body", [{"done": False}, {"done": True, "eval_count": 0}, {}])
