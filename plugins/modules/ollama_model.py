@@ -152,8 +152,8 @@ options:
     default: 2GiB
   stall_timeout:
     description:
-      - Seconds after which a pull that gets no byte more is ended with an error. The server itself tries for ever.
-      - What was downloaded stays, and the next run goes on from there.
+      - Seconds after which a pull that gets no new byte fails. The server itself would retry indefinitely.
+      - What was downloaded is kept, and the next run resumes it.
     type: int
     default: 120
   timeout:
@@ -229,7 +229,7 @@ msg:
   description: What was done in one line, or what failed, what was expected and what to do.
   returned: always
   type: str
-  sample: llama3.3:70b pulled and loaded; 2 as declared
+  sample: llama3.3:70b pulled and loaded; 2 unchanged
 models:
   description: Each declared model, up to the one that failed.
   returned: when the server was reached

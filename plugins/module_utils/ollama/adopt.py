@@ -66,7 +66,7 @@ def adopt(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     merged = merge(files)
     inherited = system.inherited() if merged.in_force("Service", "PassEnvironment") else {}
     environment = merged.environment(system.specifiers(unit), system.environment_files, inherited)
-    facts = gpu_facts.gather_for(params)
+    facts = gpu_facts.gather_for(params["facts_timeout"])
     found = Adopted()
     if unit != "ollama.service":
         found.options["name"] = unit[: -len(".service")]

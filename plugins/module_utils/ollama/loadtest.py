@@ -59,7 +59,7 @@ def run(
     began = time.monotonic()
     requests = _all_at_once(found.api, params)
     seconds = time.monotonic() - began
-    facts = gather() if gather else gpu_facts.gather_for(params)
+    facts = gather() if gather else gpu_facts.gather_for(params["facts_timeout"])
     held = held_by_unit(facts["devices"], unit) if found.environ else {}
     result = {
         "changed": False,

@@ -51,7 +51,7 @@ def report(params: Mapping[str, Any], _check_mode: bool, _warn: Any) -> Dict[str
 def _gpus(params: Mapping[str, Any]) -> Dict[str, Any]:
     from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu
 
-    return gpu.gather_for(params)
+    return gpu.gather_for(params["facts_timeout"])
 
 
 # --- facts
