@@ -221,7 +221,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), source.bring, secrets=source.secrets)
+    run(argument_spec(), source.converge, secrets=source.secrets)
 
 
 if __name__ == "__main__":

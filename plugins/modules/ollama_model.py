@@ -327,7 +327,7 @@ models:
       returned: when it is loaded and declared so
       type: dict
       sample: {"0": 12513705984, "1": 11962155008}
-    ratio:
+    estimate_ratio:
       description: What NVML shows, divided by the estimate.
       returned: when it was loaded on GPUs
       type: float
@@ -394,7 +394,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), models.bring)
+    run(argument_spec(), models.converge)
 
 
 if __name__ == "__main__":

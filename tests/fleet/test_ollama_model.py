@@ -112,7 +112,7 @@ def test_loaded_and_unloaded(served: str, declare: Callable[..., Dict[str, Any]]
     first = declare(wanted)
     (entry,) = first["models"]
     assert entry["actions"] == ["loaded"], first
-    assert entry["ratio"] == pytest.approx(1.0, rel=0.05)
+    assert entry["estimate_ratio"] == pytest.approx(1.0, rel=0.05)
     held = [sum(gpu.values()) << 20 for gpu in hostsetup.held(served)]
     assert held == pytest.approx([entry["held_bytes"].get(str(index), 0) for index in range(4)], rel=0.01)
     assert [gpu["held_bytes"] for gpu in entry["estimate"]["gpus"]] == pytest.approx([b for b in held if b], rel=0.05)
@@ -195,7 +195,7 @@ def test_a_service_that_its_model_would_not_fit_stays_as_it_is(served: str, lab:
     proven = lab.module(served, "ollama_service", fits)
     assert not proven["failed"], proven["msg"]
     assert proven["estimate"]["parallel"] == 2
-    assert proven["ratio"] == pytest.approx(1.0, rel=0.05)
+    assert proven["estimate_ratio"] == pytest.approx(1.0, rel=0.05)
     lab.module(served, "ollama_service", {"state": "absent"})
     hostsetup.wait_for_api(served)
 

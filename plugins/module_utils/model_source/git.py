@@ -44,7 +44,7 @@ _SETTINGS = (
 _HELPER = '!f() { test "$1" != get || printf "username=%s\\npassword=%s\\n" "$GPUFLEET_USER" "$GPUFLEET_SECRET"; }; f'
 
 
-def bring(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str, Any]:
+def fetch(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str, Any]:
     """Clone without the large files, look how large they are, and fetch them.
 
     Git keeps a second copy of every large file while it works; both need space.

@@ -24,7 +24,7 @@ class Offer(NamedTuple):
     files: List[File]
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
+def converge(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
     """Have the declared revision of a model in a directory.
 
     :param params: the module's parameters.
@@ -90,7 +90,7 @@ def _load(place: Place, params: Mapping[str, Any], check_mode: bool, warn: Any) 
     if params["source"] == "git":
         from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import git
 
-        return git.bring(place, params, check_mode)
+        return git.fetch(place, params, check_mode)
     return _from_hub(place, params, check_mode)
 
 

@@ -223,7 +223,7 @@ class Loader:
         }
         estimate = entry.get("estimate")
         if estimate and estimate["held_bytes"] and held:
-            entry["ratio"] = round(sum(held.values()) / float(estimate["held_bytes"]), 3)
+            entry["estimate_ratio"] = round(sum(held.values()) / float(estimate["held_bytes"]), 3)
 
 
 def _weights_path(shown: Answer) -> str:

@@ -22,7 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import size
 
 
-def bring(
+def converge(
     params: Mapping[str, Any],
     check_mode: bool,
     warn: Callable[[str], None],

@@ -17,9 +17,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors 
 _NOBODY = 65534  # the files are readable by all
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
-    """Start or stop offering models; see :func:`offer.bring`."""
-    return offer.bring(params, check_mode, warn, system or System(), lambda: _read_offer(params["models"]))
+def converge(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
+    """Start or stop offering models; see :func:`offer.converge`."""
+    return offer.converge(params, check_mode, warn, system or System(), lambda: _read_offer(params["models"]))
 
 
 def _read_offer(models: List[Dict[str, Any]]) -> offer.Offer:

@@ -179,7 +179,7 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     if done.returncode:
         raise Failed("systemd-run: exit %d: %s" % (done.returncode, done.stderr.strip()))
     until = time.monotonic() + STARTS
-    while not knock("127.0.0.1", data, token, 1.0)["ok"]:
+    while not probe_port("127.0.0.1", data, token, 1.0)["ok"]:
         if time.monotonic() > until:
             text = "the listener did not come up within %d s: look at journalctl -u %s"
             raise Failed(text % (STARTS, LISTENER))
@@ -271,7 +271,7 @@ def reach(peers: Mapping[str, Mapping[str, Any]], timeout: float) -> Dict[str, D
     if not tries:
         return found
     with ThreadPoolExecutor(min(len(tries), ATTEMPTS_AT_ONCE)) as pool:
-        answers = list(pool.map(lambda one: knock(one[1], one[3], one[4], timeout), tries))
+        answers = list(pool.map(lambda one: probe_port(one[1], one[3], one[4], timeout), tries))
     for (name, address, kind, _port, _token), answer in zip(tries, answers):
         offset = answer.pop("clock_offset_s", None)
         found[name][address][kind] = answer
@@ -280,7 +280,7 @@ def reach(peers: Mapping[str, Mapping[str, Any]], timeout: float) -> Dict[str, D
     return found
 
 
-def knock(address: str, port: int, token: Optional[str], timeout: float) -> Dict[str, Any]:
+def probe_port(address: str, port: int, token: Optional[str], timeout: float) -> Dict[str, Any]:
     """Try one port: ``ok``, ``why`` not, and the offset of the peer's clock. Without a token any answer will do."""
     began, until = time.time(), time.monotonic() + timeout
     try:

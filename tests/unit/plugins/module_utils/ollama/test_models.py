@@ -195,7 +195,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: Any, tiny: byt
                 one.update(item)
             params = {key: spec.get("default") for key, spec in ollama_model.argument_spec().items()}
             params.update(options, models=listed)
-            return models.bring(params, check, World.warnings.append, self.system, self.gather)
+            return models.converge(params, check, World.warnings.append, self.system, self.gather)
 
     monkeypatch.setattr(server, "Api", lambda address, port: World.api)
     monkeypatch.setattr(server, "_files_named", lambda proc, pid: ["llama-server", "sha256-weights"])
@@ -733,7 +733,7 @@ def test_loaded_once(world: Any) -> None:
     assert world.api.done == ['load m8b:latest {"embedding": false, "keep_alive": -1, "options": {"num_ctx": 4096}}']
     assert entry["actions"] == ["loaded"]
     assert entry["held_bytes"] == {"0": 5 * GIB}
-    assert entry["ratio"] == pytest.approx(5 * GIB / entry["estimate"]["held_bytes"], abs=0.001)
+    assert entry["estimate_ratio"] == pytest.approx(5 * GIB / entry["estimate"]["held_bytes"], abs=0.001)
     assert entry["reported"]["context"] == 4096
     again = world.run(wanted)
     assert again["changed"] is False
@@ -893,7 +893,7 @@ def test_without_gpus_there_is_nothing_to_estimate(world: Any) -> None:
     world.held = []
     (entry,) = world.run({"name": "m8b", "state": "loaded"})["models"]
     assert entry["estimate"] is None
-    assert "ratio" not in entry
+    assert "estimate_ratio" not in entry
 
 
 def test_weights_that_cannot_be_read(world: Any, tmp_path: Path) -> None:

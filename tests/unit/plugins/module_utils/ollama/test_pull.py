@@ -80,7 +80,10 @@ def test_success_is_the_last_status() -> None:
     "words, advice",
     [
         ("pull model manifest: file does not exist", "the registry has no such model"),
-        ("max retries exceeded: unexpected EOF", "the connection to the registry broke off; what was downloaded is kept"),
+        (
+            "max retries exceeded: unexpected EOF",
+            "the connection to the registry broke off; what was downloaded is kept",
+        ),
         ("context canceled", "the connection to the registry broke off; what was downloaded is kept"),
         ("pull model manifest: 503: busy", "what was downloaded is kept"),
         ("digest mismatch, file must be downloaded again: want sha256:1, got sha256:2", "the file was removed"),
