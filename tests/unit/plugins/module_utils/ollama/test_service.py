@@ -370,8 +370,8 @@ def test_the_estimate_stands_beside_what_came_of_it(bring, monkeypatch):
     monkeypatch.setattr(service.Fit, "__init__", lambda self, *words: None)
     monkeypatch.setattr(Gate, "gpus", lambda self: [{"index": 0, "name": "H200", "used_bytes": 490}] * 2)
     result = bring(prove_model="m70b")
-    assert (result["estimate"], result["ratio"]) == ({"held_bytes": 1000}, 0.98)
-    assert "ratio" not in bring()
+    assert (result["estimate"], result["estimate_ratio"]) == ({"held_bytes": 1000}, 0.98)
+    assert "estimate_ratio" not in bring()
 
 
 def test_the_store_is_the_one_in_force(bring, tmp_path):
