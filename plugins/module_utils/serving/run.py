@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine as convergence
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Change,
     Outcome,
