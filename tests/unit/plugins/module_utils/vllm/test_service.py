@@ -156,6 +156,7 @@ def test_the_how_to(bring):
         "ExecStart": ["", digest.reporting("%s/bin/vllm serve --config %s" % (bring.venv, CONFIG), {CONFIG: ""})],
         "TimeoutStopSec": ["50"],
         "KillMode": ["mixed"],
+        "SyslogIdentifier": ["vllm"],
     }
     assert change.settings[claims.SECTION]["GPU"] == ["GPU-%d 0.92" % index for index in range(4)]
     assert change.settings[claims.SECTION]["Port"] == ["8000"]
