@@ -65,6 +65,22 @@ def check_free(device: Dict[str, Any], own: int, wanted: int, unit: str, option:
     )
 
 
+def check_weights(devices: List[Dict[str, Any]], unit: str, size: int, advice: str) -> None:
+    """Refuse a model whose weights alone are larger than what is free on all GPUs, or will be once the unit is stopped.
+
+    :param advice: what to do, as the end of the message.
+    :raises Refused: with the numbers and the holders.
+    """
+    own = held_by_unit(devices, unit)
+    free = sum((device["memory"]["free_bytes"] or 0) + own.get(device["uuid"], 0) for device in devices)
+    if devices and size > free:
+        used = holders(devices, unit)
+        raise Refused(
+            "the weights take %s, but %s %s free%s; %s"
+            % (gib(size), ", ".join(map(label, devices)), "have %s" % gib(free), used and " (%s)" % used, advice)
+        )
+
+
 def await_room(
     devices: List[Dict[str, Any]],
     unit: str,

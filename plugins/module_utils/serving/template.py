@@ -13,6 +13,19 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.overri
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import UNIT_PATH
 
 
+def text(title: str, *settings: str) -> str:
+    """The text of a template; what an instance runs, and as whom, is in its own override.
+
+    :param title: of the engine; ``settings``: further lines of ``[Service]``.
+    """
+    return (
+        "# Written by the Ansible collection gpufleet.inference where there was none. Each instance has an override of "
+        "its own.\n[Unit]\nDescription=%s, instance %%i\nWants=network-online.target\nAfter=network-online.target\n\n"
+        "[Service]\nExecStart=/bin/false\nRestart=always\nRestartSec=5\n%s\n[Install]\nWantedBy=multi-user.target\n"
+        % (title, "".join("%s\n" % line for line in settings))
+    )
+
+
 class TemplateStep:
     """Writes a unit file only where systemd knows none of that name, and remembers it as installed.
 

@@ -57,6 +57,7 @@ GENERAL = (
     (r"\b\d+\.\d+ (ms|tokens per second)", r"1.00 \1"),
     (r'("\w+_(?:ms|second)":\s*)[\d.]+', r"\g<1>1.0"),
     (r"/tmp/\w+/", "/srv/models/"),
+    (r"\[[-\d., e]{200,}\]", "[0.5, 0.5]"),  # an embedding
 )
 
 
@@ -200,8 +201,8 @@ def capture(program: str, folder: Path) -> None:
             (folder / "metrics.txt").write_text("\n".join(kept) + "\n", "utf-8")
             status = server.stop()
             (folder / "serve.log").write_text("\n".join([*server.said(), "exit status %d" % status]) + "\n", "utf-8")
-        for mode in ("embeddings", "reranking"):
-            with serving(program, Path(scratch, mode), {**good, "LLAMA_ARG_%s" % mode.upper(): "1"}):
+        for mode, more in (("embeddings", {"LLAMA_ARG_POOLING": "mean"}), ("reranking", {})):
+            with serving(program, Path(scratch, mode), {**good, **more, "LLAMA_ARG_%s" % mode.upper(): "1"}):
                 answers = {name: ask(*request) for name, *request in POOLING}
                 (folder / (mode + ".json")).write_text(json.dumps(answers, indent=1) + "\n", "utf-8")
         stopped = cut_short(program, Path(scratch), good)

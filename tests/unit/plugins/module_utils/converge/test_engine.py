@@ -608,6 +608,17 @@ def test_a_failing_gate_is_rolled_back(system: Any) -> None:
     assert system.read(OURS) is None and "A" not in system.environment
 
 
+def test_a_journal_that_cannot_be_read_does_not_hide_what_was_done(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_arguments: Any) -> Any:
+        raise ManagerError("systemctl show failed: no bus")
+
+    monkeypatch.setattr(system, "journal", refuses)
+    error = fails(system, gate=lambda running, changed: Verdict("not_ready", "no answer"))
+    assert "not_ready: no answer. The previous state is restored." in error.message and error.outcome.rolled_back
+
+
 def test_a_gate_that_breaks_is_rolled_back(system: Any) -> None:
     def gate(running: Running, changed: bool) -> Verdict:
         raise KeyError("x")
