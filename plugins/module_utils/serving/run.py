@@ -134,6 +134,7 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     if texts and "ExecStart" in settings:
         settings["ExecStart"] = [command and digest.reporting(command, texts) for command in settings["ExecStart"]]
         environment[digest.VARIABLE] = digest.of(texts)
+        settings.setdefault("SyslogIdentifier", [service.unit.partition("@")[0].partition(".")[0]])  # else it is "sh"
     change = Change(
         unit=service.unit,
         environment=environment,
