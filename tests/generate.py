@@ -23,11 +23,18 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / ".collections"))
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import options as llama_server  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import options as ollama  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option  # noqa: E402
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options as vllm  # noqa: E402
 
-ENGINES = {"ollama": ollama.OPTIONS}
-ROLES = ("gpu_host", "ollama", "torchrun", "vllm")
+ENGINES = {
+    "llama_server": ("llama_server_service", llama_server.OPTIONS),
+    "ollama": ("ollama_service", ollama.OPTIONS),
+    "vllm": ("vllm_service", vllm.OPTIONS),
+}
+"""Role to its module, and the options of both."""
+ROLES = ("gpu_host", "llama_server", "ollama", "torchrun", "vllm")
 
 BLOCK = re.compile(
     r"(?P<begin>^(?P<indent> *)(?:#|<!--) begin: written by make generate[^\n]*\n).*?(?P<end>^ *(?:#|<!--) end[^\n]*$)",
@@ -48,8 +55,8 @@ def generated() -> Dict[Path, str]:
     for role in ROLES:
         specs = "roles/%s/meta/argument_specs.yml" % role
         if role in ENGINES:
-            options, prefix = ENGINES[role], role + "_"
-            fill("plugins/modules/%s_service.py" % role, partial(documentation, options))
+            (module, options), prefix = ENGINES[role], role + "_"
+            fill("plugins/modules/%s.py" % module, partial(documentation, options))
             fill("roles/%s/tasks/main.yml" % role, partial(arguments, options, prefix))
             fill(specs, partial(documentation, options, prefix=prefix, nested="options"))
         text = found.get(ROOT / specs) or (ROOT / specs).read_text(encoding="utf-8")
@@ -76,6 +83,7 @@ def filled(path: Path, block: Block) -> str:
 
 def documentation(options: Sequence[Option], width: int, prefix: str = "", nested: str = "suboptions") -> str:
     """The options of a module, or with a prefix the variables of its role, in Ansible's documentation format."""
+    others = "module" if prefix else "role"
 
     def entry(option: Option, width: int) -> str:
         lines = described(re.sub(r"\bO\((?![^)]*#)", "O(" + prefix, option.description), width)
@@ -96,7 +104,9 @@ def documentation(options: Sequence[Option], width: int, prefix: str = "", neste
 
     def entries(options: Sequence[Option], prefix: str, width: int) -> str:
         return "".join(
-            "%s%s:\n%s" % (prefix, option.name, textwrap.indent(entry(option, width - 2), "  ")) for option in options
+            "%s%s:\n%s" % (prefix, option.name, textwrap.indent(entry(option, width - 2), "  "))
+            for option in options
+            if option.only != others
         )
 
     return entries(options, prefix, width)
@@ -134,6 +144,7 @@ def arguments(options: Sequence[Option], prefix: str, width: int) -> str:
     return "".join(
         '%s: "{{ %s%s%s }}"\n' % (option.name, prefix, option.name, " | default(omit)" * (option.default is None))
         for option in options
+        if not option.only
     )
 
 

@@ -11,26 +11,26 @@ module: systemd_override
 short_description: Set environment and settings of a systemd unit and prove them on the running process
 version_added: 0.1.0
 description:
-  - Brings the environment and the settings of a unit to the declared values through this collection's own drop-in,
+  - Sets the environment and the settings of a unit to the declared values through this collection's own drop-in,
     C(/etc/systemd/system/UNIT.d/zz-gpufleet.conf). The unit file itself is never edited, and C(override.conf), the file
     of C(systemctl edit), is never written.
   - What is declared is compared with all files of the unit, merged by the rules of systemd, and with the environment
-    of the running process. The unit is restarted only when a value in force changes or when the running process has
-    other values. A change of comments or order restarts nothing; neither does a change of what systemd itself acts on,
-    such as C(Restart=).
-  - After a restart the new process must have exactly the declared values, and must go on running. A process that dies
+    of the running process. The unit is restarted only if a value in force changes or the running process has other
+    values. A change of comments or order restarts nothing; neither does a change of what systemd itself acts on, such
+    as C(Restart=).
+  - After a restart the new process must have exactly the declared values, and must keep running. A process that dies
     is noticed at once.
   - On any failure the files, systemd and the unit are restored, with exactly the links that C(systemctl enable) or
     C(systemctl disable) had created or removed. The message says in one line what failed, whether the previous state
     is back, and what remains; RV(evidence) has the last lines that the failed invocation logged.
   - A run that was killed leaves nothing behind. The next run either completes the change or rolls it back as a whole,
     and removes whatever the killed run left, secrets included.
-  - A unit that systemd is restarting at this very moment is waited for, within O(timeout). It is V(crash_loop) if it
-    ends again.
-  - The environment of a process that has written its title over it, as nginx does, cannot be read. Such a process is
-    neither drift nor a reason for a restart.
-  - A value reaches the process byte by byte. What systemd cannot carry, such as a NUL byte, invalid UTF-8 or a name
-    that is none, is refused before anything is changed.
+  - If systemd is just restarting the unit, the module waits for that, within O(timeout). A unit that ends again is
+    reported as V(crash_loop).
+  - The environment of a process that has overwritten it with its title, as nginx does, cannot be read. It counts
+    neither as drift nor as a reason for a restart.
+  - A value reaches the process unchanged, byte for byte. What systemd cannot pass, such as a NUL byte, invalid UTF-8 or
+    an invalid name, is rejected before anything is changed.
   - A declared value that another file would override is an error that names the file, the line and both values.
 author:
   - The gpufleet developers (@gpufleet)
@@ -54,23 +54,23 @@ options:
     required: true
   state:
     description:
-      - V(present) makes the drop-in hold what is declared, and nothing else.
-      - V(absent) removes all that this module has written for the unit, and restarts the unit if it was running with
-        any of it.
+      - With V(present), the drop-in contains what is declared and nothing else.
+      - V(absent) removes everything that this module has written for the unit, and restarts the unit if it was running
+        with any of it.
     type: str
     choices: [present, absent]
     default: present
   environment:
     description:
-      - Variables of the service's environment, taken literally. There is nothing to quote or to escape.
-      - A number is taken as it is written. V(true) and V(false) are refused, as programs differ in how they write them;
-        quote what the program expects.
+      - Variables of the service's environment, taken literally. Nothing needs quoting or escaping.
+      - Numbers are taken as written. V(true) and V(false) are rejected, as programs differ in how they write them.
+        Quote what the program expects.
       - Every local user can read them. Use O(secret_environment) for secrets.
     type: dict
     default: {}
   secret_environment:
     description:
-      - Variables of the service's environment that nobody but root and the service itself may read.
+      - Variables of the service's environment that only root and the service itself may read.
       - They are kept in C(/etc/gpufleet/UNIT.env), which only root can read, and are never shown or logged.
     type: dict
     default: {}
@@ -78,7 +78,7 @@ options:
     description:
       - Credentials of the service, see C(LoadCredential=) in C(systemd.exec(5)). The service reads the content of
         V(NAME) from the file C($CREDENTIALS_DIRECTORY/NAME).
-      - Safer than O(secret_environment), as the processes that a service starts are not handed them. They are kept in
+      - Safer than O(secret_environment), as the processes that a service starts do not inherit them. They are kept in
         C(/etc/gpufleet/credentials/UNIT), which only root can read, and are never shown or logged.
     type: dict
     default: {}
@@ -87,16 +87,16 @@ options:
       - Settings of the unit by section, in the words of systemd, specifiers such as C(%h) included.
       - Each value is one line. A list gives one line for each item; an empty first item clears what the unit had.
       - V(true) and V(false) are written as C(yes) and C(no).
-      - What systemd would ignore, such as an unknown setting, is an error.
+      - Anything that systemd would ignore, such as an unknown setting, is an error.
     type: dict
     default: {}
   enabled:
-    description: Whether the unit starts at boot. Left alone by default.
+    description: Whether the unit starts at boot. Not changed by default.
     type: bool
   started:
     description:
-      - Whether the unit runs. Left alone by default, that is a unit that runs is restarted when it has to be, and one
-        that does not run is not started.
+      - Whether the unit runs. Not changed by default; a unit that runs is then restarted if necessary, and one that
+        does not run is not started.
     type: bool
   timeout:
     description:
@@ -147,7 +147,7 @@ EXAMPLES = r"""
     credentials:
       api-key: "{{ vault_gateway_key }}"
 
-- name: Take back all of it
+- name: Remove everything that was declared for the service
   gpufleet.inference.systemd_override:
     unit: gateway
     state: absent
@@ -156,15 +156,15 @@ EXAMPLES = r"""
 RETURN = r"""
 verdict:
   description:
-    - V(ok), or the name of what was found wrong.
-    - V(refused) and V(shadowed) are found before anything is changed. V(crash_loop), V(failed), V(timeout),
-      V(unproven), V(not_loaded), V(not_written), V(not_enabled), V(not_stopped), V(not_done) and V(error) lead back to
-      the former state.
+    - V(ok), or the name of what is wrong.
+    - V(refused) and V(shadowed) are found before anything is changed. After V(crash_loop), V(failed), V(timeout),
+      V(unproven), V(not_loaded), V(not_written), V(not_enabled), V(not_stopped), V(not_done) and V(error) the previous
+      state is restored.
   returned: always
   type: str
   sample: ok
 evidence:
-  description: What the verdict rests on, such as the unit's state and the last lines of its journal.
+  description: What the verdict is based on, such as the unit's state and the last lines of its journal.
   returned: always
   type: dict
   sample: {result: exit-code, exec_main_status: 1, journal: ["Error: listen tcp: address already in use"]}
@@ -192,25 +192,25 @@ planned:
     - systemctl reset-failed ollama.service
     - systemctl restart ollama.service
 reloaded:
-  description: Whether systemd had to read its files again.
+  description: Whether systemd reloaded its files, or would in check mode.
   returned: always
   type: bool
   sample: true
 rolled_back:
-  description: Whether the change failed and the previous state is restored.
+  description: Whether the change failed and the previous state was restored.
   returned: always
   type: bool
   sample: false
 downtime_ms:
-  description: Milliseconds from the stop of the former process until the new one was proven, 0 without a restart.
+  description: Milliseconds from the stop of the previous process until the new one was proven, 0 without a restart.
   returned: always
   type: int
   sample: 38
 drift:
   description:
     - The variables whose values differed between the declaration, the unit's files and the running process when the
-      module came.
-    - A variable that is not there is V(null).
+      module started.
+    - The value of a missing variable is V(null).
   returned: always
   type: dict
   sample: {OLLAMA_KEEP_ALIVE: {declared: "-1", on_disk: 5m, running: 5m}}
@@ -236,12 +236,12 @@ shadowed:
       type: str
       sample: 5m
     file:
-      description: The file that has the last word.
+      description: The file that overrides it.
       returned: always
       type: str
       sample: /etc/systemd/system/ollama.service.d/zzz-local.conf
     line:
-      description: The line in it.
+      description: The line in that file.
       returned: always
       type: int
       sample: 2
@@ -253,7 +253,7 @@ environment:
   type: dict
   sample: {OLLAMA_KEEP_ALIVE: "-1", HF_TOKEN: <secret>}
 unit_state:
-  description: The unit as systemd shows it in the end.
+  description: The unit as systemd shows it at the end.
   returned: always
   type: dict
   contains:
@@ -268,7 +268,7 @@ unit_state:
       type: str
       sample: active
     sub_state:
-      description: Its state in finer grain.
+      description: Its state in more detail.
       returned: always
       type: str
       sample: running
@@ -278,7 +278,7 @@ unit_state:
       type: str
       sample: enabled
     main_pid:
-      description: The main process, 0 when there is none.
+      description: PID of the main process, 0 if there is none.
       returned: always
       type: int
       sample: 4711

@@ -2,32 +2,37 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One vLLM instance: configured, proven on its GPUs, or put back as it was."""
+"""Configures the vLLM instances of a host, verifies them on their GPUs, and rolls back what fails."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_service
-short_description: Configure a vLLM instance and prove it on the GPUs
+short_description: Configure the vLLM instances of a host and verify them on the GPUs
 version_added: 0.1.0
 description:
-  - Brings one instance, C(vllm@NAME.service), to its declared state. Its options stand in
-    C(/etc/gpufleet/vllm/NAME.yaml), its environment, command and secrets in a drop-in of the unit and files that root
-    alone reads. It is restarted only when one of these changes, and the result is proven on the running process.
-  - What would fail is refused before the running instance is touched. vLLM's own parser reads the configuration, so a
-    misspelt or unknown option is found. Heads that do not split over the GPUs, a context that is longer than the
-    model's, a model that does not fit, memory that others hold and a GPU or port of another instance are named with the
-    numbers.
-  - Before a restart, requests that are running or waiting are given O(drain_timeout) to end; afterwards the GPU memory
-    of the former processes is waited for. Processes of others are named, and never ended.
-  - The proof is that the unit itself lists the model, that the model does its own kind of work, and that NVML names the
-    unit's processes on every declared GPU. C(/health) is not asked; it answers for as long as the front end lives.
-  - Which work that is depends on the paths that vLLM offers for the model. A generating model generates a token, which
-    the server must have counted; others compute an embedding, a score, a class or a pooled output. A model that offers
-    none of these, such as one for transcription, passes when it is listed; RV(msg) says then that its answers are not
+  - Configures all O(instances) of a host in one call. Each is a unit, C(vllm@NAME.service). Its options are written to
+    C(/etc/gpufleet/vllm/NAME.yaml); its environment, command and secrets to a drop-in of the unit and to files that
+    only root can read. An instance is restarted only if one of these changes, or if its process was started with other
+    files than these.
+  - The options next to O(instances) are the defaults of all of them.
+  - What would fail is rejected for all instances before the first one is changed. vLLM's own parser reads the
+    configuration, so a misspelt or unknown option is found. If attention heads do not split over the GPUs, a context is
+    longer than the model's, a model does not fit, others use the memory, or another instance has the GPU or port, the
+    error lists the numbers.
+  - Absent instances go first. If an instance needs GPUs that another instance of the same call leaves, that one is
+    stopped first; if the change fails, it is started again as it was.
+  - Before a restart, running and waiting requests get O(drain_timeout) to finish. Then the module waits until the GPU
+    memory of the previous processes is free. Foreign processes are named, but never killed.
+  - To pass verification, the unit itself must list the model, the model must do its own kind of work, and NVML must
+    show the unit's processes on every declared GPU. C(/health) is not used, because it answers as long as the front end
+    lives.
+  - The kind of work depends on the paths that vLLM offers for the model. A generating model generates a token, which
+    the server must have counted; others compute an embedding, a score, a class or a pooled output. A model with none of
+    these paths, such as one for transcription, passes when it is listed; RV(msg) then says that its answers are not
     proven.
-  - A slow start is waited for, long enough for slow storage. One that logs nothing and takes no more GPU memory for
-    O(stall_timeout) has stalled. When the proof fails, the former state is put back.
+  - The module waits for a slow start, long enough for slow storage. A start that logs nothing and takes no more GPU
+    memory for O(stall_timeout) has stalled. If the verification fails, the previous state is restored.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -35,146 +40,382 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: vLLM's own parser is asked in check mode, too; it starts nothing.
+    details: vLLM's own parser reads the configuration in check mode too; it starts nothing.
   diff_mode:
     support: full
 requirements:
   - An environment with vLLM on the host (O(venv)).
 options:
-  name:
-    description: Name of the instance, letters, digits, C(_) and C(.). The unit is C(vllm@NAME.service).
-    type: str
-    required: true
+  # begin: written by make generate from module_utils/vllm/options.py
   state:
     description:
-      - V(present) brings the instance to its declared state, running.
-      - V(absent) stops and disables it and removes its files. Environment, user and model stay.
+      - V(present) configures an instance, enables it and starts it.
+      - V(absent) stops and disables it and removes its files. The environment, the user and the model stay.
     type: str
     choices: [present, absent]
     default: present
   enabled:
-    description: Whether the instance starts at boot.
+    description: Whether the service starts at boot.
     type: bool
     default: true
+  timeout:
+    description:
+      - Seconds within which the instance must be up and verified. Left out, it is 300, plus one second per 100 MB of
+        weights.
+    type: int
+  instances:
+    description:
+      - The vLLM instances of the host. Each is a unit C(vllm@NAME.service). An instance that is not in the list is left
+        alone.
+      - An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
+        merged over O(environment).
+      - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
+        error names both. Absent instances go first.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description:
+          - >-
+            Name of the instance: letters, digits, C(_) and C(.).
+        type: str
+        required: true
+      state:
+        description: Overrides O(state) for this instance.
+        type: str
+        choices: [present, absent]
+      environment:
+        description: Further variables of its process, merged over O(environment).
+        type: dict
+      enabled:
+        description: Overrides O(enabled) for this instance.
+        type: bool
+      timeout:
+        description: Overrides O(timeout) for this instance.
+        type: int
+      visible_devices:
+        description: Overrides O(visible_devices) for this instance.
+        type: raw
+      share_gpus:
+        description: Overrides O(share_gpus) for this instance.
+        type: bool
+      isolate:
+        description: Overrides O(isolate) for this instance.
+        type: bool
+      sandbox:
+        description: Overrides O(sandbox) for this instance.
+        type: bool
+      allow_unauthenticated:
+        description: Overrides O(allow_unauthenticated) for this instance.
+        type: bool
+      venv:
+        description: Overrides O(venv) for this instance.
+        type: path
+      user:
+        description: Overrides O(user) for this instance.
+        type: str
+      model:
+        description: Overrides O(model) for this instance.
+        type: str
+      served_model_name:
+        description: Overrides O(served_model_name) for this instance.
+        type: list
+        elements: str
+      revision:
+        description: Overrides O(revision) for this instance.
+        type: str
+      download_dir:
+        description: Overrides O(download_dir) for this instance.
+        type: path
+      load_format:
+        description: Overrides O(load_format) for this instance.
+        type: str
+      trust_remote_code:
+        description: Overrides O(trust_remote_code) for this instance.
+        type: bool
+      chat_template:
+        description: Overrides O(chat_template) for this instance.
+        type: path
+      dtype:
+        description: Overrides O(dtype) for this instance.
+        type: str
+        choices: [auto, half, float16, bfloat16, float, float32]
+      quantization:
+        description: Overrides O(quantization) for this instance.
+        type: str
+      max_model_len:
+        description: Overrides O(max_model_len) for this instance.
+        type: str
+      max_num_seqs:
+        description: Overrides O(max_num_seqs) for this instance.
+        type: int
+      max_num_batched_tokens:
+        description: Overrides O(max_num_batched_tokens) for this instance.
+        type: int
+      gpu_memory_utilization:
+        description: Overrides O(gpu_memory_utilization) for this instance.
+        type: float
+      kv_cache_dtype:
+        description: Overrides O(kv_cache_dtype) for this instance.
+        type: str
+      cpu_offload_gb:
+        description: Overrides O(cpu_offload_gb) for this instance.
+        type: float
+      enable_prefix_caching:
+        description: Overrides O(enable_prefix_caching) for this instance.
+        type: bool
+      enforce_eager:
+        description: Overrides O(enforce_eager) for this instance.
+        type: bool
+      tensor_parallel_size:
+        description: Overrides O(tensor_parallel_size) for this instance.
+        type: str
+      pipeline_parallel_size:
+        description: Overrides O(pipeline_parallel_size) for this instance.
+        type: str
+      data_parallel_size:
+        description: Overrides O(data_parallel_size) for this instance.
+        type: str
+      host:
+        description: Overrides O(host) for this instance.
+        type: str
+      port:
+        description: Overrides O(port) for this instance.
+        type: int
+      ssl_keyfile:
+        description: Overrides O(ssl_keyfile) for this instance.
+        type: path
+      ssl_certfile:
+        description: Overrides O(ssl_certfile) for this instance.
+        type: path
+      api_key:
+        description: Overrides O(api_key) for this instance.
+        type: str
+      guard_all_paths:
+        description: Overrides O(guard_all_paths) for this instance.
+        type: bool
+      open_paths:
+        description: Overrides O(open_paths) for this instance.
+        type: list
+        elements: str
+      hf_token:
+        description: Overrides O(hf_token) for this instance.
+        type: str
+      shutdown_timeout:
+        description: Overrides O(shutdown_timeout) for this instance.
+        type: int
+      nodes:
+        description: Overrides O(nodes) for this instance.
+        type: list
+        elements: dict
+        suboptions:
+          name:
+            description: Name of the host, for messages.
+            type: str
+            required: true
+          address:
+            description: Address at which the other hosts reach it. It is passed as E(VLLM_HOST_IP).
+            type: str
+            required: true
+      node_rank:
+        description: Overrides O(node_rank) for this instance.
+        type: int
+      distributed_executor_backend:
+        description: Overrides O(distributed_executor_backend) for this instance.
+        type: str
+        choices: [mp, ray]
+      master_port:
+        description: Overrides O(master_port) for this instance.
+        type: int
+      restart:
+        description: Overrides O(restart) for this instance.
+        type: bool
+      asleep:
+        description: Overrides O(asleep) for this instance.
+        type: str
+        choices: [refuse, accept]
+      extra_args:
+        description: Overrides O(extra_args) for this instance.
+        type: dict
+      stall_timeout:
+        description: Overrides O(stall_timeout) for this instance.
+        type: float
+      token_timeout:
+        description: Overrides O(token_timeout) for this instance.
+        type: float
+      drain_timeout:
+        description: Overrides O(drain_timeout) for this instance.
+        type: float
+      release_timeout:
+        description: Overrides O(release_timeout) for this instance.
+        type: float
+  visible_devices:
+    description:
+      - >-
+        The GPUs of the instance: V(all), a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary
+        with any of the keys C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression
+        searched in the GPU's name), C(healthy) (default true) and C(exclude_display). The process gets indexes in the
+        order of the PCI bus, which every version of vLLM understands.
+      - V(none) is for a vLLM that runs on the CPU.
+      - A GPU that does not exist is rejected before anything is changed. So are an unhealthy GPU under V(all) and a
+        policy that selects no GPU.
+    type: raw
+    default: all
+  share_gpus:
+    description:
+      - Whether other services of this collection may use the same GPUs. They must set this too, and the sum of their
+        shares of memory (O(gpu_memory_utilization)) must not exceed the whole. Otherwise a service that claims one of
+        these GPUs is rejected before anything is changed; the error names both services.
+      - The claim is stored in the instance's own drop-in. It counts while the unit exists and is running or enabled.
+    type: bool
+    default: false
+  isolate:
+    description:
+      - Let the kernel deny the service every GPU except those in O(visible_devices), which must be set (C(DeviceAllow=)
+        for their device nodes).
+      - The service then sees no other GPU, so the indexes of its own start at 0 inside it.
+    type: bool
+    default: false
+  sandbox:
+    description:
+      - Run the service in a systemd sandbox in which it can still use its GPUs.
+      - It can write only to its user's home and to the directories for its models. It cannot see C(/home), C(/root),
+        C(/tmp) and C(/var/tmp), so nothing that it needs may be there; otherwise it is rejected.
+    type: bool
+    default: false
+  allow_unauthenticated:
+    description: Whether the service may listen, without authentication, on an address that other hosts can reach.
+    type: bool
+    default: false
+  environment:
+    description:
+      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning.
+    type: dict
+    default: {}
+  facts_timeout:
+    description: Seconds that reading the GPUs may take.
+    type: float
+    default: 10.0
   venv:
     description:
-      - The Python environment with vLLM. A link is followed, and the unit names what it leads to; a switch of the link
-        takes effect with the next run of this module. Needed with O(state=present).
+      - The Python environment with vLLM. A link is followed, and the unit names its target; if the link is switched,
+        the next run applies it.
     type: path
+    default: /opt/gpufleet/vllm/current
   user:
-    description: User that it runs as, made with the home C(/var/lib/USER) when it is not there.
+    description: User that runs the instance. It is created, with the home C(/var/lib/USER), if it does not exist.
     type: str
     default: vllm
   model:
-    description: Directory of the model on the host, or its name on the hub. Needed with O(state=present).
+    description:
+      - Directory of the model on the host, its name in O(model_paths), or its name on the hub. Required for an instance
+        that is present.
     type: str
+  model_paths:
+    description:
+      - Directories of models by name. An instance whose O(model) is one of these names serves that directory, under
+        that name unless O(served_model_name) is set.
+    type: dict
+    default: {}
   served_model_name:
-    description: Names under which clients ask for the model. Left out, it is O(model).
+    description: Names by which clients request the model. Left out, it is O(model).
     type: list
     elements: str
   revision:
     description: Branch, tag or commit of a model from the hub.
     type: str
   download_dir:
-    description: Where models from the hub are kept. Left out, in the home of O(user).
+    description: Where models from the hub are stored. Left out, in the home of O(user).
     type: path
   load_format:
-    description: How the weights are read, as vLLM names it, such as V(safetensors), V(dummy).
+    description: How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy).
     type: str
   trust_remote_code:
     description: Whether code that comes with the model may run.
     type: bool
   chat_template:
-    description: File on the host with another chat template than the model's.
+    description: File on the host with a chat template that replaces the model's own.
     type: path
   dtype:
-    description: Type of weights and computing. Left out, as the model has it, and half of it for float32.
+    description:
+      - Data type of weights and computations. Left out, it is the model's own, or half precision if that is float32.
     type: str
     choices: [auto, half, float16, bfloat16, float, float32]
   quantization:
-    description: How the weights are quantised, as vLLM names it. Left out, as the model says.
+    description: How the weights are quantized, by vLLM's names. Left out, it is what the model declares.
     type: str
   max_model_len:
     description:
-      - Tokens of the longest request with its answer, as V(32768), V(32k) (32000), V(32K) (32768), or V(auto), what
-        fits. Left out, what the model was trained for. More than that is refused.
+      - >-
+        Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for as
+        many as fit. Left out, it is the length that the model was trained for. A longer one is rejected.
     type: str
   max_num_seqs:
-    description: Requests computed at a time.
+    description: How many requests are computed at the same time.
     type: int
   max_num_batched_tokens:
-    description: Tokens computed at a time.
+    description: How many tokens are computed at the same time.
     type: int
   gpu_memory_utilization:
     description:
-      - Share of each GPU's whole memory that it takes; vLLM's default is 0.92. So much must be free, or held by this
-        instance already.
+      - Share of each GPU's total memory that the instance uses; vLLM's default is 0.92. This much must be free, or
+        already be used by this instance.
     type: float
   kv_cache_dtype:
-    description: Type of the cache, such as V(fp8). Left out, that of the model.
+    description: Data type of the cache, such as V(fp8). Left out, it is that of the model.
     type: str
   cpu_offload_gb:
-    description: GiB of weights for each GPU that are kept in the host's memory.
+    description: GiB of weights per GPU that are kept in the host's memory.
     type: float
   enable_prefix_caching:
-    description: Whether what prompts begin with alike is computed once.
+    description: Whether a beginning that several prompts share is computed only once.
     type: bool
   enforce_eager:
-    description: Whether compilation and CUDA graphs are left out. It starts sooner and serves slower.
+    description: Whether to skip compilation and CUDA graphs. The instance then starts sooner and serves more slowly.
     type: bool
-  visible_devices:
-    description:
-      - The GPUs of the instance, as for M(gpufleet.inference.ollama_service). V(all), a list of indexes, UUIDs or PCI
-        bus ids, or a policy with keys such as C(count). The process is given indexes in the order of the
-        PCI bus, which every version of vLLM understands.
-      - V(none) is for a vLLM that runs on the CPU.
-    type: raw
-    default: all
-  share_gpus:
-    description:
-      - Whether other services that say so, too, may use the same GPUs. The sum of their shares of memory must not be
-        more than the whole.
-    type: bool
-    default: false
   tensor_parallel_size:
     description:
-      - GPUs over which each layer is split, or V(auto), as many as the model's heads allow. All chosen GPUs must be
-        used.
+      - Number of GPUs over which each layer is split, or V(auto) for as many as the model's heads allow. All chosen
+        GPUs must be used.
     type: str
     default: auto
   pipeline_parallel_size:
-    description: GPUs over which the layers are dealt out, or V(auto), what O(tensor_parallel_size) leaves.
+    description:
+      - Number of stages into which the layers are divided, each on other GPUs, or V(auto) for what
+        O(tensor_parallel_size) leaves.
     type: str
     default: auto
   data_parallel_size:
-    description: Copies of the model; V(auto) is one.
+    description: Number of copies of the model; V(auto) is one.
     type: str
     default: auto
   host:
-    description:
-      - Address on which it listens. On one that others reach, an O(api_key) is needed.
+    description: Address at which the instance listens. An address that other hosts can reach requires an O(api_key).
     type: str
     default: 127.0.0.1
   port:
-    description: Port of its API, 1024 or more. No two instances may have the same.
+    description: Port of the API, 1024 or higher. Two instances on a host cannot have the same port.
     type: int
     default: 8000
   ssl_keyfile:
-    description: Key for https, with O(ssl_certfile). A file on the host that O(user) can read.
+    description:
+      - >-
+        Key for HTTPS, together with O(ssl_certfile): a file on the host that O(user) can read.
     type: path
   ssl_certfile:
-    description: Certificate for https.
+    description: Certificate for HTTPS, a file on the host.
     type: path
   api_key:
     description:
-      - Key that clients must send. It reaches vLLM as E(VLLM_API_KEY) from a file that root alone reads, and stands in
-        no command line, unit, log or result.
-      - vLLM asks for it only on paths under C(/v1), C(/v2), C(/inference) and C(/cohere), see O(guard_all_paths).
+      - Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
+        appears in no command line, unit, log or result.
+      - vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).
     type: str
   guard_all_paths:
     description:
-      - Whether the key is asked for on every path but O(open_paths), by a small middleware that vLLM loads. Without it
-        C(/invocations), which generates, C(/tokenize), C(/metrics) and others answer to anybody.
+      - Whether the key is required on every path except O(open_paths). A small middleware, which vLLM loads, checks it.
+        Without it, C(/invocations), which generates, C(/tokenize), C(/metrics) and others answer anyone.
     type: bool
     default: false
   open_paths:
@@ -182,30 +423,28 @@ options:
     type: list
     elements: str
     default: [/health]
-  allow_unauthenticated:
-    description: Whether it may listen without a key on an address that others reach.
-    type: bool
-    default: false
   hf_token:
-    description: Token for models from the hub, handed over as a credential of the unit.
+    description: Token for models from the hub. It is passed as a credential of the unit.
     type: str
   shutdown_timeout:
     description:
-      - Seconds that vLLM itself gives running requests when it is stopped by anybody (since 0.18). The unit's
-        C(TimeoutStopSec=) is 30 more, and its C(KillMode=) is V(mixed), as the workers of a model on several GPUs would
-        end at once upon a signal.
+      - Seconds that vLLM gives running requests when the instance is stopped by anyone (since vLLM 0.18). The unit's
+        C(TimeoutStopSec=) is 30 seconds longer, and its C(KillMode=) is V(mixed), because the workers of a model on
+        several GPUs would end at once on a signal.
     type: int
   nodes:
     description:
-      - The hosts that share the model, in the order of their ranks, by vLLM's own serving over several hosts. Each has
-        the same GPUs chosen, the same version and the same options. The first serves the API, the others compute only.
-        O(tensor_parallel_size) × O(pipeline_parallel_size) must be the GPUs of all of them; left to V(auto), layers are
-        split over the GPUs of a host and dealt out to the hosts.
-      - Run the module on all of them at a time. They start together; a change is kept when all of them are proven, and
-        else all have their former state back. Later, when the process of one ends, those of all do, and start together.
-      - The role P(gpufleet.inference.vllm#role) does this, with addresses and variables of the planner.
-      - What the hosts say to each other is neither encrypted nor authenticated, and goes over ports that vLLM chooses
-        (and O(master_port) and the next one on the first host). Have them in a network of their own.
+      - The hosts that share the model, in the order of their ranks, with vLLM's own multi-node serving. All of them
+        must have the same version and options, and the same number of chosen GPUs. The first host serves the API; the
+        others only compute. O(tensor_parallel_size) × O(pipeline_parallel_size) must be the number of GPUs of all hosts
+        together. With V(auto), each layer is split over the GPUs of one host, and the layers are divided among the
+        hosts.
+      - Run the module on all of them at the same time. They start together. A change is kept only if all of them are
+        verified; otherwise all are rolled back. If the process of one host ends later, all end and start again
+        together.
+      - The role P(gpufleet.inference.vllm#role) does this, with addresses and variables from its planner.
+      - The traffic between the hosts is neither encrypted nor authenticated. It uses O(master_port) and the next port
+        on the first host, and other ports that vLLM chooses. Use a separate network for it.
     type: list
     elements: dict
     suboptions:
@@ -214,75 +453,65 @@ options:
         type: str
         required: true
       address:
-        description: Its address, at which the others reach it. It becomes E(VLLM_HOST_IP).
+        description: Address at which the other hosts reach it. It is passed as E(VLLM_HOST_IP).
         type: str
         required: true
   node_rank:
-    description: Which of O(nodes) this host is.
+    description: The rank of this host in O(nodes).
     type: int
     default: 0
   distributed_executor_backend:
     description:
-      - What starts vLLM's processes on the O(nodes). V(mp), vLLM itself, or V(ray), a cluster of Ray that is this
-        instance's alone, and part of its unit on every host. Its environment must have the package C(ray).
-      - Ray runs code for anybody who reaches its ports, which are open on all addresses. With an O(api_key) its nodes
-        ask for a token, which is made of that key and reaches them as a credential (Ray 2.52 and later).
+      - How vLLM's processes are started on the O(nodes). V(mp) is vLLM itself. V(ray) is a Ray cluster that belongs to
+        this instance alone and is part of its unit on every host; the environment must have the package C(ray).
+      - Ray runs code for anyone who reaches its ports, which are open on all addresses. With an O(api_key), its nodes
+        require a token that is derived from the key and passed to them as a credential (Ray 2.52 and later).
     type: str
     choices: [mp, ray]
     default: mp
   master_port:
     description:
-      - Port of the rendezvous on the first of O(nodes); the next one is used, too. With Ray it is that of the cluster,
-        and its nodes listen at the third and fourth port after it, the first one also at the fifth.
+      - Port of the rendezvous on the first of the O(nodes); the next port is used too. With Ray, it is the port of the
+        cluster; its nodes also listen on the third and fourth port after it, and the first node on the fifth.
     type: int
     default: 29500
   restart:
-    description: Whether it is restarted and proven also where nothing differs, as another of O(nodes) has to be.
+    description:
+      - Whether to restart and verify the instance even if nothing changes, because another of the O(nodes) changes.
     type: bool
     default: false
-  environment:
-    description: Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name is warned of.
-    type: dict
-    default: {}
   asleep:
     description:
-      - What to think of an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
-        V(refuse) fails with the verdict V(asleep), as it answers no request; V(accept) passes, and RV(msg) says so.
-        Neither wakes or restarts it.
+      - What to do about an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
+        V(refuse) fails with the verdict V(asleep), because the instance answers no requests. V(accept) succeeds and
+        reports it in RV(msg). Neither wakes or restarts it.
     type: str
     choices: [refuse, accept]
     default: refuse
   extra_args:
     description:
-      - Further options of C(vllm serve), without the dashes. A list gives several words, a dictionary JSON. V(false)
-        becomes C(--no-NAME), as C(vllm serve) ignores a false in its file. What vLLM's own parser does not accept is
-        refused.
+      - Further options of C(vllm serve), without the dashes. A list becomes several words, a dictionary becomes JSON,
+        and V(false) becomes C(--no-NAME), because C(vllm serve) ignores a false in its file. An option that vLLM's own
+        parser does not accept is rejected.
     type: dict
     default: {}
-  timeout:
-    description:
-      - Seconds within which it must be up and proven. Left out, 300 and one for every 100 MB of weights.
-    type: int
   stall_timeout:
-    description: Seconds without a line in the journal and without more GPU memory, after which a start has stalled.
+    description: Seconds without a new line in the journal and without more GPU memory after which a start has stalled.
     type: float
     default: 300.0
   token_timeout:
-    description: Seconds that the token, embedding, score or class of the proof may take.
+    description: Seconds that the token, embedding, score or class of the verification may take.
     type: float
     default: 120.0
   drain_timeout:
-    description: Seconds for which running and waiting requests may end before a restart; V(0) waits for none.
+    description: Seconds that running and waiting requests get to finish before a restart. V(0) does not wait.
     type: float
     default: 60.0
   release_timeout:
-    description: Seconds for which the GPU memory of the former processes is waited for after a stop.
+    description: Seconds to wait after a stop until the GPU memory of the previous processes is free.
     type: float
     default: 60.0
-  facts_timeout:
-    description: Seconds that reading the GPUs may take.
-    type: float
-    default: 10.0
+  # end
 seealso:
   - module: gpufleet.inference.gpu_facts
   - module: gpufleet.inference.inference_endpoint
@@ -292,212 +521,186 @@ seealso:
 EXAMPLES = r"""
 - name: Serve on all GPUs of the host, with a key
   gpufleet.inference.vllm_service:
-    name: chat
-    venv: /opt/gpufleet/vllm/current
-    model: /srv/models/llama-3.3-70b
-    served_model_name: [chat]
-    host: 0.0.0.0
-    api_key: "{{ vault_vllm_key }}"
-    guard_all_paths: true
+    instances:
+      - name: chat
+        model: /srv/models/llama-3.3-70b
+        served_model_name: [chat]
+        host: 0.0.0.0
+        api_key: "{{ vault_vllm_key }}"
+        guard_all_paths: true
   become: true
 
-- name: Two instances on halves of one GPU
+- name: Run two instances, each on half of a GPU
   gpufleet.inference.vllm_service:
-    name: "{{ item.name }}"
-    venv: /opt/gpufleet/vllm/current
-    model: "{{ item.model }}"
-    port: "{{ item.port }}"
     visible_devices: [0]
     share_gpus: true
     gpu_memory_utilization: 0.45
-    extra_args:
-      max-loras: 4
-  loop:
-    - {name: small, model: /srv/models/small, port: 8000}
-    - {name: embed, model: /srv/models/embed, port: 8001}
+    instances:
+      - {name: small, model: /srv/models/small, port: 8000, extra_args: {max-loras: 4}}
+      - {name: embed, model: /srv/models/embed, port: 8001}
+  become: true
+
+- name: Run two instances that cannot reach each other's GPUs or files
+  gpufleet.inference.vllm_service:
+    isolate: true
+    sandbox: true
+    instances:
+      - {name: chat, model: /srv/models/chat, visible_devices: [0, 1], user: chat}
+      - {name: code, model: /srv/models/code, visible_devices: [2, 3], user: code, port: 8001}
+  become: true
+
+- name: Remove an instance
+  gpufleet.inference.vllm_service:
+    instances:
+      - {name: small, state: absent}
   become: true
 """
 
 RETURN = r"""
 msg:
-  description: The outcome in one line, or what failed, what was expected and what to do.
+  description: The outcomes in one line, or what failed, what was expected and what to do.
   returned: always
   type: str
-  sample: ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000, 515.2 GiB held · a token in 0.21 s · restart 92.4 s
-verdict:
-  description:
-    - What the proof found. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken), V(bad_config),
-      V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(asleep), V(not_generated), V(no_progress),
-      V(cpu_fallback), V(wrong_gpu), V(vram_missing), V(unproven), V(vram_held),
-      V(peer_lost) (another of O(nodes) has ended), or what the M(gpufleet.inference.systemd_override)
-      module names.
-  returned: when anything was looked at
-  type: str
-  sample: ok
-evidence:
-  description: The figures behind the verdict, and the last lines of the journal.
-  returned: when anything was looked at
-  type: dict
-restarted:
-  description: Whether the instance was restarted, or would be.
-  returned: when anything was looked at
-  type: bool
-reasons:
-  description: Why it was restarted.
-  returned: when anything was looked at
-  type: list
-  elements: str
-  sample: ["files that it reads change: /etc/gpufleet/vllm/chat.yaml"]
-reloaded:
-  description: Whether systemd read its units anew, or would.
-  returned: when anything was looked at
-  type: bool
-rolled_back:
-  description: Whether the former state was put back.
-  returned: when anything was looked at
-  type: bool
-downtime_ms:
-  description: Milliseconds from the stop of the instance until it was proven, or the former one was back.
-  returned: when anything was looked at
-  type: int
-  sample: 92400
-environment:
-  description: The declared variables as the running process has them, secrets hidden.
-  returned: when anything was looked at
-  type: dict
-drift:
-  description: Variables whose declared value, value on disk and value in the running process differed, with the three.
-  returned: when anything was looked at
-  type: dict
-shadowed:
-  description: Declared values that another file overrides, with the file and line.
-  returned: when anything was looked at
+  sample: "vllm@chat: ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000, 515.2 GiB in use"
+diff:
+  description: For each instance that changed, the state before and after.
+  returned: success
   type: list
   elements: dict
-unit_state:
-  description: State of the unit, in the words of systemd.
-  returned: when anything was looked at
+instances:
+  description: The result of each instance, by the name of its unit. If one fails, its keys are at the top level.
+  returned: success
   type: dict
-url:
-  description: Where a client on the host reaches it. None where it is not the first of O(nodes).
-  returned: success, with O(state=present)
-  type: str
-  sample: http://127.0.0.1:8000
-model:
-  description: Name of the model for clients.
-  returned: success, with O(state=present)
-  type: str
-  sample: chat
-version:
-  description: Version of vLLM, as the environment's packages say.
-  returned: success, with O(state=present)
-  type: str
-  sample: 0.32.0
-parallel:
-  description: The sizes that were chosen, and why.
-  returned: success, with O(state=present)
-  type: dict
-  sample: {tensor: 4, pipeline: 1, data: 1, why: "4 GPUs, 64 heads split over all of them"}
-fit:
-  description:
-    - What was foretold of each GPU, C(budget_bytes) that vLLM takes, C(weight_bytes), C(request_cache_bytes) for one
-      request of the longest context, and about how many C(cache_tokens) find room. Empty without a GPU.
-  returned: success, with O(state=present)
-  type: dict
-gpus:
-  description: The declared GPUs.
-  returned: success, with O(state=present)
-  type: list
-  elements: dict
   contains:
-    index:
-      description: Index, as NVML counts.
+    msg:
+      description: The outcome in one line.
       returned: always
+      type: str
+      sample: ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000, 515.2 GiB in use · a token in 0.21 s · restart 92.4 s
+    changed:
+      description: Whether the instance was changed. In check mode, whether it would be.
+      returned: always
+      type: bool
+    verdict:
+      description:
+        - The result of the verification. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken),
+          V(bad_config), V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(asleep), V(not_generated),
+          V(no_progress), V(cpu_fallback), V(wrong_gpu), V(spread_missing), V(unproven), V(vram_held),
+          V(peer_lost) (another of O(nodes) has ended), or a verdict of the M(gpufleet.inference.systemd_override)
+          module.
+      returned: when the instance was inspected
+      type: str
+      sample: ok
+    evidence:
+      description: The measurements behind the verdict, and the last lines of the journal.
+      returned: when the instance was inspected
+      type: dict
+    restarted:
+      description: Whether the instance was restarted. In check mode, whether it would be.
+      returned: when the instance was inspected
+      type: bool
+    reasons:
+      description: Why it was restarted.
+      returned: when the instance was inspected
+      type: list
+      elements: str
+      sample: ["files that it reads change: /etc/gpufleet/vllm/chat.yaml"]
+    reloaded:
+      description: Whether systemd reloaded its units. In check mode, whether it would.
+      returned: when the instance was inspected
+      type: bool
+    rolled_back:
+      description: Whether the previous state was restored.
+      returned: when the instance was inspected
+      type: bool
+    downtime_ms:
+      description: Milliseconds from the stop of the instance until it was verified, or the previous one was back.
+      returned: when the instance was inspected
       type: int
-    uuid:
-      description: UUID.
-      returned: always
+      sample: 92400
+    environment:
+      description: The declared variables, with their values in the running process. Secrets are hidden.
+      returned: when the instance was inspected
+      type: dict
+    drift:
+      description: Variables that differed between the inventory, the disk and the running process, with each value.
+      returned: when the instance was inspected
+      type: dict
+    shadowed:
+      description: Declared values that another file overrides, with the file and line.
+      returned: when the instance was inspected
+      type: list
+      elements: dict
+    unit_state:
+      description: State of the unit, as systemd reports it.
+      returned: when the instance was inspected
+      type: dict
+    url:
+      description: Where a client on the host reaches it. Null if this host is not the first of O(nodes).
+      returned: with O(state=present)
       type: str
-    name:
-      description: Model.
-      returned: always
+      sample: http://127.0.0.1:8000
+    model:
+      description: Name of the model for clients.
+      returned: with O(state=present)
       type: str
-    pci_bus_id:
-      description: PCI bus id in the form of sysfs.
-      returned: always
+      sample: chat
+    version:
+      description: Version of vLLM in the environment.
+      returned: with O(state=present)
       type: str
-    held_bytes:
-      description: Memory that the unit's own processes hold there.
-      returned: always
-      type: int
+      sample: 0.32.0
+    parallel:
+      description: The chosen sizes, and the reason.
+      returned: with O(state=present)
+      type: dict
+      sample: {tensor: 4, pipeline: 1, data: 1, why: "4 GPUs, 64 heads split over all of them"}
+    fit:
+      description:
+        - The prediction for each GPU. C(budget_bytes) that vLLM uses, C(weight_bytes), C(request_cache_bytes) for one
+          request of the longest context, and the approximate number of C(cache_tokens) that fit. Empty without a GPU.
+      returned: with O(state=present)
+      type: dict
+    gpus:
+      description: The declared GPUs.
+      returned: with O(state=present)
+      type: list
+      elements: dict
+      contains:
+        index:
+          description: Index in NVML's order.
+          returned: always
+          type: int
+        uuid:
+          description: UUID.
+          returned: always
+          type: str
+        name:
+          description: Model.
+          returned: always
+          type: str
+        pci_bus_id:
+          description: PCI bus id in the format of sysfs.
+          returned: always
+          type: str
+        used_bytes:
+          description: Memory that the unit's own processes use there.
+          returned: always
+          type: int
 """
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.options import OPTIONS
 
 
 def argument_spec():
-    return dict(
-        name=dict(type="str", required=True),
-        state=dict(type="str", choices=["present", "absent"], default="present"),
-        enabled=dict(type="bool", default=True),
-        venv=dict(type="path"),
-        user=dict(type="str", default="vllm"),
-        model=dict(type="str"),
-        served_model_name=dict(type="list", elements="str"),
-        revision=dict(type="str"),
-        download_dir=dict(type="path"),
-        load_format=dict(type="str"),
-        trust_remote_code=dict(type="bool"),
-        chat_template=dict(type="path"),
-        dtype=dict(type="str", choices=["auto", "half", "float16", "bfloat16", "float", "float32"]),
-        quantization=dict(type="str"),
-        max_model_len=dict(type="str"),
-        max_num_seqs=dict(type="int"),
-        max_num_batched_tokens=dict(type="int", no_log=False),
-        gpu_memory_utilization=dict(type="float"),
-        kv_cache_dtype=dict(type="str"),
-        cpu_offload_gb=dict(type="float"),
-        enable_prefix_caching=dict(type="bool"),
-        enforce_eager=dict(type="bool"),
-        visible_devices=dict(type="raw", default="all"),
-        share_gpus=dict(type="bool", default=False),
-        tensor_parallel_size=dict(type="str", default="auto"),
-        pipeline_parallel_size=dict(type="str", default="auto"),
-        data_parallel_size=dict(type="str", default="auto"),
-        host=dict(type="str", default="127.0.0.1"),
-        port=dict(type="int", default=8000),
-        ssl_keyfile=dict(type="path", no_log=False),
-        ssl_certfile=dict(type="path"),
-        api_key=dict(type="str", no_log=True),
-        guard_all_paths=dict(type="bool", default=False),
-        open_paths=dict(type="list", elements="str", default=["/health"]),
-        allow_unauthenticated=dict(type="bool", default=False),
-        hf_token=dict(type="str", no_log=True),
-        shutdown_timeout=dict(type="int"),
-        nodes=dict(
-            type="list",
-            elements="dict",
-            options=dict(name=dict(type="str", required=True), address=dict(type="str", required=True)),
-        ),
-        node_rank=dict(type="int", default=0),
-        distributed_executor_backend=dict(type="str", choices=["mp", "ray"], default="mp"),
-        master_port=dict(type="int", default=29500),
-        restart=dict(type="bool", default=False),
-        environment=dict(type="dict", default={}),
-        asleep=dict(type="str", choices=["refuse", "accept"], default="refuse"),
-        extra_args=dict(type="dict", default={}),
-        timeout=dict(type="int"),
-        stall_timeout=dict(type="float", default=300.0),
-        token_timeout=dict(type="float", default=120.0, no_log=False),
-        drain_timeout=dict(type="float", default=60.0),
-        release_timeout=dict(type="float", default=60.0),
-        facts_timeout=dict(type="float", default=10.0),
-    )
+    return options.argument_spec(OPTIONS)
 
 
 def main():
-    run(argument_spec(), service.bring, required_if=[("state", "present", ("venv", "model"))])
+    run(argument_spec(), service.converge)
 
 
 if __name__ == "__main__":

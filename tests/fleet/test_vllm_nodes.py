@@ -105,12 +105,13 @@ def test_it_serves_and_the_second_run_changes_nothing(site):
 
 
 def of_instance(done):
-    """The last result of the instance on each host."""
+    """The last result of the instance on each host; that of a failure is the module's own."""
     found = {}
     for line in done.results:
-        for one in line["result"].get("results") or ():
-            if "verdict" in one:
-                found[line["host"]] = one
+        result = line["result"]
+        of_unit = (result.get("instances") or {}).get(UNIT + ".service", result)
+        if "verdict" in of_unit:
+            found[line["host"]] = {**of_unit, "msg": result["msg"]}
     return [found[host] for host in HOSTS]
 
 

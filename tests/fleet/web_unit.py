@@ -67,7 +67,9 @@ class Unit:
     def files(self) -> str:
         """Every file that the module could touch: name, mode, owner, time, sum; and what systemd makes of the unit."""
         return self.sh(
-            "find /etc/systemd/system /etc/gpufleet /run/gpufleet -printf '%%p %%M %%u %%l\\n' 2>/dev/null | sort;"
+            "{ find /etc/systemd/system /etc/gpufleet -printf '%%p %%M %%u %%l\\n';"
+            # the folder itself is created by the first run after a boot
+            " find /run/gpufleet -mindepth 1 -printf '%%p %%M %%u %%l\\n'; } 2>/dev/null | sort;"
             "find %s /etc/gpufleet -type f -exec sha256sum {} + 2>/dev/null | sort;"
             "systemctl cat %s; systemctl show %s -p Environment,EnvironmentFiles,LoadCredential,LimitNOFILE,"
             "UnitFileState,DropInPaths,NeedDaemonReload,ActiveState,SubState,Result" % (DROP_INS, UNIT, UNIT)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import runpy
 import textwrap
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List, Sequence
 
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option, argument_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = runpy.run_path(str(ROOT / "tests/generate.py"))
@@ -23,6 +23,42 @@ GENERATED = TOOL["generated"]()
 @pytest.mark.parametrize("path", GENERATED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_generating_changes_nothing(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == GENERATED[path], "run `make generate`"
+
+
+MAIN = "tasks/main.yml"
+
+
+@pytest.mark.parametrize("role", TOOL["ENGINES"])
+def test_the_variables_of_an_engines_role_are_the_options_of_its_module(role: str) -> None:
+    """One to one: names, types, choices, defaults; and the role hands each on."""
+    module, options = TOOL["ENGINES"][role]
+    both = {name: argument for name, argument in argument_spec(options).items() if not only(options, name)}
+    folder = ROOT / "roles" / role
+    specs, tasks = (yaml.safe_load((folder / name).read_text("utf-8")) for name in ("meta/argument_specs.yml", MAIN))
+    variables = specs["argument_specs"]["main"]["options"]
+    assert list(variables)[: len(both)] == ["%s_%s" % (role, name) for name in both]  # those of the role alone follow
+    for name, argument in both.items():
+        for key in ("type", "elements", "choices", "default"):
+            assert variables["%s_%s" % (role, name)].get(key) == argument.get(key), (name, key)
+    (given,) = with_all(tasks, "gpufleet.inference." + module)
+    handed_on = {name: template for name, template in given.items() if not only(options, name)}
+    assert list(handed_on) == list(both)
+    for name, template in handed_on.items():
+        assert template == "{{ %s_%s%s }}" % (role, name, "" if "default" in both[name] else " | default(omit)")
+
+
+def only(options: Sequence[Option], name: str) -> str:
+    return next(option.only for option in options if option.name == name)
+
+
+def with_all(tasks: Any, module: str) -> List[Dict[str, Any]]:
+    """What is given to a module by tasks, or as defaults for several tasks, if it names facts_timeout."""
+    if isinstance(tasks, list):
+        return [found for task in tasks for found in with_all(task, module)]
+    if not isinstance(tasks, dict):
+        return []
+    own = [tasks[module]] if "facts_timeout" in tasks.get(module, ()) else []
+    return own + [found for value in tasks.values() for found in with_all(value, module)]
 
 
 OPTIONS = (
@@ -39,8 +75,13 @@ OPTIONS = (
         """,
         default=[],
         elements="dict",
-        suboptions=(Option("mode", "str", "Overrides O(keep).", choices=("on", "off"), required=True),),
+        suboptions=(
+            Option("mode", "str", "Overrides O(keep).", choices=("on", "off"), required=True),
+            Option("hosts", "str", "The role makes nodes of it.", only="role"),
+            Option("nodes", "str", "The role sets it.", only="module"),
+        ),
     ),
+    Option("paths", "dict", "The role sets it.", only="module"),
 )
 
 
@@ -58,9 +99,16 @@ def test_the_documentation_of_a_module() -> None:
             "elements": "dict",
             "default": [],
             "suboptions": {
-                "mode": {"description": "Overrides O(keep).", "type": "str", "choices": ["on", "off"], "required": True}
+                "mode": {
+                    "description": "Overrides O(keep).",
+                    "type": "str",
+                    "choices": ["on", "off"],
+                    "required": True,
+                },
+                "nodes": {"description": "The role sets it.", "type": "str"},
             },
         },
+        "paths": {"description": "The role sets it.", "type": "dict"},
     }
     assert max(map(len, text.splitlines())) <= 60
 
@@ -72,6 +120,7 @@ def test_the_variables_of_a_role() -> None:
     assert "O(house_keep=1h)" in str(variables["house_keep"])
     assert variables["house_key"]["description"].endswith("O(gpufleet.inference.ollama_model#module:models).")
     assert variables["house_key"]["no_log"] is True and "no_log" not in variables["house_keep"]
+    assert list(variables["house_sizes"]["options"]) == ["mode", "hosts"]
     assert variables["house_sizes"]["options"]["mode"]["description"] == "Overrides O(house_keep)."
 
 

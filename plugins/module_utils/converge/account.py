@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Steps for the engine: the user that a service runs as, and directories that belong to it."""
+"""Steps of a convergence: the user that a service runs as, and directories that belong to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class UserStep:
     def __init__(self, user: str, home: str) -> None:
         self.user, self.home = user, home
         self.command = ["useradd", "-r", "-s", "/bin/false", "-U", "-m", "-d", home, user]
-        """Makes it, by hand as well."""
+        """Creates the user; can also be run manually."""
         self._made_user = self._made_home = False
         self._joined: List[str] = []
 
@@ -84,7 +84,7 @@ class UserStep:
 
 
 class DirectoryStep:
-    """A directory that belongs to the service's user, made when it is not there; one that is there is left alone,
+    """A directory that belongs to the service's user. It is created if it is missing; an existing one is left alone,
     unless it is to be given to the user."""
 
     restarts = False
@@ -96,7 +96,7 @@ class DirectoryStep:
         self._given: List[Any] = []
 
     def give(self, names: Collection[str]) -> Optional[str]:
-        """Have a directory that root has prepared given to the user, with all that is in it.
+        """Plan to give the user a directory that root has prepared, with all that is in it.
 
         :param names: what may be in it.
         :returns: why it stays root's, as something in it is not only root's; None when it will be given.
@@ -118,7 +118,7 @@ class DirectoryStep:
         return {"before": before, "after": "directory %s of %s\n" % (self.path, self.user)}
 
     def apply(self) -> None:
-        """:raises StepError: the directory cannot be made, or given, without following somebody else's link."""
+        """:raises StepError: the directory cannot be created, or given, without following a foreign link."""
         import pwd
 
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
@@ -130,7 +130,7 @@ class DirectoryStep:
                     self._given.append(given)
                 return
             self._made = files.missing_folders(self.path)
-            for path in self._made:  # remembered first, so that a killed run leaves none that nobody knows
+            for path in self._made:  # recorded first, so that a killed run leaves none without a record
                 install_record.add("directories", path)
             files.make_folders(self.path, (entry.pw_uid, entry.pw_gid))
         except files.UnsafePath as error:
@@ -144,7 +144,7 @@ class DirectoryStep:
             try:
                 files.remove_folder(path)
             except (FileNotFoundError, files.UnsafePath):
-                pass  # it was never made, or its user has put something else in its place
+                pass  # it was never created, or its user has put something else in its place
             except OSError:  # it is not ours to remove
                 return "the directory %s remains, as something was put into it" % path
             install_record.drop("directories", path)
@@ -162,7 +162,7 @@ def exists(user: str) -> bool:
 
 
 def run(command: List[str]) -> None:
-    """:raises StepError: it fails; the message quotes it and its last words."""
+    """:raises StepError: it fails; the message quotes the command and its output."""
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Changes several small files together, so that each holds its old or its new content and the change can be undone.
 
-New content is first written to ``.NAME.new``, and what a file held before stays next to it as ``.NAME.former`` until
+New content is first written to ``.NAME.new``, and the previous content stays next to it as ``.NAME.former`` until
 the change is proven. So undoing needs no disk space, and the next run finds a change that was killed and can still undo
 it. One rename, of a ``.former`` to ``.NAME.proven``, records that the change is proven. From then on everything next to
 the files is rubbish: a kill may leave it, and the next run removes it.
@@ -19,7 +19,7 @@ from typing import Callable, Iterable, List, Optional, Set
 
 FORMER, NEW, PROVEN = "former", "new", "proven"
 NOTHING = "no-file-before"
-"""Where a ``.former`` that stands for no file points to. Not to ``/dev/null``: that is how people mask a drop-in."""
+"""Target of a ``.former`` that stands for no file. Not ``/dev/null``: that is how people mask a drop-in."""
 TRIES = 10
 HINTS = {
     errno.ENOSPC: "free space on its file system",
@@ -32,19 +32,19 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """One file as it is to be; ``content`` None means that it is not to be there."""
+    """One file as it must be; ``content`` None means that it must not exist."""
 
     path: str
     content: Optional[bytes]
     mode: int = 0o644
     directory_mode: int = 0o755
-    """Mode of the file's directory if that has to be made."""
+    """Mode of the file's directory if it has to be created."""
     own_directories: int = 1
-    """How many of the directories above it are removed with it when they are empty."""
+    """How many of the directories above it are removed with it if they are empty."""
 
 
 def names(entries: Iterable[str]) -> Set[str]:
-    """The files that a directory's entries stand for: those that exist, and those of which a kill left something."""
+    """The files that a directory's entries stand for: those that exist, and those that a killed run left parts of."""
     found = set()
     for entry in entries:
         name, _dot, kind = entry[1:].rpartition(".")
@@ -97,7 +97,7 @@ class Files:
         return "%s/.%s.%s" % (directory, name, kind)
 
     def read(self, path: str) -> Optional[bytes]:
-        """The content of a file, None when there is none."""
+        """The content of a file; None if it does not exist."""
         try:
             with open(self.root + path, "rb") as stream:
                 return stream.read()
@@ -105,7 +105,7 @@ class Files:
             return None
 
     def mode(self, path: str) -> int:
-        """The permissions of a file, 0 when there is none."""
+        """The permissions of a file; 0 if it does not exist."""
         try:
             return stat.S_IMODE(os.lstat(self.root + path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
@@ -137,7 +137,7 @@ class Files:
         return bool(self._left(FORMER)) and not self._left(PROVEN)
 
     def rubbish(self) -> List[str]:
-        """What a kill has left next to the files and nothing needs any more; in the order in which it is removed."""
+        """What a killed run left next to the files and nothing needs any more, in the order of its removal."""
         proven = self._left(PROVEN)
         former = self._left(FORMER)
         return self._left(NEW) + (former if proven or not former else []) + proven
@@ -155,7 +155,7 @@ class Files:
             self._remove_empty()
 
     def stage(self) -> None:
-        """Write all new content next to its place: whatever takes space, or may fail for lack of it, happens here.
+        """Write all new content next to its place: whatever needs space happens here.
 
         Raises OSError, with nothing left behind.
         """
@@ -210,7 +210,7 @@ class Files:
         self._made.clear()
 
     def commit(self) -> None:
-        """Put the staged content in place, file by file, keeping what was there."""
+        """Put the staged content in place, file by file, keeping the previous content."""
         for file in ordered(self.changes(), lambda file: file.content is not None):
             path, former = self.root + file.path, self._beside(file.path, FORMER)
             if not os.path.lexists(former):  # one that an unfinished change left is the last proven content
@@ -227,7 +227,7 @@ class Files:
             _sync(os.path.dirname(path))
 
     def undo(self) -> None:
-        """Put back what was there before the change, unless it is proven."""
+        """Restore the content from before the change, unless the change is proven."""
         changed = [file for file in self.wanted if os.path.lexists(self._beside(file.path, FORMER))]
         if not self.unfinished():
             changed = []
@@ -245,7 +245,7 @@ class Files:
             self._remove_empty()
 
     def finish(self) -> None:
-        """The change is proven: forget what was before, and remove directories that it left empty."""
+        """The change is proven: remove the previous content, and directories that it left empty."""
         former = self._left(FORMER)
         if former and not self._left(PROVEN):
             os.rename(former[0], former[0][: -len(FORMER)] + PROVEN)
@@ -254,7 +254,7 @@ class Files:
         self._remove_empty()
 
     def _remove_empty(self) -> None:
-        """Remove the directories that were made for files that are not there."""
+        """Remove the directories that were created for files that do not exist."""
         for file in self.wanted:
             directory = self.root + file.path
             for _level in range(0 if os.path.lexists(directory) else file.own_directories):
@@ -275,7 +275,7 @@ def _remove_directory(path: str) -> None:
     try:
         os.rmdir(path)
     except OSError:
-        pass  # it has something of someone else's, or is gone
+        pass  # it has a foreign file, or is gone
 
 
 def _sync(directory: str) -> None:

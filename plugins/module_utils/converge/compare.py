@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The three states of a setting compared: declared, on the disk, running. Pure."""
+"""Compares the three states of a setting: declared, on disk, running. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit im
 )
 
 Hide = Callable[[str, Optional[str]], Optional[str]]
-"""Gives a variable's value as it may be shown, from its name and the value."""
+"""Returns a variable's value as it may be shown, from its name and the value."""
 
 
 @dataclass
 class View:
-    """A unit's files merged, and the environment that they give."""
+    """A unit's merged files, and the environment that they set."""
 
     unit: Unit
     environment: Dict[str, Value]
@@ -32,19 +32,19 @@ class View:
 
 
 def changed_variables(now: View, planned: View) -> List[str]:
-    """The variables whose value in force will be another one."""
+    """The variables whose value in force will change."""
     names = sorted({*now.environment, *planned.environment})
     return [name for name in names if now.text(name) != planned.text(name)]
 
 
 def changed_settings(now: View, planned: View) -> List[str]:
-    """The settings of the process whose value in force will be another one, as ``[Section] Key``."""
+    """The settings of the process whose value in force will change, as ``[Section] Key``."""
     before, after = process_settings(now.unit), process_settings(planned.unit)
     return ["[%s] %s" % key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
 
 
 def stale(names: Sequence[str], planned: View, running: Mapping[str, str]) -> List[str]:
-    """Those of the variables that the running process has with other values than will be in force."""
+    """Those of the variables whose value in the running process differs from the one that will be in force."""
     return [name for name in names if running.get(name) != planned.text(name)]
 
 

@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors 
 class Change:
     """What is declared for one unit.
 
-    An empty ``environment`` or ``settings`` means that our override declares none, not that others' are removed.
+    An empty ``environment`` or ``settings`` means that our override declares none, not that foreign ones are removed.
     """
 
     unit: str
@@ -31,22 +31,24 @@ class Change:
     secret_environment: Dict[str, str] = field(default_factory=dict)
     """Kept in a root-only ``EnvironmentFile``, ``/etc/gpufleet/UNIT.env``."""
     credentials: Dict[str, str] = field(default_factory=dict)
-    """Credential id to content, handed over by ``LoadCredential=``."""
+    """Credential id to content, passed by ``LoadCredential=``."""
     files: Dict[str, Optional[str]] = field(default_factory=dict)
     """Path to text of further files of the unit's own, readable by all, which its process reads at its start: a change
-    of one restarts it. None: the file is not to be there."""
+    of one restarts it. None: the file must not exist."""
     enabled: Optional[bool] = None
     started: Optional[bool] = None
     restart: str = ""
     """Why a running unit is restarted in any case."""
+    was_up: bool = False
+    """It ran until this run stopped it: a rollback starts it again."""
     timeout: float = 60
     """Seconds, from the start of the new process, within which the unit must be up and pass the gate."""
     settle: float = 2
     """Seconds for which a unit without a gate is watched after a start: one that dies within them has failed."""
     unit_check: Optional[Callable[[Unit], Optional[str]]] = None
-    """Says why the unit as it will be, drop-ins of others included, must not run; asked before anything is written."""
+    """Why the unit as it will be, foreign drop-ins included, must not run; asked before anything is written."""
     pre_change_check: Optional[Callable[[], Optional[str]]] = None
-    """Says why nothing must be changed now; asked only where something would be, in check mode too."""
+    """Why nothing may be changed now; asked only if something would be, in check mode too."""
     while_writing: Callable[[], ContextManager[None]] = nullcontext
     """Entered while the files are put in place, such as a lock; a StepError stops the change there."""
 
@@ -65,18 +67,18 @@ class Step(Protocol):
     """True when a running unit must be restarted after this step was applied."""
 
     def needed(self) -> bool:
-        """Tell, by reading alone, whether there is something to do."""
+        """Whether there is something to do; only reads."""
 
     def diff(self) -> Dict[str, str]:
-        """Give ``before`` and ``after`` as text for a person."""
+        """``before`` and ``after`` as text for a person."""
 
     def apply(self) -> None:
-        """Do it; on an exception the step leaves things as they were, or ``undo`` cleans up."""
+        """Do it; after an exception things are as they were, or ``undo`` cleans up."""
 
     def undo(self) -> Optional[str]:
         """Restore what was there before ``apply``; must also work after an ``apply`` that failed half-way.
 
-        Gives what it could not or must not restore, as the end of a sentence such as "the user ollama remains".
+        Returns what it could not or must not restore, as the end of a sentence such as "the user ollama remains".
         """
 
 
@@ -155,7 +157,7 @@ Gate = Callable[[Running, bool], Verdict]
 
 
 class StopHooks(Protocol):
-    """What has to happen around a stop of a running process by us, such as letting its requests end."""
+    """What has to happen when a run stops a process, such as letting its requests end."""
 
     def before_stop(self, running: Running) -> None:
         """Called right before the process is stopped, while it still serves. What it raises fails the change."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field, replace
 from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import compare
@@ -41,8 +40,7 @@ class StepChange(NamedTuple):
     after: str
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(NamedTuple):
     """One unit as it was found."""
 
     unit: str
@@ -53,7 +51,7 @@ class Observed:
     """The unit as merged from the files on disk."""
     planned: compare.View
     """The same with our files as wanted."""
-    specifiers: Mapping[str, str] = field(default_factory=dict)
+    specifiers: Mapping[str, str] = {}
     """What ``%`` and a letter stand for in its files."""
     environ: Optional[Mapping[str, str]] = None
     """That of the main process; None where there is none, empty where the program has overwritten it."""
@@ -74,6 +72,8 @@ class Observed:
     """Of the files that set a variable to an undeclared value, those that every user of the host may read."""
     looping: str = ""
     """The invocation that ended right after systemd had restarted the unit."""
+    was_up: bool = False
+    """Whether it ran until this run stopped it."""
 
     @property
     def active(self) -> str:
@@ -86,7 +86,7 @@ class Observed:
     @property
     def up(self) -> bool:
         """Whether it is to run again after a rollback; one that is just starting counts."""
-        return self.active not in (*DOWN, "deactivating") and not self.failing
+        return (self.was_up or self.active not in (*DOWN, "deactivating")) and not self.failing
 
     @property
     def running(self) -> Optional[Mapping[str, str]]:
@@ -126,6 +126,7 @@ def observe(system: System, name: str, change: Change, steps: Sequence[Step]) ->
         by_others=by_others,
         steps=tuple(_step(step) for step in steps),
         looping=looping,
+        was_up=change.was_up,
         **found,
     )
     return observed, override
@@ -133,7 +134,7 @@ def observe(system: System, name: str, change: Change, steps: Sequence[Step]) ->
 
 def reread(observed: Observed, system: System, override: Override, state: Mapping[str, str]) -> Observed:
     """The same unit after steps have written files of their own."""
-    return replace(observed, state=state, **_read(system, observed.unit, state, override))
+    return observed._replace(state=state, **_read(system, observed.unit, state, override))
 
 
 def _step(step: Step) -> StepChange:

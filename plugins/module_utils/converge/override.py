@@ -1,9 +1,9 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Our files for one unit: what they are to hold, and what of them may be shown.
+"""Our files for one unit: where they belong, what they must contain, and what of that may be shown.
 
-Pure: it knows where the files belong, not what lies there.
+Pure: it does not read them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit im
 
 DIRECTORY = "/etc/systemd/system"
 DROP_IN = "zz-gpufleet.conf"
-"""Sorts after ``override.conf``, the file of ``systemctl edit``, so that what is declared is in force."""
+"""Sorts after ``override.conf``, the file of ``systemctl edit``, so that the declared values are in force."""
 SECRETS = "/etc/gpufleet"
 SECRET = "<secret>"
 SHORT, LONG = 4, 8
-"""Characters from which on a secret, and a single line of one, is masked: less is found all over a text."""
+"""Fewest characters of a secret, and of a single line of one, that are masked: shorter text occurs anywhere."""
 
 
 def checked(change: Change) -> str:
-    """The unit's full name; UnitError when something that is declared cannot be carried out."""
+    """The unit's full name; UnitError if something that is declared cannot be done."""
     name = unit_name(change.unit)
     if change.state == "absent":
         return name
@@ -66,7 +66,7 @@ class Override:
         self._secrets = [*self.secret_environment.values(), *self.credentials.values()]
 
     def _settings(self, declared: Dict[str, Dict[str, List[str]]]) -> Dict[str, Dict[str, List[str]]]:
-        """The declared settings and those that hand over the secrets."""
+        """The declared settings and those that pass the secrets."""
         settings = {section: dict(keys) for section, keys in declared.items()}
         service = dict(settings.get("Service", {}))
         if self.secret_environment:
@@ -79,7 +79,7 @@ class Override:
         return settings
 
     def content(self, path: str) -> Optional[bytes]:
-        """What the drop-in or the secret file is to hold; None when it is not to be there."""
+        """What the drop-in or the secret file must contain; None if it must not exist."""
         if path == self.drop_in:
             text = render.drop_in(self.unit, self.environment, self.settings)
         else:
@@ -102,20 +102,20 @@ class Override:
 
     # --- what may be shown
 
-    def shown(self, path: str, content: bytes, former: Optional[bytes] = None) -> str:
-        """A file's content as a person may see it; ``former`` is what it replaces."""
+    def shown(self, path: str, content: bytes, previous: Optional[bytes] = None) -> str:
+        """A file's content as a person may see it; ``previous`` is what it replaces."""
         if path == self.secret_file:
-            old = parse_environment_file(former) if former else {}
+            old = parse_environment_file(previous) if previous else {}
             return "\n".join(
                 "%s=%s" % (name, SECRET if name not in old or old[name][0] == text else "<secret, changed>")
                 for name, (text, _line) in parse_environment_file(content).items()
             )
         if path.startswith(self.credential_directory + "/"):
-            return SECRET if former in (None, content) else "<secret, changed>"
+            return SECRET if previous in (None, content) else "<secret, changed>"
         return content.decode("utf-8", "replace")
 
     def hide(self, texts: Iterable[str]) -> None:
-        """Have ``masked`` know further secrets, such as those that are being replaced."""
+        """Add secrets for ``masked`` to hide, such as those that are being replaced."""
         self._secrets += texts
 
     def masked(self, value: Any) -> Any:
@@ -136,7 +136,7 @@ class Override:
 
 
 def _spellings(secret: str) -> Set[str]:
-    """A secret, and each line of it, as it is, as our files have it, and as Python and JSON quote it."""
+    """A secret and each of its lines: as is, as written in our files, and as quoted by Python and JSON."""
     found = set()
     for text in {secret, secret.strip(), *(line.strip() for line in secret.splitlines() if len(line) >= LONG)}:
         drop_in = render.environment_line("", text)[len('Environment="=') : -1]

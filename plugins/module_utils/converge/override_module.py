@@ -1,24 +1,25 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One unit, as the options of the module `systemd_override` declare it."""
+"""The work of the module `systemd_override`: its options → a change of one unit."""
 
 from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
 
 
 def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
-    """Bring the unit to its declared state.
+    """Converge the unit to its declared state.
 
     :param params: the module's parameters.
     :param check_mode: read and compare only.
     :param warn: called with each warning.
     :returns: the module's result.
-    :raises UnitError: an option is wrong; nothing was touched.
+    :raises UnitError: an option is wrong; nothing was changed.
     :raises ServiceError: the previous state is restored.
     """
     outcome = converge(
@@ -42,18 +43,16 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], Non
 
 
 def variables(option: str, values: Dict[str, Any]) -> Dict[str, str]:
-    """Values as text; UnitError for one that is no text and no number."""
+    """Values as text; UnitError for one that is neither text nor a number."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             kind = "true or false" if isinstance(value, bool) else "a %s" % type(value).__name__
-            raise UnitError(
-                "%s: %s is %s; expected text: put quotes around what the program is to get" % (option, name, kind)
-            )
+            raise UnitError("%s: %s is %s; expected text: quote what the program expects" % (option, name, kind))
     return {str(name): str(value) for name, value in values.items()}
 
 
 def settings(values: Dict[str, Any]) -> Dict[str, Dict[str, List[str]]]:
-    """Section to key to lines; UnitError for what is no setting."""
+    """Section to key to lines; UnitError for what is not a setting."""
     found: Dict[str, Dict[str, List[str]]] = {}
     for section, keys in values.items():
         if not isinstance(keys, dict):

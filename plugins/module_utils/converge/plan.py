@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import compare
@@ -29,23 +28,23 @@ SENTENCES = {
     "files": "files that it reads change: %s",
     "step": "%s",
     "process": "the running process has other values: %s",
+    "remedy": "%s",
     "unread": "it is failing, and systemd has not read its files yet",
 }
 
 
 class Reason(NamedTuple):
-    """Why a unit is restarted or proven again: one of SENTENCES, or the verdict that is to be remedied."""
+    """Why a unit is restarted or proven again; ``kind`` is a key of SENTENCES."""
 
     kind: str
     names: Tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        sentence = SENTENCES.get(self.kind, self.kind + ": %s")
+        sentence = SENTENCES[self.kind]
         return sentence % ", ".join(self.names) if "%s" in sentence else sentence
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What one run does, or would do in check mode."""
 
     unit: str
@@ -62,7 +61,7 @@ class Plan:
     """Our files to be written, and after them those to be removed."""
     steps: Tuple[StepChange, ...] = ()
     reasons: Tuple[Reason, ...] = ()
-    drift: Mapping[str, Dict[str, Optional[str]]] = field(default_factory=dict)
+    drift: Mapping[str, Dict[str, Optional[str]]] = {}
     shadowed: Tuple[Dict[str, Any], ...] = ()
     refusal: Optional[Verdict] = None
     """Why nothing may be done: ``refused`` or ``shadowed``."""
@@ -72,15 +71,12 @@ class Plan:
     @property
     def commands(self) -> List[str]:
         """The writes and systemctl commands, in order; empty where there is nothing to do."""
-        verbs = (*(("daemon-reload",) if self.reload else ()), *self.enabling, *self.verbs)
         return [
             *("remove %s" % path for path in self.rubbish),
             *("apply %s" % step.name for step in self.steps),
             *("%s %s" % ("remove" if file.content is None else "write", file.path) for file in self.files),
-            *(
-                "systemctl %s" % verb if verb == "daemon-reload" else "systemctl %s %s" % (verb, self.unit)
-                for verb in verbs
-            ),
+            *(["systemctl daemon-reload"] if self.reload else []),
+            *("systemctl %s %s" % (verb, self.unit) for verb in (*self.enabling, *self.verbs)),
             *(["prove %s" % self.unit] if self.action == "proof" else []),
         ]
 
@@ -120,17 +116,16 @@ def plan(observed: Observed, override: Override, change: Change, hooks: bool = F
             shown(observed, override),
         ),
         shadowed=tuple(shadowed),
-        refusal=refusal or shadow_verdict(shadowed),
+        refusal=refusal or shadow_verdict(observed.unit, shadowed),
     )
 
 
 def with_remedy(planned: Plan, verdict: Verdict, hooks: bool) -> Plan:
     """The same plan, and after it what may fix the unit: ``verdict`` is without secrets."""
-    return replace(
-        planned,
+    return planned._replace(
         action=verdict.remedy,
         verbs=_verbs(verdict.remedy, hooks, False),
-        reasons=(*planned.reasons, Reason(verdict.name, (verdict.message,))),
+        reasons=(*planned.reasons, Reason("remedy", ("%s: %s" % (verdict.name, verdict.message),))),
         remedied="" if planned.commands else verdict.name,
     )
 
@@ -252,15 +247,20 @@ def shadows(observed: Observed, override: Override) -> List[Dict[str, Any]]:
     )
 
 
-def shadow_verdict(shadowed: List[Dict[str, Any]]) -> Optional[Verdict]:
+def shadow_verdict(unit: str, shadowed: List[Dict[str, Any]]) -> Optional[Verdict]:
     if not shadowed:
         return None
-    return Verdict("shadowed", "; ".join(compare.say(shadow) for shadow in shadowed), {"shadowed": shadowed})
+    said = "; ".join(compare.say(shadow) for shadow in shadowed)
+    return Verdict(
+        "shadowed",
+        "what is declared for %s would not be in force: %s. Remove it there, or from the inventory" % (unit, said),
+        {"shadowed": shadowed},
+    )
 
 
 def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
     """Why a unit cannot be brought to any state."""
-    unit, state = observed.unit, observed.state
+    unit, state, file_state = observed.unit, observed.state, observed.state.get("UnitFileState")
     brings_install = bool(observed.steps) or "Install" in change.settings
     why = ""
     if change.state == "absent":
@@ -271,9 +271,6 @@ def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
         why = "there is no unit %s on this host: install it first, or correct the name" % unit
     elif state.get("Transient") == "yes":
         why = "%s is transient: it has no unit file, and is gone once it stops; create a unit file for it" % unit
-    elif change.enabled and not brings_install and state.get("UnitFileState") in ("static", "generated"):
-        why = "%s cannot be enabled: it is %s, as it has no [Install] section of its own" % (
-            unit,
-            state["UnitFileState"],
-        )
+    elif change.enabled and not brings_install and file_state in ("static", "generated"):
+        why = "%s cannot be enabled: it is %s, as it has no [Install] section of its own" % (unit, file_state)
     return Verdict("refused", why) if why else None

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, Verdict
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.observe import Observed
@@ -30,8 +29,7 @@ UNIT_AGAIN = {
 """By Undone's ``unit``."""
 
 
-@dataclass(frozen=True)
-class Undone:
+class Undone(NamedTuple):
     """How far a run was put back."""
 
     touched: bool = False
@@ -119,16 +117,15 @@ def unit_state(state: Mapping[str, str]) -> Dict[str, Any]:
     }
 
 
-def shadowed(outcome: Outcome, unit: str, verdict: Verdict) -> ServiceError:
-    """The error of a run that must not begin."""
-    outcome.verdict = verdict
-    outcome.changed = outcome.restarted = outcome.reloaded = False
-    outcome.planned = []
-    return ServiceError(
-        "%s: what is declared would not be in force: %s. Remove it there, or from the inventory"
-        " (nothing was changed)" % (unit, verdict.message),
-        outcome,
+def refused(planned: Plan, observed: Observed, verdict: Verdict) -> ServiceError:
+    """The error of a run that may not begin."""
+    outcome = Outcome(
+        verdict=verdict,
+        drift=dict(planned.drift),
+        shadowed=list(planned.shadowed),
+        unit_state=unit_state(observed.state),
     )
+    return ServiceError("%s (nothing was changed)" % verdict.message, outcome)
 
 
 def with_journal(verdict: Verdict, system: System, unit: str, invocation: str, override: Override) -> Verdict:

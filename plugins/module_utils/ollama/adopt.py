@@ -19,6 +19,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select, visible_devices
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import visible_list
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.exposure import is_loopback
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit, Value, merge, unit_name
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
@@ -64,7 +66,7 @@ def adopt(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     merged = merge(files)
     inherited = system.inherited() if merged.in_force("Service", "PassEnvironment") else {}
     environment = merged.environment(system.specifiers(unit), system.environment_files, inherited)
-    facts = gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
+    facts = gpu_facts.gather_for(params["facts_timeout"])
     found = Adopted()
     if unit != "ollama.service":
         found.options["name"] = unit[: -len(".service")]
@@ -125,7 +127,7 @@ def _as_option(option: str, variable: str, text: str, found: Adopted) -> bool:
             if settings.declare({option: value}, {}).environment == {variable: text}:
                 found.options[option] = value
                 return True
-        except settings.SettingsError:
+        except Refused:
             continue
     return False
 
@@ -133,16 +135,16 @@ def _as_option(option: str, variable: str, text: str, found: Adopted) -> bool:
 def _as_variable(name: str, text: str, value: Value, found: Adopted) -> None:
     try:
         found.environment.update(settings.declare({}, {name: text}).environment)
-    except settings.SettingsError as error:
+    except Refused as error:
         found.notes.append("%s (%s) is not taken over: %s; it stays where it is" % (name, value.place, error))
 
 
 def _gpus(text: str, value: Value, devices: List[Dict[str, Any]], found: Adopted) -> None:
     """CUDA_VISIBLE_DEVICES as the wish that gives this text, or as it is."""
     try:
-        listed = settings.visible_list(text)
+        listed = visible_list(text)
         chosen = select(devices, listed)
-    except (settings.SettingsError, Refused) as error:
+    except Refused as error:
         found.notes.append(
             "CUDA_VISIBLE_DEVICES (%s) is not taken over: %s; it stays where it is" % (value.place, error)
         )
@@ -160,7 +162,7 @@ def _gpus(text: str, value: Value, devices: List[Dict[str, Any]], found: Adopted
 
 def _is_loopback(found: Adopted) -> bool:
     host = found.options.get("host") or found.environment.get("OLLAMA_HOST") or settings.DEFAULT_HOST
-    return settings.is_loopback(host)
+    return is_loopback(settings.listen_address(host)[0])
 
 
 def _program(merged: Unit, found: Adopted) -> None:

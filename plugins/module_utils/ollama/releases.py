@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which files make up a release of Ollama, where they are, and by what the release is known. Pure.
+"""Which files make up a release of Ollama, and where they are. Pure.
 
 A release is one archive for the host's architecture, with any number of add-ons laid over it. A mirror has the layout
 of the official releases: MIRROR/vVERSION/ollama-linux-ARCHITECTURE[-ADDON].tar.zst, and sha256sum.txt beside them.
@@ -10,49 +10,23 @@ of the official releases: MIRROR/vVERSION/ollama-linux-ARCHITECTURE[-ADDON].tar.
 from __future__ import annotations
 
 import re
-from typing import Any, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, List, Mapping, Optional, Tuple
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import (
+    UNVERIFIED,
+    Release,
+    Source,
+    file_name,
+    is_url,
+    parse_checksum,
+    without_secrets,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 MIRROR = "https://github.com/ollama/ollama/releases/download"
-UNVERIFIED = "unverified"
-"""What an inventory writes in place of a checksum to do without it."""
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 ZSTD_SINCE = (0, 14, 0)
-
-
-class ReleaseError(Exception):
-    """What is asked for is no release that this host could have; the message says what to write instead."""
-
-
-class Source(NamedTuple):
-    """One archive."""
-
-    place: str
-    """An URL or a path."""
-    checksum: Optional[str]
-    """Its SHA-256, UNVERIFIED, or None where none is given."""
-
-    @property
-    def name(self) -> str:
-        return file_name(self.place)
-
-
-class Release(NamedTuple):
-    sources: Tuple[Source, ...]
-    """The release itself, then its add-ons in the order in which they are laid over it."""
-
-    @property
-    def key(self) -> str:
-        """64 hex digits that name these archives; of a single one its SHA-256."""
-        import hashlib
-
-        known = []
-        for source in self.sources:
-            digest = source.checksum or ""
-            if digest == UNVERIFIED:  # the same address is taken for the same content
-                digest = hashlib.sha256(without_login(source.place).encode("utf-8", "surrogateescape")).hexdigest()
-            known.append(digest)
-        return known[0] if len(known) == 1 else hashlib.sha256("\n".join(known).encode()).hexdigest()
 
 
 def plan(
@@ -67,16 +41,16 @@ def plan(
 
     :param checksum: of the only archive, or file name to checksum; UNVERIFIED waives it, for all or for one file.
     :param machine: the host's architecture, as uname says it.
-    :raises ReleaseError: there is no such release.
+    :raises Refused: there is no such release.
     """
     if version is not None and not re.match(r"\d+\.\d+\.\d+(-[0-9A-Za-z.]+)?\Z", version):
-        raise ReleaseError("version is %r; expected one such as 0.32.15" % version)
+        raise Refused("version is %r; expected one such as 0.32.15" % version)
     if not (version or archive):
         if addons:
-            raise ReleaseError("addons are laid over a release: name it by version or archive")
+            raise Refused("addons are laid over a release: name it by version or archive")
         return None
     if machine not in ARCHITECTURES:
-        raise ReleaseError("there is no release of Ollama for %s; expected %s" % (machine, " or ".join(ARCHITECTURES)))
+        raise Refused("there is no release of Ollama for %s; expected %s" % (machine, " or ".join(ARCHITECTURES)))
     architecture = ARCHITECTURES[machine]
 
     def official(addon: str) -> str:
@@ -88,14 +62,14 @@ def plan(
     for addon in addons:
         by_name = is_addon_name(addon)
         if by_name and archive:
-            raise ReleaseError(
+            raise Refused(
                 "addons: %s is looked for beside a release of a mirror; beside an archive, name its file" % addon
             )
         places.append(official(addon) if by_name else addon)
     for place in places:
         made_for = re.search(r"-linux-(amd64|arm64)\b", file_name(place))
         if made_for and made_for.group(1) != architecture:
-            raise ReleaseError("%s is for %s; this host is %s" % (without_secrets(place), made_for.group(1), machine))
+            raise Refused("%s is for %s; this host is %s" % (without_secrets(place), made_for.group(1), machine))
     return Release(tuple(Source(place, _checksum(place, checksum, len(places) > 1)) for place in places))
 
 
@@ -104,56 +78,20 @@ def is_addon_name(addon: str) -> bool:
     return re.match(r"[a-z0-9_]+\Z", addon) is not None
 
 
-def is_url(place: str) -> bool:
-    return place.startswith(("https://", "http://"))
-
-
-def without_login(place: str) -> str:
-    """A path or URL without a name and password."""
-    return re.sub(r"\A(https?://)[^/?#]*@", r"\1", place)
-
-
-def without_secrets(place: str) -> str:
-    """A path or URL as a message may show it: without a name and password, and without what may be a signature."""
-    return re.sub(r"[?#].*", "", without_login(place), flags=re.DOTALL) if is_url(place) else place
-
-
-def file_name(place: str) -> str:
-    """The name of an archive's file, without what an URL has behind it."""
-    return (re.split("[?#]", place)[0] if is_url(place) else place).rpartition("/")[2]
-
-
-def parse_checksum(written: str) -> str:
-    """The digest of ``sha256:HEX`` or ``HEX``, or UNVERIFIED.
-
-    :raises ReleaseError: it is none.
-    """
-    if written == UNVERIFIED:
-        return written
-    digest = written[len("sha256:") :] if written.startswith("sha256:") else written
-    if not re.match(r"[0-9a-fA-F]{64}\Z", digest):
-        raise ReleaseError(
-            "archive_checksum is %r; expected sha256: and 64 hex digits, or the word %s" % (written, UNVERIFIED)
-        )
-    return digest.lower()
-
-
 def _checksum(place: str, given: Any, several: bool) -> Optional[str]:
     """The checksum of one of the archives.
 
-    :raises ReleaseError: an archive that comes over the network has none.
+    :raises Refused: an archive that comes over the network has none.
     """
     name = file_name(place)
     if isinstance(given, Mapping):
         written = given.get(name)
     elif several and given and given != UNVERIFIED:
-        raise ReleaseError(
-            "archive_checksum is one for several archives; write one for each, as in {%s: sha256:…}" % name
-        )
+        raise Refused("archive_checksum is one for several archives; write one for each, as in {%s: sha256:…}" % name)
     else:
         written = given
     if not written and is_url(place):
-        raise ReleaseError(
+        raise Refused(
             "%s needs archive_checksum, the SHA-256 of the file, which sha256sum.txt of the release lists;"
             " the word %s does without" % (without_secrets(place), UNVERIFIED)
         )

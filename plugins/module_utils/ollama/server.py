@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import visible_list
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, main_environ
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
@@ -63,8 +64,8 @@ class Server(NamedTuple):
                 raise ValueError("no GPU of this host answers")
             return answering
         try:
-            return select(facts["devices"], settings.visible_list(visible))
-        except (Refused, settings.SettingsError) as error:
+            return select(facts["devices"], visible_list(visible))
+        except Refused as error:
             raise ValueError(str(error)) from None
 
     def _flag(self, variable: str, default: bool) -> bool:

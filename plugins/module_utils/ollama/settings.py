@@ -15,24 +15,22 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.durations import (
+    FOREVER,
+    go_duration,
+    parse_go_duration,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11434
 
-_FOREVER = (1 << 63) - 1  # nanoseconds; how Go writes "no limit" as a duration
 _UINT64 = (1 << 64) - 1
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
 
 KV_CACHE_TYPES = ("f16", "q8_0", "q4_0", "f32", "bf16", "q4_1", "iq4_nl", "q5_0", "q5_1")
 LOG_LEVELS = ("info", "debug", "trace")
-
-
-class SettingsError(Exception):
-    """Values that Ollama would misread; ``problems`` has one message for each."""
-
-    def __init__(self, problems: List[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
 
 
 @dataclass
@@ -92,13 +90,13 @@ def unsigned(least: int = 0) -> Callable[[Any], Reading]:
 def keep_alive(value: Any) -> Reading:
     """A duration or a number of seconds; negative keeps models loaded for ever, 0 unloads them at once."""
     nanoseconds = _duration(value)
-    return Reading(_trimmed(value), go_duration(_FOREVER if nanoseconds < 0 else nanoseconds))
+    return Reading(_trimmed(value), go_duration(FOREVER if nanoseconds < 0 else nanoseconds))
 
 
 def load_timeout(value: Any) -> Reading:
     """A duration or a number of seconds; 0 and negative mean no limit."""
     nanoseconds = _duration(value)
-    return Reading(_trimmed(value), go_duration(_FOREVER if nanoseconds <= 0 else nanoseconds))
+    return Reading(_trimmed(value), go_duration(FOREVER if nanoseconds <= 0 else nanoseconds))
 
 
 def size(value: Any) -> Reading:
@@ -294,7 +292,7 @@ def declare(
     :param options: option name to value; absent and None mean: not declared.
     :param environment: further variables, given on as they are; those that Ollama knows are checked as well.
     :param visible_devices: value of CUDA_VISIBLE_DEVICES, already chosen among the host's GPUs.
-    :raises SettingsError: Ollama would misread a value, or a variable is given twice.
+    :raises Refused: Ollama would misread a value, or a variable is given twice.
     """
     declared, problems = Declared(), []  # type: Tuple[Declared, List[str]]
 
@@ -323,7 +321,7 @@ def declare(
         if known and options.get(known.option) is not None:
             problems.append("%s: already given by the option %s; keep one of the two" % (where, known.option))
         elif name == "CUDA_VISIBLE_DEVICES":
-            continue  # chosen with the other GPUs, see visible_list()
+            continue  # chosen with the other GPUs, see placement.choice
         elif known:
             take(where, name, known.logged, known.read_raw or known.read, environment[name])
         elif name in _EXTRA:
@@ -338,38 +336,13 @@ def declare(
             % options["kv_cache_type"]
         )
     if problems:
-        raise SettingsError(problems)
+        raise Refused("; ".join(problems))
     return declared
 
 
 def agrees(variable: str, expected: str, logged: str) -> bool:
     """Whether the server understood a value; it appends its own origins to the declared ones."""
     return logged.startswith(expected) if variable == "OLLAMA_ORIGINS" else logged == expected
-
-
-def visible_list(value: Any) -> List[str]:
-    """The GPUs that a hand-written CUDA_VISIBLE_DEVICES names.
-
-    :raises SettingsError: a value with which CUDA sees no GPU, or fewer than it names: Ollama would start happily and
-        serve on the CPU.
-    """
-    listed = [item.strip() for item in str(value).split(",")]
-
-    def refuse(why: str) -> SettingsError:
-        return SettingsError(["environment.CUDA_VISIBLE_DEVICES: %r %s" % (value, why)])
-
-    if listed == [""]:
-        raise refuse("is set but empty, which hides every GPU: Ollama would serve on the CPU; leave it out to use all")
-    for item in listed:
-        if item.startswith("-"):
-            raise refuse("hides every GPU from %r on: Ollama would serve on the rest, or on the CPU" % item)
-        if not re.match(r"[0-9]+\Z|GPU-[0-9a-fA-F-]+\Z", item):
-            raise refuse("holds %r, which is neither an index nor a GPU's UUID; CUDA stops reading there" % item)
-    if len(set(listed)) < len(listed):
-        raise refuse("names a GPU twice: CUDA then shows none, and Ollama would serve on the CPU")
-    if len({item.startswith("GPU-") for item in listed}) > 1:
-        raise refuse("mixes indexes and UUIDs: CUDA stops reading at the first of the other kind")
-    return listed
 
 
 def listen_address(value: Any) -> Tuple[str, int]:
@@ -404,18 +377,6 @@ def listen_address(value: Any) -> Tuple[str, int]:
     return address, DEFAULT_PORT if port is None else int(port)
 
 
-def is_loopback(value: Any) -> bool:
-    """Whether a server that listens at OLLAMA_HOST is reached from its own host alone.
-
-    :raises ValueError: see listen_address().
-    """
-    address = listen_address(value)[0]
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
 def reachable_at(value: Any) -> Tuple[str, int]:
     """Where a client on the same host finds a server that listens at OLLAMA_HOST."""
     address, port = listen_address(value)
@@ -424,61 +385,14 @@ def reachable_at(value: Any) -> Tuple[str, int]:
     return ("::1" if address == "::" else address), port
 
 
-# --- Go's durations (time.ParseDuration and Duration.String)
-
-_UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-
-
-def parse_go_duration(written: str) -> int:
-    """Nanoseconds of a Go duration such as ``5m``, ``1h30m``, ``-1.5h``.
-
-    :raises ValueError: it is none.
-    """
-    sign, rest = (-1, written[1:]) if written.startswith("-") else (1, written[1:] if written[:1] == "+" else written)
-    if rest == "0":
-        return 0
-    total, at = 0, 0
-    while at < len(rest):
-        part = _PART.match(rest, at)
-        if not part:
-            break
-        whole, _sep, fraction = part.group(1).partition(".")
-        unit = _UNITS[part.group(2)]
-        total += int(whole or 0) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
-        at = part.end()
-    if not rest or at < len(rest) or total > _FOREVER:
-        raise ValueError("%r is not a Go duration" % written)
-    return sign * total
-
-
-def go_duration(nanoseconds: int) -> str:
-    """A duration as Go prints it: ``5m0s``, ``1h30m0s``, ``300ms``, ``0s``."""
-    if nanoseconds == 0:
-        return "0s"
-    if nanoseconds < 10**9:
-        for unit, scale in (("ms", 10**6), ("µs", 10**3), ("ns", 1)):
-            if nanoseconds >= scale:
-                return _decimal(nanoseconds, scale) + unit
-    minutes, rest = divmod(nanoseconds, 60 * 10**9)
-    hours, minutes = divmod(minutes, 60)
-    printed = _decimal(rest, 10**9) + "s"
-    if hours:
-        return "%dh%dm%s" % (hours, minutes, printed)
-    return "%dm%s" % (minutes, printed) if minutes else printed
-
-
-def _decimal(number: int, scale: int) -> str:
-    whole, rest = divmod(number, scale)
-    digits = len(str(scale)) - 1
-    return ("%d.%0*d" % (whole, digits, rest)).rstrip("0").rstrip(".") if rest else str(whole)
+# --- Small readers
 
 
 def _duration(value: Any) -> int:
     written = _trimmed(value)
     if re.match(r"[+-]?[0-9]+\Z", written):
         nanoseconds = int(written) * 10**9
-        if abs(nanoseconds) > _FOREVER:
+        if abs(nanoseconds) > FOREVER:
             raise ValueError("%s seconds is more than Ollama can count; -1 means for ever" % written)
         return nanoseconds
     try:
@@ -490,9 +404,6 @@ def _duration(value: Any) -> int:
             "%r is not a duration that Ollama reads (it would use its default of 5m without a word); %s, "
             "a number of seconds, or -1 for ever" % (written, advice)
         ) from None
-
-
-# --- Small readers
 
 
 _SIZES = {"": 1, "B": 1}  # type: Dict[str, int]

@@ -30,8 +30,8 @@ def place(options: Mapping[str, Any], facts: Dict[str, Any], unit: str, counts_v
     """The GPUs that ``visible_devices``, or CUDA_VISIBLE_DEVICES in ``environment``, means.
 
     :param options: the service's; ``visible_devices`` is a wish as gpu.select takes it, ``none`` for no GPU, or None.
-    :param counts_visible: whether the engine needs numbers in CUDA_VISIBLE_DEVICES even where the service can open its
-        own GPUs alone (``isolate``); CUDA and NVML then count these from 0.
+    :param counts_visible: whether the engine understands nothing but numbers in CUDA_VISIBLE_DEVICES. Where the service
+        can open no GPUs but its own (``isolate``), CUDA and NVML count these from 0.
     :raises Refused: the wish cannot be fulfilled on this host.
     """
     wanted, environment, isolate = options["visible_devices"], options["environment"], options["isolate"]
@@ -58,10 +58,11 @@ def place(options: Mapping[str, Any], facts: Dict[str, Any], unit: str, counts_v
         raise Refused("%s: %s" % (VARIABLE if VARIABLE in environment else "visible_devices", error)) from None
     if VARIABLE in environment:
         return Placed(chosen, str(by_hand))
+    if counts_visible:
+        indexes = [device["index"] for device in chosen]
+        return Placed(chosen, ",".join(str(sorted(indexes).index(index) if isolate else index) for index in indexes))
     if not isolate:
         return Placed(chosen, visible_devices(chosen, facts["devices"], wanted))
-    if counts_visible:
-        return Placed(chosen, ",".join(str(number) for number in range(len(chosen))))
     # numbers would count what the unit may open: with them it would serve on the CPU without a word
     return Placed(chosen, ",".join(device["uuid"] for device in chosen))
 

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks that hold for any engine: it comes up, the port is its own, it does its work, it uses the declared GPUs."""
+"""Checks that hold for any engine: it comes up, the port is its own, it uses the declared GPUs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line, printable
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
 _GIB = 1024.0**3
 _MEMORY_DELAY = 5.0  # seconds that NVML may need to name a process
@@ -77,28 +75,6 @@ class ComesUp:
             pause = min(0.5, pause * 1.5)
 
 
-def lists_model(endpoint: Endpoint, served: str) -> Ask:
-    """Asks an OpenAI-compatible server whether it lists a model; verdicts ``unauthorized``, ``model_missing``."""
-
-    def ask(proof: Proof, seconds: float) -> Optional[str]:
-        try:
-            names = [entry.get("id") for entry in endpoint.models(seconds)]
-        except HttpError as error:
-            return str(error)
-        except EndpointError as error:
-            if error.name != "unauthorized":
-                return str(error)
-            owns_port(endpoint.port)(proof)
-            raise Fault(error.name, str(error)) from None
-        if served in names:
-            return None
-        owns_port(endpoint.port)(proof)
-        listed = one_line(", ".join(map(str, names))) or "no model"
-        raise Fault("model_missing", "it serves %s, not %s" % (listed, served))
-
-    return ask
-
-
 def owns_port(port: int) -> Callable[[Proof], None]:
     """Whoever answers must be a process of the unit; verdict ``port_taken``."""
 
@@ -126,43 +102,6 @@ def after_change(check: Callable[[Proof], None]) -> Callable[[Proof], None]:
     return made
 
 
-def answers(endpoint: Endpoint, served: str, timeout: float) -> Callable[[Proof], None]:
-    """The model does its own kind of work: a token, an embedding, a score or a class.
-
-    Verdicts: those of EndpointError, such as ``not_generated``; ``no_progress`` where its own counter stands still.
-    """
-
-    def load() -> Optional[Load]:
-        try:
-            return endpoint.load()
-        except HttpError:
-            return None
-
-    def check(proof: Proof) -> None:
-        # a converged host does not need it
-        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
-
-        before = load()
-        try:
-            answered = answer(endpoint, served, timeout)
-        except EndpointError as error:
-            if proof.running.dying():
-                raise proof.died() from None
-            raise Fault(error.name, str(error)) from None
-        after = load()
-        if answered.tokens and before and after and after.generated <= before.generated:
-            raise Fault(
-                "no_progress",
-                "%s answered with a token, but its own counter of generated tokens stands at %d as before: the answer "
-                "is not the engine's" % (served, after.generated),
-            )
-        proof.figures.update(task=answered.task, answer=answered.said)
-        if answered.seconds is not None:
-            proof.figures["latency_seconds"] = round(answered.seconds, 3)
-
-    return check
-
-
 class Expected(NamedTuple):
     """What a service must use of its GPUs."""
 
@@ -180,13 +119,21 @@ class UsesGpus:
     """NVML must name the unit's own processes on the declared GPUs, and on no others.
 
     Verdicts: ``unproven`` (who uses memory cannot be read), ``cpu_fallback``, ``wrong_gpu``, ``vram_missing``,
-    ``spread_missing``.
+    ``spread_missing``, ``uneven_spread``.
 
     :param expected: asked again before each look, as a model may be loaded or unloaded meanwhile.
+    :param uneven: what to do where other processes' memory made the engine spread a model unevenly: ``fail``, ``warn``,
+        or empty for an engine that does not divide its layers by free memory.
+    :param warn: called with that warning.
     """
 
-    def __init__(self, expected: Callable[[Proof], Expected] = lambda proof: Expected(everywhere=True)) -> None:
-        self.expected = expected
+    def __init__(
+        self,
+        expected: Callable[[Proof], Expected] = lambda proof: Expected(everywhere=True),
+        uneven: str = "",
+        warn: Callable[[str], None] = lambda _sentence: None,
+    ) -> None:
+        self.expected, self.uneven, self.warn = expected, uneven, warn
 
     def __call__(self, proof: Proof) -> None:
         if not (proof.devices or proof.facts.get("count")):
@@ -197,11 +144,12 @@ class UsesGpus:
         until, most = time.monotonic() + (_MEMORY_DELAY if proof.changed else 0), -1
         while True:
             try:
-                return self.look(proof, facts, expected)
+                self.look(proof, facts, expected)
+                break
             except Fault:
                 used, now = sum(proof.used.values()), time.monotonic()
                 if used > most:  # it is just being loaded
-                    most, until = used, max(until, now + _MEMORY_DELAY if used else until)
+                    most, until = used, max(until, now + _MEMORY_DELAY if used or expected.least else until)
                 if fresh and now >= until:
                     raise
             if fresh:
@@ -210,6 +158,8 @@ class UsesGpus:
             facts, fresh = proof.gather(), True
             if not proof.changed:
                 expected = self.expected(proof)
+        if self.uneven and expected.everywhere and not expected.nothing:
+            self.divided(proof, facts, expected)
 
     def look(self, proof: Proof, facts: Dict[str, Any], expected: Expected) -> None:
         unit = proof.running.unit
@@ -258,6 +208,29 @@ class UsesGpus:
                 remedy="restart",
                 without=without,
             )
+
+    def divided(self, proof: Proof, facts: Dict[str, Any], expected: Expected) -> None:
+        """Whether a model is spread evenly; if not, who else uses memory there."""
+        from ansible_collections.gpufleet.inference.plugins.module_utils.placement import spread
+
+        declared = {device["uuid"] for device in proof.devices}
+        devices = [device for device in facts["devices"] if not declared or device["uuid"] in declared]
+        found = spread.uneven(devices, proof.running.unit)
+        if not found:
+            return
+        message = "%s is spread unevenly over %d GPUs because other processes use memory there: %s" % (
+            expected.what or proof.running.unit,
+            len(found),
+            spread.describe(found),
+        )
+        if self.uneven == "warn":
+            self.warn(message)
+            return
+        raise Fault(
+            "uneven_spread",
+            message + ". Free that memory, declare other GPUs (visible_devices), or accept it (uneven_spread: warn)",
+            gpus=found,
+        )
 
 
 class _Progress:

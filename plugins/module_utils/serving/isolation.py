@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import nodes as gpu_nodes
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import sandbox
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Declared
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
@@ -34,14 +35,14 @@ class Isolation:
             self.nodes = []
         self.useful = [*self.nodes, *(sandbox.Node(*node) for node in gpu_nodes.USEFUL)]
 
-    def settings(self, unit: str, writable: Sequence[str], readable: Sequence[str]) -> Dict[str, List[str]]:
+    def settings(self, unit: str, declared: Declared) -> Dict[str, List[str]]:
         """Keys of ``[Service]``.
 
         :raises Refused: the sandbox would hide a folder that the service needs.
         """
         found: Dict[str, List[str]] = {}
         if self.sandbox:
-            for path in [*writable, *readable]:
+            for path in [*declared.writable, *declared.readable]:
                 real = os.path.realpath(path)
                 hidden = [folder for folder in sandbox.HIDDEN if (real + "/").startswith(folder + "/")]
                 if hidden:
@@ -49,7 +50,7 @@ class Isolation:
                         "sandbox: %s needs %s%s, but the sandbox hides %s from it; move it elsewhere"
                         % (unit, path, "" if real == path else " (%s)" % real, hidden[0])
                     )
-            found.update(sandbox.profile(writable))
+            found.update(sandbox.profile(declared.writable), **declared.sandbox)
         if self.isolate:
             found.update(sandbox.only(self.useful))
         return found

@@ -38,7 +38,7 @@ class Host:
 
     def gather(self) -> Dict[str, Any]:
         """The GPU facts as they are now."""
-        return gpu_facts.gather(timeout=self.facts_timeout, python_paths=gpu_facts.site_packages(gpu_facts.VENV))
+        return gpu_facts.gather_for(self.facts_timeout)
 
 
 class Service(NamedTuple):
@@ -71,8 +71,9 @@ class Listen(NamedTuple):
 class Declared:
     """What an engine wants of one service. The serving floor adds its claim, isolation and the sandbox."""
 
-    listen: Listen
     user: str
+    listen: Optional[Listen] = None
+    """None: it serves no API, as all but the first host of a model on several."""
     environment: Dict[str, str] = field(default_factory=dict)
     secret_environment: Dict[str, str] = field(default_factory=dict)
     credentials: Dict[str, str] = field(default_factory=dict)
@@ -91,6 +92,8 @@ class Declared:
     """Folders that it writes into, for the sandbox."""
     readable: Sequence[str] = ()
     """Folders that it needs besides, which the sandbox must not hide."""
+    sandbox: Dict[str, List[str]] = field(default_factory=dict)
+    """What it needs otherwise than the sandbox's profile has it."""
     timeout: float = 60
     """Seconds from its start until it must be proven."""
     restart: str = ""
@@ -98,6 +101,8 @@ class Declared:
     pre_change_check: Optional[Callable[[], Optional[str]]] = None
     warnings: List[str] = field(default_factory=list)
     """Reported where the service is going to be started, not on every run."""
+    own: Any = None
+    """What the engine keeps of its decisions, for ``preflight`` and ``describe``."""
 
 
 class Plan(NamedTuple):
@@ -109,6 +114,8 @@ class Plan(NamedTuple):
     claim: Claim
     change: Change
     gate: Gate
+    vacated: Sequence[str] = ()
+    """Units whose memory on its GPUs is free before it starts, as the same run removes or moves them."""
 
     @property
     def unit(self) -> str:
@@ -143,6 +150,8 @@ class Engine(Protocol):
     """For messages, such as ``vLLM``."""
     counts_visible: bool
     """Whether it takes CUDA_VISIBLE_DEVICES as numbers even where only its own GPUs can be opened."""
+    loads_at_start: bool
+    """Whether a server that runs always uses memory of its GPUs: one that uses none is then about to be started."""
     open_to: str
     """What anybody who reaches it could do, such as ``use, pull and delete models``."""
 

@@ -28,6 +28,8 @@ class Option(NamedTuple):
     per_instance: bool = False
     """Whether each instance may override it."""
     suboptions: Tuple["Option", ...] = ()
+    only: str = ""
+    """``module``: the role sets it itself. ``role``: the role turns it into other options. Empty: both have it."""
 
 
 COMMON = (
@@ -122,10 +124,10 @@ COMMON = (
         "isolate",
         "bool",
         """
-        Let the kernel deny the service every GPU except those in O(visible_devices) (C(DeviceAllow=) for their device
-        nodes).
+        Let the kernel deny the service every GPU except those in O(visible_devices), which must be set
+        (C(DeviceAllow=) for their device nodes).
 
-        The GPUs are then passed by UUID, because their indexes are different inside.
+        The service then sees no other GPU, so the indexes of its own start at 0 inside it.
         """,
         default=False,
         per_instance=True,
@@ -134,11 +136,10 @@ COMMON = (
         "sandbox",
         "bool",
         """
-        Run the service in a sandbox in which it can still use its GPUs. C(systemd-analyze security) rates its exposure
-        at 1.6 or less.
+        Run the service in a systemd sandbox in which it can still use its GPUs.
 
-        The service can write only to its user's home and to the directories that its options name. None of these may be
-        under C(/home), C(/root), C(/tmp) or C(/var/tmp), which it cannot see.
+        It can write only to its user's home and to the directories for its models. It cannot see C(/home), C(/root),
+        C(/tmp) and C(/var/tmp), so nothing that it needs may be there; otherwise it is rejected.
         """,
         default=False,
         per_instance=True,
@@ -156,14 +157,16 @@ COMMON = (
 """What every engine has."""
 
 
-def table(*own: Option, **defaults: Any) -> Tuple[Option, ...]:
+def table(*own: Option, without: Sequence[str] = (), **defaults: Any) -> Tuple[Option, ...]:
     """The options of an engine: the common ones, then its own.
 
     :param own: a row with the name of a common option replaces it in its place.
+    :param without: names of common options that it does not have.
     :param defaults: defaults of common options, by name.
     """
     replaced = {row.name: row for row in own}
-    rows = [replaced.pop(row.name, row) for row in COMMON] + [row for row in own if row.name in replaced]
+    rows = [replaced.pop(row.name, row) for row in COMMON if row.name not in without]
+    rows += [row for row in own if row.name in replaced]
     rows = [row._replace(default=defaults.get(row.name, row.default)) for row in rows]
     return tuple(
         row._replace(suboptions=_of_instance(row.suboptions, rows)) if row.name == "instances" else row for row in rows
@@ -182,7 +185,7 @@ def _of_instance(given: Tuple[Option, ...], rows: Sequence[Option]) -> Tuple[Opt
 
 def argument_spec(rows: Sequence[Option]) -> Dict[str, Dict[str, Any]]:
     """The rows as ``AnsibleModule`` wants them."""
-    return {row.name: _argument(row) for row in rows}
+    return {row.name: _argument(row) for row in rows if row.only != "role"}
 
 
 def _argument(row: Option) -> Dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine as convergence
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Change,
     Outcome,
@@ -24,7 +24,13 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.overri
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import choice, claims
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import exposure, gate, instances, summary
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import (
+    digest,
+    exposure,
+    gate,
+    instances,
+    summary,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.isolation import Isolation
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
     Engine,
@@ -69,22 +75,32 @@ def converge(
     staying = [service for service in services if service.options["state"] == "present"]
     plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
     _check_claims(plans, [service.unit for service in leaving], host)
-    for plan in plans:
-        if _starts(plan, host):
-            if not thorough:
-                raise Differs("%s is not in its declared state" % plan.unit)
-            _named(plan.service, partial(engine.preflight, plan, host))
-            for warning in plan.declared.warnings:
-                warn(warning)
+    starting = [plan for plan in plans if _starts(engine, plan, host)]
+    stopped: Any = None
+    for plan in starting:
+        if not thorough:
+            raise Differs("%s is not in its declared state" % plan.unit)
+        # a converged host does not need it
+        from ansible_collections.gpufleet.inference.plugins.module_utils.serving.vacate import Vacated, in_the_way
+
+        stopped = stopped or Vacated(host)
+        moving = [other.unit for other in plans if other is not plan and in_the_way(other, plan, host)]
+        vacated = [*(service.unit for service in leaving), *moving]
+        _named(plan.service, partial(engine.preflight, plan._replace(vacated=vacated), host))
+        for warning in plan.declared.warnings:
+            warn(warning)
     results: Dict[str, Dict[str, Any]] = {}
     try:
         for service in leaving:
             results[service.unit] = leave(engine.leave(service, host), service, host)
-        for plan in plans:
+        for number, plan in enumerate(plans):
+            if plan in starting and not check_mode:
+                stopped.make_room(plan, plans[number + 1 :])
             results[plan.unit] = _carry_out(engine, plan, host)
     except ServiceError as error:
-        error.outcome.changed = error.outcome.changed or any(result["changed"] for result in results.values())
-        raise
+        outcome = error.outcome
+        outcome.changed = outcome.changed or any(result["changed"] for result in results.values())
+        raise ServiceError(error.message + (stopped.start_again() if stopped else ""), outcome) from error
     return together(results) if params.get("instances") is not None else results[services[0].unit]
 
 
@@ -102,19 +118,26 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     facts: Dict[str, Any] = {"devices": [], "count": 0} if options["visible_devices"] == "none" else host.facts
     placed = choice.place(options, facts, service.unit, engine.counts_visible)
     declared = engine.declare(service, placed, host)
-    exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
+    if declared.listen:
+        exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
     used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
     claim = claims.Claim(
         service.unit,
         {device["uuid"]: declared.share for device in used if device["uuid"]},
         exclusive=not options["share_gpus"],
-        ports=(declared.listen.port, *declared.ports),
+        ports=(*((declared.listen.port,) if declared.listen else ()), *declared.ports),
     )
     isolation = Isolation(options, used, bool(facts["count"]) and not placed.cpu, engine.title)
-    settings = dict(declared.settings, **isolation.settings(service.unit, declared.writable, declared.readable))
+    settings = dict(declared.settings, **isolation.settings(service.unit, declared))
+    environment = dict(declared.environment)
+    texts = {path: text for path, text in declared.files.items() if text is not None}
+    if texts and "ExecStart" in settings:
+        settings["ExecStart"] = [command and digest.reporting(command, texts) for command in settings["ExecStart"]]
+        environment[digest.VARIABLE] = digest.of(texts)
+        settings.setdefault("SyslogIdentifier", [service.unit.partition("@")[0].partition(".")[0]])  # else it is "sh"
     change = Change(
         unit=service.unit,
-        environment=declared.environment,
+        environment=environment,
         secret_environment=declared.secret_environment,
         credentials=declared.credentials,
         files=declared.files,
@@ -140,13 +163,22 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], host: Host) -> 
     try:
         claims.check([plan.claim for plan in plans], host.system, leaving, named)
     except claims.Conflict as conflict:
+        if any(_missing(plan, host) for plan in plans):
+            return  # the convergence reports it; a unit that does not exist claims nothing
         raise Refused(str(conflict)) from None
     for number, plan in enumerate(plans):
         later = [other.unit for other in plans[number + 1 :]]  # their claims still change
         plan.change.while_writing = partial(claims.claiming, plan.claim, host.system, later, named)
 
 
-def _starts(plan: Plan, host: Host) -> bool:
+def _missing(plan: Plan, host: Host) -> bool:
+    """Whether a unit neither exists nor is about to be written."""
+    if any(step.needed() for step in plan.declared.steps):
+        return False
+    return bool(host.system.show(plan.unit).get("LoadState") == "not-found")
+
+
+def _starts(engine: Engine, plan: Plan, host: Host) -> bool:
     """Whether the files, or no memory on its GPUs, say that there is something to start."""
     if plan.change.restart or any(step.needed() for step in plan.declared.steps):
         return True
@@ -155,7 +187,7 @@ def _starts(plan: Plan, host: Host) -> bool:
     texts = dict(plan.change.files, **{override.drop_in: drop_in})
     if any(host.system.read(path) != (None if text is None else as_bytes(text)) for path, text in texts.items()):
         return True
-    return bool(plan.placed.devices) and not held_by_unit(plan.placed.devices, plan.unit)
+    return engine.loads_at_start and bool(plan.placed.devices) and not held_by_unit(plan.placed.devices, plan.unit)
 
 
 def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:

@@ -1,53 +1,30 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happens around a stop: running requests end before it, and the GPU memory is free after it."""
+"""What happens around a stop of any engine: its GPU memory is free before another process is started."""
 
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Running, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
 
 
-class Drain:
-    """Lets requests end before the process is stopped, and waits for its GPU memory afterwards.
+class AwaitMemory:
+    """Waits for the GPU memory of a stopped process.
 
-    :param endpoint_of: gives the endpoint of the running process from its environment, as its key may be about to
-        change; None where there is nothing to drain.
     :param gather: reads the GPU facts.
     :param gpus: whether the service uses GPUs.
-    :param drain: seconds for which requests are waited for; then they are cut.
     :param release: seconds for which memory is waited for.
     """
 
-    def __init__(
-        self,
-        *,
-        endpoint_of: Callable[[Mapping[str, str]], Optional[Endpoint]],
-        gather: Callable[[], Dict[str, Any]],
-        gpus: bool,
-        drain: float,
-        release: float,
-        warn: Callable[[str], None],
-    ) -> None:
-        self.endpoint_of, self.gather, self.gpus = endpoint_of, gather, gpus
-        self.drain, self.release, self.warn = drain, release, warn
+    def __init__(self, *, gather: Callable[[], Dict[str, Any]], gpus: bool, release: float) -> None:
+        self.gather, self.gpus, self.release = gather, gpus, release
         self.pids: List[int] = []
 
     def before_stop(self, running: Running) -> None:
         self.pids = running.pids
-        endpoint = self.endpoint_of(running.environ)
-        if not endpoint or self.drain <= 0:
-            return
-        try:
-            endpoint.wait_idle(self.drain)
-        except EndpointError as error:
-            if error.name == "busy":
-                self.warn("%s: %s; they were cut" % (running.unit, error))
 
     def after_stop(self) -> Verdict:
         if not (self.gpus and self.pids):
@@ -68,6 +45,8 @@ class Drain:
             time.sleep(0.25)
 
     def _still_held(self) -> List[str]:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
+
         return [
             "PID %d (%s) %s on GPU %s"
             % (process["pid"], process["name"], gib(process["used_bytes"] or 0), device["index"])

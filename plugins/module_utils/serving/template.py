@@ -1,31 +1,54 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The unit template of which every instance is one, such as ``vllm@.service``, as a step."""
+"""A unit file that is written where there is none, such as the template ``vllm@.service``, as a step."""
 
 from __future__ import annotations
 
 import os
-from typing import Dict
+from typing import Dict, List
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DIRECTORY
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import UNIT_PATH
 
 
+def text(title: str, *settings: str) -> str:
+    """The text of a template; what an instance runs, and as whom, is in its own override.
+
+    :param title: of the engine; ``settings``: further lines of ``[Service]``.
+    """
+    return (
+        "# Written by the Ansible collection gpufleet.inference where there was none. Each instance has an override of "
+        "its own.\n[Unit]\nDescription=%s, instance %%i\nWants=network-online.target\nAfter=network-online.target\n\n"
+        "[Service]\nExecStart=/bin/false\nRestart=always\nRestartSec=5\n%s\n[Install]\nWantedBy=multi-user.target\n"
+        % (title, "".join("%s\n" % line for line in settings))
+    )
+
+
+def steps(user: str, home: str, name: str, text: str, root: str = "") -> List[Step]:
+    """What an instance needs on the host: its user, but for root, and the template ``name``."""
+    template = TemplateStep(name, text, root)
+    return [template] if user == "root" else [UserStep(user, home), template]
+
+
 class TemplateStep:
-    """Writes a unit template only where systemd knows none of that name.
+    """Writes a unit file only where systemd knows none of that name, and remembers it as installed.
 
     :param name: such as ``vllm@.service``.
     :param text: what an instance runs, and as whom, stands in its own override, not here.
     :param root: is put before every path (for tests).
+    :param also: another name under which there may be one, such as that of the instance.
     """
 
     restarts = False
 
-    def __init__(self, name: str, text: str, root: str = "") -> None:
+    def __init__(self, name: str, text: str, root: str = "", also: str = "") -> None:
         self.path = "%s%s/%s" % (root, DIRECTORY, name)
         self.text = text
-        self._places = ["%s%s/%s" % (root, folder, name) for folder in UNIT_PATH]
+        self._places = ["%s%s/%s" % (root, folder, each) for folder in UNIT_PATH for each in {name, also or name}]
         self._wrote = False
 
     def needed(self) -> bool:
@@ -37,9 +60,12 @@ class TemplateStep:
     def apply(self) -> None:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import write_whole
 
-        write_whole(self.path, self.text.encode("ascii"))
+        content = self.text.encode("ascii")
+        install_record.add("units", self.path)
         self._wrote = True
+        write_whole(self.path, content)
 
     def undo(self) -> None:
-        if self._wrote and os.path.exists(self.path):
+        if self._wrote and os.path.lexists(self.path):
             os.unlink(self.path)
+        install_record.drop("units", self.path)

@@ -9,8 +9,9 @@ Held to recorded failures of 0.32.0 (tests/unit/fixtures/vllm/failures.json, ray
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Sequence, Tuple
+from typing import Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
 _PREFIX = re.compile(
@@ -86,16 +87,6 @@ _CONSEQUENCES: Tuple[Tuple[str, str, str], ...] = (
 """What one process says of another that has failed; the other one's own words are the cause."""
 
 
-class LastWords(NamedTuple):
-    verdict: str
-    line: str
-    advice: str
-
-    @property
-    def sentence(self) -> str:
-        return self.line + (": " + self.advice if self.advice else "")
-
-
 def bare(line: str) -> str:
     """A line without the process, level, time and place before it, and without what no terminal should get."""
     return _split(line)[1].strip()
@@ -109,7 +100,7 @@ def _split(line: str) -> Tuple[str, str]:
     return (prefix.group(1) or "") if prefix else "", printable(text)[:_WIDTH]
 
 
-def last_words(lines: Sequence[str]) -> LastWords:
+def last_words(lines: Sequence[str]) -> Cause:
     """Why a server ended, out of what it logged, oldest first; an empty line when nothing tells.
 
     The first exception is the cause: what other processes, and handlers around it, say of it comes later.
@@ -120,13 +111,13 @@ def last_words(lines: Sequence[str]) -> LastWords:
     for words, verdict, advice in _CAUSES:
         for text in reversed(serious):
             if words in text:
-                return LastWords(verdict, text.strip(), advice)
+                return Cause(verdict, text.strip(), advice)
     for number, text in enumerate(serious):
         if _ERROR.search(text) and not any(words in text for words, _verdict, _advice in _CONSEQUENCES):
             counted = _INVALID.match(text) and serious[number + 1 : number + 2]
-            return LastWords("crash_loop", (counted[0] if counted else text).strip(), "")
+            return Cause("crash_loop", (counted[0] if counted else text).strip(), "")
     for words, verdict, advice in _CONSEQUENCES:
         for text in reversed(serious):
             if words in text:
-                return LastWords(verdict, text.strip(), advice)
-    return LastWords("crash_loop", next((line for line in reversed(said) if line), ""), "")
+                return Cause(verdict, text.strip(), advice)
+    return Cause("crash_loop", next((line for line in reversed(said) if line), ""), "")

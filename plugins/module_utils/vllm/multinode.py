@@ -17,50 +17,51 @@ import signal
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Running, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import Fault, VllmGate, VllmStopHooks
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
 
 _POLL = 0.3  # seconds between two looks at the supervisor's state
 _LEADER_STOPS = 15  # seconds that node 0 needs to end when its requests have ended
 
 
-class LeaderGate(VllmGate):
-    """The proof of node 0. In addition to those of a single host, the verdicts are ``peer_lost`` and ``not_ready``."""
+def leader_serves(proof: Proof) -> None:
+    """A node that serves no API is up once node 0 serves; verdicts ``peer_lost``, ``not_ready``."""
+    running = proof.running
+    if not running.alive():
+        raise proof.died()
+    if proof.changed:
+        _wait(proof, "serving")
+        proof.figures["ready_seconds"] = round(time.monotonic() - running.started_monotonic, 1)
 
-    def __call__(self, running: Running, changed: bool) -> Verdict:
-        verdict = super().__call__(running, changed)
-        if not verdict.ok or not changed:
-            return verdict
-        try:
-            self._all_proven(running)
-        except Fault as fault:
-            return fault.verdict
-        return verdict
 
-    def _all_proven(self, running: Running) -> None:
-        try:
-            os.kill(running.main_pid, signal.SIGUSR1)
-        except ProcessLookupError:
-            raise self._died(running) from None
-        self._wait(running, "proven")
+def all_proven(proof: Proof) -> None:
+    """This host is proven, and waits until all are; verdicts ``peer_lost``, ``not_ready``."""
+    try:
+        os.kill(proof.running.main_pid, signal.SIGUSR1)
+    except ProcessLookupError:
+        raise proof.died() from None
+    _wait(proof, "proven")
 
-    def _wait(self, running: Running, state: str) -> None:
-        """Until the supervisor is in this state."""
-        while True:
-            if not running.alive():
-                raise self._died(running)
-            status = running.system.show(running.unit).get("StatusText", "")
-            if state_of(status) == state:
-                return
-            if time.monotonic() > running.deadline:
-                raise Fault(
-                    "not_ready",
-                    "it runs, but the hosts did not all get ready within %.0f s; its supervisor reports: %s. Run on "
-                    "all hosts of the model at a time (--forks)"
-                    % (time.monotonic() - running.started_monotonic, status or "nothing"),
-                )
-            # systemd sends no signal when a unit's status text changes
-            time.sleep(_POLL)
+
+def _wait(proof: Proof, state: str) -> None:
+    """Until the supervisor is in this state."""
+    running = proof.running
+    while True:
+        if not running.alive():
+            raise proof.died()
+        status = running.system.show(running.unit).get("StatusText", "")
+        if state_of(status) == state:
+            return
+        if time.monotonic() > running.deadline:
+            raise Fault(
+                "not_ready",
+                "it runs, but the hosts did not all get ready within %.0f s; its supervisor reports: %s. Run on "
+                "all hosts of the model at a time (--forks)"
+                % (time.monotonic() - running.started_monotonic, status or "nothing"),
+            )
+        # systemd sends no signal when a unit's status text changes
+        time.sleep(_POLL)
 
 
 def state_of(status: str) -> str:
@@ -69,24 +70,7 @@ def state_of(status: str) -> str:
     return found.group(1) if found else ""
 
 
-class WorkerGate(LeaderGate):
-    """The proof of a node that serves no API."""
-
-    def _comes_up(self, running: Running, changed: bool) -> None:
-        if not running.alive():
-            raise self._died(running)
-        if changed:
-            self._wait(running, "serving")
-            self.figures["ready_seconds"] = round(time.monotonic() - running.started_monotonic, 1)
-
-    def _is_ours(self, running: Running) -> None:
-        pass
-
-    def _answers(self, running: Running) -> None:
-        pass
-
-
-class WorkerStopHooks(VllmStopHooks):
+class WorkerDrain(Drain):
     """A node without an API ends when node 0 does, which first lets its requests end."""
 
     def before_stop(self, running: Running) -> None:

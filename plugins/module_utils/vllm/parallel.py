@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from typing import Any, List, NamedTuple, Optional, Union
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.shape import Shape
 
 Size = Union[int, str, None]
-
-
-class ParallelError(ValueError):
-    """The sizes do not fit the GPUs or the model."""
 
 
 class Parallel(NamedTuple):
@@ -37,17 +34,17 @@ def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data
         the GPUs and by the layers; ``data``: copies of the model, None and ``auto`` mean one.
     :param hosts: how many share the model. Where they choose, a layer is split over the GPUs of a host, and the layers
         are dealt out to the hosts, which says less between them.
-    :raises ParallelError: with the numbers.
+    :raises Refused: with the numbers.
     """
     copies = _number("data_parallel_size", data) or 1
     fixed_tensor, fixed_pipeline = _number("tensor_parallel_size", tensor), _number("pipeline_parallel_size", pipeline)
     if hosts > 1:
         if copies > 1:
-            raise ParallelError("data_parallel_size: %d copies of a model on %d hosts; expected 1" % (copies, hosts))
+            raise Refused("data_parallel_size: %d copies of a model on %d hosts; expected 1" % (copies, hosts))
         if fixed_tensor is None and fixed_pipeline is None:
             fixed_tensor = choose(gpus, shape, None, None, 1).tensor
     if gpus % copies:
-        raise ParallelError(
+        raise Refused(
             "data_parallel_size: %d copies of the model do not share %d GPUs evenly; choose a divisor" % (copies, gpus)
         )
     gpus *= hosts
@@ -59,7 +56,7 @@ def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data
         fitting = [size for size in _divisors(across) if _splits(shape, size)]
         fixed_tensor = max(fitting)
         if fixed_pipeline and fixed_tensor != across:
-            raise ParallelError(
+            raise Refused(
                 "%s do not split over the %d GPUs of a stage; choose another pipeline_parallel_size, or %s GPUs"
                 % (_heads(shape), across, " or ".join(map(str, fitting)))
             )
@@ -68,7 +65,7 @@ def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data
     found = _checked(Parallel(fixed_tensor, fixed_pipeline, copies, _why(each, copies, fixed_tensor, shape)), shape)
     if found.world != gpus:
         chosen = "visible_devices" + (", %d on each of %d hosts" % (gpus // hosts, hosts) if hosts > 1 else "")
-        raise ParallelError(
+        raise Refused(
             "tensor %d × pipeline %d × data %d = %d GPUs, but %d are chosen (%s); let one of the sizes be "
             "auto, or choose %d GPUs"
             % (found.tensor, found.pipeline, found.data, found.world, gpus, chosen, found.world)
@@ -78,12 +75,12 @@ def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data
 
 def _checked(found: Parallel, shape: Optional[Shape]) -> Parallel:
     if not _splits(shape, found.tensor):
-        raise ParallelError(
+        raise Refused(
             "tensor_parallel_size: %s do not split over %d GPUs; possible are %s"
             % (_heads(shape), found.tensor, ", ".join(str(size) for size in range(1, 65) if _splits(shape, size)))
         )
     if shape and shape.layers and found.pipeline > shape.layers:
-        raise ParallelError(
+        raise Refused(
             "pipeline_parallel_size: %d stages for %d layers; there can be no more stages than layers"
             % (found.pipeline, shape.layers)
         )
@@ -125,5 +122,5 @@ def _number(option: str, value: Size) -> Optional[int]:
     if value is None or value == "auto":
         return None
     if not str(value).isdigit() or int(value) < 1:
-        raise ParallelError("%s: %r is neither a number of 1 or more nor auto" % (option, value))
+        raise Refused("%s: %r is neither a number of 1 or more nor auto" % (option, value))
     return int(value)

@@ -19,18 +19,15 @@ import subprocess
 import tempfile
 from typing import IO, Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import read_regular
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import parser
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
 PARSE_LIMIT = 300  # seconds; it imports torch
 _SAYS = 16 << 20  # bytes that are read of what it says, and that it may write to a file
 CACHE = "/var/cache/gpufleet/vllm"
-
-
-class ProgramError(Exception):
-    """There is no vLLM where one is declared, or it refuses the configuration."""
 
 
 class Program:
@@ -49,14 +46,14 @@ class Program:
         return os.access(self.python, os.X_OK)
 
     def check(self) -> None:
-        """:raises ProgramError: there is no vLLM."""
+        """:raises Refused: there is no vLLM."""
         if not self.exists():
-            raise ProgramError(
+            raise Refused(
                 "venv: there is no %s; expected a Python environment with vLLM, as python_environment makes it"
                 % self.python
             )
         if not self._packages("vllm/__init__.py"):
-            raise ProgramError("venv: %s has no vLLM (no vllm/__init__.py in its packages)" % self.venv)
+            raise Refused("venv: %s has no vLLM (no vllm/__init__.py in its packages)" % self.venv)
 
     def command(self) -> List[str]:
         """The words that start the server: ``vllm serve``, or the module where the distribution has another name.
@@ -71,11 +68,11 @@ class Program:
     def ray(self) -> str:
         """Path of Ray's command.
 
-        :raises ProgramError: the environment has none.
+        :raises Refused: the environment has none.
         """
         path = os.path.join(self.venv, "bin", "ray")
         if not os.access(path, os.X_OK):
-            raise ProgramError(
+            raise Refused(
                 "distributed_executor_backend: %s has no Ray, which vLLM does not bring along: add ray to its packages "
                 "(the role's vllm_packages, packages of python_environment)" % self.venv
             )
@@ -90,22 +87,22 @@ class Program:
         It is asked only for what it did not tell the first time, which is kept in CACHE.
 
         :param keep: whether what it tells of its options may be kept.
-        :raises ProgramError: it refuses; with its own words, and the nearest name for one that it does not know.
+        :raises Refused: it refuses; with its own words, and the nearest name for one that it does not know.
         """
         table = self._kept()
-        wrong = options.unknown(config, table) if table else []
+        wrong = parser.unknown(config, table) if table else []
         if wrong:
             said = "unrecognized arguments: %s" % " ".join("--" + key for key in wrong)
-            raise ProgramError("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
-        if table and options.certain(config, table):
+            raise Refused("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
+        if table and parser.certain(config, table):
             return
         taken, said, table = self._ask(config, environment)
         if table and keep:
             self._keep(table)
         if not taken:
-            raise ProgramError("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
+            raise Refused("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
 
-    def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, options.Table]:
+    def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, parser.Table]:
         """Whether the parser takes it, what it says, and its options; an empty table when it does not get so far."""
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, users
 
@@ -125,7 +122,7 @@ class Program:
             own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
             own.update(USER=self.user, LOGNAME=self.user)  # torch asks, and ends where an id has no name
             own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=home, COLUMNS="200")
-            command = [self.python, "-W", "ignore", "-c", _probe(), json.dumps(options.SAMPLES), *target]
+            command = [self.python, "-W", "ignore", "-c", _probe(), json.dumps(parser.SAMPLES), *target]
             with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
                 status = _run(
                     [*command, "--config", path], dict(environment, **own), home, out, err, _become(ids, root)
@@ -137,7 +134,7 @@ class Program:
         tables = [_table(line[6:]) for line in lines if line.startswith("TABLE ")]
         return status == 0 and "PARSED" in lines, complaint, tables[-1] if tables else {}
 
-    def _kept(self) -> options.Table:
+    def _kept(self) -> parser.Table:
         """The options as the parser of this very environment told them; nothing when it was not asked yet."""
         try:
             with open(self._cache(), encoding="utf-8") as file:
@@ -146,7 +143,7 @@ class Program:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    def _keep(self, table: options.Table) -> None:
+    def _keep(self, table: parser.Table) -> None:
         path = self._cache()
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -220,11 +217,11 @@ def _run(
             start_new_session=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ProgramError("venv: %s cannot be run by the user of the service: %s" % (words[0], error)) from None
+        raise Refused("venv: %s cannot be run by the user of the service: %s" % (words[0], error)) from None
     try:
         return process.wait(PARSE_LIMIT)
     except subprocess.TimeoutExpired:
-        raise ProgramError("vLLM's own parser did not read the configuration within %d s" % PARSE_LIMIT) from None
+        raise Refused("vLLM's own parser did not read the configuration within %d s" % PARSE_LIMIT) from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -251,13 +248,13 @@ def _beginning(stream: IO[bytes]) -> str:
     return stream.read(_SAYS).decode("utf-8", "replace")
 
 
-def _table(text: str) -> options.Table:
+def _table(text: str) -> parser.Table:
     """A table of options as a parser told it; empty when it is not one."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and all(map(options.is_option, found.values())) else {}
+    return found if isinstance(found, dict) and all(map(parser.is_option, found.values())) else {}
 
 
 def refusal(said: str, options: Sequence[str]) -> str:

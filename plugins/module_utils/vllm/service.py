@@ -1,56 +1,55 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One vLLM instance, from the options of the module to the proof on the GPUs."""
+"""vLLM as a serving engine: what one instance is to have, what is checked before a start, what a result says."""
 
 from __future__ import annotations
 
 import os
 import re
-import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override, as_bytes
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, Step
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, select
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import memory
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.exposure import is_loopback
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Check, Proof
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
+    Cause,
+    Declared,
+    Host,
+    Leaving,
+    Listen,
+    Plan,
+    Service,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
     cluster,
+    gate,
+    log,
+    multinode,
     settings,
     shape,
     sizing,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.gate import VllmGate, VllmStopHooks
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.multinode import (
-    LeaderGate,
-    WorkerGate,
-    WorkerStopHooks,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, ParallelError, choose
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import (
-    Program,
-    ProgramError,
-    unknown_variables,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, choose
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, unknown_variables
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
-_RESERVED = 2 << 30  # bytes that the driver itself may keep of a GPU
-_ENDING = 10.0  # seconds for which a process that has no unit any more may hold memory
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
 STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
 SYSTEM_PATH = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
 
 # A front end whose engine died ends with status 0: it is restarted all the same.
 UNIT = """\
@@ -71,278 +70,210 @@ LimitMEMLOCK=infinity
 WantedBy=multi-user.target
 """
 
+SANDBOX = {
+    # NCCL binds its threads to the processors next to their GPU, which the profile's filter ends the process for
+    "SystemCallFilter": ["", "@system-service", "~@privileged"],
+    # else the end of one instance would remove the shared memory of all instances of its user
+    "RemoveIPC": ["no"],
+}
 
-class Differs(Exception):
-    """The host is not as declared; what that would run into was not looked at."""
 
+class Own(NamedTuple):
+    """What is kept of the decisions about an instance."""
 
-class Plan(NamedTuple):
-    """Everything about the instance decided, and nothing touched."""
-
-    change: engine.Change
-    declared: settings.Declared
-    devices: List[Dict[str, Any]]
-    facts: Dict[str, Any]
-    parallel: Parallel
-    weights: int
-    fits: Optional[sizing.Fit]
+    configuration: settings.Declared
     program: Program
+    parallel: Parallel
+    fit: Optional[sizing.Fit]
+    utilization: float
 
 
-def look(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
-    """The result where the instance is as declared.
+class Model(NamedTuple):
+    """What is known of a model before its start."""
 
-    :raises Differs: it is not; vLLM's own parser, which takes seconds, was not asked.
+    dimensions: Optional[shape.Shape]
+    """None where its config.json is not on this host."""
+    weights: int
+    """Bytes, once loaded."""
+
+
+def converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+    """Bring all declared instances to their declared states; see serving.run."""
+    return run.converge(Vllm(), "vllm", params, check_mode, warn)
+
+
+def check(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+    """The result where all instances are in their declared states.
+
+    :raises Differs: they are not; vLLM's own parser, which takes seconds, was not asked.
     """
-    return bring(params, True, warn, thorough=False)
+    return run.converge(Vllm(), "vllm", params, True, warn, thorough=False)
 
 
-def bring(
-    params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Any = None, thorough: bool = True
-) -> Dict[str, Any]:
-    """Bring the instance to its declared state.
+class Vllm:
+    title = "vLLM"
+    counts_visible = True
+    loads_at_start = True
+    open_to = "use the model"
 
-    :param params: the module's parameters.
-    :param check_mode: read and compare only.
-    :param warn: called with each warning.
-    :param thorough: whether what a start would run into is looked at.
-    :returns: the module's result.
-    :raises Refused: nothing was touched.
-    :raises Differs: not ``thorough``, and something is to be done.
-    :raises engine.ServiceError: the previous state is restored.
-    """
-    system = system or System()
-    if not re.match(r"[A-Za-z0-9][A-Za-z0-9_.]*\Z", params["name"]):
-        raise Refused("name: %r; expected letters, digits, _ and ., as in vllm@NAME.service" % params["name"])
-    unit = "vllm@%s.service" % params["name"]
-
-    def gather() -> Dict[str, Any]:
-        return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
-
-    if params["state"] == "absent":
-        return _remove(params, unit, gather, check_mode, warn, system)
-    try:
-        plan = _plan(params, unit, gather, check_mode, warn, system, thorough)
-        endpoint = Endpoint(plan.declared.url, params["api_key"], verify=False)
-    except (settings.SettingsError, ParallelError, sizing.SizingError, claims.Conflict, ProgramError) as error:
-        raise Refused(str(error)) from None
-    gate = _gate_of(params)(
-        endpoint=endpoint,
-        served=plan.declared.served,
-        devices=plan.devices,
-        facts=plan.facts,
-        gather=gather,
-        stall=params["stall_timeout"],
-        token_timeout=params["token_timeout"],
-        allowed=plan.change.timeout,
-        asleep=params["asleep"] if plan.declared.config.get("enable-sleep-mode") else None,
-    )
-    outcome = engine.converge(
-        plan.change,
-        gate=gate,
-        steps=[*_users(params["user"]), TemplateStep("vllm@.service", UNIT)],
-        hooks=_stop_hooks(params, gather, warn, system),
-        check_mode=check_mode,
-        system=system,
-    )
-    for warning in outcome.warnings:
-        warn(warning)
-    gpus = gate.proven()
-    return dict(
-        outcome.as_result(),
-        msg=sentence(outcome, plan, gpus, gate.figures, check_mode),
-        url=plan.declared.url if not params["node_rank"] else None,
-        model=plan.declared.served,
-        version=plan.program.version(),
-        parallel=dict(plan.parallel._asdict()),
-        fit=_described(plan),
-        gpus=gpus,
-    )
-
-
-def _remove(
-    params: Mapping[str, Any], unit: str, gather: Any, check_mode: bool, warn: Callable[[str], None], system: Any
-) -> Dict[str, Any]:
-    """Stop and disable the instance and take its files away; the environment, the user and the model stay."""
-    files: Dict[str, Optional[str]] = dict.fromkeys(_files(params["name"]))
-    if system.show(unit).get("LoadState") == "loaded":
-        change = engine.Change(unit=unit, files=files, enabled=False, started=False)
-    else:
-        change = engine.Change(unit=unit, state="absent", files=files)
-    hooks = _stop_hooks(params, gather, warn, system)
-    outcome = engine.converge(change, hooks=hooks, check_mode=check_mode, system=system)
-    for warning in outcome.warnings:
-        warn(warning)
-    return dict(outcome.as_result(), msg="%s: %s" % (unit, "stopped and removed" if outcome.changed else "not there"))
-
-
-def _plan(
-    params: Mapping[str, Any],
-    unit: str,
-    gather: Any,
-    check_mode: bool,
-    warn: Callable[[str], None],
-    system: Any,
-    thorough: bool,
-) -> Plan:
-    """Decide everything; what is known to fail is refused here."""
-    devices, facts = _devices(params, unit, gather)
-    program = Program(params["venv"], params["user"])
-    if check_mode and not program.exists():
-        warn("venv: %s is not there yet; its vLLM is not asked what it thinks of the configuration" % program.venv)
-    else:
-        program.check()
-    home = os.path.join(HOMES, params["user"])
-    cache = checkpoint.cache_of(params, params["environment"], home)
-    path = checkpoint.locate(params["model"], cache, params["user"], params["revision"])
-    if params["model"].startswith("/") and path is None and not os.path.isfile(params["model"]):
-        if not check_mode:
-            raise Refused(
-                "model: there is no directory %s on this host; expected one with config.json" % params["model"]
-            )
-        warn("model: there is no directory %s on this host yet" % params["model"])
-    document = checkpoint.config(path, params["user"]) if path else {}
-    dimensions = shape.read(document) if document else None
-    weights = sizing.weights_loaded(
-        checkpoint.weight_bytes(path, params["user"]) if path else 0,
-        dimensions,
-        params["dtype"] or "auto",
-        params["quantization"],
-    )
-    parallel = choose(
-        len(devices),
-        dimensions,
-        params["tensor_parallel_size"],
-        params["pipeline_parallel_size"],
-        params["data_parallel_size"],
-        len(params["nodes"] or [1]),
-    )
-    sizes = {
-        "tensor_parallel_size": parallel.tensor,
-        "pipeline_parallel_size": parallel.pipeline,
-        "data_parallel_size": parallel.data,
-    }
-    visible = ",".join(str(device["index"]) for device in devices) if devices else None
-    declared = settings.declare(params, sizes, visible)
-    _check_open(params, warn)
-    context = _context(params, dimensions)
-    utilization = params["gpu_memory_utilization"] or sizing.DEFAULT_UTILIZATION
-    fits = None
-    if devices:
-        fits = sizing.fit(
-            dimensions,
-            weights,
-            min(device["memory"]["total_bytes"] for device in devices),
-            parallel,
-            utilization=utilization,
-            context=context,
-            dtype=params["dtype"] or "auto",
-            cache_dtype=params["kv_cache_dtype"] or "auto",
-            offload=int((params["cpu_offload_gb"] or 0) * sizing.GIB),
+    def declare(self, service: Service, placed: Placed, host: Host) -> Declared:
+        options = _options(service)
+        _check_given(options)
+        _check_memory_known(placed.devices)
+        program = _program(options, host)
+        model = _model(options, host)
+        parallel = choose(
+            len(placed.devices),
+            model.dimensions,
+            options["tensor_parallel_size"],
+            options["pipeline_parallel_size"],
+            options["data_parallel_size"],
+            len(options["nodes"] or [1]),
         )
-        if "kv-cache-memory-bytes" not in declared.config:
-            sizing.check_fit(fits, label(devices[0]), utilization, context)
-    claim = claims.Claim(
-        unit,
-        dict.fromkeys((device["uuid"] for device in devices), utilization),
-        exclusive=not params["share_gpus"],
-        ports=_ports(params, declared),
-    )
-    names = {device["uuid"]: label(device) for device in facts["devices"]}
-    claims.check([claim], system, label=lambda uuid: names.get(uuid, uuid))
-    change = _change(params, unit, declared, program, claim, weights, parallel)
-    change.while_writing = lambda: claims.claiming(claim, system, label=lambda uuid: names.get(uuid, uuid))
-    if _differs(change, system) or (devices and not held_by_unit(devices, unit)):
-        if not thorough:
-            raise Differs()
-        devices = _with_room(devices, unit, utilization, gather)
-        for warning in declared.warnings + unknown_variables(params["environment"], program.variables()):
-            warn(warning)
-        if program.exists():
-            program.parse(declared.config, declared.environment, keep=not check_mode)
-    return Plan(change, declared, devices, facts, parallel, weights, fits, program)
+        configuration = settings.declare(options, parallel, placed.visible)
+        _warn_of_open_paths(options, host.warn)
+        utilization = options["gpu_memory_utilization"] or sizing.DEFAULT_UTILIZATION
+        own = Own(configuration, program, parallel, _fit(options, placed, model, parallel, configuration), utilization)
+        limit = options["timeout"] or start_limit(model.weights)
+        files = _files(service.name, options, configuration)
+        return Declared(
+            user=options["user"],
+            listen=None if options["node_rank"] else _listen(options, configuration),
+            environment=_environment(service, options, own),
+            secret_environment=configuration.secret_environment,
+            credentials=configuration.credentials,
+            files=files,
+            settings=_unit_settings(service.name, options, own),
+            steps=_steps(options["user"], host),
+            checks=_checks(options, configuration, limit),
+            hooks=_stop_hooks(service, host),
+            ports=_ports(options),
+            share=utilization if placed.devices else None,
+            writable=_writable(options),
+            readable=[path for path in _readable(options, program) if path],
+            sandbox=SANDBOX,
+            timeout=limit,
+            restart="all hosts of the model start together" if options["restart"] else "",
+            warnings=configuration.warnings + unknown_variables(options["environment"], program.variables()),
+            own=own,
+        )
+
+    def preflight(self, plan: Plan, host: Host) -> None:
+        """Room on the GPUs, and vLLM's own word on the configuration."""
+        own, configuration = plan.declared.own, plan.declared.own.configuration
+        memory.await_room(
+            plan.placed.devices, plan.unit, own.utilization, "gpu_memory_utilization", host.gather, plan.vacated
+        )
+        if own.program.exists():
+            own.program.parse(configuration.config, configuration.environment, keep=not host.check_mode)
+
+    def leave(self, service: Service, host: Host) -> Leaving:
+        """Its files go; the environment, the user and the model stay."""
+        return Leaving(files=dict.fromkeys(_paths(service.name)), hooks=_stop_hooks(service, host))
+
+    def explain(self, lines: Sequence[str]) -> Cause:
+        return log.last_words(lines)
+
+    def describe(self, plan: Plan, proof: Proof, outcome: Outcome) -> Tuple[List[str], Dict[str, Any]]:
+        own = plan.declared.own
+        leads = not own.configuration.rank
+        result = {
+            "url": own.configuration.url if leads else None,
+            "model": own.configuration.served,
+            "version": own.program.version(),
+            "parallel": dict(own.parallel._asdict()),
+            "fit": _predicted(own.fit),
+        }
+        return _parts(own, proof), result
 
 
-def _devices(params: Mapping[str, Any], unit: str, gather: Any) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
-    """The declared GPUs, and the facts; none of both for an instance that uses no GPU."""
-    wanted = params["visible_devices"]
-    if wanted == "none":
-        return [], {"devices": []}
-    facts = gather()
-    fault = facts["fault"]
-    if fault and all(device["health"]["lost"] for device in facts["devices"]):
-        raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
-    try:
-        devices = select(facts["devices"], wanted, held_by_unit(facts["devices"], unit))
-    except Refused as error:
-        raise Refused("visible_devices: %s" % error) from None
+# --- what is checked -------------------------------------------------------------------------------------------------
+
+
+def _options(service: Service) -> Dict[str, Any]:
+    """The options of an instance. A model with a path in ``model_paths`` is served from there, under its name."""
+    options = dict(service.options, name=service.name)
+    path = options["model_paths"].get(options["model"])
+    if path:
+        options.update(model=path, served_model_name=options["served_model_name"] or [options["model"]])
+    return options
+
+
+def _check_given(options: Mapping[str, Any]) -> None:
+    missing = [name for name in ("venv", "model") if not options[name]]
+    if missing:
+        raise Refused("%s: required with state: present; set it for the instance or next to instances" % missing[0])
+
+
+def _check_memory_known(devices: Sequence[Dict[str, Any]]) -> None:
     for device in devices:
         if not device["memory"]["total_bytes"]:
             raise Refused(
-                "visible_devices: how much memory GPU %s has cannot be read, nor who holds it: neither NVML (pynvml) "
+                "visible_devices: how much memory GPU %s has, and who uses it, cannot be read: neither NVML (pynvml) "
                 "nor nvidia-smi works here; the role gpu_host installs pynvml" % label(device)
             )
-    return devices, facts
 
 
-def _with_room(devices: List[Dict[str, Any]], unit: str, utilization: float, gather: Any) -> List[Dict[str, Any]]:
-    """The GPUs as they are when there is room on them.
+def _program(options: Mapping[str, Any], host: Host) -> Program:
+    program = Program(options["venv"], options["user"])
+    if host.check_mode and not program.exists():
+        host.warn("venv: %s does not exist yet; its vLLM cannot check the configuration" % program.venv)
+    else:
+        program.check()
+    return program
 
-    A process that is ending, such as those of this host when another host of the model is being stopped, is in no unit
-    any more, and later in no list either, and holds its memory for a moment.
+
+def _model(options: Mapping[str, Any], host: Host) -> Model:
+    """What the files of the model say, as far as they are on this host."""
+    name, user = options["model"], options["user"]
+    path = checkpoint.locate(name, _hub_cache(options), user, options["revision"])
+    if name.startswith("/") and path is None and not os.path.isfile(name):
+        said = "model: there is no directory %s on this host" % name
+        if not host.check_mode:
+            raise Refused("%s; expected one with a config.json" % said)
+        host.warn("%s yet" % said)
+    document = checkpoint.config(path, user) if path else {}
+    dimensions = shape.read(document) if document else None
+    stored = checkpoint.weight_bytes(path, user) if path else 0
+    return Model(
+        dimensions, sizing.weights_loaded(stored, dimensions, options["dtype"] or "auto", options["quantization"])
+    )
+
+
+def _fit(
+    options: Mapping[str, Any], placed: Placed, model: Model, parallel: Parallel, configuration: settings.Declared
+) -> Optional[sizing.Fit]:
+    """What the model will take of each GPU; None without a GPU.
+
+    :raises Refused: it does not fit, or its longest request is longer than the model allows.
     """
-    until = time.monotonic() + _ENDING
-    while True:
-        held = held_by_unit(devices, unit)
-        try:
-            for device in devices:
-                sizing.check_free(device, held.get(device["uuid"], 0), utilization, label(device), unit)
-            return devices
-        except sizing.SizingError:
-            if not any(map(_unclaimed, devices)) or time.monotonic() >= until:
-                raise
-        # the driver frees memory some time after a process ended, and sends no word
-        time.sleep(0.25)
-        now = {device["uuid"]: device for device in gather()["devices"]}
-        devices = [now.get(device["uuid"], device) for device in devices]
+    context = _context(options, model.dimensions)
+    if not placed.devices:
+        return None
+    utilization = options["gpu_memory_utilization"] or sizing.DEFAULT_UTILIZATION
+    found = sizing.fit(
+        model.dimensions,
+        model.weights,
+        min(device["memory"]["total_bytes"] for device in placed.devices),
+        parallel,
+        utilization=utilization,
+        context=context,
+        dtype=options["dtype"] or "auto",
+        cache_dtype=options["kv_cache_dtype"] or "auto",
+        offload=int((options["cpu_offload_gb"] or 0) * memory.GIB),
+    )
+    if "kv-cache-memory-bytes" not in configuration.config:
+        sizing.check_fit(found, label(placed.devices[0]), utilization, context)
+    return found
 
 
-def _unclaimed(device: Dict[str, Any]) -> bool:
-    """Whether a GPU has memory in use that no process of a unit accounts for."""
-    total, free = device["memory"]["total_bytes"], device["memory"]["free_bytes"]
-    if total is None or free is None:
-        return False
-    processes = device["processes"] or ()
-    claimed = sum(process["used_bytes"] or 0 for process in processes if process["unit"])
-    return any(process["unit"] is None for process in processes) or total - free - claimed > _RESERVED
-
-
-def _check_open(params: Mapping[str, Any], warn: Callable[[str], None]) -> None:
-    """An address that others reach must ask for a key, or have been allowed."""
-    address = settings.public_bind(params)
-    if address and not params["allow_unauthenticated"]:
-        raise Refused(
-            "host: %s is reached by others, and no api_key is set: anybody there may use the model; set api_key, "
-            "listen on 127.0.0.1 behind a proxy that asks who is there, or set allow_unauthenticated: true" % address
-        )
-    if params["api_key"] and not params["guard_all_paths"] and settings.public_bind(dict(params, api_key=None)):
-        warn(
-            "host: vLLM asks for the api_key only under /v1, /v2, /inference and /cohere; /invocations, which "
-            "generates, and others are open to all who reach it; set guard_all_paths: true"
-        )
-
-
-def _users(name: str) -> List[engine.Step]:
-    return [] if name == "root" else [UserStep(name, os.path.join(HOMES, name))]
-
-
-def _context(params: Mapping[str, Any], dimensions: Optional[shape.Shape]) -> Optional[int]:
+def _context(options: Mapping[str, Any], dimensions: Optional[shape.Shape]) -> Optional[int]:
     """Tokens of the longest request; None where they are not known before the start."""
     trained = dimensions.context if dimensions else None
-    if params["max_model_len"] is None:
+    if options["max_model_len"] is None:
         return trained
-    wanted = settings.tokens(params["max_model_len"])
-    forced = str(params["environment"].get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")) == "1"
+    wanted = settings.tokens(options["max_model_len"])
+    forced = str(options["environment"].get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")) == "1"
     if wanted and trained and wanted > trained and not forced:
         raise Refused(
             "max_model_len: %d tokens, but the model's config.json allows %d at most; lower it (vLLM would end with an "
@@ -352,114 +283,123 @@ def _context(params: Mapping[str, Any], dimensions: Optional[shape.Shape]) -> Op
     return wanted
 
 
-def _change(
-    params: Mapping[str, Any],
-    unit: str,
-    declared: settings.Declared,
-    program: Program,
-    claim: claims.Claim,
-    weights: int,
-    parallel: Parallel,
-) -> engine.Change:
-    """What the engine is to bring about."""
-    config, guard_file, supervisor_file = _files(params["name"])
-    environment = dict(declared.environment)
-    environment.setdefault("PATH", "%s/bin:%s" % (program.venv, SYSTEM_PATH))
-    if params["guard_all_paths"]:
-        environment["PYTHONPATH"] = os.path.dirname(guard_file)
-    for name, variable in (("hf_token", "HF_TOKEN_PATH"), ("ray_token", "RAY_AUTH_TOKEN_PATH")):
-        if name in declared.credentials:
-            environment[variable] = "/run/credentials/%s/%s" % (unit, name)
-    words = [*program.command(), "--config", config]  # two words: vLLM does not read --config=FILE
-    nodes, ray = params["nodes"], _on_ray(params)
-    if nodes:
-        if words[1] != "serve":
-            raise Refused("nodes: %s has no command vllm, and its module knows no --headless" % program.venv)
-        if ray:
-            node = cluster.start(
-                program.ray(),
-                params["name"],
-                declared.addresses,
-                params["node_rank"],
-                params["master_port"],
-                parallel.world // len(nodes),
-                program.has("grpc"),
-            )
-            words = node if params["node_rank"] else [*node, "--", *words]
-        place = "%s:%d" % (declared.addresses[0], params["master_port"] + 1)
-        key = settings.definition(declared, program.version())
-        names = ",".join(node["name"] for node in nodes)
-        addresses = ",".join(declared.addresses)
-        words = [program.python, "-I", supervisor_file, place, str(params["node_rank"]), names, addresses, key, *words]
-    if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
-        raise Refused("venv: %r has characters that no command line of a unit carries" % program.venv)
-    service = {
-        "User": [params["user"]],
-        "ExecStart": ["", " ".join(words)],
-        "TimeoutStopSec": [str((params["shutdown_timeout"] or 0) + STOP_MARGIN)],
-        # the workers of a model on several GPUs end at once upon SIGTERM, and with them the requests that are running
-        "KillMode": ["mixed"],
-    }
-    if nodes:
-        service.update(NotifyAccess=["main"])
-    if ray:
-        service.update(RuntimeDirectory=[cluster.directory(params["name"])], RuntimeDirectoryMode=["0700"])
-    files: Dict[str, Optional[str]] = {config: settings.render(declared.config)}
-    files.update({guard_file: None, supervisor_file: None})
-    if params["guard_all_paths"]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import guard
-
-        files[guard_file] = source_of(guard)
-    if nodes:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
-
-        files[supervisor_file] = source_of(supervisor)
-    return engine.Change(
-        unit=unit,
-        environment=environment,
-        secret_environment=declared.secret_environment,
-        credentials=declared.credentials,
-        settings=dict({"Service": service}, **claims.lines(claim)),
-        files=files,
-        enabled=params["enabled"],
-        started=True,
-        restart="all hosts of the model start together" if params["restart"] else "",
-        timeout=params["timeout"] or start_limit(weights),
-    )
+def _warn_of_open_paths(options: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+    if options["api_key"] and not options["guard_all_paths"] and not is_loopback(options["host"]):
+        warn(
+            "host: vLLM asks for the api_key only under /v1, /v2, /inference and /cohere; /invocations, which "
+            "generates, and others are open to all who reach it; set guard_all_paths: true"
+        )
 
 
-def _files(name: str) -> Tuple[str, str, str]:
+# --- what an instance has --------------------------------------------------------------------------------------------
+
+
+def _home(user: str) -> str:
+    return "/root" if user == "root" else os.path.join(HOMES, user)
+
+
+def _steps(user: str, host: Host) -> List[Step]:
+    template = TemplateStep("vllm@.service", UNIT, host.system.root)
+    return [template] if user == "root" else [UserStep(user, _home(user)), template]
+
+
+def _hub_cache(options: Mapping[str, Any]) -> str:
+    return checkpoint.cache_of(options, options["environment"], _home(options["user"]))
+
+
+def _writable(options: Mapping[str, Any]) -> List[str]:
+    """Its home has the caches of torch, Triton and vLLM; models from the hub may be kept elsewhere."""
+    home, cache = _home(options["user"]), _hub_cache(options)
+    return [home] if (cache + "/").startswith(home + "/") else [home, cache]
+
+
+def _readable(options: Mapping[str, Any], program: Program) -> List[Optional[str]]:
+    model = options["model"] if options["model"].startswith("/") else None
+    return [program.venv, model, options["chat_template"], options["ssl_keyfile"], options["ssl_certfile"]]
+
+
+def _paths(name: str) -> Tuple[str, str, str]:
+    """The files of an instance: its configuration, the guard and the supervisor."""
     folder = "%s/%s.d" % (CONFIGS, name)
     return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.py" % (folder, settings.GUARD), "%s/gpufleet_supervisor.py" % folder
 
 
-def _ports(params: Mapping[str, Any], declared: settings.Declared) -> Tuple[int, ...]:
-    """Where it listens at ports that are known before: the API, of several hosts the rendezvous and its beginning."""
-    if not params["nodes"]:
-        return (declared.port,)
-    here = cluster.ports(params["node_rank"], params["master_port"]) if _on_ray(params) else ()
-    if params["node_rank"]:
-        return here
-    return (declared.port, params["master_port"], params["master_port"] + 1, *here)
+def _files(name: str, options: Mapping[str, Any], configuration: settings.Declared) -> Dict[str, Optional[str]]:
+    config, guard_file, supervisor_file = _paths(name)
+    files = {config: settings.render(configuration.config), guard_file: None, supervisor_file: None}
+    if options["guard_all_paths"]:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import guard
+
+        files[guard_file] = source_of(guard)
+    if options["nodes"]:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+
+        files[supervisor_file] = source_of(supervisor)
+    return files
 
 
-def _on_ray(params: Mapping[str, Any]) -> bool:
-    return bool(params["nodes"]) and params["distributed_executor_backend"] == "ray"
+def _environment(service: Service, options: Mapping[str, Any], own: Own) -> Dict[str, str]:
+    environment = dict(own.configuration.environment)
+    environment.setdefault("PATH", "%s/bin:%s" % (own.program.venv, SYSTEM_PATH))
+    if options["guard_all_paths"]:
+        environment["PYTHONPATH"] = os.path.dirname(_paths(service.name)[1])
+    for name, variable in (("hf_token", "HF_TOKEN_PATH"), ("ray_token", "RAY_AUTH_TOKEN_PATH")):
+        if name in own.configuration.credentials:
+            environment[variable] = "/run/credentials/%s/%s" % (service.unit, name)
+    return environment
 
 
-def _gate_of(params: Mapping[str, Any]) -> Type[VllmGate]:
-    if not params["nodes"]:
-        return VllmGate
-    return WorkerGate if params["node_rank"] else LeaderGate
+def _unit_settings(name: str, options: Mapping[str, Any], own: Own) -> Dict[str, List[str]]:
+    words = [*own.program.command(), "--config", _paths(name)[0]]  # two words: vLLM does not read --config=FILE
+    if options["nodes"]:
+        words = _supervised(name, options, own, words)
+    if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
+        raise Refused("venv: %r has characters that the command line of a unit cannot hold" % own.program.venv)
+    found = {
+        "User": [options["user"]],
+        "ExecStart": ["", " ".join(words)],
+        "TimeoutStopSec": [str((options["shutdown_timeout"] or 0) + STOP_MARGIN)],
+        # the workers of a model on several GPUs end at once upon SIGTERM, and with them the requests that are running
+        "KillMode": ["mixed"],
+    }
+    if options["nodes"]:
+        found["NotifyAccess"] = ["main"]
+    if _on_ray(options):
+        found.update(RuntimeDirectory=[cluster.directory(name)], RuntimeDirectoryMode=["0700"])
+    return found
 
 
-def _differs(change: engine.Change, system: Any) -> bool:
-    """Whether the files say that there is something to start: what that would run into is looked at only then."""
-    override = Override(change.unit, change)
-    drop_in = (override.content(override.drop_in) or b"").decode("utf-8", "surrogateescape")
-    texts = dict(change.files, **{override.drop_in: drop_in})
-    differ = any(system.read(path) != (None if text is None else as_bytes(text)) for path, text in texts.items())
-    return differ or bool(change.restart)
+def _supervised(name: str, options: Mapping[str, Any], own: Own, words: List[str]) -> List[str]:
+    """The command of a host that shares the model with others: the supervisor, which starts the rest."""
+    program, nodes, rank = own.program, options["nodes"], options["node_rank"]
+    addresses, port = own.configuration.addresses, options["master_port"]
+    if words[1] != "serve":
+        raise Refused("nodes: %s has no command vllm, and its module does not know --headless" % program.venv)
+    if _on_ray(options):
+        gpus = own.parallel.world // len(nodes)
+        node = cluster.start(program.ray(), name, addresses, rank, port, gpus, program.has("grpc"))
+        words = node if rank else [*node, "--", *words]
+    place = "%s:%d" % (addresses[0], port + 1)
+    key = settings.definition(own.configuration, program.version())
+    names = ",".join(node["name"] for node in nodes)
+    return [program.python, "-I", _paths(name)[2], place, str(rank), names, ",".join(addresses), key, *words]
+
+
+def _listen(options: Mapping[str, Any], configuration: settings.Declared) -> Listen:
+    return Listen(str(configuration.config["host"]), configuration.port, options["api_key"] is not None)
+
+
+def _ports(options: Mapping[str, Any]) -> Tuple[int, ...]:
+    """Ports besides the API's that are known before: of several hosts the rendezvous and what Ray has."""
+    if not options["nodes"]:
+        return ()
+    port, rank = options["master_port"], options["node_rank"]
+    ray = cluster.ports(rank, port) if _on_ray(options) else ()
+    return ray if rank else (port, port + 1, *ray)
+
+
+def _on_ray(options: Mapping[str, Any]) -> bool:
+    return bool(options["nodes"]) and options["distributed_executor_backend"] == "ray"
 
 
 def start_limit(weights: int) -> int:
@@ -467,68 +407,82 @@ def start_limit(weights: int) -> int:
     return int(START_BASE + weights / START_RATE)
 
 
-def _stop_hooks(params: Mapping[str, Any], gather: Any, warn: Callable[[str], None], system: Any) -> VllmStopHooks:
-    config = _files(params["name"])[0]
-    former = settings.read_back((system.read(config) or b"").decode("utf-8", "replace"))
+# --- the proof, and what happens around a stop -----------------------------------------------------------------------
+
+
+def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit: float) -> List[Check]:
+    """/health answers 200 for as long as the front end lives, so it is not asked."""
+    if options["node_rank"]:
+        return [multinode.leader_serves, checks.UsesGpus(), checks.after_change(multinode.all_proven)]
+    endpoint = Endpoint(configuration.url, options["api_key"], verify=False)
+    served = configuration.served
+    found: List[Check] = [
+        checks.ComesUp(openai.lists_model(endpoint, served), limit, options["stall_timeout"]),
+        checks.after_change(checks.owns_port(endpoint.port)),
+    ]
+    answers = checks.after_change(openai.answers(endpoint, served, options["token_timeout"]))
+    if configuration.config.get("enable-sleep-mode"):
+        found += [gate.awake(endpoint, served, options["asleep"] == "accept"), gate.unless_asleep(answers)]
+    else:
+        found.append(answers)
+    found.append(checks.UsesGpus())
+    return [*found, checks.after_change(multinode.all_proven)] if options["nodes"] else found
+
+
+def _stop_hooks(service: Service, host: Host) -> Drain:
+    """Those for the process that is to be stopped, as the file says with which it was started."""
+    options = service.options
+    previous = settings.read_back((host.system.read(_paths(service.name)[0]) or b"").decode("utf-8", "replace"))
 
     def endpoint_of(environ: Mapping[str, str]) -> Optional[Endpoint]:
-        """Where the process that is to be stopped listens, as the file says with which it was started."""
-        if not former:
+        if not previous:
             return None
-        return Endpoint(settings.Declared(config=former).url, environ.get("VLLM_API_KEY") or None, verify=False)
+        return Endpoint(settings.Declared(config=previous).url, environ.get("VLLM_API_KEY") or None, verify=False)
 
-    drain, kind = params["drain_timeout"], VllmStopHooks
-    if former.get("headless"):  # the server on node 0 takes so much longer to end
-        drain, kind = drain + int(former.get("shutdown-timeout", 0)), WorkerStopHooks
+    drain, kind = options["drain_timeout"], Drain
+    if previous.get("headless"):  # the server on node 0 takes so much longer to end
+        drain, kind = drain + int(previous.get("shutdown-timeout", 0)), multinode.WorkerDrain
     return kind(
         endpoint_of=endpoint_of,
-        gather=gather,
-        gpus=params["visible_devices"] != "none",
+        gather=host.gather,
+        gpus=options["visible_devices"] != "none",
         drain=drain,
-        release=params["release_timeout"],
-        warn=warn,
+        release=options["release_timeout"],
+        warn=host.warn,
     )
 
 
-def _described(plan: Plan) -> Dict[str, Any]:
-    """What was foretold of each GPU's memory."""
-    if plan.fits is None:
+# --- the result ------------------------------------------------------------------------------------------------------
+
+
+def _predicted(fit: Optional[sizing.Fit]) -> Dict[str, Any]:
+    """What was predicted of each GPU's memory."""
+    if fit is None:
         return {}
     return {
-        "budget_bytes": plan.fits.budget,
-        "weight_bytes": plan.fits.weights,
-        "request_cache_bytes": plan.fits.request,
-        "cache_tokens": plan.fits.tokens,
+        "budget_bytes": fit.budget,
+        "weight_bytes": fit.weights,
+        "request_cache_bytes": fit.request,
+        "cache_tokens": fit.tokens,
     }
 
 
-def sentence(
-    outcome: engine.Outcome, plan: Plan, gpus: List[Dict[str, Any]], figures: Mapping[str, Any], check: bool
-) -> str:
-    """The outcome in one line for a person."""
-    parts = [outcome.verdict.name]
-    if check and outcome.changed:
-        parts = ["would change %s" % ("; ".join(outcome.reasons) or ", ".join(sorted(outcome.drift)) or "the instance")]
-    counts: Dict[str, int] = {}
-    for device in plan.devices:
-        short = (device["name"] or "GPU").replace("NVIDIA ", "").replace("GeForce ", "")
-        counts[short] = counts.get(short, 0) + 1
-    parts.append(" + ".join("%d× %s" % (count, name) for name, count in counts.items()) or "CPU")
-    sizes = ("TP", plan.parallel.tensor), ("PP", plan.parallel.pipeline), ("DP", plan.parallel.data)
-    if plan.parallel.world > 1:
+def _parts(own: Own, proof: Proof) -> List[str]:
+    """vLLM's part of the summary: how the model is split, where it is served, what it answered."""
+    parts = []
+    sizes = ("TP", own.parallel.tensor), ("PP", own.parallel.pipeline), ("DP", own.parallel.data)
+    if own.parallel.world > 1:
         parts.append(" ".join("%s%d" % size for size in sizes if size[1] > 1))
-    where = plan.declared.url
-    hosts, rank = plan.declared.addresses, plan.declared.rank
+    where, hosts, rank = own.configuration.url, own.configuration.addresses, own.configuration.rank
     if hosts:
         parts.append("node %d of %d hosts" % (rank, len(hosts)))
         where = hosts[0] if rank else where
-    held = sum(gpu["held_bytes"] for gpu in gpus)
-    parts.append("%s at %s%s" % (plan.declared.served, where, ", %s held" % sizing.gib(held) if held else ""))
-    if not check and "answer" in figures:
+    used = sum(proof.used.values())
+    parts.append("%s at %s%s" % (own.configuration.served, where, ", %s in use" % memory.gib(used) if used else ""))
+    figures = proof.figures
+    if "answer" in figures:
         seconds = figures.get("latency_seconds")
         parts.append(figures["answer"] + ("" if seconds is None else " in %.2f s" % seconds))
     if figures.get("asleep"):
         parts.append("asleep")
-    if outcome.restarted and not check:
-        parts.append("restart %.1f s" % (outcome.downtime_ms / 1000.0))
-    return " · ".join(parts)
+    return parts

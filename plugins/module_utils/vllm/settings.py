@@ -10,13 +10,14 @@ words, a mapping JSON; null would be the text ``None``. ``vllm serve`` drops a f
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import cluster
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel
 
 PORT = 8000
 HOST = "127.0.0.1"
@@ -80,14 +81,6 @@ _OURS = {
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class SettingsError(ValueError):
-    """Values that vLLM would refuse or misread; one sentence each."""
-
-    def __init__(self, problems: List[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
-
-
 @dataclass
 class Declared:
     """What an instance is to have."""
@@ -122,22 +115,22 @@ class Declared:
         return "%s://%s:%d" % (scheme, "[%s]" % host if ":" in host else host, self.port)
 
 
-def declare(options: Mapping[str, Any], sizes: Mapping[str, int], visible: Optional[str]) -> Declared:
+def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[str]) -> Declared:
     """Turn options into the file and the environment.
 
     :param options: the module's options; absent and None mean: not declared.
-    :param sizes: the parallel sizes that were chosen, by option; a size of 1 is vLLM's default and is left out.
+    :param parallel: the sizes that were chosen; a size of 1 is vLLM's default and is left out.
     :param visible: value of CUDA_VISIBLE_DEVICES; None where the instance uses no GPU.
-    :raises SettingsError: vLLM would misread or refuse a value.
+    :raises Refused: vLLM would misread or refuse values.
     """
     declared, problems = Declared(), []  # type: Tuple[Declared, List[str]]
     given = dict(options, host=options.get("host") or HOST, port=options.get("port") or PORT)
     for option, flag in FLAGS:
         if given.get(option) is not None:
             _put(declared.config, flag, given[option])
-    for option, flag in _SIZES:
-        if sizes.get(option, 1) != 1:
-            declared.config[flag] = sizes[option]
+    for (_option, flag), size in zip(_SIZES, (parallel.tensor, parallel.pipeline, parallel.data)):
+        if size != 1:
+            declared.config[flag] = size
     nodes, rank = options.get("nodes") or (), options.get("node_rank") or 0
     if nodes:
         problems += _take_nodes(declared, options, nodes, rank)
@@ -172,19 +165,8 @@ def declare(options: Mapping[str, Any], sizes: Mapping[str, int], visible: Optio
         declared.config["middleware"] = ["%s.Guard" % GUARD]
         declared.environment["GPUFLEET_OPEN_PATHS"] = ",".join(options.get("open_paths") or ())
     if problems:
-        raise SettingsError(problems)
+        raise Refused("; ".join(problems))
     return declared
-
-
-def public_bind(options: Mapping[str, Any]) -> Optional[str]:
-    """The address, if others than this host reach it and no key is asked for."""
-    host = str(options.get("host") or HOST)
-    if options.get("api_key") is not None or host == "localhost":
-        return None
-    try:
-        return None if ipaddress.ip_address(host).is_loopback else host
-    except ValueError:
-        return host
 
 
 def render(config: Mapping[str, Any]) -> str:

@@ -12,19 +12,16 @@ for them where tokens are foretold.
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import GIB, gib
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.shape import ELEMENT, Shape
 
-GIB = 1 << 30
 DEFAULT_UTILIZATION = 0.92
 """Of vLLM since 0.20; 0.9 before."""
 RESERVE = 2 * GIB
-
-
-class SizingError(ValueError):
-    """The model does not fit, or others hold the memory."""
 
 
 class Fit(NamedTuple):
@@ -109,7 +106,7 @@ def _token(shape: Shape, parallel: Parallel, dtype: str, cache_dtype: str) -> in
 
 
 def check_fit(found: Fit, label: str, utilization: float, context: Optional[int]) -> None:
-    """:raises SizingError: with all numbers, and the longest context that would fit."""
+    """:raises Refused: with all numbers, and the longest context that would fit."""
     if not found.missing:
         return
     room = found.budget - found.weights
@@ -126,50 +123,4 @@ def check_fit(found: Fit, label: str, utilization: float, context: Optional[int]
         advice = "at most %d tokens would fit (max_model_len), or" % (room // found.token)
     else:
         advice = "choose"
-    raise SizingError("%s; %s more GPUs, a quantised model, or kv_cache_dtype: fp8" % (said, advice))
-
-
-def check_free(device: Dict[str, Any], own: int, utilization: float, label: str, unit: str) -> None:
-    """vLLM refuses to start where less is free than it is to take; those who hold the memory are named.
-
-    :param own: bytes that the service itself holds there, which are free again once it is stopped.
-    :raises SizingError: with the numbers and the holders.
-    """
-    memory = device["memory"]
-    total, free = memory["total_bytes"], memory["free_bytes"]
-    if total is None or free is None:
-        return
-    wanted, available = budget(total, utilization), min(total, free + own)
-    if available >= wanted:
-        return
-    said = holders([device], unit)
-    raise SizingError(
-        "GPU %s has %s of %s free%s, but %.4g of it, %s, is to be taken; %sset gpu_memory_utilization to %.2f at most, "
-        "or free the memory (nobody else's process is ended by this collection)"
-        % (
-            label,
-            gib(free),
-            gib(total),
-            " besides what %s holds" % unit if own else "",
-            utilization,
-            gib(wanted),
-            "%s; " % said if said else "",
-            math.floor(available / total * 100) / 100,
-        )
-    )
-
-
-def holders(devices: Sequence[Dict[str, Any]], unit: str) -> str:
-    """Who holds memory of these GPUs besides a unit: ``PID 7 (python3, ollama.service) 4.0 GiB on GPU 1``."""
-    found: List[str] = []
-    for device in devices:
-        for process in device["processes"] or ():
-            if process["unit"] != unit:
-                whose = ", ".join(filter(None, (process["name"], process["unit"]))) or "unknown"
-                held = gib(process["used_bytes"]) if process["used_bytes"] else "some memory"
-                found.append("PID %s (%s) holds %s on GPU %s" % (process["pid"], whose, held, device["index"]))
-    return ", ".join(found)
-
-
-def gib(size: int) -> str:
-    return "%.1f GiB" % (size / GIB)
+    raise Refused("%s; %s more GPUs, a quantised model, or kv_cache_dtype: fp8" % (said, advice))

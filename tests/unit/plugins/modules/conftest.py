@@ -12,16 +12,16 @@ import pytest
 
 @pytest.fixture
 def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`bring = replaced(ROOM)` takes the place of ROOM.bring: `bring.does` is called, `bring.raises` raised if set."""
+    """`bring = replaced(ROOM, NAME)` takes the place of a function: it calls `bring.does`, or raises `bring.raises`."""
 
-    def of(room: Any) -> Any:
+    def of(room: Any, name: str = "bring") -> Any:
         def bring(*words: Any) -> Dict[str, Any]:
             if bring.raises:
                 raise bring.raises
             return bring.does(*words)
 
         bring.does, bring.raises = lambda params, check_mode, warn: {"changed": False, "msg": "ok"}, None
-        monkeypatch.setattr(room, "bring", bring)
+        monkeypatch.setattr(room, name, bring)
         return bring
 
     return of

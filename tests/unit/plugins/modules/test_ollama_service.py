@@ -9,11 +9,17 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
+    Outcome,
+    ServiceError,
+    StepError,
+    Verdict,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, service
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import template as unit_files
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
@@ -46,7 +52,7 @@ def test_options_and_check_mode_are_given_on(run_module, bring):
     assert seen["check_mode"] is True
 
 
-@pytest.mark.parametrize("error", [Refused("no GPU 9"), install.InstallError("no GPU 9")])
+@pytest.mark.parametrize("error", [Refused("no GPU 9"), StepError("no GPU 9")])
 def test_what_is_refused_changes_nothing(run_module, bring, error):
     bring.raises = error
     result = run_module(ollama_service.main)
@@ -56,8 +62,8 @@ def test_what_is_refused_changes_nothing(run_module, bring, error):
 
 
 def test_a_proof_that_failed_tells_all(run_module, bring):
-    outcome = engine.Outcome(rolled_back=True, verdict=engine.Verdict("cpu_fallback", "no GPU", {"found": 0}))
-    bring.raises = engine.ServiceError("ollama.service: cpu_fallback: no GPU. The previous state is restored.", outcome)
+    outcome = Outcome(rolled_back=True, verdict=Verdict("cpu_fallback", "no GPU", {"found": 0}))
+    bring.raises = ServiceError("ollama.service: cpu_fallback: no GPU. The previous state is restored.", outcome)
     result = run_module(ollama_service.main)
     assert result["failed"]
     assert result["msg"].endswith("The previous state is restored.")
@@ -113,8 +119,8 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
 
         _run = _call
 
-    monkeypatch.setattr(service, "System", Reading)
-    monkeypatch.setattr(install, "UNIT_PATHS", ("nowhere",))
+    monkeypatch.setattr(run, "System", Reading)
+    monkeypatch.setattr(unit_files, "UNIT_PATH", ("/nowhere",))
 
     def forbidden(*words, **options):
         raise AssertionError("written in check mode: %s %s" % (words, options))
@@ -152,21 +158,3 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
     assert result["msg"].startswith("would change CUDA_VISIBLE_DEVICES, OLLAMA_MODELS, OLLAMA_NO_CLOUD · 1× H200")
     assert result["version"] is None
     assert os.listdir(tmp_path) == []
-
-
-def test_the_roles_variables_are_the_options():
-    """One to one: names, types, choices, defaults; and the task hands each on."""
-    spec = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text(encoding="utf-8"))
-    variables = spec["argument_specs"]["main"]["options"]
-    options = ollama_service.argument_spec()
-    assert list(variables)[: len(options)] == ["ollama_" + name for name in options]  # those of the models follow
-    for name, option in options.items():
-        of_role = variables["ollama_" + name]
-        for key in ("type", "elements", "choices", "default"):
-            assert of_role.get(key) == option.get(key), (name, key)
-    task = yaml.safe_load((ROLE / "tasks/main.yml").read_text(encoding="utf-8"))[0]
-    handed_on = task["gpufleet.inference.ollama_service"]
-    assert list(handed_on) == list(options)
-    for name, template in handed_on.items():
-        omitted = "" if "default" in options[name] else " | default(omit)"
-        assert template == "{{ ollama_%s%s }}" % (name, omitted)

@@ -5,23 +5,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import yaml
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, Verdict
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
 
-ROLE = Path(__file__).resolve().parents[4] / "roles/vllm"
-GIVEN = {"name": "chat", "venv": "/v", "model": "/m"}
+GIVEN = {"venv": "/v", "instances": [{"name": "chat", "model": "/m"}]}
 
 
 @pytest.fixture
 def bring(replaced):
-    return replaced(service)
+    return replaced(service, "converge")
 
 
 def test_options_and_check_mode_are_given_on(run_module, bring):
@@ -48,22 +44,22 @@ def test_what_is_refused_changes_nothing(run_module, bring):
 
 
 def test_a_proof_that_failed_tells_all(run_module, bring):
-    outcome = engine.Outcome(rolled_back=True, verdict=engine.Verdict("stalled", "silence", {"silent_seconds": 9}))
-    bring.raises = engine.ServiceError("vllm@chat.service: stalled: silence. The previous state is restored.", outcome)
+    outcome = Outcome(rolled_back=True, verdict=Verdict("stalled", "silence", {"silent_seconds": 9}))
+    bring.raises = ServiceError("vllm@chat.service: stalled: silence. The previous state is restored.", outcome)
     result = run_module(vllm_service.main, GIVEN)
     assert result["failed"] and result["verdict"] == "stalled" and result["rolled_back"]
     assert result["evidence"] == {"silent_seconds": 9}
 
 
 @pytest.mark.parametrize(
-    "given, words",
+    ("given", "words"),
     [
-        ({"name": "chat"}, "venv"),
-        ({"name": "chat", "venv": "/v"}, "model"),
-        ({"venv": "/v", "model": "/m"}, "name"),
         ({**GIVEN, "dtype": "float7"}, "dtype"),
-        ({**GIVEN, "port": "many"}, "port"),
         ({**GIVEN, "nosuch": 1}, "nosuch"),
+        ({"instances": [{"model": "/m"}]}, "name"),
+        ({"instances": [{"name": "chat", "port": "many"}]}, "port"),
+        ({"instances": [{"name": "chat", "max_modle_len": 5}]}, "max_modle_len"),
+        ({"instances": [{"name": "chat", "state": "gone"}]}, "state"),
     ],
 )
 def test_wrong_options(run_module, bring, given, words):
@@ -71,18 +67,15 @@ def test_wrong_options(run_module, bring, given, words):
     assert result["failed"] and words in result["msg"]
 
 
-def test_absent_needs_a_name_alone(run_module, bring):
-    assert not run_module(vllm_service.main, {"name": "chat", "state": "absent"})["failed"]
+def test_an_instance_has_all_options_and_no_defaults_of_its_own():
+    spec = vllm_service.argument_spec()
+    instance = spec["instances"]["options"]
+    assert set(instance) == {"name", *spec} - {"instances", "facts_timeout", "model_paths"}
+    assert not [name for name, option in instance.items() if "default" in option], "else they would hide the call's"
+    assert instance["api_key"]["no_log"] and instance["hf_token"]["no_log"]
 
 
-def test_the_role_gives_every_option_on():
-    tasks = yaml.safe_load((ROLE / "tasks/main.yml").read_text(encoding="utf-8"))
-    tasks = [task["gpufleet.inference.vllm_service"] for task in tasks if "gpufleet.inference.vllm_service" in task]
-    given = tasks[0]
-    assert tasks == [given] * 3, "for an instance of one host, a look at one of several, and its change"
-    assert set(given) == set(vllm_service.argument_spec())
-    beside = {"name", "venv", "model", "served_model_name", "api_key", "hf_token"}
-    assert {name: text for name, text in given.items() if name not in beside} == {
-        name: "{{ item.%s | default(omit) }}" % name for name in given if name not in beside
-    }
-    assert "item." not in given["hf_token"], "a secret in a loop's item is shown"
+def test_keys_are_in_no_result(run_module, bring):
+    given = {"api_key": "key-of-all-1", "instances": [{"name": "chat", "api_key": "key-of-chat"}]}
+    bring.does = lambda params, check_mode, warn: {"changed": False, "msg": "key-of-all-1 key-of-chat"}
+    assert "key-of" not in str(run_module(vllm_service.main, given))

@@ -16,13 +16,13 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Change,
     Outcome,
     ServiceError,
     Verdict,
-    converge,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 
 from ...conftest import UNIT, FakeSystem
 
@@ -126,8 +126,9 @@ def test_check_mode_predicts_the_run(seed: int) -> None:
             if refused:
                 assert failed, case
             elif not failed:
-                for field in ("changed", "restarted", "reloaded", "diff"):
+                for field in ("changed", "restarted", "reloaded", "diff", "planned"):
                     assert getattr(predicted, field) == getattr(real, field), (case, field)
+                assert real.changed == bool(real.planned), case
             else:
                 assert predicted.changed, case
             if failed and (real.rolled_back or not real.changed):

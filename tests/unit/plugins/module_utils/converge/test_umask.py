@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A strict umask of sudo or PAM does not reach what the engine and its steps make, and is back afterwards."""
+"""A strict umask of sudo or PAM does not reach what a convergence and its steps create, and is back afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, Dict
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 
 
 class Step:

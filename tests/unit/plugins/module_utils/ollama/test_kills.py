@@ -14,8 +14,10 @@ import tarfile
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, switch, uninstall
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import Release, Source
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import switch, uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import BackStep, ReleaseStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import Release, Source
 
 FILES = ("bin/ollama", "lib/ollama/lib.so")
 
@@ -65,7 +67,7 @@ class Host:
                 file.write("%s %s" % (version, name))
 
     def step(self, version):
-        return install.ReleaseStep(self.releases[version], self.prefix)
+        return ReleaseStep(self.releases[version], install.layout(self.prefix))
 
     def good(self, version):
         step = self.step(version)
@@ -85,12 +87,12 @@ class Host:
         if last and len(last[0]) == 1:
             self.good(last[0])
             return
-        back = install.BackStep(self.prefix)
+        back = BackStep(install.layout(self.prefix))
         if back.needed():
             back.apply()
 
     def uninstall(self):
-        release = uninstall.Release(self.prefix)
+        release = uninstall.Installed(install.layout(self.prefix))
         restore = uninstall.RestoreStep(release)
         if restore.needed():
             restore.apply()
@@ -169,7 +171,9 @@ def is_whole(host, follow, proven):
         yield "there is %s, expected %s" % (host.seen(), right)
     yield from host.wrong()
     store = os.path.join(host.prefix, "lib/gpufleet")
-    left = [name for name in (os.listdir(store) if os.path.isdir(store) else []) if not name.startswith(switch.ASIDE)]
+    left = [
+        name for name in (os.listdir(store) if os.path.isdir(store) else []) if not name.startswith("ollama-before-")
+    ]
     if follow in ("the same", "another"):
         if host.step("Y" if follow == "the same" else "Z").needed():
             yield "there is still something to do"
@@ -220,7 +224,7 @@ def test_an_uninstallation_that_is_killed(memory, power, releases, start):
             host = Host(prefix, releases, start)
             killed = power.fails_after(number, host.uninstall)
             if follow == "no release":
-                back = install.BackStep(host.prefix)
+                back = BackStep(install.layout(host.prefix))
                 if back.needed():
                     back.apply()
                 wrong += [(number, follow, words) for words in host.wrong()]

@@ -10,6 +10,7 @@ import json
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_every_misread_value_of_the_recording_is_refused(fixture_text, recorded)
         if variable == "OLLAMA_SCHED_SPRED":
             assert settings.declare({}, {variable: value}).warnings
         else:
-            with pytest.raises(settings.SettingsError):
+            with pytest.raises(Refused):
                 settings.declare({}, {variable: value})
     start = recorded("misread")
     assert start.config["OLLAMA_SCHED_SPREAD"] == "true"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import plan
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import (
     UNVERIFIED,
-    ReleaseError,
     file_name,
     parse_checksum,
-    plan,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 OFFICIAL = "https://github.com/ollama/ollama/releases/download/"
 
@@ -72,7 +72,7 @@ def test_an_archive_comes_before_the_mirror():
     ],
 )
 def test_what_is_no_release(given, words):
-    with pytest.raises(ReleaseError, match=words):
+    with pytest.raises(Refused, match=words):
         planned(**given)
 
 
@@ -119,5 +119,5 @@ def test_checksums(written):
 
 @pytest.mark.parametrize("written", ["", "sha256:", "md5:" + "ab" * 16, "sha256:" + "zz" * 32, "ab" * 31])
 def test_what_is_no_checksum(written):
-    with pytest.raises(ReleaseError, match="64 hex digits"):
+    with pytest.raises(Refused, match="64 hex digits"):
         parse_checksum(written)

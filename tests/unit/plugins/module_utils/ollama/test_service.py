@@ -12,16 +12,22 @@ from contextlib import nullcontext
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
-    archives,
+    checks,
     install,
     moving,
     service,
+    storage,
     uninstall,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import Declared
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives, model
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving_run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import uninstall as neutral
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Gate
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import merge
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
 
@@ -69,10 +75,14 @@ def bring(monkeypatch, fakes, tmp_path, no_children):
 
     def converge(change, **more):
         run.asked = dict(more, change=change)
-        outcome = run.outcome or engine.Outcome()
+        outcome = run.outcome or Outcome()
         if more.get("gate") and not more["check_mode"]:
-            more["gate"].version = "0.32.15"
+            more["gate"].proof.figures["version"] = "0.32.15"
         return outcome
+
+    def recorded(effective, **options):
+        run.checks = dict(options, effective=effective)
+        return one(effective, **options)
 
     def run(check_mode=False, **given):
         parameters = {name: option.get("default") for name, option in ollama_service.argument_spec().items()}
@@ -81,12 +91,14 @@ def bring(monkeypatch, fakes, tmp_path, no_children):
         run.asked, run.warnings = None, []
         return service.bring(parameters, check_mode, run.warnings.append, system=run.system)
 
+    one = checks.checks
+    monkeypatch.setattr(checks, "checks", recorded)
     run.outcome = None
     run.facts = fakes.facts()
     run.system = FakeSystem(*bring_files)
     run.store = tmp_path / "store"
-    monkeypatch.setattr(service.engine, "converge", converge)
-    monkeypatch.setattr(service.gpu_facts, "gather", lambda timeout, python_paths: run.facts)
+    monkeypatch.setattr(serving_run.convergence, "converge", converge)
+    monkeypatch.setattr(model.gpu_facts, "gather", lambda timeout, python_paths: run.facts)
     monkeypatch.setattr(stores, "default_store", lambda user: str(run.store))
     monkeypatch.setattr(stores, "refused", lambda path, user, **_more: None)
     return run
@@ -104,9 +116,9 @@ def test_the_how_to(bring):
     assert (change.enabled, change.started, change.timeout) == (True, True, 180)
     assert bring.asked["steps"] == []
     gate = bring.asked["gate"]
-    assert gate.spread
-    assert len(gate.devices) == 4
-    assert gate.effective["OLLAMA_KEEP_ALIVE"] == "2562047h47m16.854775807s"
+    assert len(gate.proof.devices) == 4
+    assert bring.checks["effective"]["OLLAMA_SCHED_SPREAD"] == "true"
+    assert bring.checks["effective"]["OLLAMA_KEEP_ALIVE"] == "2562047h47m16.854775807s"
     assert result["msg"] == "ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread"
     assert result["visible_devices"] == "0,1,2,3"
     assert result["version"] == "0.32.15"
@@ -117,7 +129,7 @@ def test_the_how_to(bring):
 def test_nothing_declared(bring):
     result = bring()
     assert bring.asked["change"].environment == {}
-    assert bring.asked["gate"].devices == []
+    assert bring.asked["gate"].proof.devices == []
     assert result["visible_devices"] is None
     assert result["msg"] == "ok · 4× H200"
 
@@ -132,13 +144,13 @@ def test_nothing_declared(bring):
 )
 def test_a_choice_of_gpus(bring, wanted, value):
     assert bring(visible_devices=wanted)["visible_devices"] == value
-    assert bring.asked["gate"].effective["CUDA_VISIBLE_DEVICES"] == value
+    assert bring.checks["effective"]["CUDA_VISIBLE_DEVICES"] == value
 
 
 def test_a_hand_written_choice_goes_on_as_it_is(bring):
     bring(environment={"CUDA_VISIBLE_DEVICES": "3, 1"})
     assert bring.asked["change"].environment == {"CUDA_VISIBLE_DEVICES": "3, 1"}
-    assert [device["index"] for device in bring.asked["gate"].devices] == [3, 1]
+    assert [device["index"] for device in bring.asked["gate"].proof.devices] == [3, 1]
 
 
 REFUSED = [
@@ -189,7 +201,7 @@ def test_a_fault_of_the_host_comes_with_its_remedy(bring):
 
 
 def test_near_misses_are_warned_of(bring):
-    bring.outcome = engine.Outcome(warnings=["from the engine"])
+    bring.outcome = Outcome(warnings=["from the engine"])
     bring(environment={"OLLAMA_SCHED_SPRED": "1"})
     assert "did you mean OLLAMA_SCHED_SPREAD" in bring.warnings[0]
     assert bring.warnings[1] == "from the engine"
@@ -197,11 +209,20 @@ def test_near_misses_are_warned_of(bring):
 
 def test_absent_reads_no_gpu(bring):
     bring.facts = None
-    bring.outcome = engine.Outcome(changed=True)
+    bring.outcome = Outcome(changed=True)
     assert bring(state="absent")["msg"] == "ollama.service: override removed"
     assert bring.asked["change"].state == "absent"
     bring.outcome = None
     assert bring(state="absent", name="ollama@second.service")["msg"] == "ollama@second.service: no override"
+
+
+def test_memory_is_awaited_between_stop_and_start_where_gpus_are_declared(bring):
+    bring()
+    assert bring.asked["hooks"] is None
+    bring(visible_devices=[0])
+    hooks = bring.asked["hooks"]
+    assert (hooks.gpus, hooks.release) == (True, 60)
+    assert hooks.gather() is bring.facts
 
 
 # --- the archive
@@ -256,7 +277,7 @@ def test_a_release_of_a_mirror_on_the_controller(bring, tmp_path):
 
 def test_the_declared_version_is_proven(bring, tmp_path):
     bring(version="0.32.15", archive_checksum="unverified", prefix=str(tmp_path))
-    assert bring.asked["gate"].declared_version == "0.32.15"
+    assert bring.checks["version"] == "0.32.15"
     (source,) = bring.asked["steps"][0].release.sources
     assert source.place.startswith("https://github.com/ollama/ollama/releases/download/v0.32.15/ollama-linux-")
 
@@ -278,7 +299,7 @@ def test_a_prefix_of_another_user_is_refused_before_anything_is_touched(bring, t
     if not given:
         (tmp_path / "lib/gpufleet/.ollama-switch").touch()
     os.chown(tmp_path, 1234, 1234)
-    with pytest.raises(install.InstallError, match="belongs to user 1234, and root would trust"):
+    with pytest.raises(Refused, match="belongs to user 1234, and root would trust"):
         bring(prefix=str(tmp_path), **given)
     assert not bring.asked
 
@@ -299,12 +320,12 @@ def test_a_host_without_zstd_is_told_before_anything_is_fetched(bring, monkeypat
 
 
 def test_what_others_use_is_refused_before_the_first_instance_is_removed(bring, monkeypatch):
-    def check(units, prefix):
-        raise install.InstallError("%s used by ollama@third.service" % units)
+    def check(units, layout):
+        raise Refused("%s used by ollama@third.service" % units)
 
-    monkeypatch.setattr(uninstall, "check", check)
+    monkeypatch.setattr(neutral, "check", check)
     none = dict.fromkeys(ollama_service.argument_spec()["instances"]["options"])
-    with pytest.raises(install.InstallError, match="'ollama@chat.service', 'ollama@code.service'. used by"):
+    with pytest.raises(Refused, match="'ollama@chat.service', 'ollama@code.service'. used by"):
         bring(state="uninstalled", instances=[dict(none, name="chat"), dict(none, name="code")])
     assert bring.asked is None
 
@@ -326,7 +347,7 @@ def put_model(store, name="m70b"):
 def test_the_model_to_prove_with_must_be_in_the_store(bring):
     put_model(bring.store)
     bring(prove_model="m70b")
-    assert bring.asked["gate"].model == "m70b"
+    assert bring.checks["model"] == "m70b"
 
 
 def test_the_estimate_is_of_the_service_as_it_will_be(bring, monkeypatch):
@@ -346,10 +367,10 @@ def test_the_estimate_stands_beside_what_came_of_it(bring, monkeypatch):
     put_model(bring.store)
     monkeypatch.setattr(service.Fit, "estimate", {"held_bytes": 1000}, raising=False)
     monkeypatch.setattr(service.Fit, "__init__", lambda self, *words: None)
-    monkeypatch.setattr(service.OllamaGate, "proven", lambda self: [{"name": "H200", "held_bytes": 490}] * 2)
+    monkeypatch.setattr(Gate, "gpus", lambda self: [{"index": 0, "name": "H200", "used_bytes": 490}] * 2)
     result = bring(prove_model="m70b")
-    assert (result["estimate"], result["ratio"]) == ({"held_bytes": 1000}, 0.98)
-    assert "ratio" not in bring()
+    assert (result["estimate"], result["estimate_ratio"]) == ({"held_bytes": 1000}, 0.98)
+    assert "estimate_ratio" not in bring()
 
 
 def test_the_store_is_the_one_in_force(bring, tmp_path):
@@ -375,7 +396,7 @@ def test_a_store_that_refuses_the_user_who_is_to_be_made(bring, monkeypatch, rel
     """What helps must be possible while there is no such user."""
     asked = []
     monkeypatch.setattr(stores, "refused", lambda path, user, **more: asked.append(more) or "%s cannot" % user)
-    monkeypatch.setattr(service.account, "exists", lambda user: False)
+    monkeypatch.setattr(storage.account, "exists", lambda user: False)
     bring.system.files.clear()
     with pytest.raises(Refused) as refused:
         bring(archive=release[0], remote_src=True, prefix=str(tmp_path), models_dir="/srv/models")
@@ -404,7 +425,7 @@ def test_a_store_with_models_is_not_left_without_a_word(bring, tmp_path):
 
 def test_what_cannot_be_brought_after_the_proof_is_a_warning(bring, monkeypatch, tmp_path):
     def full(step):
-        raise stores.StoreError("no space")
+        raise StepError("no space")
 
     put_model(bring.store)
     monkeypatch.setattr(moving.MoveStep, "finish", full)
@@ -444,11 +465,11 @@ def test_a_move_that_was_killed_and_the_service_goes(bring, tmp_path, monkeypatc
         for step in steps if not more["check_mode"] else ():
             assert step.needed()
             step.apply()
-        return engine.Outcome(changed=True)
+        return Outcome(changed=True)
 
-    monkeypatch.setattr(uninstall, "check", lambda units, prefix: None)
+    monkeypatch.setattr(neutral, "check", lambda units, layout: None)
     monkeypatch.setattr(uninstall, "uninstall", uninstalled)
-    monkeypatch.setattr(service.engine, "converge", converge)
+    monkeypatch.setattr(serving_run.convergence, "converge", converge)
     bring(check_mode=True, state=state)
     assert stores.move_unfinished("ollama.service")
     bring(state=state)
@@ -466,8 +487,8 @@ def test_a_folder_that_root_has_prepared_for_a_user_who_is_to_be_made(bring, mon
         stores, "refused", lambda *_words, parents_only=False, **_more: blocked["parents" if parents_only else "store"]
     )
     given = []
-    monkeypatch.setattr(install.DirectoryStep, "give", lambda step, names: given.append(names) or blocked.get("give"))
-    monkeypatch.setattr(service.account, "exists", lambda user: False)
+    monkeypatch.setattr(service.DirectoryStep, "give", lambda step, names: given.append(names) or blocked.get("give"))
+    monkeypatch.setattr(storage.account, "exists", lambda user: False)
     declared = {"archive": release[0], "remote_src": True, "prefix": str(tmp_path), "models_dir": "/srv/models"}
     bring.system.files.clear()
     bring(**declared)
@@ -478,10 +499,10 @@ def test_a_folder_that_root_has_prepared_for_a_user_who_is_to_be_made(bring, mon
             bring(**declared)
     del blocked["give"], blocked["parents"]
     blocked["parents"] = None
-    monkeypatch.setattr(service.account, "exists", lambda user: True)
+    monkeypatch.setattr(storage.account, "exists", lambda user: True)
     with pytest.raises(Refused, match="cannot write$"):
         bring(**declared)
-    service.account.install_record.add("users", "ollama")
+    storage.account.install_record.add("users", "ollama")
     bring(**declared)
 
 
@@ -513,45 +534,34 @@ def test_a_library_that_is_not_there(bring, release, tmp_path):
 # --- the line for a person
 
 
-def gpu(name="NVIDIA GeForce RTX 4090", held=0):
-    return {"name": name, "held_bytes": held}
+@pytest.fixture
+def line(bring, monkeypatch):
+    """`line(used, changed, **outcome)` is the line for two GPUs that declare m70b and use so much memory."""
+    put_model(bring.store)
+
+    def run(used=(5, 5), changed=True, check_mode=False, **outcome):
+        gpus = [{"index": index, "name": "NVIDIA H200", "used_bytes": size} for index, size in enumerate(used)]
+        monkeypatch.setattr(Gate, "gpus", lambda gate: setattr(gate.proof, "changed", changed) or gpus)
+        bring.outcome = Outcome(**outcome)
+        return bring(check_mode, prove_model="m70b", visible_devices=[0, 1], sched_spread=True)["msg"]
+
+    return run
 
 
-def test_sentence():
-    declared = Declared(
-        environment={"CUDA_VISIBLE_DEVICES": "0,1", "OLLAMA_SCHED_SPREAD": "1"},
-        effective={"OLLAMA_SCHED_SPREAD": "true"},
+def test_the_line_names_the_gpus_and_the_model(line):
+    assert line(restarted=True, downtime_ms=1896) == (
+        "ok · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread · m70b on 2 GPUs · restart 1.9 s"
     )
-    outcome = engine.Outcome(changed=True, restarted=True, downtime_ms=1896)
-    said = service.sentence(outcome, declared, [gpu(held=5), gpu(held=5)], "m70b", False)
-    assert said == "ok · 2× RTX 4090 · CUDA_VISIBLE_DEVICES=0,1 spread · m70b on 2 GPUs · restart 1.9 s"
-    mixed = [gpu(held=5), gpu("NVIDIA H200"), gpu("")]
-    assert service.sentence(engine.Outcome(), Declared(), mixed, "m8b", False) == (
-        "ok · 1× RTX 4090 + 1× H200 + 1× GPU · m8b on 1 GPU"
-    )
-    assert service.sentence(engine.Outcome(), Declared(), [], None, False) == "ok · no GPU"
-    outcome.drift = {"OLLAMA_KEEP_ALIVE": {}}
-    assert service.sentence(outcome, Declared(), [gpu()], None, True) == "would change OLLAMA_KEEP_ALIVE · 1× RTX 4090"
-    outcome.drift = {}
-    assert service.sentence(outcome, Declared(), [gpu()], None, True).startswith("would change the installation")
+    assert line((5, 0), changed=False) == "ok · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread · m70b on 1 GPU"
+    assert line((0, 0), changed=False) == "ok · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread"
 
 
-def test_sentence_of_what_is_mended():
-    outcome = engine.Outcome(changed=True, restarted=True, downtime_ms=900, remedied="cpu_fallback")
-    outcome.reasons = ["cpu_fallback: the server found no GPU"]
-    assert service.sentence(outcome, Declared(), [gpu()], None, True) == (
-        "would restart it: cpu_fallback: the server found no GPU · 1× RTX 4090"
+def test_what_is_wrong_is_not_reported_as_if_it_were_right(line):
+    remedied = {"remedied": "vram_missing", "reasons": ["vram_missing: its worker is dead"]}
+    assert line((5, 0), changed=False, check_mode=True, **remedied) == (
+        "would load it again: vram_missing: its worker is dead · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread"
     )
-    assert service.sentence(outcome, Declared(), [gpu()], None, False) == (
-        "ok · 1× RTX 4090 · restart 0.9 s · was cpu_fallback"
-    )
-    outcome.restarted, outcome.remedied, outcome.reasons = False, "vram_missing", ["vram_missing: its worker is dead"]
-    assert service.sentence(outcome, Declared(), [gpu(held=5)], "m8b", True) == (
-        "would load it anew: vram_missing: its worker is dead · 1× RTX 4090"
-    )
-    assert service.sentence(outcome, Declared(), [gpu(held=5)], "m8b", False) == (
-        "ok · 1× RTX 4090 · m8b on 1 GPU · was vram_missing"
-    )
+    assert line(**remedied).endswith(" · m70b on 2 GPUs · was vram_missing")
 
 
 # --- claims, instances, isolation
@@ -566,13 +576,13 @@ def host(bring, tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/ollama").write_text("")
     changes = []
-    one = service.engine.converge
+    one = serving_run.convergence.converge
 
     def converge(change, **more):
         changes.append(change)
         return one(change, **more)
 
-    monkeypatch.setattr(service.engine, "converge", converge)
+    monkeypatch.setattr(serving_run.convergence, "converge", converge)
 
     def run(*given, **common):
         none = dict.fromkeys(ollama_service.argument_spec()["instances"]["options"])
@@ -625,7 +635,7 @@ def test_a_claim_is_checked_again_when_it_is_written(bring):
     with bring.asked["change"].while_writing():
         pass
     bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))  # by a run meanwhile
-    with pytest.raises(service.claims.Conflict, match="both listen"), bring.asked["change"].while_writing():
+    with pytest.raises(claims.Conflict, match="both listen"), bring.asked["change"].while_writing():
         pass
 
 
@@ -654,15 +664,15 @@ def test_what_a_later_instance_held_before_is_not_in_the_way_of_an_earlier_one(h
     system = host.bring.system
     system.lock = lambda unit, limit: nullcontext()
     chat, code = host.changes
-    claims = {
+    written = {
         change.unit: "[X-Gpufleet]\nGPU=%s\n" % change.settings["X-Gpufleet"]["GPU"][0] for change in (chat, code)
     }
     path = "/etc/systemd/system/%s.d/zz-gpufleet.conf"
-    system.files.append((path % code.unit, claims[chat.unit].encode()))
+    system.files.append((path % code.unit, written[chat.unit].encode()))
     with chat.while_writing():
         pass
-    system.files.append((path % chat.unit, claims[code.unit].encode()))
-    with pytest.raises(service.claims.Conflict, match="both claim GPU 2"), code.while_writing():
+    system.files.append((path % chat.unit, written[code.unit].encode()))
+    with pytest.raises(claims.Conflict, match="both claim GPU 2"), code.while_writing():
         pass
 
 
@@ -677,16 +687,16 @@ def test_instances_in_each_others_way_are_refused_before_the_first_is_touched(ho
 
 
 def test_a_change_of_one_instance_is_the_hosts_even_when_the_next_one_fails(host, monkeypatch):
-    one = service.engine.converge
+    one = serving_run.convergence.converge
 
     def converge(change, **more):
         if change.unit == "ollama@code.service":
-            raise engine.ServiceError("broken", engine.Outcome(changed=False))
+            raise ServiceError("broken", Outcome(changed=False))
         return one(change, **more)
 
-    host.bring.outcome = engine.Outcome(changed=True)
-    monkeypatch.setattr(service.engine, "converge", converge)
-    with pytest.raises(engine.ServiceError) as error:
+    host.bring.outcome = Outcome(changed=True)
+    monkeypatch.setattr(serving_run.convergence, "converge", converge)
+    with pytest.raises(ServiceError) as error:
         host(CHAT, CODE)
     assert error.value.outcome.changed is True
 
@@ -739,18 +749,22 @@ def test_isolated_gpus_are_given_by_uuid_and_their_nodes_alone_allowed(bring):
 @pytest.mark.parametrize(
     "given, words",
     [
-        ({"isolate": True}, "isolate: no GPUs are declared"),
+        ({"isolate": True}, "isolate requires visible_devices"),
         ({"isolate": True, "environment": {"CUDA_VISIBLE_DEVICES": "2,3"}}, "are indexes, which count otherwise"),
-        ({"host": "0.0.0.0"}, "host: 0.0.0.0 is reached by others, and the API knows no authentication"),
-        ({"host": ":11434"}, "is reached by others"),
-        ({"host": "10.0.0.5:11434"}, "is reached by others"),
-        ({"environment": {"OLLAMA_HOST": "[::]:80"}}, "is reached by others"),
+        (
+            {"host": "0.0.0.0"},
+            "host: 0.0.0.0 is reachable from other hosts, and the service asks for no key: anyone there could use, pull",
+        ),
+        ({"host": ":11434"}, "is reachable from other hosts"),
+        ({"host": "10.0.0.5:11434"}, "is reachable from other hosts"),
+        ({"environment": {"OLLAMA_HOST": "[::]:80"}}, "is reachable from other hosts"),
         (
             {"sandbox": True, "models_dir": "/home/fleet/models"},
             "needs /home/fleet/models, but the sandbox hides /home from it",
         ),
         ({"sandbox": True, "models_dir": "/usr/s", "prefix": "/root/x"}, "needs /root/x, but the sandbox hides /root"),
-        ({"instances": [{"name": "a b"}]}, "no name of an instance"),
+        ({"visible_devices": "none"}, "none is not available for Ollama"),
+        ({"instances": [{"name": "a b"}]}, "is not a valid name"),
     ],
 )
 def test_what_would_not_hold_is_refused(bring, given, words):
@@ -771,7 +785,7 @@ def test_an_open_address_in_someone_elses_file_is_warned_of(bring):
     override = b"[Service]\nEnvironment=OLLAMA_HOST=0.0.0.0\n"
     bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", override))
     bring()
-    assert "OLLAMA_HOST of the unit, which is not declared: 0.0.0.0 is reached by others" in bring.warnings[0]
+    assert "the address of the unit, which is not declared: 0.0.0.0 is reachable from other hosts" in bring.warnings[0]
     bring(allow_unauthenticated=True)
     assert bring.warnings == []
 
@@ -791,7 +805,7 @@ def test_the_sandbox_may_write_where_the_server_does(bring, monkeypatch):
 
 def test_what_would_hide_the_gpus_is_objected_to(bring):
     def unit(text):
-        return service.merge([("/x.conf", b"[Service]\n" + text)])
+        return merge([("/x.conf", b"[Service]\n" + text)])
 
     bring(visible_devices=[2])
     unit_check = bring.asked["change"].unit_check
@@ -819,4 +833,4 @@ def test_no_call_to_the_cloud_unless_asked_for(bring, given, others, value, prov
     bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", b"[Service]\n" + others))
     bring(no_cloud=given)
     assert bring.asked["change"].environment.get("OLLAMA_NO_CLOUD") == value
-    assert bring.asked["gate"].effective.get("OLLAMA_NO_CLOUD") == proven
+    assert bring.checks["effective"].get("OLLAMA_NO_CLOUD") == proven

@@ -13,8 +13,13 @@ import threading
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, engine, install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records, uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.uninstall import uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import uninstall as neutral
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 UNIT = "ollama.service"
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -60,8 +65,8 @@ class Host:
             install_record.add("users", ME)
 
     def uninstall(self, remove_models=False, check_mode=False, places=None, unit=UNIT):
-        uninstall.check([unit], str(self.prefix))
-        return uninstall.uninstall(
+        neutral.check([unit], install.layout(str(self.prefix)))
+        return uninstall(
             unit, str(self.prefix), remove_models, ME, places or [str(self.store)], check_mode, self.system
         )
 
@@ -80,10 +85,10 @@ def host(tmp_path, monkeypatch):
         for step in steps if not check_mode else ():
             if step.needed():
                 step.apply()
-        return engine.Outcome(changed=bool(change.started is False or [step for step in steps if step.needed()]))
+        return Outcome(changed=bool(change.started is False or [step for step in steps if step.needed()]))
 
-    monkeypatch.setattr(uninstall.engine, "converge", converge)
-    monkeypatch.setattr(uninstall.Release, "other_users", lambda self, units: host.others)
+    monkeypatch.setattr(neutral.convergence, "converge", converge)
+    monkeypatch.setattr(neutral.Installed, "other_users", lambda self, units, wanted: host.others)
     monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
     monkeypatch.setattr(install, "HOME", str(tmp_path / "host/home"))
     host.others, host.commands = [], []
@@ -175,7 +180,7 @@ def test_a_program_without_a_unit_comes_back(host):
 def test_bringing_them_back_can_be_undone(host):
     host.installed(vendor=True)
     before = host.files()
-    step = uninstall.RestoreStep(uninstall.Release(str(host.prefix)))
+    step = neutral.RestoreStep(neutral.Installed(install.layout(str(host.prefix))))
     step.apply()
     step.undo()
     assert host.files() == before
@@ -204,7 +209,7 @@ def test_an_installation_that_others_use_stays(host):
     host.installed()
     host.others = ["ollama@second.service"]
     before = host.files()
-    with pytest.raises(install.InstallError, match="is used by ollama@second.service as well; take that away first"):
+    with pytest.raises(Refused, match="is used by ollama@second.service as well; uninstall that first"):
         host.uninstall()
     assert host.files() == before
 
@@ -219,7 +224,7 @@ def instance(host):
     host.write(host.folder / TEMPLATE)
     install_record.add("units", str(host.folder / TEMPLATE))
     install_record.add("users", ME)
-    host.write(host.folder / "etc" / (CHAT + ".d") / engine.DROP_IN)
+    host.write(host.folder / "etc" / (CHAT + ".d") / DROP_IN)
     return host
 
 
@@ -237,20 +242,20 @@ def test_an_instance_of_somebodys_program_does_not_go_on(instance):
 def test_a_template_that_another_instance_has_stays(instance, trace):
     instance.write(instance.folder / trace)
     before = instance.files()
-    with pytest.raises(install.InstallError, match="ollama@chat.service: .* is used by ollama@code.service as well"):
+    with pytest.raises(Refused, match="ollama@chat.service: .* is used by ollama@code.service as well"):
         instance.uninstall(unit=CHAT)
     assert instance.files() == before
-    uninstall.check(["ollama@code.service", CHAT], str(instance.prefix))
+    neutral.check(["ollama@code.service", CHAT], install.layout(str(instance.prefix)))
 
 
 def test_a_template_without_instances_goes_with_the_service_beside_it(host):
     """Its instances were taken away before, one by one; a template that still has one is not touched."""
     host.installed()
-    template, other = host.folder / TEMPLATE, host.folder / "etc/ollama@code.service.d" / engine.DROP_IN
+    template, other = host.folder / TEMPLATE, host.folder / "etc/ollama@code.service.d" / DROP_IN
     host.write(template)
     install_record.add("units", str(template))
     host.write(other)
-    uninstall.check([UNIT], str(host.prefix))
+    neutral.check([UNIT], install.layout(str(host.prefix)))
     assert str(template) not in host.uninstall(check_mode=True)["diff"]["before"]
     other.unlink()
     assert "%s\n" % template in host.uninstall(check_mode=True)["diff"]["before"]
@@ -279,11 +284,11 @@ def test_where_nothing_is_installed(host):
 
 def test_what_cannot_be_removed_is_told(host, monkeypatch):
     def busy(command):
-        raise engine.StepError("userdel: user is currently used by process 7")
+        raise StepError("userdel: user is currently used by process 7")
 
     host.installed()
     monkeypatch.setattr(account, "run", busy)
-    with pytest.raises(engine.ServiceError, match="not everything can be removed: .* process 7; run this again"):
+    with pytest.raises(ServiceError, match="not everything can be removed: .* process 7; run this again"):
         host.uninstall()
 
 
@@ -304,9 +309,9 @@ def test_what_is_mounted_in_a_home_is_not_emptied(host, monkeypatch):
         line = "40 30 8:1 /x %s/a\\040b rw - ext4 /dev/sda1 rw\n" % home
         return io.StringIO("22 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + line)
 
-    monkeypatch.setattr(uninstall, "open", mounted, raising=False)
+    monkeypatch.setattr(neutral, "open", mounted, raising=False)
     before = host.files()
-    with pytest.raises(install.InstallError, match="is to be removed, but %s/a b is mounted: unmount it" % home):
+    with pytest.raises(Refused, match="is to be removed, but %s/a b is mounted: unmount it" % home):
         host.uninstall()
     assert host.files() == before and host.asked is None
 
@@ -357,7 +362,7 @@ def test_a_home_in_which_somebody_swaps_folders_for_links(memory):
                 with contextlib.suppress(OSError):
                     (home / "x" / ("of-him-%d" % number)).touch()
             with contextlib.suppress(OSError):
-                uninstall._remove([], [str(home)], None)
+                neutral._remove([], [str(home)], "")
     finally:
         ended.set()
         thread.join()
@@ -383,7 +388,7 @@ def test_a_store_behind_a_users_link_is_not_followed(host):
     theirs.mkdir()
     (theirs / "models").symlink_to(host.store)
     os.chown(theirs, 1234, 1234)
-    with pytest.raises(engine.ServiceError, match="not everything can be removed: .*models is a symbolic link"):
+    with pytest.raises(ServiceError, match="not everything can be removed: .*models is a symbolic link"):
         host.uninstall(remove_models=True, places=[str(theirs / "models")])
     assert list((host.store / "blobs").iterdir())
 
@@ -408,7 +413,7 @@ def test_a_prefix_where_others_may_write_is_not_emptied(host):
     host.installed()
     os.chown(host.prefix, 1234, 1234)
     before = host.files()
-    with pytest.raises(install.InstallError, match="belongs to user 1234, and root would trust"):
+    with pytest.raises(Refused, match="belongs to user 1234, and root would trust"):
         host.uninstall()
     assert host.files() == before
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-from ansible_collections.gpufleet.inference.plugins.action import ollama_service as action
+from ansible_collections.gpufleet.inference.plugins.action import ollama_service, vllm_service
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import SETTINGS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import (
@@ -48,6 +48,11 @@ def test_an_instance_has_what_it_may_override_without_defaults() -> None:
     assert [name for name, argument in own.items() if "default" in argument] == []
 
 
+def test_an_option_of_the_role_alone_is_none_of_the_module() -> None:
+    rows = (Option("hosts", "list", "", only="role"), Option("nodes", "list", "", only="module"))
+    assert list(argument_spec(rows)) == ["nodes"]
+
+
 @pytest.mark.parametrize(
     "given, valid",
     [
@@ -65,5 +70,6 @@ def test_every_variable_of_ollama_is_an_option_of_an_instance() -> None:
     assert {setting.option for setting in SETTINGS} <= {row.name for row in OPTIONS if row.per_instance}
 
 
-def test_no_prose_is_sent_to_a_host_that_is_asked() -> None:
+@pytest.mark.parametrize("action", [ollama_service, vllm_service])
+def test_no_prose_is_sent_to_a_host_that_is_only_checked(action: Any) -> None:
     assert [name for name in action.ActionModule.FUNCTION.sources if name.endswith(".options")] == []

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint, shape
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, ProgramError
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs other users' files")
 DAEMON = 1
@@ -84,7 +85,7 @@ def test_the_interpreter_of_an_environment_runs_without_roots_rights(place, kept
     seen = []
     real = program_file._beginning
     monkeypatch.setattr(program_file, "_beginning", lambda stream: seen.append(real(stream)) or seen[-1])
-    with pytest.raises(ProgramError):
+    with pytest.raises(Refused):
         program.parse({}, {"A": "b"}, keep=True)
     said = seen[1].splitlines()
     assert said[0] == said[1] == said[2] == str(uid), said
@@ -120,7 +121,7 @@ def test_an_interpreter_that_misbehaves(place, kept, tmp_path, monkeypatch, scri
         environment(place, script % {"canary": canary, "folder": tmp_path} if "%(" in script else script).parse(
             {}, {}, True
         )
-    except ProgramError as error:
+    except Refused as error:
         assert str(error).isprintable() and len(str(error)) < 1000
     assert canary.read_text() == "whole" and canary.stat().st_mode & 0o777 == 0o600
     assert not kept.exists(), "what is no table is not kept"

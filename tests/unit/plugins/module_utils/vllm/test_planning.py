@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import shape, sizing
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, ParallelError, choose
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, choose
 
 GIB = 1 << 30
 LLAMA8 = {
@@ -136,7 +137,7 @@ def test_why_these_sizes(gpus, config, wanted, why):
     ],
 )
 def test_sizes_that_cannot_be(gpus, config, wanted, words):
-    with pytest.raises(ParallelError) as caught:
+    with pytest.raises(Refused) as caught:
         choose(gpus, shape.read(config), *wanted)
     assert words in str(caught.value)
 
@@ -145,7 +146,7 @@ def test_sizes_that_cannot_be(gpus, config, wanted, words):
 def test_which_size_is_none(at, option):
     wanted = [None, None, None]
     wanted[at] = "many"
-    with pytest.raises(ParallelError, match="^%s_parallel_size: 'many' is neither" % option):
+    with pytest.raises(Refused, match="^%s_parallel_size: 'many' is neither" % option):
         choose(4, None, *wanted)
 
 
@@ -174,7 +175,7 @@ def test_a_model_that_fits():
 
 def test_a_context_that_does_not_fit_is_told_with_all_numbers():
     found = sizing.fit(shape.read(LLAMA8), 15 * GIB, 24 * GIB, Parallel(1, 1, 1, ""), context=131072)
-    with pytest.raises(sizing.SizingError) as caught:
+    with pytest.raises(Refused) as caught:
         sizing.check_fit(found, "0 (RTX 4090)", 0.92, 131072)
     said = str(caught.value)
     for words in (
@@ -189,7 +190,7 @@ def test_a_context_that_does_not_fit_is_told_with_all_numbers():
 
 def test_weights_that_do_not_fit():
     found = sizing.fit(shape.read(LLAMA70), 140 * GIB, 24 * GIB, Parallel(4, 1, 1, ""), context=100)
-    with pytest.raises(sizing.SizingError, match="choose more GPUs, a quantised model"):
+    with pytest.raises(Refused, match="choose more GPUs, a quantised model"):
         sizing.check_fit(found, "0", 0.92, 100)
     assert not sizing.fit(None, 140 * GIB, 24 * GIB, Parallel(8, 1, 1, "")).missing
     assert not sizing.fit(None, 140 * GIB, 24 * GIB, Parallel(4, 1, 1, ""), offload=20 * GIB).missing
@@ -207,30 +208,6 @@ def test_weights_that_do_not_fit():
 )
 def test_weights_as_they_are_loaded(config, options, expected):
     assert sizing.weights_loaded(100, shape.read(config), **options) == expected
-
-
-def device(free, total=100, processes=()):
-    return {"index": 0, "memory": {"total_bytes": total * GIB, "free_bytes": free * GIB}, "processes": list(processes)}
-
-
-HOLDER = {"pid": 7, "name": "python3", "unit": "ollama.service", "used_bytes": 60 * GIB}
-
-
-def test_memory_that_others_hold_is_named_with_its_holders():
-    with pytest.raises(sizing.SizingError) as caught:
-        sizing.check_free(device(40, processes=[HOLDER]), 0, 0.92, "0", "vllm@a.service")
-    said = str(caught.value)
-    assert "GPU 0 has 40.0 GiB of 100.0 GiB free, but 0.92 of it, 92.0 GiB, is to be taken" in said
-    assert "PID 7 (python3, ollama.service) holds 60.0 GiB on GPU 0; set gpu_memory_utilization to 0.40 at most" in said
-
-
-def test_own_memory_is_as_good_as_free():
-    sizing.check_free(device(8), 92 * GIB, 0.92, "0", "vllm@a.service")
-    sizing.check_free(device(92), 0, 0.92, "0", "vllm@a.service")
-    unknown = dict(device(1), memory={"total_bytes": None, "free_bytes": None})
-    sizing.check_free(unknown, 0, 0.92, "0", "vllm@a.service")
-    with pytest.raises(sizing.SizingError, match="besides what vllm@a.service holds"):
-        sizing.check_free(device(8), 20 * GIB, 0.92, "0", "vllm@a.service")
 
 
 @pytest.mark.parametrize(
@@ -257,6 +234,6 @@ def test_a_model_on_several_hosts(gpus, hosts, model, sizes, expected):
     ],
 )
 def test_what_does_not_fit_several_hosts(sizes, words):
-    with pytest.raises(ParallelError) as error:
+    with pytest.raises(Refused) as error:
         choose(4, shape.read(LLAMA70), *sizes, 2)
     assert words in str(error.value)

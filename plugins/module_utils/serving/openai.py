@@ -1,0 +1,125 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What holds for any engine with an OpenAI-compatible endpoint: it lists its model, does its work, and is drained."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Mapping, Optional
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.checks import Ask, owns_port
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import AwaitMemory
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+
+
+def lists_model(endpoint: Endpoint, served: str) -> Ask:
+    """Asks an OpenAI-compatible server whether it lists a model; verdicts ``unauthorized``, ``model_missing``."""
+
+    def ask(proof: Proof, seconds: float) -> Optional[str]:
+        try:
+            names = [entry.get("id") for entry in endpoint.models(seconds)]
+        except HttpError as error:
+            return str(error)
+        except EndpointError as error:
+            if error.name != "unauthorized":
+                return str(error)
+            owns_port(endpoint.port)(proof)
+            raise Fault(error.name, str(error)) from None
+        if served in names:
+            return None
+        owns_port(endpoint.port)(proof)
+        listed = one_line(", ".join(map(str, names))) or "no model"
+        raise Fault("model_missing", "it serves %s, not %s" % (listed, served))
+
+    return ask
+
+
+def answers(endpoint: Endpoint, served: str, timeout: float, task: Optional[str] = None) -> Callable[[Proof], None]:
+    """The model does its own kind of work: a token, an embedding, a score or a class.
+
+    :param task: which of them, where that is declared.
+
+    Verdicts: those of EndpointError, such as ``not_generated``; ``no_progress`` where its own counter stands still.
+    """
+
+    def load() -> Optional[Load]:
+        try:
+            return endpoint.load()
+        except HttpError:
+            return None
+
+    def check(proof: Proof) -> None:
+        # a converged host does not need it
+        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
+
+        before = load()
+        try:
+            answered = answer(endpoint, served, timeout, declared=task)
+        except EndpointError as error:
+            if proof.running.dying():
+                raise proof.died() from None
+            raise Fault(error.name, str(error)) from None
+        after = load()
+        if answered.tokens and before and after and after.generated <= before.generated:
+            raise Fault(
+                "no_progress",
+                "%s answered with a token, but its own counter of generated tokens stands at %d as before: the answer "
+                "is not the engine's" % (served, after.generated),
+            )
+        proof.figures.update(task=answered.task, answer=answered.said)
+        if answered.seconds is not None:
+            proof.figures["latency_seconds"] = round(answered.seconds, 3)
+
+    return check
+
+
+class Drain(AwaitMemory):
+    """Lets requests end before the process is stopped, and waits for its GPU memory afterwards.
+
+    :param endpoint_of: gives the endpoint of the running process from its environment, as its key may be about to
+        change; None where there is nothing to drain.
+    :param drain: seconds for which requests are waited for; then they are cut.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint_of: Callable[[Mapping[str, str]], Optional[Endpoint]],
+        gather: Callable[[], Dict[str, Any]],
+        gpus: bool,
+        drain: float,
+        release: float,
+        warn: Callable[[str], None],
+    ) -> None:
+        super().__init__(gather=gather, gpus=gpus, release=release)
+        self.endpoint_of, self.drain, self.warn = endpoint_of, drain, warn
+
+    def before_stop(self, running: Running) -> None:
+        super().before_stop(running)
+        endpoint = self.endpoint_of(running.environ)
+        if not endpoint or self.drain <= 0:
+            return
+        try:
+            endpoint.wait_idle(self.drain)
+        except EndpointError as error:
+            if error.name == "busy":
+                self.warn("%s: %s; they were cut" % (running.unit, error))
+
+
+def drain(
+    options: Mapping[str, Any], host: Host, endpoint_of: Callable[[Mapping[str, str]], Optional[Endpoint]]
+) -> Drain:
+    """What happens around a stop of a service, by its options ``drain_timeout`` and ``release_timeout``."""
+    return Drain(
+        endpoint_of=endpoint_of,
+        gather=host.gather,
+        gpus=options["visible_devices"] != "none",
+        drain=options["drain_timeout"],
+        release=options["release_timeout"],
+        warn=host.warn,
+    )
