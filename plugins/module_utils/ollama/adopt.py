@@ -32,7 +32,7 @@ def adopt(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     """
     system = system or System()
     by_hand = read(system, params["name"])
-    facts = gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
+    facts = gpu_facts.gather_for(params["facts_timeout"])
     found = Adopted()
     if by_hand.unit != "ollama.service":
         found.options["name"] = by_hand.unit[: -len(".service")]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine as convergence
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Change,
     Outcome,
@@ -134,6 +134,7 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     if texts and "ExecStart" in settings:
         settings["ExecStart"] = [command and digest.reporting(command, texts) for command in settings["ExecStart"]]
         environment[digest.VARIABLE] = digest.of(texts)
+        settings.setdefault("SyslogIdentifier", [service.unit.partition("@")[0].partition(".")[0]])  # else it is "sh"
     change = Change(
         unit=service.unit,
         environment=environment,

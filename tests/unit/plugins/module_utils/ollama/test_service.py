@@ -12,8 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     checks,
     install,
@@ -76,7 +75,7 @@ def bring(monkeypatch, fakes, tmp_path, no_children):
 
     def converge(change, **more):
         run.asked = dict(more, change=change)
-        outcome = run.outcome or engine.Outcome()
+        outcome = run.outcome or Outcome()
         if more.get("gate") and not more["check_mode"]:
             more["gate"].proof.figures["version"] = "0.32.15"
         return outcome
@@ -202,7 +201,7 @@ def test_a_fault_of_the_host_comes_with_its_remedy(bring):
 
 
 def test_near_misses_are_warned_of(bring):
-    bring.outcome = engine.Outcome(warnings=["from the engine"])
+    bring.outcome = Outcome(warnings=["from the engine"])
     bring(environment={"OLLAMA_SCHED_SPRED": "1"})
     assert "did you mean OLLAMA_SCHED_SPREAD" in bring.warnings[0]
     assert bring.warnings[1] == "from the engine"
@@ -210,7 +209,7 @@ def test_near_misses_are_warned_of(bring):
 
 def test_absent_reads_no_gpu(bring):
     bring.facts = None
-    bring.outcome = engine.Outcome(changed=True)
+    bring.outcome = Outcome(changed=True)
     assert bring(state="absent")["msg"] == "ollama.service: override removed"
     assert bring.asked["change"].state == "absent"
     bring.outcome = None
@@ -370,8 +369,8 @@ def test_the_estimate_stands_beside_what_came_of_it(bring, monkeypatch):
     monkeypatch.setattr(service.Fit, "__init__", lambda self, *words: None)
     monkeypatch.setattr(Gate, "gpus", lambda self: [{"index": 0, "name": "H200", "used_bytes": 490}] * 2)
     result = bring(prove_model="m70b")
-    assert (result["estimate"], result["ratio"]) == ({"held_bytes": 1000}, 0.98)
-    assert "ratio" not in bring()
+    assert (result["estimate"], result["estimate_ratio"]) == ({"held_bytes": 1000}, 0.98)
+    assert "estimate_ratio" not in bring()
 
 
 def test_the_store_is_the_one_in_force(bring, tmp_path):
@@ -466,7 +465,7 @@ def test_a_move_that_was_killed_and_the_service_goes(bring, tmp_path, monkeypatc
         for step in steps if not more["check_mode"] else ():
             assert step.needed()
             step.apply()
-        return engine.Outcome(changed=True)
+        return Outcome(changed=True)
 
     monkeypatch.setattr(neutral, "check", lambda units, layout: None)
     monkeypatch.setattr(uninstall, "uninstall", uninstalled)
@@ -543,7 +542,7 @@ def line(bring, monkeypatch):
     def run(used=(5, 5), changed=True, check_mode=False, **outcome):
         gpus = [{"index": index, "name": "NVIDIA H200", "used_bytes": size} for index, size in enumerate(used)]
         monkeypatch.setattr(Gate, "gpus", lambda gate: setattr(gate.proof, "changed", changed) or gpus)
-        bring.outcome = engine.Outcome(**outcome)
+        bring.outcome = Outcome(**outcome)
         return bring(check_mode, prove_model="m70b", visible_devices=[0, 1], sched_spread=True)["msg"]
 
     return run
@@ -692,12 +691,12 @@ def test_a_change_of_one_instance_is_the_hosts_even_when_the_next_one_fails(host
 
     def converge(change, **more):
         if change.unit == "ollama@code.service":
-            raise engine.ServiceError("broken", engine.Outcome(changed=False))
+            raise ServiceError("broken", Outcome(changed=False))
         return one(change, **more)
 
-    host.bring.outcome = engine.Outcome(changed=True)
+    host.bring.outcome = Outcome(changed=True)
     monkeypatch.setattr(serving_run.convergence, "converge", converge)
-    with pytest.raises(engine.ServiceError) as error:
+    with pytest.raises(ServiceError) as error:
         host(CHAT, CODE)
     assert error.value.outcome.changed is True
 

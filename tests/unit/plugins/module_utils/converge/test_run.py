@@ -12,14 +12,14 @@ from typing import Any, Dict, List, Optional
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, undo
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Change,
     Outcome,
     Running,
     ServiceError,
     Verdict,
-    converge,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 
 D = "/etc/systemd/system/ollama.service.d"
