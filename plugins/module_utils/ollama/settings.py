@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import values
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import reachable
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.durations import (
     FOREVER,
     go_duration,
@@ -380,9 +382,7 @@ def listen_address(value: Any) -> Tuple[str, int]:
 def reachable_at(value: Any) -> Tuple[str, int]:
     """Where a client on the same host finds a server that listens at OLLAMA_HOST."""
     address, port = listen_address(value)
-    if address in ("", "0.0.0.0"):
-        return DEFAULT_HOST, port
-    return ("::1" if address == "::" else address), port
+    return reachable(address), port
 
 
 # --- Small readers
@@ -406,23 +406,12 @@ def _duration(value: Any) -> int:
         ) from None
 
 
-_SIZES = {"": 1, "B": 1}  # type: Dict[str, int]
-_SIZES.update({prefix + "iB": 1 << (10 * power) for power, prefix in enumerate("KMGT", 1)})
-_SIZES.update({prefix + "B": 1000**power for power, prefix in enumerate("KMGT", 1)})
-
-
 def _bytes(value: Any) -> int:
     written = _trimmed(value)
-    match = re.match(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\Z", written)
-    if not match or match.group(2) not in _SIZES:
-        raise ValueError("%r is not a size; write bytes, or a number with KiB, MiB, GiB, KB, MB or GB" % written)
-    if match.group(2) == "" and "." in match.group(1):
-        raise ValueError("%r is not a whole number of bytes" % written)
-    return (
-        int(float(match.group(1)) * _SIZES[match.group(2)])
-        if "." in match.group(1)
-        else (int(match.group(1)) * _SIZES[match.group(2)])
-    )
+    try:
+        return values.size(written, "")
+    except Refused:
+        raise ValueError("%r is not a size; write bytes, or a size such as 2GiB or 500MB" % written) from None
 
 
 def _trimmed(value: Any) -> str:
