@@ -27,7 +27,7 @@ class Server(NamedTuple):
 
     @property
     def store(self) -> Optional[str]:
-        """The directory of its models; None when the process does not tell."""
+        """The directory of its models; None when the process does not show it."""
         home = self.environ.get("HOME")
         return self.environ.get("OLLAMA_MODELS") or (os.path.join(home, ".ollama", "models") if home else None)
 
@@ -108,16 +108,16 @@ def held_by_worker(facts: Dict[str, Any], unit: str, blob: str, proc: str = "/pr
 
     :param unit: the processes must belong to it.
     :param blob: name of the file in the store, ``sha256-…``.
-    :returns: bytes per GPU UUID, and whether the driver told the memory of every such process.
+    :returns: bytes per GPU UUID, and whether the driver reported the memory of every such process.
     """
     held = {}  # type: Dict[str, int]
-    told = True
+    known = True
     for device in facts["devices"]:
         for process in device["processes"] or ():
             if process["unit"] == unit and blob in _files_named(proc, process["pid"]):
-                told = told and process["used_bytes"] is not None
+                known = known and process["used_bytes"] is not None
                 held[device["uuid"]] = held.get(device["uuid"], 0) + (process["used_bytes"] or 0)
-    return held, told
+    return held, known
 
 
 def _files_named(proc: str, pid: int) -> List[str]:

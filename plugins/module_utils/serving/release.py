@@ -165,7 +165,7 @@ class BackStep:
         switch.end()
 
     def undo(self) -> None:
-        """What was killed half-way is not brought back."""
+        """What was killed half-way is not restored."""
 
 
 class ProgramStep:
