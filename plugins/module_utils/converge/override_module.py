@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
 
 

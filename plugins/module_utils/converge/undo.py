@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a run has done so far, and how it is put back."""
+"""The writes of a run: does them, remembers them, and puts them back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.links i
 
 
 class Done:
-    """What a run has done so far. ``put_back`` undoes it."""
+    """What a run has done so far."""
 
     def __init__(self, change: Change, observed: Observed, planned: Plan, switch: Switch) -> None:
         self.change = change

@@ -25,6 +25,7 @@ _REQUESTS: Tuple[Tuple[str, str, Dict[str, Any], str], ...] = (
     ("scores", "/score", {"text_1": _TEXT, "text_2": _TEXT}, "score"),
     ("classification", "/classify", {"input": _TEXT}, "probs"),
     ("pooling", "/pooling", {"input": _TEXT}, "data"),
+    ("reranking", "/v1/rerank", {"query": _TEXT, "documents": [_TEXT]}, "relevance_score"),
 )
 """Task, path, request, and the key of each answer's data that holds the result."""
 _TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -34,7 +35,8 @@ class Answered(NamedTuple):
     """What a model was seen to do."""
 
     task: str
-    """``text``, ``embeddings``, ``scores``, ``classification``, ``pooling``, ``transcription``, or ``unknown``."""
+    """``text``, ``embeddings``, ``scores``, ``classification``, ``pooling``, ``reranking``, ``transcription``, or
+    ``unknown``."""
     seconds: Optional[float]
     """From the request to the whole answer; None where no answer was asked for."""
     tokens: int
@@ -47,25 +49,30 @@ class Answered(NamedTuple):
         return self.seconds is not None
 
 
-def answer(endpoint: Endpoint, model: str, timeout: float, tokens: int = 1) -> Answered:
+def answer(endpoint: Endpoint, model: str, timeout: float, tokens: int = 1, declared: Optional[str] = None) -> Answered:
     """Have ``model`` answer a request of its own task.
 
     :param timeout: seconds for all requests together.
-    :raises EndpointError: ``stalled``, ``model_missing``, ``unauthorized``, ``not_generated``.
+    :param declared: its task, where that is known; the server must then offer it.
+    :raises EndpointError: ``stalled``, ``model_missing``, ``unauthorized``, ``not_generated``, ``not_offered``.
     """
     until = time.monotonic() + timeout
-    try:
-        token = endpoint.generate(model, timeout, tokens)
-    except EndpointError as error:
-        if error.name != "not_offered":
-            raise
-    else:
-        return Answered("text", token.seconds, token.tokens, "a token")
+    if declared in (None, "text"):
+        try:
+            token = endpoint.generate(model, timeout, tokens)
+        except EndpointError as error:
+            if error.name != "not_offered" or declared:
+                raise
+        else:
+            return Answered("text", token.seconds, token.tokens, "a token")
     for task, path, request, key in _REQUESTS:
-        asked = time.monotonic()
-        body = _ask(endpoint, path, dict(request, model=model), model, task, until)
-        if body is not None:
-            return Answered(task, time.monotonic() - asked, 0, _result(endpoint, path, body, key))
+        if declared in (None, task):
+            asked = time.monotonic()
+            body = _ask(endpoint, path, dict(request, model=model), model, task, until)
+            if body is not None:
+                return Answered(task, time.monotonic() - asked, 0, _result(endpoint, path, body, key))
+    if declared:
+        raise EndpointError("not_offered", "%s does not offer %s with %s" % (endpoint.url, declared, model))
     if _offers_transcriptions(endpoint, until):
         return Answered("transcription", None, 0, "answers not proven: transcription")
     return Answered("unknown", None, 0, "answers not proven: it offers no text, embeddings, scores or classes")
@@ -101,9 +108,10 @@ def _result(endpoint: Endpoint, path: str, body: Dict[str, Any], key: str) -> st
 
     :raises EndpointError: ``not_generated``, the answer holds no result.
     """
-    data = body.get("data")
+    data = body.get("data") or body.get("results")
     result: Any = data[0].get(key) if isinstance(data, list) and data and isinstance(data[0], dict) else None
-    if key == "score":
+    score = key in ("score", "relevance_score")
+    if score:
         good = isinstance(result, (int, float))
     else:
         good = isinstance(result, list) and bool(result) and (key == "data" or _numbers(result))
@@ -113,7 +121,7 @@ def _result(endpoint: Endpoint, path: str, body: Dict[str, Any], key: str) -> st
         )
     if key == "embedding":
         return "an embedding of %d dimensions" % len(result)
-    return "one of %d classes" % len(result) if key == "probs" else "a score" if key == "score" else "a pooled output"
+    return "one of %d classes" % len(result) if key == "probs" else "a score" if score else "a pooled output"
 
 
 def _numbers(values: List[Any]) -> bool:

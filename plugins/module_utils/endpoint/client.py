@@ -22,9 +22,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_st
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 
-RUNNING = "vllm:num_requests_running"
-WAITING = "vllm:num_requests_waiting"
-GENERATED = "vllm:generation_tokens_total"
+COUNTERS = (
+    ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:generation_tokens_total"),
+    ("llamacpp:requests_processing", "llamacpp:requests_deferred", "llamacpp:tokens_predicted_total"),
+)
+"""By engine, its metrics for requests running and waiting, and for tokens generated."""
 
 _PAUSE = 0.25  # seconds between two looks
 _LOOK = 1.0  # seconds that a look takes at least before it counts as no answer, also the last one
@@ -91,9 +93,10 @@ def parse_metrics(text: str) -> Dict[str, float]:
 
 def load_of(metrics: Dict[str, float]) -> Optional[Load]:
     """The load that a server's metrics report; None where they do not. Pure."""
-    if RUNNING not in metrics:
-        return None
-    return Load(int(metrics[RUNNING]), int(metrics.get(WAITING, 0)), int(metrics.get(GENERATED, 0)))
+    for running, waiting, generated in COUNTERS:
+        if running in metrics:
+            return Load(int(metrics[running]), int(metrics.get(waiting, 0)), int(metrics.get(generated, 0)))
+    return None
 
 
 class Endpoint:
@@ -277,7 +280,7 @@ class Endpoint:
                 raise EndpointError(
                     "no_metrics",
                     "%s/metrics does not report how many requests are running (%s); Ollama never does"
-                    % (self.url, RUNNING),
+                    % (self.url, " or ".join(names[0] for names in COUNTERS)),
                 )
             if load.idle:
                 return load
@@ -299,8 +302,9 @@ def _served(model: str, names: List[str]) -> bool:
 def not_offered(answer: Answer) -> bool:
     """Whether the server has no such path, or not for this model. Pure."""
     words = answer.error.lower().rstrip(".")
-    unknown = words in ("not found", "404 page not found")
-    return answer.status in (400, 404, 501) and (unknown or ("does not support" in words and words.endswith(" api")))
+    unknown = words in ("not found", "404 page not found", "file not found")
+    missing = "does not support" in words and (words.endswith(" api") or answer.status == 501)
+    return answer.status in (400, 404, 501) and (unknown or missing)
 
 
 def _no_chat(answer: Answer) -> bool:

@@ -11,6 +11,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.checks import Ask, owns_port
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import AwaitMemory
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
@@ -38,8 +39,10 @@ def lists_model(endpoint: Endpoint, served: str) -> Ask:
     return ask
 
 
-def answers(endpoint: Endpoint, served: str, timeout: float) -> Callable[[Proof], None]:
+def answers(endpoint: Endpoint, served: str, timeout: float, task: Optional[str] = None) -> Callable[[Proof], None]:
     """The model does its own kind of work: a token, an embedding, a score or a class.
+
+    :param task: which of them, where that is declared.
 
     Verdicts: those of EndpointError, such as ``not_generated``; ``no_progress`` where its own counter stands still.
     """
@@ -56,7 +59,7 @@ def answers(endpoint: Endpoint, served: str, timeout: float) -> Callable[[Proof]
 
         before = load()
         try:
-            answered = answer(endpoint, served, timeout)
+            answered = answer(endpoint, served, timeout, declared=task)
         except EndpointError as error:
             if proof.running.dying():
                 raise proof.died() from None
@@ -106,3 +109,17 @@ class Drain(AwaitMemory):
         except EndpointError as error:
             if error.name == "busy":
                 self.warn("%s: %s; they were cut" % (running.unit, error))
+
+
+def drain(
+    options: Mapping[str, Any], host: Host, endpoint_of: Callable[[Mapping[str, str]], Optional[Endpoint]]
+) -> Drain:
+    """What happens around a stop of a service, by its options ``drain_timeout`` and ``release_timeout``."""
+    return Drain(
+        endpoint_of=endpoint_of,
+        gather=host.gather,
+        gpus=options["visible_devices"] != "none",
+        drain=options["drain_timeout"],
+        release=options["release_timeout"],
+        warn=host.warn,
+    )

@@ -124,10 +124,10 @@ COMMON = (
         "isolate",
         "bool",
         """
-        Let the kernel deny the service every GPU except those in O(visible_devices) (C(DeviceAllow=) for their device
-        nodes).
+        Let the kernel deny the service every GPU except those in O(visible_devices), which must be set
+        (C(DeviceAllow=) for their device nodes).
 
-        The GPUs are then passed by UUID, because their indexes are different inside.
+        The service then sees no other GPU, so the indexes of its own start at 0 inside it.
         """,
         default=False,
         per_instance=True,
@@ -136,11 +136,10 @@ COMMON = (
         "sandbox",
         "bool",
         """
-        Run the service in a sandbox in which it can still use its GPUs. C(systemd-analyze security) rates its exposure
-        at 1.6 or less.
+        Run the service in a systemd sandbox in which it can still use its GPUs.
 
-        The service can write only to its user's home and to the directories that its options name. None of these may be
-        under C(/home), C(/root), C(/tmp) or C(/var/tmp), which it cannot see.
+        It can write only to its user's home and to the directories for its models. It cannot see C(/home), C(/root),
+        C(/tmp) and C(/var/tmp), so nothing that it needs may be there; otherwise it is rejected.
         """,
         default=False,
         per_instance=True,

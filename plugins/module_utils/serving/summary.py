@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
 
 
 def line(outcome: Outcome, gpus: Sequence[Dict[str, Any]], cpu: bool, parts: Sequence[str], check: bool) -> str:
@@ -18,6 +19,19 @@ def line(outcome: Outcome, gpus: Sequence[Dict[str, Any]], cpu: bool, parts: Seq
     :param parts: what the engine has to say, between the GPUs and the restart.
     """
     return " · ".join([_verdict(outcome, check), "CPU" if cpu else _gpus(gpus), *parts, *_restart(outcome, check)])
+
+
+def served(model: str, url: str, proof: Any) -> List[str]:
+    """Parts of the line: what is served where, the memory that it uses, and what it answered.
+
+    :param proof: of the gate (serving.gate.Proof).
+    """
+    used, figures = sum(proof.used.values()), proof.figures
+    parts = ["%s at %s%s" % (model, url, ", %s in use" % gib(used) if used else "")]
+    if "answer" in figures:
+        seconds = figures.get("latency_seconds")
+        parts.append(figures["answer"] + ("" if seconds is None else " in %.2f s" % seconds))
+    return parts
 
 
 def _verdict(outcome: Outcome, check: bool) -> str:

@@ -15,7 +15,15 @@ import os
 import re
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, engine, install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
+    Change,
+    ServiceError,
+    StepError,
+    Verdict,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import switch as switches
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import Layout
@@ -151,11 +159,11 @@ def uninstall(unit: str, layout: Layout, data_of: DataOf, check_mode: bool, syst
     loaded = system.show(unit).get("LoadState") == "loaded"
     restore = RestoreStep(installed)
     goes_on = loaded and _goes_on(unit, installed, bool(ours), restore.needed())
-    change = engine.Change(unit=unit, state="absent")
+    change = Change(unit=unit, state="absent")
     if loaded and not goes_on:
-        change = engine.Change(unit=unit, enabled=False if ours else None, started=False)
+        change = Change(unit=unit, enabled=False if ours else None, started=False)
     _refuse_mounts(unit, data_of(goes_on).removed)
-    outcome = engine.converge(change, steps=[restore] if goes_on else [], check_mode=check_mode, system=system)
+    outcome = convergence.converge(change, steps=[restore] if goes_on else [], check_mode=check_mode, system=system)
 
     data = data_of(goes_on)  # once no server writes there any more
     gone = [*beside, *([] if goes_on else ours), *installed.folders, *data.records]
@@ -172,11 +180,11 @@ def uninstall(unit: str, layout: Layout, data_of: DataOf, check_mode: bool, syst
             _remove(gone, data.removed, data.user)
             if beside or (ours and not goes_on):
                 system.reload()
-        except (OSError, engine.StepError) as error:
+        except (OSError, StepError) as error:
             installed.switch.leave()
-            outcome.verdict = engine.Verdict("not_removed", str(error))
+            outcome.verdict = Verdict("not_removed", str(error))
             message = "%s: not everything can be removed: %s; run this again" % (unit, error)
-            raise engine.ServiceError(message, outcome) from None
+            raise ServiceError(message, outcome) from None
     if not check_mode:
         installed.switch.end()
         _tidy(installed.store, data.places)
@@ -217,7 +225,7 @@ def _instances(template: str) -> List[str]:
     folder, pattern = os.path.dirname(template), os.path.basename(template).replace("@.", "@?*.")
     if "@" not in pattern:
         return []
-    found = glob.glob(os.path.join(glob.escape(folder), pattern + ".d", engine.DROP_IN))
+    found = glob.glob(os.path.join(glob.escape(folder), pattern + ".d", DROP_IN))
     names = {os.path.basename(os.path.dirname(path))[: -len(".d")] for path in found}
     return sorted(names.union(map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "*.wants", pattern)))))
 

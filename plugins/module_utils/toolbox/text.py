@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from typing import Iterable
 
 _SEQUENCE = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]")
 """Colors and cursor movements, which mean nothing to a reader."""
@@ -21,3 +22,11 @@ def printable(text: str) -> str:
 def one_line(text: str, limit: int = 300) -> str:
     """The same on one line of at most ``limit`` characters."""
     return " ".join(printable(text).split())[:limit]
+
+
+def near(name: str, known: Iterable[str], cutoff: float = 0.7) -> str:
+    """``; did you mean NAME?`` with the known name that is nearest; empty where none is near."""
+    import difflib  # only for names that are not known
+
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return "; did you mean %s?" % found[0] if found else ""

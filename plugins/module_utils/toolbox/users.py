@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from typing import Any, Callable, Generator, List, NamedTuple, NoReturn, Optional
+from typing import Any, Callable, Generator, List, NamedTuple, NoReturn, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
@@ -91,6 +91,44 @@ def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
     if said is None:
         raise Failed("it took longer than %d s, or said too much, and was ended" % limit)
     return _result(said)
+
+
+def beginning(ids: Ids, path: str, size: int) -> bytes:
+    """The first bytes of a file, read with a user's rights; a pipe is not waited for.
+
+    :raises OSError: the user cannot read it.
+    :raises Failed: it took too long.
+    """
+
+    def read() -> str:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as stream:
+            return stream.read(size).hex()
+
+    return bytes.fromhex(as_user(ids, read, 20))
+
+
+def output_of(ids: Ids, command: List[str], limit: int, largest: int) -> Tuple[int, str]:
+    """Exit status and output of a command that runs with a user's rights and an environment without anything of root's.
+
+    :param limit: seconds; ``largest``: bytes of output, with more of which the command is ended.
+    :raises OSError: it cannot be run.
+    :raises Failed: it took too long.
+    """
+    import resource  # here: the user may not be able to read root's Python
+    import subprocess
+    import tempfile
+
+    clean = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+    with tempfile.TemporaryFile() as out:
+
+        def run() -> int:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+            return subprocess.run(command, env=clean, timeout=limit, check=False, **streams).returncode
+
+        status = as_user(ids, run, limit + 5)
+        out.seek(0)
+        return status, out.read(largest).decode("utf-8", "replace")
 
 
 def ids_of_process(pid: int, proc: str = "/proc") -> Ids:

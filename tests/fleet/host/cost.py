@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 
 arguments = json.loads(Path(sys.argv[1]).read_text())
 started = []

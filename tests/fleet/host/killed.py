@@ -12,7 +12,8 @@ import subprocess
 from pathlib import Path
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
 UNIT = "fleet-killed.service"

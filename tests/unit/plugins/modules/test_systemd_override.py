@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import override_module
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Change,
     Outcome,
     ServiceError,

@@ -12,7 +12,8 @@ from typing import Any, Callable, Dict
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
 SECRET = "the-real-secret-of-others"
@@ -54,8 +55,8 @@ def test_a_run_ends_whatever_lies_there(
 ) -> None:
     put(foreign, attack)
     system.forbidden = check_mode
-    change = engine.Change("ollama.service", environment={"A": "1"}, started=True, settle=0)
-    outcome = engine.converge(change, check_mode=check_mode, system=system)
+    change = Change("ollama.service", environment={"A": "1"}, started=True, settle=0)
+    outcome = convergence.converge(change, check_mode=check_mode, system=system)
     assert outcome.changed and not outcome.shadowed
     assert len(json.dumps(outcome.as_result())) < 10000
 
@@ -69,10 +70,10 @@ def test_a_secret_that_it_leads_to_is_shown_nowhere(
     root.write_text("TOKEN=%s\nOTHER=%s\n" % (SECRET, SECRET))
     root.chmod(0o600)
     put(foreign, lambda path: path.symlink_to(root))
-    change = engine.Change("ollama.service", environment={"A": "1"}, secret_environment={"TOKEN": "mine"})
+    change = Change("ollama.service", environment={"A": "1"}, secret_environment={"TOKEN": "mine"})
     try:
-        outcome = engine.converge(change, check_mode=check_mode, system=system)
+        outcome = convergence.converge(change, check_mode=check_mode, system=system)
         said = ""
-    except engine.ServiceError as error:
+    except ServiceError as error:
         outcome, said = error.outcome, error.message
     assert SECRET not in said + json.dumps(outcome.as_result()) + repr(outcome)

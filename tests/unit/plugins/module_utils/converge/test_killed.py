@@ -19,7 +19,8 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, observe
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
 from ...conftest import UNIT, FakeSystem

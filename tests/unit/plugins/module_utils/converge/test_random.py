@@ -16,13 +16,13 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Change,
     Outcome,
     ServiceError,
     Verdict,
-    converge,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 
 from ...conftest import UNIT, FakeSystem
 

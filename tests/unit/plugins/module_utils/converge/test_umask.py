@@ -10,7 +10,8 @@ from typing import Any, Dict
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import Change, ServiceError, converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 
 
 class Step:

@@ -25,6 +25,7 @@ PATHS = {
     "classify": "/classify",
     "pooling": "/pooling",
     "transcription": "/v1/audio/transcriptions",
+    "rerank": "/v1/rerank",
 }
 
 
@@ -33,7 +34,7 @@ def serves(web, fixture_text):
     """`serves(name, without=…)`: the web server answers as the recorded one did, but for some of its paths."""
 
     def serves(name, without=()):
-        recorded = json.loads(fixture_text("vllm/%s.json" % name))
+        recorded = json.loads(fixture_text("%s.json" % name if "/" in name else "vllm/%s.json" % name))
         for what, path in PATHS.items():
             if what in recorded and what not in without:
                 web.answers[path] = (recorded[what]["status"], recorded[what]["body"])
@@ -52,6 +53,7 @@ def old(web, *offered):
         "classify": "Classification",
         "pooling": "Pooling",
         "transcription": "Transcriptions",
+        "rerank": "Rerank",
     }
     for what, api in apis.items():
         if what not in offered:
@@ -78,6 +80,27 @@ def test_each_does_its_own_work(serves, web, name, without, task, said, version)
     found = answer(asked, "tiny", 5)
     assert (found.task, found.said, found.proven) == (task, said, True)
     assert found.tokens == (task == "text")
+
+
+@pytest.mark.parametrize(
+    "name, task, said",
+    [
+        ("api", "text", "a token"),
+        ("embeddings", "embeddings", "an embedding of 2 dimensions"),
+        ("reranking", "reranking", "a score"),
+    ],
+)
+def test_a_llama_server_does_what_is_declared(serves, name, task, said):
+    """It answers requests for text, too, when it is to serve embeddings or rankings."""
+    found = answer(serves("llama_server/" + name), "tiny", 5, declared=task)
+    assert (found.task, found.said, found.tokens) == (task, said, int(task == "text"))
+
+
+@pytest.mark.parametrize("task", ["embeddings", "reranking", "scores"])
+def test_a_task_that_is_not_offered(serves, task):
+    with pytest.raises(EndpointError) as caught:
+        answer(serves("llama_server/api"), "tiny", 5, declared=task)
+    assert caught.value.name == "not_offered" and task in str(caught.value)
 
 
 def test_what_is_not_proven_says_so(serves, web):

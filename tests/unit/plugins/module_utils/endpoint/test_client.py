@@ -219,4 +219,5 @@ def test_metrics_are_added_up_over_engines(fixture_text):
     text += 'vllm:num_requests_waiting{engine="0"} 5\nvllm:generation_tokens_total 7e1\nbroken\nbroken x\n'
     assert client.load_of(client.parse_metrics(text)) == Load(3, 5, 70)
     assert client.load_of(client.parse_metrics(fixture_text("vllm/metrics.txt"))).idle
+    assert client.load_of(client.parse_metrics(fixture_text("llama_server/metrics.txt"))) == Load(1, 1, 1)
     assert client.load_of({}) is None

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     checks,
     install,
@@ -75,7 +75,7 @@ def bring(monkeypatch, fakes, tmp_path, no_children):
 
     def converge(change, **more):
         run.asked = dict(more, change=change)
-        outcome = run.outcome or engine.Outcome()
+        outcome = run.outcome or Outcome()
         if more.get("gate") and not more["check_mode"]:
             more["gate"].proof.figures["version"] = "0.32.15"
         return outcome
@@ -201,7 +201,7 @@ def test_a_fault_of_the_host_comes_with_its_remedy(bring):
 
 
 def test_near_misses_are_warned_of(bring):
-    bring.outcome = engine.Outcome(warnings=["from the engine"])
+    bring.outcome = Outcome(warnings=["from the engine"])
     bring(environment={"OLLAMA_SCHED_SPRED": "1"})
     assert "did you mean OLLAMA_SCHED_SPREAD" in bring.warnings[0]
     assert bring.warnings[1] == "from the engine"
@@ -209,11 +209,20 @@ def test_near_misses_are_warned_of(bring):
 
 def test_absent_reads_no_gpu(bring):
     bring.facts = None
-    bring.outcome = engine.Outcome(changed=True)
+    bring.outcome = Outcome(changed=True)
     assert bring(state="absent")["msg"] == "ollama.service: override removed"
     assert bring.asked["change"].state == "absent"
     bring.outcome = None
     assert bring(state="absent", name="ollama@second.service")["msg"] == "ollama@second.service: no override"
+
+
+def test_memory_is_awaited_between_stop_and_start_where_gpus_are_declared(bring):
+    bring()
+    assert bring.asked["hooks"] is None
+    bring(visible_devices=[0])
+    hooks = bring.asked["hooks"]
+    assert (hooks.gpus, hooks.release) == (True, 60)
+    assert hooks.gather() is bring.facts
 
 
 # --- the archive
@@ -416,7 +425,7 @@ def test_a_store_with_models_is_not_left_without_a_word(bring, tmp_path):
 
 def test_what_cannot_be_brought_after_the_proof_is_a_warning(bring, monkeypatch, tmp_path):
     def full(step):
-        raise stores.StoreError("no space")
+        raise StepError("no space")
 
     put_model(bring.store)
     monkeypatch.setattr(moving.MoveStep, "finish", full)
@@ -456,7 +465,7 @@ def test_a_move_that_was_killed_and_the_service_goes(bring, tmp_path, monkeypatc
         for step in steps if not more["check_mode"] else ():
             assert step.needed()
             step.apply()
-        return engine.Outcome(changed=True)
+        return Outcome(changed=True)
 
     monkeypatch.setattr(neutral, "check", lambda units, layout: None)
     monkeypatch.setattr(uninstall, "uninstall", uninstalled)
@@ -533,7 +542,7 @@ def line(bring, monkeypatch):
     def run(used=(5, 5), changed=True, check_mode=False, **outcome):
         gpus = [{"index": index, "name": "NVIDIA H200", "used_bytes": size} for index, size in enumerate(used)]
         monkeypatch.setattr(Gate, "gpus", lambda gate: setattr(gate.proof, "changed", changed) or gpus)
-        bring.outcome = engine.Outcome(**outcome)
+        bring.outcome = Outcome(**outcome)
         return bring(check_mode, prove_model="m70b", visible_devices=[0, 1], sched_spread=True)["msg"]
 
     return run
@@ -682,12 +691,12 @@ def test_a_change_of_one_instance_is_the_hosts_even_when_the_next_one_fails(host
 
     def converge(change, **more):
         if change.unit == "ollama@code.service":
-            raise engine.ServiceError("broken", engine.Outcome(changed=False))
+            raise ServiceError("broken", Outcome(changed=False))
         return one(change, **more)
 
-    host.bring.outcome = engine.Outcome(changed=True)
+    host.bring.outcome = Outcome(changed=True)
     monkeypatch.setattr(serving_run.convergence, "converge", converge)
-    with pytest.raises(engine.ServiceError) as error:
+    with pytest.raises(ServiceError) as error:
         host(CHAT, CODE)
     assert error.value.outcome.changed is True
 

@@ -13,7 +13,9 @@ import threading
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, engine, install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.uninstall import uninstall
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import uninstall as neutral
@@ -83,9 +85,9 @@ def host(tmp_path, monkeypatch):
         for step in steps if not check_mode else ():
             if step.needed():
                 step.apply()
-        return engine.Outcome(changed=bool(change.started is False or [step for step in steps if step.needed()]))
+        return Outcome(changed=bool(change.started is False or [step for step in steps if step.needed()]))
 
-    monkeypatch.setattr(neutral.engine, "converge", converge)
+    monkeypatch.setattr(neutral.convergence, "converge", converge)
     monkeypatch.setattr(neutral.Installed, "other_users", lambda self, units, wanted: host.others)
     monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
     monkeypatch.setattr(install, "HOME", str(tmp_path / "host/home"))
@@ -222,7 +224,7 @@ def instance(host):
     host.write(host.folder / TEMPLATE)
     install_record.add("units", str(host.folder / TEMPLATE))
     install_record.add("users", ME)
-    host.write(host.folder / "etc" / (CHAT + ".d") / engine.DROP_IN)
+    host.write(host.folder / "etc" / (CHAT + ".d") / DROP_IN)
     return host
 
 
@@ -249,7 +251,7 @@ def test_a_template_that_another_instance_has_stays(instance, trace):
 def test_a_template_without_instances_goes_with_the_service_beside_it(host):
     """Its instances were taken away before, one by one; a template that still has one is not touched."""
     host.installed()
-    template, other = host.folder / TEMPLATE, host.folder / "etc/ollama@code.service.d" / engine.DROP_IN
+    template, other = host.folder / TEMPLATE, host.folder / "etc/ollama@code.service.d" / DROP_IN
     host.write(template)
     install_record.add("units", str(template))
     host.write(other)
@@ -282,11 +284,11 @@ def test_where_nothing_is_installed(host):
 
 def test_what_cannot_be_removed_is_told(host, monkeypatch):
     def busy(command):
-        raise engine.StepError("userdel: user is currently used by process 7")
+        raise StepError("userdel: user is currently used by process 7")
 
     host.installed()
     monkeypatch.setattr(account, "run", busy)
-    with pytest.raises(engine.ServiceError, match="not everything can be removed: .* process 7; run this again"):
+    with pytest.raises(ServiceError, match="not everything can be removed: .* process 7; run this again"):
         host.uninstall()
 
 
@@ -386,7 +388,7 @@ def test_a_store_behind_a_users_link_is_not_followed(host):
     theirs.mkdir()
     (theirs / "models").symlink_to(host.store)
     os.chown(theirs, 1234, 1234)
-    with pytest.raises(engine.ServiceError, match="not everything can be removed: .*models is a symbolic link"):
+    with pytest.raises(ServiceError, match="not everything can be removed: .*models is a symbolic link"):
         host.uninstall(remove_models=True, places=[str(theirs / "models")])
     assert list((host.store / "blobs").iterdir())
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import engine
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.claims import Claim, Conflict
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
@@ -274,9 +275,9 @@ def test_a_run_that_was_too_slow_puts_everything_back(system):
     def claiming():
         raise Conflict("a and b both claim GPU 0")
 
-    change = engine.Change("ollama.service", environment={"A": "1"}, started=True, while_writing=claiming)
-    with pytest.raises(engine.ServiceError, match="not_done: a and b both claim GPU 0. The previous state") as error:
-        engine.converge(change, steps=[step], system=system)
+    change = Change("ollama.service", environment={"A": "1"}, started=True, while_writing=claiming)
+    with pytest.raises(ServiceError, match="not_done: a and b both claim GPU 0. The previous state") as error:
+        convergence.converge(change, steps=[step], system=system)
     assert error.value.outcome.rolled_back and step.undone == 1
     assert system.tree() == before and "restart" not in system.calls
 
@@ -292,8 +293,8 @@ def test_the_ledger_is_held_while_the_override_is_written_and_no_longer(system):
             seen.append(system.read("/etc/systemd/system/ollama.service.d/zz-gpufleet.conf"))
             assert "reload" not in system.calls
 
-    change = engine.Change("ollama.service", environment={"A": "1"}, started=True, while_writing=Claiming)
-    engine.converge(change, system=system)
+    change = Change("ollama.service", environment={"A": "1"}, started=True, while_writing=Claiming)
+    convergence.converge(change, system=system)
     assert seen[0] is None and b"A=1" in seen[1]
-    engine.converge(change, system=system)
+    convergence.converge(change, system=system)
     assert len(seen) == 2

@@ -18,7 +18,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model 
     Fault,
     Gate,
     Outcome,
-    Running,
     ServiceError,
     Step,
     StepError,
@@ -42,20 +41,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors 
 
 if TYPE_CHECKING:
     from ansible_collections.gpufleet.inference.plugins.module_utils.converge.undo import Done
-
-__all__ = [
-    "Change",
-    "Fault",
-    "Gate",
-    "Outcome",
-    "Running",
-    "ServiceError",
-    "Step",
-    "StepError",
-    "StopHooks",
-    "Verdict",
-    "converge",
-]
 
 
 def converge(

@@ -12,14 +12,14 @@ from typing import Any, Dict, List, Optional
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, undo
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.engine import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Change,
     Outcome,
     Running,
     ServiceError,
     Verdict,
-    converge,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 
 D = "/etc/systemd/system/ollama.service.d"
@@ -606,6 +606,17 @@ def test_a_failing_gate_is_rolled_back(system: Any) -> None:
         "ollama.service: cpu_fallback: the server found no GPU. The previous state is restored."
     )
     assert system.read(OURS) is None and "A" not in system.environment
+
+
+def test_a_journal_that_cannot_be_read_does_not_hide_what_was_done(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_arguments: Any) -> Any:
+        raise ManagerError("systemctl show failed: no bus")
+
+    monkeypatch.setattr(system, "journal", refuses)
+    error = fails(system, gate=lambda running, changed: Verdict("not_ready", "no answer"))
+    assert "not_ready: no answer. The previous state is restored." in error.message and error.outcome.rolled_back
 
 
 def test_a_gate_that_breaks_is_rolled_back(system: Any) -> None:

@@ -1,0 +1,473 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Configures the instances of llama.cpp's server, verifies them on their GPUs, and rolls back what fails."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: llama_server_service
+short_description: Configure llama.cpp servers and verify them on the GPUs
+version_added: 0.1.0
+description:
+  - Configures C(llama-server) of llama.cpp, each instance a unit C(llama-server@NAME.service), restarts an instance
+    only when an effective value changes, and verifies the running process.
+  - Every option is a variable of the process, so its value in the inventory, on disk and in the running process can be
+    compared. Values, variables and arguments are checked against C(llama-server --help) before anything is changed.
+  - After a change the server must list its model, the model must answer a request of its own kind, and NVML must show
+    the unit's own processes on every declared GPU.
+  - If the verification fails, the previous state is restored. The instance then runs as before, and the message says
+    what was found, what was expected and what to do.
+  - A unit that was written manually is adopted. Its variables, arguments and user stay in force unless the inventory
+    declares another value. The unit file itself is never edited.
+  - An option that is left out is not declared. The unit's own value applies, or llama-server's default.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+options:
+  # begin: written by make generate from module_utils/llama_server/options.py
+  name:
+    description:
+      - >-
+        Name of the unit, with or without C(.service). With O(instances), the name of the template: each instance is
+        C(NAME@INSTANCE.service).
+    type: str
+    default: llama-server
+  state:
+    description:
+      - V(present) configures the service, enables it and starts it.
+      - V(absent) stops the service, disables it and removes its files. Users and models stay.
+    type: str
+    choices: [present, absent]
+    default: present
+  enabled:
+    description: Whether the service starts at boot.
+    type: bool
+    default: true
+  timeout:
+    description:
+      - Seconds within which the server must be up and verified, including the time to load its model. Left out, it
+        depends on the size of the model.
+      - A server that dies is noticed at once, one that stalls after O(stall_timeout).
+    type: int
+  instances:
+    description:
+      - Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template C(NAME@.service),
+        which is created if it does not exist. C(NAME.service) itself is left alone.
+      - An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
+        merged over O(environment).
+      - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
+        error names both.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description:
+          - >-
+            Name of the instance: letters, digits, C(_) and C(.).
+        type: str
+        required: true
+      state:
+        description:
+          - V(absent) stops and disables the instance and removes its files. Models stay. Left out, it is V(present).
+        type: str
+        choices: [present, absent]
+      environment:
+        description: Further variables of its process, merged over O(environment).
+        type: dict
+      enabled:
+        description: Overrides O(enabled) for this instance.
+        type: bool
+      timeout:
+        description: Overrides O(timeout) for this instance.
+        type: int
+      visible_devices:
+        description: Overrides O(visible_devices) for this instance.
+        type: raw
+      share_gpus:
+        description: Overrides O(share_gpus) for this instance.
+        type: bool
+      isolate:
+        description: Overrides O(isolate) for this instance.
+        type: bool
+      sandbox:
+        description: Overrides O(sandbox) for this instance.
+        type: bool
+      allow_unauthenticated:
+        description: Overrides O(allow_unauthenticated) for this instance.
+        type: bool
+      program:
+        description: Overrides O(program) for this instance.
+        type: path
+      user:
+        description: Overrides O(user) for this instance.
+        type: str
+      model:
+        description: Overrides O(model) for this instance.
+        type: str
+      alias:
+        description: Overrides O(alias) for this instance.
+        type: str
+      ctx_size:
+        description: Overrides O(ctx_size) for this instance.
+        type: int
+      parallel:
+        description: Overrides O(parallel) for this instance.
+        type: int
+      cache_type_k:
+        description: Overrides O(cache_type_k) for this instance.
+        type: str
+      cache_type_v:
+        description: Overrides O(cache_type_v) for this instance.
+        type: str
+      n_gpu_layers:
+        description: Overrides O(n_gpu_layers) for this instance.
+        type: str
+      split_mode:
+        description: Overrides O(split_mode) for this instance.
+        type: str
+      embeddings:
+        description: Overrides O(embeddings) for this instance.
+        type: bool
+      reranking:
+        description: Overrides O(reranking) for this instance.
+        type: bool
+      host:
+        description: Overrides O(host) for this instance.
+        type: str
+      port:
+        description: Overrides O(port) for this instance.
+        type: int
+      api_key:
+        description: Overrides O(api_key) for this instance.
+        type: str
+      ssl_key_file:
+        description: Overrides O(ssl_key_file) for this instance.
+        type: path
+      ssl_cert_file:
+        description: Overrides O(ssl_cert_file) for this instance.
+        type: path
+      extra_args:
+        description: Overrides O(extra_args) for this instance.
+        type: dict
+      stall_timeout:
+        description: Overrides O(stall_timeout) for this instance.
+        type: float
+      token_timeout:
+        description: Overrides O(token_timeout) for this instance.
+        type: float
+      drain_timeout:
+        description: Overrides O(drain_timeout) for this instance.
+        type: float
+      release_timeout:
+        description: Overrides O(release_timeout) for this instance.
+        type: float
+  visible_devices:
+    description:
+      - The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
+      - V(all), a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with any of the keys
+        C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in the GPU's name),
+        C(healthy) (default true) and C(exclude_display).
+      - A GPU that does not exist is rejected before anything is changed. So are an unhealthy GPU under V(all) and a
+        policy that selects no GPU.
+    type: raw
+  share_gpus:
+    description:
+      - Whether other services of this collection may use the same GPUs. They must set this too. Otherwise a service
+        that claims one of these GPUs is rejected before anything is changed; the error names both services. Without
+        O(visible_devices), all GPUs are claimed.
+      - The claim is stored in the service's own drop-in. It counts while the unit exists and is running or enabled.
+    type: bool
+    default: false
+  isolate:
+    description:
+      - Let the kernel deny the service every GPU except those in O(visible_devices), which must be set (C(DeviceAllow=)
+        for their device nodes).
+      - The service then sees no other GPU, so the indexes of its own start at 0 inside it.
+    type: bool
+    default: false
+  sandbox:
+    description:
+      - Run the service in a systemd sandbox in which it can still use its GPUs.
+      - It can write only to its user's home and to the directories for its models. It cannot see C(/home), C(/root),
+        C(/tmp) and C(/var/tmp), so nothing that it needs may be there; otherwise it is rejected.
+    type: bool
+    default: false
+  allow_unauthenticated:
+    description: Whether the service may listen, without authentication, on an address that other hosts can reach.
+    type: bool
+    default: false
+  environment:
+    description:
+      - Further variables of the process, such as E(LLAMA_ARG_FLASH_ATTN). llama-server reads nearly every argument from
+        a variable as well; C(llama-server --help) names them. A name that this version does not know is rejected.
+    type: dict
+    default: {}
+  facts_timeout:
+    description: Seconds that reading the GPUs may take.
+    type: float
+    default: 10.0
+  program:
+    description:
+      - The program C(llama-server) on the host. It is not installed by this module.
+      - Left out, it is the one that the unit already starts, with the arguments that it has there, and else
+        C(/opt/llama.cpp/bin/llama-server).
+    type: path
+  user:
+    description:
+      - The user that the server runs as. It is created if it does not exist. Left out, it is the user of a unit that
+        was written manually, and else C(llama-server).
+    type: str
+  model:
+    description:
+      - Path of a GGUF file on the host, of the first part of a split model, or of a directory with one model in it
+        (E(LLAMA_ARG_MODEL)). Or a name in O(model_paths).
+    type: str
+  model_paths:
+    description: Paths of models by name. A model that is named here is served under that name, unless O(alias) is set.
+    type: dict
+    default: {}
+  alias:
+    description:
+      - Name of the model for clients, or several separated by commas (E(LLAMA_ARG_ALIAS)). Left out, it is the name in
+        O(model_paths), or that of the instance.
+    type: str
+  ctx_size:
+    description:
+      - Tokens of context, shared by all O(parallel) requests (E(LLAMA_ARG_CTX_SIZE)). V(0) is what the model was
+        trained with.
+    type: int
+  parallel:
+    description: How many requests are served at a time (E(LLAMA_ARG_N_PARALLEL)).
+    type: int
+  cache_type_k:
+    description: Data type of the keys in the KV cache, such as V(q8_0) (E(LLAMA_ARG_CACHE_TYPE_K)).
+    type: str
+  cache_type_v:
+    description:
+      - Data type of the values in the KV cache (E(LLAMA_ARG_CACHE_TYPE_V)). The quantised types need flash attention.
+    type: str
+  n_gpu_layers:
+    description:
+      - >-
+        Layers on the GPUs: a number, V(all), or V(auto), as many as fit (E(LLAMA_ARG_N_GPU_LAYERS)).
+      - If O(visible_devices) is set, all layers are put on the GPUs, so that a model that does not fit fails rather
+        than being computed by the CPU in part.
+    type: str
+  split_mode:
+    description:
+      - How a model is split over several GPUs, such as V(layer), V(row) or V(none) (E(LLAMA_ARG_SPLIT_MODE)). With
+        V(none), declare one GPU.
+    type: str
+  embeddings:
+    description: Serve embeddings (E(LLAMA_ARG_EMBEDDINGS)). The server is then verified by an embedding.
+    type: bool
+  reranking:
+    description: Serve rankings (E(LLAMA_ARG_RERANKING)). The server is then verified by a score.
+    type: bool
+  host:
+    description:
+      - Address at which the server listens (E(LLAMA_ARG_HOST)). Left out, it is V(127.0.0.1). An address that other
+        hosts can reach requires O(api_key) or O(allow_unauthenticated).
+    type: str
+  port:
+    description:
+      - Port at which the server listens (E(LLAMA_ARG_PORT)). Left out, it is V(8080). A port that another service of
+        this collection claims, or on which another process listens, is rejected.
+    type: int
+  api_key:
+    description:
+      - Key that clients must send (E(LLAMA_API_KEY)). It is kept in a file that only root can read, and is in neither
+        the unit nor the process list. C(/health) and C(/v1/models) are served without it.
+    type: str
+  ssl_key_file:
+    description:
+      - File on the host with the private key for TLS (E(LLAMA_ARG_SSL_KEY_FILE)); O(user) must be able to read it. The
+        program must be built with OpenSSL.
+    type: path
+  ssl_cert_file:
+    description: File on the host with the certificate for O(ssl_key_file) (E(LLAMA_ARG_SSL_CERT_FILE)).
+    type: path
+  extra_args:
+    description:
+      - Further arguments by their long names, such as V(flash-attn). V(true) gives the argument alone, a list gives it
+        several values.
+      - Before anything is changed, each is compared with C(llama-server --help). An argument that this version does not
+        know is rejected, with the nearest that it does.
+    type: dict
+    default: {}
+  stall_timeout:
+    description: Seconds for which a start may neither log anything nor use more GPU memory.
+    type: float
+    default: 300.0
+  token_timeout:
+    description: Seconds within which the model must answer a request when it is verified.
+    type: float
+    default: 120.0
+  drain_timeout:
+    description:
+      - Seconds for which a stop by this module waits for running requests. Those that are still running then are cut,
+        with a warning.
+    type: float
+    default: 60.0
+  release_timeout:
+    description: Seconds for which a restart waits for the GPU memory of the previous process to be free.
+    type: float
+    default: 60.0
+  # end
+seealso:
+  - module: gpufleet.inference.model_source
+  - module: gpufleet.inference.inference_endpoint
+"""
+
+EXAMPLES = r"""
+- name: A chat model and an embedding model, each on its own GPUs
+  gpufleet.inference.llama_server_service:
+    api_key: "{{ vault_llama_key }}"
+    instances:
+      - name: chat
+        model: /srv/models/qwen3-32b-q8_0.gguf
+        visible_devices: [0, 1]
+        ctx_size: 65536
+        parallel: 4
+      - name: embed
+        model: /srv/models/bge-m3-f16.gguf
+        visible_devices: [2]
+        port: 8081
+        embeddings: true
+  become: true
+
+- name: Remove an instance
+  gpufleet.inference.llama_server_service:
+    instances:
+      - name: embed
+        state: absent
+  become: true
+"""
+
+RETURN = r"""
+msg:
+  description: The outcome in one line, or what failed, what was expected and what to do.
+  returned: always
+  type: str
+  sample: ok · 2× H200 · chat at http://127.0.0.1:8080, 41.2 GiB used · a token in 0.02 s · restart 8.1 s
+verdict:
+  description:
+    - The result of the verification. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken), V(bad_config),
+      V(model_missing), V(load_failed), V(stalled), V(not_ready), V(unauthorized), V(not_generated), V(not_offered),
+      V(no_progress), V(cpu_fallback), V(wrong_gpu), V(spread_missing), V(unproven), V(vram_held), or a verdict of the
+      M(gpufleet.inference.systemd_override) module.
+  returned: when a service was inspected
+  type: str
+  sample: ok
+evidence:
+  description: The measurements behind the verdict, and the last lines of the journal.
+  returned: when a service was inspected
+  type: dict
+restarted:
+  description: Whether the service was restarted. In check mode, whether it would be.
+  returned: when a service was inspected
+  type: bool
+reasons:
+  description: Why the service was restarted.
+  returned: when a service was inspected
+  type: list
+  elements: str
+  sample: ["the value in force changes: LLAMA_ARG_CTX_SIZE"]
+reloaded:
+  description: Whether systemd reloaded its units. In check mode, whether it would.
+  returned: when a service was inspected
+  type: bool
+rolled_back:
+  description: Whether the previous state was restored.
+  returned: when a service was inspected
+  type: bool
+downtime_ms:
+  description: Milliseconds from the stop of the service until it was verified, or until the previous one was back.
+  returned: when a service was inspected
+  type: int
+  sample: 1900
+environment:
+  description: The declared variables, with their values in the running process.
+  returned: when a service was inspected
+  type: dict
+  sample: {CUDA_VISIBLE_DEVICES: "0,1,2,3", LLAMA_ARG_CTX_SIZE: "32768"}
+drift:
+  description: Variables whose values differed between the inventory, the disk and the running process, with all three.
+  returned: when a service was inspected
+  type: dict
+  sample: {LLAMA_ARG_CTX_SIZE: {declared: "32768", on_disk: null, running: null}}
+shadowed:
+  description: Declared values that another file overrides, with the file and line.
+  returned: when a service was inspected
+  type: list
+  elements: dict
+unit_state:
+  description: State of the unit, as systemd reports it.
+  returned: when a service was inspected
+  type: dict
+gpus:
+  description: The declared GPUs, or all GPUs of the host if none are declared.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    index:
+      description: Index in NVML's order.
+      returned: always
+      type: int
+    uuid:
+      description: UUID.
+      returned: always
+      type: str
+    name:
+      description: Model.
+      returned: always
+      type: str
+    pci_bus_id:
+      description: PCI bus id in the format of sysfs.
+      returned: always
+      type: str
+    used_bytes:
+      description: Memory that the unit's own processes use there.
+      returned: always
+      type: int
+url:
+  description: Where a client on the host reaches it.
+  returned: success, with O(state=present)
+  type: str
+  sample: http://127.0.0.1:8080
+model:
+  description: Name of the model for clients.
+  returned: success, with O(state=present)
+  type: str
+  sample: chat
+instances:
+  description: The result of each service as described here, by the name of its unit. RV(msg) has one part for each.
+  returned: success, with O(instances)
+  type: dict
+"""
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import service
+from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server.options import OPTIONS
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
+
+
+def argument_spec():
+    return options.argument_spec(OPTIONS)
+
+
+def main():
+    run(argument_spec(), service.converge)
+
+
+if __name__ == "__main__":
+    main()
