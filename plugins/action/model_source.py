@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first imp
 
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.model_source"
-    FUNCTION = RemoteFunction("model_source.source", "bring", model_source.argument_spec())
+    FUNCTION = RemoteFunction("model_source.source", "converge", model_source.argument_spec())
 
     def secrets(self, arguments: Mapping[str, Any]) -> Iterable[str]:
         return source.secrets(arguments)

@@ -37,7 +37,7 @@ display = Display()
 
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.ollama_model"
-    FUNCTION = RemoteFunction("ollama.models", "bring", ollama_model.argument_spec())
+    FUNCTION = RemoteFunction("ollama.models", "converge", ollama_model.argument_spec())
 
     def prepare(self, arguments: Dict[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
         return dict(arguments, models=named(arguments.get("models")))

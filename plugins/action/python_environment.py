@@ -20,7 +20,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first imp
 
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.python_environment"
-    FUNCTION = RemoteFunction("python_env.step", "bring", python_environment.argument_spec())
+    FUNCTION = RemoteFunction("python_env.step", "converge", python_environment.argument_spec())
 
     def prepare(self, arguments: Dict[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
         wheels = arguments.get("wheels")

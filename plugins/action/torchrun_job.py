@@ -13,7 +13,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first imp
 
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.torchrun_job"
-    FUNCTION = RemoteFunction("torchrun.job", "bring", torchrun_job.argument_spec())
+    FUNCTION = RemoteFunction("torchrun.job", "converge", torchrun_job.argument_spec())
 
     def checks_first(self, arguments: Mapping[str, Any], variables: Mapping[str, Any]) -> bool:
         """Not where the module is to wait for something, which a check does not."""

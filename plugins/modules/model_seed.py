@@ -137,7 +137,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), model.bring, required_if=[("state", "started", ("models", "token"))])
+    run(argument_spec(), model.converge, required_if=[("state", "started", ("models", "token"))])
 
 
 if __name__ == "__main__":

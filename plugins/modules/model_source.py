@@ -114,7 +114,9 @@ options:
         type: dict
         required: true
   free_space_margin:
-    description: Space to leave free, such as V(2GiB).
+    description:
+      - Space to leave free, in bytes or as a size such as V(2GiB) or V(2Gi) (powers of 1024), V(2GB) or V(2G) (powers
+        of 1000).
     type: str
     default: 2GiB
   root:
@@ -219,7 +221,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), source.bring, secrets=source.secrets)
+    run(argument_spec(), source.converge, secrets=source.secrets)
 
 
 if __name__ == "__main__":

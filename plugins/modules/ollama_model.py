@@ -146,13 +146,14 @@ options:
     default: refuse
   free_space_margin:
     description:
-      - What stays free on the disk of the store, as V(2GiB) or bytes. A pull or a file that needs more is refused.
+      - Space to leave free on the disk of the store, in bytes or as a size such as V(2GiB) or V(2Gi) (powers of 1024),
+        V(2GB) or V(2G) (powers of 1000). A pull or a file that needs more is refused.
     type: str
     default: 2GiB
   stall_timeout:
     description:
-      - Seconds after which a pull that gets no byte more is ended with an error. The server itself tries for ever.
-      - What was downloaded stays, and the next run goes on from there.
+      - Seconds after which a pull that gets no new byte fails. The server itself would retry indefinitely.
+      - What was downloaded is kept, and the next run resumes it.
     type: int
     default: 120
   timeout:
@@ -228,7 +229,7 @@ msg:
   description: What was done in one line, or what failed, what was expected and what to do.
   returned: always
   type: str
-  sample: llama3.3:70b pulled and loaded; 2 as declared
+  sample: llama3.3:70b pulled and loaded; 2 unchanged
 models:
   description: Each declared model, up to the one that failed.
   returned: when the server was reached
@@ -326,7 +327,7 @@ models:
       returned: when it is loaded and declared so
       type: dict
       sample: {"0": 12513705984, "1": 11962155008}
-    ratio:
+    estimate_ratio:
       description: What NVML shows, divided by the estimate.
       returned: when it was loaded on GPUs
       type: float
@@ -393,7 +394,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), models.bring)
+    run(argument_spec(), models.converge)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), seeding.bring, required_if=[("state", "started", ("models", "token"))])
+    run(argument_spec(), seeding.converge, required_if=[("state", "started", ("models", "token"))])
 
 
 if __name__ == "__main__":

@@ -619,7 +619,7 @@ estimate:
       RV(gpufleet.inference.ollama_model#module:models[].estimate).
   returned: when O(prove_model) is given, something changed, and the host has GPUs
   type: dict
-ratio:
+estimate_ratio:
   description: The memory that NVML shows for the service after the change, divided by the estimate.
   returned: with RV(estimate), outside of check mode
   type: float

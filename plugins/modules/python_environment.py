@@ -217,7 +217,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), step.bring)
+    run(argument_spec(), step.converge)
 
 
 if __name__ == "__main__":

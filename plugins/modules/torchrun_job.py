@@ -360,7 +360,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), job.bring)
+    run(argument_spec(), job.converge)
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ CASES: List[Case] = [
     ),
     given(
         "an address that other hosts reach",
-        "0.0.0.0 is reached by others, and the API knows no authentication",
+        "0.0.0.0 is reachable from other hosts, and the service asks for no key",
         "allow_unauthenticated",
         variables={"ollama_host": "0.0.0.0"},
     ),

@@ -145,7 +145,7 @@ def test_a_worker_that_died_is_no_witness(lab, served, change):
     declared = dict(GOOD, prove_model="m8b", keep_alive="3h")
     foretold = lab.module(served, "ollama_service", declared, check=True)
     assert not foretold["failed"] and foretold["changed"] and foretold["verdict"] == "vram_missing"
-    assert "would load it anew: vram_missing" in foretold["msg"] and "its worker is dead" in foretold["msg"]
+    assert "would load it again: vram_missing" in foretold["msg"] and "its worker is dead" in foretold["msg"]
     assert not any(hostsetup.held(served)), "check mode loaded it"
     result = change(keep_alive="3h")
     assert not result["failed"] and result["changed"] and not result["restarted"], result["msg"]

@@ -158,7 +158,7 @@ def test_a_hand_made_override_puts_it_on_the_cpu(service, state, sh):
     result = service()
     assert result["failed"]
     assert result["verdict"] == "cpu_fallback"
-    assert "this host has 4 and CUDA_VISIBLE_DEVICES=0,1,2,3 is declared" in result["msg"]
+    assert "this host has 4; declared: 0 (NVIDIA" in result["msg"]
     assert "It was restarted, which did not fix it, and keeps running" in result["msg"]
     before = state(service.host)
     result = service(keep_alive="1h")

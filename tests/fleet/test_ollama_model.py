@@ -81,7 +81,7 @@ def test_created_copied_and_removed(served: str, declare: Callable[..., Dict[str
 
     again = declare(made, terse, copy)
     assert again["changed"] is False, again
-    assert again["msg"] == "3 as declared"
+    assert again["msg"] == "3 unchanged"
 
     hostsetup.sh(served, "rm -r /var/lib/gpufleet")
     assert declare(made)["changed"] is False, "made again without its record, it is the same"
@@ -112,7 +112,7 @@ def test_loaded_and_unloaded(served: str, declare: Callable[..., Dict[str, Any]]
     first = declare(wanted)
     (entry,) = first["models"]
     assert entry["actions"] == ["loaded"], first
-    assert entry["ratio"] == pytest.approx(1.0, rel=0.05)
+    assert entry["estimate_ratio"] == pytest.approx(1.0, rel=0.05)
     held = [sum(gpu.values()) << 20 for gpu in hostsetup.held(served)]
     assert held == pytest.approx([entry["held_bytes"].get(str(index), 0) for index in range(4)], rel=0.01)
     assert [gpu["held_bytes"] for gpu in entry["estimate"]["gpus"]] == pytest.approx([b for b in held if b], rel=0.05)
@@ -195,7 +195,7 @@ def test_a_service_that_its_model_would_not_fit_stays_as_it_is(served: str, lab:
     proven = lab.module(served, "ollama_service", fits)
     assert not proven["failed"], proven["msg"]
     assert proven["estimate"]["parallel"] == 2
-    assert proven["ratio"] == pytest.approx(1.0, rel=0.05)
+    assert proven["estimate_ratio"] == pytest.approx(1.0, rel=0.05)
     lab.module(served, "ollama_service", {"state": "absent"})
     hostsetup.wait_for_api(served)
 
@@ -218,7 +218,7 @@ def test_pulled_from_a_registry(
 
     full_disk = declare(wanted, free_space_margin="100TiB", **options)
     assert full_disk["failed"]
-    assert "and 102400.0 GiB shall stay free (free_space_margin)" in full_disk["msg"]
+    assert "and must leave 102400.0 GiB free (free_space_margin)" in full_disk["msg"]
     wrong = declare(dict(wanted, digest="0" * 64), **options)
     assert wrong["failed"]
     assert "the registry offers digest" in wrong["msg"]
@@ -226,7 +226,7 @@ def test_pulled_from_a_registry(
     registry.rate(0)
     stalled = declare(wanted, **options)
     assert stalled["failed"]
-    assert "no byte more for 3 s (stall_timeout)" in stalled["msg"], stalled["msg"]
+    assert "no new byte for 3 s (stall_timeout)" in stalled["msg"], stalled["msg"]
     assert full not in tags(served)
 
     registry.rate(150000)  # so slow that a busy controller looks at it in between

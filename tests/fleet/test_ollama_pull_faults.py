@@ -151,7 +151,7 @@ def test_the_registry_goes_in_mid_pull(served: str, registry: house_registry.Reg
     result = running()
     assert result["failed"]
     seen = "the registry or the network stalls", "the connection to the registry broke off"
-    assert any(text + "; what was downloaded stays" in result["msg"] for text in seen), result["msg"]
+    assert any(text + "; what was downloaded is kept" in result["msg"] for text in seen), result["msg"]
     assert stored(served) == []
     registry.fault()
     registry.rate(limited=False)

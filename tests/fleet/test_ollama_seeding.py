@@ -126,7 +126,7 @@ def test_batch_by_batch(house: house_registry.Registry, bring: Any) -> None:
 
 def test_peers_that_cannot_reach_it_take_the_registry(house: house_registry.Registry, bring: Any) -> None:
     run = bring([MODEL], "-e", "ollama_seed_address=127.0.0.2", warnings=True)
-    assert "cannot be had from http://%s:%d, so the registry is asked" % ("127.0.0.2", PORT) in run.output.replace(
+    assert "cannot be pulled from http://%s:%d, so the registry is used" % ("127.0.0.2", PORT) in run.output.replace(
         "\n", " "
     )
     assert house.sent() == pytest.approx(3 * house.size, rel=0.01)
@@ -139,7 +139,9 @@ def test_site_brings_them_and_verify_misses_them(bring: Any) -> None:
     words = ["--limit", "gpu1,gpu2", "-e", own]
     proven = bring([MODEL], *words, play="site.yml")
     for host in ("gpu1", "gpu2"):
-        assert re.search(r"%s: ok · .* · models: tiny:v1 (pulled|as declared)|1 as declared" % host, proven.output)
+        assert re.search(
+            r"%s: ok · .* · models: tiny:v1 (pulled|as declared)|1 (unchanged|as declared)" % host, proven.output
+        )
     bring([MODEL], *words, play="playbooks/verify.yml")
     empty("gpu2")
     missed = bring([MODEL], *words, play="playbooks/verify.yml", ok=False)

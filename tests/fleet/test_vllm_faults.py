@@ -55,7 +55,12 @@ def served(lab):
 @pytest.fixture
 def change(lab, served):
     """`change(**options)` changes the instance; faults are gone afterwards, and it serves."""
-    yield lambda **options: lab.module(served, "vllm_service", {**GOOD, "max_num_seqs": 7, **options})
+
+    def change(**options):
+        done = lab.module(served, "vllm_service", {**GOOD, "max_num_seqs": 7, **options})
+        return {**done.get("instances", {}).get(UNIT + ".service", {}), **done}
+
+    yield change
     vllmdouble.clear(served)
     back = lab.module(served, "vllm_service", GOOD)
     assert not back["failed"], back["msg"]
@@ -94,7 +99,7 @@ def told(result, verdict, words):
     [
         ("oom", "out_of_memory", "CUDA out of memory. Tried to allocate 2.00 GiB"),
         ("hung-start", "stalled", "taken no more GPU memory and not answered"),
-        ("cpu", "cpu_fallback", "none of its processes holds memory on any GPU"),
+        ("cpu", "cpu_fallback", "none of its processes uses memory on any GPU"),
         ("dead-engine", "stalled", "gave none in 3 s"),
         ("liar", "no_progress", "counter of generated tokens"),
     ],

@@ -93,6 +93,11 @@ def _refuse_code_of_others(venv: str, python_paths: Sequence[str]) -> None:
             )
 
 
+def gather_for(timeout: float) -> Dict[str, Any]:
+    """The facts for other modules, read with the collection's own pynvml where it is installed."""
+    return gather(timeout=timeout, python_paths=site_packages(VENV))
+
+
 def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/") -> Dict[str, Any]:
     """Everything known of this host's GPUs, RDMA devices and their topology.
 

@@ -32,7 +32,6 @@ _CAUSES: Tuple[Tuple[str, str, str], ...] = (
     ("cudaMalloc failed: out of memory", "out_of_memory", "lower ctx_size, parallel or n_gpu_layers, or use more GPUs"),
     ("std::bad_alloc", "out_of_memory", "lower ctx_size or parallel"),
     ("failed to initialize CUDA", "cpu_fallback", "check the driver, the device nodes and visible_devices"),
-    ("no usable GPU found", "cpu_fallback", "the program is built without CUDA, or sees no GPU"),
     (
         "cannot open shared object file",
         "crash_loop",

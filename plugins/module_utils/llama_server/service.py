@@ -9,7 +9,6 @@ import os
 import re
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import log, program, settings
@@ -86,15 +85,17 @@ class LlamaServer:
         limit = options["timeout"] or int(START_BASE + program.size_of(settled.values["model"]) / START_RATE)
         home = os.path.join("/var/lib", user)
         return Declared(
-            listen=Listen(settled.values["host"], int(settled.values["port"]), "api_key" in settled.values),
+            listen=Listen(
+                settled.values["host"],
+                int(settled.values["port"]),
+                authenticated="api_key" in settled.values,
+                declared=options["host"] is not None,
+            ),
             user=user,
             environment=settled.environment,
             secret_environment=settled.secret_environment,
             settings=_settings(instance, found),
-            steps=[
-                *([] if user == "root" else [UserStep(user, home)]),
-                template.TemplateStep(BASE + "@.service", UNIT, host.system.root),
-            ],
+            steps=template.steps(user, home, BASE + "@.service", UNIT, host.system.root),
             checks=[
                 checks.ComesUp(openai.lists_model(endpoint, instance.served), limit, options["stall_timeout"]),
                 checks.after_change(checks.owns_port(endpoint.port)),
@@ -103,10 +104,7 @@ class LlamaServer:
             ],
             hooks=openai.drain(options, host, _endpoint_of),
             writable=[home],
-            readable=[
-                os.path.dirname(file)
-                for file in [name, *(settled.values.get(option, "/") for option in settings.FILES)]
-            ],
+            readable=[os.path.dirname(file) for file in (name, *settled.files.values())],
             timeout=limit,
             own=instance,
         )
@@ -115,13 +113,13 @@ class LlamaServer:
         settled, name, user = plan.declared.own
         if not os.access(name, os.X_OK):
             raise Refused("program: there is no program %s; expected llama-server, built from llama.cpp" % name)
-        for option in settings.FILES:
-            if option in settled.values:
-                program.check_readable(option, settled.values[option], user, b"GGUF" if option == "model" else b"")
+        for option, path in settled.files.items():
+            program.check_readable(option, path, user, b"GGUF" if option == "model" else b"")
         program.check(program.ask(name, user), settled.environment, settled.arguments)
         if settled.values.get("n_gpu_layers") in ("all", settings.ALL_LAYERS):
             advice = "choose more GPUs, a smaller quantisation, or fewer n_gpu_layers"
-            check_weights(plan.placed.devices, plan.unit, program.size_of(settled.values["model"]), advice)
+            size = program.size_of(settled.values["model"])
+            check_weights(plan.placed.devices, [plan.unit, *plan.vacated], size, advice)
 
     def leave(self, service: Service, host: Host) -> Leaving:
         return Leaving(hooks=openai.drain(service.options, host, _endpoint_of))

@@ -14,10 +14,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.variables import variables
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 FILES = ("model", "ssl_key_file", "ssl_cert_file")
-"""Options that are files which the process reads."""
 HOST, PORT = "127.0.0.1", "8080"
 ALL_LAYERS = "999"
 """More than any model has; the word ``all`` is not known to older versions."""
@@ -51,12 +51,17 @@ SETTINGS = (
     Setting("device", "LLAMA_ARG_DEVICE", ("-dev", "--device")),
     Setting("metrics", "LLAMA_ARG_ENDPOINT_METRICS", ("--metrics",), bare=True),
 )
-_OPTION_OF = {name: row.option for row in SETTINGS for name in (row.variable, *row.flags)}
-_OPTION_OF.update(dict.fromkeys(("CUDA_DEVICE_ORDER", "LLAMA_ARG_DEVICE", "-dev", "--device"), "visible_devices"))
-_OPTION_OF.update(dict.fromkeys(("--api-key-file", "LLAMA_ARG_API_KEY_FILE"), "api_key"))
-_OPTION_OF.update(dict.fromkeys(("--metrics", "LLAMA_ARG_ENDPOINT_METRICS"), "drain_timeout, which needs it"))
-_TASKS = (("reranking", "reranking"), ("embeddings", "embeddings"))
-_SECRETS = ("--hf-token", "-hft", "HF_TOKEN")
+_ELSEWHERE = {name: "use the option %s" % row.option for row in SETTINGS for name in (row.variable, *row.flags)}
+"""By variable and argument, what to do instead of setting it in ``environment`` or ``extra_args``."""
+for _names, _option in (
+    (("CUDA_DEVICE_ORDER", "LLAMA_ARG_DEVICE", "-dev", "--device"), "visible_devices"),
+    (("--api-key-file", "LLAMA_ARG_API_KEY_FILE"), "api_key"),
+    (("--metrics", "LLAMA_ARG_ENDPOINT_METRICS"), "drain_timeout, which needs it"),
+):
+    _ELSEWHERE.update(dict.fromkeys(_names, "use the option %s" % _option))
+_ELSEWHERE.update(
+    dict.fromkeys(("HF_TOKEN", "--hf-token"), "is a secret that others could read; load the model beforehand")
+)
 
 
 @dataclass
@@ -75,10 +80,14 @@ class Settled:
         return url(self.values)
 
     @property
+    def files(self) -> Dict[str, str]:
+        """The files that it reads, by option."""
+        return {option: self.values[option] for option in FILES if self.values.get(option)}
+
+    @property
     def task(self) -> str:
         """What a model is asked for: a server answers other requests, too, but not usefully."""
-        kinds = [kind for option, kind in _TASKS if self.values.get(option, "0") not in ("", "0")]
-        return kinds[0] if kinds else "text"
+        return next((task for task in ("reranking", "embeddings") if self.values.get(task, "0") != "0"), "text")
 
 
 def url(values: Mapping[str, str]) -> str:
@@ -103,19 +112,22 @@ def settle(
     :param visible: the variables that give the process its GPUs.
     :raises Refused: llama-server would misread or reject a value.
     """
-    declared = {row.option: _text(options[row.option]) for row in SETTINGS if options.get(row.option) is not None}
+    given = ((row.option, options.get(row.option)) for row in SETTINGS)
+    declared = {
+        name: str(int(value) if isinstance(value, bool) else value) for name, value in given if value is not None
+    }
     declared["metrics"] = "1"
     theirs = dict(read_environment(environment), **read_arguments(command[1:]))
     declared.update({name: value for name, value in defaults.items() if name not in declared and name not in theirs})
-    settled = Settled(dict(theirs, **declared), dict(visible), {}, list(command[1:]))
+    further, problems = variables(options["environment"], _ELSEWHERE)
+    settled = Settled(dict(theirs, **declared), dict(visible, **further), {}, list(command[1:]))
     for row in SETTINGS:
-        value = declared.get(row.option)
-        if value is None or read_arguments(settled.arguments).get(row.option) == value:
+        secret, value = row.option == "api_key", declared.get(row.option)
+        if value is None or (read_arguments(settled.arguments).get(row.option) == value and not secret):
             continue
         settled.arguments = _without(settled.arguments, row)
-        (settled.secret_environment if row.option == "api_key" else settled.environment)[row.variable] = value
-    problems = _wrong_values(options, settled.values) + _take_environment(settled, options["environment"])
-    problems += _take_arguments(settled, options["extra_args"])
+        (settled.secret_environment if secret else settled.environment)[row.variable] = value
+    problems += _wrong_values(options, settled.values) + _take_arguments(settled, options["extra_args"])
     if problems:
         raise Refused("; ".join(problems))
     return settled
@@ -146,10 +158,6 @@ def _without(words: Sequence[str], row: Setting) -> List[str]:
     return kept
 
 
-def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
-
-
 def _wrong_values(options: Mapping[str, Any], values: Mapping[str, str]) -> List[str]:
     problems = []
     key, port, layers = options.get("api_key"), options.get("port"), options.get("n_gpu_layers")
@@ -173,29 +181,12 @@ def _wrong_values(options: Mapping[str, Any], values: Mapping[str, str]) -> List
     return problems
 
 
-def _take_environment(settled: Settled, environment: Mapping[str, Any]) -> List[str]:
-    problems = []
-    for name in sorted(environment):
-        value, where = environment[name], "environment.%s" % name
-        if name in _SECRETS:
-            problems.append("%s: is a secret and would be readable in the unit; load the model beforehand" % where)
-        elif name in _OPTION_OF and name != "CUDA_VISIBLE_DEVICES":
-            problems.append("%s: use the option %s" % (where, _OPTION_OF[name]))
-        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            problems.append("%s: %r is neither text nor a number; put quotes around it" % (where, value))
-        else:
-            settled.environment[name] = str(value)
-    return problems
-
-
 def _take_arguments(settled: Settled, extra: Mapping[str, Any]) -> List[str]:
     problems = []
     for name in sorted(extra):
         flag, value, where = "--" + name.lstrip("-").replace("_", "-"), extra[name], "extra_args.%s" % name
-        if flag in _SECRETS:
-            problems.append("%s: is a secret and would be in the process list; load the model beforehand" % where)
-        elif flag in _OPTION_OF:
-            problems.append("%s: use the option %s" % (where, _OPTION_OF[flag]))
+        if flag in _ELSEWHERE:
+            problems.append("%s: %s" % (where, _ELSEWHERE[flag]))
         elif value is None or value is False:
             problems.append("%s: %r says nothing; leave it out, or use its opposite (no-...)" % (where, value))
         elif value is True:

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import chunks
 
 ATTEMPTS = 5  # in a row without a byte
 SILENCE = 60  # seconds without a byte
 HEAD = 120  # seconds for all header fields of an answer
-PIECE = 1 << 20
 PERIOD, SLOWEST = 300, 1024
 """Seconds, and the bytes per second below which a server is given up after them."""
 LISTING = 64 << 20
@@ -117,7 +117,7 @@ def listing(url: str, headers: Mapping[str, str]) -> bytes:
     text, pace = bytearray(), _Pace(url)
     try:
         with get(url, headers) as answer:
-            for chunk in iter(lambda: answer.read1(PIECE), b""):
+            for chunk in chunks(answer.read1):
                 text += chunk
                 pace.count(len(chunk))
                 if len(text) > LISTING:
@@ -141,7 +141,7 @@ def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> N
     with open(part, "ab+") as target:
         target.seek(0)
         have = 0
-        for chunk in iter(lambda: target.read(PIECE), b""):
+        for chunk in chunks(target.read):
             digest.update(chunk)
             have += len(chunk)
         if have > file.size:
@@ -154,7 +154,7 @@ def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> N
                     if answer.status != 206:  # the server sends all of it
                         target.truncate(0)
                         digest, have = _Digest(file), 0
-                    for chunk in iter(lambda: answer.read1(PIECE), b""):
+                    for chunk in chunks(answer.read1):
                         target.write(chunk)
                         pace.count(len(chunk))
                         digest.update(chunk)

@@ -22,12 +22,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.pl
     Place,
     check_space,
     empty,
-    gib,
-    margin_of,
     result,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import home
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import gib, size
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_MAX = 1024  # bytes
@@ -45,7 +44,7 @@ _SETTINGS = (
 _HELPER = '!f() { test "$1" != get || printf "username=%s\\npassword=%s\\n" "$GPUFLEET_USER" "$GPUFLEET_SECRET"; }; f'
 
 
-def bring(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str, Any]:
+def fetch(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str, Any]:
     """Clone without the large files, look how large they are, and fetch them.
 
     Git keeps a second copy of every large file while it works; both need space.
@@ -113,8 +112,8 @@ def _cloned(place: Place, run: "_Git", commit: Optional[str], params: Mapping[st
             return commit
         _check_tree(place, run, commit)
         run("checkout", "--quiet", "--detach", commit)
-        size = sum(_pointed(os.path.join(work, name)) for name in _files(work))
-        check_space(place.folder, 2 * size, margin_of(params["free_space_margin"]))
+        large = sum(_pointed(os.path.join(work, name)) for name in _files(work))
+        check_space(place.folder, 2 * large, size(params["free_space_margin"], "free_space_margin"))
         run("lfs", "install", "--local", "--skip-repo")
         run("lfs", "pull")
         run("lfs", "fsck")
@@ -172,8 +171,8 @@ def _pointed(path: str) -> int:
         return 0
     with open(path, "rb") as file:
         text = file.read()
-    size = re.search(rb"^size (\d{1,18})$", text, re.MULTILINE) if text.startswith(_POINTER) else None
-    return int(size.group(1)) if size else 0
+    found = re.search(rb"^size (\d{1,18})$", text, re.MULTILINE) if text.startswith(_POINTER) else None
+    return int(found.group(1)) if found else 0
 
 
 class _Git:

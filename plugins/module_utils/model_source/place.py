@@ -24,7 +24,9 @@ from urllib.parse import quote
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import MARKER
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import record
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import gib
 
 STALE = 7 * 86400
 """Seconds after which an unfinished download that no run has continued is removed."""
@@ -91,11 +93,7 @@ class Place:
             return False
 
     def record(self, commit: str) -> Dict[str, Any]:
-        try:
-            record = json.loads(_text(os.path.join(self.path(commit), MARKER)))
-        except ValueError:
-            return {}
-        return record if isinstance(record, dict) else {}
+        return record.read(os.path.join(self.path(commit), MARKER))
 
     def stale(self) -> List[str]:
         """Names of what killed runs have left: downloads only when no run has continued them for a week."""
@@ -205,11 +203,11 @@ class Place:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import sync_all, sync_folder
 
         path = os.path.join(self._at, commit)
-        record = {"name": self.name, "source": self.source, "commit": commit, "files": dict(files)}
+        known: Dict[str, Any] = {"name": self.name, "source": self.source, "commit": commit, "files": dict(files)}
         if sha256:
-            record["sha256"] = dict(sha256)
+            known["sha256"] = dict(sha256)
         with open(os.path.join(part, MARKER), "w", encoding="utf-8") as file:
-            json.dump(record, file, sort_keys=True, indent=1)
+            json.dump(known, file, sort_keys=True, indent=1)
         os.chmod(part, 0o755)
         sync_all(part)
         if os.path.isdir(path):  # damaged
@@ -298,22 +296,6 @@ def check_space(folder: str, needed: int, margin: int) -> None:
             "the file system of %s has %s free; needed are %s, and %s shall be left (free_space_margin)"
             % (folder, gib(free), gib(needed), gib(margin))
         )
-
-
-def margin_of(text: str) -> int:
-    """Bytes of ``2GiB``, ``500MB`` or a number.
-
-    :raises Refused: it is none.
-    """
-    found = re.match(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?\Z", text.strip())
-    if not found:
-        raise Refused("free_space_margin is %r; expected a size such as 2GiB" % text)
-    number, unit, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** (" KMGT".index(unit) if unit else 0))
-
-
-def gib(number: int) -> str:
-    return "%.1f GiB" % (number / 2.0**30) if number >= 2**28 else "%.1f MiB" % (number / 2.0**20)
 
 
 def result(place: Place, commit: str, changed: bool, said: str, size: int = 0) -> Dict[str, Any]:

@@ -12,14 +12,9 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import (
-    Place,
-    check_space,
-    gib,
-    margin_of,
-    result,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place, check_space, result
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import gib, size
 
 
 class Offer(NamedTuple):
@@ -29,7 +24,7 @@ class Offer(NamedTuple):
     files: List[File]
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
+def converge(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
     """Have the declared revision of a model in a directory.
 
     :param params: the module's parameters.
@@ -95,7 +90,7 @@ def _load(place: Place, params: Mapping[str, Any], check_mode: bool, warn: Any) 
     if params["source"] == "git":
         from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import git
 
-        return git.bring(place, params, check_mode)
+        return git.fetch(place, params, check_mode)
     return _from_hub(place, params, check_mode)
 
 
@@ -215,7 +210,7 @@ def _have(
 
 def _check_space(place: Place, offer: Offer, params: Mapping[str, Any]) -> None:
     needed = sum(file.size - _loaded(place.part(offer.commit), file) for file in offer.files)
-    check_space(place.folder, needed, margin_of(params["free_space_margin"]))
+    check_space(place.folder, needed, size(params["free_space_margin"], "free_space_margin"))
 
 
 def _at(place: Place, commit: str) -> str:

@@ -66,7 +66,7 @@ def adopt(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Option
     merged = merge(files)
     inherited = system.inherited() if merged.in_force("Service", "PassEnvironment") else {}
     environment = merged.environment(system.specifiers(unit), system.environment_files, inherited)
-    facts = gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
+    facts = gpu_facts.gather_for(params["facts_timeout"])
     found = Adopted()
     if unit != "ollama.service":
         found.options["name"] = unit[: -len(".service")]

@@ -10,6 +10,7 @@ import re
 import time
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError as ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpTimeout as ApiTimeout
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import Stream, decode
@@ -46,7 +47,7 @@ class Api:
 
     @property
     def url(self) -> str:
-        return "http://%s:%d" % ("[%s]" % self.address if ":" in self.address else self.address, self.port)
+        return "http://" + host_port(self.address, self.port)
 
     def version(self, timeout: float = 2.0) -> str:
         """The server's version; it answers only after it has looked for GPUs."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, NamedTuple, Opti
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, server
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, number
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import decode
 
@@ -60,12 +61,11 @@ class Fit:
             return None
         # only where something changes
         from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import sizing
-        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import StoreError
 
         try:
             stored = read(self.stores, self.model, self.user)
             devices = self.server.devices(self.facts)
-        except (StoreError, ValueError) as error:
+        except (Refused, ValueError) as error:
             self.warn("%s: its need of GPU memory cannot be estimated: %s" % (self.model, error))
             return None
         memory = [device["memory"] for device in devices]
@@ -106,10 +106,10 @@ class Fit:
 def read(stores: Sequence[str], model: str, user: str) -> Stored:
     """What a store has of a model, read with the rights of the service's user, to whom the store belongs.
 
-    :raises StoreError: there is no such model, that user cannot read its files, or they are not what they should be.
+    :raises StepError: there is no such model, that user cannot read its files, or they are not what they should be.
     """
     from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
-    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import with_rights_of
+    from ansible_collections.gpufleet.inference.plugins.module_utils.serving.access import with_rights_of
 
     header, context = with_rights_of(user, lambda: _read(stores, model), _READING)
     return Stored(gguf.Header._make(tuple(part) if isinstance(part, list) else part for part in header), context)

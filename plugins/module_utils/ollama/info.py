@@ -47,11 +47,7 @@ def read(
     except ApiError as error:
         raise Failed("%s; expected Ollama's API at %s" % (error, found.api.url)) from None
     own = bool(found.environ)  # else the unit is another server's
-    facts = (
-        gather()
-        if gather
-        else gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
-    )
+    facts = gather() if gather else gpu_facts.gather_for(params["facts_timeout"])
     result.update(_started(system, state.get("InvocationID") or "") if own else _started(system, ""))
     result["models"] = [_stored(one) for one in models]
     result["loaded"] = [_resident(one, weights, facts, unit if own else "") for one in loaded]

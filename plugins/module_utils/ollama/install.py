@@ -20,10 +20,10 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.storage 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import (
     BackStep,
-    Release,
     ReleaseStep,
     with_checksums,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import Release
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import Layout
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused

@@ -59,7 +59,7 @@ def run(
     began = time.monotonic()
     requests = _all_at_once(found.api, params)
     seconds = time.monotonic() - began
-    facts = (gather or (lambda: _gpus(params)))()
+    facts = gather() if gather else gpu_facts.gather_for(params["facts_timeout"])
     held = held_by_unit(facts["devices"], unit) if found.environ else {}
     result = {
         "changed": False,
@@ -82,10 +82,6 @@ def run(
         raise Failed("not one of %d requests was answered: %s" % (len(requests), "; ".join(result["errors"])))
     result["report"] = report(result)
     return result
-
-
-def _gpus(params: Mapping[str, Any]) -> Dict[str, Any]:
-    return gpu_facts.gather(timeout=params["facts_timeout"], python_paths=gpu_facts.site_packages(gpu_facts.VENV))
 
 
 def _all_at_once(api: Api, params: Mapping[str, Any]) -> List[Request]:

@@ -16,16 +16,15 @@ from contextlib import suppress
 from shlex import quote
 from typing import Any, Dict, List, NamedTuple, Optional, Union
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import transfer
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import (
     Holding,
-    StoreError,
     holding,
-    ids,
     move_record,
     move_unfinished,
-    with_rights_of,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.access import ids, with_rights_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import as_user
@@ -56,7 +55,7 @@ def plan(
     :param former: the store in force; None where there is none.
     :param new: the store that will be.
     :param change: ``refuse``, ``move`` or ``leave``.
-    :raises StoreError: models would be out of sight, or cannot be moved.
+    :raises StepError: models would be out of sight, or cannot be moved.
     """
     steps: List[Step] = []
     resumed = None
@@ -95,8 +94,8 @@ def _move(
     source, target = former, new
     try:
         found = with_rights_of(user, lambda: transfer.survey(source, target))
-    except StoreError as error:
-        raise StoreError(
+    except StepError as error:
+        raise StepError(
             "models_dir changes from %s to %s, and the models cannot be inspected: %s; make them readable for user %s,"
             " or set models_dir_change to leave" % (former, new, error, user)
         ) from None
@@ -107,7 +106,7 @@ def _move(
     if change == "refuse" and not in_force:
         if not out_of_sight:
             return None
-        raise StoreError(
+        raise StepError(
             "models_dir changes from %s to %s, where the server would not see %s: set models_dir_change to move (them"
             " there) or leave (them behind), or copy them: mkdir -p %s && cp -a %s/. %s/ && chown -R %s: %s"
             % (former, new, old, quote(new), quote(former), quote(new), user, quote(new))
@@ -117,22 +116,22 @@ def _move(
 
 
 def _refuse(former: str, new: str, found: Dict[str, Any], user: str, unit: str, proc: str) -> None:
-    """:raises StoreError: the models cannot be moved, and why."""
+    """:raises StepError: the models cannot be moved, and why."""
     others = _others(former, unit, proc) if found["held"] else []
     if others:
-        raise StoreError(
+        raise StepError(
             "models_dir_change: %s uses the models of %s, too: stop it, or leave them there (leave)"
             % (" and ".join(others), former)
         )
     _refuse_two_versions(former, new, found)
     if found["stuck"]:
-        raise StoreError(
+        raise StepError(
             "models_dir_change: user %s cannot remove files from %s: chown -R %s: %s, or leave the models there (leave)"
             % (user, found["stuck"], user, quote(former))
         )
     needed, free = found["needed"] and found["needed"] + _MARGIN, found["free"]
     if free < needed:
-        raise StoreError(
+        raise StepError(
             "models_dir_change: %s is on another file system, which has %.1f GB free; the models need %.1f GB"
             " while both copies are there: free %.1f GB" % (new, free / 1e9, needed / 1e9, (needed - free) / 1e9)
         )
@@ -140,7 +139,7 @@ def _refuse(former: str, new: str, found: Dict[str, Any], user: str, unit: str, 
 
 def _refuse_two_versions(former: str, new: str, found: Dict[str, Any]) -> None:
     for file in found["differ"]:
-        raise StoreError(
+        raise StepError(
             "models_dir_change: both %s and %s have the model %s, and they differ: remove one of the two files"
             % (os.path.join(former, file), os.path.join(new, file), "/".join(file.split("/")[-2:]))
         )
@@ -167,7 +166,7 @@ class MoveStep:
     def needed(self) -> bool:
         try:  # another run may have moved them while this one waited for its turn
             self.holding = Holding(self.old, with_rights_of(self.user, lambda: holding(self.old, strict=True).files))
-        except StoreError:
+        except StepError:
             return True  # apply says why
         return bool(self.holding.files) or self._former() is not None
 
@@ -178,7 +177,7 @@ class MoveStep:
         return {"before": said(self.old), "after": said(self.new)}
 
     def apply(self) -> None:
-        """:raises StoreError: not all of it could be brought."""
+        """:raises StepError: not all of it could be brought."""
         found = with_rights_of(self.user, lambda: transfer.survey(self.old, self.new))
         _refuse_two_versions(self.old, self.new, found)
         self.holding = Holding(self.old, found["held"])
@@ -208,13 +207,13 @@ class MoveStep:
         """The service is proven on the new store: what was pulled into the old one until then comes, too, and that is
         emptied of what was taken.
 
-        :raises StoreError: not all of it could be brought; the next run resumes.
+        :raises StepError: not all of it could be brought; the next run resumes.
         """
         if not self._applied:
             return
         left = with_rights_of(self.user, lambda: transfer.finish(self.old, self.new, self.holding.files), _STALL)
         if left:
-            raise StoreError("%s stays in %s, and %s does not have it" % (left[0], self.old, self.new))
+            raise StepError("%s stays in %s, and %s does not have it" % (left[0], self.old, self.new))
         _remove_folder(self.old)
         forget(self.unit, self._record)
 
@@ -230,9 +229,9 @@ class MoveStep:
             try:
                 files.make_folders(self.new, ids(self.user)[:2])
             except OSError as error:
-                raise StoreError("%s: %s" % (error.filename, error.strerror)) from None
+                raise StepError("%s: %s" % (error.filename, error.strerror)) from None
         except (OSError, Failed) as error:
-            raise StoreError("%s cannot be made: %s" % (self.new, error)) from None
+            raise StepError("%s cannot be made: %s" % (self.new, error)) from None
 
 
 class CleanStep:
@@ -270,7 +269,7 @@ class CleanStep:
         self._applied = False
 
     def finish(self) -> None:
-        """:raises StoreError: something is left; the next run tries again."""
+        """:raises StepError: something is left; the next run tries again."""
         if not self._applied:
             return
         if self.record and self.cleans:
@@ -349,7 +348,7 @@ def users_of(store: str, proc: str = "/proc") -> List[str]:
 
     Any user may start a process that claims to be one; that keeps models from being moved, and does nothing else.
 
-    :raises StoreError: a process keeps whoever looks at it waiting.
+    :raises StepError: a process keeps whoever looks at it waiting.
     """
     return list(with_rights_of("root", lambda: _users_of(store, proc)))
 

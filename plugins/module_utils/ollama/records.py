@@ -10,10 +10,10 @@ out. A record that is lost, or that no longer fits the model, costs one more cre
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from typing import Any, Dict, Optional
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import record
 
 FOLDER = "/var/lib/gpufleet/models"
 
@@ -29,18 +29,10 @@ class Records:
 
     def read(self, model: str) -> Dict[str, Any]:
         """What is remembered of a model; nothing when there is no record that can be read."""
-        try:
-            with open(self.path(model), encoding="utf-8") as file:
-                found = json.load(file)
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return record.read(self.path(model))
 
-    def write(self, model: str, record: Dict[str, Any]) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
-
-        files.make_folders(self.folder)
-        files.write_whole(self.path(model), json.dumps(record, indent=1, sort_keys=True).encode("utf-8"))
+    def write(self, model: str, found: Dict[str, Any]) -> None:
+        record.write(self.path(model), found)
 
     def forget(self, model: str) -> None:
         try:
@@ -59,13 +51,10 @@ def fingerprint(path: str, known: Dict[str, Any]) -> Dict[str, Any]:
     found = {"path": path, "size": status.st_size, "changed": status.st_mtime_ns}  # type: Dict[str, Any]
     if all(known.get(key) == value for key, value in found.items()) and len(str(known.get("sha256", ""))) == 64:
         return dict(found, sha256=known["sha256"])
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow, sha256
 
-    digest = hashlib.sha256()
     with follow(path) as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return dict(found, sha256=digest.hexdigest())
+        return dict(found, sha256=sha256(file))
 
 
 def _safe(name: str) -> str:

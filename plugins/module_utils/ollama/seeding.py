@@ -24,10 +24,10 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _LARGEST = 16 << 20  # bytes of a manifest
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
-    """Start or stop offering models; see :func:`offer.bring`."""
+def converge(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
+    """Start or stop offering models; see :func:`offer.converge`."""
     system = system or System()
-    return offer.bring(params, check_mode, warn, system, lambda: _read_offer(params, system))
+    return offer.converge(params, check_mode, warn, system, lambda: _read_offer(params, system))
 
 
 def _read_offer(params: Mapping[str, Any], system: Any) -> offer.Offer:

@@ -123,7 +123,7 @@ class Ollama:
         more: Dict[str, Any] = {"version": proof.figures.get("version"), "visible_devices": plan.placed.visible}
         if own.fit and own.fit.estimate is not None:
             ratio = own.fit.ratio(sum(used))
-            more.update({"estimate": own.fit.estimate}, **({"ratio": ratio} if ratio else {}))
+            more.update({"estimate": own.fit.estimate}, **({"estimate_ratio": ratio} if ratio else {}))
         return parts, more
 
 

@@ -12,8 +12,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge import
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step, StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.foreign import foreign
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit, merge
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 USER = "ollama"
@@ -22,31 +22,15 @@ USER = "ollama"
 
 def without_ours(system: Any, unit: str) -> Tuple[str, Dict[str, str]]:
     """User and variables of a unit without our override; what upstream's unit has where there is none yet."""
-    merged = _merged([file for file in system.load([unit]) if os.path.basename(file[0]) != DROP_IN])
-    if merged is None:
-        return USER, {}
-    values = merged.environment(system.specifiers(unit), system.environment_files)
-    return _user(merged), {name: value.text for name, value in values.items() if value.text}
+    found = foreign(system, unit)
+    return found.user or USER, found.environment
 
 
 def in_force(system: Any, unit: str) -> Tuple[str, Optional[str]]:
-    """User and store of a unit as it is, our override included; upstream's user and no store where there is none."""
-    merged = _merged(system.load([unit]))
-    if merged is None:
-        return USER, stores.default_store(USER)
-    user = _user(merged)
-    store = merged.environment(system.specifiers(unit), system.environment_files).get("OLLAMA_MODELS")
-    return user, store.text if store else stores.default_store(user)
-
-
-def _merged(files: Sequence[Tuple[str, bytes]]) -> Optional[Unit]:
-    there = any(content and not path.endswith(".conf") for path, content in files)  # a masked one is empty
-    return merge(files) if there else None
-
-
-def _user(merged: Unit) -> str:
-    lines = merged.in_force("Service", "User")
-    return lines[-1].value if lines else "root"
+    """User and store of a unit as it is, our override included; upstream's where there is none."""
+    found = foreign(system, unit, ours=True)
+    user = found.user or USER
+    return user, found.environment.get("OLLAMA_MODELS") or stores.default_store(user)
 
 
 def check(user: str, store: Optional[str], steps: Sequence[Step]) -> None:

@@ -13,24 +13,16 @@ import errno
 import os
 import re
 import stat
-from shlex import quote
-from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import STRANGERS, Ids, as_user, ids_of
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import access
 
 CHANGES = ("refuse", "move", "leave")
 TOPS = ("blobs", "manifests")
 BLOB = re.compile(r"blobs/sha256-([0-9a-f]{64})\Z")
 _DEPTH = 4  # of a manifest below ``manifests``
 _LARGEST = 16 << 20  # bytes of a manifest, which has some thousand
-_LIMIT = 60  # seconds to look through a store
-
-
-class StoreError(StepError):
-    """The store is not as needed; the message says what was found, and what to do."""
 
 
 class Holding(NamedTuple):
@@ -84,29 +76,6 @@ def _unless_gone(error: OSError) -> None:
         raise error
 
 
-def ids(user: str) -> Ids:
-    """The ids of a service's user; of one that does not exist yet, ids that nothing belongs to."""
-    return ids_of(user) or STRANGERS
-
-
-def with_rights_of(user: str, work: Any, limit: float = _LIMIT) -> Any:
-    """The result of ``as_user``.
-
-    :raises StoreError: the user may not do it, or it takes too long.
-    """
-    try:
-        return as_user(ids(user), work, limit)
-    except Failed as error:
-        raise StoreError(str(error)) from None
-    except OSError as error:
-        refuse(error, user)
-
-
-def refuse(error: OSError, user: str) -> NoReturn:
-    """:raises StoreError: what a user could not do in a store."""
-    raise StoreError("%s: %s (as user %s)" % (error.filename or "the store", error.strerror, user)) from None
-
-
 def default_store(user: str) -> Optional[str]:
     """Where a server of this user keeps its models unless told otherwise; None while there is no such user."""
     import pwd
@@ -128,79 +97,17 @@ def move_unfinished(unit: str) -> bool:
     return any(os.path.lexists(os.path.join(folder, each)) for each in (name, ".%s.new" % name))
 
 
-# --- may the service's user write there?
-
-
 def refused(path: str, user: str, to_be_made: bool = False, parents_only: bool = False) -> Optional[str]:
-    """What keeps a user from using a store, asked of the kernel as that user.
-
-    :param path: of the store; of one that is not there yet, its parents are asked.
-    :param to_be_made: a user that does not exist yet will, and nothing belongs to it then; else it is not asked about.
-    :param parents_only: the store itself is about to be given to the user.
-    :returns: a message that names the first file or directory in the way and the command that helps, or None.
-    """
-    if os.geteuid() != 0 or not (to_be_made or ids_of(user)):
-        return None  # only root can try as somebody else
-    try:
-        blocked = with_rights_of(user, lambda: _first_blocked(path, parents_only))
-    except StoreError as error:
-        return "%s cannot be inspected: %s" % (path, error)
-    if blocked is None:
-        return None
-    place, mode, uid, permissions = blocked
-    if mode == os.F_OK:
-        return "%s is not a directory" % path
-    owner = "%s, mode %04o" % (_name_of(uid), permissions)
-    if mode == os.X_OK:
-        return "%s cannot enter %s (owner %s), a parent of %s; chmod o+x %s, or setfacl -m u:%s:x %s" % (
-            user,
-            place,
-            owner,
-            path,
-            quote(place),
-            user,
-            quote(place),
-        )
-    verb = "read" if mode == os.R_OK else "write into"
-    return "%s cannot %s %s (owner %s); chown -R %s: %s" % (user, verb, place, owner, user, quote(path))
+    """What keeps a user from using a store; see access.refused."""
+    return access.refused(path, user, to_be_made, parents_only, _inside)
 
 
-def _first_blocked(path: str, parents_only: bool) -> Optional[List[Any]]:
-    """The first place that the calling process may not use as a store needs it: path, kind of access, owner, mode."""
-    for place, mode in _to_ask(path, parents_only):
-        if not os.path.lexists(place):
-            continue
-        allowed = os.path.isdir(place) if mode == os.F_OK else os.access(place, mode)
-        if not allowed:
-            try:
-                at = os.stat(place)
-            except OSError:
-                at = os.lstat(place)
-            return [place, mode, at.st_uid, stat.S_IMODE(at.st_mode)]
-    return None
-
-
-def _to_ask(path: str, parents_only: bool) -> Iterator[Tuple[str, int]]:
-    """What must be allowed to use a store: to enter its parents, to write into its folders, to read its files."""
-    parts = [part for part in path.split("/") if part]
-    for depth in range(1, len(parts)):
-        yield "/" + "/".join(parts[:depth]), os.X_OK
-    if parents_only:
-        return
-    yield path, os.F_OK
-    for folder in (path, *(os.path.join(path, top) for top in TOPS)):
-        yield folder, os.W_OK | os.X_OK
+def _inside(path: str) -> Iterator[Tuple[str, int]]:
+    """What a server must be allowed: to write into its folders, to read its files."""
+    for top in TOPS:
+        yield os.path.join(path, top), os.W_OK | os.X_OK
     try:
         for blob in os.scandir(os.path.join(path, "blobs")):
             yield blob.path, os.R_OK
     except OSError:
         pass
-
-
-def _name_of(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

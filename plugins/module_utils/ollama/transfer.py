@@ -21,7 +21,8 @@ import stat
 from contextlib import suppress
 from typing import Any, BinaryIO, Collection, Dict, Generator, Iterator, List, Sequence, Set
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import BLOB, TOPS, StoreError, holding
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import BLOB, TOPS, holding
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow, sync_folder
 
 Work = Generator[None, None, Any]
@@ -71,7 +72,7 @@ def bring(old: str, new: str, files: Collection[str], replace: Collection[str] =
     """Give the new store files of the old one, which keeps them; what the server removes meanwhile is left out.
 
     :param replace: manifests of which the new store's version is to be replaced.
-    :raises StoreError: a file cannot be brought.
+    :raises StepError: a file cannot be brought.
     """
     for file in sorted(files):
         here, there = os.path.join(old, file), os.path.join(new, file)
@@ -85,7 +86,7 @@ def bring(old: str, new: str, files: Collection[str], replace: Collection[str] =
             yield from _take(file, here, there)
         except OSError as error:
             if os.path.lexists(here):
-                raise StoreError(
+                raise StepError(
                     "%s cannot be brought to %s: %s; see to it that the service's user may read the one and write the "
                     "other" % (here, there, error.strerror)
                 ) from None
@@ -187,7 +188,7 @@ def _copy(file: str, here: str, there: str) -> Work:
                 os.fchmod(target, stat.S_IMODE(found.st_mode) & 0o777)
                 os.fsync(target)
             if blob and digest.hexdigest() != blob.group(1):
-                raise StoreError(
+                raise StepError(
                     "%s is damaged: its SHA-256 is %s; pull the models that use it again, or remove them"
                     % (here, digest.hexdigest())
                 )

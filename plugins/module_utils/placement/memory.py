@@ -65,19 +65,21 @@ def check_free(device: Dict[str, Any], own: int, wanted: int, unit: str, option:
     )
 
 
-def check_weights(devices: List[Dict[str, Any]], unit: str, size: int, advice: str) -> None:
-    """Refuse a model whose weights alone are larger than what is free on all GPUs, or will be once the unit is stopped.
+def check_weights(devices: List[Dict[str, Any]], units: Sequence[str], size: int, advice: str) -> None:
+    """Refuse a model whose weights alone are larger than the memory that its GPUs have.
 
+    :param units: the service, and those whose memory is free before it starts.
     :param advice: what to do, as the end of the message.
     :raises Refused: with the numbers and the holders.
     """
-    own = held_by_unit(devices, unit)
-    free = sum((device["memory"]["free_bytes"] or 0) + own.get(device["uuid"], 0) for device in devices)
+    own = sum(used for unit in units for used in held_by_unit(devices, unit).values())
+    free = own + sum(device["memory"]["free_bytes"] or 0 for device in devices)
     if devices and size > free:
-        used = holders(devices, unit)
+        used = holders(devices, units[0])
+        where = "GPU%s %s" % ("s"[: len(devices) > 1], ", ".join(str(device["index"]) for device in devices))
         raise Refused(
-            "the weights take %s, but %s %s free%s; %s"
-            % (gib(size), ", ".join(map(label, devices)), "have %s" % gib(free), used and " (%s)" % used, advice)
+            "the weights take %s, but %s %s %s free%s; %s"
+            % (gib(size), where, "have" if len(devices) > 1 else "has", gib(free), used and " (%s)" % used, advice)
         )
 
 

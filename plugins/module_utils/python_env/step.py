@@ -85,7 +85,7 @@ def check_wheels(step: EnvironmentStep, params: Mapping[str, Any], check_mode: b
         )
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
+def converge(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
     """Bring an engine's environment to its declared state.
 
     :param params: ``engine`` and OPTIONS.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any, Dict, List, Mapping, Optional
 
@@ -16,12 +15,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 _NOBODY = 65534  # the files are readable by all
-_PIECE = 1 << 20
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
-    """Start or stop offering models; see :func:`offer.bring`."""
-    return offer.bring(params, check_mode, warn, system or System(), lambda: _read_offer(params["models"]))
+def converge(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
+    """Start or stop offering models; see :func:`offer.converge`."""
+    return offer.converge(params, check_mode, warn, system or System(), lambda: _read_offer(params["models"]))
 
 
 def _read_offer(models: List[Dict[str, Any]]) -> offer.Offer:
@@ -52,12 +50,10 @@ def _told(place: Place, blobs: Dict[str, str]) -> Dict[str, Any]:
 
 
 def _sha256(path: str) -> str:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import open_regular
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import open_regular, sha256
 
-    digest, descriptor = hashlib.sha256(), open_regular(path)
+    descriptor = open_regular(path)
     if descriptor is None:
         raise Failed("%s is gone" % path)
     with os.fdopen(descriptor, "rb") as file:
-        for piece in iter(lambda: file.read(_PIECE), b""):
-            digest.update(piece)
-    return digest.hexdigest()
+        return sha256(file)

@@ -46,7 +46,7 @@ class Offer(NamedTuple):
     type: str = ""
 
 
-def bring(
+def converge(
     params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Any, read: Callable[[], Offer]
 ) -> Dict[str, Any]:
     """Start or stop offering models at a port.
@@ -59,14 +59,14 @@ def bring(
     :raises Refused: the declaration is wrong.
     """
     try:
-        return _bring(params, check_mode, system, read)
+        return _converge(params, check_mode, system, read)
     except (Failed, OSError) as error:
         message = "does not seed: %s" % error
         warn(message)
         return {"changed": False, "models": {}, "unit": "", "msg": message}
 
 
-def _bring(params: Mapping[str, Any], check_mode: bool, system: Any, read: Callable[[], Offer]) -> Dict[str, Any]:
+def _converge(params: Mapping[str, Any], check_mode: bool, system: Any, read: Callable[[], Offer]) -> Dict[str, Any]:
     own = "gpufleet-seed-%d.service" % params["port"]
     runs = system.show(own).get("ActiveState") in ("active", "activating", "deactivating")
     if params["state"] == "stopped":
@@ -78,7 +78,7 @@ def _bring(params: Mapping[str, Any], check_mode: bool, system: Any, read: Calla
     if not params["models"]:
         raise Refused("models: is empty; expected what is to be offered")
     offered = read()
-    address = params["address"] or toward(params["peers"] or ())
+    address = params["address"] or local_address_towards(params["peers"] or ())
     if not check_mode:
         if runs:
             system.stop(own, _STOPS)  # of a run that was killed
@@ -91,7 +91,7 @@ def _bring(params: Mapping[str, Any], check_mode: bool, system: Any, read: Calla
     return {"changed": True, "unit": own, "url": url, "models": offered.models, "msg": said}
 
 
-def toward(peers: Any) -> str:
+def local_address_towards(peers: Any) -> str:
     """The IPv4 address of this host by which it reaches the first of its peers that can be reached.
 
     :raises Failed: there is none that another host could reach.

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import stat
 import subprocess
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Callable, Iterator, NamedTuple, Optional
+from typing import Any, BinaryIO, Callable, Iterator, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import (
+    UNVERIFIED,
+    Source,
+    is_url,
+    without_secrets,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 LARGEST = 32 << 30
 """Bytes of an archive."""
@@ -23,57 +28,6 @@ STALL = 60.0
 """Seconds within which at least ``LEAST`` bytes must come."""
 LEAST = 1 << 20
 _CHUNK = 1 << 20
-
-
-UNVERIFIED = "unverified"
-"""What an inventory writes in place of a checksum to do without one."""
-
-
-class Source(NamedTuple):
-    """One archive."""
-
-    place: str
-    """A URL or a path."""
-    checksum: Optional[str]
-    """Its SHA-256, UNVERIFIED, or None where none is given."""
-
-    @property
-    def name(self) -> str:
-        return file_name(self.place)
-
-
-def is_url(place: str) -> bool:
-    return place.startswith(("https://", "http://"))
-
-
-def without_login(place: str) -> str:
-    """A path or URL without a name and password."""
-    return re.sub(r"\A(https?://)[^/?#]*@", r"\1", place)
-
-
-def without_secrets(place: str) -> str:
-    """A path or URL as a message may show it: without a name and password, and without what may be a signature."""
-    return re.sub(r"[?#].*", "", without_login(place), flags=re.DOTALL) if is_url(place) else place
-
-
-def file_name(place: str) -> str:
-    """The name of an archive's file, without what an URL has behind it."""
-    return (re.split("[?#]", place)[0] if is_url(place) else place).rpartition("/")[2]
-
-
-def parse_checksum(written: str) -> str:
-    """The digest of ``sha256:HEX`` or ``HEX``, or UNVERIFIED.
-
-    :raises Refused: it is none.
-    """
-    if written == UNVERIFIED:
-        return written
-    digest = written[len("sha256:") :] if written.startswith("sha256:") else written
-    if not re.match(r"[0-9a-fA-F]{64}\Z", digest):
-        raise Refused(
-            "archive_checksum is %r; expected sha256: and 64 hex digits, or the word %s" % (written, UNVERIFIED)
-        )
-    return digest.lower()
 
 
 def lay(source: Source, folder: str) -> None:

@@ -5,19 +5,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Callable
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Listen
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import is_loopback
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a server that listens there is reached from its own host alone."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def check(listen: Listen, open_to: str, allowed: bool, warn: Callable[[str], None]) -> None:

@@ -23,9 +23,12 @@ class Foreign(NamedTuple):
     """The words of ``ExecStart=``, without systemd's prefixes; empty where there is none."""
 
 
-def foreign(system: Any, unit: str) -> Foreign:
-    """Read the files of a unit, without our override."""
-    files = [file for file in system.load([unit]) if os.path.basename(file[0]) != DROP_IN]
+def foreign(system: Any, unit: str, ours: bool = False) -> Foreign:
+    """Read the files of a unit, without our override.
+
+    :param ours: with it, as the unit is in force.
+    """
+    files = [file for file in system.load([unit]) if ours or os.path.basename(file[0]) != DROP_IN]
     if not any(content and not path.endswith(".conf") for path, content in files):  # a masked one is empty
         return Foreign("", {}, [])
     merged, specifiers = merge(files), system.specifiers(unit)

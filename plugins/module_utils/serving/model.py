@@ -38,7 +38,7 @@ class Host:
 
     def gather(self) -> Dict[str, Any]:
         """The GPU facts as they are now."""
-        return gpu_facts.gather(timeout=self.facts_timeout, python_paths=gpu_facts.site_packages(gpu_facts.VENV))
+        return gpu_facts.gather_for(self.facts_timeout)
 
 
 class Service(NamedTuple):

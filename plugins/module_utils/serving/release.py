@@ -12,17 +12,17 @@ So a switch is atomic, and the previous release stays for the way back.
 from __future__ import annotations
 
 import os
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step, StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.archives import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import (
     UNVERIFIED,
+    Release,
     Source,
-    without_login,
+    is_url,
     without_secrets,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import (
     MARKER,
     Layout,
@@ -31,26 +31,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch 
     link,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
-
-
-class Release(NamedTuple):
-    """A program in one version."""
-
-    sources: Tuple[Source, ...]
-    """The release itself, then its add-ons in the order in which they are laid over it."""
-
-    @property
-    def key(self) -> str:
-        """64 hex digits that name these archives; of a single one its SHA-256."""
-        import hashlib
-
-        known = []
-        for source in self.sources:
-            digest = source.checksum or ""
-            if digest == UNVERIFIED:  # the same address is taken for the same content
-                digest = hashlib.sha256(without_login(source.place).encode("utf-8", "surrogateescape")).hexdigest()
-            known.append(digest)
-        return known[0] if len(known) == 1 else hashlib.sha256("\n".join(known).encode()).hexdigest()
 
 
 def with_checksums(release: Release, remote_src: bool) -> Release:
@@ -62,6 +42,11 @@ def with_checksums(release: Release, remote_src: bool) -> Release:
     for source in release.sources:
         if not source.checksum and not remote_src:
             raise Refused("archive %s needs archive_checksum, the SHA-256 of its file" % source.place)
+    if all(source.checksum for source in release.sources):
+        return release
+    # a converged host rarely needs it
+    from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives
+
     known = (source.checksum or archives.sha256_of(source.place) for source in release.sources)
     return Release(tuple(source._replace(checksum=one) for source, one in zip(release.sources, known)))
 
@@ -131,6 +116,7 @@ class ReleaseStep:
             return marker.read(100).strip() == self.key.encode()
 
     def _unpack(self) -> None:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
         program, *others = (path for _place, path in self.switch.layout.links)
@@ -203,11 +189,13 @@ def preflight(steps: Sequence[Step], remote_src: bool, host: Host) -> None:
 
 
 def _check_sources(sources: Sequence[Source], within_reach: bool) -> None:
+    from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives
+
     for source in sources:
         missing = archives.without_zstd(source.place) if source.name.endswith(".zst") else None
         if missing:
             raise Refused(missing)
-    if not (within_reach or all(archives.is_url(source.place) for source in sources)):
+    if not (within_reach or all(is_url(source.place) for source in sources)):
         raise Needed([source.place for source in sources])
 
 

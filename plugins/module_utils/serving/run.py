@@ -39,7 +39,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Plan,
     Service,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.vacate import Vacated, in_the_way
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
@@ -77,16 +76,20 @@ def converge(
     plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
     _check_claims(plans, [service.unit for service in leaving], host)
     starting = [plan for plan in plans if _starts(engine, plan, host)]
+    stopped: Any = None
     for plan in starting:
         if not thorough:
             raise Differs("%s is not in its declared state" % plan.unit)
+        # a converged host does not need it
+        from ansible_collections.gpufleet.inference.plugins.module_utils.serving.vacate import Vacated, in_the_way
+
+        stopped = stopped or Vacated(host)
         moving = [other.unit for other in plans if other is not plan and in_the_way(other, plan, host)]
         vacated = [*(service.unit for service in leaving), *moving]
         _named(plan.service, partial(engine.preflight, plan._replace(vacated=vacated), host))
         for warning in plan.declared.warnings:
             warn(warning)
     results: Dict[str, Dict[str, Any]] = {}
-    stopped = Vacated(host)
     try:
         for service in leaving:
             results[service.unit] = leave(engine.leave(service, host), service, host)
@@ -97,7 +100,7 @@ def converge(
     except ServiceError as error:
         outcome = error.outcome
         outcome.changed = outcome.changed or any(result["changed"] for result in results.values())
-        raise ServiceError(error.message + stopped.start_again(), outcome) from error
+        raise ServiceError(error.message + (stopped.start_again() if stopped else ""), outcome) from error
     return together(results) if params.get("instances") is not None else results[services[0].unit]
 
 
@@ -131,6 +134,7 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     if texts and "ExecStart" in settings:
         settings["ExecStart"] = [command and digest.reporting(command, texts) for command in settings["ExecStart"]]
         environment[digest.VARIABLE] = digest.of(texts)
+        settings.setdefault("SyslogIdentifier", [service.unit.partition("@")[0].partition(".")[0]])  # else it is "sh"
     change = Change(
         unit=service.unit,
         environment=environment,

@@ -9,7 +9,6 @@ import time
 from typing import Any, Callable, Dict, List
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Running, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
 
 
 class AwaitMemory:
@@ -46,6 +45,8 @@ class AwaitMemory:
             time.sleep(0.25)
 
     def _still_held(self) -> List[str]:
+        from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
+
         return [
             "PID %d (%s) %s on GPU %s"
             % (process["pid"], process["name"], gib(process["used_bytes"] or 0), device["index"])

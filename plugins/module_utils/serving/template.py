@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import os
-from typing import Dict
+from typing import Dict, List
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DIRECTORY
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import UNIT_PATH
 
@@ -24,6 +26,12 @@ def text(title: str, *settings: str) -> str:
         "[Service]\nExecStart=/bin/false\nRestart=always\nRestartSec=5\n%s\n[Install]\nWantedBy=multi-user.target\n"
         % (title, "".join("%s\n" % line for line in settings))
     )
+
+
+def steps(user: str, home: str, name: str, text: str, root: str = "") -> List[Step]:
+    """What an instance needs on the host: its user, but for root, and the template ``name``."""
+    template = TemplateStep(name, text, root)
+    return [template] if user == "root" else [UserStep(user, home), template]
 
 
 class TemplateStep:

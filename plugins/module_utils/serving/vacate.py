@@ -47,7 +47,10 @@ class Vacated:
         """
         for other in later:
             if other not in self.plans and in_the_way(other, plan, self.host):
-                self._stop(other)
+                try:
+                    self._stop(other)
+                except ManagerError as error:
+                    raise ServiceError("%s: %s" % (other.unit, error)) from None
 
     def _stop(self, plan: Plan) -> None:
         system, hooks = self.host.system, plan.declared.hooks

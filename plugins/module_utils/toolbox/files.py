@@ -13,12 +13,13 @@ import errno
 import os
 import stat
 from contextlib import contextmanager
-from typing import BinaryIO, Iterator, List, Optional, Tuple
+from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PASS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # needs no right to list the folder
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PIECE = 1 << 20
 _LINKS = 40
 """Symbolic links in one path, as the kernel has it."""
 _KINDS = (
@@ -250,6 +251,24 @@ def follow(path: str) -> BinaryIO:
         if descriptor >= 0:
             os.close(descriptor)
         raise
+
+
+def chunks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """The rest of a stream, in pieces that fit into memory.
+
+    :param read: the stream's ``read``, or its ``read1`` where what has come is wanted at once.
+    """
+    return iter(lambda: read(_PIECE), b"")
+
+
+def sha256(stream: BinaryIO) -> str:
+    """The SHA-256 of the rest of a stream, in hexadecimal digits."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for piece in chunks(stream.read):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_whole(path: str, content: bytes, mode: int = 0o644, owner: Tuple[int, int] = (-1, -1)) -> None:

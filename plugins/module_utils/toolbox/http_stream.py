@@ -16,6 +16,8 @@ import socket
 import time
 from typing import Any, BinaryIO, List, Mapping, Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port
+
 _LARGEST = 64 << 20  # bytes of an answer
 _LARGEST_HEADER = 64 << 10
 _DIGITS = 400  # of a number; more would take Python long, and no size or time has them
@@ -55,11 +57,7 @@ class Stream:
         self.received = bytearray()
         length = os.fstat(file.fileno()).st_size if file else len(payload)
         # a server on loopback answers only to a Host of this machine, which its address is
-        own = {
-            "Host": "%s:%d" % ("[%s]" % address if ":" in address else address, port),
-            "Content-Type": "application/json",
-            "Content-Length": str(length),
-        }
+        own = {"Host": host_port(address, port), "Content-Type": "application/json", "Content-Length": str(length)}
         fields = dict(own, **(headers or {}))
         head = "%s %s HTTP/1.0\r\n%s\r\n" % (method, path, "".join("%s: %s\r\n" % field for field in fields.items()))
         deadline = time.monotonic() + timeout

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, Iterator, List, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import kind
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import chunks, kind
 
 MEMBERS = 100000
 BYTES = 64 << 30
@@ -28,7 +28,6 @@ DEPTH = 32
 _LINKS = 40
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_CHUNK = 1 << 20
 _AHEAD = 1 << 18
 
 
@@ -124,7 +123,7 @@ class _Tree:
             _make_room(parts[-1], parent, member.name)
             descriptor = os.open(parts[-1], _CREATE, 0o600, dir_fd=parent)
             with os.fdopen(descriptor, "wb", buffering=0) as file, tar.extractfile(member) as source:
-                for chunk in iter(lambda: source.read(_CHUNK), b""):
+                for chunk in chunks(source.read):
                     rest = memoryview(chunk)
                     while rest:
                         rest = rest[file.write(rest) :]

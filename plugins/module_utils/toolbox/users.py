@@ -114,22 +114,21 @@ def output_of(ids: Ids, command: List[str], limit: int, largest: int) -> Tuple[i
     :raises OSError: it cannot be run.
     :raises Failed: it took too long.
     """
+    import resource  # here: the user may not be able to read root's Python
+    import subprocess
+    import tempfile
 
-    def run() -> List[Any]:
-        import resource
-        import subprocess
-        import tempfile
+    clean = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+    with tempfile.TemporaryFile() as out:
 
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-        with tempfile.TemporaryFile() as out:
-            clean = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
-            options: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
-            done = subprocess.run(command, env=clean, timeout=limit, check=False, **options)
-            out.seek(0)
-            return [done.returncode, out.read(largest).decode("utf-8", "replace")]
+        def run() -> int:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+            return subprocess.run(command, env=clean, timeout=limit, check=False, **streams).returncode
 
-    status, text = as_user(ids, run, limit + 5)
-    return status, text
+        status = as_user(ids, run, limit + 5)
+        out.seek(0)
+        return status, out.read(largest).decode("utf-8", "replace")
 
 
 def ids_of_process(pid: int, proc: str = "/proc") -> Ids:

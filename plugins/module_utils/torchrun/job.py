@@ -41,7 +41,7 @@ SCRIPT_LIMIT = 1 << 20
 """Bytes of the plain script that are compared."""
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
+def converge(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
     """Bring this host's part of the job to its declared state.
 
     :param params: the module's parameters.

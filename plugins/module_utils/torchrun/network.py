@@ -43,15 +43,15 @@ JOB_LIMIT = 120.0
 def report(params: Mapping[str, Any], _check_mode: bool, _warn: Any) -> Dict[str, Any]:
     """The result of the module ``torchrun_facts``: the host's own facts, or which of its ``peers`` it reaches."""
     if params["peers"] is None:
-        return {"changed": False, "ansible_facts": {"torchrun": facts(params, lambda: _gpus(params["facts_timeout"]))}}
+        return {"changed": False, "ansible_facts": {"torchrun": facts(params, lambda: _gpus(params))}}
     peers = {peer["name"]: peer for peer in params["peers"] if isinstance(peer, dict)}
     return {"changed": False, "ansible_facts": {"torchrun_reach": reach(peers, params["timeout"])}}
 
 
-def _gpus(timeout: float) -> Dict[str, Any]:
+def _gpus(params: Mapping[str, Any]) -> Dict[str, Any]:
     from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu
 
-    return gpu.gather(timeout=timeout, python_paths=gpu.site_packages(gpu.VENV))
+    return gpu.gather_for(params["facts_timeout"])
 
 
 # --- facts
@@ -179,7 +179,7 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     if done.returncode:
         raise Failed("systemd-run: exit %d: %s" % (done.returncode, done.stderr.strip()))
     until = time.monotonic() + STARTS
-    while not knock("127.0.0.1", data, token, 1.0)["ok"]:
+    while not probe_port("127.0.0.1", data, token, 1.0)["ok"]:
         if time.monotonic() > until:
             text = "the listener did not come up within %d s: look at journalctl -u %s"
             raise Failed(text % (STARTS, LISTENER))
@@ -271,7 +271,7 @@ def reach(peers: Mapping[str, Mapping[str, Any]], timeout: float) -> Dict[str, D
     if not tries:
         return found
     with ThreadPoolExecutor(min(len(tries), ATTEMPTS_AT_ONCE)) as pool:
-        answers = list(pool.map(lambda one: knock(one[1], one[3], one[4], timeout), tries))
+        answers = list(pool.map(lambda one: probe_port(one[1], one[3], one[4], timeout), tries))
     for (name, address, kind, _port, _token), answer in zip(tries, answers):
         offset = answer.pop("clock_offset_s", None)
         found[name][address][kind] = answer
@@ -280,7 +280,7 @@ def reach(peers: Mapping[str, Mapping[str, Any]], timeout: float) -> Dict[str, D
     return found
 
 
-def knock(address: str, port: int, token: Optional[str], timeout: float) -> Dict[str, Any]:
+def probe_port(address: str, port: int, token: Optional[str], timeout: float) -> Dict[str, Any]:
     """Try one port: ``ok``, ``why`` not, and the offset of the peer's clock. Without a token any answer will do."""
     began, until = time.time(), time.monotonic() + timeout
     try:

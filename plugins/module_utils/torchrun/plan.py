@@ -9,7 +9,7 @@ import ipaddress
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import fabric, lint
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import diagnostics, fabric
 
 RENDEZVOUS = ("static", "c10d", "standalone")
 
@@ -63,7 +63,7 @@ def make(
     if not 1 <= needed <= len(hosts):
         raise Refused("min_nodes: %d of %d hosts: expected 1 to %d" % (needed, len(hosts), len(hosts)))
     nodes = {host: facts[host] or {} for host in hosts if facts[host]}
-    findings = lint.size(hosts, nnodes, [host for host in hosts if host not in nodes], needed)
+    findings = diagnostics.size(hosts, nnodes, [host for host in hosts if host not in nodes], needed)
     kind = _rendezvous(rendezvous, len(hosts), needed, max_restarts)
     plan = {
         "nnodes": len(hosts),
@@ -82,9 +82,9 @@ def make(
         findings += _network_findings(nodes, chosen, reach, plan)
     plan["nodes"] = _nodes(nodes, chosen, nproc_per_node, kind == "c10d", findings)
     _give_ranks(plan)
-    findings += lint.versions(nodes)
+    findings += diagnostics.versions(nodes)
     if hosts[0] in nodes and kind != "standalone":
-        findings += lint.ports(hosts[0], nodes[hosts[0]], master_port, "torchrun@%s.service" % job)
+        findings += diagnostics.ports(hosts[0], nodes[hosts[0]], master_port, "torchrun@%s.service" % job)
     plan["findings"] = findings
     plan["errors"] = [one["text"] for one in findings if one["level"] == "error"]
     plan["text"] = text(plan)
@@ -97,7 +97,7 @@ def _choose(
     reach: Optional[fabric.Reach],
     network: Optional[str],
     needed: int,
-    findings: List[lint.Finding],
+    findings: List[diagnostics.Finding],
 ) -> Dict[str, Dict[str, Any]]:
     """The addresses of the hosts; an elastic job does without hosts that do not reach the master, nor it them."""
     try:
@@ -109,9 +109,9 @@ def _choose(
             for host in silent:
                 del nodes[host]
             text = "%s and %s do not reach each other; the job runs without: %s" % (master, ", ".join(silent), error)
-            findings.append(lint.warning("no_network", None, text))
+            findings.append(diagnostics.warning("no_network", None, text))
             return _choose(nodes, reach, network, needed, findings)
-        findings.append(lint.error("no_network", None, "no network joins the hosts: %s" % error))
+        findings.append(diagnostics.error("no_network", None, "no network joins the hosts: %s" % error))
         return {}
 
 
@@ -143,7 +143,7 @@ def _rendezvous(wanted: Optional[str], nnodes: int, needed: int, max_restarts: i
 
 def _network_findings(
     nodes: fabric.Nodes, chosen: Mapping[str, Dict[str, Any]], reach: Optional[fabric.Reach], plan: Mapping[str, Any]
-) -> List[lint.Finding]:
+) -> List[diagnostics.Finding]:
     found = []
     master, address, port = plan["master"], plan["master_addr"], plan["master_port"]
     try:
@@ -152,15 +152,15 @@ def _network_findings(
         loopback = address == "localhost"
     if loopback:
         text = "master_addr is %s, where each host finds only itself: leave it out, or give an address of %s"
-        found.append(lint.error("loopback_master", master, text % (address, master)))
-    found += lint.names(nodes)
-    found += lint.mtu(nodes, chosen)
+        found.append(diagnostics.error("loopback_master", master, text % (address, master)))
+    found += diagnostics.names(nodes)
+    found += diagnostics.mtu(nodes, chosen)
     if reach is None:
         text = "no host has tried to reach another: have torchrun_facts try peers to find out before the job does"
-        found.append(lint.warning("not_tried", None, text))
+        found.append(diagnostics.warning("not_tried", None, text))
     else:
-        found += lint.reachability(nodes, chosen, reach, master, port)
-        found += lint.clocks(nodes, reach, plan["rendezvous"] == "c10d")
+        found += diagnostics.reachability(nodes, chosen, reach, master, port)
+        found += diagnostics.clocks(nodes, reach, plan["rendezvous"] == "c10d")
     return found
 
 
@@ -169,7 +169,7 @@ def _nodes(
     chosen: Mapping[str, Dict[str, Any]],
     wanted: Optional[int],
     c10d: bool,
-    findings: List[lint.Finding],
+    findings: List[diagnostics.Finding],
 ) -> Dict[str, Dict[str, Any]]:
     """What each host needs, in the order given; its ranks come later."""
     ports = fabric.choose_rdma(nodes) if chosen else {}
@@ -177,7 +177,7 @@ def _nodes(
     for host, node in nodes.items():
         gpus = node["gpus"]["count"]
         nproc = wanted or gpus or 1
-        findings += lint.processes(host, nproc, gpus)
+        findings += diagnostics.processes(host, nproc, gpus)
         variables = {}  # type: fabric.Variables
         if host in chosen:
             version = node["torch"]["nccl"] if node["torch"] else None

@@ -58,6 +58,7 @@ GENERAL = (
     (r'("\w+_(?:ms|second)":\s*)[\d.]+', r"\g<1>1.0"),
     (r"/tmp/\w+/", "/srv/models/"),
     (r"\[[-\d., e]{200,}\]", "[0.5, 0.5]"),  # an embedding
+    (r"https?://(?!127\.)[^\s,)]+", "https://example.com"),  # addresses of documentation
 )
 
 
@@ -185,7 +186,7 @@ def failures(program: str, scratch: Path, good: Mapping[str, str], taken: int) -
 def capture(program: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shown = subprocess.run([program, "--help"], stdout=subprocess.PIPE, check=True, text=True).stdout
-    (folder / "help.txt").write_text(shown, "utf-8")
+    (folder / "help.txt").write_text(general(shown), "utf-8")
     version = subprocess.run([program, "--version"], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, check=True)
     (folder / "version.txt").write_bytes(version.stdout)
     with socket.create_server(("127.0.0.1", 0)) as listener, tempfile.TemporaryDirectory() as scratch:

@@ -64,13 +64,13 @@ def act(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_host_that_is_as_declared_is_sent_no_module(act: Any) -> None:
-    act.answer = {"changed": False, "msg": "1 as declared"}
-    assert act(ARGUMENTS) == {"changed": False, "msg": "1 as declared"}
+    act.answer = {"changed": False, "msg": "1 unchanged"}
+    assert act(ARGUMENTS) == {"changed": False, "msg": "1 unchanged"}
     assert act.calls == []
 
 
 def test_without_a_pull_it_is_one_call(act: Any) -> None:
-    assert act(ARGUMENTS, {"changed": False, "msg": "1 as declared"})["msg"] == "1 as declared"
+    assert act(ARGUMENTS, {"changed": False, "msg": "1 unchanged"})["msg"] == "1 unchanged"
     assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_pulls=True))]
     assert act.said == []
 

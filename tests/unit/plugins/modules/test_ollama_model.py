@@ -27,7 +27,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise what
             return what
 
-        monkeypatch.setattr(models, "bring", bring)
+        monkeypatch.setattr(models, "converge", bring)
 
     return end
 

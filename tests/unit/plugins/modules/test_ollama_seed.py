@@ -34,7 +34,7 @@ def seed(request: Any, monkeypatch: pytest.MonkeyPatch, run_module: Any) -> Any:
                 raise outcome
             return outcome
 
-        monkeypatch.setattr(work, "bring", bring)
+        monkeypatch.setattr(work, "converge", bring)
         return run_module(module.main, {"models": models, "token": TOKEN} if given is None else given, **more)
 
     seed.module = request.param

@@ -23,7 +23,7 @@ def bring(monkeypatch):
             return self.does(params, check_mode)
 
     fake = Bring()
-    monkeypatch.setattr(job, "bring", fake)
+    monkeypatch.setattr(job, "converge", fake)
     return fake
 
 

@@ -21,6 +21,6 @@ def bring_from(tmp_path: Path) -> Callable[..., Callable[..., Dict[str, Any]]]:
     def of(**given: Any) -> Callable[..., Dict[str, Any]]:
         params = {name: option.get("default") for name, option in model_source.argument_spec().items()}
         params.update(given, free_space_margin="0", root=str(tmp_path / "models"))
-        return lambda check=False, warn=None, **more: source.bring({**params, **more}, check, warn)
+        return lambda check=False, warn=None, **more: source.converge({**params, **more}, check, warn)
 
     return of

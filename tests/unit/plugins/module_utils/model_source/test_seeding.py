@@ -26,7 +26,7 @@ FILES = {"config.json": b"{}", "model.safetensors": b"w" * 300000}
 def unable(params: Any, check_mode: bool, system: Any) -> str:
     """What a host that cannot seed warns of."""
     warnings: List[str] = []
-    result = seeding.bring(params, check_mode, warnings.append, system)
+    result = seeding.converge(params, check_mode, warnings.append, system)
     assert (result["changed"], result["models"], result["unit"]) == (False, {}, "")
     assert warnings == [result["msg"]] and warnings[0].startswith("does not seed: ")
     return warnings[0]
@@ -61,7 +61,7 @@ def offered(owner, monkeypatch, free_port):
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     model = {"name": "o/m", "source": "huggingface", "revision": None, "root": str(owner)}
-    yield seeding.bring(asked(free_port(), [model]), False, print, NoUnit())
+    yield seeding.converge(asked(free_port(), [model]), False, print, NoUnit())
     running[0].shutdown()
     running[0].server_close()
 
@@ -83,7 +83,7 @@ def peer(tmp_path, offered, warnings, token=TOKEN, check=False, **more):
     params = {"name": "o/m", "source": "huggingface", "revision": None, "url": "http://127.0.0.1:9", "token": None}
     params.update(include=[], exclude=[], update=False, offline=False, defer=False, seeds=seeds)
     params.update({"free_space_margin": "0", "root": str(tmp_path / "peer"), **more})
-    return source.bring(params, check, warnings.append)
+    return source.converge(params, check, warnings.append)
 
 
 def test_a_peer_has_it_from_there(tmp_path, offered):
@@ -168,7 +168,7 @@ def test_what_cannot_be_offered(owner, free_port):
     assert re.search("is not in", unable(asked(free_port(), [dict(model, revision=COMMIT)]), False, NoUnit()))
     for wrong in ({"token": "short"}, {"models": []}, {"models": [dict(model, name="no-slash")]}):
         with pytest.raises(Refused, match="expected"):
-            seeding.bring({**asked(free_port(), [model]), **wrong}, False, print, NoUnit())
+            seeding.converge({**asked(free_port(), [model]), **wrong}, False, print, NoUnit())
 
 
 def test_a_checksum_that_is_known_is_not_counted_again(owner, free_port):
@@ -176,7 +176,7 @@ def test_a_checksum_that_is_known_is_not_counted_again(owner, free_port):
     known = {"config.json": "0" * 64}
     marker.write_text(json.dumps({"sha256": known, **json.loads(marker.read_text())}))
     model = {"name": "o/m", "source": "huggingface", "revision": COMMIT, "root": str(owner)}
-    told = seeding.bring(asked(free_port(), [model]), True, print, NoUnit())
+    told = seeding.converge(asked(free_port(), [model]), True, print, NoUnit())
     weights = {"path": "model.safetensors", "size": 300000, "sha256": hashlib.sha256(b"w" * 300000).hexdigest()}
     files = [{"path": "config.json", "size": 2, "sha256": "0" * 64}, weights]
     key = "huggingface o/m " + COMMIT

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, hub, place
+from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, hub
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
@@ -505,19 +505,3 @@ def test_other_formats_are_had_where_there_are_no_safetensors():
     assert "pytorch_model.bin" in [file.path for file in hub.wanted(files, [], [])]
     with pytest.raises((Refused, Failed), match="of its 4 files none matches"):
         hub.wanted(files, ["*.safetensors"], [])
-
-
-@pytest.mark.parametrize(("text", "size"), [("2GiB", 2 << 30), ("500MB", 500000000), ("1.5K", 1500), ("7", 7)])
-def test_sizes(text, size):
-    assert place.margin_of(text) == size
-
-
-@pytest.mark.parametrize(("size", "text"), [(1 << 28, "0.2 GiB"), ((1 << 28) - 1, "256.0 MiB"), (3 << 29, "1.5 GiB")])
-def test_a_size_for_a_person(size, text):
-    assert place.gib(size) == text
-
-
-@pytest.mark.parametrize("text", ["", "much", "-1", "2 gigs"])
-def test_what_is_no_size(text):
-    with pytest.raises((Refused, Failed), match="expected a size such as 2GiB"):
-        place.margin_of(text)

@@ -17,7 +17,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving, store
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import access
 
 UNIT = "ollama.service"
 GIB = 1 << 30
@@ -159,7 +160,7 @@ def _in_this_process(ids: Any, work: Callable[[], Any], limit: float = 60) -> An
 @pytest.fixture
 def no_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done as the user is done in this process: a fork of a whole pytest costs more than the work."""
-    monkeypatch.setattr(store, "as_user", _in_this_process)
+    monkeypatch.setattr(access, "as_user", _in_this_process)
     monkeypatch.setattr(moving, "as_user", _in_this_process)
 
 

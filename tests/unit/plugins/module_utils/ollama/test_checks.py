@@ -152,6 +152,17 @@ def test_crash_while_a_token_is_generated(gate, ollama, fakes):
     assert gate(running=running, model="m70b").name == "crash_loop"
 
 
+@pytest.mark.parametrize("changed, name", [(True, "port_taken"), (False, "ok")])
+def test_a_process_of_another_unit_answers(gate, ollama, fakes, changed, name):
+    running = fakes.FakeRunning(start_log(), {"OLLAMA_HOST": "127.0.0.1:%d" % ollama.port})
+    running.listening = (4711, "python3")
+    verdict = gate(running=running, changed=changed)
+    assert verdict.name == name
+    if changed:
+        assert "port %d is answered by process 4711 (python3)" % ollama.port in verdict.message
+        assert "does not belong to ollama.service" in verdict.message
+
+
 # --- not_ready, unproven
 
 
@@ -462,6 +473,13 @@ def test_of_what_is_declared_wrong_nothing_may_mend_it(gate, ollama):
 
 
 # --- nothing changed: reading alone
+
+
+def test_memory_that_the_server_reports_may_show_late(gate, ollama, fakes):
+    """A model that somebody else is just loading is no dead worker."""
+    ollama.loads(43 * GIB)
+    looks = [fakes.facts(), fakes.facts(SPREAD)]
+    assert gate(changed=False, model="m70b", gather=lambda: looks.pop(0)).name == "ok" and not looks
 
 
 def test_without_a_change_nothing_is_loaded_or_gathered(gate, ollama):

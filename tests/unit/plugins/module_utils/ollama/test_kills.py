@@ -16,8 +16,8 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import switch, uninstall
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.archives import Source
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import BackStep, Release, ReleaseStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import BackStep, ReleaseStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import Release, Source
 
 FILES = ("bin/ollama", "lib/ollama/lib.so")
 

@@ -18,7 +18,15 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models, names, records, registry, server
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
+    catalog,
+    loader,
+    models,
+    names,
+    records,
+    registry,
+    server,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
@@ -187,13 +195,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: Any, tiny: byt
                 one.update(item)
             params = {key: spec.get("default") for key, spec in ollama_model.argument_spec().items()}
             params.update(options, models=listed)
-            return models.bring(params, check, World.warnings.append, self.system, self.gather)
+            return models.converge(params, check, World.warnings.append, self.system, self.gather)
 
     monkeypatch.setattr(server, "Api", lambda address, port: World.api)
     monkeypatch.setattr(server, "_files_named", lambda proc, pid: ["llama-server", "sha256-weights"])
     monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
-    monkeypatch.setattr(models, "_MEMORY_DELAY", 0.05)
-    monkeypatch.setattr(models, "_UNLOADS", 0.05)
+    monkeypatch.setattr(loader, "_MEMORY_DELAY", 0.05)
+    monkeypatch.setattr(loader, "_UNLOADS", 0.05)
     monkeypatch.setattr(users, "ids_of_process", lambda pid: users.ids_of(str(os.getuid())))
 
     def unreachable(name: str, **more: Any) -> Any:
@@ -221,7 +229,7 @@ def test_pulled_once(world: Any) -> None:
     look = world.run({"name": "big:v1"}, check=True)
     assert look["changed"]
     assert look["msg"] == "big:v1 would be pulled"
-    assert look["diff"] == {"before": "big:v1: absent\n", "after": "big:v1: made in this run\n"}
+    assert look["diff"] == {"before": "big:v1: absent\n", "after": "big:v1: created in this run\n"}
     assert world.api.done == []
     result = world.run({"name": "big:v1"}, {"name": "other"})
     assert world.api.done == ["/api/pull big:v1", "/api/pull other"]
@@ -230,7 +238,7 @@ def test_pulled_once(world: Any) -> None:
     assert result["diff"]["after"].startswith("big:v1: %s\n" % digest("big:v1"))
     again = world.run({"name": "BIG:v1"}, {"name": "other:latest"})
     assert again["changed"] is False
-    assert again["msg"] == "2 as declared"
+    assert again["msg"] == "2 unchanged"
     assert len(world.api.done) == 2
 
 
@@ -258,7 +266,7 @@ def test_a_pinned_digest(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_updates_are_asked_for(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world.api.have("big:v1", "old")
     assert world.run({"name": "big:v1"}, update=True)["changed"] is False
-    assert "the registry cannot be asked" in world.warnings[0]
+    assert "the registry cannot be reached" in world.warnings[0]
     offered(monkeypatch, "old")
     assert world.run({"name": "big:v1"}, update=True)["changed"] is False
     assert world.warnings == []
@@ -271,7 +279,9 @@ def test_updates_are_asked_for(world: Any, monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_does_not_go_on_the_disk(world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world.system.environment["OLLAMA_MODELS"] = str(tmp_path / "not" / "yet")
     offered(monkeypatch, "new", 1 << 60)
-    with pytest.raises(Failed, match=r"needs 1073741824.0 GiB on the disk of %s, and 2.0 GiB" % tmp_path):
+    with pytest.raises(
+        Failed, match=r"needs 1073741824.0 GiB on the disk of %s and must leave 2.0 GiB free" % tmp_path
+    ):
         world.run({"name": "big:v1"})
     world.api.uploads["layer"] = 1  # the layer is in the store already
     assert world.run({"name": "big:v1"})["changed"]
@@ -280,7 +290,7 @@ def test_what_does_not_go_on_the_disk(world: Any, monkeypatch: pytest.MonkeyPatc
     world.api.lines = [{"status": "pulling l", "digest": "sha256:l", "total": 1 << 60, "completed": 0}]
     with pytest.raises(Failed, match="big:v1: needs 1073741824.0 GiB"):
         world.run({"name": "big:v1"})
-    monkeypatch.setattr(models.os, "statvfs", lambda path: (_ for _ in ()).throw(OSError()), raising=False)
+    monkeypatch.setattr(catalog.os, "statvfs", lambda path: (_ for _ in ()).throw(OSError()), raising=False)
     world.api.lines = []
     assert world.run({"name": "big:v1"})["changed"]
 
@@ -375,7 +385,7 @@ def test_two_runs_take_turns(world: Any, network: Dict[str, Any], tmp_path: Path
     world.api.copy = copied
     result = world.run({"name": "big:v1"}, registry_mirror="mirror.example.com")
     thread.join(30)
-    assert seen[0]["status"] == "waits for process %d, of another run, to pull" % os.getpid()
+    assert seen[0]["status"] == "waits for process %d of another run to pull" % os.getpid()
     assert result["models"][0]["actions"] == ["pulled"]
     assert other["changed"] is False
     assert other["models"][0]["digest"] == digest("big")
@@ -457,7 +467,7 @@ def test_the_registry_is_asked_where_the_host_does_not_answer(world: Any, networ
     result = world.run({"name": "big:v1"}, seeds=[seed("big:v1", "big")])
     assert result["models"][0]["pulled_from"] == "registry.ollama.ai"
     assert len(world.warnings) == 1
-    assert "big:v1: cannot be had from http://10.0.0.5:11435, so the registry is asked: " in world.warnings[0]
+    assert "big:v1: cannot be pulled from http://10.0.0.5:11435, so the registry is used: " in world.warnings[0]
 
 
 def test_what_a_host_seeds_must_be_what_ansible_was_told(world: Any, network: Dict[str, Any]) -> None:
@@ -489,7 +499,7 @@ def test_a_full_disk_is_full_for_the_registry_too(
 ) -> None:
     world.system.environment["OLLAMA_MODELS"] = str(tmp_path)
     network["http://" + lent("big")] = digest("big")
-    with pytest.raises(Failed, match="big:v1: needs 0.0 GiB on the disk"):
+    with pytest.raises(Failed, match="big:v1: needs 0.0 MiB on the disk"):
         world.run({"name": "big:v1"}, seeds=[seed("big:v1", "big")], free_space_margin="100TiB")
     assert world.warnings == []
 
@@ -723,7 +733,7 @@ def test_loaded_once(world: Any) -> None:
     assert world.api.done == ['load m8b:latest {"embedding": false, "keep_alive": -1, "options": {"num_ctx": 4096}}']
     assert entry["actions"] == ["loaded"]
     assert entry["held_bytes"] == {"0": 5 * GIB}
-    assert entry["ratio"] == pytest.approx(5 * GIB / entry["estimate"]["held_bytes"], abs=0.001)
+    assert entry["estimate_ratio"] == pytest.approx(5 * GIB / entry["estimate"]["held_bytes"], abs=0.001)
     assert entry["reported"]["context"] == 4096
     again = world.run(wanted)
     assert again["changed"] is False
@@ -883,7 +893,7 @@ def test_without_gpus_there_is_nothing_to_estimate(world: Any) -> None:
     world.held = []
     (entry,) = world.run({"name": "m8b", "state": "loaded"})["models"]
     assert entry["estimate"] is None
-    assert "ratio" not in entry
+    assert "estimate_ratio" not in entry
 
 
 def test_weights_that_cannot_be_read(world: Any, tmp_path: Path) -> None:
@@ -910,9 +920,9 @@ def test_weights_that_cannot_be_read(world: Any, tmp_path: Path) -> None:
             [{"name": "a", "copy_of": "b", "from_file": "/c"}],
             "a: from_file and copy_of are given; expected one of them",
         ),
-        ([{"name": "a", "state": "absent", "digest": "0" * 12}], "a: digest means nothing with state absent"),
-        ([{"name": "a", "state": "unloaded", "copy_of": "b"}], "a: copy_of means nothing with state unloaded"),
-        ([{"name": "a", "keep_alive": "1h"}], "a: keep_alive and options mean something with state loaded only"),
+        ([{"name": "a", "state": "absent", "digest": "0" * 12}], "a: digest has no meaning with state absent"),
+        ([{"name": "a", "state": "unloaded", "copy_of": "b"}], "a: copy_of has no meaning with state unloaded"),
+        ([{"name": "a", "keep_alive": "1h"}], "a: keep_alive and options are for state loaded only"),
         ([{"name": "a", "digest": "xyz"}], "a: digest xyz; expected 12 to 64 hexadecimal digits"),
         ([{"name": "a", "state": "loaded", "keep_alive": "1d"}], "a: keep_alive: '1d' is not a duration"),
         ([{"name": "a", "from_file": "b.gguf"}], "a: from_file b.gguf; expected an absolute path"),
@@ -926,7 +936,7 @@ def test_declarations_that_mean_nothing(world: Any, items: List[Dict[str, Any]],
 
 
 def test_the_margin_has_a_unit(world: Any) -> None:
-    with pytest.raises(Refused, match="free_space_margin: '2 potatoes' is no size"):
+    with pytest.raises(Refused, match="free_space_margin is '2 potatoes'; expected bytes, or a size such as 2GiB"):
         world.run({"name": "a"}, free_space_margin="2 potatoes")
 
 

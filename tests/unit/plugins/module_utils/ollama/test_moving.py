@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving, store, transfer
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import access
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 UNIT = "ollama.service"
@@ -127,7 +129,7 @@ def test_what_comes_late_and_finds_no_room_is_left_for_the_next_run(old, new, mo
             raise OSError(errno.ENOSPC, "No space left on device")
 
         patch.setattr(os, "link", full)
-        with pytest.raises(store.StoreError, match="No space left on device"):
+        with pytest.raises(StepError, match="No space left on device"):
             step.finish()
     again = plan(new, new)
     again.apply()
@@ -195,7 +197,7 @@ def test_a_damaged_blob_is_told(old, new, monkeypatch):
     (blob,) = [path for path in (old / "blobs").iterdir() if path.read_bytes() == b"weights"]
     blob.write_bytes(b"rotten!")
     step = plan(old, new)
-    with pytest.raises(store.StoreError, match="%s is damaged: its SHA-256 is" % blob):
+    with pytest.raises(StepError, match="%s is damaged: its SHA-256 is" % blob):
         step.apply()
     step.undo()
     assert not new.exists()
@@ -207,14 +209,14 @@ def test_a_full_disk_is_told_and_undone(old, new, monkeypatch):
 
     monkeypatch.setattr(os, "link", full)
     step = plan(old, new)
-    with pytest.raises(store.StoreError, match="cannot be brought to .*: No space left on device"):
+    with pytest.raises(StepError, match="cannot be brought to .*: No space left on device"):
         step.apply()
     step.undo()
     assert not new.exists()
 
 
 def test_refused_with_what_would_be_lost_and_what_to_do(old, new):
-    with pytest.raises(store.StoreError) as refusal:
+    with pytest.raises(StepError) as refusal:
         plan(old, new, "refuse")
     said = str(refusal.value)
     assert "from %s to %s, where the server would not see 2 models, 0.0 GB: set models_dir_change" % (old, new) in said
@@ -247,7 +249,7 @@ def test_a_link_to_the_same_store(old, tmp_path):
 def test_two_models_of_one_name(old, new):
     put(new, "m8b", b"other weights of another length")
     (new / "manifests/registry.ollama.ai/library/m8b/latest").write_text("another")
-    with pytest.raises(store.StoreError, match="have the model m8b/latest, and they differ"):
+    with pytest.raises(StepError, match="have the model m8b/latest, and they differ"):
         plan(old, new)
 
 
@@ -262,14 +264,14 @@ def test_a_store_that_another_service_uses_is_not_moved(old, new, tmp_path):
         (folder / "comm").write_text("ollama\n")
         (folder / "environ").write_text(environ + "\0")
         (folder / "cgroup").write_text("0::/system.slice/system-ollama.slice/%s\n" % unit)
-    with pytest.raises(store.StoreError, match="ollama@second.service uses the models of %s, too" % old):
+    with pytest.raises(StepError, match="ollama@second.service uses the models of %s, too" % old):
         plan(old, new, proc=str(tmp_path / "proc"))
 
 
 def test_room_for_both_copies(old, new, monkeypatch):
     survey = transfer.survey
     monkeypatch.setattr(transfer, "survey", lambda *stores: dict(survey(*stores), needed=10**8, free=1 << 20))
-    with pytest.raises(store.StoreError, match="another file system, which has 0.0 GB free; the models need 1.2 GB"):
+    with pytest.raises(StepError, match="another file system, which has 0.0 GB free; the models need 1.2 GB"):
         plan(old, new)
 
 
@@ -289,7 +291,7 @@ def test_manifests_are_compared_by_content(old, new, where):
     assert (old / name).stat().st_size == (new / name).stat().st_size
     before = content(old), content(new)
     for change in ("refuse", "move"):
-        with pytest.raises(store.StoreError, match="differ" if change == "move" else "would not see"):
+        with pytest.raises(StepError, match="differ" if change == "move" else "would not see"):
             plan(old, new, change)
     assert (content(old), content(new)) == before
 
@@ -298,7 +300,7 @@ def test_a_version_that_comes_between_plan_and_move(old, new, where):
     step = plan(old, new)
     put(new, "m8b", b"another version")
     before = content(old), content(new)
-    with pytest.raises(store.StoreError, match="have the model m8b/latest, and they differ"):
+    with pytest.raises(StepError, match="have the model m8b/latest, and they differ"):
         step.apply()
     step.undo()
     assert (content(old), content(new)) == before
@@ -377,7 +379,7 @@ def test_a_good_blob_is_not_replaced_by_a_damaged_one(old, new):
     (blob,) = [path for path in (old / "blobs").iterdir() if path.read_bytes() == b"weights"]
     blob.write_bytes(b"cut")
     step = plan(old, new)
-    with pytest.raises(store.StoreError, match="is damaged: its SHA-256 is"):
+    with pytest.raises(StepError, match="is damaged: its SHA-256 is"):
         step.apply()
     step.undo()
     assert b"weights" in content(new).values() and b"cut" in content(old).values()
@@ -393,7 +395,7 @@ def test_a_process_that_claims_to_serve_a_store_keeps_it_from_being_moved_and_no
     (folder / "comm").write_text("ollama\n")
     (folder / "environ").write_text("OLLAMA_MODELS=%s\0" % old)
     (folder / "cgroup").write_text("0::/\n")
-    with pytest.raises(store.StoreError, match="process 7 uses the models"):
+    with pytest.raises(StepError, match="process 7 uses the models"):
         plan(old, new, proc=str(tmp_path / "proc"))
     assert plan(old, new, "leave", str(tmp_path / "proc")) is None
     assert plan(old, old, "move", str(tmp_path / "proc")) is None
@@ -406,9 +408,9 @@ def test_a_process_that_keeps_whoever_looks_waiting(children, old, new, tmp_path
     (folder / "comm").write_text("ollama\n")
     os.mkfifo(folder / "environ")
     step = plan(old, new)
-    rights = store.with_rights_of
+    rights = access.with_rights_of
     monkeypatch.setattr(moving, "with_rights_of", lambda user, work: rights(user, work, 0.2))
-    with pytest.raises(store.StoreError, match="took longer"):
+    with pytest.raises(StepError, match="took longer"):
         plan(old, new, proc=str(tmp_path / "proc"))
     assert step
 
@@ -462,9 +464,9 @@ def test_a_resumed_move_is_refused_like_a_new_one(old, new, tmp_path):
     (folder / "environ").write_text("OLLAMA_MODELS=%s\0" % old)
     (folder / "cgroup").write_text("0::/system.slice/ollama@second.service\n")
     for former in (old, new):
-        with pytest.raises(store.StoreError, match="ollama@second.service uses the models of %s, too" % old):
+        with pytest.raises(StepError, match="ollama@second.service uses the models of %s, too" % old):
             moving.plan(str(former), str(new), "move", ME, UNIT, str(tmp_path / "proc"))
-    with pytest.raises(store.StoreError, match="set models_dir_change to move"):
+    with pytest.raises(StepError, match="set models_dir_change to move"):
         put(old, "late", b"late weights")
         plan(old, new, "refuse")
 

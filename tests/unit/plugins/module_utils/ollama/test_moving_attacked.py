@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving, store
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import access
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import Ids, as_user
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as somebody else")
@@ -31,8 +33,8 @@ MANIFEST = "manifests/r/l/m/t"
 @pytest.fixture
 def place(monkeypatch):
     """A folder that everybody may enter, as pytest's own may not."""
-    monkeypatch.setattr(store, "ids", lambda user: USER if user == "ollama" else Ids(0, 0, [0]))
-    monkeypatch.setattr(moving, "ids", store.ids)
+    monkeypatch.setattr(access, "ids", lambda user: USER if user == "ollama" else Ids(0, 0, [0]))
+    monkeypatch.setattr(moving, "ids", access.ids)
     with tempfile.TemporaryDirectory(prefix="gpufleet-") as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
@@ -110,10 +112,10 @@ def move(old, new, limit=15):
             try:
                 step.apply()
                 step.finish()
-            except (store.StoreError, OSError):
+            except (StepError, OSError):
                 step.undo()
                 raise
-    except (store.StoreError, OSError) as error:
+    except (StepError, OSError) as error:
         said = str(error)
     assert time.monotonic() - started < limit
     return said
@@ -187,10 +189,10 @@ def test_a_trap(roots, home, old, monkeypatch, trap, copies):
 
     as_user(USER, lay)
     # what a check, an ordinary run and a killed one that is resumed would do
-    with suppress(store.StoreError):
+    with suppress(StepError):
         moving.plan(str(new), str(new), "refuse", "ollama", UNIT)
     move(old, new)
-    with suppress(store.StoreError, OSError):
+    with suppress(StepError, OSError):
         for step in moving.plan(str(old), str(new), "move", "ollama", UNIT):
             step.apply()
     move(old, old)

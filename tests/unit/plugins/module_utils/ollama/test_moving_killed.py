@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving, store, transfer
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving, transfer
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 UNIT = "ollama.service"
@@ -154,7 +155,7 @@ class Case:
         """The inventory from before, by which nothing may be moved."""
         try:
             steps = plan(self.force, self.old, "refuse")
-        except store.StoreError as error:
+        except StepError as error:
             assert "would not see" in str(error) and self.force == self.new
             steps = plan(self.force, self.old)
         go(steps)

@@ -54,7 +54,7 @@ class Lines:
 
 
 def run(api: Any, path: Any = None, stall: float = 60, room: Any = lambda needed: None, expected: int = 0) -> None:
-    pull.pull(
+    pull.Pull(
         api,
         "big:v1",
         source="http://mirror/library/big:v1",
@@ -64,7 +64,7 @@ def run(api: Any, path: Any = None, stall: float = 60, room: Any = lambda needed
         expected=expected,
         room=room,
         progress=pull.Progress(path),
-    )
+    ).run()
 
 
 def test_success_is_the_last_status() -> None:
@@ -80,9 +80,12 @@ def test_success_is_the_last_status() -> None:
     "words, advice",
     [
         ("pull model manifest: file does not exist", "the registry has no such model"),
-        ("max retries exceeded: unexpected EOF", "the connection to the registry broke off; what was downloaded stays"),
-        ("context canceled", "the connection to the registry broke off; what was downloaded stays"),
-        ("pull model manifest: 503: busy", "what was downloaded stays"),
+        (
+            "max retries exceeded: unexpected EOF",
+            "the connection to the registry broke off; what was downloaded is kept",
+        ),
+        ("context canceled", "the connection to the registry broke off; what was downloaded is kept"),
+        ("pull model manifest: 503: busy", "what was downloaded is kept"),
         ("digest mismatch, file must be downloaded again: want sha256:1, got sha256:2", "the file was removed"),
         ("write /x/sha256-1-partial: no space left on device", "free space on the disk"),
     ],
@@ -116,7 +119,7 @@ def test_lines_without_a_new_byte_are_a_stall() -> None:
                 yield loading(20000000)  # a part that starts anew: less than before
             raise AssertionError("not noticed")
 
-    with pytest.raises(Failed, match=r"no byte more for 0 s \(stall_timeout\) at 29360128 of 673511872 bytes"):
+    with pytest.raises(Failed, match=r"no new byte for 0 s \(stall_timeout\) at 29360128 of 673511872 bytes"):
         run(Stalls(), stall=0.1)
 
 
@@ -155,6 +158,6 @@ def test_progress_is_kept_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_was_there_before_does_not_count_into_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pull, "_WRITE_EVERY", 0.0)
     progress = pull.Progress(str(tmp_path / "p"))
-    progress.tell("big:v1", "pulling", 500, 1000)
+    progress.report("big:v1", "pulling", 500, 1000)
     state = json.loads((tmp_path / "p").read_text())
     assert (state["rate"], state["seconds_left"]) == (0, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.releases import plan
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.archives import (
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import (
     UNVERIFIED,
     file_name,
     parse_checksum,

@@ -43,7 +43,7 @@ def sha256(content: bytes) -> str:
 def unable(params: Any, check_mode: bool, system: Any) -> str:
     """What a host that cannot seed warns of."""
     warnings: List[str] = []
-    result = seeding.bring(params, check_mode, warnings.append, system)
+    result = seeding.converge(params, check_mode, warnings.append, system)
     assert (result["changed"], result["models"], result["unit"]) == (False, {}, "")
     assert warnings == [result["msg"]] and warnings[0].startswith("does not seed: ")
     return warnings[0]
@@ -131,7 +131,7 @@ def get(url: str, method: str = "GET", span: str = "") -> Tuple[int, Any, bytes]
 
 
 def test_a_peer_gets_what_is_offered_and_nothing_else(system: FakeSystem, store: Path, port: int) -> None:
-    result = seeding.bring(declared(port), False, print, system)
+    result = seeding.converge(declared(port), False, print, system)
     manifest = (store / "manifests/registry.ollama.ai/library/big/v1").read_bytes()
     assert result["models"] == {"big:v1": sha256(manifest)}
     assert result["url"] == "http://127.0.0.1:%d" % port
@@ -167,7 +167,7 @@ def test_a_peer_gets_what_is_offered_and_nothing_else(system: FakeSystem, store:
 
 
 def test_the_token_is_in_no_command_line_and_no_file(system: FakeSystem, port: int, tmp_path: Path) -> None:
-    seeding.bring(declared(port), False, print, system)
+    seeding.converge(declared(port), False, print, system)
     assert system.command == [sys.executable, "-I", "-"]
     assert TOKEN not in json.dumps(system.properties)
     assert list((tmp_path / "run").iterdir()) == []
@@ -182,37 +182,37 @@ def test_the_token_is_in_no_command_line_and_no_file(system: FakeSystem, port: i
     assert system.properties["StandardInput"] == "file:%s/run/gpufleet-seed-%d.service.py" % (tmp_path, port)
     own, end = "gpufleet-seed-%d.service" % port, {"state": "stopped", "port": port}
     ended = {"changed": True, "unit": own, "models": {}, "msg": own + " ended"}
-    assert seeding.bring(end, True, print, system) == ended and system.stopped == []
-    assert seeding.bring(end, False, print, system) == ended and system.stopped == [own]
-    assert seeding.bring(end, False, print, system) == {**ended, "changed": False, "msg": "no " + own}
+    assert seeding.converge(end, True, print, system) == ended and system.stopped == []
+    assert seeding.converge(end, False, print, system) == ended and system.stopped == [own]
+    assert seeding.converge(end, False, print, system) == {**ended, "changed": False, "msg": "no " + own}
     assert system.stopped == [own]
     for state in ("activating", "deactivating"):
         system.state = state
-        assert seeding.bring(end, True, print, system)["changed"], "its port is not free yet"
+        assert seeding.converge(end, True, print, system)["changed"], "its port is not free yet"
 
 
 def test_check_mode_starts_nothing(system: FakeSystem, port: int) -> None:
-    result = seeding.bring(declared(port, name="ollama.service"), True, print, system)
+    result = seeding.converge(declared(port, name="ollama.service"), True, print, system)
     assert result["changed"] and result["url"] and result["models"]
     assert system.process is None
 
 
 def test_one_of_a_killed_run_makes_room(system: FakeSystem, port: int) -> None:
-    seeding.bring(declared(port), False, print, system)
-    seeding.bring(declared(port, token="f" * 32), False, print, system)
+    seeding.converge(declared(port), False, print, system)
+    seeding.converge(declared(port, token="f" * 32), False, print, system)
     assert system.stopped == ["gpufleet-seed-%d.service" % port]
 
 
 def test_a_port_on_which_there_was_one_just_now(system: FakeSystem, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)) as former, socket.create_connection(("127.0.0.1", port)):
         former.accept()[0].close()  # which waits in the kernel for a minute
-    assert seeding.bring(declared(port), False, print, system)["url"]
+    assert seeding.converge(declared(port), False, print, system)["url"]
 
 
 @pytest.mark.parametrize("wrong", [{"token": "short"}, {"token": None}, {"models": []}])
 def test_a_wrong_declaration(system: FakeSystem, port: int, wrong: Dict[str, Any]) -> None:
     with pytest.raises(Refused, match="expected"):
-        seeding.bring(declared(port, **wrong), False, print, system)
+        seeding.converge(declared(port, **wrong), False, print, system)
 
 
 def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,9 @@ def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monk
     assert re.search("service ended; see journalctl -u gpufleet-seed-%d" % port, unable(declared(port), False, system))
     monkeypatch.setattr(offer, "source_of", lambda program: "import time\ntime.sleep(60)")
     monkeypatch.setattr(offer, "_STARTS", 0.1)
-    monkeypatch.setattr(offer, "toward", lambda peers: setattr(system, "state", "activating") or "127.0.0.1")
+    monkeypatch.setattr(
+        offer, "local_address_towards", lambda peers: setattr(system, "state", "activating") or "127.0.0.1"
+    )
     system.stopped.clear()
     assert re.search(
         "service does not listen; see journalctl -u gpufleet-seed-%d" % port,
@@ -411,4 +413,4 @@ def test_the_way_to_a_peer() -> None:
         except OSError:
             pytest.skip("this machine has no way to anywhere")
         own = probe.getsockname()[0]
-    assert offer.toward(["no such name.invalid", "127.0.0.1", "192.0.2.1"]) == own
+    assert offer.local_address_towards(["no such name.invalid", "127.0.0.1", "192.0.2.1"]) == own

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     checks,
     install,
@@ -216,6 +216,15 @@ def test_absent_reads_no_gpu(bring):
     assert bring(state="absent", name="ollama@second.service")["msg"] == "ollama@second.service: no override"
 
 
+def test_memory_is_awaited_between_stop_and_start_where_gpus_are_declared(bring):
+    bring()
+    assert bring.asked["hooks"] is None
+    bring(visible_devices=[0])
+    hooks = bring.asked["hooks"]
+    assert (hooks.gpus, hooks.release) == (True, 60)
+    assert hooks.gather() is bring.facts
+
+
 # --- the archive
 
 
@@ -360,8 +369,8 @@ def test_the_estimate_stands_beside_what_came_of_it(bring, monkeypatch):
     monkeypatch.setattr(service.Fit, "__init__", lambda self, *words: None)
     monkeypatch.setattr(Gate, "gpus", lambda self: [{"index": 0, "name": "H200", "used_bytes": 490}] * 2)
     result = bring(prove_model="m70b")
-    assert (result["estimate"], result["ratio"]) == ({"held_bytes": 1000}, 0.98)
-    assert "ratio" not in bring()
+    assert (result["estimate"], result["estimate_ratio"]) == ({"held_bytes": 1000}, 0.98)
+    assert "estimate_ratio" not in bring()
 
 
 def test_the_store_is_the_one_in_force(bring, tmp_path):
@@ -416,7 +425,7 @@ def test_a_store_with_models_is_not_left_without_a_word(bring, tmp_path):
 
 def test_what_cannot_be_brought_after_the_proof_is_a_warning(bring, monkeypatch, tmp_path):
     def full(step):
-        raise stores.StoreError("no space")
+        raise StepError("no space")
 
     put_model(bring.store)
     monkeypatch.setattr(moving.MoveStep, "finish", full)

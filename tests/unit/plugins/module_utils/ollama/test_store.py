@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import access
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as somebody else")
@@ -71,15 +73,15 @@ def test_a_store_of_links_in_a_circle_and_folders_without_end(tmp_path):
 @as_root
 def test_a_store_that_cannot_be_listed_is_not_taken_for_an_empty_one(models, monkeypatch):
     os.chmod(models / "blobs", 0o700)
-    with pytest.raises(store.StoreError, match="blobs: Permission denied .as user nobody"):
-        store.with_rights_of("nobody", lambda: store.holding(str(models), strict=True).files)
+    with pytest.raises(StepError, match="blobs: Permission denied .as user nobody"):
+        access.with_rights_of("nobody", lambda: store.holding(str(models), strict=True).files)
 
 
 @as_root
 def test_a_store_that_keeps_one_waiting(monkeypatch):
-    monkeypatch.setattr(store, "_LIMIT", 0.05)
-    with pytest.raises(store.StoreError, match="it took longer than"):
-        store.with_rights_of("nobody", lambda: time.sleep(60), store._LIMIT)
+    monkeypatch.setattr(access, "LIMIT", 0.05)
+    with pytest.raises(StepError, match="it took longer than"):
+        access.with_rights_of("nobody", lambda: time.sleep(60), access.LIMIT)
 
 
 def test_default_store():

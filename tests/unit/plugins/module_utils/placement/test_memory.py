@@ -51,6 +51,18 @@ def test_a_gpu_of_which_nothing_is_known_is_not_refused():
     memory.check_free(unknown, 0, 92 * GIB, UNIT, "share")
 
 
+def test_weights_that_are_larger_than_what_is_free_are_refused():
+    devices = [device(40, processes=[OTHER]), device(30, processes=[own(20)], index=1)]
+    memory.check_weights(devices, [UNIT], 90 * GIB, "choose")
+    with pytest.raises(Refused) as caught:
+        memory.check_weights(devices, [UNIT], 91 * GIB, "choose more GPUs")
+    said = str(caught.value)
+    assert "the weights take 91.0 GiB, but GPUs 0, 1 have 90.0 GiB free" in said
+    assert "PID 7 (python3, ollama.service) holds 60.0 GiB on GPU 0" in said and said.endswith("; choose more GPUs")
+    memory.check_weights(devices, [UNIT, "ollama.service"], 150 * GIB, "choose")
+    memory.check_weights([], [UNIT], 91 * GIB, "choose")
+
+
 def wait(devices, *looks, leaving=()):
     left = list(looks)
 

@@ -57,7 +57,7 @@ def host(tmp_path, monkeypatch):
 
     def bring(version, check=False):
         params = {"engine": "engine", "version": version, "wheels": None}
-        return step.bring(params, check, None)
+        return step.converge(params, check, None)
 
     rmtree = shutil.rmtree
 

@@ -18,7 +18,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.archives import UNVERIFIED, Source
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import UNVERIFIED, Source
 
 CONTENT = b"release"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

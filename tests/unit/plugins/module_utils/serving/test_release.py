@@ -22,8 +22,8 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives, switch
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.archives import UNVERIFIED, Source
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import BackStep, Release, ReleaseStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import BackStep, ReleaseStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import UNVERIFIED, Release, Source
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import Layout
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import unpack

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep, text
 
 NAME = "vllm@.service"
 TEXT = "[Service]\nExecStart=/bin/false\n"
@@ -35,3 +35,17 @@ def test_the_template_is_written_where_there_is_none_and_undone(tmp_path):
     (tmp_path / "usr/lib/systemd/system").mkdir(parents=True)
     (tmp_path / "usr/lib/systemd/system/vllm@.service").write_text("by another package")
     assert not TemplateStep(NAME, TEXT, str(tmp_path)).needed()
+
+
+def test_the_text_of_a_template():
+    lines = text("llama.cpp server", "LimitMEMLOCK=infinity").splitlines()
+    assert lines[1:3] == ["[Unit]", "Description=llama.cpp server, instance %i"]
+    begin = lines.index("[Service]")
+    assert lines[begin + 1 : begin + 6] == [
+        "ExecStart=/bin/false",
+        "Restart=always",
+        "RestartSec=5",
+        "LimitMEMLOCK=infinity",
+        "",
+    ]
+    assert lines[-1] == "WantedBy=multi-user.target" and max(map(len, lines)) <= 120

@@ -143,6 +143,12 @@ def test_memory_that_is_not_released_ends_the_run(host, plan):
     assert failed.value.outcome.verdict.name == "vram_held" and vacated.start_again()
 
 
+def test_a_systemd_that_does_not_answer_ends_the_run(host, plan):
+    host.system.broken = True
+    with pytest.raises(ServiceError, match="vllm@b.service: no answer"):
+        Vacated(host).make_room(plan(A, 2, 3), [plan(B, 0, 1)])
+
+
 def test_one_that_does_not_stop_ends_the_run(host, plan):
     host.system.failure = "it did not end within 35 s"
     with pytest.raises(ServiceError, match="not_stopped: it did not end within 35 s"):

@@ -7,7 +7,7 @@ import sys
 import time
 import unicodedata
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line, printable
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import near, one_line, printable
 
 
 def test_no_character_that_a_terminal_obeys_is_left() -> None:
@@ -32,3 +32,8 @@ def test_it_takes_no_time() -> None:
     for text in ("\x1b[" * 500000, "\x1b[" + "0" * 1000000, "\x1b[0;" * 250000, "\x9b " * 500000):
         printable(text)
     assert time.process_time() - began < 20
+
+
+def test_the_nearest_name() -> None:
+    assert near("ctx-sizes", ["port", "ctx-size"]) == "; did you mean ctx-size?"
+    assert near("ctx-sizes", {"port": 1}) == ""

@@ -20,8 +20,10 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users i
     STRANGER,
     Ids,
     as_user,
+    beginning,
     ids_of,
     ids_of_process,
+    output_of,
 )
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as somebody else")
@@ -186,3 +188,29 @@ def test_a_child_that_cannot_be_ended_is_not_waited_for(monkeypatch: pytest.Monk
         as_user(USER, lambda: time.sleep(3), 0)
     assert time.monotonic() - began < 3
     os.wait()
+
+
+def test_the_beginning_of_a_file_that_the_user_may_read(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    path = tmp_path / "file"
+    path.write_bytes(b"GGUF and more")
+    assert beginning(USER, str(path), 4) == b"GGUF" and beginning(USER, str(path), 0) == b""
+    path.chmod(0o600)
+    with pytest.raises(PermissionError):
+        beginning(USER, str(path), 4)
+    os.mkfifo(tmp_path / "pipe", 0o644)
+    assert beginning(USER, str(tmp_path / "pipe"), 4) == b"", "a pipe is not waited for"
+
+
+def test_the_output_of_a_command_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "of root")
+    status, said = output_of(USER, ["sh", "-c", "id -u; id -g; env; echo wrong >&2; exit 3"], 60, 4096)
+    assert status == 3 and said.startswith("40404\n40405\n") and said.endswith("wrong\n")
+    assert "SECRET" not in said
+    status, said = output_of(USER, ["yes"], 60, 4096)
+    assert status != 0 and len(said) == 4096, "one that says too much is ended"
+    with pytest.raises(FileNotFoundError):
+        output_of(USER, ["/nosuch"], 60, 4096)
+    with pytest.raises(Failed):
+        output_of(USER, ["sleep", "60"], 0, 4096)

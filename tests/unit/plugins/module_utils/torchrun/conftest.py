@@ -240,10 +240,10 @@ def bring(system, params, node, interface):
         made = None if state in ("stopped", "absent") else dict(plan.make(facts, **(options or {})), host="a")
         system.forbidden = check
         warn = (warnings if warnings is not None else []).append
-        return job.bring(params(state=state, plan=made, **more), check, warn, system)
+        return job.converge(params(state=state, plan=made, **more), check, warn, system)
 
     def bare(state, **more):
-        return job.bring(params(state=state, plan=dict(plan.make(facts), host="a"), **more), False, print, system)
+        return job.converge(params(state=state, plan=dict(plan.make(facts), host="a"), **more), False, print, system)
 
     def part(**more):
         return job._Running(params(plan=dict(plan.make(facts), host="a"), **more), False, print, system)

@@ -300,12 +300,12 @@ def test_interfaces_that_are_there(bring, value):
 
 def test_a_plan_is_needed(params, system):
     with pytest.raises(Refused, match="plan: expected what the lookup"):
-        job.bring(params(), False, print, system)
+        job.converge(params(), False, print, system)
 
 
 def test_a_host_that_is_not_in_the_plan(params, system, node):
     with pytest.raises(Refused, match="the plan has no part for host z: its hosts are a"):
-        job.bring(params(plan=dict(plan.make({"a": node("a")}), host="z")), False, print, system)
+        job.converge(params(plan=dict(plan.make({"a": node("a")}), host="z")), False, print, system)
 
 
 def test_findings_are_warnings(bring, monkeypatch):

@@ -116,11 +116,11 @@ def listening(token, *ports):
     # ends by itself
 
 
-def knock(port, token):
+def probe_port(port, token):
     """The first answer that is no refusal: the listener's thread may not have begun."""
     until = time.monotonic() + 30
     while True:
-        answer = network.knock("127.0.0.1", port, token, 10.0)
+        answer = network.probe_port("127.0.0.1", port, token, 10.0)
         if answer["ok"] or "refused" not in answer["why"] or time.monotonic() > until:
             return answer
         time.sleep(0.01)
@@ -129,16 +129,16 @@ def knock(port, token):
 def test_the_listener_says_who_it_is_and_what_time_it_has(free_port):
     port = free_port()
     with listening("t1", port):
-        answer = knock(port, "t1")
+        answer = probe_port(port, "t1")
         assert answer["ok"] and abs(answer["clock_offset_s"]) < 5
-        assert network.knock("127.0.0.1", port, "t2", 10.0) == {"ok": False, "why": "somebody else answers there"}
-        assert network.knock("127.0.0.1", port, None, 10.0) == {"ok": True, "why": ""}
+        assert network.probe_port("127.0.0.1", port, "t2", 10.0) == {"ok": False, "why": "somebody else answers there"}
+        assert network.probe_port("127.0.0.1", port, None, 10.0) == {"ok": True, "why": ""}
 
 
 def test_reach(free_port):
     port, closed = free_port(), free_port()
     with listening("t1", port):
-        knock(port, "t1")
+        probe_port(port, "t1")
         peer = {"addresses": ["127.0.0.1"], "token": "t1", "port": port, "rendezvous": closed, "busy": {}}
         found = network.reach({"b": peer, "c": dict(peer, addresses=[])}, 10.0)
     assert found["b"]["127.0.0.1"]["data"] == {"ok": True, "why": ""}
@@ -166,12 +166,12 @@ def test_silence_ends():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(5)
-        answer = network.knock("127.0.0.1", silent.getsockname()[1], "t", 0.05)
+        answer = network.probe_port("127.0.0.1", silent.getsockname()[1], "t", 0.05)
     assert answer == {"ok": False, "why": "no answer within 0.05 s"}
 
 
 def test_the_listener_is_a_transient_unit(run, monkeypatch, free_port):
-    monkeypatch.setattr(network, "knock", lambda *words: {"ok": True})
+    monkeypatch.setattr(network, "probe_port", lambda *words: {"ok": True})
     port = free_port()
     found = network.listen(port, 30)
     assert run.seen[0] == ["systemctl", "stop", network.LISTENER]
@@ -200,7 +200,7 @@ HOLDS = (["--master-port=%d", "--node-rank=0"], ["--rdzv-endpoint=10.1.0.1:%d", 
 @pytest.mark.parametrize("words", HOLDS)
 def test_a_job_that_is_about_to_hold_the_port_gets_it(run, starting, monkeypatch, words, free_port):
     """Its torchrun binds the port seconds after its start: a second run in between must not be in its way."""
-    monkeypatch.setattr(network, "knock", lambda *asked: {"ok": True})
+    monkeypatch.setattr(network, "probe_port", lambda *asked: {"ok": True})
     port = free_port()
     starting(*[word % port if "%d" in word else word for word in words])
     with socket.socket() as held:
@@ -225,14 +225,14 @@ def test_a_job_that_never_takes_its_port_is_named(run, starting, monkeypatch, fr
 
 @pytest.mark.parametrize("words", [["--master-port=%d", "--node-rank=1"], ["--master-port=1%d", "--node-rank=0"]])
 def test_other_hosts_and_other_jobs_are_not_waited_for(run, starting, monkeypatch, words, free_port):
-    monkeypatch.setattr(network, "knock", lambda *asked: {"ok": True})
+    monkeypatch.setattr(network, "probe_port", lambda *asked: {"ok": True})
     port = free_port()
     starting(*[word % port if "%d" in word else word for word in words])
     assert network.listen(port, 30)["busy"] == {}
 
 
 def test_a_port_in_use_is_told_and_not_taken(run, monkeypatch):
-    monkeypatch.setattr(network, "knock", lambda *words: {"ok": True})
+    monkeypatch.setattr(network, "probe_port", lambda *words: {"ok": True})
     with socket.socket() as held:
         held.bind(("0.0.0.0", 0))
         held.listen(5)

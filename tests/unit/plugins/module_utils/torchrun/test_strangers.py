@@ -29,13 +29,13 @@ def listener():
         port = probe.getsockname()[1]
     thread = threading.Thread(target=peer_listener.main, args=("token", 30, [port]), daemon=True)
     thread.start()
-    while network.knock("127.0.0.1", port, None, 1.0)["why"]:
+    while network.probe_port("127.0.0.1", port, None, 1.0)["why"]:
         time.sleep(0.01)
     return port
 
 
 def answered(port):
-    return network.knock("127.0.0.1", port, "token", 10.0)["ok"]
+    return network.probe_port("127.0.0.1", port, "token", 10.0)["ok"]
 
 
 def test_strangers_who_hold_their_connection(listener):
@@ -117,13 +117,13 @@ def _pour(connection, stop):
 )
 def test_a_stranger_in_the_place_of_a_peer(behave, why):
     with stranger(behave) as port:
-        assert network.knock("127.0.0.1", port, "token", 0.5) == {"ok": False, "why": why}
+        assert network.probe_port("127.0.0.1", port, "token", 0.5) == {"ok": False, "why": why}
 
 
 def test_one_who_drips_costs_no_more_than_the_limit():
     with stranger(_drip) as port:
         began = time.monotonic()
-        assert network.knock("127.0.0.1", port, "token", 0.3) == {"ok": False, "why": "no answer within 0.3 s"}
+        assert network.probe_port("127.0.0.1", port, "token", 0.3) == {"ok": False, "why": "no answer within 0.3 s"}
         assert time.monotonic() - began < 2  # 200 bytes of a drip each take 0.3 s at most: a minute
 
 

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims, memory, sandbox
@@ -156,6 +156,7 @@ def test_the_how_to(bring):
         "ExecStart": ["", digest.reporting("%s/bin/vllm serve --config %s" % (bring.venv, CONFIG), {CONFIG: ""})],
         "TimeoutStopSec": ["50"],
         "KillMode": ["mixed"],
+        "SyslogIdentifier": ["vllm"],
     }
     assert change.settings[claims.SECTION]["GPU"] == ["GPU-%d 0.92" % index for index in range(4)]
     assert change.settings[claims.SECTION]["Port"] == ["8000"]
@@ -718,3 +719,64 @@ def test_the_sandbox_lets_vllm_write_its_home_and_its_cache(bring, monkeypatch):
 def test_a_folder_that_the_sandbox_hides_is_refused(bring, given):
     with pytest.raises(Refused, match=r"sandbox: .* but the sandbox hides /(root|tmp) from it"):
         bring(sandbox=True, check_mode=True, **given)
+
+
+@pytest.fixture
+def swapping(bring, fakes, monkeypatch):
+    """`chat` runs on the first two GPUs, `code` on the others; `swapping()` declares the opposite. `.does`: in order."""
+    used = fakes.facts((130 * GIB,) * 4, unit="vllm@chat.service")
+    for device in used["devices"][2:]:
+        device["processes"][0]["unit"] = "vllm@code.service"
+    freed = iter([used])
+    monkeypatch.setattr(gpu_facts, "gather", lambda timeout, python_paths: next(freed, fakes.facts()))
+    system, does, active = bring.system, [], {"vllm@chat.service": "active", "vllm@code.service": "active"}
+
+    def job(word, state):
+        def run(unit, limit):
+            does.append((word, unit))
+            active[unit] = state
+
+        return run
+
+    system.loaded = "loaded"
+    system.show = lambda unit: {"LoadState": "loaded", "ActiveState": active[unit]}
+    system.stop, system.start = job("stop", "inactive"), job("start", "active")
+    system.lock = lambda unit, limit: nullcontext()
+    convergence = serving_run.convergence.converge
+    fails = []
+
+    def converge(change, **more):
+        does.append(("converge", change.unit, change.was_up))
+        if change.unit in fails:
+            raise ServiceError("it failed.", Outcome(rolled_back=True))
+        return convergence(change, **more)
+
+    monkeypatch.setattr(serving_run.convergence, "converge", converge)
+
+    def swapping(check_mode=False):
+        given = [{"name": "chat", "visible_devices": [2, 3]}, {"name": "code", "visible_devices": [0, 1], "port": 8001}]
+        return bring.all(check_mode, instances=given)
+
+    swapping.does, swapping.fails = does, fails
+    return swapping
+
+
+FIRST, SECOND = ("converge", "vllm@chat.service", False), ("converge", "vllm@code.service", True)
+
+
+def test_instances_that_swap_gpus_do_not_wait_for_each_other(swapping):
+    swapping()
+    assert swapping.does == [("stop", "vllm@code.service"), FIRST, SECOND]
+
+
+def test_a_swap_that_fails_starts_the_second_one_again(swapping):
+    swapping.fails.append("vllm@chat.service")
+    with pytest.raises(ServiceError) as failed:
+        swapping()
+    assert failed.value.message == "it failed. vllm@code.service runs again."
+    assert swapping.does == [("stop", "vllm@code.service"), FIRST, ("start", "vllm@code.service")]
+
+
+def test_check_mode_stops_nothing_for_a_swap(swapping):
+    swapping(check_mode=True)
+    assert swapping.does == [FIRST, (*SECOND[:2], False)]

@@ -1,0 +1,34 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A small JSON file in a folder that only root may write into, by which a later run knows what an earlier one did."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Dict, Mapping
+
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_LARGEST = 16 << 20  # bytes
+
+
+def read(path: str) -> Dict[str, Any]:
+    """The record; empty where there is none that can be read. Follows no link to it, and waits for no pipe."""
+    try:
+        with os.fdopen(os.open(path, _READ), "rb") as file:
+            found = json.loads(file.read(_LARGEST).decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write(path: str, record: Mapping[str, Any]) -> None:
+    """Write the record as a whole, with its folder.
+
+    :raises OSError: there is no space, or the folder cannot be used; the previous record is still there.
+    """
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+    files.make_folders(os.path.dirname(path))
+    files.write_whole(path, json.dumps(record, indent=1, sort_keys=True).encode("utf-8"))

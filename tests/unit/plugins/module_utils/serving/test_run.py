@@ -1,0 +1,258 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All services of an engine on a host: decided and checked before the first is touched, and in which order."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import model, run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause, Declared, Leaving, Listen
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
+
+GIB = 1 << 30
+
+
+class Step:
+    restarts, wanted, fails = True, True, False
+
+    def needed(self):
+        return self.wanted
+
+    def finish(self):
+        if self.fails:
+            raise StepError("no space")
+
+
+class Engine:
+    """One that listens where it is told, and writes down what it is asked."""
+
+    title, counts_visible, loads_at_start, open_to = "Engine", False, True, "use the model"
+
+    def __init__(self, does):
+        self.does = does
+        self.steps, self.refuses = [], {}
+
+    def declare(self, service, placed, host):
+        if service.unit in self.refuses:
+            raise self.refuses[service.unit]
+        self.does.append("declare " + service.unit)
+        listen = Listen("127.0.0.1", service.options["port"])
+        return Declared("root", listen, {"A": "1"}, steps=self.steps, warnings=["look out"])
+
+    def preflight(self, plan, host):
+        self.does.append("preflight " + plan.unit)
+        if "preflight" in self.refuses:
+            raise self.refuses["preflight"]
+
+    def leave(self, service, host):
+        return Leaving(files={"/etc/" + service.unit: None})
+
+    def explain(self, lines):
+        return Cause()
+
+    def describe(self, plan, proof, outcome):
+        return ["at :%d" % plan.declared.listen.port], {"own": True}
+
+
+class System:
+    """No unit has files of ours but those that are given."""
+
+    def __init__(self):
+        self.files, self.states = {}, {}
+
+    def read(self, path):
+        return self.files.get(path)
+
+    def names(self, folder):
+        return [path.split("/")[4] for path in self.files if path.count("/") > 4]
+
+    def listener(self, port):
+        return None
+
+    def show(self, unit):
+        return {"LoadState": self.states.get(unit, "loaded")}
+
+    def lock(self, unit, limit):
+        return nullcontext()
+
+
+OPTIONS = {
+    "state": "present",
+    "port": 80,
+    "visible_devices": None,
+    "share_gpus": False,
+    "isolate": False,
+    "sandbox": False,
+    "allow_unauthenticated": False,
+    "enabled": True,
+    "environment": {},
+    "facts_timeout": 1.0,
+    "instances": None,
+}
+
+
+@pytest.fixture
+def converge(monkeypatch, fakes):
+    """`converge(*instances, **options)` converges; `.does` is what happened, in order, `.changes` those by unit."""
+
+    def carry_out(change, steps=(), check_mode=False, **more):
+        call.does.append("converge " + change.unit)
+        call.changes[change.unit] = change
+        if change.unit in call.fails:
+            raise ServiceError(change.unit + " failed", Outcome())
+        return Outcome(changed=call.changed)
+
+    def call(*instances, check_mode=False, thorough=True, **options):
+        call.does[:], call.warnings[:] = [], []
+        params = dict(OPTIONS, **options)
+        if instances:
+            params["instances"] = [dict(dict.fromkeys(OPTIONS), **one) for one in instances]
+        return run.converge(call.engine, "e", params, check_mode, call.warnings.append, call.system, thorough)
+
+    call.does, call.warnings, call.changes, call.fails, call.changed = [], [], {}, (), False
+    call.engine, call.system, call.facts = Engine(call.does), System(), fakes.facts()
+    monkeypatch.setattr(run.convergence, "converge", carry_out)
+    monkeypatch.setattr(model.gpu_facts, "gather", lambda timeout, python_paths: call.facts)
+    return call
+
+
+def as_on_disk(converge, unit):
+    """What was declared of a unit is on disk by now."""
+    override = Override(unit, converge.changes[unit])
+    converge.system.files[override.drop_in] = override.content(override.drop_in)
+
+
+A, B = {"name": "a", "visible_devices": [0]}, {"name": "b", "visible_devices": [1], "port": 81}
+UNITS = ["e@a.service", "e@b.service"]
+
+
+def test_one_service(converge):
+    result = converge(visible_devices=[0])
+    assert converge.does == ["declare e.service", "preflight e.service", "converge e.service"]
+    assert converge.warnings == ["look out"]
+    assert (result["msg"], result["own"], result["changed"]) == ("ok · 1× H200 · at :80", True, False)
+    assert [gpu["index"] for gpu in result["gpus"]] == [0]
+    change = converge.changes["e.service"]
+    assert change.settings["X-Gpufleet"]["Port"] == ["80"] and change.enabled and change.started
+
+
+def test_everything_is_decided_and_checked_before_the_first_change(converge):
+    result = converge(A, B)
+    assert converge.does == [what + unit for what in ("declare ", "preflight ", "converge ") for unit in UNITS]
+    assert result["msg"] == "e@a: ok · 1× H200 · at :80 | e@b: ok · 1× H200 · at :81"
+    assert list(result["instances"]) == UNITS
+
+
+def test_a_refusal_names_its_instance_and_nothing_is_changed(converge):
+    converge.engine.refuses = {UNITS[1]: Refused("no such model")}
+    with pytest.raises(Refused, match=r"^e@b.service: no such model$"):
+        converge(A, B)
+    converge.engine.refuses = {"preflight": StepError("no zstd")}
+    with pytest.raises(Refused, match=r"^e@a.service: no zstd$"):
+        converge(A, B)
+    with pytest.raises(Refused, match=r"^no zstd$"):
+        converge()
+    converge.engine.refuses = {"preflight": Needed(["/a.tgz"])}
+    with pytest.raises(Needed):
+        converge(A, B)
+    assert not converge.changes
+
+
+def test_services_that_leave_come_first(converge):
+    converge.changed = True
+    result = converge(A, dict(B, state="absent"))
+    assert converge.does == [
+        "declare " + UNITS[0],
+        "preflight " + UNITS[0],
+        "converge " + UNITS[1],
+        "converge " + UNITS[0],
+    ]
+    left = converge.changes[UNITS[1]]
+    assert (left.state, left.started, left.enabled, left.files) == ("present", False, False, {"/etc/e@b.service": None})
+    assert "e@b.service: stopped and removed" in result["msg"]
+    converge.system.states[UNITS[1]] = "not-found"
+    converge(dict(B, state="absent"))
+    assert converge.changes[UNITS[1]].state == "absent", "there is nothing to stop"
+
+
+def test_a_service_that_is_no_instance_runs_on_without_its_override(converge):
+    assert converge(state="absent")["msg"] == "e.service: no override"
+    assert (converge.changes["e.service"].state, converge.changes["e.service"].started) == ("absent", None)
+    converge.changed = True
+    assert converge(state="absent")["msg"] == "e.service: override removed"
+
+
+@pytest.mark.parametrize(
+    "second, words", [({"visible_devices": [0]}, "both claim GPU 0"), ({"port": 80}, "both listen")]
+)
+def test_two_that_are_in_each_others_way(converge, second, words):
+    with pytest.raises(Refused, match=words):
+        converge(A, dict(B, **second))
+    assert not converge.changes
+
+
+def test_that_a_unit_is_missing_is_left_to_the_convergence_to_say(converge):
+    converge.system.states[UNITS[0]] = "not-found"
+    converge(A, dict(B, port=80))
+    assert UNITS[0] in converge.changes
+    converge.engine.steps = [Step()]  # it is about to be written
+    with pytest.raises(Refused, match="both listen"):
+        converge(A, dict(B, port=80))
+
+
+def test_what_happened_before_a_failure_counts(converge):
+    converge.changed, converge.fails = True, (UNITS[1],)
+    with pytest.raises(ServiceError) as failed:
+        converge(A, B)
+    assert failed.value.outcome.changed and str(failed.value) == "e@b.service failed"
+    converge.changed = False
+    with pytest.raises(ServiceError) as failed:
+        converge(A, B)
+    assert not failed.value.outcome.changed
+
+
+def test_what_a_start_runs_into_is_examined_only_where_there_is_one(converge, fakes):
+    converge(visible_devices=[0])
+    as_on_disk(converge, "e.service")
+    converge(visible_devices=[0])
+    assert "preflight e.service" in converge.does, "it uses no memory of its GPUs, so it does not run"
+    converge.engine.loads_at_start = False
+    converge(visible_devices=[0])
+    assert "preflight e.service" not in converge.does and converge.warnings == []
+    converge.engine.loads_at_start, converge.facts = True, fakes.facts((GIB, 0, 0, 0), unit="e.service")
+    converge(visible_devices=[0])
+    assert "preflight e.service" not in converge.does
+    converge.engine.steps = [Step()]
+    converge(visible_devices=[0])
+    assert "preflight e.service" in converge.does
+
+
+def test_a_lean_question_ends_with_the_first_difference(converge, fakes):
+    with pytest.raises(run.Differs, match="e.service is not in its declared state"):
+        converge(visible_devices=[0], thorough=False, check_mode=True)
+    assert converge.does == ["declare e.service"]
+    converge(visible_devices=[0])
+    as_on_disk(converge, "e.service")
+    converge.facts = fakes.facts((GIB, 0, 0, 0), unit="e.service")
+    assert converge(visible_devices=[0], thorough=False, check_mode=True)["changed"] is False
+
+
+def test_what_cannot_be_cleaned_up_after_the_proof_is_a_warning(converge):
+    step = Step()
+    step.wanted, step.fails = False, True
+    converge.engine.steps = [step]
+    converge()
+    assert "what was there before is not all removed: no space; the next run resumes" in converge.warnings
+
+
+def test_without_gpus_no_facts_are_read(converge):
+    converge.facts = None
+    result = converge(visible_devices="none")
+    assert result["msg"] == "ok · CPU · at :80" and result["gpus"] == []
+    assert "GPU" not in converge.changes["e.service"].settings["X-Gpufleet"]
