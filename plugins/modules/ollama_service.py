@@ -529,9 +529,9 @@ msg:
   sample: ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · restart 1.9 s
 verdict:
   description:
-    - The result of the verification. V(ok), or one of V(crash_loop), V(not_ready), V(wrong_version), V(unproven),
-      V(misread), V(cpu_fallback), V(wrong_gpu), V(model_missing), V(load_failed), V(stalled), V(partial_offload),
-      V(vram_missing), V(spread_missing), V(uneven_spread), or a verdict of the
+    - The result of the verification. V(ok), or one of V(crash_loop), V(not_ready), V(port_taken), V(wrong_version),
+      V(unproven), V(misread), V(cpu_fallback), V(wrong_gpu), V(model_missing), V(load_failed), V(stalled),
+      V(partial_offload), V(vram_missing), V(spread_missing), V(uneven_spread), V(vram_held), or a verdict of the
       M(gpufleet.inference.systemd_override) module.
   returned: when a service was inspected
   type: str

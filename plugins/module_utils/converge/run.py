@@ -20,7 +20,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model 
     Outcome,
     ServiceError,
     Step,
-    StepError,
     StopHooks,
     Verdict,
 )
@@ -250,6 +249,6 @@ def _verdict_of(error: Exception) -> Verdict:
         return error.verdict
     if isinstance(error, OSError):
         return Verdict("not_written", explain(error))
-    if isinstance(error, (ManagerError, StepError, UnitError, Refused, Failed)):
+    if isinstance(error, (Refused, Failed)):
         return Verdict("not_done", str(error))
     return Verdict("error", "%s: %s" % (type(error).__name__, error))

@@ -95,7 +95,7 @@ class LlamaServer:
             environment=settled.environment,
             secret_environment=settled.secret_environment,
             settings=_settings(instance, found),
-            steps=template.steps(user, home, BASE + "@.service", UNIT, host.system.root),
+            steps=[] if found.command else template.steps(user, home, BASE + "@.service", UNIT, host.system.root),
             checks=[
                 checks.ComesUp(openai.lists_model(endpoint, instance.served), limit, options["stall_timeout"]),
                 checks.after_change(checks.owns_port(endpoint.port)),

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The only file that talks to systemd: systemctl, journalctl, systemd-analyze, and what /proc says of a process."""
+"""The only file that talks to systemd: systemctl, journalctl, systemd-analyze, and what /proc holds about a process."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ class System:
             return []
 
     def read(self, path: str, largest: int = LARGEST_FILE) -> Optional[bytes]:
-        """The content of a file; None when it cannot be read, is no regular file, or has more bytes than ``largest``.
+        """The content of a file; None when it cannot be read, is not a regular file, or has over ``largest`` bytes.
 
         It may lie in a user's folder: a named pipe there is not waited for, a device not opened.
         """
@@ -473,7 +473,7 @@ class System:
         return int(match.group(1)) if match else KNOWN_VERSION
 
     def _assignments(self, path: str) -> Dict[str, str]:
-        """What a file such as ``/etc/os-release`` says."""
+        """The assignments in a file such as ``/etc/os-release``."""
         try:
             return {name: value for name, (value, _line) in parse_environment_file(self.read(path) or b"").items()}
         except UnitError:
@@ -501,11 +501,11 @@ class System:
         self._run(["systemctl", "reset-failed", "--", unit])  # fails when there is nothing to reset
 
     def enable(self, unit: str) -> str:
-        """Gives what systemctl says, which names every link that it creates."""
+        """Returns systemctl's output, which names every link that it creates."""
         return self._links("enable", unit)
 
     def disable(self, unit: str, runtime: bool = False) -> str:
-        """Gives what systemctl says, which names every link that it removes; ``runtime``: of those in /run."""
+        """Returns systemctl's output, which names every link that it removes; ``runtime``: of those in /run."""
         return self._links("disable", *(["--runtime"] if runtime else []), unit)
 
     def _links(self, *words: str) -> str:
@@ -516,7 +516,7 @@ class System:
         return out + said
 
     def run_transient(self, unit: str, description: str, command: List[str], properties: Mapping[str, str]) -> None:
-        """Run a command as a unit that lives in memory only, and is forgotten once it ends."""
+        """Run a command as a unit that exists in memory only, and is forgotten once it ends."""
         words = ["--property=%s=%s" % item for item in sorted(properties.items())]
         self._call(
             ["systemd-run", "--quiet", "--collect", "--unit=" + unit, "--description=" + description, *words, "--"]
@@ -525,7 +525,7 @@ class System:
 
     def _job(self, verb: str, unit: str, stop_limit: float, start_limit: float) -> Optional[str]:
         command = ["systemctl", verb, "--", unit]
-        # until systemd has taken the job, it tells of what was before, such as restarts of its own
+        # until systemd has taken the job, it reports the previous state, such as restarts of its own
         former = self.show(unit).get("InvocationID") if verb != "stop" else None
         begun = starting = time.monotonic()
         with self._started(command) as job:
@@ -547,7 +547,7 @@ class System:
                 else:
                     wrong = "it did not start within %d s" % start_limit if now > starting + start_limit else ""
                 if wrong:
-                    job.kill()  # systemctl alone: the job goes on until another takes its place
+                    job.kill()  # systemctl alone: the job continues until another takes its place
                     job.communicate()
                     return wrong
 
@@ -598,7 +598,7 @@ class System:
             return process.returncode, _text(out), _text(said)
 
     def _head(self, command: List[str], most: int, limit: float = JOURNAL_LIMIT) -> bytes:
-        """The first bytes of what a command says, and one more than ``most`` where it says more."""
+        """The first bytes of a command's output, and one more than ``most`` where there is more."""
         try:
             process = self._started(command)
         except ManagerError:
@@ -671,7 +671,7 @@ def _lines(entry: Mapping[str, Any]) -> List[str]:
 
 
 def _microseconds(entry: Mapping[str, Any]) -> int:
-    """When it was said, as far as its author tells, else when it was written; since 1970."""
+    """Seconds since 1970 when it was logged, by its author's clock if known, else when it was written."""
     return int(entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry.get("__REALTIME_TIMESTAMP") or 0)
 
 

@@ -104,7 +104,7 @@ def check_settings(settings: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
     """Raise UnitError for a setting that systemd would read as something else, or not at all."""
     for section, keys in settings.items():
         if not SECTION.fullmatch(section):
-            raise UnitError("settings: %r is no section of a unit file: expected one such as Service" % section)
+            raise UnitError("settings: %r is not a section of a unit file: expected one such as Service" % section)
         for key, values in keys.items():
             where = "settings: [%s] %s" % (section, key)
             if not KEY.fullmatch(key):
@@ -144,6 +144,6 @@ def _text(what: str, value: str) -> bytes:
     raw = _encode(what, value)
     if not is_text(raw):
         raise UnitError(
-            "%s: systemd drops the value: it is not valid UTF-8, or has a code point that is no character" % what
+            "%s: systemd drops the value: it is not valid UTF-8, or has a code point that is not a character" % what
         )
     return raw

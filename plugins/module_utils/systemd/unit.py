@@ -51,7 +51,7 @@ _LISTS = """
 """
 LIST_KEYS = frozenset(_LISTS.split())
 
-# An empty assignment to these is a mistake that systemd passes over. To any other key that is no list it is a reset.
+# An empty assignment to these is a mistake that systemd ignores. For any other key that is not a list it is a reset.
 _EMPTY_IGNORED = """
     Type ExitType Restart NotifyAccess OOMPolicy DevicePolicy ProtectSystem ProtectHome ProtectProc ProcSubset
     KeyringMode UtmpMode RuntimeDirectoryPreserve TimeoutStartFailureMode TimeoutStopFailureMode ManagedOOMPreference
@@ -67,7 +67,7 @@ _EMPTY_IGNORED = """
 """
 EMPTY_IGNORED = frozenset(_EMPTY_IGNORED.split())
 
-# systemd acts on these itself, so a reload alone puts a new value in force: no process has to be started anew.
+# systemd acts on these itself, so a reload alone puts a new value in force: no process has to be restarted.
 _LIVE = """
     Restart RestartSec RestartSteps RestartMaxDelaySec RestartMode SuccessExitStatus RestartPreventExitStatus
     RestartForceExitStatus TimeoutStartSec TimeoutStopSec TimeoutAbortSec TimeoutSec TimeoutStartFailureMode
@@ -107,7 +107,7 @@ class Value:
 
 @dataclass
 class UnitFile:
-    """One parsed file. ``broken`` says where and why systemd stops reading it, None when it reads all of it."""
+    """One parsed file. ``broken`` is where and why systemd stops reading it, None when it reads all of it."""
 
     path: str
     assignments: List[Assignment] = field(default_factory=list)
@@ -121,7 +121,7 @@ def unit_name(name: str) -> str:
     """``name`` with ``.service`` added when it has no suffix; raises UnitError when systemd would not take it."""
     full = name if name.rpartition(".")[2] in UNIT_TYPES else name + ".service"
     if not UNIT_NAME.fullmatch(full) or len(full) > 255:
-        raise UnitError("%r is no unit name: expected a name such as ollama.service or vllm@NAME.service" % name)
+        raise UnitError("%r is not a unit name: expected a name such as ollama.service or vllm@NAME.service" % name)
     stem, _dot, kind = full.rpartition(".")
     if stem.endswith("@") and stem.count("@") == 1:
         raise UnitError("%s is a template: name an instance of it, such as %sNAME.%s" % (full, stem, kind))
@@ -132,7 +132,7 @@ UNIT_TYPES = ("service", "socket", "timer", "path", "mount", "automount", "swap"
 
 
 def template_of(name: str) -> Optional[str]:
-    """``vllm@.service`` for ``vllm@a.service``, None for a unit that is no instance."""
+    """``vllm@.service`` for ``vllm@a.service``, None for a unit that is not an instance."""
     stem, _dot, kind = name.rpartition(".")
     prefix, _at, instance = stem.partition("@")
     return "%s@.%s" % (prefix, kind) if instance else None
@@ -182,7 +182,7 @@ def order_dropins(directories: Iterable[Tuple[str, Iterable[str]]]) -> List[str]
 
 
 def is_text(raw: bytes) -> bool:
-    """Whether systemd takes these bytes as UTF-8: as Python does, less the code points that are no characters."""
+    """Whether systemd takes these bytes as UTF-8: as Python does, except for code points that are not characters."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -227,7 +227,7 @@ def parse(content: bytes, path: str) -> UnitFile:
             break
         if line.startswith("["):
             if not line.endswith("]"):
-                result.broken = "%s:%d: %r is no section header" % (path, number, line[:80])
+                result.broken = "%s:%d: %r is not a section header" % (path, number, line[:80])
                 break
             section = line[1:-1]
             continue
@@ -482,7 +482,7 @@ class Unit:
         """Name to the ``UnsetEnvironment=`` line that removes it; the text is the value that it must have, or None."""
         found: Dict[str, Value] = {}
         for name, removed in self._unset(specifiers):
-            if name not in found or found[name].text is not None:  # one that removes any value says most
+            if name not in found or found[name].text is not None:  # one that removes any value has the largest effect
                 found[name] = removed
         return found
 

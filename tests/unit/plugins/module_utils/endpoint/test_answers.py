@@ -103,6 +103,12 @@ def test_a_task_that_is_not_offered(serves, task):
     assert caught.value.name == "not_offered" and task in str(caught.value)
 
 
+def test_a_text_that_is_not_offered_is_refused_in_the_words_of_the_server(serves):
+    with pytest.raises(EndpointError, match="generates no text with tiny: ") as caught:
+        answer(serves("embed"), "tiny", 5, declared="text")
+    assert caught.value.name == "not_offered"
+
+
 def test_what_is_not_proven_says_so(serves, web):
     asked = serves("classify", PATHS)
     found = answer(asked, "tiny", 5)

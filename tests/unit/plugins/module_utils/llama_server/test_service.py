@@ -114,6 +114,7 @@ def test_a_unit_that_was_written_manually_keeps_what_it_has(declare):
     declared = declare(files={UNIT: unit}, name="", ctx_size=4096)
     assert declared.user == "ai" and declared.listen.port == 9000 and declared.own.program == "/x/llama-server"
     assert declared.settings == {"TimeoutStopSec": ["15"]}
+    assert declared.steps == [], "neither its user nor a template is ours"
     assert {"LLAMA_ARG_CTX_SIZE", "LLAMA_ARG_PORT", "LLAMA_ARG_ALIAS", "LLAMA_ARG_N_GPU_LAYERS"} & set(
         declared.environment
     ) == set()
@@ -122,6 +123,11 @@ def test_a_unit_that_was_written_manually_keeps_what_it_has(declare):
     assert declared.settings["User"] == ["other"] and declared.environment["LLAMA_ARG_CTX_SIZE"] == "8192"
     declared = declare(files={UNIT: unit}, name="", program="/y/llama-server")
     assert declared.settings["ExecStart"] == ["", "/y/llama-server"], "a program that is declared has no arguments yet"
+
+
+def test_the_user_of_a_template_is_not_that_of_an_instance(declare):
+    template = "/etc/systemd/system/llama-server@.service"
+    assert declare(files={template: "[Service]\nExecStart=/bin/false\n"}).user == "llama-server"
 
 
 def test_the_larger_the_model_the_longer_a_start_may_take(declare, model):
@@ -174,6 +180,16 @@ def test_a_model_that_does_not_fit_is_refused(preflight, model):
         preflight()
     preflight(n_gpu_layers="20")
     preflight(Placed([], None, cpu=True))
+
+
+def test_what_another_service_frees_before_is_free(preflight, model):
+    with open(model, "r+b") as file:
+        file.truncate(120 * GIB)
+    used = {"pid": 7, "name": "x", "unit": "llama-server@old.service", "used_bytes": 40 * GIB}
+    placed = Placed([dict(gpu(0), processes=[used])], "0")
+    with pytest.raises(Refused, match="GPU 0 has 100.0 GiB free"):
+        preflight(placed)
+    preflight(placed, vacated=["llama-server@old.service"])
 
 
 def test_where_a_running_process_is_drained():

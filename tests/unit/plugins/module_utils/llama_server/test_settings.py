@@ -97,6 +97,18 @@ def test_what_a_unit_has_stays_where_it_says_the_same(given, arguments, variable
     assert settled.url == "http://127.0.0.1:9000"
 
 
+def test_an_argument_without_a_value_is_removed_alone():
+    settled = settle(command=["/x/llama-server", "--embeddings", "-fa", "on"], embeddings=False)
+    assert settled.arguments == ["-fa", "on"] and settled.environment["LLAMA_ARG_EMBEDDINGS"] == "0"
+
+
+def test_a_key_that_a_unit_shows_in_the_process_list_is_moved_out_of_it():
+    command = ["/x/llama-server", "--api-key", "sesame-key", "-fa", "on"]
+    settled = settle(command=command, api_key="sesame-key")
+    assert settled.arguments == ["-fa", "on"] and settled.secret_environment == {"LLAMA_API_KEY": "sesame-key"}
+    assert settle(command=command).arguments == command[1:], "what is not declared is left alone"
+
+
 def test_what_a_unit_has_as_variables_stays_in_force():
     theirs = {"LLAMA_ARG_PORT": "9001", "LLAMA_ARG_CTX_SIZE": "512", "LLAMA_API_KEY": "sesame-key"}
     settled = settle(theirs)

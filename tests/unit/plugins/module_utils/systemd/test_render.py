@@ -88,7 +88,7 @@ def test_declared_settings_come_behind_the_environment() -> None:
         ("A", "a\0b", "A: the value has a NUL byte"),
         ("A", "\ud800", "A: the value cannot be written as UTF-8"),
         ("A", "\udcff", "A: systemd drops the value: it is not valid UTF-8"),
-        ("A", "\ufdd0", "a code point that is no character"),
+        ("A", "\ufdd0", "a code point that is not a character"),
         ("A", "x" * 131070, "131073 bytes with its name; Linux takes 131072"),
         ("É", "x", "systemd drops a name"),
         ("A\n", "x", "systemd drops a name"),
@@ -113,8 +113,8 @@ def test_a_refusal_does_not_show_the_value() -> None:
 @pytest.mark.parametrize(
     "declared, why",
     [
-        ({"service": {}}, "no section"),
-        ({"Ser vice": {}}, "no section"),
+        ({"service": {}}, "not a section"),
+        ({"Ser vice": {}}, "not a section"),
         ({"Service": {"Nice=1\nX": ["1"]}}, "the name of a setting"),
         ({"Service": {"Environment": ["A=1"]}}, "declare variables as environment"),
         ({"Service": {"Nice": ["1\nUser=root"]}}, "line end or NUL"),
