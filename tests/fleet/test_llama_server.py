@@ -29,6 +29,9 @@ Description=Set up manually
 User=nobody
 Environment=LLAMA_ARG_THREADS=1 LLAMA_ARG_CTX_SIZE=512
 ExecStart=/opt/llama.cpp/bin/llama-server --model %s --port 8099 -np 2 --no-warmup --alias theirs
+
+[Install]
+WantedBy=multi-user.target
 """ % (MODEL)
 
 Bring = Callable[..., Dict[str, Any]]
@@ -336,4 +339,4 @@ def test_a_unit_that_was_written_manually_is_adopted(bring: Bring, on: Any, lab:
         assert on("cat " + path) == HAND_MADE
         assert json.loads(ask(on, "/props", port=8099).rpartition("\n")[0])["total_slots"] == 2
     finally:
-        on("systemctl stop llama-server; rm -rf %s*; systemctl daemon-reload" % path)
+        on("systemctl disable --now llama-server; rm -rf %s*; systemctl daemon-reload" % path)
