@@ -76,10 +76,13 @@ def converge(
             run = _Run(change, needed, observed, override, plan(observed, override, change, bool(hooks)), switch, proof)
             return run.go(check_mode)
     except (UnitError, ManagerError) as error:
-        message, verdict = str(error), Verdict("refused", str(error))
+        raise _refused(str(error), str(error)) from error
     except OSError as error:
-        message, verdict = explain(error), Verdict("refused")
-    raise ServiceError("%s (nothing was changed)" % message, Outcome(verdict=verdict))
+        raise _refused(explain(error)) from error
+
+
+def _refused(message: str, found: str = "") -> ServiceError:
+    return ServiceError("%s (nothing was changed)" % message, Outcome(verdict=Verdict("refused", found)))
 
 
 class _Run:
