@@ -21,13 +21,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
-    UnitError,
     dropin_directories,
     order_dropins,
     parse_environment_file,
     template_of,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
 # Where systemd looks for units and drop-ins, the highest priority first (systemd.unit(5), table 1).
@@ -476,7 +475,7 @@ class System:
         """The assignments in a file such as ``/etc/os-release``."""
         try:
             return {name: value for name, (value, _line) in parse_environment_file(self.read(path) or b"").items()}
-        except UnitError:
+        except Refused:
             return {}
 
     # --- changing ----------------------------------------------------------------------------------------------------
