@@ -17,7 +17,7 @@ author:
   - The gpufleet developers (@gpufleet)
 description:
   - For the role P(gpufleet.inference.ollama#role). A model that several hosts lack is pulled by one of them, or by
-    none where a host has it already; that host seeds it to the others.
+    none where a host already has it; that host seeds it to the others.
   - The choice depends on nothing but the input. A host that has the model comes first, then the order of the hosts.
 options:
   _input:

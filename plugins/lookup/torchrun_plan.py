@@ -15,7 +15,7 @@ description:
     the others, and the variables that NCCL and Gloo need. Only variables are given that differ from what these
     libraries would choose themselves, each with its reason.
   - Finds the classic mistakes before the job does, see RV(_raw.findings).
-  - The plan is for M(gpufleet.inference.torchrun_job). What it says of a host, such as
+  - The plan is for M(gpufleet.inference.torchrun_job). What it contains about a host, such as
     C(plan.nodes[inventory_hostname].environment), serves any other program over several hosts, too.
 author:
   - The gpufleet developers (@gpufleet)
@@ -38,7 +38,7 @@ options:
     description: Processes on each host. By default one for each of its GPUs, or one where there is none.
     type: int
   max_restarts:
-    description: How often torchrun starts the processes anew when one has failed.
+    description: How often torchrun restarts the processes when one has failed.
     type: int
     default: 0
   rendezvous:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gpu_facts
-short_description: Gather facts of NVIDIA GPUs and RDMA devices
+short_description: Gather facts about NVIDIA GPUs and RDMA devices
 version_added: 0.1.0
 author:
   - The gpufleet developers (@gpufleet)
 description:
-  - Tells which GPUs a host has, whether each is fit for work, how they are linked, which processes and which systemd
+  - Reports which GPUs a host has, whether each is fit for work, how they are linked, which processes and which systemd
     units hold their memory, and which RDMA devices are near them.
   - Reads NVML through C(pynvml) when that can be imported, else runs C(nvidia-smi), else reads procfs and sysfs alone.
-    RV(ansible_facts.gpu.source) says which it was.
+    RV(ansible_facts.gpu.source) reports which it was.
   - Every value that this GPU, driver or source does not give is null, and its reason stands in
     RV(ansible_facts.gpu.devices[].unavailable).
-  - Trouble with the driver or a GPU is a fact, not a failure, unless O(required=true). It is named in
+  - A problem with the driver or a GPU is a fact, not a failure, unless O(required=true). It is named in
     RV(ansible_facts.gpu.fault) and shown as a warning. A driver that hangs costs O(timeout) seconds.
   - A host without GPUs has RV(ansible_facts.gpu.count) V(0).
 extends_documentation_fragment:
@@ -28,8 +28,8 @@ extends_documentation_fragment:
 options:
   timeout:
     description:
-      - Seconds for reading everything, at most.
-      - The reading is done in a process of its own. When the time is over it is killed, and what it had read counts.
+      - Maximum seconds for reading everything.
+      - A child process does the reading. It is killed when the time is over; what it has read by then is used.
     type: float
     default: 10
   required:
@@ -172,7 +172,7 @@ ansible_facts:
               type: int
               sample: 0
             uuid:
-              description: What tells it from every other GPU.
+              description: Its UUID, which no other GPU has.
               returned: success
               type: str
               sample: GPU-00000001-0000-4000-8000-000000000001
@@ -248,7 +248,7 @@ ansible_facts:
               sample: pass-through
             memory:
               description:
-                - Its memory. Total is the sum of used, free and reserved, where the driver tells what it reserves;
+                - Its memory. Total is the sum of used, free and reserved, where the driver reports what it reserves;
                   where it does not, that is part of used.
               returned: success
               type: dict
@@ -742,7 +742,7 @@ ansible_facts:
               type: dict
               contains:
                 ok:
-                  description: Whether nothing speaks against it.
+                  description: Whether nothing is known against using it.
                   returned: success
                   type: bool
                   sample: true
@@ -752,7 +752,7 @@ ansible_facts:
                   type: bool
                   sample: false
                 reasons:
-                  description: What speaks against it.
+                  description: What is known against using it.
                   returned: success
                   type: list
                   elements: str
@@ -899,7 +899,7 @@ ansible_facts:
           elements: dict
           contains:
             uuid:
-              description: What tells it from every other.
+              description: Its UUID, which no other instance has.
               returned: success
               type: str
               sample: MIG-00000001-0000-5000-8000-000000000001

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: inference_endpoint
-short_description: Wait until an OpenAI-compatible endpoint is ready or idle, and have it generate a token
+short_description: Wait until an OpenAI-compatible endpoint is ready or idle, and let it generate a token
 version_added: 0.1.0
 description:
   - Asks an endpoint such as vLLM's, or Ollama's under C(/v1), from the host on which the task runs. Nothing is changed.
-  - Ready means that the list of models answers and is not empty; a C(/health) that says yes is no proof and is not
+  - Ready means that the list of models answers and is not empty; a C(/health) that answers is not a proof and is not
     asked.
 author:
   - The gpufleet developers (@gpufleet)
@@ -30,21 +30,21 @@ options:
     type: str
     required: true
   api_key:
-    description: Key sent as a bearer token. It stands in no command line and no result.
+    description: Key to send as a bearer token. It appears in no command line and no result.
     type: str
   state:
     description:
-      - V(ready), it lists its models, and O(model) among them.
-      - V(idle), moreover no request is running or waiting there, as C(/metrics) tells. Ollama does not tell it.
+      - V(ready) waits until it lists its models, O(model) among them.
+      - V(idle) also waits until C(/metrics) reports no running and no waiting request. Ollama does not report them.
     type: str
     choices: [ready, idle]
     default: ready
   model:
-    description: A model that must be served. Left out, any will do, and O(smoke) takes the first.
+    description: A model that must be served. If unset, any model will do, and O(smoke) uses the first.
     type: str
   smoke:
     description:
-      - Have the model generate O(tokens) tokens, as a chat, or without a chat template as a completion.
+      - Let the model generate O(tokens) tokens, as a chat, or as a completion if it has no chat template.
       - A model of vLLM that generates no text computes an embedding, a score, a class or a pooled output instead.
     type: bool
     default: false
@@ -53,7 +53,7 @@ options:
     type: int
     default: 1
   timeout:
-    description: Seconds that all of it may take.
+    description: Maximum seconds for everything.
     type: float
     default: 60.0
   validate_certs:
@@ -61,7 +61,7 @@ options:
     type: bool
     default: true
   ca_path:
-    description: File of the authorities that may have signed it. Left out, those of the host.
+    description: File of the certificate authorities to trust. If unset, those of the host.
     type: path
 seealso:
   - module: gpufleet.inference.ollama_service
@@ -128,17 +128,17 @@ tokens_per_second:
   type: float
   sample: 151.2
 running:
-  description: Requests that the server works at, null where it does not tell.
+  description: Requests that the server is processing; null where it does not report them.
   returned: success
   type: int
   sample: 0
 waiting:
-  description: Requests that wait in the server, null where it does not tell.
+  description: Requests that are waiting in the server; null where it does not report them.
   returned: success
   type: int
   sample: 0
 elapsed_seconds:
-  description: Seconds that all of it took.
+  description: Seconds that everything took.
   returned: success
   type: float
   sample: 0.4

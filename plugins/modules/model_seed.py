@@ -11,16 +11,16 @@ module: model_seed
 short_description: Offer models of a hub to other hosts
 version_added: 0.1.0
 description:
-  - Has a host offer models that M(gpufleet.inference.model_source) has brought, so that the other hosts need not
+  - Lets a host offer models that M(gpufleet.inference.model_source) has downloaded, so that the other hosts need not
     download them, too. They get them with the option O(gpufleet.inference.model_source#module:seeds).
   - The role P(gpufleet.inference.vllm#role) does both, with C(vllm_seeding).
   - The other hosts trust it for the content of the files, as it reports their checksums.
-  - Offered are the files of these models and nothing else, and only to who knows the token, over plain HTTP. A peer is
-    told the checksum of each file by Ansible.
-  - A small program does it, as a unit of systemd that lives in memory only, in a sandbox, as a user without rights. It
-    ends when it is told to, or by itself when nobody has asked for anything for O(idle_timeout). So all must be able
+  - It offers the files of these models and nothing else, only to clients that know the token, over plain HTTP. Ansible
+    passes the checksum of each file to the peers.
+  - A small program does it, as a unit of systemd that exists in memory only, in a sandbox, as a user without rights. It
+    ends when it is stopped, or by itself when nobody has requested anything for O(idle_timeout). So all must be able
     to read the files, as M(gpufleet.inference.model_source) leaves them.
-  - Seeding helps, but nothing depends on it. A host that cannot do it gives a warning, and RV(models) is empty. A host
+  - Seeding helps, but nothing depends on it. A host that cannot seed gives a warning, and RV(models) is empty. A host
     whose record of a model names a file outside of it, or something other than a regular file, cannot.
 author:
   - The gpufleet developers (@gpufleet)
@@ -35,7 +35,7 @@ attributes:
     details: Nothing of the host is changed.
 options:
   models:
-    description: Models, as M(gpufleet.inference.model_source) was told of them. Required with O(state=started).
+    description: Models, as declared for M(gpufleet.inference.model_source). Required with O(state=started).
     type: list
     elements: dict
     suboptions:
@@ -44,19 +44,19 @@ options:
         type: str
         required: true
       source:
-        description: Hub from which it came.
+        description: Hub that it was downloaded from.
         type: str
         choices: [huggingface, modelscope]
         default: huggingface
       revision:
-        description: Revision that was asked for.
+        description: The declared revision.
         type: str
       root:
         description: Folder for the models of all sources.
         type: path
         default: /var/lib/gpufleet/models
   port:
-    description: TCP port to listen at. Peers must be able to reach it.
+    description: TCP port to listen on. Peers must be able to reach it.
     type: int
     default: 11436
 seealso:
@@ -81,7 +81,7 @@ EXAMPLES = r"""
         models: "{{ hostvars['gpu1'].seed.models }}"
   become: true
 
-- name: End
+- name: Stop offering
   gpufleet.inference.model_seed:
     state: stopped
   become: true
@@ -89,7 +89,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What is offered where.
+  description: What is offered, and where.
   returned: always
   type: str
   sample: http://192.0.2.7:11436 offers huggingface Qwen/Qwen3-8B main

@@ -24,7 +24,7 @@ description:
   - A revision that is there costs no network. A branch or tag is looked up once, and again with O(update=true).
   - Before anything is downloaded, the sizes are compared with the free space.
   - Weights in other formats (V(*.bin), V(*.pth), V(*.gguf), C(original/) and so on) are left out where there are
-    safetensors, unless O(include) says what to have.
+    safetensors, unless O(include) selects the files.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -71,7 +71,7 @@ options:
       - Git gets it through a credential helper for this run and this server. Other helpers of the host are not asked.
     type: str
   include:
-    description: Patterns of the files to have, as C(*.safetensors). Left out, all.
+    description: Patterns of the files to download, such as C(*.safetensors). If unset, all.
     type: list
     elements: str
     default: []
@@ -85,7 +85,7 @@ options:
     type: bool
     default: false
   offline:
-    description: Ask nothing of the network. A model that is not there is an error then.
+    description: Do not use the network. A model that is not present is then an error.
     type: bool
     default: false
   defer:
@@ -94,9 +94,9 @@ options:
     default: false
   seeds:
     description:
-      - Other hosts that offer models by M(gpufleet.inference.model_seed). They are asked before the hub. Every file is
-        checked by the SHA-256 that the offering host has told by way of Ansible. Where none gives the model, the hub is
-        asked, with a warning.
+      - Other hosts that offer models by M(gpufleet.inference.model_seed). They are tried before the hub. Every file is
+        checked against the SHA-256 that the offering host has reported through Ansible. If none provides the model, the
+        hub is used, with a warning.
     type: list
     elements: dict
     default: []
@@ -106,7 +106,7 @@ options:
         type: str
         required: true
       token:
-        description: What the other host wants to be told.
+        description: The token that the other host expects.
         type: str
         required: true
       models:
@@ -156,12 +156,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, in one line; on a failure what was found, what was expected, and what to do.
+  description: What was done, in one line; after a failure, what was found, what was expected, and what to do.
   returned: always
   type: str
   sample: loaded main of Qwen/Qwen3-8B, 11 files, 15.3 GiB
 path:
-  description: The directory. It is there once all files are.
+  description: The directory. It exists once all files are in it.
   returned: success
   type: str
   sample: /var/lib/gpufleet/models/huggingface/Qwen/Qwen3-8B/b968826d9c46dd6066d109eabc6255188de91218
@@ -173,7 +173,7 @@ needs:
   sample: [huggingface Qwen/Qwen3-8B main]
 commit:
   description:
-    - The commit that the revision is. ModelScope tells none of the whole; there it is a hash of the files' checksums.
+    - The commit that the revision is. ModelScope does not report one; there it is a hash of the files' checksums.
     - None for a directory.
   returned: success
   type: str

@@ -68,7 +68,7 @@ notes:
   returned: success
   type: list
   elements: str
-  sample: ["HF_TOKEN (/etc/ollama.env:2) is not told, as it may be a secret; it stays where it is"]
+  sample: ["HF_TOKEN (/etc/ollama.env:2) is not reported, as it may be a secret; it stays where it is"]
 files:
   description: The unit's file and its drop-ins, in the order in which systemd reads them.
   returned: success

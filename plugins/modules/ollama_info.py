@@ -11,10 +11,10 @@ module: ollama_info
 short_description: Version, configuration in force, models and GPU memory of an Ollama server
 version_added: 0.1.0
 description:
-  - Reads what a running Ollama server is, has and does. It loads nothing, and changes nothing.
+  - Reports a running Ollama server's version, configuration, models and GPU memory. It loads and changes nothing.
   - The configuration is the one that the server understood, out of its own log of its present start, which is not
     always the one that was meant.
-  - GPU memory is what NVML names by process, beside what the server says of itself.
+  - GPU memory is what NVML names by process, next to what the server itself reports.
   - Of a server at O(host) that is not the one of unit O(name), log and processes are not known. What comes from them is
     empty.
 author:
@@ -34,7 +34,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Look at the server
+- name: Inspect the server
   gpufleet.inference.ollama_info:
   become: true
   register: ollama
@@ -47,7 +47,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: All of it in one line.
+  description: Summary in one line.
   returned: always
   type: str
   sample: "Ollama 0.32.15 at http://127.0.0.1:11434: 3 models, 1 loaded"
@@ -71,7 +71,7 @@ version:
   type: str
   sample: 0.32.15
 store:
-  description: Directory of its models; null when the process does not tell.
+  description: Directory of its models; null when the process does not reveal it.
   returned: when it runs
   type: str
   sample: /usr/share/ollama/.ollama/models
@@ -94,7 +94,7 @@ devices:
   elements: dict
   contains:
     id:
-      description: Id by which the server calls it.
+      description: The server's id for it.
       returned: always
       type: str
     library:
@@ -106,7 +106,7 @@ devices:
       returned: always
       type: str
     pci_bus_id:
-      description: PCI bus id; empty where the server could not tell.
+      description: PCI bus id; empty where the server did not know it.
       returned: always
       type: str
 models:
@@ -129,7 +129,7 @@ models:
       returned: always
       type: int
     modified_at:
-      description: When it came, as RFC 3339.
+      description: When it was stored, as RFC 3339.
       returned: always
       type: str
     family:
@@ -138,7 +138,7 @@ models:
       type: str
       sample: llama
     parameters:
-      description: Number of parameters, as the server words it.
+      description: Number of parameters, as the server writes it.
       returned: always
       type: str
       sample: 70.6B
@@ -154,7 +154,7 @@ models:
       elements: str
       sample: [completion, tools]
 loaded:
-  description: The models that the server says are loaded.
+  description: The models that the server reports as loaded.
   returned: when it runs
   type: list
   elements: dict
@@ -168,11 +168,11 @@ loaded:
       returned: always
       type: str
     size_bytes:
-      description: Memory that it takes, by the server's word.
+      description: Memory that it takes, as the server reports.
       returned: always
       type: int
     size_vram_bytes:
-      description: The part of it on GPUs, by the server's word. Less than RV(loaded[].size_bytes) runs on the CPU.
+      description: The part of it on GPUs, as the server reports. Less than RV(loaded[].size_bytes) runs on the CPU.
       returned: always
       type: int
     context:
@@ -185,7 +185,7 @@ loaded:
       type: str
     held_bytes:
       description:
-        - Memory that its worker holds, as NVML says, in bytes by index of the GPU.
+        - Memory that its worker holds, as NVML reports, in bytes by index of the GPU.
         - Empty, though RV(loaded[].size_vram_bytes) is not 0, when the worker is dead, which the server does not
           notice. See RV(gpu_source) first.
       returned: always

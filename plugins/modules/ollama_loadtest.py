@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ollama_loadtest
-short_description: Ask an Ollama server as several users at once
+short_description: Measure an Ollama server under several users at once
 version_added: 0.1.0
 description:
   - Sends requests of several users to a server at the same moment, from the host itself, and measures what each of them
@@ -69,27 +69,27 @@ EXAMPLES = r"""
   become: true
   register: load
 
-- name: Tell
+- name: Show the report
   ansible.builtin.debug:
     var: load.report
 """
 
 RETURN = r"""
 report:
-  description: All of it in lines for a person.
+  description: The whole result as readable lines.
   returned: success
   type: list
   elements: str
 users:
-  description: Users that asked.
+  description: Number of users.
   returned: success
   type: int
 seconds:
-  description: Seconds until the last of them had the last answer.
+  description: Seconds until the last answer was complete.
   returned: success
   type: float
 tokens_per_second:
-  description: Tokens of all answers by the time that they took together.
+  description: Tokens of all answers divided by the total time.
   returned: success
   type: float
 models:
@@ -107,11 +107,11 @@ models:
       returned: always
       type: int
     refused:
-      description: Those that were refused as the queue was full.
+      description: Requests refused because the queue was full.
       returned: always
       type: int
     failed:
-      description: Those that failed for another reason.
+      description: Requests that failed for another reason.
       returned: always
       type: int
     first_token_seconds:
@@ -119,7 +119,7 @@ models:
       returned: always
       type: dict
     queue_seconds:
-      description: What of it was neither loading nor reading the prompt, which is the queue.
+      description: The part of it that was neither loading nor reading the prompt, which is the time in the queue.
       returned: always
       type: dict
     tokens_per_second:
@@ -141,7 +141,7 @@ gpus:
       returned: always
       type: str
     used_bytes:
-      description: Memory in use there, null when the driver does not tell.
+      description: Memory in use there, null when the driver does not report it.
       returned: always
       type: int
     held_bytes:

@@ -12,13 +12,13 @@ short_description: Pull, create, copy, load and remove models of an Ollama serve
 version_added: 0.1.0
 description:
   - Brings a list of models to their declared states, in the order of the list, in one call. It ends at the first model
-    that cannot be brought there; those before it are as declared, and the others are not touched.
-  - A model is compared by its digest. What is there as declared costs no download.
-  - One run at a time pulls to a server; another one waits for it, and tells at the terminal that it does.
+    that cannot reach its state; those before it are in their declared states, and the others are not touched.
+  - Models are compared by digest. A model that is already present is not downloaded.
+  - Only one run at a time pulls to a server; others wait for it, and say so at the terminal.
   - Before a model is loaded, its need of memory is estimated for each GPU from the header of its file. One that does
     not fit on what the GPUs have free is refused, with the figures, as Ollama would run the rest on the CPU in silence.
-  - After a load NVML must show the memory. It is looked at without a load, too, as a server goes on naming a model
-    whose worker is dead; then it is loaded anew.
+  - After a load NVML must show the memory. It is also checked without a load, as a server keeps listing a model
+    whose worker is dead; such a model is loaded again.
   - Talks to the server's API on the host itself. Where it listens, where its models lie and which GPUs it may use are
     read from the running process of the unit.
   - A server at O(host) that is not the one of unit O(name) is used as it is. Then its own settings do not count in the
@@ -51,9 +51,9 @@ options:
       state:
         description:
           - V(present) has the model in the store. It is pulled, unless O(models[].from_file), O(models[].modelfile) or
-            O(models[].copy_of) says where it comes from.
-          - V(loaded) has it in the store and in memory.
-          - V(unloaded) has it out of memory. A model that is not in the store is not loaded.
+            O(models[].copy_of) names its source.
+          - V(loaded) is in the store and in memory.
+          - V(unloaded) is not in memory. A model that is not in the store is not pulled for this.
           - V(absent) removes it, out of memory too.
         type: str
         choices: [present, absent, loaded, unloaded]
@@ -67,7 +67,7 @@ options:
       from_file:
         description:
           - A GGUF file on the host, by its absolute path, to create the model from.
-          - The server rewrites the file, so its store does not tell what a model was made from. A small file under
+          - The server rewrites the file, so its store does not show what a model was created from. A small file under
             C(/var/lib/gpufleet/models) remembers the SHA-256 of the source and the digest of the model that came out of
             it. While both fit, nothing is created. The source is read only when its size or time has changed.
         type: path
@@ -82,14 +82,14 @@ options:
         type: str
       keep_alive:
         description:
-          - How long it stays loaded after its last request, as V(30m), a number of seconds, or V(-1) for ever.
+          - How long it stays loaded after its last request, as V(30m), a number of seconds, or V(-1) for indefinitely.
             Left out, the server's own value.
           - A model that is loaded stays as it is, except where V(-1) is declared and the server would unload it.
         type: str
       options:
         description:
           - Options of the request that loads it, such as C(num_ctx).
-          - A model that is loaded with another C(num_ctx) is loaded anew.
+          - A model that is loaded with another C(num_ctx) is loaded again.
         type: dict
   update:
     description:
@@ -122,7 +122,7 @@ options:
         type: str
         required: true
       token:
-        description: What it was told to ask for.
+        description: The token of that host.
         type: str
         required: true
       models:
@@ -139,7 +139,7 @@ options:
     description:
       - What happens to a model that, by estimate, does not fit on the GPUs, or of which a part is on the CPU after the
         load.
-      - V(refuse) ends the run, before the load where the estimate says so. V(warn) loads it with a warning. V(ignore)
+      - V(refuse) ends the run, before the load if the estimate predicts it. V(warn) loads it with a warning. V(ignore)
         neither estimates nor looks.
     type: str
     choices: [refuse, warn, ignore]
@@ -186,7 +186,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: One model in memory for ever, one in the store, one gone
+- name: One model always in memory, one in the store, one removed
   gpufleet.inference.ollama_model:
     models:
       - name: llama3.3:70b

@@ -11,14 +11,14 @@ module: ollama_seed
 short_description: Offer models of an Ollama store to other hosts
 version_added: 0.1.0
 description:
-  - Has a host offer models of its store over the network, so that the other hosts need not download them, too. They
+  - Lets a host offer models of its store over the network, so that the other hosts need not download them, too. They
     pull them with the option O(gpufleet.inference.ollama_model#module:seeds).
   - The role P(gpufleet.inference.ollama#role) does both, with C(ollama_seeding).
-  - What is offered are the files of these models and nothing else, and only to who knows the token. It goes over plain
-    HTTP. A peer is told each model's digest by Ansible, and its server checks every file against it.
-  - A small program does it, as a unit of systemd that lives in memory only, in a sandbox, as the user of the server. It
-    ends when it is told to, or by itself when nobody has asked for anything for O(idle_timeout). Nothing of it stays.
-  - Seeding is a help and no condition. A host that cannot do it gives a warning, and RV(models) is empty.
+  - It offers the files of these models and nothing else, only to clients that know the token, over plain HTTP. Ansible
+    passes each model's digest to the peers, whose servers check every file against it.
+  - A small program does it, as a unit of systemd that exists in memory only, in a sandbox, as the server's user. It
+    ends when it is stopped, or by itself when nobody has requested anything for O(idle_timeout). Nothing of it stays.
+  - Nothing depends on seeding. A host that cannot seed gives a warning, and RV(models) is empty.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -37,7 +37,7 @@ options:
     type: list
     elements: str
   port:
-    description: TCP port to listen at. Peers must be able to reach it.
+    description: TCP port to listen on. Peers must be able to reach it.
     type: int
     default: 11435
 seealso:
@@ -60,14 +60,14 @@ EXAMPLES = r"""
         token: "{{ token }}"
         models: "{{ hostvars['gpu1'].seed.models }}"
 
-- name: End
+- name: Stop offering
   gpufleet.inference.ollama_seed:
     state: stopped
 """
 
 RETURN = r"""
 msg:
-  description: What is offered where.
+  description: What is offered, and where.
   returned: always
   type: str
   sample: http://192.0.2.7:11435 offers llama3.3:70b

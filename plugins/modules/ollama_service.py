@@ -529,9 +529,9 @@ msg:
   sample: ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · restart 1.9 s
 verdict:
   description:
-    - The result of the verification. V(ok), or one of V(crash_loop), V(not_ready), V(wrong_version), V(unproven),
-      V(misread), V(cpu_fallback), V(wrong_gpu), V(model_missing), V(load_failed), V(stalled), V(partial_offload),
-      V(vram_missing), V(spread_missing), V(uneven_spread), or a verdict of the
+    - The result of the verification. V(ok), or one of V(crash_loop), V(not_ready), V(port_taken), V(wrong_version),
+      V(unproven), V(misread), V(cpu_fallback), V(wrong_gpu), V(model_missing), V(load_failed), V(stalled),
+      V(partial_offload), V(vram_missing), V(spread_missing), V(uneven_spread), V(vram_held), or a verdict of the
       M(gpufleet.inference.systemd_override) module.
   returned: when a service was inspected
   type: str
@@ -550,6 +550,14 @@ reasons:
   type: list
   elements: str
   sample: ["the value in force changes: OLLAMA_KEEP_ALIVE"]
+planned:
+  description:
+    - The writes and systemctl commands of the run, in order. In check mode those of a real run.
+    - Empty when the service is in its declared state.
+  returned: when a service was inspected
+  type: list
+  elements: str
+  sample: [systemctl daemon-reload]
 reloaded:
   description: Whether systemd reloaded its units. In check mode, whether it would.
   returned: when a service was inspected

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: python_environment
-short_description: Build the Python environment of vLLM or PyTorch beside the one in use, test it, and switch
+short_description: Build the Python environment of vLLM or PyTorch next to the one in use, test it, and switch
 version_added: 0.1.0
 description:
   - Has a virtual environment with the declared version of an engine under C(ROOT/ENGINE/VERSION-CUDA-HASH) and the link
@@ -27,7 +27,7 @@ description:
     imports the packages as root. Name only indexes that you trust with the host, or O(wheels).
   - Only root may be able to write into O(root) and the folders above it, as root runs programs there. If others can,
     the module fails before it runs anything. Without C(become), the same holds for the user that runs the module.
-  - The environment is known by a hash of what is asked for. A host that has it is told so by reading one file; neither
+  - The environment is known by a hash of what is asked for. If it already exists, only one file is read; neither
     pip nor the network is asked.
 author:
   - The gpufleet developers (@gpufleet)
@@ -92,7 +92,7 @@ options:
       - With a user and password it stands in no process list, log or message.
     type: str
   extra_index_urls:
-    description: Package indexes in place of those of the table, beside the host's own or O(index_url).
+    description: Package indexes in place of those of the table, in addition to the host's own or O(index_url).
     type: list
     elements: str
     default: []

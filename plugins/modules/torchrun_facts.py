@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: torchrun_facts
-short_description: Gather what a distributed PyTorch job needs to know of its hosts, and try which reach each other
+short_description: Gather what a distributed PyTorch job needs to know about its hosts, and test which reach each other
 version_added: 0.1.0
 description:
   - Without O(peers), gathers network interfaces, names, PyTorch, GPUs and RDMA devices of the host into
     C(ansible_facts.torchrun), and leaves a listener behind for O(listen) seconds that its peers may try.
-  - With O(peers), tries every address of every peer and puts what came of it into C(ansible_facts.torchrun_reach). Run
+  - With O(peers), tries every address of every peer and puts the results into C(ansible_facts.torchrun_reach). Run
     it so in a second task, when all hosts listen.
   - The lookup P(gpufleet.inference.torchrun_plan#lookup) makes the plan of a job from both.
 author:
@@ -30,10 +30,10 @@ requirements:
   - systemd and iproute2
 options:
   venv:
-    description: Folder of the Python environment whose PyTorch is told. Nothing is told of PyTorch by default.
+    description: Folder of the Python environment whose PyTorch version is reported. By default PyTorch is not reported.
     type: path
   master_port:
-    description: The port of the rendezvous, listened on and tried besides a free one.
+    description: The port of the rendezvous, listened on and tried in addition to a free one.
     type: int
     default: 29500
   listen:

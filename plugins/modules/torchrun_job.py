@@ -8,16 +8,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: torchrun_job
-short_description: Run a distributed PyTorch job as systemd units, and tell how it ended
+short_description: Run a distributed PyTorch job as systemd units, and report how it ended
 version_added: 0.1.0
 description:
   - Writes the host's part of a job, C(/etc/gpufleet/torchrun/NAME.env) and C(torchrun@NAME.service), starts and stops
-    it, waits for its end, and says which process failed first and why.
+    it, waits for its end, and reports which process failed first and why.
   - Everything that differs among the hosts comes from O(plan). Give all hosts of a job to one task, so that they start
     together; the rendezvous waits for the last one.
   - A job whose definition has changed on any host has changed on all of them, as all have the same plan. It is then
-    stopped and started anew as a whole. What only one host declares differently is seen there alone; RV(stale) tells it
-    with O(state=present), and O(restart) of the next task restarts all, which is what the role C(torchrun) does.
+    stopped and started again as a whole. What only one host declares differently is seen there alone; RV(stale) reports
+    it with O(state=present), and O(restart) of the next task restarts all, which is what the role C(torchrun) does.
   - What can be known beforehand (a port that is taken, a host that is not reached, a missing script) is refused before
     a running process is touched. A job that has failed is left as it is, with its logs.
 author:
@@ -35,7 +35,7 @@ notes:
   - Run it as root (C(become)).
   - With more hosts than forks, wait in a task of its own (O(state=joined), O(state=finished)) after one that starts
     (O(state=started)), or those that wait keep others from starting.
-  - The journal of the unit has what torchrun itself says. What the processes say is in O(log_dir), a folder for each
+  - The journal of the unit has torchrun's own output. The output of the processes is in O(log_dir), a folder for each
     run, with C(attempt_N/LOCAL_RANK/stdout.log), C(stderr.log) and C(error.json).
 requirements:
   - systemd 247 or later
@@ -48,7 +48,7 @@ options:
   state:
     description:
       - V(present) writes the files and leaves the processes alone.
-      - V(started) also has it running, unless this very job has already ended well.
+      - V(started) also runs it, unless this very job has already ended well.
       - V(joined) waits until all hosts have met and the processes run on this one, or have ended well.
       - V(finished) waits until it has ended well on this host. Neither starts anything, as a host that starts alone
         what has failed is of no use to the others.
@@ -132,7 +132,7 @@ options:
       - It is removed when the path changes. No link, pipe or device is written to.
     type: path
   restart:
-    description: Have it stopped and started anew, whether it has changed or not, with O(state=started).
+    description: Stop it and start it again, whether it has changed or not, with O(state=started).
     type: bool
     default: false
   timeout:
@@ -226,7 +226,7 @@ started:
   type: bool
   sample: true
 stopped:
-  description: Whether it was stopped, also in order to be started anew.
+  description: Whether it was stopped, including to start it again.
   returned: always
   type: bool
   sample: false
@@ -256,7 +256,7 @@ exit_status:
   type: int
   sample: 0
 restarts:
-  description: How often torchrun has started the processes anew.
+  description: How often torchrun has restarted the processes.
   returned: when it has ended
   type: int
   sample: 1
@@ -287,12 +287,12 @@ fault:
   sample: null
 nccl:
   description:
-    - What NCCL said, with C(NCCL_DEBUG=INFO), such as C(version), C(network), and C(via), channels by transport.
+    - What NCCL reported, with C(NCCL_DEBUG=INFO), such as C(version), C(network), and C(via), channels by transport.
   returned: when it has ended
   type: dict
   sample: {version: 2.28.9, network: Socket, via: {P2P/CUMEM: 96}, interfaces: {}, set: {}, warnings: []}
 seen_ranks:
-  description: What the processes said of themselves in lines that begin with C(RANKS).
+  description: What the processes reported about themselves in lines that begin with C(RANKS).
   returned: when it has ended
   type: list
   elements: dict

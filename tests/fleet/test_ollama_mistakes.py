@@ -65,7 +65,7 @@ def invocation(sh, host):
 
 BEFORE_ANYTHING = [
     ({"sched_spread": None, "environment": {"OLLAMA_SCHED_SPREAD": "off"}}, "Ollama reads 'off' as true"),
-    ({"keep_alive": "1d"}, "'1d' is not a duration that Ollama reads (it would use its default of 5m without a word)"),
+    ({"keep_alive": "1d"}, "'1d' is not a duration that Ollama reads (it would use its default of 5m silently)"),
     ({"visible_devices": None, "environment": {"CUDA_VISIBLE_DEVICES": "0,9"}}, "There is no GPU 9 on this host"),
     ({"visible_devices": [0, 9]}, "There is no GPU 9 on this host"),
     ({"visible_devices": None, "environment": {"CUDA_VISIBLE_DEVICES": ""}}, "set but empty, which hides every GPU"),

@@ -157,7 +157,7 @@ def test_a_dead_worker_is_found_out(served: str, declare: Callable[..., Dict[str
     assert resident(served)["m8b:latest"]["size_vram"] > 0, "the server goes on naming it"
     look = declare(wanted, check=True)
     assert look["changed"]
-    assert "its worker is dead: the server says that it holds 4." in look["models"][0]["reason"]
+    assert "its worker is dead: the server reports that it holds 4." in look["models"][0]["reason"]
     healed = declare(wanted)
     assert healed["models"][0]["actions"] == ["loaded"], healed["msg"]
     assert sum(sum(gpu.values()) for gpu in hostsetup.held(served)) > 4000

@@ -142,7 +142,7 @@ def test_killed_in_the_middle(environment, host, sh):
     while not child:
         assert time.monotonic() < until and thread.is_alive()
         time.sleep(0.2)
-        child = sh(host, "pgrep -f '^/opt/gpufleet/torch/2.13.*/python -c import' || true").strip()
+        child = sh(host, "pgrep -f '^/opt/gpufleet/torch/2.13.*/python -c ' || true").strip()
     sh(host, "kill -KILL $(ps -o ppid= -p %s)" % child)
     thread.join(120)
     assert not thread.is_alive() and sh(host, "pgrep -f '^/opt/gpufleet/torch/2.13' || true") == ""

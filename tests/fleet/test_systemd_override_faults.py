@@ -139,7 +139,7 @@ def test_read_only_etc(unit: Unit, before: str) -> None:
 REFUSED: Dict[str, Any] = {
     "no such unit": ({"unit": "fleet-none"}, "there is no unit fleet-none.service"),
     "a template": ({"unit": "fleet-web@"}, "is a template"),
-    "no unit name": ({"unit": "../fleet-web"}, "no unit name"),
+    "not a unit name": ({"unit": "../fleet-web"}, "not a unit name"),
     "a boolean": ({"environment": {"A": True}}, "environment: A is true or false"),
     "a bad name": ({"environment": {"A-B": "1"}}, "'A-B'"),
     "a bad value": ({"environment": {"A": "x\x00y"}}, "NUL"),

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Any OpenAI-compatible HTTP endpoint: is it ready, does it generate, is it idle.
 
-Facts of vLLM 0.32.0: tests/unit/fixtures/vllm. Ollama speaks the same under ``/v1``, but tells no metrics.
+Facts of vLLM 0.32.0: tests/unit/fixtures/vllm. Ollama offers the same under ``/v1``, but no metrics.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def parse_metrics(text: str) -> Dict[str, float]:
 
 
 def load_of(metrics: Dict[str, float]) -> Optional[Load]:
-    """The load that a server's metrics tell; None where they do not. Pure."""
+    """The load that a server's metrics report; None where they do not. Pure."""
     for running, waiting, generated in COUNTERS:
         if running in metrics:
             return Load(int(metrics[running]), int(metrics.get(waiting, 0)), int(metrics.get(generated, 0)))
@@ -102,7 +102,7 @@ def load_of(metrics: Dict[str, float]) -> Optional[Load]:
 class Endpoint:
     """One endpoint.
 
-    :param url: ``http://address:8000``, perhaps with a prefix; a ``/v1`` at its end is no part of the prefix.
+    :param url: ``http://address:8000``, perhaps with a prefix; a ``/v1`` at its end is not part of the prefix.
     :param api_key: sent as a bearer token with every request.
     :param verify: whether the certificate of an https endpoint is verified; ``ca_file``: by which authorities.
     :raises Refused: the URL or the key is not valid.
@@ -114,7 +114,8 @@ class Endpoint:
         found = re.match(r"(https?)://(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,5}))?(/[^\s?#]*)?\Z", url)
         if not found:
             raise Refused(
-                "%r is no URL of an endpoint; expected such as http://127.0.0.1:8000" % re.sub("//.*@", "//…@", url)
+                "%r is not the URL of an endpoint; expected such as http://127.0.0.1:8000"
+                % re.sub("//.*@", "//…@", url)
             )
         if api_key is not None and not re.match(r"[\x21-\x7e]+\Z", api_key):
             raise Refused("the API key has blanks, line ends or characters beyond ASCII, which no header can carry")
@@ -173,7 +174,7 @@ class Endpoint:
         return [model for model in data if isinstance(model, dict)]
 
     def load(self, timeout: float = 5.0) -> Optional[Load]:
-        """Requests running and waiting; None where the endpoint does not tell.
+        """Requests running and waiting; None where the endpoint does not report them.
 
         :raises HttpError: no usable answer.
         """
@@ -278,7 +279,7 @@ class Endpoint:
             if load is None:
                 raise EndpointError(
                     "no_metrics",
-                    "%s/metrics does not tell how many requests are running (%s); Ollama never does"
+                    "%s/metrics does not report how many requests are running (%s); Ollama never does"
                     % (self.url, " or ".join(names[0] for names in COUNTERS)),
                 )
             if load.idle:
@@ -307,7 +308,7 @@ def not_offered(answer: Answer) -> bool:
 
 
 def _no_chat(answer: Answer) -> bool:
-    """Whether the server has no chat for this model, which says nothing of plain completions."""
+    """Whether the server has no chat for this model, which does not rule out plain completions."""
     words = answer.error.lower()
     chat = "chat template" in words or "chat completions" in words
     return (chat and answer.status in (400, 404)) or not_offered(answer)

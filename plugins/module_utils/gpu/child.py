@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Work in a child process that may hang for ever: what it had told by the deadline counts, and the caller goes on."""
+"""Work in a child process that may hang: what it has reported by the deadline counts, and the caller continues."""
 
 from __future__ import annotations
 

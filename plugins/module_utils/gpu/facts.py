@@ -65,7 +65,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     python_paths = site_packages(venv or VENV)
     if venv and not python_paths:
         raise Refused(
-            "venv %s is no virtual environment: there is no lib/python3*/site-packages in it; create it and "
+            "venv %s is not a virtual environment: there is no lib/python3*/site-packages in it; create it and "
             "install nvidia-ml-py, or leave the option out" % venv
         )
     if venv:
@@ -115,7 +115,7 @@ def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = 
 
 
 def site_packages(venv: str) -> List[str]:
-    """The folders in which a virtual environment keeps its modules; none when it is no virtual environment."""
+    """The folders in which a virtual environment keeps its modules; none when it is not a virtual environment."""
     return sorted(glob.glob(os.path.join(glob.escape(venv), "lib*", "python3*", "site-packages")))
 
 
@@ -172,9 +172,9 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
     done = subprocess.run(
         [program, "-q", "-x"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False
     )
-    text = printable(done.stdout.decode("utf-8", "replace"))  # a process may call itself what is no XML
+    text = printable(done.stdout.decode("utf-8", "replace"))  # a process may have a name that is not valid XML
     if done.returncode != 0:
-        text += printable(done.stderr.decode("utf-8", "replace"))  # it tells errors on either
+        text += printable(done.stderr.decode("utf-8", "replace"))  # it prints errors on either
         emit("driver", {"library_version": smi.library_version(text)})
         fault = smi.fault_of_failure(done.returncode, text)
         if fault:
@@ -188,7 +188,7 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
 
 
 def _folders_of_programs() -> List[str]:
-    """Where programs are looked for: not where others than root may put some, as the PATH of a login may have it."""
+    """The folders to search for programs: none into which others than root may write, as a login's PATH may have."""
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
     found = []
@@ -239,7 +239,7 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
         device["health"] = health.health(device, silent.get(device["index"]))
 
     places = [in_kernel.get(device["pci_bus_id"]) for device in devices]
-    # what NVML does not tell, of GPUs that do not answer and without pynvml of all, the places in sysfs do
+    # what NVML does not report (for GPUs that do not answer, and for all without pynvml) is read from sysfs
     matrices = zip(topology.from_nvml(devices, pairs, link_ends), topology.from_sysfs(places))
     return {
         "source": source,
@@ -312,7 +312,7 @@ def _unread(
     answered = [device["pci_bus_id"] for device in devices]
     left = [bus_id for bus_id in in_kernel if bus_id not in answered]
     found = []  # type: List[Dict[str, Any]]
-    for bus_id in left[answered.count(None) :]:  # the first of them are those that do not even tell their bus id
+    for bus_id in left[answered.count(None) :]:  # the first of them are those that do not even report their bus id
         device = model.blank(len(devices) + len(found), reason)
         model.put(device, "pci_bus_id", bus_id)
         found.append(device)
@@ -320,17 +320,17 @@ def _unread(
 
 
 def _meant(fault: Dict[str, str], unread: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """The unread GPUs that a fault speaks of: nvidia-smi stops at a lost GPU, but names it by its PCI bus id."""
+    """The unread GPUs that a fault is about: nvidia-smi stops at a lost GPU, but names it by its PCI bus id."""
     named = [device for device in unread if device["pci_bus_id"] in fault["text"].lower()]
     return named if named and fault["code"] == faults.GPU_LOST else unread
 
 
 def _complete(devices: List[Dict[str, Any]], in_kernel: Dict[str, Dict[str, Any]]) -> None:
-    """Fill in, from procfs and sysfs, what a device's own source did not tell."""
+    """Fill in, from procfs and sysfs, what a device's own source did not report."""
     nameless = [device for device in devices if not device["pci_bus_id"]]
     taken = {device["pci_bus_id"] for device in devices}
     left = [bus_id for bus_id in in_kernel if bus_id not in taken]
-    # GPUs that do not even tell their bus id are those left over, in the bus' order; when the numbers differ, who knows
+    # GPUs that do not even report their bus id are those left over, in the order of the bus, if the numbers match
     if len(nameless) == len(left):
         for device, bus_id in zip(nameless, left):
             model.put(device, "pci_bus_id", bus_id)
@@ -344,7 +344,7 @@ def _complete(devices: List[Dict[str, Any]], in_kernel: Dict[str, Dict[str, Any]
         else:
             model.refuse(device, "device_node", device["unavailable"]["minor"])
         if gpu and device["numa_node"] is None:
-            model.refuse(device, "numa_node", "the firmware assigns the GPU to no NUMA node (sysfs says -1)")
+            model.refuse(device, "numa_node", "the firmware assigns the GPU to no NUMA node (sysfs has -1)")
 
 
 def _lost_gpus(devices: List[Dict[str, Any]], read_devices: Sequence[Tuple[Any, Any]]) -> Optional[Dict[str, str]]:

@@ -16,12 +16,12 @@ _BAD_EVENT_REASONS = {
 
 
 def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]:
-    """What speaks against a GPU.
+    """What is known against using a GPU.
 
     :param device: one of the facts' devices.
     :param lost: why it does not answer; None when it does.
-    :returns: ``ok`` (bool: nothing speaks against it), ``lost`` (bool: it does not answer), ``reasons`` (list of str).
-        A datum that is not known speaks neither for nor against.
+    :returns: ``ok`` (bool: nothing is known against it), ``lost`` (bool: no answer), ``reasons`` (list of str).
+        A datum that is not known counts neither for nor against.
     """
     reasons = []
     if lost:

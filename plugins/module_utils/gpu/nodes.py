@@ -15,7 +15,7 @@ _COMMON = (("/dev/nvidiactl", "/dev/char/%d:255" % MAJOR, _DRIVER), ("/dev/nvidi
 Node = Tuple[str, str, Tuple[str, ...]]
 
 USEFUL = (("/dev/nvidia-uvm-tools", "", ("nvidia-uvm",)),)
-"""What profilers and debuggers open besides."""
+"""What profilers and debuggers open in addition."""
 
 
 def nodes(devices: Sequence[Dict[str, Any]]) -> List[Node]:

@@ -103,7 +103,7 @@ def _bus(info: Any) -> List[str]:
     return [pci_bus_id(_text(info.busId)), "%04x:%04x" % (vendor, device)]
 
 
-# What a device tells: leaves, function, arguments after the handle, converter. A function with several leaves converts
+# The data of a device: leaves, function, arguments after the handle, converter. A function with several leaves converts
 # to as many values. A later row for leaves that are already known is passed over: it is the older driver's way.
 DATA = (
     ("uuid", "nvmlDeviceGetUUID", (), _text),
@@ -355,7 +355,7 @@ def _read_datum(
 
 
 def _read_nvlinks(library: Library, handle: Any, device: Dict[str, Any]) -> Dict[str, int]:
-    """How many NVLinks are up, and how many of them end at which PCI bus id; counts them where no field tells."""
+    """How many NVLinks are up, and how many of them end at which PCI bus id; counts them where no field reports it."""
     total = device["nvlink"]["link_count"]
     ends = {}  # type: Dict[str, int]
     tried = active = 0

@@ -29,7 +29,7 @@ def unit_of(pid: int, root: str = "/") -> Optional[str]:
 def unit_of_cgroup(text: str) -> Optional[str]:
     """The system unit in the text of a /proc/PID/cgroup, or None.
 
-    systemd's own hierarchy (cgroup v1, ``name=systemd``) speaks first, then the unified one (``0::``): on hybrid
+    systemd's own hierarchy (cgroup v1, ``name=systemd``) is used first, then the unified one (``0::``): on hybrid
     hosts the second may be a bare ``/``. Users may put any other line end than ``\\n`` into the name of a group.
     """
     paths = {}

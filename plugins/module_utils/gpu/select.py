@@ -38,7 +38,7 @@ def select(
         instances.
     """
     if not devices:
-        raise Refused("This host has no GPU to choose from; see count and fault in what gpu_facts says of it")
+        raise Refused("This host has no GPU to choose from; see count and fault in the facts of gpu_facts")
     if wanted == "all":
         chosen = _all(devices)
     elif isinstance(wanted, dict):
@@ -148,7 +148,7 @@ def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any], own: Dict[
     try:
         model = re.compile(rules["model"], re.IGNORECASE) if "model" in rules else None
     except re.error as error:
-        raise Refused("The GPU policy's model %r is no regular expression: %s" % (rules["model"], error)) from None
+        raise Refused("The GPU policy's model %r is not a regular expression: %s" % (rules["model"], error)) from None
     fitting = []
     refused = {}  # type: Dict[str, List[str]]
     for device in devices:

@@ -139,7 +139,7 @@ DATA = (
     ("fabric.cluster_uuid", "fabric/clusterUuid", str),
 )
 
-# Sums of the counters that nvidia-smi tells apart; before Ampere it printed a total itself.
+# Sums of the counters that nvidia-smi distinguishes; before Ampere it printed a total itself.
 _ECC = {
     "corrected": (("sram_correctable", "dram_correctable"), ("single_bit/total",)),
     "uncorrected": (
@@ -155,13 +155,13 @@ def parse(text: str, root: str = "/") -> List[Tuple[str, Any]]:
 
     :param text: standard output of `nvidia-smi -q -x`.
     :param root: where `proc` is, for the units of processes.
-    :raises ValueError: the text is no such XML.
+    :raises ValueError: the text is not such XML.
     """
     try:
         log = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         raise ValueError(
-            "nvidia-smi -q -x printed something that is no XML (%s): %.200s" % (error, text.strip())
+            "nvidia-smi -q -x printed something that is not XML (%s): %.200s" % (error, text.strip())
         ) from None
     driver = {"version": _known(log, "driver_version"), "cuda_version": _known(log, "cuda_version")}
     parts = [("driver", driver)]  # type: List[Tuple[str, Any]]
@@ -186,7 +186,7 @@ def parse(text: str, root: str = "/") -> List[Tuple[str, Any]]:
 
 
 def fault_of_failure(status: int, output: str) -> Optional[Dict[str, str]]:
-    """The fault that a failed nvidia-smi tells of; None when it merely found no GPU.
+    """The fault that a failed nvidia-smi reports; None when it merely found no GPU.
 
     :param status: its exit status, which is NVML's code.
     :param output: what it printed.

@@ -23,7 +23,7 @@ Matrix = List[List[Optional[str]]]
 def from_nvml(
     devices: Sequence[Dict[str, Any]], pairs: Dict[Any, Dict[str, Any]], link_ends: Dict[int, Dict[str, int]]
 ) -> Matrix:
-    """The matrix from what NVML says of pairs of GPUs.
+    """The matrix from NVML's data about pairs of GPUs.
 
     :param devices: devices in index order.
     :param pairs: by (lower index, higher index): ``level`` (nvmlGpuTopologyLevel_t) and ``nvlink`` (status of peer to

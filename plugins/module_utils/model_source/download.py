@@ -84,9 +84,9 @@ class _Https(urllib.request.HTTPSHandler):
 def get(url: str, headers: Mapping[str, str], first_byte: int = 0) -> Any:
     """The open answer of a server.
 
-    :raises Failed: with what the server says, in the words of its user.
+    :raises Failed: with the server's answer, in terms of the options.
     :raises OSError: it is not reached.
-    :raises http.client.HTTPException: what it says is not HTTP.
+    :raises http.client.HTTPException: its answer is not HTTP.
     """
     request = urllib.request.Request(url)
     for name, value in headers.items():
@@ -128,7 +128,7 @@ def listing(url: str, headers: Mapping[str, str]) -> bytes:
 
 
 def download(url: str, headers: Mapping[str, str], file: File, folder: str) -> None:
-    """Have one file in a folder; what is there is not loaded again.
+    """Download one file into a folder, unless it is already there.
 
     :raises Failed: nothing wrong is left under the file's name.
     """
@@ -183,7 +183,7 @@ def _again(left: int, url: str, have: int, file: File, error: Exception) -> int:
     """One attempt less; a broken connection is met with patience."""
     if left <= 1:
         raise Failed(
-            "%s: %s, after %d of %d bytes and %d attempts; run it again to go on from there"
+            "%s: %s, after %d of %d bytes and %d attempts; run it again to resume"
             % (url, error, have, file.size, ATTEMPTS)
         ) from None
     # a hub that is overloaded is not asked again at once

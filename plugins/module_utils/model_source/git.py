@@ -99,7 +99,7 @@ def _resolved(place: Place, run: "_Git") -> Optional[str]:
 
 
 def _cloned(place: Place, run: "_Git", commit: Optional[str], params: Mapping[str, Any]) -> str:
-    """Clone, check, and have it as the model; the commit."""
+    """Clone, check and install the model; returns the commit."""
     unfinished = place.part("clone")
     try:
         empty(unfinished)  # of a run that was killed

@@ -51,7 +51,7 @@ class File(NamedTuple):
 
 
 def listing_url(source: str, endpoint: str, name: str, revision: str) -> str:
-    """Where a hub tells the files of a revision."""
+    """The URL at which a hub lists the files of a revision."""
     if source == "huggingface":
         return "%s/api/models/%s/revision/%s?blobs=true" % (endpoint, quote(name), quote(revision, safe=""))
     return "%s/api/v1/models/%s/repo/files?Recursive=true&Revision=%s" % (
@@ -103,9 +103,9 @@ def headers(source: str, token: Optional[str], user: str = "", password: str = "
 def read_listing(source: str, text: bytes) -> Tuple[str, List[File]]:
     """The commit and the files.
 
-    ModelScope tells no commit of the whole; a hash of all its files stands for it.
+    ModelScope reports no commit; a hash of all files is used instead.
 
-    :raises Failed: it is no listing, or names a file outside of the model.
+    :raises Failed: it is not a listing, or names a file outside of the model.
     """
     try:
         told = json.loads(text.decode("utf-8"))
@@ -116,7 +116,7 @@ def read_listing(source: str, text: bytes) -> Tuple[str, List[File]]:
             lines = sorted("%s %d %s" % (file.path, file.size, file.sha256) for file in files)
             commit = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:40]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Failed("its answer is no listing of files (%s: %s)" % (type(error).__name__, error)) from None
+        raise Failed("its answer is not a listing of files (%s: %s)" % (type(error).__name__, error)) from None
     check(commit, files)
     return commit, files
 
@@ -143,7 +143,7 @@ def check(commit: str, files: Sequence[File]) -> None:
 
 
 def wanted(files: Sequence[File], include: Iterable[str], exclude: Iterable[str]) -> List[File]:
-    """The files to have: those that match, less weights in other formats where there are safetensors.
+    """The files to download: those that match, without weights in other formats where there are safetensors.
 
     :raises Failed: none is left.
     """
@@ -159,7 +159,7 @@ def wanted(files: Sequence[File], include: Iterable[str], exclude: Iterable[str]
 
 
 def check_name(name: str) -> None:
-    """:raises Refused: it is no ``ORGANISATION/NAME``."""
+    """:raises Refused: it is not ``ORGANISATION/NAME``."""
     if not re.match(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", name):
         raise Refused("name is %r; expected ORGANISATION/NAME as the hub writes it" % name)
 

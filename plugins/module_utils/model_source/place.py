@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where a model lies on a host: a folder for each revision, whole or not there.
 
-ROOT/SOURCE/ORGANISATION/NAME/COMMIT/           whole, as gpufleet.json in it says, which is written last
+ROOT/SOURCE/ORGANISATION/NAME/COMMIT/           whole, as gpufleet.json in it confirms, which is written last
 ROOT/SOURCE/ORGANISATION/NAME/refs/REVISION     the commit that a branch or tag was when it was asked for
 ROOT/SOURCE/ORGANISATION/NAME/.COMMIT.part/     unfinished, closed to all others; the next run continues there
 

@@ -25,7 +25,7 @@ class Offer(NamedTuple):
 
 
 def converge(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
-    """Have the declared revision of a model in a directory.
+    """Ensure that the declared revision of a model is in a directory.
 
     :param params: the module's parameters.
     :returns: the module's result.
@@ -107,7 +107,7 @@ def _directory(params: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn: Any) -> Optional[Dict[str, Any]]:
-    """The model from the first host that has it; None where none gives it. Who offers it has told the checksums."""
+    """The model from the first host that has it, by the checksums that this host reported; None where none has it."""
     for seed in () if check_mode else params["seeds"]:
         told = seed["models"].get(place.key)
         if not told:
@@ -118,7 +118,7 @@ def _from_seeds(place: Place, params: Mapping[str, Any], check_mode: bool, warn:
             loaded, changed = _have(place, offer, params, partial(_seed_url, seed), {})
         except Failed as error:
             said = str(error).replace(seed["token"], "…")
-            warn("%s cannot be had from %s, so the hub is asked: %s" % (place.shown, seed["url"], said))
+            warn("%s cannot be loaded from %s, so the hub is used: %s" % (place.shown, seed["url"], said))
             continue
         if loaded:
             size = sum(file.size for file in offer.files)
@@ -214,7 +214,7 @@ def _check_space(place: Place, offer: Offer, params: Mapping[str, Any]) -> None:
 
 
 def _at(place: Place, commit: str) -> str:
-    """What is asked for: at ModelScope the revision, whose commit it does not tell."""
+    """What is asked for: for ModelScope the revision, whose commit it does not report."""
     return commit if place.source == "huggingface" else place.revision
 
 

@@ -115,7 +115,7 @@ class Api:
             return self._answer("/api/blobs", stream.status, stream.rest(time.monotonic() + silence))
 
     def events(self, path: str, body: Dict[str, Any], silence: Callable[[], float]) -> Iterator[Dict[str, Any]]:
-        """The lines with which the server tells how far a pull or a create is.
+        """The lines in which the server reports the progress of a pull or a create.
 
         An error comes as a line, too, with ``error`` in it. Who stops to read ends the work: the server notices.
 
@@ -130,7 +130,7 @@ class Api:
                 try:
                     event = decode(line)
                 except ValueError:
-                    raise ApiError("%s%s: a line that is no JSON: %.80r" % (self.url, path, line)) from None
+                    raise ApiError("%s%s: a line that is not JSON: %.80r" % (self.url, path, line)) from None
                 if isinstance(event, dict):
                     yield event
 

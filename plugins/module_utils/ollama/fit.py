@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether the model that is to prove a service fits once the service runs as declared, from the files of the store."""
+"""Whether the model that is to prove a service will fit, from the files of the store and the service as declared."""
 
 from __future__ import annotations
 
@@ -134,5 +134,5 @@ def _document(path: str) -> Dict[str, Any]:
     with follow(path) as file:
         document = decode(file.read(_LARGEST))
     if not isinstance(document, dict):
-        raise ValueError("%s is no JSON object" % path)
+        raise ValueError("%s is not a JSON object" % path)
     return document

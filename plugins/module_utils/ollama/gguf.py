@@ -1,9 +1,9 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the header of a GGUF file says of a model: its shape, and the bytes of its tensors by layer.
+"""What the header of a GGUF file reports about a model: its shape, and the bytes of its tensors by layer.
 
-Format: GGUF versions 2 and 3, little-endian, as its specification has it. No weights are read. Whoever may write into a
+Format: GGUF versions 2 and 3, little-endian, as in its specification. No weights are read. Whoever may write into a
 store may write any header, so each number has a limit, and so has the header as a whole.
 """
 
@@ -118,7 +118,7 @@ def read(file: BinaryIO) -> Header:
     """The header of a GGUF file.
 
     :param file: opened in binary mode and seekable, at any position.
-    :raises ValueError: says what was found, and what was expected.
+    :raises ValueError: with what was found, and what was expected.
     """
     file_bytes = file.seek(0, 2)
     file.seek(0)
@@ -140,7 +140,7 @@ def read(file: BinaryIO) -> Header:
     alignment = _number("general.alignment", metadata.get("general.alignment", 32)) or 32
     expected = -(-reader.at // alignment) * alignment + end
     if file_bytes < expected:
-        raise ValueError("is cut off: %d bytes, its header speaks of %d" % (file_bytes, expected))
+        raise ValueError("is cut off: %d bytes, its header claims %d" % (file_bytes, expected))
     return _header(metadata, sizes, parameters, types, file_bytes)
 
 
@@ -150,7 +150,7 @@ class _Reader:
 
     def take(self, length: int) -> bytes:
         if self.at + length > _LARGEST:
-            raise ValueError("is damaged: its header goes on after %d bytes" % _LARGEST)
+            raise ValueError("is damaged: its header continues after %d bytes" % _LARGEST)
         content = self.file.read(length)
         if len(content) < length:
             raise ValueError("is cut off within its header, at byte %d" % (self.at + len(content)))
@@ -287,7 +287,7 @@ def _named(text: str) -> str:
 
 
 def _per_layer(key: str, value: Any, layers: int) -> List[int]:
-    """A number for all layers, or one for each; a list that is too short goes on with its last."""
+    """A number for all layers, or one for each; a list that is too short is continued with its last."""
     if not isinstance(value, list):
         return [_number(key, value)] * layers
     numbers = [_number(key, one) for one in value[:layers]] or [0]

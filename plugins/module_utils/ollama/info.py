@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What one Ollama server is, has and does: its own words beside NVML's."""
+"""The state of one Ollama server: what it reports, next to what NVML does."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read(
 
 
 def _started(system: Any, invocation: str) -> Dict[str, Any]:
-    """What the server said when it started; nulls when the journal no longer has it."""
+    """What the server logged at its start; nulls when the journal no longer has it."""
     start = log.parse(log.before_serving(system.journal_from_start(invocation))) if invocation else log.StartLog()
     return {
         "configuration": start.config,

@@ -20,6 +20,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.storage 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import (
     BackStep,
+    ProgramStep,
     ReleaseStep,
     with_checksums,
 )
@@ -87,8 +88,6 @@ def steps(service: Service, user: str, system: Any) -> List[Step]:
     elif back.needed():
         found.append(back)
     if service.name:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.server import ProgramStep
-
         program = os.path.join(prefix, "bin", "ollama")
         if not (found or os.path.exists(program)):
             raise Refused(

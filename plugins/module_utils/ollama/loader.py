@@ -19,7 +19,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors 
 _GIB = float(1 << 30)
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
 _UNLOADS = 20.0  # seconds that the worker of a large model may need to end; /api/ps does not answer meanwhile
-_NEVER_FROM = 2200  # year from which an expiry means never; the server says 2319
+_NEVER_FROM = 2200  # year from which an expiry means never; the server uses 2319
 
 
 class Loader:
@@ -39,7 +39,7 @@ class Loader:
             until = time.monotonic() + _UNLOADS
             while any(key(str(one.get("name"))) == key(item["name"]) for one in self.api.loaded(_UNLOADS)):
                 if time.monotonic() > until:
-                    raise Failed("is still loaded after it was asked to go: a request keeps it busy; try again")
+                    raise Failed("is still loaded after the request to unload it: a request keeps it busy; try again")
                 # the server answers before the model is gone, and sends no word
                 time.sleep(0.05)
         entry["actions"].append("unloaded")
@@ -83,14 +83,14 @@ class Loader:
         return self._dead(resident, facts, blob)
 
     def _dead(self, resident: Dict[str, Any], facts: Dict[str, Any], blob: str) -> Optional[str]:
-        """Why the server's word is not true: it goes on naming a model whose worker is gone."""
+        """Why the server's report is not true: it keeps listing a model whose worker is gone."""
         claimed = int(resident.get("size_vram") or 0)
         if not claimed or facts["source"] not in ("nvml", "nvidia-smi") or not self.catalog.server.environ:
             return None
         held, told = server.held_by_worker(facts, self.catalog.server.unit, blob)
         if not told or sum(held.values()) >= claimed:
             return None
-        return "its worker is dead: the server says that it holds %.1f GiB of GPU memory, NVML shows %.1f GiB" % (
+        return "its worker is dead: the server reports that it holds %.1f GiB of GPU memory, NVML shows %.1f GiB" % (
             claimed / _GIB,
             sum(held.values()) / _GIB,
         )
@@ -122,7 +122,7 @@ class Loader:
                 flash_attention=self.catalog.server.flash_attention,
             )
 
-        # what this model holds itself goes when it is loaded anew
+        # what this model itself holds is freed when it is loaded again
         own = server.held_by_worker(facts, self.catalog.server.unit, blob)[0]
         free = [room + own.get(device["uuid"], 0) for room, device in zip(free, devices)]
         found = estimate(free)
@@ -137,7 +137,7 @@ class Loader:
         return sizing.describe(found, [device["index"] for device in devices])
 
     def _header(self, path: str) -> gguf.Header:
-        """The header of a file of weights, of which the server says where it lies."""
+        """The header of a file of weights, at the path that the server reports."""
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
 
         def read() -> gguf.Header:
@@ -181,7 +181,7 @@ class Loader:
         resident = self.catalog.loaded.get(key(item["name"]))
         if resident is None:
             raise Failed(
-                "was loaded, and is gone again: /api/ps does not name it; keep_alive %s, or other models need its room"
+                "was loaded, but /api/ps no longer lists it: keep_alive is %s, or other models needed its memory"
                 % item.get("keep_alive", "of the server")
             )
         return resident
@@ -210,7 +210,7 @@ class Loader:
         self.catalog.warn("%s: %s" % (item["name"], message))
 
     def _report(self, entry: Dict[str, Any], resident: Dict[str, Any], facts: Dict[str, Any], blob: str) -> None:
-        """The engine's own figures and NVML's beside the estimate."""
+        """The engine's figures and NVML's, next to the estimate."""
         held = server.held_by_worker(facts, self.catalog.server.unit, blob)[0]
         entry["reported"] = {
             "size_bytes": resident.get("size"),
@@ -227,10 +227,10 @@ class Loader:
 
 
 def _weights_path(shown: Answer) -> str:
-    """The file of the weights, as the server's own Modelfile has it."""
+    """The file of the weights, from the server's own Modelfile."""
     found = re.search(r"^FROM (/.*)$", str(shown.body.get("modelfile") or ""), re.MULTILINE)
     if not found:
-        raise ValueError("the server does not say where its weights lie")
+        raise ValueError("the server does not report where its weights are")
     return found.group(1).strip()
 
 

@@ -30,7 +30,7 @@ class Compute:
     """``CUDA``, ``ROCm``, ``Vulkan``, …; ``cpu`` when the server found no GPU."""
     description: str = ""
     pci_bus_id: str = ""
-    """``0000:00:06.0``; empty where the server could not tell."""
+    """``0000:00:06.0``; empty where the server does not know."""
 
     @property
     def on_cpu(self) -> bool:
@@ -44,7 +44,7 @@ class Compute:
 
 @dataclass
 class StartLog:
-    """What the start log tells; a part that is not (yet) there is None or empty."""
+    """What the start log reports; a part that is not (yet) there is None or empty."""
 
     config: Optional[Dict[str, str]] = None
     """Variable to value as the server understood it."""
@@ -69,7 +69,7 @@ _KEY = re.compile(r"(?:\A| )(%s|OLLAMA_[A-Z0-9_]+|LLAMA_ARG_[A-Z0-9_]+):" % "|".
 _START_LINES = 5000  # more than any start writes, at the highest log level too
 _LONGEST = 1 << 16  # characters of a line
 _LAST_WORDS = 500  # characters of them that a message repeats
-_TELLS_THE_END = (0, 15, 5)  # the first version that ends its list of devices with a line
+_MARKS_THE_END = (0, 15, 5)  # the first version that ends its list of devices with a line
 
 
 def before_serving(lines: Iterable[str]) -> Iterator[str]:
@@ -83,7 +83,7 @@ def parse(lines: Iterable[str]) -> StartLog:
     for line in lines:
         line = line[:_LONGEST]
         device = "inference compute" in line
-        if log.compute_ended or (log.compute and not device and not _tells_the_end(log.version)):
+        if log.compute_ended or (log.compute and not device and not _marks_the_end(log.version)):
             break
         if "server config" in line:
             found = _CONFIG.match(line, line.index("server config"))
@@ -127,17 +127,17 @@ def _said(line: str) -> str:
     return one_line(line, _LAST_WORDS)
 
 
-def _tells_the_end(version: Optional[str]) -> bool:
+def _marks_the_end(version: Optional[str]) -> bool:
     """Whether a server of this version ends its list of devices with a line; one built by hand says 0.0.0."""
     numbers = re.match(r"(\d{1,4})\.(\d{1,4})\.(\d{1,4})", version or "")
     known = tuple(map(int, numbers.groups())) if numbers else (0, 0, 0)
-    return known == (0, 0, 0) or known >= _TELLS_THE_END
+    return known == (0, 0, 0) or known >= _MARKS_THE_END
 
 
 def parse_map(printed: str) -> Dict[str, str]:
     """A Go map of strings as ``%v`` prints it: ``map[A:1 B:2]``.
 
-    Values are not quoted and may hold blanks and colons, so the known names tell where one ends; names come sorted,
+    Values are not quoted and may hold blanks and colons, so the known names show where one ends; names come sorted,
     which keeps a value that looks like a name from being taken for one.
     """
     inner = printed[len("map[") : -1] if printed.startswith("map[") and printed.endswith("]") else printed

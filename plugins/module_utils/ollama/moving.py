@@ -41,18 +41,18 @@ class Record(NamedTuple):
     files: List[str]
     """What the new store did not have before, relative to it."""
     folders: List[str]
-    """What was made for it, the outermost first."""
+    """What was created for it, the outermost first."""
 
 
 Step = Union["MoveStep", "CleanStep"]
 
 
 def plan(
-    former: Optional[str], new: Optional[str], change: str, user: str, unit: str, proc: str = "/proc"
+    previous: Optional[str], new: Optional[str], change: str, user: str, unit: str, proc: str = "/proc"
 ) -> List[Step]:
     """What to do about the models of the store that was in force, when another one will be.
 
-    :param former: the store in force; None where there is none.
+    :param previous: the store in force; None where there is none.
     :param new: the store that will be.
     :param change: ``refuse``, ``move`` or ``leave``.
     :raises StepError: models would be out of sight, or cannot be moved.
@@ -64,22 +64,27 @@ def plan(
         if not records:
             steps.append(CleanStep(unit, user, None))
         for record in records:
-            if new and _same(new, record.new) and former and (_same(former, record.new) or _same(former, record.old)):
+            if (
+                new
+                and _same(new, record.new)
+                and previous
+                and (_same(previous, record.new) or _same(previous, record.old))
+            ):
                 resumed = record
             else:
-                in_force = bool(former and _same(former, record.new))
+                in_force = bool(previous and _same(previous, record.new))
                 back = bool(new and _same(new, record.old))
                 others = _others(record.new, unit, proc)
                 steps.append(CleanStep(unit, user, record, not others and (back or not in_force)))
-    in_force = bool(resumed and former and _same(former, resumed.new))
-    move = _move(resumed.old if resumed else former, new, change, user, unit, proc, resumed, in_force)
+    in_force = bool(resumed and previous and _same(previous, resumed.new))
+    move = _move(resumed.old if resumed else previous, new, change, user, unit, proc, resumed, in_force)
     if resumed and not move:  # whole models stay where they are
         steps.append(CleanStep(unit, user, resumed, not in_force, keep_models=True))
     return [*steps, move] if move else steps
 
 
 def _move(
-    former: Optional[str],
+    previous: Optional[str],
     new: Optional[str],
     change: str,
     user: str,
@@ -89,17 +94,17 @@ def _move(
     in_force: bool,
 ) -> Optional["MoveStep"]:
     """:param in_force: the new store is in force already, and the old one is not emptied yet."""
-    if not (former and new) or _same(former, new) or change == "leave":
+    if not (previous and new) or _same(previous, new) or change == "leave":
         return None
-    source, target = former, new
+    source, target = previous, new
     try:
         found = with_rights_of(user, lambda: transfer.survey(source, target))
     except StepError as error:
         raise StepError(
             "models_dir changes from %s to %s, and the models cannot be inspected: %s; make them readable for user %s,"
-            " or set models_dir_change to leave" % (former, new, error, user)
+            " or set models_dir_change to leave" % (previous, new, error, user)
         ) from None
-    old = Holding(former, found["held"])
+    old = Holding(previous, found["held"])
     out_of_sight = found["missing"] and old.models
     if found["same"] or not (out_of_sight or resumed):
         return None
@@ -109,25 +114,25 @@ def _move(
         raise StepError(
             "models_dir changes from %s to %s, where the server would not see %s: set models_dir_change to move (them"
             " there) or leave (them behind), or copy them: mkdir -p %s && cp -a %s/. %s/ && chown -R %s: %s"
-            % (former, new, old, quote(new), quote(former), quote(new), user, quote(new))
+            % (previous, new, old, quote(new), quote(previous), quote(new), user, quote(new))
         )
-    _refuse(former, new, found, user, unit, proc)
-    return MoveStep(former, new, user, unit, in_force)
+    _refuse(previous, new, found, user, unit, proc)
+    return MoveStep(previous, new, user, unit, in_force)
 
 
-def _refuse(former: str, new: str, found: Dict[str, Any], user: str, unit: str, proc: str) -> None:
+def _refuse(previous: str, new: str, found: Dict[str, Any], user: str, unit: str, proc: str) -> None:
     """:raises StepError: the models cannot be moved, and why."""
-    others = _others(former, unit, proc) if found["held"] else []
+    others = _others(previous, unit, proc) if found["held"] else []
     if others:
         raise StepError(
             "models_dir_change: %s uses the models of %s, too: stop it, or leave them there (leave)"
-            % (" and ".join(others), former)
+            % (" and ".join(others), previous)
         )
-    _refuse_two_versions(former, new, found)
+    _refuse_two_versions(previous, new, found)
     if found["stuck"]:
         raise StepError(
             "models_dir_change: user %s cannot remove files from %s: chown -R %s: %s, or leave the models there (leave)"
-            % (user, found["stuck"], user, quote(former))
+            % (user, found["stuck"], user, quote(previous))
         )
     needed, free = found["needed"] and found["needed"] + _MARGIN, found["free"]
     if free < needed:
@@ -137,11 +142,11 @@ def _refuse(former: str, new: str, found: Dict[str, Any], user: str, unit: str, 
         )
 
 
-def _refuse_two_versions(former: str, new: str, found: Dict[str, Any]) -> None:
+def _refuse_two_versions(previous: str, new: str, found: Dict[str, Any]) -> None:
     for file in found["differ"]:
         raise StepError(
             "models_dir_change: both %s and %s have the model %s, and they differ: remove one of the two files"
-            % (os.path.join(former, file), os.path.join(new, file), "/".join(file.split("/")[-2:]))
+            % (os.path.join(previous, file), os.path.join(new, file), "/".join(file.split("/")[-2:]))
         )
 
 
@@ -168,7 +173,7 @@ class MoveStep:
             self.holding = Holding(self.old, with_rights_of(self.user, lambda: holding(self.old, strict=True).files))
         except StepError:
             return True  # apply says why
-        return bool(self.holding.files) or self._former() is not None
+        return bool(self.holding.files) or self._previous() is not None
 
     def diff(self) -> Dict[str, str]:
         def said(path: str) -> str:
@@ -177,22 +182,22 @@ class MoveStep:
         return {"before": said(self.old), "after": said(self.new)}
 
     def apply(self) -> None:
-        """:raises StepError: not all of it could be brought."""
+        """:raises StepError: not all of it could be moved."""
         found = with_rights_of(self.user, lambda: transfer.survey(self.old, self.new))
         _refuse_two_versions(self.old, self.new, found)
         self.holding = Holding(self.old, found["held"])
-        former = self._former()
+        previous = self._previous()
         folders = [folder for folder in found["folders"] if not os.path.lexists(folder)]  # the user may not see all
-        known = former or Record(self.old, self.new, [], [])
+        known = previous or Record(self.old, self.new, [], [])
         record = known._replace(
             files=sorted({*known.files, *found["absent"]}), folders=sorted({*known.folders, *folders})
         )
-        # what the killed run has brought to a store in force stays there
+        # what the killed run has moved to a store in force stays there
         self._record = record if not self.in_force else record._replace(files=found["absent"], folders=folders)
         self._begun = True
         _remember(self.unit, record)
         self._make_top()
-        with_rights_of(self.user, lambda: transfer.bring(self.old, self.new, found["missing"]), _STALL)
+        with_rights_of(self.user, lambda: transfer.copy(self.old, self.new, found["missing"]), _STALL)
         self._applied = True
 
     def undo(self) -> None:
@@ -207,7 +212,7 @@ class MoveStep:
         """The service is proven on the new store: what was pulled into the old one until then comes, too, and that is
         emptied of what was taken.
 
-        :raises StepError: not all of it could be brought; the next run resumes.
+        :raises StepError: not all of it could be moved; the next run resumes.
         """
         if not self._applied:
             return
@@ -217,7 +222,7 @@ class MoveStep:
         _remove_folder(self.old)
         forget(self.unit, self._record)
 
-    def _former(self) -> Optional[Record]:
+    def _previous(self) -> Optional[Record]:
         """The record of a killed run that moved the same models."""
         found = [record for record in recorded(self.unit) if (record.old, record.new) == (self.old, self.new)]
         return found[0] if found else None
@@ -231,7 +236,7 @@ class MoveStep:
             except OSError as error:
                 raise StepError("%s: %s" % (error.filename, error.strerror)) from None
         except (OSError, Failed) as error:
-            raise StepError("%s cannot be made: %s" % (self.new, error)) from None
+            raise StepError("%s cannot be created: %s" % (self.new, error)) from None
 
 
 class CleanStep:
@@ -278,7 +283,7 @@ class CleanStep:
 
 
 def _clean(user: str, record: Record, keep_models: bool = False) -> None:
-    """Remove from the new store what a move has brought there and the old one still has."""
+    """Remove from the new store what a move has put there and the old one still has."""
 
     def work() -> transfer.Work:
         yield from transfer.empty(record.new, record.old, record.files, keep_models=keep_models)
@@ -348,7 +353,7 @@ def users_of(store: str, proc: str = "/proc") -> List[str]:
 
     Any user may start a process that claims to be one; that keeps models from being moved, and does nothing else.
 
-    :raises StepError: a process keeps whoever looks at it waiting.
+    :raises StepError: a process keeps whoever inspects it waiting.
     """
     return list(with_rights_of("root", lambda: _users_of(store, proc)))
 

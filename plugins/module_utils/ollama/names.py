@@ -15,9 +15,9 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}\Z")
 def full(name: str) -> str:
     """A model's name with the parts that Ollama fills in: ``registry.ollama.ai/library/NAME:latest``.
 
-    ``http://`` before it, which a pull from a registry without TLS needs, is no part of the name.
+    ``http://`` before it, which a pull from a registry without TLS needs, is not part of the name.
 
-    :raises ValueError: it is no name of a model.
+    :raises ValueError: it is not a valid name of a model.
     """
     name = re.sub(r"\Ahttps?://", "", name)
     path, colon, tag = name.rpartition(":")
@@ -25,12 +25,12 @@ def full(name: str) -> str:
         path, tag = name, "latest"
     parts = path.split("/")
     if len(parts) > 3:
-        raise ValueError("%r is no model's name; expected [host/][namespace/]model[:tag]" % name)
+        raise ValueError("%r is not a model name; expected [host/][namespace/]model[:tag]" % name)
     host, namespace, model = ([REGISTRY, "library"][: 3 - len(parts)] + parts)[-3:]
     if not all(_PART.match(part) for part in (namespace, model, tag)) or not re.match(
         r"[A-Za-z0-9.:_-]{1,350}\Z", host
     ):
-        raise ValueError("%r is no model's name; expected [host/][namespace/]model[:tag]" % name)
+        raise ValueError("%r is not a model name; expected [host/][namespace/]model[:tag]" % name)
     return "%s/%s/%s:%s" % (host, namespace, model, tag)
 
 

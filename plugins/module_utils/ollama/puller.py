@@ -50,7 +50,7 @@ class Puller:
         return offered is not None and offered.digest != digest
 
     def _source(self, item: Dict[str, Any]) -> str:
-        """The name by which the registry, or its mirror, has it."""
+        """Its name at the registry or the mirror."""
         mirror = self.catalog.params["registry_mirror"]
         return names.at(mirror, item["name"]) if mirror else item["name"]
 
@@ -187,7 +187,7 @@ class Puller:
 
 
 def _remove_broken(store: str, digests: List[str]) -> Iterator[None]:
-    """Remove the blobs of a store whose content is not what their name says."""
+    """Remove the blobs of a store whose content does not match their name."""
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import chunks, follow
 
     for digest in digests:

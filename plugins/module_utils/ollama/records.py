@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What each created model was made from.
 
-The server rewrites a GGUF when it makes a model of it, so nothing in the store tells which file that was. One small
+The server rewrites a GGUF when it creates a model from it, so nothing in the store shows which file that was. One small
 file per server and model remembers it: the sha256 of the source, the request, and the digest of the model that came
 out. A record that is lost, or that no longer fits the model, costs one more create and nothing else.
 """
@@ -44,8 +44,8 @@ class Records:
 def fingerprint(path: str, known: Dict[str, Any]) -> Dict[str, Any]:
     """A file by path, size, time of change and sha256.
 
-    :param known: a former fingerprint: while path, size and time are the same, the file is not read again.
-    :raises OSError: it cannot be read, or is no regular file.
+    :param known: an earlier fingerprint: while path, size and time are the same, the file is not read again.
+    :raises OSError: it cannot be read, or is not a regular file.
     """
     status = os.stat(path)
     found = {"path": path, "size": status.st_size, "changed": status.st_mtime_ns}  # type: Dict[str, Any]

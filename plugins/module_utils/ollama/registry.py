@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a registry says of a model before anything is pulled: the digest, and the layers with their sizes.
+"""What a registry reports about a model before anything is pulled: the digest, and the layers with their sizes.
 
 Asked without a login, as Ollama's own registry allows; through the proxy of the server that would pull.
 """
@@ -22,7 +22,7 @@ _LARGEST = 4 << 20
 
 class Manifest(NamedTuple):
     digest: str
-    """64 hex digits, as /api/tags has it of a model that was pulled."""
+    """64 hex digits, as /api/tags has it for a model that was pulled."""
     layers: Dict[str, int]
     """Bytes by digest, the configuration among them."""
 

@@ -4,7 +4,7 @@
 """Which files make up a release of Ollama, and where they are. Pure.
 
 A release is one archive for the host's architecture, with any number of add-ons laid over it. A mirror has the layout
-of the official releases: MIRROR/vVERSION/ollama-linux-ARCHITECTURE[-ADDON].tar.zst, and sha256sum.txt beside them.
+of the official releases: MIRROR/vVERSION/ollama-linux-ARCHITECTURE[-ADDON].tar.zst, with sha256sum.txt next to them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def plan(
         by_name = is_addon_name(addon)
         if by_name and archive:
             raise Refused(
-                "addons: %s is looked for beside a release of a mirror; beside an archive, name its file" % addon
+                "addons: %s is searched for next to a release of a mirror; with an archive, name its file" % addon
             )
         places.append(official(addon) if by_name else addon)
     for place in places:

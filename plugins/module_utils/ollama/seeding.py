@@ -56,7 +56,7 @@ def _read(store: str, name: str) -> Tuple[str, Dict[str, str]]:
         parts = [str(part["digest"]) for part in (document["config"], *document["layers"])]
         strange = [part for part in parts if not _DIGEST.match(part)]
         if strange:
-            raise ValueError("%s is no digest" % strange[0])
+            raise ValueError("%s is not a digest" % strange[0])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Failed("%s: cannot be offered: %s" % (name, error)) from None
     blobs = {part: os.path.join(store, "blobs", part.replace(":", "-")) for part in parts}
@@ -70,7 +70,7 @@ def _store(unit: str, host: Optional[str], system: Any) -> Tuple[str, users.Ids]
     """The store of the running server, and the ids of its process."""
     found = server.find(unit, host, system)
     if not found.store:
-        raise Failed("%s does not tell where its models lie" % unit)
+        raise Failed("%s does not report where its models are" % unit)
     try:
         return found.store, users.ids_of_process(int(system.show(unit).get("MainPID") or 0))
     except OSError:

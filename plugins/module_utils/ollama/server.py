@@ -27,7 +27,7 @@ class Server(NamedTuple):
 
     @property
     def store(self) -> Optional[str]:
-        """The directory of its models; None when the process does not tell."""
+        """The directory of its models; None when the process does not show it."""
         home = self.environ.get("HOME")
         return self.environ.get("OLLAMA_MODELS") or (os.path.join(home, ".ollama", "models") if home else None)
 
@@ -108,16 +108,16 @@ def held_by_worker(facts: Dict[str, Any], unit: str, blob: str, proc: str = "/pr
 
     :param unit: the processes must belong to it.
     :param blob: name of the file in the store, ``sha256-…``.
-    :returns: bytes per GPU UUID, and whether the driver told the memory of every such process.
+    :returns: bytes per GPU UUID, and whether the driver reported the memory of every such process.
     """
     held = {}  # type: Dict[str, int]
-    told = True
+    known = True
     for device in facts["devices"]:
         for process in device["processes"] or ():
             if process["unit"] == unit and blob in _files_named(proc, process["pid"]):
-                told = told and process["used_bytes"] is not None
+                known = known and process["used_bytes"] is not None
                 held[device["uuid"]] = held.get(device["uuid"], 0) + (process["used_bytes"] or 0)
-    return held, told
+    return held, known
 
 
 def _files_named(proc: str, pid: int) -> List[str]:
@@ -127,40 +127,3 @@ def _files_named(proc: str, pid: int) -> List[str]:
     except OSError:
         return []
     return [os.path.basename(word) for word in words]
-
-
-class ProgramStep:
-    """A step of the engine: a service still runs a program that is no longer the one in place.
-
-    Of several services that start the same program only the first one is restarted by the step that replaces it.
-    """
-
-    restarts = True
-
-    def __init__(self, unit: str, program: str, system: Any) -> None:
-        self.unit, self.program, self.system = unit, program, system
-        self._ran: Optional[str] = None
-
-    def needed(self) -> bool:
-        running = self._running()
-        place = os.path.dirname(os.path.dirname(os.path.realpath(self.program)))
-        # of a service in the sandbox, the kernel tells the path from outside of a chroot that the host may live in
-        return running is not None and place + "/" not in running
-
-    def diff(self) -> Dict[str, str]:
-        return {"before": "runs %s\n" % self._running(), "after": "runs %s\n" % os.path.realpath(self.program)}
-
-    def apply(self) -> None:
-        """The restart is all there is to do."""
-        self._ran = self._running()
-
-    def undo(self) -> Optional[str]:
-        """What it ran before is no longer in place, and others are proven with what is."""
-        return self._ran and (
-            "%s ran %s, which has been replaced, and now runs %s: to go back, declare the previous release"
-            % (self.unit, self._ran, os.path.realpath(self.program))
-        )
-
-    def _running(self) -> Optional[str]:
-        pid = int(self.system.show(self.unit).get("MainPID") or 0)
-        return self.system.program(pid) if pid else None

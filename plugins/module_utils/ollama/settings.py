@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Typed options of Ollama in, environment variables out. Pure.
 
-Ollama never refuses a value: what it cannot read it replaces by a default, mostly in silence. So every value is read
+Ollama never refuses a value: what it cannot read it replaces with a default, mostly silently. So every value is read
 here by the server's own rules (``envconfig/config.go`` of Ollama 0.32.15) before anything is touched, and what the
-server will say it understood is foretold for the gate.
+server will say it understood is predicted for the proof.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import values
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import reachable
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.durations import (
     FOREVER,
     go_duration,
@@ -73,7 +75,7 @@ def boolean_as_written(value: Any) -> Reading:
 
 
 def unsigned(least: int = 0) -> Callable[[Any], Reading]:
-    """A whole number, ``least`` or more; Ollama replaces anything else by its default."""
+    """A whole number, ``least`` or more; Ollama replaces anything else with its default."""
 
     def read(value: Any) -> Reading:
         text = _trimmed(value)
@@ -88,7 +90,7 @@ def unsigned(least: int = 0) -> Callable[[Any], Reading]:
 
 
 def keep_alive(value: Any) -> Reading:
-    """A duration or a number of seconds; negative keeps models loaded for ever, 0 unloads them at once."""
+    """A duration or a number of seconds; negative keeps models loaded indefinitely, 0 unloads them at once."""
     nanoseconds = _duration(value)
     return Reading(_trimmed(value), go_duration(FOREVER if nanoseconds < 0 else nanoseconds))
 
@@ -100,13 +102,13 @@ def load_timeout(value: Any) -> Reading:
 
 
 def size(value: Any) -> Reading:
-    """A size with its unit (``512MiB``, ``1.5GB``), or bytes; given to Ollama in bytes, the only unit it reads."""
+    """A size with its unit (``512MiB``, ``1.5GB``), or bytes; passed to Ollama in bytes, the only unit it reads."""
     number = str(_bytes(value))
     return Reading(number, number)
 
 
 def size_in_mib(value: Any) -> Reading:
-    """The same, given on in MiB, as llama.cpp wants it; a bare number is MiB there."""
+    """The same, passed in MiB, as llama.cpp wants it; a bare number is MiB there."""
     text = _trimmed(value)
     mib = int(text) if re.match(r"[0-9]+\Z", text) else _bytes(text) // (1 << 20)
     return Reading(str(mib), str(mib))
@@ -150,16 +152,16 @@ def word(value: Any) -> Reading:
 def kv_cache_type(value: Any) -> Reading:
     kind = _trimmed(value)
     if kind not in KV_CACHE_TYPES:
-        raise ValueError("%r is no type of cache; expected one of %s" % (kind, ", ".join(KV_CACHE_TYPES)))
+        raise ValueError("%r is not a cache type; expected one of %s" % (kind, ", ".join(KV_CACHE_TYPES)))
     return Reading(kind, kind)
 
 
 def origins(value: Any) -> Reading:
-    """Origins that browsers may call from, beside the built-in ones of localhost."""
+    """Origins that browsers may call from, in addition to those of localhost."""
     items = _items(value)
     for item in items:
         if "*" not in item and "://" not in item:
-            raise ValueError("%r is no origin; write the scheme too, as in https://%s" % (item, item))
+            raise ValueError("%r is not an origin; write the scheme too, as in https://%s" % (item, item))
     return Reading(",".join(items), "[%s " % " ".join(items))
 
 
@@ -171,7 +173,7 @@ def names(value: Any) -> Reading:
 def log_level(value: Any) -> Reading:
     level = _trimmed(value)
     if level not in LOG_LEVELS:
-        raise ValueError("%r is no log level; expected one of %s" % (level, ", ".join(LOG_LEVELS)))
+        raise ValueError("%r is not a log level; expected one of %s" % (level, ", ".join(LOG_LEVELS)))
     return _debug(str(LOG_LEVELS.index(level)))
 
 
@@ -184,7 +186,7 @@ def _debug(value: Any) -> Reading:
         return Reading(level, "INFO")
     if level == "2":
         return Reading(level, "DEBUG-4")
-    raise ValueError("%r is no debug level; Ollama would log at INFO; write 0, 1 or 2" % level)
+    raise ValueError("%r is not a debug level; Ollama would log at INFO; write 0, 1 or 2" % level)
 
 
 def on_off(value: Any) -> Reading:
@@ -199,7 +201,7 @@ def proxy(value: Any) -> Reading:
     """A proxy's URL without a password: Ollama writes its proxies into its log at every start."""
     url = _trimmed(value)
     if not re.match(r"(https?|socks5h?)://[^/]+", url):
-        raise ValueError("%r is no URL of a proxy; expected something like http://proxy.example:3128" % _masked(url))
+        raise ValueError("%r is not a proxy URL; expected something like http://proxy.example:3128" % _masked(url))
     if "@" in url.split("://", 1)[1].split("/")[0]:
         raise ValueError(
             "the URL holds a password, and Ollama writes it into the journal at each start; "
@@ -290,7 +292,7 @@ def declare(
     """Turn options and extra environment into what the process and its log must show.
 
     :param options: option name to value; absent and None mean: not declared.
-    :param environment: further variables, given on as they are; those that Ollama knows are checked as well.
+    :param environment: further variables, passed as they are; those that Ollama knows are checked as well.
     :param visible_devices: value of CUDA_VISIBLE_DEVICES, already chosen among the host's GPUs.
     :raises Refused: Ollama would misread a value, or a variable is given twice.
     """
@@ -373,16 +375,14 @@ def listen_address(value: Any) -> Tuple[str, int]:
     if not address and port is None:
         address = DEFAULT_HOST
     if ":" not in address and not re.match(r"[A-Za-z0-9.-]*\Z", address):
-        raise ValueError("%r is no address" % written)
+        raise ValueError("%r is not an address" % written)
     return address, DEFAULT_PORT if port is None else int(port)
 
 
 def reachable_at(value: Any) -> Tuple[str, int]:
     """Where a client on the same host finds a server that listens at OLLAMA_HOST."""
     address, port = listen_address(value)
-    if address in ("", "0.0.0.0"):
-        return DEFAULT_HOST, port
-    return ("::1" if address == "::" else address), port
+    return reachable(address), port
 
 
 # --- Small readers
@@ -393,7 +393,7 @@ def _duration(value: Any) -> int:
     if re.match(r"[+-]?[0-9]+\Z", written):
         nanoseconds = int(written) * 10**9
         if abs(nanoseconds) > FOREVER:
-            raise ValueError("%s seconds is more than Ollama can count; -1 means for ever" % written)
+            raise ValueError("%s seconds is more than Ollama can count; -1 means indefinitely" % written)
         return nanoseconds
     try:
         return parse_go_duration(written)
@@ -401,34 +401,23 @@ def _duration(value: Any) -> int:
         days = re.match(r"([0-9]+)\s*d(ays?)?\Z", written)
         advice = "write %dh" % (int(days.group(1)) * 24) if days else "write it as 90s, 30m or 1h30m, without blanks"
         raise ValueError(
-            "%r is not a duration that Ollama reads (it would use its default of 5m without a word); %s, "
-            "a number of seconds, or -1 for ever" % (written, advice)
+            "%r is not a duration that Ollama reads (it would use its default of 5m silently); %s, "
+            "a number of seconds, or -1 for no limit" % (written, advice)
         ) from None
-
-
-_SIZES = {"": 1, "B": 1}  # type: Dict[str, int]
-_SIZES.update({prefix + "iB": 1 << (10 * power) for power, prefix in enumerate("KMGT", 1)})
-_SIZES.update({prefix + "B": 1000**power for power, prefix in enumerate("KMGT", 1)})
 
 
 def _bytes(value: Any) -> int:
     written = _trimmed(value)
-    match = re.match(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\Z", written)
-    if not match or match.group(2) not in _SIZES:
-        raise ValueError("%r is no size; write bytes, or a number with KiB, MiB, GiB, KB, MB or GB" % written)
-    if match.group(2) == "" and "." in match.group(1):
-        raise ValueError("%r is no whole number of bytes" % written)
-    return (
-        int(float(match.group(1)) * _SIZES[match.group(2)])
-        if "." in match.group(1)
-        else (int(match.group(1)) * _SIZES[match.group(2)])
-    )
+    try:
+        return values.size(written, "")
+    except Refused:
+        raise ValueError("%r is not a size; write bytes, or a size such as 2GiB or 500MB" % written) from None
 
 
 def _trimmed(value: Any) -> str:
     """The text of a value, which must not be one that Ollama would trim blanks and quotes from."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError("%r is no text or number; put quotes around it" % (value,))
+        raise ValueError("%r is neither text nor a number; put quotes around it" % (value,))
     written = str(value)
     if not written:
         raise ValueError("is empty, which Ollama reads as not set; leave it out")
@@ -440,7 +429,7 @@ def _trimmed(value: Any) -> str:
 def _as_it_is(value: Any) -> Reading:
     """A value that Ollama does not read itself: byte for byte, but no guess what a bool should look like."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError("%r is no text or number; put quotes around it" % (value,))
+        raise ValueError("%r is neither text nor a number; put quotes around it" % (value,))
     return Reading(str(value), None)
 
 
@@ -450,7 +439,7 @@ def _items(value: Any) -> List[str]:
         raise ValueError("is an empty list; leave it out")
     for item in items:
         if re.search(r"[\s,]", item):
-            raise ValueError("%r holds a blank or a comma; give each item by itself" % item)
+            raise ValueError("%r contains a blank or a comma; write each item separately" % item)
     return items
 
 
@@ -458,7 +447,7 @@ def _ip(address: str, written: str) -> str:
     try:
         return str(ipaddress.ip_address(address))
     except ValueError:
-        raise ValueError("%r is no address; IPv6 goes in brackets, as in [::1]:%d" % (written, DEFAULT_PORT)) from None
+        raise ValueError("%r is not an address; write IPv6 in brackets, [::1]:%d" % (written, DEFAULT_PORT)) from None
 
 
 def _masked(url: str) -> str:
@@ -470,7 +459,7 @@ def _strange(name: str) -> List[str]:
     if name in GONE:
         return ["environment.%s: has no effect; Ollama %s was the last version that read it" % (name, GONE[name])]
     if name == "OLLAMA_NUM_GPU":
-        return ["environment.%s: never was a variable of Ollama; num_gpu is an option of a request" % name]
+        return ["environment.%s: was never a variable of Ollama; num_gpu is an option of a request" % name]
     if name in _KNOWN_UNLOGGED or name.startswith("LLAMA_ARG_"):
         return []
     import difflib  # only for names that are not known

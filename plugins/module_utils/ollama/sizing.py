@@ -27,7 +27,7 @@ MARGIN_BYTES = 1024 * MIB  # that llama.cpp leaves free on each GPU (LLAMA_ARG_F
 SINGLE_SHARE = 0.8  # of one GPU's free memory, up to which Ollama puts a model there
 BATCH = 512  # tokens computed at once; more where a long context has room for it
 # tokens of context above which Ollama computes more at once, how many, the share of the free memory that cache and
-# weights may have then, and the room that it must have besides
+# weights may have then, and the room that it needs in addition
 _LARGER_BATCHES = ((32768, 2048, 0.60, 2 * GIB), (4096, 1024, 0.75, 768 * MIB))
 
 # bytes of one element of the cache, by type
@@ -100,7 +100,7 @@ def cache_bytes(header: Header, context: int, parallel: int = 1, cache_type: str
 
     :param context: tokens of one sequence.
     :param parallel: sequences at a time; each has its own context.
-    :param cache_type: of keys and values, as OLLAMA_KV_CACHE_TYPE has it.
+    :param cache_type: of keys and values, as in OLLAMA_KV_CACHE_TYPE.
     """
     per_head = (header.key_length + header.value_length) * _ELEMENTS.get(cache_type or "f16", 2.0)
     return [int(context * parallel * per_head * heads) for heads in header.kv_heads]
@@ -171,7 +171,7 @@ def _estimate(
 
 
 def _batch(cells: int, predicted: int, available: int) -> int:
-    """Tokens that the worker computes at once, as Ollama chooses where no request or model says it."""
+    """Tokens that the worker computes at once, as Ollama chooses where no request or model sets it."""
     for above, batch, share, besides in _LARGER_BATCHES:
         room = SINGLE_SHARE * available - predicted
         if cells > above and predicted <= share * available and besides <= room:
@@ -216,7 +216,7 @@ def _compute(header: Header, cells: int, batch: int, several: bool, last: bool) 
 
 
 def describe(found: Estimate, names: Sequence[Any]) -> Dict[str, Any]:
-    """The estimate as a module's result has it.
+    """The estimate for a module's result.
 
     :param names: what stands for each GPU of the list that was given, such as its index.
     """

@@ -71,13 +71,13 @@ def _size(path: str) -> Optional[int]:
 
 
 def _unless_gone(error: OSError) -> None:
-    """A folder that is not there holds nothing; of one that cannot be read nobody knows."""
+    """A folder that is not there holds nothing; one that cannot be read is unknown."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
         raise error
 
 
 def default_store(user: str) -> Optional[str]:
-    """Where a server of this user keeps its models unless told otherwise; None while there is no such user."""
+    """Where a server of this user keeps its models by default; None while there is no such user."""
     import pwd
 
     try:

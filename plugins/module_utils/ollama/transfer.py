@@ -40,7 +40,7 @@ def survey(old: str, new: str) -> Dict[str, Any]:
     :returns: ``same``: both paths lead to one store; ``held``: what the old one has, file to bytes; ``missing``: what
         of it the new one lacks; ``absent``: those of them of which the new one has no file at all; ``differ``: models
         of which both have a version of their own; ``stuck``: a folder of the old store that nothing can be removed
-        from; ``folders``: to be made, the outermost first; ``needed`` and ``free``: bytes on the disk of the new one.
+        from; ``folders``: to be created, the outermost first; ``needed`` and ``free``: bytes on its disk.
     """
     held, there = holding(old, strict=True).files, holding(new, strict=True).files
     missing = {file: size for file, size in held.items() if not (_shared(old, new, file) or _same(old, new, file))}
@@ -68,11 +68,11 @@ def survey(old: str, new: str) -> Dict[str, Any]:
     }
 
 
-def bring(old: str, new: str, files: Collection[str], replace: Collection[str] = ()) -> Work:
+def copy(old: str, new: str, files: Collection[str], replace: Collection[str] = ()) -> Work:
     """Give the new store files of the old one, which keeps them; what the server removes meanwhile is left out.
 
     :param replace: manifests of which the new store's version is to be replaced.
-    :raises StepError: a file cannot be brought.
+    :raises StepError: a file cannot be moved.
     """
     for file in sorted(files):
         here, there = os.path.join(old, file), os.path.join(new, file)
@@ -87,7 +87,7 @@ def bring(old: str, new: str, files: Collection[str], replace: Collection[str] =
         except OSError as error:
             if os.path.lexists(here):
                 raise StepError(
-                    "%s cannot be brought to %s: %s; see to it that the service's user may read the one and write the "
+                    "%s cannot be moved to %s: %s; ensure that the service's user can read the one and write the "
                     "other" % (here, there, error.strerror)
                 ) from None
 
@@ -95,7 +95,7 @@ def bring(old: str, new: str, files: Collection[str], replace: Collection[str] =
 def finish(old: str, new: str, known: Collection[str]) -> Work:
     """Bring what was pulled into the old store since, and empty that of all that the new one has.
 
-    :param known: what was brought before.
+    :param known: what was moved before.
     :returns: what is left in the old store: files that the new one does not have.
     """
     held = holding(old, strict=True).files
@@ -103,7 +103,7 @@ def finish(old: str, new: str, known: Collection[str]) -> Work:
     both = [file for file in held if not BLOB.match(file) and os.path.lexists(os.path.join(new, file))]
     stale = {file for file in both if not (_shared(old, new, file) or _same(old, new, file))}
     newer = {file for file in stale if file in known and _changed(old, file) > _changed(new, file)}
-    yield from bring(old, new, held, newer)
+    yield from copy(old, new, held, newer)
     yield from empty(old, new, {*known, *held}, stale)
     folders = [folder for top in TOPS for folder, _below, _files in os.walk(os.path.join(old, top))]
     remove_empty([old, *folders])
@@ -163,7 +163,7 @@ def _take(file: str, here: str, there: str) -> Work:
         except OSError as error:
             if error.errno not in _NO_SECOND_NAME:
                 raise
-    yield from _copy(file, here, there)  # also in place of a blob that is not whole: the digest tells which one is
+    yield from _copy(file, here, there)  # also in place of a blob that is not whole: the digest shows which one is
 
 
 def _copy(file: str, here: str, there: str) -> Work:

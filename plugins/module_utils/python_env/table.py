@@ -33,7 +33,7 @@ class Wheel(NamedTuple):
     python: Tuple[Tuple[int, int], Tuple[int, int]]
     """The first Python that it runs on, and the first that it does not."""
     indexes: Tuple[str, ...] = ()
-    """Indexes beside the host's own."""
+    """Indexes in addition to the host's own."""
     without: Tuple[str, ...] = ()
     """Requirements of the first package that are left out."""
 
@@ -69,8 +69,8 @@ _VLLM: List[Tuple[str, str, Tuple[Tuple[int, int], Tuple[int, int]]]] = [
     ("0.6.6", "cu124", ((3, 9), (3, 13))),
 ]
 
-# version and CUDA of vLLM's own builds beside PyPI: a wheel of the release says its CUDA in its version, and torch must
-# be of the same CUDA (choosing torch alone, as --torch-backend does, leaves a vLLM that misses its libcudart)
+# version and CUDA of vLLM's own builds outside PyPI: a wheel of the release has its CUDA in its version, and torch
+# must be of the same CUDA (choosing torch alone, as --torch-backend does, leaves a vLLM that misses its libcudart)
 _VLLM_BESIDE: List[Tuple[str, str, Tuple[Tuple[int, int], Tuple[int, int]]]] = [
     ("0.28.0", "cu129", ((3, 10), (3, 15))),
     ("0.24.0", "cu129", ((3, 10), (3, 15))),

@@ -50,14 +50,14 @@ def choose(
     :param package: the engine's own package instead of the table's, as pip takes it; the version need not be in the
         table then, but ``cuda`` must say what it is built with.
     :param packages: further packages; one that names a package of the table takes its place.
-    :param without: requirements of the engine's package to be left out, beside the table's.
+    :param without: requirements of the engine's package to be left out, in addition to the table's.
     :raises Refused: nothing fits.
     """
     cuda = normal(cuda) if cuda else None
     if package and not any(wheel.engine == engine and wheel.version == version for wheel in wheels):
         if not version or not cuda:
             raise Refused(
-                "package %s: give version and cuda with it (such as cu129, or cpu), as no table tells them" % package
+                "package %s: give version and cuda with it (such as cu129, or cpu), as no table has them" % package
             )
         wheel = Wheel(engine, version, cuda, (package,), ((3, 0), (4, 0)))
         _refuse_driver(wheel, driver)

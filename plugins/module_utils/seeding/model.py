@@ -31,7 +31,7 @@ def _read_offer(models: List[Dict[str, Any]]) -> offer.Offer:
 
 
 def _told(place: Place, blobs: Dict[str, str]) -> Dict[str, Any]:
-    """What peers are told of a model; its files go to ``blobs``."""
+    """What peers are passed about a model; its files are added to ``blobs``."""
     commit = place.commit()
     if not commit or not place.whole(commit):
         raise Failed("%s is not in %s" % (place.shown, place.folder))

@@ -39,7 +39,7 @@ class Offer(NamedTuple):
 
     blobs: Dict[str, str]
     models: Dict[str, Any]
-    """What peers are told, by the names of the models."""
+    """What peers are passed, by the names of the models."""
     uid: int
     """Of the user who may read the files."""
     manifests: Dict[str, str] = {}
@@ -51,7 +51,7 @@ def converge(
 ) -> Dict[str, Any]:
     """Start or stop offering models at a port.
 
-    A host that cannot seed is no failure: its peers then use the registry or the hub.
+    A host that cannot seed is not a failure: its peers then use the registry or the hub.
 
     :param warn: called where this host cannot seed.
     :param read: returns what is to be offered.
@@ -132,7 +132,7 @@ def _start(own: str, uid: int, config: Dict[str, Any], system: Any) -> None:
             if ended or time.monotonic() > until:
                 system.stop(own, _STOPS)
                 raise Failed("%s %s; see journalctl -u %s" % (own, "ended" if ended else "does not listen", own))
-            # nothing tells when the port is open
+            # nothing reports when the port is open
             time.sleep(0.05)
     finally:
         try:

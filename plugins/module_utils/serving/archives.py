@@ -33,7 +33,7 @@ _CHUNK = 1 << 20
 def lay(source: Source, folder: str) -> None:
     """Unpack an archive into a folder, over what is there; only once its checksum is right.
 
-    :raises StepError: it cannot be had, is another one, or is no release.
+    :raises StepError: it cannot be fetched, differs from its checksum, or is not a release.
     """
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
 

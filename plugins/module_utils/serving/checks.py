@@ -16,7 +16,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text im
 
 _GIB = 1024.0**3
 _MEMORY_DELAY = 5.0  # seconds that NVML may need to name a process
-_LOOK = 2.0  # seconds between two looks at journal and memory while it starts, at least
+_LOOK = 2.0  # least seconds between two reads of journal and memory while it starts
 _GRACE = 5.0  # seconds in which a service that nobody has just started must answer
 
 Ask = Callable[[Proof, float], Optional[str]]

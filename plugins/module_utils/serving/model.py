@@ -47,7 +47,7 @@ class Service(NamedTuple):
     unit: str
     """Full name, such as ``vllm@chat.service``."""
     name: str
-    """Name of the instance; empty for a service that is no instance."""
+    """Name of the instance; empty for a service that is not an instance."""
     options: Mapping[str, Any]
     """Its options, with the defaults of all instances filled in."""
     siblings: Sequence["Service"] = ()
@@ -62,7 +62,7 @@ class Listen(NamedTuple):
     authenticated: bool = False
     """Whether it asks every client for a key."""
     declared: bool = True
-    """False where the address comes from somebody else's file: then it is only warned about."""
+    """False where the address comes from a foreign file: then it is only warned about."""
     shown: str = ""
     """The address as it was written, for messages."""
 
@@ -85,13 +85,13 @@ class Declared:
     """The proof, in order. The serving floor has the neutral ones (checks.py); an engine puts its own among them."""
     hooks: Optional[StopHooks] = None
     ports: Tuple[int, ...] = ()
-    """Further ports that it takes, besides the one at which it listens."""
+    """Further ports that it takes, in addition to the one on which it listens."""
     share: Optional[float] = None
     """Share of each GPU's memory that it takes, 0 to 1; None: as much as it gets."""
     writable: Sequence[str] = ()
     """Folders that it writes into, for the sandbox."""
     readable: Sequence[str] = ()
-    """Folders that it needs besides, which the sandbox must not hide."""
+    """Further folders that it needs, which the sandbox must not hide."""
     sandbox: Dict[str, List[str]] = field(default_factory=dict)
     """What it needs otherwise than the sandbox's profile has it."""
     timeout: float = 60

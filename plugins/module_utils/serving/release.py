@@ -12,7 +12,7 @@ So a switch is atomic, and the previous release stays for the way back.
 from __future__ import annotations
 
 import os
-from typing import Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step, StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
@@ -165,7 +165,44 @@ class BackStep:
         switch.end()
 
     def undo(self) -> None:
-        """What was killed half-way is not brought back."""
+        """What was killed half-way is not restored."""
+
+
+class ProgramStep:
+    """Restarts a service that still runs a program which is no longer the one in place.
+
+    Of several services that start the same program only the first one is restarted by the step that replaces it.
+    """
+
+    restarts = True
+
+    def __init__(self, unit: str, program: str, system: Any) -> None:
+        self.unit, self.program, self.system = unit, program, system
+        self._ran: Optional[str] = None
+
+    def needed(self) -> bool:
+        running = self._running()
+        place = os.path.dirname(os.path.dirname(os.path.realpath(self.program)))
+        # of a service in the sandbox, the kernel shows the path from outside of a chroot that the host may live in
+        return running is not None and place + "/" not in running
+
+    def diff(self) -> Dict[str, str]:
+        return {"before": "runs %s\n" % self._running(), "after": "runs %s\n" % os.path.realpath(self.program)}
+
+    def apply(self) -> None:
+        """The restart is everything."""
+        self._ran = self._running()
+
+    def undo(self) -> Optional[str]:
+        """What it ran before is no longer in place, and others are proven with what is."""
+        return self._ran and (
+            "%s ran %s, which has been replaced, and now runs %s: to go back, declare the previous release"
+            % (self.unit, self._ran, os.path.realpath(self.program))
+        )
+
+    def _running(self) -> Optional[str]:
+        pid = int(self.system.show(self.unit).get("MainPID") or 0)
+        return self.system.program(pid) if pid else None
 
 
 def preflight(steps: Sequence[Step], remote_src: bool, host: Host) -> None:

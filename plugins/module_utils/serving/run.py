@@ -208,7 +208,7 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
 
 
 def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
-    """Stop and disable an instance and remove its files; of a service that is no instance remove our override."""
+    """Stop and disable an instance and remove its files; remove our override of a service that is not an instance."""
     change = Change(unit=service.unit, state="absent", files=leaving.files)
     if service.name and host.system.show(service.unit).get("LoadState") == "loaded":
         # without its override it would be one more server at the default port: it is stopped, too

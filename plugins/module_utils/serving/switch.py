@@ -108,7 +108,7 @@ class Switch:
     # --- changing
 
     def check(self) -> None:
-        """:raises StepError: somebody other than root could replace the program, or the record of the way back."""
+        """:raises StepError: a user other than root could replace the program, or the record of the way back."""
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
 
         for folder in (os.path.dirname(self.places[0]), self.store):
@@ -132,7 +132,7 @@ class Switch:
         os.close(os.open(self.record, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
 
     def to(self, name: str) -> None:
-        """Put a release in use; what is in the places now can be brought back."""
+        """Put a release in use; what is in the places now can be restored."""
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
         found = self._read()
@@ -178,7 +178,7 @@ class Switch:
         self.before = {}
 
     def proven(self, keep: Set[str]) -> None:
-        """From here on there is no way back, and only cleaning up is left."""
+        """From here on there is no way back; only the cleanup is left."""
         self._write(sorted(keep))
 
     def end(self) -> None:
@@ -193,7 +193,7 @@ class Switch:
         self.leave()
 
     def leave(self) -> None:
-        """Let other runs go on."""
+        """Let other runs continue."""
         if self._unlock:
             self._unlock()
         self._unlock = None

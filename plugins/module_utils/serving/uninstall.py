@@ -207,14 +207,14 @@ def _goes_on(unit: str, installed: Installed, ours: bool, restored: bool) -> boo
 
 
 def _units_of_ours(unit: str) -> List[str]:
-    """Unit files that this collection has made for a unit."""
+    """Unit files that this collection created for a unit."""
     name, at, _instance = unit.partition("@")
     files = [unit, name + "@.service"] if at else [unit]
     return [path for path in install_record.remembered("units") if os.path.basename(path) in files]
 
 
 def _template_beside(unit: str) -> List[str]:
-    """The unit file that this collection has made for instances beside a service, of which none is left."""
+    """The unit file that this collection created for instances next to a service, once none is left."""
     name = unit.replace(".service", "@.service")
     found = [path for path in install_record.remembered("units") if "@" not in unit and os.path.basename(path) == name]
     return [path for path in found if not _instances(path)]
@@ -280,7 +280,7 @@ def _remove_empty(folders: List[str]) -> None:
         except FileNotFoundError:
             pass
         except OSError:
-            continue  # it holds something, or is no longer what was made
+            continue  # it holds something, or is no longer what was created
         install_record.drop("directories", folder)
 
 

@@ -67,7 +67,7 @@ class Links:
             try:
                 os.rmdir(self.root + folder)
             except OSError:
-                pass  # somebody else has put a link there
+                pass  # somebody else has created a link there
         for path, target in self._removed.items():
             place = self.root + path
             folder = os.path.dirname(place)

@@ -51,7 +51,7 @@ _LISTS = """
 """
 LIST_KEYS = frozenset(_LISTS.split())
 
-# An empty assignment to these is a mistake that systemd passes over. To any other key that is no list it is a reset.
+# An empty assignment to these is a mistake that systemd ignores. For any other key that is not a list it is a reset.
 _EMPTY_IGNORED = """
     Type ExitType Restart NotifyAccess OOMPolicy DevicePolicy ProtectSystem ProtectHome ProtectProc ProcSubset
     KeyringMode UtmpMode RuntimeDirectoryPreserve TimeoutStartFailureMode TimeoutStopFailureMode ManagedOOMPreference
@@ -67,7 +67,7 @@ _EMPTY_IGNORED = """
 """
 EMPTY_IGNORED = frozenset(_EMPTY_IGNORED.split())
 
-# systemd acts on these itself, so a reload alone puts a new value in force: no process has to be started anew.
+# systemd acts on these itself, so a reload alone puts a new value in force: no process has to be restarted.
 _LIVE = """
     Restart RestartSec RestartSteps RestartMaxDelaySec RestartMode SuccessExitStatus RestartPreventExitStatus
     RestartForceExitStatus TimeoutStartSec TimeoutStopSec TimeoutAbortSec TimeoutSec TimeoutStartFailureMode
@@ -75,10 +75,6 @@ _LIVE = """
     ExecStop ExecStopPost
 """
 LIVE_KEYS = frozenset(_LIVE.split())
-
-
-class UnitError(Refused):
-    """A name, value or file that systemd cannot take as it is; the message says which, why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Value:
 
 @dataclass
 class UnitFile:
-    """One parsed file. ``broken`` says where and why systemd stops reading it, None when it reads all of it."""
+    """One parsed file. ``broken`` is where and why systemd stops reading it, None when it reads all of it."""
 
     path: str
     assignments: List[Assignment] = field(default_factory=list)
@@ -118,13 +114,13 @@ class UnitFile:
 
 
 def unit_name(name: str) -> str:
-    """``name`` with ``.service`` added when it has no suffix; raises UnitError when systemd would not take it."""
+    """``name`` with ``.service`` added when it has no suffix; raises Refused when systemd would not take it."""
     full = name if name.rpartition(".")[2] in UNIT_TYPES else name + ".service"
     if not UNIT_NAME.fullmatch(full) or len(full) > 255:
-        raise UnitError("%r is no unit name: expected a name such as ollama.service or vllm@NAME.service" % name)
+        raise Refused("%r is not a unit name: expected a name such as ollama.service or vllm@NAME.service" % name)
     stem, _dot, kind = full.rpartition(".")
     if stem.endswith("@") and stem.count("@") == 1:
-        raise UnitError("%s is a template: name an instance of it, such as %sNAME.%s" % (full, stem, kind))
+        raise Refused("%s is a template: name an instance of it, such as %sNAME.%s" % (full, stem, kind))
     return full
 
 
@@ -132,7 +128,7 @@ UNIT_TYPES = ("service", "socket", "timer", "path", "mount", "automount", "swap"
 
 
 def template_of(name: str) -> Optional[str]:
-    """``vllm@.service`` for ``vllm@a.service``, None for a unit that is no instance."""
+    """``vllm@.service`` for ``vllm@a.service``, None for a unit that is not an instance."""
     stem, _dot, kind = name.rpartition(".")
     prefix, _at, instance = stem.partition("@")
     return "%s@.%s" % (prefix, kind) if instance else None
@@ -182,7 +178,7 @@ def order_dropins(directories: Iterable[Tuple[str, Iterable[str]]]) -> List[str]
 
 
 def is_text(raw: bytes) -> bool:
-    """Whether systemd takes these bytes as UTF-8: as Python does, less the code points that are no characters."""
+    """Whether systemd takes these bytes as UTF-8: as Python does, except for code points that are not characters."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -227,7 +223,7 @@ def parse(content: bytes, path: str) -> UnitFile:
             break
         if line.startswith("["):
             if not line.endswith("]"):
-                result.broken = "%s:%d: %r is no section header" % (path, number, line[:80])
+                result.broken = "%s:%d: %r is not a section header" % (path, number, line[:80])
                 break
             section = line[1:-1]
             continue
@@ -327,12 +323,12 @@ def parse_environment_file(content: bytes, version: int = 0) -> Dict[str, Tuple[
 
     Before systemd 254 a backslash at the end of a comment makes the next line part of it.
 
-    Raises UnitError for a file that keeps the unit from starting.
+    Raises Refused for a file that keeps the unit from starting.
     """
     found: Dict[str, Tuple[str, int]] = {}
     text = content.decode("utf-8", "surrogateescape")
     if "\0" in text:
-        raise UnitError("the file has a NUL byte: systemd does not start a unit with it")
+        raise Refused("the file has a NUL byte: systemd does not start a unit with it")
     at, end, line = 0, len(text), 1
     while at < end:
         char = text[at]
@@ -354,7 +350,7 @@ def parse_environment_file(content: bytes, version: int = 0) -> Dict[str, Tuple[
         line += text.count("\n", match.end(), at)
         name = match.group(1).rstrip(WHITESPACE)
         if not is_text((name + value).encode("utf-8", "surrogateescape")):
-            raise UnitError("line %d is not valid UTF-8: systemd does not start a unit with it" % first)
+            raise Refused("line %d is not valid UTF-8: systemd does not start a unit with it" % first)
         if ENVIRONMENT_NAME.fullmatch(name):
             found[name] = (value, first)
     return found
@@ -460,7 +456,7 @@ class Unit:
             for path, content in read_files(pattern):
                 try:
                     entries = parse_environment_file(content, int(specifiers.get("systemd", 0)))
-                except UnitError:
+                except Refused:
                     continue
                 found.update((name, Value(text, path, at)) for name, (text, at) in entries.items())
         for name, removed in self._unset(specifiers):
@@ -482,7 +478,7 @@ class Unit:
         """Name to the ``UnsetEnvironment=`` line that removes it; the text is the value that it must have, or None."""
         found: Dict[str, Value] = {}
         for name, removed in self._unset(specifiers):
-            if name not in found or found[name].text is not None:  # one that removes any value says most
+            if name not in found or found[name].text is not None:  # one that removes any value has the largest effect
                 found[name] = removed
         return found
 

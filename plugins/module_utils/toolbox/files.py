@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files in places where somebody else may write, too: root follows no link there, waits for no pipe, trusts no name.
+"""Files in places where somebody else may write, too: root follows no link there, waits for no pipe and trusts no name.
 
 A path is walked folder by folder with descriptors, so nothing can be swapped between a check and its use. A symbolic
 link is followed if only root could have created it, such as ``/var/run -> /run``; in a user's folder it is an error.
@@ -21,7 +21,7 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE = 1 << 20
 _LINKS = 40
-"""Symbolic links in one path, as the kernel has it."""
+"""Symbolic links in one path, as in the kernel."""
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link"),
     (stat.S_ISDIR, "a folder"),
@@ -154,7 +154,7 @@ def _walk(path: str) -> Tuple[int, bool]:
             try:
                 below = os.open(name, _PASS, dir_fd=descriptor)
             except OSError as error:
-                # Linux says ENOTDIR of a link here, too
+                # Linux reports ENOTDIR for a link here, too
                 found = os.stat(name, dir_fd=descriptor, follow_symlinks=False) if error.errno != errno.ENOENT else None
                 if found is None or not stat.S_ISLNK(found.st_mode):
                     raise OSError(error.errno, error.strerror, path) from None
@@ -194,7 +194,7 @@ def _has_members(gid: int) -> bool:
     try:
         members = set(grp.getgrgid(gid).gr_mem) - {"root"}
     except KeyError:
-        return True  # a number without a name says nothing
+        return True  # nothing is known of a number without a name
     return bool(members) or any(entry.pw_gid == gid for entry in pwd.getpwall())
 
 
@@ -272,9 +272,9 @@ def sha256(stream: BinaryIO) -> str:
 
 
 def write_whole(path: str, content: bytes, mode: int = 0o644, owner: Tuple[int, int] = (-1, -1)) -> None:
-    """Write a file so that it has its former or its new content, also after a power cut; its folder is there.
+    """Write a file so that it has its previous or its new content, even after a power cut; its folder exists.
 
-    :raises OSError: there is no space, or the folder cannot be used (UnsafePath); the former content is still there.
+    :raises OSError: there is no space, or the folder cannot be used (UnsafePath); the previous content is still there.
     """
     directory, name = os.path.split(path)
     beside = ".%s.new" % name
@@ -299,7 +299,7 @@ def write_whole(path: str, content: bytes, mode: int = 0o644, owner: Tuple[int, 
 
 
 def sync(descriptor: int) -> None:
-    """Have the names in an opened folder last through a power cut."""
+    """Make the names in an opened folder survive a power cut."""
     listing = os.open(".", _FOLDER, dir_fd=descriptor)
     try:
         os.fsync(listing)
@@ -320,7 +320,7 @@ def sync_folder(path: str) -> None:
 
 
 def sync_all(path: str) -> None:
-    """Have all that was written to the file system of a folder last through a power cut.
+    """Make everything written to a folder's file system survive a power cut.
 
     :raises OSError: something could not be written.
     """

@@ -142,7 +142,7 @@ class Stream:
         except socket.timeout:
             raise self._late() from None
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it refuses the rest; its answer says why
+            pass  # it refuses the rest; its answer has the reason
         except OSError as error:
             raise HttpError("%s: %s" % (self.where, error)) from None
 
@@ -166,9 +166,9 @@ class Stream:
 
 
 def decode(content: bytes) -> Any:
-    """What JSON says, whoever wrote it.
+    """The value of a JSON text that anybody may have written.
 
-    :raises ValueError: it is no JSON, or too deep.
+    :raises ValueError: it is not JSON, or too deeply nested.
     """
     try:
         return json.loads(content.decode("utf-8"), parse_int=_whole)

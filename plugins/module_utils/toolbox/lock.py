@@ -28,7 +28,7 @@ _held: Set[int] = set()
 
 
 class LockError(OSError):
-    """The lock cannot be had; the message says why, and what to do."""
+    """The lock cannot be acquired; the message says why, and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EBUSY, message)

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A folder that root has prepared is given to a user, with all that is in it, and taken back.
+"""A folder that root has prepared is given to a user, with everything in it, and taken back.
 
 Only where nobody but root could have put anything there, or could swap anything meanwhile: no folder on the way or in
 it may be written by others, and links, second names and other people's files leave it as it is.
@@ -87,7 +87,7 @@ def take_back(given: List[Given]) -> None:
             try:
                 os.rmdir(path)
             except OSError:
-                pass  # it has something in it, or is no folder
+                pass  # it has something in it, or is not a folder
 
 
 def _inside(path: str) -> Iterator[Tuple[str, os.stat_result]]:
@@ -103,6 +103,6 @@ def _inside(path: str) -> Iterator[Tuple[str, os.stat_result]]:
 
 def _not_roots_folder(path: str, found: os.stat_result) -> Optional[str]:
     if not stat.S_ISDIR(found.st_mode):
-        return "%s is no folder" % path
+        return "%s is not a folder" % path
     others = found.st_mode & 0o002 or (found.st_mode & 0o020 and found.st_gid != 0)
     return "others than root may write into %s" % path if found.st_uid != 0 or others else None

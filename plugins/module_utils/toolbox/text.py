@@ -9,7 +9,7 @@ import re
 from typing import Iterable
 
 _SEQUENCE = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]")
-"""Colors and cursor movements, which tell a reader nothing."""
+"""Colors and cursor movements, which mean nothing to a reader."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters except tab and line ends, those that reverse the direction of a line, and halves of characters."""
 

@@ -10,7 +10,7 @@ import stat
 from typing import Optional
 
 _LINKS = 40
-"""Symbolic links in one path, as the kernel has it."""
+"""Symbolic links in one path, as in the kernel."""
 
 
 def intruder(path: str) -> Optional[str]:
@@ -65,5 +65,5 @@ def _has_members(gid: int) -> bool:
         if set(grp.getgrgid(gid).gr_mem) - {"root"}:
             return True
     except KeyError:
-        return True  # a number without a name says nothing
+        return True  # nothing is known of a number without a name
     return any(entry.pw_gid == gid for entry in pwd.getpwall())

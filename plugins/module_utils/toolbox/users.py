@@ -69,8 +69,8 @@ def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
 
     The child dies with its parent: at once, or once a system call ends that cannot be interrupted.
 
-    :param work: returns what JSON can tell; what it changes in memory is lost. A generator function is given the time
-        limit again at each of its yields, and returns its result.
+    :param work: returns what JSON can represent; what it changes in memory is lost. A generator function is given the
+        time limit again at each of its yields, and returns its result.
     :param limit: seconds after which the child is killed; it may wait for a pipe or a hanging file system.
     :raises OSError: as in the child, with the same errno and file name.
     :raises Failed: the child failed in another way, or took longer.

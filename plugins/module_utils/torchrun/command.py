@@ -12,14 +12,14 @@ import shlex
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 FOLDER = "/etc/gpufleet/torchrun"
 UNITS = "/etc/systemd/system"
 STATE = "/var/lib/gpufleet/torchrun"
 SCRIPT_RECORD = "/script_path"
 MARK = "GPUFLEET_JOB"
-"""Variable that tells which generation of which job a process belongs to."""
+"""Variable that holds which generation of which job a process belongs to."""
 OF_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """Variable that torchrun gives to the processes it starts."""
 HEADER = "# Written by the Ansible collection gpufleet.inference, which replaces this file on its next run.\n"
@@ -84,10 +84,10 @@ class Job:
         return "%s-%s" % (self.name, _digest(self._common())[:8])
 
     def _environment(self) -> Dict[str, Tuple[str, str]]:
-        """Name to value and reason; what is declared by hand wins over the plan."""
-        found = {MARK: (self.mark, "tells this generation of the job from others")}  # type: Dict[str, Tuple[str, str]]
+        """Name to value and reason; what the inventory declares wins over the plan."""
+        found = {MARK: (self.mark, "distinguishes this generation of the job from others")}  # type: Dict[str, Tuple[str, str]]
         found["PYTHONUNBUFFERED"] = ("1", "what a process printed before it died must be in its log")
-        found["LOGLEVEL"] = ("INFO", "torchrun tells of each rendezvous, and with how many hosts it goes on")
+        found["LOGLEVEL"] = ("INFO", "torchrun logs each rendezvous, and with how many hosts it continues")
         for name, value in self.node["environment"].items():
             found[name] = (value, self.node["reasons"][name])
         for name, value in self.params["environment"].items():
@@ -165,7 +165,7 @@ class Job:
 
     @property
     def ended_file(self) -> str:
-        """Where the unit says how it ended: a file of the job's user in a folder of root."""
+        """Where the unit records how it ended: a file of the job's user in a folder of root."""
         return "%s/ended" % self.state
 
     @property
@@ -244,7 +244,7 @@ LIMITS = (
     *("rtprio", "rttime", "sigpending", "stack"),
 )
 ULIMIT = {"memlock": "-l", "stack": "-s", "core": "-c"}
-"""Limits that a shell, too, can take away."""
+"""Limits that a shell can remove, too."""
 
 
 def _digest(data: Any) -> str:
@@ -268,7 +268,7 @@ def check(params: Mapping[str, Any]) -> List[str]:
     for option in ("environment", "secret_environment"):
         try:
             render.check_environment({name: str(value) for name, value in params[option].items()})
-        except UnitError as error:
+        except Refused as error:
             wrong.append("%s: %s" % (option, error))
     words = [(name, params[name]) for name in ("user", "working_directory", "venv", "script", "log_dir", "script_path")]
     words += [("limits", value) for value in params["limits"].values()]

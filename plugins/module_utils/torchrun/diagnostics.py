@@ -114,7 +114,7 @@ def ports(host: str, node: Mapping[str, Any], port: int, unit: str) -> List[Find
 
 
 def clocks(nodes: Mapping[str, Any], reach: Mapping[str, Mapping[str, Mapping[str, Any]]], c10d: bool) -> List[Finding]:
-    """Clocks that differ: the worst pair is told."""
+    """Clocks that differ: the worst pair is reported."""
     worst, pair = 0.0, ("", "")
     for host in nodes:
         for peer, addresses in reach.get(host, {}).items():

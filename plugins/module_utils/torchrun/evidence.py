@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.command import Job, unit_name
 
 TAIL = 1 << 18
-"""Bytes read of the end of a log; NCCL says all that matters at its start, so as many of the beginning, too."""
+"""Bytes read of the end of a log; NCCL prints all that matters at its start, so as many of the beginning, too."""
 TOTAL = 1 << 24
 """Bytes read of all logs of one attempt together."""
 ERROR_FILE = 1 << 20
@@ -76,7 +76,7 @@ def prune(system: Any, job: Job, ids: Any, keep: int) -> List[str]:
 
 
 def read(system: Any, job: Job, ids: Any, invocation: str) -> Dict[str, Any]:
-    """What the last run says, for the module's result.
+    """What the last run reported, for the module's result.
 
     The logs are read with the rights of the job's user, so that a link to a file of root shows nothing of it.
 
@@ -123,7 +123,7 @@ def _said(folder: str, before: Sequence[str], agent: str, job: Job) -> Dict[str,
         "seen_ranks": of_processes["ranks"],
         "allreduce": of_processes["allreduce"],
         "pairs": of_processes["pairs"],
-        # a host that starts anew because another one has failed stays in its attempt
+        # a host that restarts because another one has failed stays in its attempt
         "restarts": max(0, len(attempts) - 1, len(rounds) - 1),
         "rounds": rounds,
         "begun": logs.begun(agent),
@@ -137,7 +137,7 @@ def _said(folder: str, before: Sequence[str], agent: str, job: Job) -> Dict[str,
 def verdict(
     said: Mapping[str, Any], expected_ranks: int, running: bool, how: Optional[Mapping[str, Any]] = None
 ) -> Dict[str, str]:
-    """The verdict on a job that has not ended well; ``how`` it ended is what ``ended`` says."""
+    """The verdict on a job that has not ended well; ``how`` it ended is from ``ended``."""
     last = max([one["attempt"] for one in said["failures"]] or [0])
     first = logs.first_failure(one for one in said["failures"] if one["attempt"] == last)
     like_log = {

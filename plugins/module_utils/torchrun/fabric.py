@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which network and which RDMA ports the processes of several hosts share, and how NCCL and Gloo are told. Pure.
 
-Only what they would not choose themselves is told, each variable with its reason.
+Only what they would not choose themselves is set, each variable with its reason.
 """
 
 from __future__ import annotations

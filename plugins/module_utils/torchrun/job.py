@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One host's part of a torchrun job: its files, its start and stop, and how it ended.
 
-A job is no service: it ends, and it belongs to several hosts. So a failed start is told, not taken back; what can be
-known beforehand is refused before a process is touched.
+A job is not a service: it ends, and it belongs to several hosts. So a failed start is reported, not rolled back; what
+can be known beforehand is refused before a process is touched.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTLE = 1.0
 """Seconds for which a process that was just started is watched."""
 START_LIMIT = 30.0
 END_LIMIT = 10.0
-"""Seconds for ExecStopPost=, which says how it ended."""
+"""Seconds for ExecStopPost=, which records how it ended."""
 LOOK = 0.25
 """Seconds between two looks for the processes of a job whose hosts are to meet."""
 SCRIPT_BEGIN = b"#!/bin/sh\n" + command.HEADER.encode()
@@ -194,7 +194,7 @@ class _Running(_Part):
                 self.warn("%s: %s" % (one["code"], one["text"]))
         return plan
 
-    # --- what there is
+    # --- the current state
 
     def _look(self) -> None:
         """Whether this generation runs, has ended well, or another one is running."""
@@ -398,7 +398,7 @@ class _Running(_Part):
             raise Refused("log_dir: %s: %s" % (self.job.log_dir, error.strerror)) from error
 
     def _expect_end(self) -> None:
-        """An empty file for the word of how the run ended, which its unit writes as the job's user."""
+        """An empty file for how the run ended, which its unit writes as the job's user."""
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 
         ids = self._ids()
@@ -420,7 +420,7 @@ class _Running(_Part):
     def _wait(self) -> Dict[str, Any]:
         """Until the job's hosts have met, or it has ended on this host, as is asked; or the time is up."""
         if self.stale:
-            raise Refused("%s runs another definition of the job: state started starts it anew" % self.unit)
+            raise Refused("%s runs another definition of the job: state started restarts it" % self.unit)
         joined = self.params["state"] == "joined"
         until = time.monotonic() + self.params["timeout"]
         pid = int(self.state.get("MainPID") or 0)
@@ -435,7 +435,7 @@ class _Running(_Part):
             if not left:
                 self.result["running"] = True
                 what = "its hosts have not met" if joined else "it has not ended"
-                self._fail("%s within %d s; it goes on running" % (what, self.params["timeout"]), running=True)
+                self._fail("%s within %d s; it keeps running" % (what, self.params["timeout"]), running=True)
         self.state = self.system.show(self.unit)
         self._settle("active", "deactivating")
         self.result["running"] = self.up()

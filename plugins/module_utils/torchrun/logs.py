@@ -30,7 +30,7 @@ _LAST_WORDS = re.compile(
     r"^(?:\[\w+\]:)?[ \t]*([A-Za-z_][\w.]{0,199}(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE
 )
 MOST = 1000
-"""Items of one kind that a log is believed to tell: any user of the job may print as many as he likes."""
+"""Items of one kind that are read from a log: any user of the job may print as many as he likes."""
 _LONGEST = 500
 """Characters of a line or word of a log that are passed on."""
 _FIGURES = ("MiB", "s", "algbw", "busbw")
@@ -110,11 +110,11 @@ FAULTS = (
 )
 
 CONSEQUENCES = ("connection_lost", "peer_missing", "master_unreachable")
-"""What a host says when another one has failed."""
+"""What a host prints when another one has failed."""
 
 
 def read(text: str) -> Dict[str, Any]:
-    """What a log tells.
+    """What a log holds.
 
     ``version``, ``interfaces`` (name to address), ``network`` (what NCCL uses between hosts), ``via`` (transport to
     number of channels), ``set`` (variables that NCCL found set), ``warnings`` (of NCCL), ``ranks``, ``allreduce``,
@@ -335,7 +335,7 @@ def first_failure(failures: Iterable[Mapping[str, Any]]) -> Optional[Dict[str, A
     """Of the failures of all hosts the one that the others follow from.
 
     Each has ``host``, ``rank``, ``exit_code``, ``time`` (seconds, None when unknown), ``fault`` and ``message``. A
-    failure that names a cause of its own comes before one that only tells of a lost peer, or was ended by torchrun.
+    failure that names a cause of its own comes before one that only reports a lost peer, or was ended by torchrun.
     """
 
     def order(failure: Mapping[str, Any]) -> Any:
@@ -356,7 +356,7 @@ def outlier(pairs: Iterable[Mapping[str, Any]], share: float = 0.5) -> Optional[
     links = [dict(one) for one in pairs]
     hosts = sorted({link[end] for link in links for end in ("a", "b")})
     if len(hosts) < 3:
-        return None  # of two, nobody can tell which end is slow
+        return None  # of two hosts, it is unknown which is slow
     worst = None  # type: Optional[Dict[str, Any]]
     for host in hosts:
         own = _median([link["gbps"] for link in links if host in (link["a"], link["b"])])

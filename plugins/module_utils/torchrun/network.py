@@ -30,7 +30,7 @@ ANSWER = 200
 VERSION_FILE = 1 << 16
 """Bytes read of a file that names a version."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""As systemd has it, whatever folders the user who logged in has on his own."""
+"""systemd's own, whatever the user who logged in has set."""
 CONFINED = (
     *("NoNewPrivileges=yes", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "RestrictAddressFamilies=AF_INET AF_INET6"),
     *("MemoryMax=128M", "TasksMax=8"),
@@ -159,7 +159,7 @@ def facts(params: Mapping[str, Any], gather: Any) -> Dict[str, Any]:
 def listen(port: int, seconds: int) -> Dict[str, Any]:
     """Have a listener on the rendezvous port and on a free one: ``token``, ``port`` and ``busy``.
 
-    ``busy`` names, by port, who holds the rendezvous port when somebody else does; then only the other is listened on.
+    ``busy`` names, by port, who holds the rendezvous port if another process does; then only the other is listened on.
     """
     from ansible_collections.gpufleet.inference.plugins.module_utils.programs import peer_listener
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
@@ -183,7 +183,7 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
         if time.monotonic() > until:
             text = "the listener did not come up within %d s: look at journalctl -u %s"
             raise Failed(text % (STARTS, LISTENER))
-        # nothing tells when the port is open
+        # nothing reports when the port is open
         time.sleep(0.05)
     return {"token": token, "port": data, "busy": busy}
 
@@ -201,14 +201,14 @@ def _ours(port: int) -> bool:
         if time.monotonic() > until:
             text = "process %d%s is to listen at port %d and does not, after %d s: look what it waits for, or stop it"
             raise Failed(text % (about, _of_unit(about), port, JOB_LIMIT))
-        time.sleep(0.1)  # a port that is bound tells nobody
+        time.sleep(0.1)  # nothing reports that a port is bound
     return False
 
 
 def _job_for(port: int) -> Optional[int]:
     """The main process of a job on this host that is to hold the port.
 
-    systemd says so, of the unit that it started: what a process calls itself is up to that process.
+    systemd reports it of the unit that it started: what a process calls itself is up to that process.
     """
     told = _run(["systemctl", "show", "--property=MainPID,ExecStart", "torchrun@*.service"]).stdout
     for unit in told.split("\n\n"):
@@ -256,7 +256,7 @@ def reach(peers: Mapping[str, Mapping[str, Any]], timeout: float) -> Dict[str, D
     """Try every address of every peer.
 
     :param peers: per peer ``addresses``, ``token`` and ``port`` of its listener, and ``rendezvous``, the port that is
-        to be tried besides (None where it is not).
+        to be tried in addition (None where it is not).
     :param timeout: seconds for each attempt.
     :returns: per peer and address ``data`` and ``rendezvous``, each ``ok`` and ``why``, and ``clock_offset_s``.
     """
@@ -294,7 +294,7 @@ def probe_port(address: str, port: int, token: Optional[str], timeout: float) ->
         return {"ok": False, "why": (error.strerror or str(error)).lower()}
     ended = time.time()
     if len(words) != 2 or words[0] != token or not re.fullmatch(r"[0-9]{1,12}\.[0-9]{6}", words[1]):
-        return {"ok": False, "why": "somebody else answers there"}
+        return {"ok": False, "why": "another program answers there"}
     return {"ok": True, "why": "", "clock_offset_s": round(float(words[1]) - (began + ended) / 2, 3)}
 
 

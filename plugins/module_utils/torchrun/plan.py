@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import
 RENDEZVOUS = ("static", "c10d", "standalone")
 
 _OWN_STORE = {
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": ("1", "after a failure hosts would read addresses of the former round")
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": ("1", "after a failure hosts would read addresses of the previous round")
 }
 """Seen with torch 2.13.0: after one process was killed, hosts whose agents had counted restarts differently went on to
 read each other's old addresses (connection refused) until no restart was left."""
@@ -121,7 +121,7 @@ def _reaches(host: str, master: str, reach: Optional[fabric.Reach]) -> bool:
 
 
 def _rendezvous(wanted: Optional[str], nnodes: int, needed: int, max_restarts: int) -> str:
-    """Static keeps the order of the inventory, but cannot gather the hosts anew after a failure; c10d can."""
+    """Static keeps the order of the inventory, but cannot gather the hosts again after a failure; c10d can."""
     elastic = needed < nnodes
     if wanted not in (None, *RENDEZVOUS):
         raise Refused("rendezvous: %s: expected one of %s" % (wanted, ", ".join(RENDEZVOUS)))

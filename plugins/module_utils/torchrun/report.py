@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From what each host says of a job to one verdict on the whole job. Pure."""
+"""From each host's report on a job to one verdict on the whole job. Pure."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _failed(failed: Mapping[str, Mapping[str, Any]], first: Optional[Dict[str, A
 
 
 def _transports(results: Mapping[str, Any], gpus: Mapping[str, Any]) -> Dict[str, List[str]]:
-    """Per host the ways its data went; Gloo, which does not tell, always uses sockets."""
+    """Per host, the paths that its data took; Gloo does not report it, and always uses sockets."""
     found = {}
     for host, one in results.items():
         ways = logs.transport(one["nccl"], bool(gpus.get(host, {}).get("nvlink"))) if one.get("nccl") else []
@@ -146,7 +146,7 @@ def _lines(found: Mapping[str, Any], results: Mapping[str, Any], failed: Mapping
     if found["restarts"]:
         first = found["first_failure"]
         because = " after %s on %s" % (logs.describe(first), first["host"]) if first and not failed else ""
-        lines.append("started anew %d time%s%s" % (found["restarts"], "s"[: found["restarts"] != 1], because))
+        lines.append("restarted %d time%s%s" % (found["restarts"], "s"[: found["restarts"] != 1], because))
     if found["nodes"] is not None and found["nodes"] < len(results):
         lines.append("ended with %d of %d hosts" % (found["nodes"], len(results)))
     for host, one in results.items():

@@ -116,7 +116,7 @@ def test_required(run_module, gathered, count, fault, message):
         ({"timeout": "soon"}, "argument 'timeout' is of type str and we were unable to convert to float"),
         (
             {"venv": "/nonexistent"},
-            "venv /nonexistent is no virtual environment: there is no lib/python3*/site-packages in it; create it and "
+            "venv /nonexistent is not a virtual environment: there is no lib/python3*/site-packages in it; create it and "
             "install nvidia-ml-py, or leave the option out",
         ),
     ],

@@ -1316,7 +1316,7 @@ def test_links_that_cannot_be_undone_are_reported(system: Any, monkeypatch: pyte
 @pytest.mark.parametrize(
     "declared, state, says",
     [
-        ({"unit": "no/unit"}, {}, "no unit name"),
+        ({"unit": "no/unit"}, {}, "not a unit name"),
         ({}, {"LoadState": "masked"}, "masked"),
         ({"environment": {"1A": "x"}}, {}, "variable '1A'"),
         ({"secret_environment": {"A": "x"}}, {}, "declared both"),

@@ -202,7 +202,7 @@ def test_urls(url, shown):
 
 @pytest.mark.parametrize("url", ["", "h:8000", "ftp://h", "http://h:8000/a?b", "http://h:8000/ x", "http://u:secret@h"])
 def test_what_is_no_url(url):
-    with pytest.raises(Refused, match="no URL of an endpoint") as caught:
+    with pytest.raises(Refused, match="not the URL of an endpoint") as caught:
         Endpoint(url)
     assert "secret" not in str(caught.value)
 

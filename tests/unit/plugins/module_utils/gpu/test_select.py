@@ -86,10 +86,7 @@ LABEL_0, LABEL_1 = FOUR_NAMED.split("), ")[0] + ")", FOUR_NAMED.split("), ")[1] 
     "devices, wanted, message",
     [
         pytest.param(
-            [],
-            "all",
-            "This host has no GPU to choose from; see count and fault in what gpu_facts says of it",
-            id="no GPU",
+            [], "all", "This host has no GPU to choose from; see count and fault in the facts of gpu_facts", id="no GPU"
         ),
         pytest.param(FOUR, [0, 9], "There is no GPU 9 on this host; there are 0, 1, 2, 3", id="unknown index"),
         pytest.param(
@@ -145,7 +142,7 @@ LABEL_0, LABEL_1 = FOUR_NAMED.split("), ")[0] + ")", FOUR_NAMED.split("), ")[1] 
         pytest.param(
             FOUR,
             {"model": "(H200"},
-            "The GPU policy's model '(H200' is no regular expression: missing ), unterminated subpattern at position 0",
+            "The GPU policy's model '(H200' is not a regular expression: missing ), unterminated subpattern at position 0",
             id="a broken regular expression",
         ),
         pytest.param(FOUR, {"count": 0}, "The GPU policy's count is 0; expected at least 1", id="count of none"),

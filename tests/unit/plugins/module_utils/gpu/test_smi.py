@@ -252,7 +252,7 @@ def test_mig(recorded_xml):
 
 @pytest.mark.parametrize("text", ["", "NVIDIA-SMI has failed", "<a><b></a>"])
 def test_no_xml(text):
-    with pytest.raises(ValueError, match="nvidia-smi -q -x printed something that is no XML"):
+    with pytest.raises(ValueError, match="nvidia-smi -q -x printed something that is not XML"):
         smi.parse(text)
 
 

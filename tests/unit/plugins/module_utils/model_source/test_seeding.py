@@ -109,7 +109,7 @@ def test_a_damaged_file_is_not_taken(tmp_path, owner, offered):
     warnings = []
     with pytest.raises((Refused, Failed), match="127.0.0.1:9"):
         peer(tmp_path, offered, warnings)
-    assert "so the hub is asked" in warnings[0] and hashlib.sha256(b"{}").hexdigest() in warnings[0]
+    assert "so the hub is used" in warnings[0] and hashlib.sha256(b"{}").hexdigest() in warnings[0]
     assert not (tmp_path / "peer/huggingface/o/m" / COMMIT).exists()
 
 
@@ -117,7 +117,7 @@ def test_who_does_not_know_the_token_gets_nothing(tmp_path, offered):
     warnings, wrong = [], "6" * 32
     with pytest.raises((Refused, Failed)):
         peer(tmp_path, offered, warnings, token=wrong)
-    assert "so the hub is asked" in warnings[0] and wrong not in warnings[0]
+    assert "so the hub is used" in warnings[0] and wrong not in warnings[0]
     assert "/gpufleet-…/blobs/sha256:" in warnings[0]
 
 

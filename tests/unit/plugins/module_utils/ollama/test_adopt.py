@@ -11,6 +11,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import adopt, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import merge
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 UNIT = "/etc/systemd/system/ollama.service"
@@ -41,7 +42,7 @@ class FakeSystem(System):
     def environ(self, pid):
         if not pid:
             return None
-        merged = adopt.merge(self.load(["ollama.service"]))
+        merged = merge(self.load(["ollama.service"]))
         found = merged.environment(self.specifiers("ollama.service"), self.environment_files)
         return dict({name: value.text for name, value in found.items()}, **self.more)
 
@@ -145,7 +146,7 @@ def test_what_ollama_would_misread_is_told_and_left(host, line, words):
 def test_a_secret_is_not_told(host, line):
     result = host(line)
     assert "hunter2" not in str(result)
-    assert "%s (%s:5) is not told, as it may be a secret" % (line.partition("=")[0], UNIT) in result["notes"][0]
+    assert "%s (%s:5) is not reported, as it may be a secret" % (line.partition("=")[0], UNIT) in result["notes"][0]
 
 
 @pytest.mark.parametrize("attack", ["folder", "link"])
@@ -184,7 +185,7 @@ def test_the_last_file_wins(host):
 def test_a_server_that_others_reach(host):
     result = host("OLLAMA_HOST=0.0.0.0")
     assert result["variables"]["ollama_allow_unauthenticated"] is True
-    assert "the API knows no authentication" in result["notes"][0]
+    assert "the API has no authentication" in result["notes"][0]
 
 
 def test_the_unit_itself(host):

@@ -152,7 +152,7 @@ def test_events_come_one_by_one(ollama, says):
     told = list(api.events("/api/pull", {"model": "a"}, lambda: 5))
     assert [event["status"] for event in told] == ["pulling manifest", "success"]
     ollama.answers["/api/pull"] = (200, b"<html>\n")
-    with pytest.raises(ApiError, match="a line that is no JSON"):
+    with pytest.raises(ApiError, match="a line that is not JSON"):
         list(api.events("/api/pull", {"model": "a"}, lambda: 5))
     with pytest.raises(ApiTimeout):
         list(says(None).events("/api/pull", {"model": "a"}, lambda: 0.05))
@@ -219,5 +219,5 @@ def test_sizes():
 
 
 def test_an_event_that_is_too_deep(says):
-    with pytest.raises(ApiError, match="a line that is no JSON"):
+    with pytest.raises(ApiError, match="a line that is not JSON"):
         list(says(b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 500000 + b"\n").events("/api/pull", {}, lambda: 5))

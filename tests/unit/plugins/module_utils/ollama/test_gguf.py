@@ -112,7 +112,7 @@ def test_cut_off_within_its_header(cut: int) -> None:
 
 
 def test_cut_off_within_its_weights() -> None:
-    with pytest.raises(ValueError, match="is cut off: .* bytes, its header speaks of"):
+    with pytest.raises(ValueError, match="is cut off: .* bytes, its header claims"):
         read(made(KEYS, TENSORS)[:-1])
 
 
@@ -244,7 +244,7 @@ MANY = struct.pack("<QIIQ", 0, 9, 0, 1 << 20) + bytes(1 << 20)
 def test_a_header_that_does_not_end(content: bytes, again: bytes) -> None:
     """Whoever may write a model of terabytes, most of it a hole, could have root read all of it into its memory."""
     file = Endless(content, again)
-    with pytest.raises(ValueError, match="its header goes on after 67108864 bytes"):
+    with pytest.raises(ValueError, match="its header continues after 67108864 bytes"):
         gguf.read(file)  # type: ignore[arg-type]
     assert file.most <= 1 << 26
 

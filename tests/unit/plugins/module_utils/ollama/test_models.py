@@ -714,7 +714,7 @@ def test_a_busy_model_stays(world: Any) -> None:
     world.api.have("a:latest")
     world.api.load("a:latest", 1)
     world.api.keeps = True
-    with pytest.raises(Failed, match="is still loaded after it was asked to go"):
+    with pytest.raises(Failed, match="is still loaded after the request to unload it"):
         world.run({"name": "a", "state": "unloaded"})
 
 
@@ -779,7 +779,7 @@ def test_a_dead_worker_is_found_out(world: Any) -> None:
     world.held = [0, 0, 0, 0]
     look = world.run(wanted, check=True)
     assert look["models"][0]["reason"] == (
-        "its worker is dead: the server says that it holds 5.0 GiB of GPU memory, NVML shows 0.0 GiB"
+        "its worker is dead: the server reports that it holds 5.0 GiB of GPU memory, NVML shows 0.0 GiB"
     )
     with pytest.raises(Failed, match="m8b: was loaded, but its worker is dead"):
         world.run(wanted)
@@ -870,7 +870,7 @@ def test_a_load_that_fails(world: Any, answer: Answer, reason: str) -> None:
 def test_gone_at_once(world: Any) -> None:
     world.api.have("m8b:latest")
     world.api.forgets = True
-    with pytest.raises(Failed, match="was loaded, and is gone again.*keep_alive 0"):
+    with pytest.raises(Failed, match="was loaded, but /api/ps no longer lists it: keep_alive is 0"):
         world.run({"name": "m8b", "state": "loaded", "keep_alive": "0"})
 
 
@@ -905,7 +905,7 @@ def test_weights_that_cannot_be_read(world: Any, tmp_path: Path) -> None:
     world.api.show = lambda name: Answer(200, {"modelfile": "FROM scratch"})
     world.source = "procfs"
     world.run({"name": "m8b", "state": "loaded"})
-    assert "the server does not say where its weights lie" in world.warnings[0]
+    assert "the server does not report where its weights are" in world.warnings[0]
 
 
 # --- declarations, and the server
@@ -914,8 +914,8 @@ def test_weights_that_cannot_be_read(world: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "items, reason",
     [
-        ([{"name": "a b"}], "'a b' is no model's name"),
-        ([{"name": "a", "copy_of": "/"}], "is no model's name"),
+        ([{"name": "a b"}], "'a b' is not a model name"),
+        ([{"name": "a", "copy_of": "/"}], "is not a model name"),
         (
             [{"name": "a", "copy_of": "b", "from_file": "/c"}],
             "a: from_file and copy_of are given; expected one of them",

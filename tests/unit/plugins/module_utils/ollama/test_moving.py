@@ -209,7 +209,7 @@ def test_a_full_disk_is_told_and_undone(old, new, monkeypatch):
 
     monkeypatch.setattr(os, "link", full)
     step = plan(old, new)
-    with pytest.raises(StepError, match="cannot be brought to .*: No space left on device"):
+    with pytest.raises(StepError, match="cannot be moved to .*: No space left on device"):
         step.apply()
     step.undo()
     assert not new.exists()

@@ -257,7 +257,7 @@ def test_what_the_user_may_only_read_is_copied_and_what_it_may_not_is_named(plac
     os.chmod(old / BLOB, 0o600)
     before = sorted(home.rglob("*"))
     said = move(old, home / "new")
-    assert "%s cannot be brought to" % (old / BLOB) in said and "user may read the one" in said
+    assert "%s cannot be moved to" % (old / BLOB) in said and "user can read the one" in said
     assert sorted(home.rglob("*")) == before
     os.chmod(old / BLOB, 0o644)
     assert move(old, home / "new") is None

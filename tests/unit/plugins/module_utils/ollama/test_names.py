@@ -24,7 +24,7 @@ def test_full(name, full):
 
 @pytest.mark.parametrize("name", ["", "a/b/c/d", "../x", "a b", "m:", "m:../../x", "/m", "a/../b", "x" * 81])
 def test_what_is_no_name(name):
-    with pytest.raises(ValueError, match="is no model's name"):
+    with pytest.raises(ValueError, match="is not a model name"):
         names.full(name)
 
 

@@ -247,7 +247,7 @@ def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monk
     (store / "blobs" / ("sha256-" + sha256(WEIGHTS))).unlink()
     assert re.search("its store has no .*sha256-" + sha256(WEIGHTS), unable(declared(port), False, system))
     system.environment = {"X": "1"}
-    assert re.search("does not tell where its models lie", unable(declared(port), False, system))
+    assert re.search("does not report where its models are", unable(declared(port), False, system))
 
 
 USER = users.Ids(40404, 40404, [40404])

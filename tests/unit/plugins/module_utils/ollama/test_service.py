@@ -161,7 +161,7 @@ REFUSED = [
     ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}, "visible_devices": "all"}, "already given by visible_devices"),
     ({"keep_alive": "1d"}, "write 24h"),
     ({"prove_model": "m70b"}, "has no model m70b"),
-    ({"prove_model": "../x"}, "is no model's name"),
+    ({"prove_model": "../x"}, "is not a model name"),
     ({"archive": "/a.tgz", "remote_src": False}, "needs archive_checksum"),
     ({"archive": "https://a.example/a.tgz", "remote_src": True}, "needs archive_checksum"),
     ({"version": "0.32.15"}, "needs archive_checksum"),

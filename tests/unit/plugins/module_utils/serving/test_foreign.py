@@ -51,3 +51,8 @@ class FakeSystem:
 )
 def test_others_files_alone_count(files, found):
     assert foreign(FakeSystem(**files), "x.service") == found
+
+
+def test_with_our_override_it_is_what_is_in_force():
+    files = {UNIT: "[Service]\nExecStart=/x\nUser=u\nEnvironment=A=1\n", OURS: "[Service]\nEnvironment=A=3\nUser=z\n"}
+    assert foreign(FakeSystem(**files), "x.service", ours=True) == Foreign("z", {"A": "3"}, ["/x"])

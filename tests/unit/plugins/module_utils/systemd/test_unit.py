@@ -10,7 +10,6 @@ from typing import Dict, List
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
-    UnitError,
     Value,
     dropin_directories,
     is_text,
@@ -24,6 +23,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit im
     template_of,
     unit_name,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 SPECIFIERS = {"u": "root", "n": "exp.service", "i": ""}
 
@@ -43,7 +43,7 @@ FILES = {
     "NUL ends a line": (S + b'Environment="A=1\0B=2"\nEnvironment=C=3\n', {"C": "3"}),
     "invalid UTF-8 ends the file": (S + b'Environment=B=1\nEnvironment="A=\xff"\nEnvironment=C=3\n', {"B": "1"}),
     "an escaped byte that is not UTF-8": (S + b'Environment="A=\\xff"\nEnvironment=C=3\n', {"C": "3"}),
-    "a code point that is no character": (S + 'Environment="A=\ufdd0"\nEnvironment=C=3\n'.encode(), {}),
+    "a code point that is not a character": (S + 'Environment="A=\ufdd0"\nEnvironment=C=3\n'.encode(), {}),
     "another one": (S + 'Environment="A=\U0001fffe"\nEnvironment=C=3\n'.encode(), {}),
     "a surrogate": (S + b'Environment="A=\xed\xa0\x80"\nEnvironment=C=3\n', {}),
     "raw control characters": (S + b'Environment="A=\x01\x02\x1b\x7f\x08"\n', {"A": "\x01\x02\x1b\x7f\x08"}),
@@ -94,10 +94,10 @@ def test_environment_of_a_file(content: bytes, expected: Dict[str, str]) -> None
 
 def test_a_file_that_systemd_stops_reading_is_named() -> None:
     assert "x.conf:2: the line is not valid UTF-8" in (parse(S + b"A=\xff\n", "x.conf").broken or "")
-    assert "x.conf:2: '[Bad' is no section header" in (parse(S + b"[Bad\n", "x.conf").broken or "")
+    assert "x.conf:2: '[Bad' is not a section header" in (parse(S + b"[Bad\n", "x.conf").broken or "")
     assert "longer than" in (parse(S + b"A=" + b"x" * 1048576, "x.conf").broken or "")
     assert parse(S + b"A=1\n", "x.conf").broken is None
-    assert merge([("a", S), ("b", b"[x\n")]).broken == ["b:1: '[x' is no section header"]
+    assert merge([("a", S), ("b", b"[x\n")]).broken == ["b:1: '[x' is not a section header"]
 
 
 def test_lines_are_numbered() -> None:
@@ -142,20 +142,20 @@ def test_unit_names(name: str, full: str) -> None:
 @pytest.mark.parametrize(
     "name, why",
     [
-        ("a/b", "no unit name"),
-        ("", "no unit name"),
-        ("a b", "no unit name"),
+        ("a/b", "not a unit name"),
+        ("", "not a unit name"),
+        ("a b", "not a unit name"),
         ("vllm@", "a template: name an instance of it, such as vllm@NAME.service"),
         ("a-@.timer", "such as a-@NAME.timer"),
-        ("@a.service", "no unit name"),
-        (".service", "no unit name"),
-        ("a@b\n.service", "no unit name"),
-        ("../a.service", "no unit name"),
+        ("@a.service", "not a unit name"),
+        (".service", "not a unit name"),
+        ("a@b\n.service", "not a unit name"),
+        ("../a.service", "not a unit name"),
         ("x" * 250, "no"),
     ],
 )
 def test_names_that_are_none(name: str, why: str) -> None:
-    with pytest.raises(UnitError, match=why):
+    with pytest.raises(Refused, match=why):
         unit_name(name)
 
 
@@ -272,9 +272,9 @@ def test_paths_of_environment_files(text: str, expected: List[str]) -> None:
 def test_environment_file_lines_and_faults() -> None:
     found = parse_environment_file(b"A=1\n\nB='x\ny'\nC=3\n")
     assert [line for _value, line in found.values()] == [1, 3, 5]
-    with pytest.raises(UnitError, match="NUL"):
+    with pytest.raises(Refused, match="NUL"):
         parse_environment_file(b"A=\0")
-    with pytest.raises(UnitError, match="line 2 is not valid UTF-8"):
+    with pytest.raises(Refused, match="line 2 is not valid UTF-8"):
         parse_environment_file(b"A=1\nB=\xff\n")
 
 

@@ -190,17 +190,17 @@ def test_a_child_that_cannot_be_ended_is_not_waited_for(monkeypatch: pytest.Monk
     os.wait()
 
 
-def test_the_beginning_of_a_file_that_the_user_may_read(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    path = tmp_path / "file"
-    path.write_bytes(b"GGUF and more")
-    assert beginning(USER, str(path), 4) == b"GGUF" and beginning(USER, str(path), 0) == b""
-    path.chmod(0o600)
-    with pytest.raises(PermissionError):
-        beginning(USER, str(path), 4)
-    os.mkfifo(tmp_path / "pipe", 0o644)
-    assert beginning(USER, str(tmp_path / "pipe"), 4) == b"", "a pipe is not waited for"
+def test_the_beginning_of_a_file_that_the_user_may_read() -> None:
+    with tempfile.TemporaryDirectory(prefix="gpufleet-") as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "file")
+        path.write_bytes(b"GGUF and more")
+        assert beginning(USER, str(path), 4) == b"GGUF" and beginning(USER, str(path), 0) == b""
+        path.chmod(0o600)
+        with pytest.raises(PermissionError):
+            beginning(USER, str(path), 4)
+        os.mkfifo(Path(folder, "pipe"), 0o644)
+        assert beginning(USER, str(Path(folder, "pipe")), 4) == b"", "a pipe is not waited for"
 
 
 def test_the_output_of_a_command_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,10 @@ def test_the_listener_says_who_it_is_and_what_time_it_has(free_port):
     with listening("t1", port):
         answer = probe_port(port, "t1")
         assert answer["ok"] and abs(answer["clock_offset_s"]) < 5
-        assert network.probe_port("127.0.0.1", port, "t2", 10.0) == {"ok": False, "why": "somebody else answers there"}
+        assert network.probe_port("127.0.0.1", port, "t2", 10.0) == {
+            "ok": False,
+            "why": "another program answers there",
+        }
         assert network.probe_port("127.0.0.1", port, None, 10.0) == {"ok": True, "why": ""}
 
 

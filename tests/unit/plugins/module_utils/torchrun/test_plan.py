@@ -223,7 +223,7 @@ def test_the_page(three, reach):
         "gpu3  2     4-5    10.1.0.3  eth0       -\n"
         + "".join(
             "gpu%d: NCCL_IB_DISABLE=1  # there is no active RDMA port here; all hosts must talk over sockets\n"
-            "gpu%d: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # after a failure hosts would read addresses of the former "
+            "gpu%d: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # after a failure hosts would read addresses of the previous "
             "round\n" % (n, n)
             for n in (1, 2, 3)
         )

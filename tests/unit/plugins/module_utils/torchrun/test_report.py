@@ -66,7 +66,7 @@ def test_an_elastic_job_that_lost_a_host(good, planned):
         good[host].update(restarts=1, rounds=[{"restarts": 1, "nodes": 2, "world_size": 4, "ranks": []}])
     found = report.of_job(good, planned)
     assert (found["name"], found["restarts"], found["nodes"]) == ("ok", 1, 2)
-    assert "started anew 1 time" in found["lines"] and "ended with 2 of 3 hosts" in found["lines"]
+    assert "restarted 1 time" in found["lines"] and "ended with 2 of 3 hosts" in found["lines"]
     good["gpu2"]["verdict"] = "failed"
     assert report.of_job(good, planned)["name"] == "failed"
 
@@ -74,7 +74,7 @@ def test_an_elastic_job_that_lost_a_host(good, planned):
 def test_a_restart_and_its_reason(good, planned):
     good["gpu2"].update(restarts=1, failures=[failure("gpu2", 3, 11)])
     lines = report.of_job(good, planned)["lines"]
-    assert "started anew 1 time after rank 3 (local rank 1) exited with status 1: RuntimeError: x on gpu2" in lines
+    assert "restarted 1 time after rank 3 (local rank 1) exited with status 1: RuntimeError: x on gpu2" in lines
 
 
 @pytest.fixture

@@ -106,12 +106,12 @@ def _pour(connection, stop):
 @pytest.mark.parametrize(
     "behave, why",
     [
-        (_pour, "somebody else answers there"),
-        (lambda connection, stop: connection.send(b"token nan\n"), "somebody else answers there"),
-        (lambda connection, stop: connection.send(b"token " + b"9" * 190), "somebody else answers there"),
-        (lambda connection, stop: connection.send(b"token 1 2\n"), "somebody else answers there"),
-        (lambda connection, stop: connection.send(b"\xff\x00\n"), "somebody else answers there"),
-        (lambda connection, stop: None, "somebody else answers there"),
+        (_pour, "another program answers there"),
+        (lambda connection, stop: connection.send(b"token nan\n"), "another program answers there"),
+        (lambda connection, stop: connection.send(b"token " + b"9" * 190), "another program answers there"),
+        (lambda connection, stop: connection.send(b"token 1 2\n"), "another program answers there"),
+        (lambda connection, stop: connection.send(b"\xff\x00\n"), "another program answers there"),
+        (lambda connection, stop: None, "another program answers there"),
         (lambda connection, stop: stop.wait(20), "no answer within 0.5 s"),
     ],
 )
