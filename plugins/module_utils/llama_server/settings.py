@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.variables import variables
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port, reachable
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 FILES = ("model", "ssl_key_file", "ssl_cert_file")
@@ -91,9 +92,8 @@ class Settled:
 
 
 def url(values: Mapping[str, str]) -> str:
-    host = {"0.0.0.0": HOST, "::": "::1"}.get(values["host"], values["host"])
     scheme = "https" if values.get("ssl_cert_file") else "http"
-    return "%s://%s:%s" % (scheme, "[%s]" % host if ":" in host else host, values["port"])
+    return "%s://%s" % (scheme, host_port(reachable(values["host"]), int(values["port"])))
 
 
 def settle(

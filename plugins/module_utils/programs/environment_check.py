@@ -28,9 +28,9 @@ def device(kind):
             failed = "%s: %s" % (one, error)
             continue
         if result != 12.0:
-            sys.exit("2 * (0 + 1 + 2 + 3) is %r on %s" % (result, one))
+            raise SystemExit("2 * (0 + 1 + 2 + 3) is %r on %s" % (result, one))
         return torch.cuda.get_device_name(one) if kind == "cuda" else "cpu"
-    sys.exit(failed)
+    raise SystemExit(failed)
 
 
 def load(names):
@@ -47,7 +47,7 @@ def load(names):
     for name in names:
         importlib.import_module(name)
     if broken:
-        sys.exit(broken[0])
+        raise SystemExit(broken[0])
 
 
 def packages():
@@ -58,7 +58,7 @@ def packages():
 def main(kind, names):
     name = device(kind)
     load(names)
-    print("\n" + json.dumps({"device": name, "packages": packages()}))
+    sys.stdout.write("\n%s\n" % json.dumps({"device": name, "packages": packages()}))
 
 
 if __name__ == "__main__":

@@ -46,5 +46,5 @@ class Guard:
         if scope.get("method") == "OPTIONS" or path in self.open:
             return True
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, key = (given[0] if given else b"").decode("latin-1").partition(" ")
+        scheme, _blank, key = (given[0] if given else b"").decode("latin-1").partition(" ")
         return hmac.compare_digest(_hash(scheme.capitalize() + " " + key), self.key)

@@ -48,9 +48,11 @@ def main(samples, program):
     real = argparse.ArgumentParser.parse_args
 
     def parse_args(self, args=None, namespace=None):
-        print("TABLE " + json.dumps(describe(self, sys.argv[1], samples)), flush=True)
+        sys.stdout.write("TABLE %s\n" % json.dumps(describe(self, sys.argv[1], samples)))
+        sys.stdout.flush()
         real(self, args, namespace)
-        print("PARSED", flush=True)
+        sys.stdout.write("PARSED\n")
+        sys.stdout.flush()
         os._exit(0)
 
     argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign]

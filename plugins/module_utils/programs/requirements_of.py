@@ -32,4 +32,4 @@ def requirements_of(package, without):
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(requirements_of(sys.argv[1], sys.argv[2:])))
+    sys.stdout.write("\n%s\n" % json.dumps(requirements_of(sys.argv[1], sys.argv[2:])))

@@ -81,4 +81,4 @@ def main(packed, params, mark):
 
     texts, module, function = json.loads(zlib.decompress(base64.b64decode(packed)))
     sys.meta_path.insert(0, Sources(texts))
-    print(mark + json.dumps(check(module, function, json.loads(base64.b64decode(params)))))
+    sys.stdout.write("%s%s\n" % (mark, json.dumps(check(module, function, json.loads(base64.b64decode(params))))))

@@ -57,7 +57,8 @@ class Node:
 
     def say(self, state, text):
         """To the journal, and to systemd as the status of the unit."""
-        print("gpufleet: " + text, flush=True)
+        sys.stdout.write("gpufleet: %s\n" % text)
+        sys.stdout.flush()
         path = os.environ.get("NOTIFY_SOCKET", "")
         if path:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -107,7 +108,7 @@ class Gathering:
     def run(self):
         node = self.node
         family = socket.AF_INET6 if ":" in node.address else socket.AF_INET
-        with socket.create_server((node.address, node.port), family=family) as listener, self.chooser:
+        with self.chooser, socket.create_server((node.address, node.port), family=family) as listener:
             listener.setblocking(False)
             self.chooser.register(listener, selectors.EVENT_READ)
             reported = None
@@ -249,7 +250,7 @@ class Run:
         words = self.node.words
         split = words.index("--") if "--" in words else -1
         if split > 0 and subprocess.call(words[:split], env=self.node.environment):
-            sys.exit(1)
+            raise SystemExit(1)
         return words[split + 1 :]
 
     def wait(self, chooser):
@@ -319,4 +320,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

@@ -48,7 +48,7 @@ class TemplateStep:
     def __init__(self, name: str, text: str, root: str = "", also: str = "") -> None:
         self.path = "%s%s/%s" % (root, DIRECTORY, name)
         self.text = text
-        self._places = ["%s%s/%s" % (root, folder, each) for folder in UNIT_PATH for each in {name, also or name}]
+        self._places = ["%s%s/%s" % (root, folder, each) for folder in UNIT_PATH for each in (name, also or name)]
         self._wrote = False
 
     def needed(self) -> bool:

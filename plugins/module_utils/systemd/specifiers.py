@@ -10,7 +10,8 @@ import pwd
 import re
 from typing import Callable, Dict, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError, parse_environment_file
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import parse_environment_file
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 KNOWN_VERSION = 252
 """Taken for systemd's version where that cannot be found out: the one that the rules were tried on."""
@@ -83,7 +84,7 @@ def _assignments(read: Read, path: str) -> Dict[str, str]:
     """The assignments in a file such as ``/etc/os-release``."""
     try:
         return {name: value for name, (value, _line) in parse_environment_file(read(path) or b"").items()}
-    except UnitError:
+    except Refused:
         return {}
 
 
