@@ -119,7 +119,7 @@ models:
       returned: always
       type: dict
     queue_seconds:
-      description: The part of it that was neither loading nor reading the prompt: the time in the queue.
+      description: The part of it that was neither loading nor reading the prompt, which is the time in the queue.
       returned: always
       type: dict
     tokens_per_second:

@@ -550,6 +550,14 @@ reasons:
   type: list
   elements: str
   sample: ["the value in force changes: OLLAMA_KEEP_ALIVE"]
+planned:
+  description:
+    - The writes and systemctl commands of the run, in order. In check mode those of a real run.
+    - Empty when the service is in its declared state.
+  returned: when a service was inspected
+  type: list
+  elements: str
+  sample: [systemctl daemon-reload]
 reloaded:
   description: Whether systemd reloaded its units. In check mode, whether it would.
   returned: when a service was inspected

@@ -605,6 +605,14 @@ instances:
       type: list
       elements: str
       sample: ["files that it reads change: /etc/gpufleet/vllm/chat.yaml"]
+    planned:
+      description:
+        - The writes and systemctl commands of the run, in order. In check mode those of a real run.
+        - Empty when the service is in its declared state.
+      returned: when the instance was inspected
+      type: list
+      elements: str
+      sample: [systemctl daemon-reload]
     reloaded:
       description: Whether systemd reloaded its units. In check mode, whether it would.
       returned: when the instance was inspected

@@ -326,7 +326,7 @@ def test_a_unit_that_was_written_manually_is_adopted(bring: Bring, on: Any, lab:
         command = on("systemctl show -p ExecStart --value llama-server")
         assert "--model %s --port 8099 -np 2 --no-warmup --alias theirs ;" % MODEL in command
         drop_in = on("cat /etc/systemd/system/llama-server.service.d/zz-gpufleet.conf")
-        assert "CTX_SIZE" not in drop_in and "ExecStart" not in drop_in and "User" not in drop_in
+        assert "ExecStart" not in drop_in and "User=" not in drop_in and "THREADS" not in drop_in
         assert on("ps -o user= -p %d" % main_pid(on, "llama-server")).strip() == "nobody"
         assert not bring(ctx_size=512, **theirs)["changed"]
         result = bring(ctx_size=512, parallel=3, **theirs)

@@ -14,11 +14,8 @@ from typing import Any, Dict, Iterable, List, Optional, Set
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import Wanted, names
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
-    UnitError,
-    parse_environment_file,
-    unit_name,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import parse_environment_file, unit_name
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 DIRECTORY = "/etc/systemd/system"
 DROP_IN = "zz-gpufleet.conf"
@@ -30,16 +27,16 @@ SHORT, LONG = 4, 8
 
 
 def checked(change: Change) -> str:
-    """The unit's full name; UnitError if something that is declared cannot be done."""
+    """The unit's full name; Refused if something that is declared cannot be done."""
     name = unit_name(change.unit)
     if change.state == "absent":
         return name
     both = sorted(set(change.environment) & set(change.secret_environment))
     if both:
-        raise UnitError("%s is declared both as environment and as secret_environment: leave one out" % ", ".join(both))
+        raise Refused("%s is declared both as environment and as secret_environment: leave one out" % ", ".join(both))
     variables = dict(change.environment, **change.secret_environment)
     if (variables or change.credentials) and not name.endswith(".service"):
-        raise UnitError("%s is not a service: only a service has environment and credentials" % name)
+        raise Refused("%s is not a service: only a service has environment and credentials" % name)
     render.check_environment(variables)
     render.check_settings(change.settings)
     render.check_credentials(change.credentials)

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Mapping
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 
 def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
@@ -19,7 +19,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], Non
     :param check_mode: read and compare only.
     :param warn: called with each warning.
     :returns: the module's result.
-    :raises UnitError: an option is wrong; nothing was changed.
+    :raises Refused: an option is wrong; nothing was changed.
     :raises ServiceError: the previous state is restored.
     """
     outcome = converge(
@@ -43,25 +43,25 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], Non
 
 
 def variables(option: str, values: Dict[str, Any]) -> Dict[str, str]:
-    """Values as text; UnitError for one that is neither text nor a number."""
+    """Values as text; Refused for one that is neither text nor a number."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             kind = "true or false" if isinstance(value, bool) else "a %s" % type(value).__name__
-            raise UnitError("%s: %s is %s; expected text: quote what the program expects" % (option, name, kind))
+            raise Refused("%s: %s is %s; expected text: quote what the program expects" % (option, name, kind))
     return {str(name): str(value) for name, value in values.items()}
 
 
 def settings(values: Dict[str, Any]) -> Dict[str, Dict[str, List[str]]]:
-    """Section to key to lines; UnitError for what is not a setting."""
+    """Section to key to lines; Refused for what is not a setting."""
     found: Dict[str, Dict[str, List[str]]] = {}
     for section, keys in values.items():
         if not isinstance(keys, dict):
-            raise UnitError("settings: %s is a %s; expected settings and their values" % (section, type(keys).__name__))
+            raise Refused("settings: %s is a %s; expected settings and their values" % (section, type(keys).__name__))
         for key, lines in keys.items():
             lines = lines if isinstance(lines, list) else [lines]
             for line in lines:
                 if not isinstance(line, (str, int, float)):
-                    raise UnitError(
+                    raise Refused(
                         "settings: [%s] %s is a %s; expected text, a number, or a list of them"
                         % (section, key, type(line).__name__)
                     )

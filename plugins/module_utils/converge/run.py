@@ -35,7 +35,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.plan i
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.proof import Proof, Proven
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.switch import Switch
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def converge(
             proof = Proof(override, gate, change, switch)
             run = _Run(change, needed, observed, override, plan(observed, override, change, bool(hooks)), switch, proof)
             return run.go(check_mode)
-    except (UnitError, ManagerError) as error:
+    except (Refused, ManagerError) as error:
         raise _refused(str(error), str(error)) from error
     except OSError as error:
         raise _refused(explain(error)) from error
@@ -136,9 +135,7 @@ class _Run:
         if content and self.change.settings and not self.steps:  # before the steps systemd may not know the unit yet
             ignored = self.switch.system.verify(unit, DROP_IN, content)
             if ignored:
-                raise UnitError(
-                    "%s: systemd would ignore what is declared in settings: %s" % (unit, "; ".join(ignored))
-                )
+                raise Refused("%s: systemd would ignore what is declared in settings: %s" % (unit, "; ".join(ignored)))
 
     def _ask_checks(self) -> None:
         """Raise where the caller does not want the unit as it will be, or no change now."""
@@ -148,7 +145,7 @@ class _Run:
         if not why and change.pre_change_check and self.plan.commands:
             why = change.pre_change_check()
         if why:
-            raise UnitError("%s: %s" % (self.plan.unit, why))
+            raise Refused("%s: %s" % (self.plan.unit, why))
 
     def _fault_of_unchanged(self) -> Optional[Fault]:
         """What is wrong with a unit of which nothing is started, unless a remedy is planned for it."""

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The only file that talks to systemd: systemctl, journalctl, systemd-analyze, and what /proc holds about a process."""
+"""The only file that talks to systemd: systemctl, journalctl, systemd-analyze, systemd-run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ import json
 import os
 import pwd
 import re
-import select
 import shutil
-import stat
 import subprocess
 import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.process import ManagerError, Processes
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.specifiers import specifiers
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
-    UnitError,
     dropin_directories,
     order_dropins,
-    parse_environment_file,
     template_of,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
 # Where systemd looks for units and drop-ins, the highest priority first (systemd.unit(5), table 1).
@@ -75,17 +72,14 @@ PROPERTIES = (
     "TimeoutStopUSec",
 )
 
-LARGEST_FILE = 64 << 20
 LARGEST_ENVIRONMENT_FILE = 256 << 10
-"""Bytes of a file that is read; a larger one counts as one that cannot be read."""
+"""Bytes of an EnvironmentFile= that is read; a larger one counts as one that cannot be read."""
 LONGEST_MESSAGE = 1 << 18
 """Bytes of one message of the journal, and characters of a line, that are read."""
 LARGEST_JOURNAL = 32 << 20
 """Bytes of a journal that are read at once."""
 JOURNAL_LIMIT = 60
 """Seconds for reading it."""
-KNOWN_VERSION = 252
-"""Taken for systemd's version where that is not to be found out: the one that the rules were tried on."""
 SYSTEMD_LINES = 10
 """What systemd itself logs of one invocation, at most: it was started, stopped, has failed."""
 
@@ -104,10 +98,6 @@ SECONDS = {
     "month": 2629800,
     "y": 31557600,
 }
-
-
-class ManagerError(Failed):
-    """systemd did not do what it was asked for; the message says what, and what it answered."""
 
 
 def split_items(text: str) -> List[str]:
@@ -135,50 +125,8 @@ def restarting(state: Mapping[str, str]) -> bool:
     return state.get("SubState", "").startswith("auto-restart")
 
 
-class Process:
-    """One process, told from a later one with the same PID by its start time."""
-
-    def __init__(self, pid: int, proc: str = "/proc") -> None:
-        self.pid = pid
-        self._stat = "%s/%d/stat" % (proc, pid)
-        self._born = self._start_time()
-
-    def _start_time(self) -> Optional[str]:
-        try:
-            with open(self._stat, encoding="utf-8", errors="replace") as stream:
-                fields = stream.read().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if fields[0] in "ZX" else fields[19]  # proc(5): state, starttime
-
-    def alive(self) -> bool:
-        return self._born is not None and self._start_time() == self._born
-
-    def ended_within(self, limit: float) -> bool:
-        """Wait until the process ends, ``limit`` seconds at most; whether it did."""
-        until = time.monotonic() + limit
-        try:
-            descriptor = os.pidfd_open(self.pid)  # Python 3.9, Linux 5.3
-        except (AttributeError, OSError):
-            while self.alive() and time.monotonic() < until:
-                # without a descriptor of the process there is nothing to wait on
-                time.sleep(0.02)
-            return not self.alive()
-        try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if self.alive():  # the descriptor is of our process, not of a later one
-                poll.poll(max(0, limit) * 1000)
-        finally:
-            os.close(descriptor)
-        return not self.alive()
-
-
-class System:
-    """systemd of this host. ``root`` is put before the paths of files (for tests)."""
-
-    def __init__(self, root: str = "") -> None:
-        self.root = root
+class System(Processes):
+    """systemd of this host, and the processes that it runs."""
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -210,29 +158,6 @@ class System:
         found += order_dropins((directory, self.names(directory)) for directory in directories)
         return [(path, self.read(path) or b"") for path in found]
 
-    def names(self, directory: str) -> List[str]:
-        """What lies in a directory, nothing when there is none."""
-        try:
-            return os.listdir(self.root + directory)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def read(self, path: str, largest: int = LARGEST_FILE) -> Optional[bytes]:
-        """The content of a file; None when it cannot be read, is not a regular file, or has over ``largest`` bytes.
-
-        It may lie in a user's folder: a named pipe there is not waited for, a device not opened.
-        """
-        try:
-            if not stat.S_ISREG(os.stat(self.root + path).st_mode):
-                return None
-            descriptor = os.open(self.root + path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-            with open(descriptor, "rb") as stream:
-                regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-                content = stream.read(largest + 1) if regular else b""
-        except OSError:
-            return None
-        return content if regular and len(content) <= largest else None
-
     def environment_files(self, pattern: str) -> Iterator[Tuple[str, bytes]]:
         """(path, content) of the readable files that the pattern of an ``EnvironmentFile=`` names."""
         pattern = re.sub(
@@ -242,96 +167,6 @@ class System:
             content = self.read(path[len(self.root) :], LARGEST_ENVIRONMENT_FILE)
             if content is not None:
                 yield path[len(self.root) :], content
-
-    def environ(self, pid: int) -> Optional[Dict[str, str]]:
-        """The environment with which a process was executed; None when it is gone, or not executed yet.
-
-        Empty where it is unknown: the program has written its title over it, as nginx does.
-        """
-        try:
-            with open("%s/proc/%d/comm" % (self.root, pid), encoding="utf-8", errors="replace") as stream:
-                name = stream.read().strip()
-            # systemd's child still has its father's name after the fork, or since 255 executes systemd-executor with
-            # the environment of systemd itself; then it is called "(NAME)" until it executes the unit's program
-            executor = os.path.basename(self.program(pid) or "").startswith("systemd-executor")
-            between_fork_and_exec = name.startswith("(") or (name == "systemd" and pid != 1) or executor
-            before = self._environment_end(pid)
-            with open("%s/proc/%d/environ" % (self.root, pid), "rb") as stream:
-                content = stream.read().decode("utf-8", "surrogateescape")
-            # in the midst of an exec the kernel shows an environment without an end as an empty one
-            if not content and (not before or before != self._environment_end(pid)):
-                return None
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        except PermissionError as error:
-            raise ManagerError("%s: only root, with CAP_SYS_PTRACE in a container, may read it" % error) from error
-        items = content.split("\0")
-        found = dict(item.split("=", 1) for item in items if "=" in item and "=" in items[0])
-        return None if between_fork_and_exec and "INVOCATION_ID" not in found else found
-
-    def program(self, pid: int) -> Optional[str]:
-        """The file that a process executes, with `` (deleted)`` behind one that is gone; None when the process is."""
-        try:
-            return os.readlink("%s/proc/%d/exe" % (self.root, pid))
-        except OSError:
-            return None
-
-    def _environment_end(self, pid: int) -> int:
-        """Address where a process's environment ends; 0 while it is not laid out (proc(5): stat, field 51)."""
-        with open("%s/proc/%d/stat" % (self.root, pid), encoding="utf-8", errors="replace") as stream:
-            return int(stream.read().rpartition(")")[2].split()[48])
-
-    def credential(self, pid: int, environ: Mapping[str, str], name: str) -> Optional[bytes]:
-        """A credential as a process of the unit sees it; None when it does not."""
-        directory = environ.get("CREDENTIALS_DIRECTORY")
-        return self.read("/proc/%d/root%s/%s" % (pid, directory, name)) if directory else None
-
-    def inherited(self) -> Dict[str, str]:
-        """The environment of systemd itself, from which ``PassEnvironment=`` takes."""
-        return self.environ(1) or {}
-
-    def process(self, pid: int) -> Process:
-        return Process(pid, self.root + "/proc")
-
-    def pids(self, control_group: str) -> List[int]:
-        """The processes of a control group and of those below it."""
-        found = []
-        for base in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
-            for directory, _below, files in os.walk(self.root + base + control_group) if control_group else ():
-                if "cgroup.procs" in files:
-                    path = os.path.join(directory, "cgroup.procs")
-                    found += [int(pid) for pid in (self.read(path[len(self.root) :]) or b"").split()]
-            if found:
-                break
-        return sorted(found)
-
-    def listener(self, port: int) -> Optional[Tuple[int, str]]:
-        """PID and name of a process that listens on a TCP port; None when nobody does.
-
-        PID 0 stands for one that is not to be found: the kernel, or a process of another namespace.
-        """
-        sockets = set()
-        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-            for line in (self.read(table) or b"").decode("ascii", "replace").split("\n")[1:]:
-                fields = line.split()  # proc(5): 0A is LISTEN
-                if len(fields) > 9 and fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    sockets.add("socket:[%s]" % fields[9])
-        for pid in sorted(int(name) for name in self.names("/proc") if name.isdigit()) if sockets else ():
-            if sockets & self._opened(pid):
-                name = (self.read("/proc/%d/comm" % pid) or b"").decode("utf-8", "replace")
-                return pid, _shown(name).strip()
-        return (0, "unknown") if sockets else None
-
-    def _opened(self, pid: int) -> Set[str]:
-        """What a process has open, as /proc/PID/fd names it; what is gone meanwhile is left out."""
-        folder, found = "%s/proc/%d/fd" % (self.root, pid), set()
-        try:
-            for name in os.listdir(folder):
-                with suppress(FileNotFoundError):
-                    found.add(os.readlink("%s/%s" % (folder, name)))
-        except OSError:
-            pass
-        return found
 
     def journal(self, unit: str, invocation_id: str, lines: int) -> List[str]:
         """The last lines that the processes of one invocation of a unit logged, oldest first, fit for a terminal.
@@ -413,71 +248,10 @@ class System:
         return list(dict.fromkeys(found))
 
     def specifiers(self, unit: str, fragment: str = "") -> Mapping[str, str]:
-        """What ``%`` and a letter stand for in this unit's files; and, as ``systemd``, systemd's version.
-
-        A letter for which this unit has nothing is missing: systemd drops a word with it.
-        """
-        stem, _dot, kind = unit.rpartition(".")
-        prefix, _at, instance = stem.partition("@")
-        machine, root, version = os.uname(), pwd.getpwuid(0), self._version()
-        release = self._assignments("/etc/os-release") or self._assignments("/usr/lib/os-release")
+        """What ``%`` and a letter stand for in this unit's files; ``fragment`` is the path of its unit file."""
         if fragment and os.path.islink(self.root + fragment):  # such as by systemctl link
             fragment = os.path.realpath(self.root + fragment)[len(self.root) :]
-        found = {
-            "systemd": str(version),
-            "n": unit,
-            "N": stem,
-            "p": prefix,
-            "P": _unescape(prefix),
-            "q": self._assignments("/etc/machine-info").get("PRETTY_HOSTNAME") or machine.nodename,
-            "i": instance,
-            "I": _unescape(instance),
-            "j": prefix.rpartition("-")[2],
-            "J": _unescape(prefix.rpartition("-")[2]),
-            "f": _path_unescape(instance or prefix),
-            "y": fragment if version >= 251 else None,
-            "Y": os.path.dirname(fragment) if version >= 251 else None,
-            "d": "/run/credentials/" + unit if version >= 251 else None,
-            "D": "/usr/share" if version >= 257 else None,
-            "t": "/run",
-            "S": "/var/lib",
-            "C": "/var/cache",
-            "L": "/var/log",
-            "E": "/etc",
-            "T": "/tmp",
-            "V": "/var/tmp",
-            "u": root.pw_name,
-            "U": "0",
-            "g": "root",
-            "G": "0",
-            "h": root.pw_dir,
-            "s": root.pw_shell,
-            "H": machine.nodename,
-            "l": machine.nodename.partition(".")[0],
-            "v": machine.release,
-            "a": {"x86_64": "x86-64", "aarch64": "arm64"}.get(machine.machine, machine.machine),
-            "m": (self.read("/etc/machine-id") or b"").decode("ascii", "replace").strip(),
-            "b": (self.read("/proc/sys/kernel/random/boot_id") or b"").decode("ascii").strip().replace("-", ""),
-            "o": release.get("ID", ""),
-            "w": release.get("VERSION_ID", ""),
-            "B": release.get("BUILD_ID", ""),
-            "W": release.get("VARIANT_ID", ""),
-            "M": release.get("IMAGE_ID", ""),
-            "A": release.get("IMAGE_VERSION", ""),
-        }
-        return {letter: text for letter, text in found.items() if text is not None}
-
-    def _version(self) -> int:
-        """The version of the systemd that runs; told by the library that it has loaded, which costs no process."""
-        match = re.search(rb"/libsystemd-shared-(\d+)", self.read("/proc/1/maps") or b"")
-        return int(match.group(1)) if match else KNOWN_VERSION
-
-    def _assignments(self, path: str) -> Dict[str, str]:
-        """The assignments in a file such as ``/etc/os-release``."""
-        try:
-            return {name: value for name, (value, _line) in parse_environment_file(self.read(path) or b"").items()}
-        except UnitError:
-            return {}
+        return specifiers(unit, fragment, self.read)
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
@@ -673,21 +447,3 @@ def _lines(entry: Mapping[str, Any]) -> List[str]:
 def _microseconds(entry: Mapping[str, Any]) -> int:
     """Seconds since 1970 when it was logged, by its author's clock if known, else when it was written."""
     return int(entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry.get("__REALTIME_TIMESTAMP") or 0)
-
-
-def _path_unescape(name: str) -> Optional[str]:
-    """A part of a unit's name as the path that it was before systemd-escape; None when it was none."""
-    parts = (_unescape(name) or "").split("/")
-    if name == "-":
-        return "/"
-    return None if {"", ".", ".."} & {*parts} else "/" + "/".join(parts)
-
-
-def _unescape(name: str) -> Optional[str]:
-    """A part of a unit's name as it was before systemd-escape; None when it is not escaped as it should be."""
-    if re.search(r"\\(?!x[0-9a-fA-F]{2})", name):
-        return None
-    raw = re.sub(
-        rb"\\x([0-9a-fA-F]{2})", lambda match: bytes([int(match.group(1), 16)]), name.replace("-", "/").encode()
-    )
-    return raw.decode("utf-8", "surrogateescape")

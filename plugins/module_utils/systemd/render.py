@@ -16,9 +16,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit im
     ENVIRONMENT_NAME,
     LONGEST_LINE,
     WHITESPACE,
-    UnitError,
     is_text,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 LONGEST_VARIABLE = 128 * 1024
 """Bytes of ``NAME=value`` and its NUL that Linux takes for one variable (MAX_ARG_STRLEN)."""
@@ -79,71 +79,71 @@ def drop_in(unit: str, environment: Mapping[str, str], settings: Mapping[str, Ma
 
 
 def check_environment(variables: Mapping[str, str]) -> None:
-    """Raise UnitError for what no process would get as it is: the message names the variable, not its value."""
+    """Raise Refused for what no process would get as it is: the message names the variable, not its value."""
     total = 0
     for name, value in variables.items():
         if not ENVIRONMENT_NAME.fullmatch(name):
-            raise UnitError(
+            raise Refused(
                 "environment variable %r: systemd drops a name that is not letters, digits and _, no digit first" % name
             )
         if "\0" in value:
-            raise UnitError("environment variable %s: the value has a NUL byte, which no process can be given" % name)
+            raise Refused("environment variable %s: the value has a NUL byte, which no process can be given" % name)
         raw = _text("environment variable %s" % name, value)
         size = len(name) + len(raw) + 2
         if size > LONGEST_VARIABLE:
-            raise UnitError(
+            raise Refused(
                 "environment variable %s: %d bytes with its name; Linux takes %d at most for one variable"
                 % (name, size, LONGEST_VARIABLE)
             )
         total += size
     if total > LARGEST_ENVIRONMENT:
-        raise UnitError("environment: %d bytes in all; Linux takes about %d at most" % (total, LARGEST_ENVIRONMENT))
+        raise Refused("environment: %d bytes in all; Linux takes about %d at most" % (total, LARGEST_ENVIRONMENT))
 
 
 def check_settings(settings: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raise UnitError for a setting that systemd would read as something else, or not at all."""
+    """Raise Refused for a setting that systemd would read as something else, or not at all."""
     for section, keys in settings.items():
         if not SECTION.fullmatch(section):
-            raise UnitError("settings: %r is not a section of a unit file: expected one such as Service" % section)
+            raise Refused("settings: %r is not a section of a unit file: expected one such as Service" % section)
         for key, values in keys.items():
             where = "settings: [%s] %s" % (section, key)
             if not KEY.fullmatch(key):
-                raise UnitError("%s: expected the name of a setting such as LimitNOFILE" % where)
+                raise Refused("%s: expected the name of a setting such as LimitNOFILE" % where)
             if key == "Environment":
-                raise UnitError("%s: declare variables as environment, which are escaped and proven" % where)
+                raise Refused("%s: declare variables as environment, which are escaped and proven" % where)
             for value in values:
                 if any(char in value for char in "\0\n\r"):
-                    raise UnitError("%s: the value has a line end or NUL: give a list, one item for each line" % where)
+                    raise Refused("%s: the value has a line end or NUL: give a list, one item for each line" % where)
                 if value != value.strip(WHITESPACE):
-                    raise UnitError("%s: systemd cuts blanks off both ends of %r: leave them out" % (where, value))
+                    raise Refused("%s: systemd cuts blanks off both ends of %r: leave them out" % (where, value))
                 if (len(value) - len(value.rstrip("\\"))) % 2:
-                    raise UnitError("%s: the backslash ending %r would join the next line to it" % (where, value))
+                    raise Refused("%s: the backslash ending %r would join the next line to it" % (where, value))
                 if len(_text(where, value)) + len(key) + 1 >= LONGEST_LINE:
-                    raise UnitError("%s: systemd stops reading at a line of more than %d bytes" % (where, LONGEST_LINE))
+                    raise Refused("%s: systemd stops reading at a line of more than %d bytes" % (where, LONGEST_LINE))
 
 
 def check_credentials(credentials: Mapping[str, str]) -> None:
-    """Raise UnitError for a credential that ``LoadCredential=`` refuses."""
+    """Raise Refused for a credential that ``LoadCredential=`` refuses."""
     for name in credentials:
         if not CREDENTIAL.fullmatch(name):
-            raise UnitError("credential %r: expected the name of a file of letters, digits, ., _ and -" % name)
+            raise Refused("credential %r: expected the name of a file of letters, digits, ., _ and -" % name)
     total = sum(len(_encode("credential %s" % name, text)) for name, text in credentials.items())
     if total > LARGEST_CREDENTIAL:
-        raise UnitError("credentials: %d bytes in all; systemd passes on %d at most" % (total, LARGEST_CREDENTIAL))
+        raise Refused("credentials: %d bytes in all; systemd passes on %d at most" % (total, LARGEST_CREDENTIAL))
 
 
 def _encode(what: str, value: str) -> bytes:
     try:
         return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise UnitError("%s: the value cannot be written as UTF-8 (%s)" % (what, error.reason)) from None
+        raise Refused("%s: the value cannot be written as UTF-8 (%s)" % (what, error.reason)) from None
 
 
 def _text(what: str, value: str) -> bytes:
-    """The value's bytes; UnitError when systemd does not take them for text."""
+    """The value's bytes; Refused when systemd does not take them for text."""
     raw = _encode(what, value)
     if not is_text(raw):
-        raise UnitError(
+        raise Refused(
             "%s: systemd drops the value: it is not valid UTF-8, or has a code point that is not a character" % what
         )
     return raw

@@ -77,10 +77,6 @@ _LIVE = """
 LIVE_KEYS = frozenset(_LIVE.split())
 
 
-class UnitError(Refused):
-    """A name, value or file that systemd cannot take as it is; the message says which, why and what to do."""
-
-
 @dataclass(frozen=True)
 class Assignment:
     """One ``key=value`` line of a unit file, continuations joined."""
@@ -118,13 +114,13 @@ class UnitFile:
 
 
 def unit_name(name: str) -> str:
-    """``name`` with ``.service`` added when it has no suffix; raises UnitError when systemd would not take it."""
+    """``name`` with ``.service`` added when it has no suffix; raises Refused when systemd would not take it."""
     full = name if name.rpartition(".")[2] in UNIT_TYPES else name + ".service"
     if not UNIT_NAME.fullmatch(full) or len(full) > 255:
-        raise UnitError("%r is not a unit name: expected a name such as ollama.service or vllm@NAME.service" % name)
+        raise Refused("%r is not a unit name: expected a name such as ollama.service or vllm@NAME.service" % name)
     stem, _dot, kind = full.rpartition(".")
     if stem.endswith("@") and stem.count("@") == 1:
-        raise UnitError("%s is a template: name an instance of it, such as %sNAME.%s" % (full, stem, kind))
+        raise Refused("%s is a template: name an instance of it, such as %sNAME.%s" % (full, stem, kind))
     return full
 
 
@@ -327,12 +323,12 @@ def parse_environment_file(content: bytes, version: int = 0) -> Dict[str, Tuple[
 
     Before systemd 254 a backslash at the end of a comment makes the next line part of it.
 
-    Raises UnitError for a file that keeps the unit from starting.
+    Raises Refused for a file that keeps the unit from starting.
     """
     found: Dict[str, Tuple[str, int]] = {}
     text = content.decode("utf-8", "surrogateescape")
     if "\0" in text:
-        raise UnitError("the file has a NUL byte: systemd does not start a unit with it")
+        raise Refused("the file has a NUL byte: systemd does not start a unit with it")
     at, end, line = 0, len(text), 1
     while at < end:
         char = text[at]
@@ -354,7 +350,7 @@ def parse_environment_file(content: bytes, version: int = 0) -> Dict[str, Tuple[
         line += text.count("\n", match.end(), at)
         name = match.group(1).rstrip(WHITESPACE)
         if not is_text((name + value).encode("utf-8", "surrogateescape")):
-            raise UnitError("line %d is not valid UTF-8: systemd does not start a unit with it" % first)
+            raise Refused("line %d is not valid UTF-8: systemd does not start a unit with it" % first)
         if ENVIRONMENT_NAME.fullmatch(name):
             found[name] = (value, first)
     return found
@@ -460,7 +456,7 @@ class Unit:
             for path, content in read_files(pattern):
                 try:
                     entries = parse_environment_file(content, int(specifiers.get("systemd", 0)))
-                except UnitError:
+                except Refused:
                     continue
                 found.update((name, Value(text, path, at)) for name, (text, at) in entries.items())
         for name, removed in self._unset(specifiers):

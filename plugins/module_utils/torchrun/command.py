@@ -12,7 +12,7 @@ import shlex
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 FOLDER = "/etc/gpufleet/torchrun"
 UNITS = "/etc/systemd/system"
@@ -268,7 +268,7 @@ def check(params: Mapping[str, Any]) -> List[str]:
     for option in ("environment", "secret_environment"):
         try:
             render.check_environment({name: str(value) for name, value in params[option].items()})
-        except UnitError as error:
+        except Refused as error:
             wrong.append("%s: %s" % (option, error))
     words = [(name, params[name]) for name in ("user", "working_directory", "venv", "script", "log_dir", "script_path")]
     words += [("limits", value) for value in params["limits"].values()]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
@@ -30,62 +29,21 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     checkpoint,
-    cluster,
     gate,
     log,
     multinode,
     settings,
     shape,
     sizing,
+    unit,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, unknown_variables
 
-CONFIGS = "/etc/gpufleet/vllm"
-HOMES = "/var/lib"
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
-STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
-SYSTEM_PATH = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-# A front end whose engine died ends with status 0: it is restarted all the same.
-UNIT = """\
-# Written by the Ansible collection gpufleet.inference where there was none. Each instance has an override of its own.
-[Unit]
-Description=vLLM, instance %i
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-ExecStart=/bin/false
-Restart=always
-RestartSec=5
-LimitNOFILE=1048576
-LimitMEMLOCK=infinity
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-SANDBOX = {
-    # NCCL binds its threads to the processors next to their GPU, which the profile's filter ends the process for
-    "SystemCallFilter": ["", "@system-service", "~@privileged"],
-    # else the end of one instance would remove the shared memory of all instances of its user
-    "RemoveIPC": ["no"],
-}
-
-
-class Own(NamedTuple):
-    """What is kept of the decisions about an instance."""
-
-    configuration: settings.Declared
-    program: Program
-    parallel: Parallel
-    fit: Optional[sizing.Fit]
-    utilization: float
 
 
 class Model(NamedTuple):
@@ -133,25 +91,27 @@ class Vllm:
         configuration = settings.declare(options, parallel, placed.visible)
         _warn_of_open_paths(options, host.warn)
         utilization = options["gpu_memory_utilization"] or sizing.DEFAULT_UTILIZATION
-        own = Own(configuration, program, parallel, _fit(options, placed, model, parallel, configuration), utilization)
+        own = unit.Own(
+            configuration, program, parallel, _fit(options, placed, model, parallel, configuration), utilization
+        )
         limit = options["timeout"] or start_limit(model.weights)
-        files = _files(service.name, options, configuration)
+        files = unit.files(service.name, options, configuration)
         return Declared(
             user=options["user"],
             listen=None if options["node_rank"] else _listen(options, configuration),
-            environment=_environment(service, options, own),
+            environment=unit.environment(service, options, own),
             secret_environment=configuration.secret_environment,
             credentials=configuration.credentials,
             files=files,
-            settings=_unit_settings(service.name, options, own),
+            settings=unit.service_settings(service.name, options, own),
             steps=_steps(options["user"], host),
             checks=_checks(options, configuration, limit),
             hooks=_stop_hooks(service, host),
-            ports=_ports(options),
+            ports=unit.ports(options),
             share=utilization if placed.devices else None,
-            writable=_writable(options),
-            readable=[path for path in _readable(options, program) if path],
-            sandbox=SANDBOX,
+            writable=unit.writable(options),
+            readable=[path for path in unit.readable(options, program) if path],
+            sandbox=unit.SANDBOX,
             timeout=limit,
             restart="all hosts of the model start together" if options["restart"] else "",
             warnings=configuration.warnings + unknown_variables(options["environment"], program.variables()),
@@ -169,7 +129,7 @@ class Vllm:
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """Its files go; the environment, the user and the model stay."""
-        return Leaving(files=dict.fromkeys(_paths(service.name)), hooks=_stop_hooks(service, host))
+        return Leaving(files=dict.fromkeys(unit.paths(service.name)), hooks=_stop_hooks(service, host))
 
     def explain(self, lines: Sequence[str]) -> Cause:
         return log.last_words(lines)
@@ -226,7 +186,7 @@ def _program(options: Mapping[str, Any], host: Host) -> Program:
 def _model(options: Mapping[str, Any], host: Host) -> Model:
     """What the files of the model say, as far as they are on this host."""
     name, user = options["model"], options["user"]
-    path = checkpoint.locate(name, _hub_cache(options), user, options["revision"])
+    path = checkpoint.locate(name, unit.hub_cache(options), user, options["revision"])
     if name.startswith("/") and path is None and not os.path.isfile(name):
         said = "model: there is no directory %s on this host" % name
         if not host.check_mode:
@@ -291,115 +251,13 @@ def _warn_of_open_paths(options: Mapping[str, Any], warn: Callable[[str], None])
         )
 
 
-# --- what an instance has --------------------------------------------------------------------------------------------
-
-
-def _home(user: str) -> str:
-    return "/root" if user == "root" else os.path.join(HOMES, user)
-
-
 def _steps(user: str, host: Host) -> List[Step]:
-    template = TemplateStep("vllm@.service", UNIT, host.system.root)
-    return [template] if user == "root" else [UserStep(user, _home(user)), template]
-
-
-def _hub_cache(options: Mapping[str, Any]) -> str:
-    return checkpoint.cache_of(options, options["environment"], _home(options["user"]))
-
-
-def _writable(options: Mapping[str, Any]) -> List[str]:
-    """Its home has the caches of torch, Triton and vLLM; models from the hub may be kept elsewhere."""
-    home, cache = _home(options["user"]), _hub_cache(options)
-    return [home] if (cache + "/").startswith(home + "/") else [home, cache]
-
-
-def _readable(options: Mapping[str, Any], program: Program) -> List[Optional[str]]:
-    model = options["model"] if options["model"].startswith("/") else None
-    return [program.venv, model, options["chat_template"], options["ssl_keyfile"], options["ssl_certfile"]]
-
-
-def _paths(name: str) -> Tuple[str, str, str]:
-    """The files of an instance: its configuration, the guard and the supervisor."""
-    folder = "%s/%s.d" % (CONFIGS, name)
-    return "%s/%s.yaml" % (CONFIGS, name), "%s/%s.py" % (folder, settings.GUARD), "%s/gpufleet_supervisor.py" % folder
-
-
-def _files(name: str, options: Mapping[str, Any], configuration: settings.Declared) -> Dict[str, Optional[str]]:
-    config, guard_file, supervisor_file = _paths(name)
-    files = {config: settings.render(configuration.config), guard_file: None, supervisor_file: None}
-    if options["guard_all_paths"]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import guard
-
-        files[guard_file] = source_of(guard)
-    if options["nodes"]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
-
-        files[supervisor_file] = source_of(supervisor)
-    return files
-
-
-def _environment(service: Service, options: Mapping[str, Any], own: Own) -> Dict[str, str]:
-    environment = dict(own.configuration.environment)
-    environment.setdefault("PATH", "%s/bin:%s" % (own.program.venv, SYSTEM_PATH))
-    if options["guard_all_paths"]:
-        environment["PYTHONPATH"] = os.path.dirname(_paths(service.name)[1])
-    for name, variable in (("hf_token", "HF_TOKEN_PATH"), ("ray_token", "RAY_AUTH_TOKEN_PATH")):
-        if name in own.configuration.credentials:
-            environment[variable] = "/run/credentials/%s/%s" % (service.unit, name)
-    return environment
-
-
-def _unit_settings(name: str, options: Mapping[str, Any], own: Own) -> Dict[str, List[str]]:
-    words = [*own.program.command(), "--config", _paths(name)[0]]  # two words: vLLM does not read --config=FILE
-    if options["nodes"]:
-        words = _supervised(name, options, own, words)
-    if any(not re.match(r"[A-Za-z0-9_./+@:,-]+\Z", word) for word in words):
-        raise Refused("venv: %r has characters that the command line of a unit cannot hold" % own.program.venv)
-    found = {
-        "User": [options["user"]],
-        "ExecStart": ["", " ".join(words)],
-        "TimeoutStopSec": [str((options["shutdown_timeout"] or 0) + STOP_MARGIN)],
-        # the workers of a model on several GPUs end at once upon SIGTERM, and with them the requests that are running
-        "KillMode": ["mixed"],
-    }
-    if options["nodes"]:
-        found["NotifyAccess"] = ["main"]
-    if _on_ray(options):
-        found.update(RuntimeDirectory=[cluster.directory(name)], RuntimeDirectoryMode=["0700"])
-    return found
-
-
-def _supervised(name: str, options: Mapping[str, Any], own: Own, words: List[str]) -> List[str]:
-    """The command of a host that shares the model with others: the supervisor, which starts the rest."""
-    program, nodes, rank = own.program, options["nodes"], options["node_rank"]
-    addresses, port = own.configuration.addresses, options["master_port"]
-    if words[1] != "serve":
-        raise Refused("nodes: %s has no command vllm, and its module does not know --headless" % program.venv)
-    if _on_ray(options):
-        gpus = own.parallel.world // len(nodes)
-        node = cluster.start(program.ray(), name, addresses, rank, port, gpus, program.has("grpc"))
-        words = node if rank else [*node, "--", *words]
-    place = "%s:%d" % (addresses[0], port + 1)
-    key = settings.definition(own.configuration, program.version())
-    names = ",".join(node["name"] for node in nodes)
-    return [program.python, "-I", _paths(name)[2], place, str(rank), names, ",".join(addresses), key, *words]
+    template = TemplateStep("vllm@.service", unit.TEMPLATE, host.system.root)
+    return [template] if user == "root" else [UserStep(user, unit.home(user)), template]
 
 
 def _listen(options: Mapping[str, Any], configuration: settings.Declared) -> Listen:
     return Listen(str(configuration.config["host"]), configuration.port, options["api_key"] is not None)
-
-
-def _ports(options: Mapping[str, Any]) -> Tuple[int, ...]:
-    """Ports besides the API's that are known before: of several hosts the rendezvous and what Ray has."""
-    if not options["nodes"]:
-        return ()
-    port, rank = options["master_port"], options["node_rank"]
-    ray = cluster.ports(rank, port) if _on_ray(options) else ()
-    return ray if rank else (port, port + 1, *ray)
-
-
-def _on_ray(options: Mapping[str, Any]) -> bool:
-    return bool(options["nodes"]) and options["distributed_executor_backend"] == "ray"
 
 
 def start_limit(weights: int) -> int:
@@ -432,7 +290,7 @@ def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit:
 def _stop_hooks(service: Service, host: Host) -> Drain:
     """Those for the process that is to be stopped, as the file says with which it was started."""
     options = service.options
-    previous = settings.read_back((host.system.read(_paths(service.name)[0]) or b"").decode("utf-8", "replace"))
+    previous = settings.read_back((host.system.read(unit.paths(service.name)[0]) or b"").decode("utf-8", "replace"))
 
     def endpoint_of(environ: Mapping[str, str]) -> Optional[Endpoint]:
         if not previous:
@@ -467,7 +325,7 @@ def _predicted(fit: Optional[sizing.Fit]) -> Dict[str, Any]:
     }
 
 
-def _parts(own: Own, proof: Proof) -> List[str]:
+def _parts(own: unit.Own, proof: Proof) -> List[str]:
     """vLLM's part of the summary: how the model is split, where it is served, what it answered."""
     parts = []
     sizes = ("TP", own.parallel.tensor), ("PP", own.parallel.pipeline), ("DP", own.parallel.data)

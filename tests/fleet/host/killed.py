@@ -14,7 +14,7 @@ from pathlib import Path
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager, process
 
 UNIT = "fleet-killed.service"
 DROP_INS = Path("/etc/systemd/system", UNIT + ".d")
@@ -25,7 +25,7 @@ POINTS = [
         (atomic.Files, "commit"),
         (manager.System, "reload"),
         (manager.System, "restart"),
-        (manager.Process, "ended_within"),
+        (process.Process, "ended_within"),
         (atomic.Files, "finish"),
     )
     for when in ("before", "after")

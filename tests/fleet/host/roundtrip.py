@@ -13,7 +13,7 @@ from pathlib import Path
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import UnitError
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 UNIT = "fleet-environment.service"
 BATCH = 250
@@ -28,7 +28,7 @@ for number, value in enumerate(values):
     try:
         render.check_environment({"V": value})
         accepted["V%d" % number] = value
-    except UnitError:
+    except Refused:
         refused.append(number)
 
 for number in refused[:20]:

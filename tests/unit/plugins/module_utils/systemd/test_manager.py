@@ -20,11 +20,11 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import (
     ManagerError,
-    Process,
     System,
     seconds,
     split_items,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.process import Process
 
 
 class Tools:

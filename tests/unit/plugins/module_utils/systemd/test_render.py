@@ -12,11 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
-    UnitError,
-    merge,
-    parse_environment_file,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import merge, parse_environment_file
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 NAMES = st.from_regex("[A-Za-z_][A-Za-z0-9_]{0,20}", fullmatch=True)
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"))
@@ -26,7 +23,7 @@ SETTINGS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1)
 def accepted(check: Any, *arguments: Any) -> bool:
     try:
         check(*arguments)
-    except UnitError:
+    except Refused:
         return False
     return True
 
@@ -95,17 +92,17 @@ def test_declared_settings_come_behind_the_environment() -> None:
     ],
 )
 def test_environment_that_is_refused(name: str, value: str, why: str) -> None:
-    with pytest.raises(UnitError, match=why):
+    with pytest.raises(Refused, match=why):
         render.check_environment({name: value})
 
 
 def test_an_environment_that_is_too_large_in_all() -> None:
-    with pytest.raises(UnitError, match="bytes in all"):
+    with pytest.raises(Refused, match="bytes in all"):
         render.check_environment({"A%d" % n: "x" * 100000 for n in range(20)})
 
 
 def test_a_refusal_does_not_show_the_value() -> None:
-    with pytest.raises(UnitError) as refused:
+    with pytest.raises(Refused) as refused:
         render.check_environment({"TOKEN": "sesame\0"})
     assert "sesame" not in str(refused.value)
 
@@ -126,16 +123,16 @@ def test_a_refusal_does_not_show_the_value() -> None:
     ],
 )
 def test_settings_that_are_refused(declared: Any, why: str) -> None:
-    with pytest.raises(UnitError, match=why):
+    with pytest.raises(Refused, match=why):
         render.check_settings(declared)
 
 
 def test_credentials() -> None:
     render.check_credentials({"api-key": "x\0y", "a.b_c": ""})
     for name in (".hidden", "a/b", "", "a:b", "x" * 256):
-        with pytest.raises(UnitError, match="credential"):
+        with pytest.raises(Refused, match="credential"):
             render.check_credentials({name: ""})
-    with pytest.raises(UnitError, match="bytes in all"):
+    with pytest.raises(Refused, match="bytes in all"):
         render.check_credentials({"a": "x" * 1048577})
-    with pytest.raises(UnitError, match="credential a: the value cannot"):
+    with pytest.raises(Refused, match="credential a: the value cannot"):
         render.check_credentials({"a": "\ud800"})

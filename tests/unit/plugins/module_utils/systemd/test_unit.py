@@ -10,7 +10,6 @@ from typing import Dict, List
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
-    UnitError,
     Value,
     dropin_directories,
     is_text,
@@ -24,6 +23,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit im
     template_of,
     unit_name,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 SPECIFIERS = {"u": "root", "n": "exp.service", "i": ""}
 
@@ -155,7 +155,7 @@ def test_unit_names(name: str, full: str) -> None:
     ],
 )
 def test_names_that_are_none(name: str, why: str) -> None:
-    with pytest.raises(UnitError, match=why):
+    with pytest.raises(Refused, match=why):
         unit_name(name)
 
 
@@ -272,9 +272,9 @@ def test_paths_of_environment_files(text: str, expected: List[str]) -> None:
 def test_environment_file_lines_and_faults() -> None:
     found = parse_environment_file(b"A=1\n\nB='x\ny'\nC=3\n")
     assert [line for _value, line in found.values()] == [1, 3, 5]
-    with pytest.raises(UnitError, match="NUL"):
+    with pytest.raises(Refused, match="NUL"):
         parse_environment_file(b"A=\0")
-    with pytest.raises(UnitError, match="line 2 is not valid UTF-8"):
+    with pytest.raises(Refused, match="line 2 is not valid UTF-8"):
         parse_environment_file(b"A=1\nB=\xff\n")
 
 
