@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client
     EndpointError,
     not_offered,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError, HttpTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
 
 _TEXT = "Say hello."
 _REQUESTS: Tuple[Tuple[str, str, Dict[str, Any], str], ...] = (
@@ -84,10 +84,9 @@ def _ask(
     """The answer's body; None where the server has no such path for this model."""
     try:
         answer = endpoint.ask("POST", path, max(0.1, until - time.monotonic()), request)
-    except HttpTimeout as error:
-        raise EndpointError("stalled", "%s was asked for %s: %s" % (model, task, error)) from None
     except HttpError as error:
-        raise EndpointError("not_generated", "%s was asked for %s: %s" % (model, task, error)) from None
+        verdict = "stalled" if error.timed_out else "not_generated"
+        raise EndpointError(verdict, "%s was asked for %s: %s" % (model, task, error)) from None
     if not_offered(answer):
         return None
     if answer.status in (401, 403):

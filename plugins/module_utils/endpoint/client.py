@@ -14,12 +14,7 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import (
-    HttpError,
-    HttpTimeout,
-    Stream,
-    decode,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError, Stream, decode
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 
 COUNTERS = (
@@ -194,12 +189,12 @@ class Endpoint:
             body = dict(request, model=model, max_tokens=tokens, temperature=0, stream=False)
             try:
                 answer = self.ask("POST", path, max(0.1, started + timeout - asked), body)
-            except HttpTimeout:
-                raise EndpointError(
-                    "stalled",
-                    "%s was asked for a token at %s%s and gave none in %.0f s" % (model, self.url, path, timeout),
-                ) from None
             except HttpError as error:
+                if error.timed_out:
+                    raise EndpointError(
+                        "stalled",
+                        "%s was asked for a token at %s%s and gave none in %.0f s" % (model, self.url, path, timeout),
+                    ) from None
                 raise EndpointError("not_generated", "%s was asked for a token: %s" % (model, error)) from None
             if answer.status == 200 or not _no_chat(answer):
                 break

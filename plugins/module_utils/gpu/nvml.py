@@ -65,16 +65,19 @@ _FIELD_RECOVERY_ACTION = 230
 _FIELD_VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 
-class NotGiven(Exception):
-    """A datum that NVML does not give; the text is the reason the facts show."""
+class NotRead(Exception):
+    """NVML does not give a value; the text is the reason that the facts show.
 
+    :param fault: the code of the fault where the GPU does not answer any more; None: only this value is missing.
+    """
 
-class DeviceLost(Exception):
-    """A GPU that does not answer any more; ``code`` is the fault's."""
-
-    def __init__(self, nvml_code: Optional[int], text: str) -> None:
+    def __init__(self, text: str, fault: Optional[str] = None) -> None:
         super().__init__(text)
-        self.code = faults.BY_NVML_CODE.get(nvml_code or 0, faults.NVML_ERROR)
+        self.fault = fault
+
+
+def _lost(nvml_code: Optional[int], text: str) -> NotRead:
+    return NotRead(text, faults.BY_NVML_CODE.get(nvml_code or 0, faults.NVML_ERROR))
 
 
 def _text(value: Any) -> str:
@@ -215,7 +218,7 @@ DATA = (
 
 
 class Library:
-    """NVML through a binding: every call gives a value, or raises NotGiven or DeviceLost."""
+    """NVML through a binding: every call gives a value, or raises NotRead."""
 
     def __init__(self, pynvml: Any) -> None:
         self.pynvml = pynvml
@@ -224,24 +227,24 @@ class Library:
         """Call a function of NVML, or one of the methods below that wrap several steps under a name of their own."""
         function = getattr(self, name, None) or getattr(self.pynvml, name, None)
         if function is None:
-            raise NotGiven(model.UNSUPPORTED)
+            raise NotRead(model.UNSUPPORTED)
         try:
             return function(*arguments)
-        except (NotGiven, DeviceLost):
+        except NotRead:
             raise
         except self.pynvml.NVMLError as error:
             code = getattr(error, "value", None)
             if code in _GONE:
-                raise DeviceLost(code, str(error)) from None
-            raise NotGiven(model.UNSUPPORTED if code in _UNSUPPORTED else str(error)) from None
+                raise _lost(code, str(error)) from None
+            raise NotRead(model.UNSUPPORTED if code in _UNSUPPORTED else str(error)) from None
         except Exception as error:  # a binding older than the way it is called here
-            raise NotGiven("%s: %s" % (type(error).__name__, error)) from None
+            raise NotRead("%s: %s" % (type(error).__name__, error)) from None
 
     def ask_or(self, default: Any, name: str, *arguments: Any) -> Any:
         """The same, with a default for what is not given."""
         try:
             return self.ask(name, *arguments)
-        except (NotGiven, DeviceLost):
+        except NotRead:
             return default
 
     def start(self) -> None:
@@ -249,12 +252,12 @@ class Library:
         try:
             self.pynvml.nvmlInit()
         except self.pynvml.NVMLError as error:
-            raise DeviceLost(getattr(error, "value", None), str(error)) from None
+            raise _lost(getattr(error, "value", None), str(error)) from None
 
     def memory_info_v2(self, handle: Any) -> Any:
         version = getattr(self.pynvml, "nvmlMemory_v2", None)
         if version is None:
-            raise NotGiven(model.UNSUPPORTED)
+            raise NotRead(model.UNSUPPORTED)
         return self.pynvml.nvmlDeviceGetMemoryInfo(handle, version=version)
 
     def field(self, handle: Any, number: int) -> Any:
@@ -268,7 +271,7 @@ class Library:
         info = self.pynvml.c_nvmlGpuFabricInfo_v2_t()
         self.pynvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
         if info.state == 0:
-            raise NotGiven(model.UNSUPPORTED)
+            raise NotRead(model.UNSUPPORTED)
         status = "success" if info.status == 0 else _text(self.pynvml.nvmlErrorString(info.status))
         digits = "".join("%02x" % byte for byte in info.clusterUuid)
         uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
@@ -291,9 +294,9 @@ def read(pynvml: Any, emit: Callable[[str, Any], None], root: str = "/") -> None
         library.start()
         emit("driver", _driver(library))
         count = library.ask("nvmlDeviceGetCount")
-    except (NotGiven, DeviceLost) as trouble:
+    except NotRead as trouble:
         emit("driver", {"nvml_version": _nvml_version(library)})
-        emit("fault", faults.fault(getattr(trouble, "code", faults.NVML_ERROR), "NVML does not start: %s" % trouble))
+        emit("fault", faults.fault(trouble.fault or faults.NVML_ERROR, "NVML does not start: %s" % trouble))
         return
     handles = {}
     for index in range(count):
@@ -318,16 +321,13 @@ def read_device(
     handle = None
     ends = {}  # type: Dict[str, int]
     try:
-        try:
-            handle = library.ask("nvmlDeviceGetHandleByIndex", index)
-        except NotGiven as refusal:
-            raise DeviceLost(None, str(refusal)) from None
+        handle = library.ask("nvmlDeviceGetHandleByIndex", index)
         for leaves, function, arguments, convert in DATA:
             _read_datum(library, handle, device, leaves.split(), function, arguments, convert)
         ends = _read_nvlinks(library, handle, device)
         _read_processes(library, handle, device, root)
-    except DeviceLost as gone:
-        return device, handle, faults.fault(gone.code, str(gone)), ends
+    except NotRead as gone:
+        return device, handle, faults.fault(gone.fault or faults.NVML_ERROR, str(gone)), ends
     return device, handle, None, ends
 
 
@@ -344,7 +344,9 @@ def _read_datum(
         return
     try:
         value = library.ask(function, handle, *arguments)
-    except NotGiven as refusal:
+    except NotRead as refusal:
+        if refusal.fault:
+            raise
         for leaf in leaves:
             if not model.known(device, leaf):
                 model.refuse(device, leaf, str(refusal))
@@ -369,7 +371,9 @@ def _read_nvlinks(library: Library, handle: Any, device: Dict[str, Any]) -> Dict
                 if remote is not None:
                     end = pci_bus_id(_text(remote.busId))
                     ends[end] = ends.get(end, 0) + 1
-    except NotGiven as refusal:
+    except NotRead as refusal:
+        if refusal.fault:
+            raise
         model.refuse(device, "nvlink.active_count", str(refusal))
     if tried or total == 0:
         model.put(device, "nvlink.link_count", tried if total is None else total)
@@ -398,7 +402,9 @@ def _read_processes(library: Library, handle: Any, device: Dict[str, Any], root:
                     "used_bytes": process.usedGpuMemory,
                     "unit": processes.unit_of(process.pid, root),
                 }
-    except NotGiven as refusal:
+    except NotRead as refusal:
+        if refusal.fault:
+            raise
         model.refuse(device, "processes", str(refusal))
     else:
         model.put(device, "processes", [found[pid] for pid in sorted(found)])

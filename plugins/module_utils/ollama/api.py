@@ -12,11 +12,10 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Op
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError as ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpTimeout as ApiTimeout
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import Stream, decode
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 
-__all__ = ["Answer", "Api", "ApiError", "ApiTimeout", "number"]
+__all__ = ["Answer", "Api", "ApiError", "number"]
 
 
 _VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,100}\Z")
@@ -120,7 +119,7 @@ class Api:
         An error comes as a line, too, with ``error`` in it. Who stops to read ends the work: the server notices.
 
         :param silence: asked before each line: for how many seconds the server may say nothing from now on.
-        :raises ApiTimeout: it said nothing for so long.
+        :raises ApiError: it said nothing for so long (``timed_out``), or what it said is not JSON.
         """
         with self._request("POST", path, silence(), payload=json.dumps(body).encode("utf-8")) as stream:
             while True:

@@ -16,7 +16,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, pci_bus_id
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, names, settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout, number
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, number
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.checks import (
     ComesUp,
     Expected,
@@ -231,13 +231,13 @@ def _generates(model: str) -> Check:
         allowed = max(1.0, running.deadline - time.monotonic())
         try:
             answer = _api(running).one_token(model, allowed)
-        except ApiTimeout:
-            raise Fault(
-                "stalled",
-                "%s was asked for one token and generated none within %.0f s; raise timeout if it only loads slowly, "
-                "else check journalctl -u %s" % (model, allowed, running.unit),
-            ) from None
         except ApiError as error:
+            if error.timed_out:
+                raise Fault(
+                    "stalled",
+                    "%s was asked for one token and generated none within %.0f s; raise timeout if it only loads "
+                    "slowly, else check journalctl -u %s" % (model, allowed, running.unit),
+                ) from None
             if running.dying():
                 raise proof.died() from None
             raise Fault("load_failed", "%s was asked for one token: %s" % (model, error)) from None

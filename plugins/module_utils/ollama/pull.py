@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any, Callable, Dict, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 _WRITE_EVERY = 0.5  # seconds between two states of the progress file
@@ -115,13 +115,13 @@ class Pull:
                         return message
                     raise Failed(message)
                 self._follow(event)
-        except ApiTimeout:
-            if self.loading:
-                raise self._stalled() from None
-            raise Failed(
-                "%s: silent for %.0f s (timeout) at %r" % (self.name, self.finish_timeout, self.status)
-            ) from None
         except ApiError as error:
+            if error.timed_out and self.loading:
+                raise self._stalled() from None
+            if error.timed_out:
+                raise Failed(
+                    "%s: silent for %.0f s (timeout) at %r" % (self.name, self.finish_timeout, self.status)
+                ) from None
             raise Failed("%s: %s%s" % (self.name, error, self._kept())) from None
         if self.status != "success":
             raise Failed(

@@ -34,10 +34,6 @@ WAIT = 60
 SHARE = re.compile(r"[0-9]*\.?[0-9]+")
 
 
-class Conflict(StepError):
-    """Two services claim the same thing; the message names both, the thing, and what to do."""
-
-
 @dataclass(frozen=True)
 class Claim:
     """What one service takes of a host."""
@@ -98,7 +94,7 @@ def claiming(
     """Check a claim again and hold the ledger while the caller writes it, so that no other run claims in between.
 
     :param leaving: units whose claims do not count: the same run is about to change or remove them.
-    :raises Conflict: another run was faster.
+    :raises StepError: another run was faster.
     :raises ManagerError: the ledger is not free.
     """
     with system.lock("claims", WAIT):
@@ -109,11 +105,13 @@ def claiming(
 def check(
     declared: Sequence[Claim], system: Any, leaving: Sequence[str] = (), label: Callable[[str], str] = lambda uuid: uuid
 ) -> None:
-    """Raise Conflict when one of the declared services would get in the way of another one, declared or on the host.
+    """Raise StepError when a declared service would get in the way of another one, declared or on the host.
 
-    To be asked before anything is written, with all services that the same run declares. What is converged is told from
-    files alone. systemd is asked only upon a conflict, whose other unit must still be there and be running or enabled,
-    and for a port that is new to its service, on which nobody else may listen.
+    The message names both, what they both claim, and what to do.
+
+    To be asked before anything is written, with all services that the same run declares. What is converged is seen from
+    the files alone. systemd is asked only upon a conflict, whose other unit must still be there and be running or
+    enabled, and for a port that is new to its service, on which nobody else may listen.
 
     :param system: a systemd.System.
     :param leaving: units that the same run takes off the host.
@@ -141,7 +139,7 @@ def _check(
     new = [(claim.unit, port) for claim in declared for port in claim.ports if (claim.unit, port) not in known]
     found = found or _taken(new, units, system)
     if found:
-        raise Conflict(found)
+        raise StepError(found)
 
 
 def _taken(ports: Sequence[Tuple[str, int]], ours: Iterable[str], system: Any) -> Optional[str]:

@@ -9,11 +9,12 @@ import os
 from typing import Any, Dict, Mapping
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import procfs
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import environment, wheels
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
-    EnvironmentFault,
-    EnvironmentStep,
-    Sources,
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import wheels
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.build import Sources
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import ROOT, EnvironmentStep
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.interpreters import (
+    find_interpreter,
+    python_version,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Needed, Refused
 
@@ -32,7 +33,7 @@ OPTIONS: Dict[str, Dict[str, Any]] = dict(
     remote_src=dict(type="bool", default=False),
     installer=dict(type="str", choices=["auto", "uv", "pip"], default="auto"),
     build_timeout=dict(type="int", default=3600),
-    root=dict(type="path", default=environment.ROOT),
+    root=dict(type="path", default=ROOT),
 )
 
 
@@ -42,29 +43,26 @@ def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> Environ
     :param root: where /proc and /sys are (for tests).
     :raises Refused: the driver or the interpreter does not run what is asked for.
     """
-    try:
-        interpreter = environment.find_interpreter(params["interpreter"])
-        choice = wheels.choose(
-            engine,
-            version=params["version"],
-            cuda=params["cuda"],
-            driver=procfs.kernel_driver(root)["version"],
-            python=environment.python_version(interpreter),
-            package=params["package"],
-            packages=params["packages"],
-            without=params["without"],
-            constraints=params["constraints"],
-        )
-        sources = Sources(
-            index=params["index_url"],
-            extra_indexes=tuple(params["extra_index_urls"]),
-            wheels=params["wheels"],
-            installer=params["installer"],
-            timeout=params["build_timeout"],
-        )
-        return EnvironmentStep(choice, interpreter, sources, params["root"])
-    except EnvironmentFault as error:
-        raise Refused(str(error)) from None
+    interpreter = find_interpreter(params["interpreter"])
+    choice = wheels.choose(
+        engine,
+        version=params["version"],
+        cuda=params["cuda"],
+        driver=procfs.kernel_driver(root)["version"],
+        python=python_version(interpreter),
+        package=params["package"],
+        packages=params["packages"],
+        without=params["without"],
+        constraints=params["constraints"],
+    )
+    sources = Sources(
+        index=params["index_url"],
+        extra_indexes=tuple(params["extra_index_urls"]),
+        wheels=params["wheels"],
+        installer=params["installer"],
+        timeout=params["build_timeout"],
+    )
+    return EnvironmentStep(choice, interpreter, sources, params["root"])
 
 
 def check_wheels(step: EnvironmentStep, params: Mapping[str, Any], check_mode: bool) -> None:
@@ -110,7 +108,7 @@ def converge(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str
     if not check_mode:
         try:
             step.apply()
-        except EnvironmentFault as error:
+        except Failed as error:
             raise Failed("%s. Nothing of it is left; what was in use still is" % error) from None
         pruned = sorted({*step.prune(), *step.tidy()})
     said = "switched to" if built else "built and switched to"

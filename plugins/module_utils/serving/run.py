@@ -162,7 +162,7 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], host: Host) -> 
 
     try:
         claims.check([plan.claim for plan in plans], host.system, leaving, named)
-    except claims.Conflict as conflict:
+    except StepError as conflict:
         if any(_missing(plan, host) for plan in plans):
             return  # the convergence reports it; a unit that does not exist claims nothing
         raise Refused(str(conflict)) from None

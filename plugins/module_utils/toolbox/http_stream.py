@@ -24,11 +24,14 @@ _DIGITS = 400  # of a number; more would take Python long, and no size or time h
 
 
 class HttpError(Exception):
-    """No usable answer: nobody listens, the connection broke, or what came is not what was expected."""
+    """No usable answer: nobody listens, the connection broke, or what came is not what was expected.
 
+    :param timed_out: the server did not answer in time.
+    """
 
-class HttpTimeout(HttpError):
-    """The server took the request and did not answer in time."""
+    def __init__(self, message: str, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out
 
 
 class Stream:
@@ -161,8 +164,9 @@ class Stream:
         self.received += chunk
         return bool(chunk)
 
-    def _late(self) -> HttpTimeout:
-        return HttpTimeout("%s%s did not answer within %.0f s" % (self.where, self.path, self.timeout))
+    def _late(self) -> HttpError:
+        message = "%s%s did not answer within %.0f s" % (self.where, self.path, self.timeout)
+        return HttpError(message, timed_out=True)
 
 
 def decode(content: bytes) -> Any:

@@ -10,7 +10,6 @@ can be known beforehand is refused before a process is touched.
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import stat
 import time
@@ -23,7 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager
     main_environ,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, evidence
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, evidence, preflight
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.network import LISTENER
 
 DOWN = ("inactive", "failed")
@@ -82,9 +81,15 @@ class _Part:
         self.name = params["name"]
         self.unit = command.unit_name(self.name)
         self.state = system.show(self.unit)
-        self.before = []  # type: List[str]
-        self.after = []  # type: List[str]
-        self.result = {"changed": False, "unit": self.unit, "started": False, "stopped": False, "verdict": "ok"}  # type: Dict[str, Any]
+        self.before: List[str] = []
+        self.after: List[str] = []
+        self.result: Dict[str, Any] = {
+            "changed": False,
+            "unit": self.unit,
+            "started": False,
+            "stopped": False,
+            "verdict": "ok",
+        }
 
     def up(self) -> bool:
         return self.state.get("ActiveState") not in DOWN
@@ -225,25 +230,9 @@ class _Running(_Part):
     def _refuse_unusable(self, due: bool) -> None:
         """What is known to fail, before a running process is touched; ``due`` is whether the job is to start."""
         wrong = [self.script.unsafe] if self.script and self.script.unsafe else []
-        python = self.params["venv"] + "/bin/python"
-        root = self.system.root
-        if not os.access(root + python, os.X_OK):
-            wrong.append("there is no %s: install the environment first, or correct venv" % python)
-        if self.params["script"] and not os.path.isfile(root + self.params["script"]):
-            wrong.append("there is no script %s on this host: copy it there first" % self.params["script"])
-        folder = self.params["working_directory"]
-        if folder and not os.path.isdir(root + folder):
-            wrong.append("there is no working_directory %s" % folder)
-        try:
-            pwd.getpwnam(self.params["user"])
-        except KeyError:
-            wrong.append("there is no user %s on this host" % self.params["user"])
-        else:
-            wrong += self._bad_log_dir() if due else []
-        for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-            wrong += self._bad_interfaces(name)
+        wrong += preflight.unusable(self.system, self.job, due)
         if self.state.get("LoadState") == "masked":
-            wrong.append("%s is masked: someone has made it impossible to start" % self.unit)
+            wrong.append("%s is masked, so it cannot start: systemctl unmask it first" % self.unit)
         if wrong:
             raise Refused("; ".join(wrong))
 
@@ -251,54 +240,6 @@ class _Running(_Part):
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import ids_of
 
         return ids_of(self.params["user"])
-
-    def _bad_log_dir(self) -> List[str]:
-        """Why root must not make the folder for the logs, or give it to the job's user."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
-
-        path, user = self.job.log_dir, self.params["user"]
-        try:
-            with files.folder(self.system.root + path) as descriptor:
-                owner = os.fstat(descriptor).st_uid
-            if owner == pwd.getpwnam(user).pw_uid or files.trusted(self.system.root + os.path.dirname(path)):
-                return []
-            return [
-                "log_dir: %s belongs to user %d, and is in a folder that others than root may write into: "
-                "give it to %s, or declare another folder" % (path, owner, user)
-            ]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            return ["log_dir: %s: %s" % (path, error.strerror)]
-
-    def _warn_of_code_of_others(self) -> None:
-        """A job of root, which is the default, may run what somebody else can change at any time."""
-        if pwd.getpwnam(self.params["user"]).pw_uid != 0:
-            return
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import trusted
-
-        root = self.system.root
-        for path in filter(None, (self.params["script"], self.params["venv"] + "/bin/python")):
-            script = os.path.realpath(root + path)
-            status = os.stat(script)
-            writers = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0)
-            theirs = status.st_uid not in (0, os.geteuid()) or status.st_mode & writers
-            if theirs or not all(trusted(os.path.dirname(place)) for place in (root + path, script)):
-                self.warn("the job runs %s as root, and others than root can change it: declare another user" % path)
-
-    def _bad_interfaces(self, name: str) -> List[str]:
-        """Interfaces that a declared variable names and that are not there."""
-        value = self.job.environment.get(name, ("", ""))[0]
-        there = self.system.names("/sys/class/net")
-        if not there or value.startswith("^"):
-            return []
-        exact = value.startswith("=") or name.startswith("GLOO")
-        wanted = [part for part in value.lstrip("=").split(",") if part]
-        missing = [part for part in wanted if not any(one == part if exact else one.startswith(part) for one in there)]
-        if not missing or (len(missing) < len(wanted) and not exact):
-            return []
-        text = "%s=%s: this host has no interface %s; there are: %s"
-        return [text % (name, value, ", ".join(missing), ", ".join(sorted(there)))]
 
     # --- the way through
 
@@ -316,7 +257,8 @@ class _Running(_Part):
         )
         self._describe(start)
         if start:
-            self._warn_of_code_of_others()
+            for text in preflight.code_of_others(self.system, self.job):
+                self.warn(text)
         if not self.check_mode:
             if start:
                 self._make_log_dir()

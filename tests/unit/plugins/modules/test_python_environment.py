@@ -13,10 +13,8 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import step
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
-    EnvironmentFault,
-    EnvironmentStep,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.build import Builder, asked
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.modules import model_source
 from ansible_collections.gpufleet.inference.plugins.modules import python_environment as module
 
@@ -29,21 +27,22 @@ def host(tmp_path, monkeypatch):
     folder = tmp_path / "proc/driver/nvidia"
     built = []
 
-    def build(step):
+    def build(builder):
         if host.fails:
-            raise EnvironmentFault("pip install: exit status 1: no such package")
-        built.append(step.path)
-        os.makedirs(step.path + "/bin")
-        os.symlink(sys.executable, step.python)
-        with open(step.path + "/gpufleet.json", "w") as file:
-            file.write('{"hash": "%s", "device": "NVIDIA H200", "packages": {"torch": "2"}}' % step.asked)
+            raise Failed("pip install: exit status 1: no such package")
+        built.append(builder.path)
+        os.makedirs(builder.path + "/bin")
+        os.symlink(sys.executable, builder.python)
+        with open(builder.path + "/gpufleet.json", "w") as file:
+            hashed = asked(builder.choice, builder.interpreter)
+            file.write('{"hash": "%s", "device": "NVIDIA H200", "packages": {"torch": "2"}}' % hashed)
 
     def host(driver):
         folder.mkdir(parents=True, exist_ok=True)
         text = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  %s  Tue\n" % driver
         (folder / "version").write_text(text)
 
-    monkeypatch.setattr(EnvironmentStep, "_build", build)
+    monkeypatch.setattr(Builder, "build", build)
     step_for = step.step_for
     monkeypatch.setattr(step, "step_for", lambda engine, params: step_for(engine, params, str(tmp_path)))
     host.built, host.fails, host.root = built, False, str(tmp_path / "opt")

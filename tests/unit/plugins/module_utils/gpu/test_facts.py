@@ -74,7 +74,7 @@ def test_recorded_host(host, recording, gather):
         assert device["index"] == index and device["device_node"] == "/dev/nvidia%d" % index
         assert device["health"] == {"ok": True, "lost": False, "reasons": []}
         assert device["numa_node"] is None
-        assert device["unavailable"]["numa_node"] == "the firmware assigns the GPU to no NUMA node (sysfs says -1)"
+        assert device["unavailable"]["numa_node"] == "the firmware assigns the GPU to no NUMA node (sysfs has -1)"
 
 
 def test_sysfs_helps_out_where_nvml_does_not_know(host, recording, gather):
@@ -380,7 +380,7 @@ def test_nvidia_smi_prints_rubbish(host, nvidia_smi):
     host.h200s(2)
     nvidia_smi("echo rubbish")
     gpu = facts.gather(root=str(host.root))
-    assert gpu["fault"]["code"] == "nvml_error" and "no XML" in gpu["fault"]["text"]
+    assert gpu["fault"]["code"] == "nvml_error" and "not XML" in gpu["fault"]["text"]
 
 
 def test_nvidia_smi_hangs(host, nvidia_smi):

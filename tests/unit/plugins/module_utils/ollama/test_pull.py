@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import pull
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import ApiError, ApiTimeout
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import ApiError
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 LAYER = "sha256:c2959c5f1595df4d04497b75f6274a696932d9933645d5b1d9675cdbe609a19d"
@@ -125,9 +125,9 @@ def test_lines_without_a_new_byte_are_a_stall() -> None:
 
 def test_silence_is_a_stall_and_broken_connections_are_told() -> None:
     with pytest.raises(Failed, match="stall_timeout.* at 22544384 of 700000000 bytes"):
-        run(Lines(*RECORDED[:2], ApiTimeout("late")), expected=700000000)
+        run(Lines(*RECORDED[:2], ApiError("late", timed_out=True)), expected=700000000)
     with pytest.raises(Failed, match="silent for 600 s .timeout. at 'verifying sha256 digest'"):
-        run(Lines(*RECORDED[:5], ApiTimeout("late")))
+        run(Lines(*RECORDED[:5], ApiError("late", timed_out=True)))
     with pytest.raises(Failed, match="^big:v1: reset$"):
         run(Lines(ApiError("reset")))
 

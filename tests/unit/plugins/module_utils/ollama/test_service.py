@@ -22,7 +22,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     uninstall,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives, model
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving_run
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import uninstall as neutral
@@ -635,7 +634,7 @@ def test_a_claim_is_checked_again_when_it_is_written(bring):
     with bring.asked["change"].while_writing():
         pass
     bring.system.files.append(("/etc/systemd/system/vllm@a.service.d/zz-gpufleet.conf", A_OWN))  # by a run meanwhile
-    with pytest.raises(claims.Conflict, match="both listen"), bring.asked["change"].while_writing():
+    with pytest.raises(StepError, match="both listen"), bring.asked["change"].while_writing():
         pass
 
 
@@ -672,7 +671,7 @@ def test_what_a_later_instance_held_before_is_not_in_the_way_of_an_earlier_one(h
     with chat.while_writing():
         pass
     system.files.append((path % chat.unit, written[code.unit].encode()))
-    with pytest.raises(claims.Conflict, match="both claim GPU 2"), code.while_writing():
+    with pytest.raises(StepError, match="both claim GPU 2"), code.while_writing():
         pass
 
 

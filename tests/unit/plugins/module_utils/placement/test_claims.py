@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError, StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.claims import Claim, Conflict
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement.claims import Claim
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 
@@ -102,10 +102,10 @@ APART = [
 def test_who_meets_is_refused_with_both_names(one, two, words):
     label = {A: "a", B: "b"}.get
     both = [Claim("a.service", **one), Claim("b.service", **two)]
-    with pytest.raises(Conflict, match=words):
+    with pytest.raises(StepError, match=words):
         claims.check(both, Host(), label=label)
     host = Host(b=two)
-    with pytest.raises(Conflict, match=words) as error:
+    with pytest.raises(StepError, match=words) as error:
         claims.check(both[:1], host, label=label)
     assert "systemctl disable --now b.service" in str(error.value) or "share" in words
     assert host.asked == ["b.service"]
@@ -121,7 +121,7 @@ def test_who_does_not_meet_is_left_alone_and_costs_no_look_at_systemd(one, two):
 
 def test_three_that_share_may_take_no_more_than_there_is():
     host = Host(**{name: {"gpus": {A: 0.4}, "exclusive": False} for name in ("b", "c")})
-    with pytest.raises(Conflict, match="a.service and b.service and c.service share .* 40 % and 40 % and 40 %"):
+    with pytest.raises(StepError, match="a.service and b.service and c.service share .* 40 % and 40 % and 40 %"):
         claims.check([Claim("a.service", {A: 0.4}, exclusive=False)], host)
     host.states["c.service"] = {"LoadState": "not-found"}
     claims.check([Claim("a.service", {A: 0.4}, exclusive=False)], host)
@@ -163,7 +163,7 @@ def test_a_unit_that_was_removed_or_switched_off_by_hand_holds_nothing(state, ho
     host = Host()
     host.add(Claim("b.service", {A: None}), state)
     if holds:
-        with pytest.raises(Conflict):
+        with pytest.raises(StepError):
             claims.check([Claim("a.service", {A: None})], host)
     else:
         claims.check([Claim("a.service", {A: None})], host)
@@ -172,7 +172,7 @@ def test_a_unit_that_was_removed_or_switched_off_by_hand_holds_nothing(state, ho
 def test_a_port_on_which_a_stranger_listens_is_refused_with_its_name():
     host = Host()
     host.listeners[80] = (42, "nginx")
-    with pytest.raises(Conflict, match=r"port 80, on which a.service is to listen, is taken by process 42 \(nginx\)"):
+    with pytest.raises(StepError, match=r"port 80, on which a.service is to listen, is taken by process 42 \(nginx\)"):
         claims.check([Claim("a.service", ports=(80,))], host)
 
 
@@ -222,7 +222,7 @@ def test_of_two_runs_at_once_one_gets_the_gpu(tmp_path, number):
                         system.write(claim)
                 finally:
                     both_done.wait(30)  # the proof takes longer than the other run's check
-        except Conflict as conflict:
+        except StepError as conflict:
             return str(conflict)
 
     two = [Claim("a.service", {A: None}), Claim("b.service", {A: 0.2}, exclusive=False)]
@@ -238,14 +238,14 @@ def test_a_claim_that_a_killed_run_left_holds_nothing(tmp_path):
     system.write(Claim("a.service", {A: None}))
     with claims.claiming(Claim("b.service", {A: None}), system):
         system.write(Claim("b.service", {A: None}))
-    with system.lock("b.service", 0), pytest.raises(Conflict), claims.claiming(Claim("a.service", {A: None}), system):
+    with system.lock("b.service", 0), pytest.raises(StepError), claims.claiming(Claim("a.service", {A: None}), system):
         pass
 
 
 def test_the_ledger_is_free_again_after_a_conflict_and_holds_no_unit(tmp_path):
     system = Down(str(tmp_path))
     system.write(Claim("a.service", {A: None}))
-    with system.lock("a.service", 0), pytest.raises(Conflict), claims.claiming(Claim("b.service", {A: None}), system):
+    with system.lock("a.service", 0), pytest.raises(StepError), claims.claiming(Claim("b.service", {A: None}), system):
         pass
     with claims.claiming(Claim("b.service", {A: None}), system, leaving=["a.service"]), system.lock("a.service", 0):
         pass
@@ -273,7 +273,7 @@ def test_a_run_that_was_too_slow_puts_everything_back(system):
     before, step = system.tree(), Install()
 
     def claiming():
-        raise Conflict("a and b both claim GPU 0")
+        raise StepError("a and b both claim GPU 0")
 
     change = Change("ollama.service", environment={"A": "1"}, started=True, while_writing=claiming)
     with pytest.raises(ServiceError, match="not_done: a and b both claim GPU 0. The previous state") as error:

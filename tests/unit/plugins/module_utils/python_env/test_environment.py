@@ -19,14 +19,11 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import environment_check
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import environment
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
-    EnvironmentFault,
-    EnvironmentStep,
-    Sources,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import build, interpreters
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import EnvironmentStep, Sources
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 
 # An interpreter that makes environments of itself; FAKE/behaviour says what goes wrong, FAKE/log what was called.
@@ -89,7 +86,7 @@ def fake(tmp_path, monkeypatch):
         path.write_text(FAKE % sys.executable)
         path.chmod(0o755)
     monkeypatch.setenv("FAKE", str(folder))
-    monkeypatch.setattr(environment, "_search_path", lambda: str(tmp_path / "nothing"))
+    monkeypatch.setattr(interpreters, "_search_path", lambda: str(tmp_path / "nothing"))
     return behave
 
 
@@ -234,7 +231,7 @@ def test_undone_one_that_was_there_before_stays(make, tmp_path):
 )
 def test_a_failed_build_leaves_nothing(make, fake, tmp_path, behaviour, message):
     fake(behaviour)
-    with pytest.raises(EnvironmentFault, match=message):
+    with pytest.raises(Failed, match=message):
         make().apply()
     assert not (tmp_path / "opt").exists()
     fake("")
@@ -242,7 +239,7 @@ def test_a_failed_build_leaves_nothing(make, fake, tmp_path, behaviour, message)
     before = left(tmp_path)
     fake(behaviour)
     step = make("1.1")
-    with pytest.raises(EnvironmentFault):
+    with pytest.raises(Failed):
         step.apply()
     step.undo()  # as the engine does
     assert left(tmp_path) == before and in_use(tmp_path) == make("1.0").name
@@ -253,7 +250,7 @@ def test_a_failed_build_leaves_nothing(make, fake, tmp_path, behaviour, message)
 
 def test_a_password_of_an_index_is_seen_by_nobody(make, fake):
     fake("half")
-    with pytest.raises(EnvironmentFault) as caught:
+    with pytest.raises(Failed) as caught:
         make(sources=Sources(index="https://me:s3cret@index/simple", extra_indexes=("https://b:s3cret@c",))).apply()
     assert "s3cret" not in str(caught.value) and "https://***@index/simple" in str(caught.value)
     assert not any("s3cret" in word for words in fake.log() for word in words)
@@ -264,11 +261,14 @@ def test_a_password_of_an_index_is_seen_by_nobody(make, fake):
 
 def test_the_tables_indexes_hold_unless_others_are_named(make, fake):
     step = make(indexes=("https://table",))
-    assert step._indexes() == {"PIP_EXTRA_INDEX_URL": "https://table", "UV_INDEX": "https://table"}
+    assert step.builder._indexes() == {"PIP_EXTRA_INDEX_URL": "https://table", "UV_INDEX": "https://table"}
     step = make(indexes=("https://table",), sources=Sources(extra_indexes=("https://mine",)))
-    assert step._indexes()["PIP_EXTRA_INDEX_URL"] == "https://mine"
+    assert step.builder._indexes()["PIP_EXTRA_INDEX_URL"] == "https://mine"
     step = make(indexes=("https://table",), sources=Sources(index="https://mine"))
-    assert (step._indexes()["PIP_INDEX_URL"], step._indexes()["PIP_EXTRA_INDEX_URL"]) == ("https://mine", "")
+    assert (step.builder._indexes()["PIP_INDEX_URL"], step.builder._indexes()["PIP_EXTRA_INDEX_URL"]) == (
+        "https://mine",
+        "",
+    )
 
 
 def test_wheels_of_a_directory_ask_no_index(make, fake, tmp_path):
@@ -293,7 +293,7 @@ def test_wheels_in_a_tar(make, fake, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no tar"])
 def test_a_tar_that_is_none(make, tmp_path, content):
     (tmp_path / "wheels.tar").write_bytes(content)
-    with pytest.raises(EnvironmentFault, match="wheels: .*/wheels.tar cannot be unpacked"):
+    with pytest.raises(Failed, match="wheels: .*/wheels.tar cannot be unpacked"):
         make(sources=Sources(wheels=str(tmp_path / "wheels.tar"))).apply()
     assert not (tmp_path / "opt").exists()
 
@@ -315,7 +315,7 @@ def test_nothing_but_the_package_itself(make, fake):
 
 
 def test_uv_when_it_is_there(make, fake, monkeypatch, tmp_path):
-    monkeypatch.setattr(environment, "_search_path", lambda: str(fake.folder))
+    monkeypatch.setattr(interpreters, "_search_path", lambda: str(fake.folder))
     step = make()
     step.apply()
     assert [words[:3] for words in fake.log()[:2]] == [["uv", "venv", "--quiet"], ["uv", "pip", "install"]]
@@ -348,20 +348,20 @@ def test_a_compiled_part_that_does_not_load_is_told_though_vllm_only_warns(tmp_p
 
 
 def test_pip_when_it_is_asked_for(make, fake, monkeypatch):
-    monkeypatch.setattr(environment, "_search_path", lambda: str(fake.folder))
+    monkeypatch.setattr(interpreters, "_search_path", lambda: str(fake.folder))
     make(sources=Sources(installer="pip")).apply()
     assert not any(words[0] == "uv" for words in fake.log())
 
 
 def test_uv_that_is_not_there(make, tmp_path):
-    with pytest.raises(EnvironmentFault, match="installer is uv, and there is no uv on this host"):
+    with pytest.raises(Failed, match="installer is uv, and there is no uv on this host"):
         make(sources=Sources(installer="uv")).apply()
     assert not (tmp_path / "opt").exists()
 
 
 def test_a_program_that_does_not_end(make, fake, tmp_path):
     fake("hang")
-    with pytest.raises(EnvironmentFault, match=r"did not end within 1 s \(timeout\)"):
+    with pytest.raises(Failed, match=r"did not end within 1 s \(timeout\)"):
         make(sources=Sources(timeout=1)).apply()
     assert not (tmp_path / "opt").exists()
 
@@ -424,7 +424,7 @@ def test_what_a_killed_run_left_is_removed_when_nobody_writes_there(make, tmp_pa
     while left_over not in Path("/proc/%d/cmdline" % grandchild.pid).read_text():
         assert grandchild.poll() is None  # it is about to execute the program
     try:
-        with pytest.raises(EnvironmentFault, match="process %d still works there; end it first" % grandchild.pid):
+        with pytest.raises(Failed, match="process %d still works there; end it first" % grandchild.pid):
             make("1.1", sources=Sources(timeout=0.3)).apply()
         assert os.path.isdir(left_over)
     finally:
@@ -437,7 +437,7 @@ def test_what_a_killed_run_left_is_removed_when_nobody_writes_there(make, tmp_pa
 def test_another_run_that_builds_is_waited_for(make, tmp_path, fake):
     make("1.0").apply()
     taken = "another run, process %d, is still busy with environments of %s/opt/engine" % (os.getpid(), tmp_path)
-    with lock.held("environments of %s/opt/engine" % tmp_path, 0), pytest.raises(EnvironmentFault, match=taken):
+    with lock.held("environments of %s/opt/engine" % tmp_path, 0), pytest.raises(Failed, match=taken):
         make("1.1", sources=Sources(timeout=0.2)).apply()
     make("1.1").apply()
     assert in_use(tmp_path) == make("1.1").name
@@ -450,7 +450,7 @@ def test_a_damaged_one_is_built_anew_and_kept_when_that_fails(make, fake, tmp_pa
     assert make().needed()
     fake("half")
     again = make()
-    with pytest.raises(EnvironmentFault):
+    with pytest.raises(Failed):
         again.apply()
     again.undo()
     assert os.path.exists(step.python) and left(tmp_path) == [step.name, "current"]
@@ -472,32 +472,30 @@ def test_a_marker_that_is_not_ours(make, content):
 
 
 def test_an_interpreter_that_is_not_there(monkeypatch, fake):
-    monkeypatch.setattr(environment, "_search_path", lambda: str(fake.folder))
-    with pytest.raises(
-        EnvironmentFault, match=r"no interpreter python3.99 on this host; there are: .*/python3.11. Install"
-    ):
-        environment.find_interpreter("3.99")
-    assert environment.find_interpreter("3.11") == str(fake.folder / "python3.11")
-    assert environment.find_interpreter("python3.11") == str(fake.folder / "python3.11")
+    monkeypatch.setattr(interpreters, "_search_path", lambda: str(fake.folder))
+    with pytest.raises(Refused, match=r"no interpreter python3.99 on this host; there are: .*/python3.11. Install"):
+        interpreters.find_interpreter("3.99")
+    assert interpreters.find_interpreter("3.11") == str(fake.folder / "python3.11")
+    assert interpreters.find_interpreter("python3.11") == str(fake.folder / "python3.11")
 
 
 def test_an_interpreter_is_named_by_its_real_path(tmp_path, fake, monkeypatch):
     """So that an upgrade of the distribution's Python, which breaks environments made of it, is seen."""
     link = tmp_path / "python3"
     link.symlink_to(fake.folder / "python3.11")
-    assert environment.find_interpreter(str(link)) == str(fake.folder / "python3.11")
+    assert interpreters.find_interpreter(str(link)) == str(fake.folder / "python3.11")
 
 
 def test_the_version_of_an_interpreter(tmp_path):
-    assert environment.python_version("/usr/bin/python3.12") == (3, 12)
-    assert environment.python_version(os.path.realpath(sys.executable)) == sys.version_info[:2]
+    assert interpreters.python_version("/usr/bin/python3.12") == (3, 12)
+    assert interpreters.python_version(os.path.realpath(sys.executable)) == sys.version_info[:2]
     odd = tmp_path / "interpreter"
     odd.write_text("#!/bin/sh\necho 3 13\n")
     odd.chmod(0o755)
-    assert environment.python_version(str(odd)) == (3, 13)
+    assert interpreters.python_version(str(odd)) == (3, 13)
     odd.write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(EnvironmentFault, match="is no Python interpreter that runs"):
-        environment.python_version(str(odd))
+    with pytest.raises(Refused, match="is no Python interpreter that runs"):
+        interpreters.python_version(str(odd))
 
 
 @pytest.mark.parametrize(
@@ -510,4 +508,4 @@ def test_the_version_of_an_interpreter(tmp_path):
     ],
 )
 def test_the_name_of_a_requirement(requirement, name):
-    assert environment._dist_name(requirement) == name
+    assert build._dist_name(requirement) == name

@@ -16,10 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import environment, step
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
-    EnvironmentFault,
-    EnvironmentStep,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.build import Builder
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import EnvironmentStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
@@ -35,8 +33,8 @@ def host(tmp_path, monkeypatch):
     interpreter.write_text("")
     interpreter.chmod(0o755)
 
-    def run(step, command, hint=None):
-        path, what = step.path, "test"
+    def run(builder, command, hint=None):
+        path, what = builder.path, "test"
         if "venv" in command:
             what = "venv"
             os.mkdir(path + "/bin")
@@ -48,7 +46,7 @@ def host(tmp_path, monkeypatch):
                 with open(path + "/lib/" + name, "w") as file:
                     file.write(name)
         if this.fails == what:
-            raise EnvironmentFault("%s failed" % what)
+            raise Failed("%s failed" % what)
         return json.dumps({"device": "cpu", "packages": {"engine": "1.0"}})
 
     def step_for(_engine, params):
@@ -68,7 +66,7 @@ def host(tmp_path, monkeypatch):
         rmtree(path, **more)
 
     monkeypatch.setattr(environment.shutil, "rmtree", marker_last)
-    monkeypatch.setattr(EnvironmentStep, "_run", run)
+    monkeypatch.setattr(Builder, "_run", run)
     monkeypatch.setattr(step, "step_for", step_for)
     monkeypatch.setattr(environment, "_texts", lambda folder: [])
     monkeypatch.setattr(files, "sync_all", this.synced.append)
@@ -199,15 +197,19 @@ def test_killed_while_it_is_undone(host, kills):
 
 def test_what_is_being_built_is_not_left_over(host, monkeypatch):
     start(host, "former")
-    seen, build = [], EnvironmentStep._test
+    seen, build = [], Builder._test
 
-    def test(step):
+    def test(builder):
         seen.append(
-            (host.bring("1.0", check=True)["changed"], host.bring("1.0")["pruned"], os.stat(step.path).st_mode & 0o777)
+            (
+                host.bring("1.0", check=True)["changed"],
+                host.bring("1.0")["pruned"],
+                os.stat(builder.path).st_mode & 0o777,
+            )
         )
-        build(step)
+        build(builder)
 
-    monkeypatch.setattr(EnvironmentStep, "_test", test)
+    monkeypatch.setattr(Builder, "_test", test)
     host.bring("1.1")
     assert seen == [(False, [], 0o700)] and os.stat(host.step("1.1").path).st_mode & 0o777 == 0o755
 

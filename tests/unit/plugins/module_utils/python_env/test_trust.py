@@ -11,13 +11,11 @@ import stat
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import environment
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import (
-    EnvironmentFault,
-    EnvironmentStep,
-)
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import build, interpreters
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import EnvironmentStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, users
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 ALICE = 12345
 root_alone = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who is attacked")
@@ -46,8 +44,8 @@ def make(tmp_path, monkeypatch):
         said = json.dumps({"device": "cpu", "packages": {}}).encode()
         return type("Done", (), {"returncode": 0, "stdout": said, "stderr": b""})()
 
-    monkeypatch.setattr(environment.subprocess, "run", run)
-    monkeypatch.setattr(environment, "_search_path", lambda: str(tmp_path / "nothing"))
+    monkeypatch.setattr(build.subprocess, "run", run)
+    monkeypatch.setattr(interpreters, "_search_path", lambda: str(tmp_path / "nothing"))
     monkeypatch.setattr(files, "sync_all", lambda path: None)
 
     def step(root="opt", packages=("engine==1.0",), **more):
@@ -79,7 +77,7 @@ def test_where_others_may_write_root_runs_nothing(make, tmp_path, whose):
         elif whose == "a link in a user's":
             (folder / "link").symlink_to(victim)
             root = "opt/link"
-    with pytest.raises(EnvironmentFault, match="root would run programs there. Declare a folder of root's"):
+    with pytest.raises(Failed, match="root would run programs there. Declare a folder of root's"):
         make(root).apply()
     assert make.ran == [] and os.listdir(victim) == []
 
@@ -91,7 +89,7 @@ def test_a_folder_of_root_below_a_sticky_one_is_root_s(make, tmp_path):
     (tmp_path / "shared/opt").mkdir()
     make("shared/opt").apply()
     (tmp_path / "shared").chmod(0o777)
-    with pytest.raises(EnvironmentFault, match="may be written by any user"):
+    with pytest.raises(Failed, match="may be written by any user"):
         make("shared/opt", packages=("engine==1.1",)).apply()
 
 

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims, memory, sandbox
@@ -390,7 +390,7 @@ def test_what_is_refused(bring, given, words):
 def test_a_claim_of_another_is_refused(bring, monkeypatch):
     def check(declared, system, leaving=(), label=None):
         bring.system.loaded = "loaded"
-        raise claims.Conflict("both take %s and %s" % (label("GPU-1"), label("GPU-of-old")))
+        raise StepError("both take %s and %s" % (label("GPU-1"), label("GPU-of-old")))
 
     monkeypatch.setattr(claims, "check", check)
     with pytest.raises(Refused, match=r"both take 1 \(NVIDIA H200.* and GPU-of-old"):
@@ -406,7 +406,7 @@ def test_a_claim_is_checked_again_when_it_is_written(bring):
         pass
     bring.system.loaded = "loaded"
     bring.system.files["/etc/systemd/system/ollama.service.d/zz-gpufleet.conf"] = claim.encode()
-    with pytest.raises(claims.Conflict, match="both claim GPU"), bring.asked["change"].while_writing():
+    with pytest.raises(StepError, match="both claim GPU"), bring.asked["change"].while_writing():
         pass
 
 

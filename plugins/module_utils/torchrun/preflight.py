@@ -1,0 +1,90 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is known to go wrong with a job on this host before any of it is started."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from typing import Any, List
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.command import Job
+
+
+def unusable(system: Any, job: Job, due: bool) -> List[str]:
+    """What this host lacks for the job, to be asked before a running process is touched.
+
+    :param due: whether the job is to start.
+    """
+    wrong, params, root = [], job.params, system.root
+    python = params["venv"] + "/bin/python"
+    if not os.access(root + python, os.X_OK):
+        wrong.append("there is no %s: install the environment first, or correct venv" % python)
+    if params["script"] and not os.path.isfile(root + params["script"]):
+        wrong.append("there is no script %s on this host: copy it there first" % params["script"])
+    folder = params["working_directory"]
+    if folder and not os.path.isdir(root + folder):
+        wrong.append("there is no working_directory %s" % folder)
+    try:
+        pwd.getpwnam(params["user"])
+    except KeyError:
+        wrong.append("there is no user %s on this host" % params["user"])
+    else:
+        wrong += _bad_log_dir(system, job) if due else []
+    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        wrong += _bad_interfaces(system, job, name)
+    return wrong
+
+
+def _bad_log_dir(system: Any, job: Job) -> List[str]:
+    """Why root must not make the folder for the logs, or give it to the job's user."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+
+    path, user = job.log_dir, job.params["user"]
+    try:
+        with files.folder(system.root + path) as descriptor:
+            owner = os.fstat(descriptor).st_uid
+        if owner == pwd.getpwnam(user).pw_uid or files.trusted(system.root + os.path.dirname(path)):
+            return []
+        return [
+            "log_dir: %s belongs to user %d, and is in a folder that others than root may write into: "
+            "give it to %s, or declare another folder" % (path, owner, user)
+        ]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return ["log_dir: %s: %s" % (path, error.strerror)]
+
+
+def code_of_others(system: Any, job: Job) -> List[str]:
+    """What a job of root, which is the default, runs though somebody else can change it at any time."""
+    if pwd.getpwnam(job.params["user"]).pw_uid != 0:
+        return []
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import trusted
+
+    root, found = system.root, []
+    for path in filter(None, (job.params["script"], job.params["venv"] + "/bin/python")):
+        script = os.path.realpath(root + path)
+        status = os.stat(script)
+        writers = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0)
+        theirs = status.st_uid not in (0, os.geteuid()) or status.st_mode & writers
+        if theirs or not all(trusted(os.path.dirname(place)) for place in (root + path, script)):
+            found.append("the job runs %s as root, and others than root can change it: declare another user" % path)
+    return found
+
+
+def _bad_interfaces(system: Any, job: Job, name: str) -> List[str]:
+    """Interfaces that a declared variable names and that are not there."""
+    value = job.environment.get(name, ("", ""))[0]
+    there = system.names("/sys/class/net")
+    if not there or value.startswith("^"):
+        return []
+    exact = value.startswith("=") or name.startswith("GLOO")
+    wanted = [part for part in value.lstrip("=").split(",") if part]
+    missing = [part for part in wanted if not any(one == part if exact else one.startswith(part) for one in there)]
+    if not missing or (len(missing) < len(wanted) and not exact):
+        return []
+    text = "%s=%s: this host has no interface %s; there are: %s"
+    return [text % (name, value, ", ".join(missing), ", ".join(sorted(there)))]
