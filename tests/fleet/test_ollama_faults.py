@@ -91,7 +91,7 @@ def put_back(result, verdict, words, host, before):
         ("die-at-load", "load_failed", "error loading model: told to die at load"),
         ("out-of-memory", "load_failed", "cudaMalloc failed: out of memory"),
         ("partial-offload", "partial_offload", "the rest runs on the CPU"),
-        ("stall", "stalled", "gave none within"),
+        ("stall", "stalled", "generated none within"),
     ],
 )
 def test_a_worker_that_fails(served, change, fault, verdict, words):
@@ -112,8 +112,8 @@ def test_a_worker_that_takes_its_time(served, change):
     ("fault", "verdict", "words"),
     [
         ("crash-loop:0.2", "crash_loop", "the server"),
-        ("serves-nothing", "unproven", "this unit's own log of the start has no line with 'server config'"),
-        ("slow-start:60", "not_ready", "the process runs but its API does not answer"),
+        ("serves-nothing", "unproven", "this unit's own start log has no line with 'server config'"),
+        ("slow-start:60", "not_ready", "the process runs but does not answer within"),
     ],
 )
 def test_a_release_whose_server_fails(served, change, broken_release, fault, verdict, words):
