@@ -101,8 +101,11 @@ def _check_token(token: Optional[str]) -> None:
 
 def _directory(params: Mapping[str, Any]) -> Dict[str, Any]:
     path = params["name"]
-    if not os.path.isabs(path) or not os.path.isfile(os.path.join(path, "config.json")):
-        raise Refused("name: there is no model in %s on this host; expected a directory with config.json" % path)
+    names = os.listdir(path) if os.path.isabs(path) and os.path.isdir(path) else []
+    if not any(name == "config.json" or name.endswith(".gguf") for name in names):
+        raise Refused(
+            "name: there is no model in %s on this host; expected a directory with config.json or a GGUF file" % path
+        )
     return {"changed": False, "msg": "%s is there" % path, "path": path, "commit": None, "bytes": 0, "diff": {}}
 
 

@@ -12,6 +12,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.accoun
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, Step
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
+from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint, shape
+from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import memory
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run
@@ -30,16 +32,13 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
-    checkpoint,
     gate,
     log,
     multinode,
     settings,
-    shape,
     sizing,
     unit,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, unknown_variables
 
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs

@@ -15,9 +15,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import cluster
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel
 
 PORT = 8000
 HOST = "127.0.0.1"

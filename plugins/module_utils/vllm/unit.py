@@ -9,11 +9,12 @@ import os
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint
+from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint, cluster, settings, sizing
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import cluster, settings, sizing
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
 
 CONFIGS = "/etc/gpufleet/vllm"

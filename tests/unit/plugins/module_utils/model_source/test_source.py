@@ -433,6 +433,8 @@ def test_a_directory(bring, tmp_path, monkeypatch):
         bring(source="directory", name="mine")
     expected = {"changed": False, "msg": "%s is there" % folder, "path": str(folder), "commit": None}
     assert bring(source="directory", name=str(folder)) == {**expected, "bytes": 0, "diff": {}}
+    (folder / "config.json").rename(folder / "model.gguf")
+    assert not bring(source="directory", name=str(folder))["changed"]
 
 
 # --- pure parts

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint, shape
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import checkpoint, shape
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import shape
+from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import shape, sizing
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel, choose
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import sizing
 
 GIB = 1 << 30
 LLAMA8 = {

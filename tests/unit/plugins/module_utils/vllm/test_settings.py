@@ -10,9 +10,9 @@ import json
 import pytest
 import yaml
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.parallel import Parallel
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import declare
 
 NO_FILE = "refused: vllm: error: argument --config: expected one argument"

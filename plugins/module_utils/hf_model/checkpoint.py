@@ -43,7 +43,7 @@ def locate(model: str, cache: str, user: str, revision: Optional[str] = None) ->
 
 
 def cache_of(options: Mapping[str, Any], environment: Mapping[str, str], home: str) -> str:
-    """Where vLLM keeps what it fetches from Hugging Face."""
+    """Where a server keeps what it fetches from Hugging Face."""
     if options.get("download_dir"):
         return str(options["download_dir"])
     if environment.get("HF_HUB_CACHE"):
