@@ -194,7 +194,7 @@ def test_a_killed_controller_leaves_what_the_next_run_finishes(lab, served, chan
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    former, lock = "/etc/gpufleet/vllm/.chat.yaml.former", "/run/gpufleet/%s.service.lock" % UNIT
+    former, lock = "/etc/gpufleet/vllm/.chat.yaml.previous", "/run/gpufleet/%s.service.lock" % UNIT
     again = "[ -e %s ] && ! systemctl show -p InvocationID --value %s | grep -qx %s" % (former, UNIT, before)
     sh(served, "timeout 90 sh -c 'until %s && systemctl is-active -q %s; do sleep 0.1; done'" % (again, UNIT))
     controller.kill()

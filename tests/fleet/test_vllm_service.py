@@ -54,7 +54,7 @@ def bring(lab, ready):
     units = sh(ready, "systemctl list-units --all --plain --no-legend 'vllm@*' | cut -d' ' -f1").split()
     gone = [{"name": name[5:-8], "state": "absent"} for name in units]
     assert not gone or not lab.module(ready, "vllm_service", {"instances": gone})["failed"]
-    names = "-name '*vllm@?*.service*' -o -name '*.former' -o -name '*.new'"
+    names = "-name '*vllm@?*.service*' -o -name '*.previous' -o -name '*.new'"
     left = "find /etc/systemd/system $(ls -d /etc/gpufleet || :) %s" % names
     assert sh(ready, left) == ""
 

@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Changes several small files together, so that each holds its old or its new content and the change can be undone.
 
-New content is first written to ``.NAME.new``, and the previous content stays next to it as ``.NAME.former`` until
+New content is first written to ``.NAME.new``, and the previous content stays next to it as ``.NAME.previous`` until
 the change is proven. So undoing needs no disk space, and the next run finds a change that was killed and can still undo
-it. One rename, of a ``.former`` to ``.NAME.proven``, records that the change is proven. From then on everything next to
-the files is rubbish: a kill may leave it, and the next run removes it.
+it. One rename, of a ``.previous`` to ``.NAME.proven``, records that the change is proven. From then on everything next
+to the files is rubbish: a kill may leave it, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import stat
 from dataclasses import dataclass
 from typing import Callable, Iterable, List, Optional, Set
 
-FORMER, NEW, PROVEN = "former", "new", "proven"
+PREVIOUS, NEW, PROVEN = "previous", "new", "proven"
 NOTHING = "no-file-before"
-"""Target of a ``.former`` that stands for no file. Not ``/dev/null``: that is how people mask a drop-in."""
+"""Target of a ``.previous`` that stands for no file. Not ``/dev/null``: that is how people mask a drop-in."""
 TRIES = 10
 HINTS = {
     errno.ENOSPC: "free space on its file system",
@@ -50,7 +50,7 @@ def names(entries: Iterable[str]) -> Set[str]:
         name, _dot, kind = entry[1:].rpartition(".")
         if not entry.startswith("."):
             found.add(entry)
-        elif name and kind in (FORMER, NEW, PROVEN):
+        elif name and kind in (PREVIOUS, NEW, PROVEN):
             found.add(name)
     return found
 
@@ -134,13 +134,13 @@ class Files:
 
     def unfinished(self) -> bool:
         """Whether an earlier change of these files was neither proven nor undone."""
-        return bool(self._left(FORMER)) and not self._left(PROVEN)
+        return bool(self._left(PREVIOUS)) and not self._left(PROVEN)
 
     def rubbish(self) -> List[str]:
         """What a killed run left next to the files and nothing needs any more, in the order of its removal."""
         proven = self._left(PROVEN)
-        former = self._left(FORMER)
-        return self._left(NEW) + (former if proven or not former else []) + proven
+        previous = self._left(PREVIOUS)
+        return self._left(NEW) + (previous if proven or not previous else []) + proven
 
     def sweep(self) -> None:
         """Remove the rubbish. ``.proven`` goes once the rest is known to be gone: without it that would be undone."""
@@ -212,14 +212,14 @@ class Files:
     def commit(self) -> None:
         """Put the staged content in place, file by file, keeping the previous content."""
         for file in ordered(self.changes(), lambda file: file.content is not None):
-            path, former = self.root + file.path, self._beside(file.path, FORMER)
-            if not os.path.lexists(former):  # one that an unfinished change left is the last proven content
+            path, previous = self.root + file.path, self._beside(file.path, PREVIOUS)
+            if not os.path.lexists(previous):  # one that an unfinished change left is the last proven content
                 if not os.path.lexists(path):
-                    os.symlink(NOTHING, former)
+                    os.symlink(NOTHING, previous)
                 elif file.content is None:
-                    os.rename(path, former)
+                    os.rename(path, previous)
                 else:
-                    os.link(path, former, follow_symlinks=False)
+                    os.link(path, previous, follow_symlinks=False)
             if file.content is None:
                 _remove(path)
             else:
@@ -228,17 +228,17 @@ class Files:
 
     def undo(self) -> None:
         """Restore the content from before the change, unless the change is proven."""
-        changed = [file for file in self.wanted if os.path.lexists(self._beside(file.path, FORMER))]
+        changed = [file for file in self.wanted if os.path.lexists(self._beside(file.path, PREVIOUS))]
         if not self.unfinished():
             changed = []
-        for file in ordered(changed, lambda file: not _is_nothing(self._beside(file.path, FORMER))):
-            path, former = self.root + file.path, self._beside(file.path, FORMER)
-            if _is_nothing(former):
+        for file in ordered(changed, lambda file: not _is_nothing(self._beside(file.path, PREVIOUS))):
+            path, previous = self.root + file.path, self._beside(file.path, PREVIOUS)
+            if _is_nothing(previous):
                 _remove(path)
-                _remove(former)
+                _remove(previous)
             else:
-                os.rename(former, path)
-                _remove(former)  # rename does nothing where both are still one file
+                os.rename(previous, path)
+                _remove(previous)  # rename does nothing where both are still one file
             _sync(os.path.dirname(path))
         self.discard()
         if changed:
@@ -246,10 +246,10 @@ class Files:
 
     def finish(self) -> None:
         """The change is proven: remove the previous content, and directories that it left empty."""
-        former = self._left(FORMER)
-        if former and not self._left(PROVEN):
-            os.rename(former[0], former[0][: -len(FORMER)] + PROVEN)
-            _sync(os.path.dirname(former[0]))
+        previous = self._left(PREVIOUS)
+        if previous and not self._left(PROVEN):
+            os.rename(previous[0], previous[0][: -len(PREVIOUS)] + PROVEN)
+            _sync(os.path.dirname(previous[0]))
         self.sweep()
         self._remove_empty()
 
@@ -262,8 +262,8 @@ class Files:
                 _remove_directory(directory)
 
 
-def _is_nothing(former: str) -> bool:
-    return os.path.islink(former) and os.readlink(former) == NOTHING
+def _is_nothing(previous: str) -> bool:
+    return os.path.islink(previous) and os.readlink(previous) == NOTHING
 
 
 def _remove(path: str) -> None:

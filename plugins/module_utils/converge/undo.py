@@ -48,7 +48,7 @@ class Done:
             self.switch.look()
 
     def enable(self) -> None:
-        """Enable or disable the unit, as declared."""
+        """Enable or disable the unit, whichever is declared."""
         self.enabled = True
         system, unit, verb = self.system, self.planned.unit, self.planned.enabling[0]
         self.links.watch(lambda: (system.enable if self.change.enabled else system.disable)(unit))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError, Stream, decode
@@ -222,18 +222,13 @@ class Endpoint:
 
     # --- waiting
 
-    def wait_ready(
-        self, timeout: float, model: Optional[str] = None, alive: Callable[[], bool] = lambda: True
-    ) -> List[str]:
+    def wait_ready(self, timeout: float, model: Optional[str] = None) -> List[str]:
         """Wait until it lists its models, and ``model`` among them: their names.
 
-        :param alive: asked before each look; False ends the wait.
-        :raises EndpointError: ``not_ready``, ``unauthorized``, ``model_missing``, or ``dead`` when ``alive`` says so.
+        :raises EndpointError: ``not_ready``, ``unauthorized``, ``model_missing``.
         """
         deadline = time.monotonic() + timeout
         while True:
-            if not alive():
-                raise EndpointError("dead", "its process has ended")
             try:
                 names = [
                     str(entry.get("id")) for entry in self.models(min(5.0, max(_LOOK, deadline - time.monotonic())))

@@ -82,7 +82,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
 
 
 def _refuse_code_of_others(venv: str, python_paths: Sequence[str]) -> None:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import trusted
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import trusted
 
     for path in python_paths:
         if not trusted(os.path.abspath(path)):
@@ -189,12 +189,12 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
 
 def _folders_of_programs() -> List[str]:
     """The folders to search for programs: none into which others than root may write, as a login's PATH may have."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import trusted
 
     found = []
     for folder in [*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/lib/wsl/lib"]:
         try:
-            if files.trusted(folder):
+            if trusted(folder):
                 found.append(folder)
         except OSError:  # there is no such folder
             continue
@@ -208,7 +208,7 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
     :param ended: why the reading did not finish: `"timeout"`, the text of an error, or None.
     :param timeout: the limit, for the message.
     """
-    told = {"pci": [], "rdma": [], "kernel_gpus": [], "library": {}, "kernel": {}, "driver": {}}  # type: Dict[str, Any]
+    answers = {"pci": [], "rdma": [], "kernel_gpus": [], "library": {}, "kernel": {}, "driver": {}}  # type: Dict[str, Any]
     read_devices, mig_devices, pairs, link_ends = [], [], {}, {}
     for name, data in parts:
         if name == "device":
@@ -220,14 +220,14 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
         elif name == "pairs":
             pairs = {(low, high): states for low, high, states in data}
         else:
-            told[name] = data
+            answers[name] = data
 
-    in_kernel = _known_to_kernel(told["pci"], told["kernel_gpus"])
-    fault = _host_fault(told, in_kernel, ended, timeout)
+    in_kernel = _known_to_kernel(answers["pci"], answers["kernel_gpus"])
+    fault = _host_fault(answers, in_kernel, ended, timeout)
     devices = [device for device, gone in read_devices]
     silent = {device["index"]: gone["text"] for device, gone in read_devices if gone}
-    source = told.get("source")
-    if not devices and (fault or not source or "fault" in told):
+    source = answers.get("source")
+    if not devices and (fault or not source or "fault" in answers):
         source = "procfs"
     if fault or source == "procfs":
         unread = _unread(devices, in_kernel, fault)
@@ -244,12 +244,12 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
     return {
         "source": source,
         "count": len(devices),
-        "fault": fault or _lost_gpus(devices, read_devices),
-        "driver": _driver(told),
+        "fault": fault or _lost_gpus(read_devices),
+        "driver": _driver(answers),
         "devices": devices,
         "topology": [[one or other for one, other in zip(*rows)] for rows in matrices],
         "peer_to_peer": topology.peer_to_peer(devices, pairs),
-        "rdma": [_rdma_device(device, places) for device in told["rdma"]],
+        "rdma": [_rdma_device(device, places) for device in answers["rdma"]],
         "mig_devices": mig_devices,
     }
 
@@ -263,19 +263,19 @@ def _known_to_kernel(pci: List[Dict[str, Any]], kernel_gpus: List[Dict[str, Any]
 
 
 def _host_fault(
-    told: Dict[str, Any], in_kernel: Dict[str, Any], ended: Optional[str], timeout: float
+    answers: Dict[str, Any], in_kernel: Dict[str, Any], ended: Optional[str], timeout: float
 ) -> Optional[Dict[str, str]]:
     """What is wrong with the host as a whole, or None."""
-    while_reading = " while %s" % told["step"] if "step" in told else ""
+    while_reading = " while %s" % answers["step"] if "step" in answers else ""
     if ended == "timeout":
         return faults.fault(
             faults.DRIVER_HANG, "the NVIDIA driver did not answer within %g s%s" % (timeout, while_reading)
         )
     if ended:
         return faults.fault(faults.NVML_ERROR, "reading the GPUs broke off%s: %s" % (while_reading, ended))
-    fault = told.get("fault")
-    installed, loaded = told["library"].get("installed"), told["kernel"].get("loaded")
-    if fault is None and "source" not in told and in_kernel:
+    fault = answers.get("fault")
+    installed, loaded = answers["library"].get("installed"), answers["kernel"].get("loaded")
+    if fault is None and "source" not in answers and in_kernel:
         if not installed:
             fault = faults.fault(faults.LIBRARY_MISSING, "")
         elif not loaded:
@@ -286,8 +286,8 @@ def _host_fault(
         return None  # a host without GPUs, with or without the driver's user space
     if fault["code"] == faults.DRIVER_MISMATCH:
         fault["text"] = "the loaded kernel module is version %s, NVML's library version %s" % (
-            told["kernel"].get("version") or "unknown",
-            _library_version(told) or "unknown",
+            answers["kernel"].get("version") or "unknown",
+            _library_version(answers) or "unknown",
         )
     elif fault["code"] == faults.DRIVER_NOT_LOADED:
         held = sorted({gpu["kernel_driver"] for gpu in in_kernel.values() if gpu.get("kernel_driver")} - {"nvidia"})
@@ -299,7 +299,7 @@ def _host_fault(
         fault["text"] = "NVIDIA GPUs on the PCI bus: %d, but libnvidia-ml.so.1 %s; the kernel module %s" % (
             len(in_kernel),
             "does not load" if installed else "is not installed",
-            "is loaded, version %s" % told["kernel"].get("version") if loaded else "is not loaded",
+            "is loaded, version %s" % answers["kernel"].get("version") if loaded else "is not loaded",
         )
     return fault
 
@@ -347,7 +347,7 @@ def _complete(devices: List[Dict[str, Any]], in_kernel: Dict[str, Dict[str, Any]
             model.refuse(device, "numa_node", "the firmware assigns the GPU to no NUMA node (sysfs has -1)")
 
 
-def _lost_gpus(devices: List[Dict[str, Any]], read_devices: Sequence[Tuple[Any, Any]]) -> Optional[Dict[str, str]]:
+def _lost_gpus(read_devices: Sequence[Tuple[Any, Any]]) -> Optional[Dict[str, str]]:
     """The fault of a host on which single GPUs do not answer, or None."""
     gone = [(device, fault) for device, fault in read_devices if fault]
     if not gone:
@@ -357,21 +357,21 @@ def _lost_gpus(devices: List[Dict[str, Any]], read_devices: Sequence[Tuple[Any, 
     return faults.fault(faults.GPU_LOST if faults.GPU_LOST in codes else faults.NVML_ERROR, text)
 
 
-def _driver(told: Dict[str, Any]) -> Dict[str, Any]:
+def _driver(answers: Dict[str, Any]) -> Dict[str, Any]:
     driver = dict.fromkeys(_DRIVER)
-    driver.update(told["kernel"])
-    driver.update((key, value) for key, value in told["driver"].items() if value is not None)
-    driver["loaded"] = bool(told["kernel"].get("loaded") or told["driver"].get("version"))
-    driver["library_version"] = _library_version(told)
+    driver.update(answers["kernel"])
+    driver.update((key, value) for key, value in answers["driver"].items() if value is not None)
+    driver["loaded"] = bool(answers["kernel"].get("loaded") or answers["driver"].get("version"))
+    driver["library_version"] = _library_version(answers)
     return driver
 
 
-def _library_version(told: Dict[str, Any]) -> Optional[str]:
+def _library_version(answers: Dict[str, Any]) -> Optional[str]:
     """Of NVML's library: out of its own version, which is CUDA's major number and the driver's, else of its file."""
-    version = told["driver"].get("nvml_version")
+    version = answers["driver"].get("nvml_version")
     if version:
         return version.partition(".")[2]
-    return told["driver"].get("library_version") or told["library"].get("version")
+    return answers["driver"].get("library_version") or answers["library"].get("version")
 
 
 def _rdma_device(device: Dict[str, Any], places: Sequence[Optional[Dict[str, Any]]]) -> Dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Sequence
 
-#: NVML's nvmlGpuTopologyLevel_t; None when it was not told, 0 is two GPUs on one board, which nvidia-smi calls PIX too.
+#: NVML's nvmlGpuTopologyLevel_t; None where it is unknown, 0 is two GPUs on one board, which nvidia-smi calls PIX too.
 LEVELS = {None: None, 0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 
 #: NVML's nvmlGpuP2PStatus_t in the words of nvidia-smi topo -p2p.

@@ -200,7 +200,7 @@ def _between(one: Claim, two: Claim, label: Callable[[str], str]) -> Optional[st
 
 
 def _stands(state: Mapping[str, str]) -> bool:
-    """Whether a unit still is what its claim is about: one that was removed or switched off by hand holds nothing."""
+    """Whether a unit still is what its claim is about: one that was removed or disabled manually holds nothing."""
     if state.get("LoadState") != "loaded":
         return False
     down = state.get("ActiveState") in ("inactive", "failed")

@@ -23,7 +23,7 @@ def gib(size: float) -> str:
 
 
 def holders(devices: Sequence[Dict[str, Any]], unit: str) -> str:
-    """Who uses memory of these GPUs besides a unit: ``PID 7 (python3, ollama.service) holds 4.0 GiB on GPU 1``."""
+    """Who uses memory of these GPUs apart from a unit: ``PID 7 (python3, ollama.service) holds 4.0 GiB on GPU 1``."""
     found: List[str] = []
     for device in devices:
         for process in device["processes"] or ():

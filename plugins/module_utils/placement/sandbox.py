@@ -61,7 +61,7 @@ def profile(writable: Sequence[str]) -> Dict[str, List[str]]:
 
 
 def only(nodes: Sequence[Node]) -> Dict[str, List[str]]:
-    """Settings of ``[Service]`` that let it open these nodes and no others, beside those that harm nobody."""
+    """Settings of ``[Service]`` that let it open these nodes and no others, apart from those that are harmless."""
     return {
         "PrivateDevices": ["no"],
         "DevicePolicy": ["closed"],

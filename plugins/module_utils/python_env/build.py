@@ -130,7 +130,7 @@ class Builder:
         from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
 
         name = self.choice.packages[0]
-        if _has_uv(install):  # its environments have no pip, and so nothing that reads requirements
+        if os.path.basename(install[0]) == "uv":  # its environments have no pip, and so nothing that reads requirements
             self._run([*install, "packaging"], hint=_install_hint)
         program = source_of(requirements_of)
         said = self._run([self.python, "-c", program, _dist_name(name), *self.choice.without])
@@ -149,12 +149,12 @@ class Builder:
         record.update(
             hash=asked(choice, self.interpreter), asked=_as_asked(choice, self.interpreter), python=self.interpreter
         )
-        beside = os.path.join(self.path, "." + MARKER)
-        with open(beside, "w", encoding="utf-8") as file:
+        record_file = os.path.join(self.path, "." + MARKER)
+        with open(record_file, "w", encoding="utf-8") as file:
             json.dump(record, file, sort_keys=True, indent=1)
         os.chmod(self.path, 0o755)
         files.sync_all(self.path)
-        os.rename(beside, os.path.join(self.path, MARKER))
+        os.rename(record_file, os.path.join(self.path, MARKER))
         files.sync_folder(self.path)
 
     def _run(self, command: Sequence[str], hint: Any = None) -> str:
@@ -221,10 +221,6 @@ def read_record(path: str) -> Dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _has_uv(install: Sequence[str]) -> bool:
-    return os.path.basename(install[0]) == "uv"
-
-
 def _dist_name(requirement: str) -> str:
     """Name of the distribution that a requirement installs."""
     bare = requirement.split("@")[0].strip()
@@ -248,7 +244,7 @@ def masked(text: str) -> str:
 
 
 def _end_with_parent() -> None:
-    """In a child before it is executed: it must not go on writing when the one that waits for it is killed."""
+    """In a child before it is executed: it must stop writing when the one that waits for it is killed."""
     import ctypes
     import signal
 

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Python environments of an engine, one for each version: built beside the one in use, tested, then switched to.
+"""Python environments of an engine, one for each version: built next to the one in use, tested, then switched to.
 
     ROOT/ENGINE/VERSION-CUDA-HASH/     a virtual environment; HASH is of all that was asked for
     ROOT/ENGINE/VERSION-CUDA-HASH/gpufleet.json    written last: an environment without it is not whole, and is removed
@@ -39,7 +39,7 @@ _NEW, _ASIDE = "%s.new", ".aside"
 class EnvironmentStep:
     """The environment of an engine as a step of the service engine, and by itself.
 
-    ``path`` is known before anything is built: a unit that names it directly goes on running in the environment that
+    ``path`` is known before anything is built: a unit that names it directly keeps running in the environment that
     it was started in, whatever ``current`` points to meanwhile, and is restarted by the change of its own ExecStart=.
     """
 
@@ -126,7 +126,7 @@ class EnvironmentStep:
             return None
 
     def build(self) -> None:
-        """Build and test the environment beside the one in use, unless it is there.
+        """Build and test the environment next to the one in use, unless it exists.
 
         :raises Failed: it cannot be built or does not work; nothing of it is left.
         """
@@ -259,18 +259,18 @@ class EnvironmentStep:
             if os.path.islink(path):
                 os.unlink(path)
             return
-        beside = self._in(_NEW % name)
-        if os.path.lexists(beside):
-            os.unlink(beside)
-        os.symlink(target, beside)
-        os.replace(beside, path)
+        link = self._in(_NEW % name)
+        if os.path.lexists(link):
+            os.unlink(link)
+        os.symlink(target, link)
+        os.replace(link, path)
         files.sync_folder(self.folder)
 
 
 def _await_idle(path: str, timeout: float) -> None:
     """Wait until no program of a killed run writes there any more: children end with it, but theirs do not.
 
-    :raises Failed: one goes on.
+    :raises Failed: one keeps writing.
     """
     until = time.monotonic() + timeout
     while True:

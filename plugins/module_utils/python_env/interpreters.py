@@ -30,7 +30,7 @@ def find_interpreter(wanted: str) -> str:
 
 
 def python_version(interpreter: str) -> Tuple[int, int]:
-    """Version of an interpreter, from its name where that tells, else from itself.
+    """Version of an interpreter, from its name where that contains it, else from itself.
 
     :raises Refused: it does not run.
     """

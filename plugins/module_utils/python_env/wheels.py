@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Iterable, List, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.table import DRIVERS, WHEELS, Wheel
@@ -76,11 +76,6 @@ def choose(
         without=tuple(sorted({*wheel.without, *without})),
         constraints=tuple(constraints),
     )
-
-
-def mirrored(choice: Choice, indexes: Sequence[str]) -> Choice:
-    """The same, from these indexes alone in place of the table's."""
-    return replace(choice, indexes=tuple(indexes))
 
 
 def normal(cuda: str) -> str:

@@ -300,7 +300,7 @@ class System(Processes):
     def _job(self, verb: str, unit: str, stop_limit: float, start_limit: float) -> Optional[str]:
         command = ["systemctl", verb, "--", unit]
         # until systemd has taken the job, it reports the previous state, such as restarts of its own
-        former = self.show(unit).get("InvocationID") if verb != "stop" else None
+        previous = self.show(unit).get("InvocationID") if verb != "stop" else None
         begun = starting = time.monotonic()
         with self._started(command) as job:
             while True:
@@ -312,8 +312,8 @@ class System(Processes):
                 except subprocess.TimeoutExpired:
                     state = self.show(unit)
                 now = time.monotonic()
-                anew = verb != "stop" and state.get("InvocationID") != former
-                if anew and (restarting(state) or int(state.get("NRestarts") or 0)):
+                again = verb != "stop" and state.get("InvocationID") != previous
+                if again and (restarting(state) or int(state.get("NRestarts") or 0)):
                     wrong = "it does not start"  # systemctl would wait for a restart that succeeds
                 elif state.get("ActiveState") == "deactivating":
                     starting = now

@@ -24,7 +24,7 @@ class ManagerError(Failed):
 
 
 class Process:
-    """One process, told from a later one with the same PID by its start time."""
+    """One process; its start time distinguishes it from a later one with the same PID."""
 
     def __init__(self, pid: int, proc: str = "/proc") -> None:
         self.pid = pid
@@ -156,7 +156,7 @@ class Processes:
     def listener(self, port: int) -> Optional[Tuple[int, str]]:
         """PID and name of a process that listens on a TCP port; None when nobody does.
 
-        PID 0 stands for one that is not to be found: the kernel, or a process of another namespace.
+        PID 0 stands for one that cannot be found: the kernel, or a process of another namespace.
         """
         sockets = set()
         for table in ("/proc/net/tcp", "/proc/net/tcp6"):

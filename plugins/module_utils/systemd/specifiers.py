@@ -75,7 +75,7 @@ def specifiers(unit: str, fragment: str, read: Read) -> Mapping[str, str]:
 
 
 def _version(read: Read) -> int:
-    """The version of the systemd that runs; told by the library that it has loaded, which costs no process."""
+    """The version of the systemd that runs, from the name of the library that it has loaded: no process is started."""
     match = re.search(rb"/libsystemd-shared-(\d+)", read("/proc/1/maps") or b"")
     return int(match.group(1)) if match else KNOWN_VERSION
 

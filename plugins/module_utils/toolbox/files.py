@@ -62,17 +62,6 @@ def folder(path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def trusted(path: str) -> bool:
-    """Whether nobody but root, and whoever runs this, can change a folder or put another one in its place.
-
-    :raises OSError: there is no such folder.
-    """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
-
-    os.stat(path)
-    return intruder(path) is None
-
-
 def give_folder(path: str, owner: Tuple[int, int]) -> None:
     """Give an existing folder to a user, if only root can have put it there.
 
@@ -89,26 +78,24 @@ def give_folder(path: str, owner: Tuple[int, int]) -> None:
         os.close(descriptor)
 
 
-def make_folders(path: str, owner: Tuple[int, int] = (-1, -1), mode: int = 0o755) -> List[str]:
-    """Make a folder and its missing parents, whatever the umask is.
+def make_folders(path: str, owner: Tuple[int, int] = (-1, -1)) -> List[str]:
+    """Create a folder and its missing parents with mode 0755, whatever the umask is.
 
     :param owner: user and group id of the folder itself; its parents stay with whoever runs this.
-    :param mode: of the folder itself; its parents are 0755.
-    :returns: the paths that were made, the outermost first; none where the folder is there, which is then left alone.
+    :returns: the paths that were created, the outermost first; none where the folder exists, which is then left alone.
     :raises UnsafePath: something else lies there, or a link on the way is not root's.
     """
     missing = missing_folders(path)
     descriptor, _shared = _walk(os.path.dirname(missing[0]) if missing else os.path.normpath(path))
     try:
         for made in missing:
-            last = made == missing[-1]
             os.mkdir(os.path.basename(made), 0o700, dir_fd=descriptor)
             below = _own_folder(descriptor, made)
             os.close(descriptor)
             descriptor = below
-            if last and owner != (-1, -1):
+            if made == missing[-1] and owner != (-1, -1):
                 os.fchown(descriptor, *owner)
-            os.fchmod(descriptor, mode if last else 0o755)  # a chown clears set-id bits
+            os.fchmod(descriptor, 0o755)  # a chown clears set-id bits
     finally:
         os.close(descriptor)
     return missing
@@ -181,9 +168,16 @@ def _walk(path: str) -> Tuple[int, bool]:
 
 def _writable_by_others(found: os.stat_result) -> bool:
     """Whether anyone but root, and whoever runs this, may put files into a folder."""
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o002:
-        return True
-    return bool(found.st_mode & 0o020 and found.st_gid not in (0, os.getegid()) and _has_members(found.st_gid))
+    return found.st_uid not in (0, os.geteuid()) or bool(writers(found))
+
+
+def writers(found: os.stat_result) -> str:
+    """Whom the mode allows to write, other than its owner and whoever runs this; empty where nobody."""
+    if found.st_mode & stat.S_IWOTH:
+        return "any user"
+    if found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid()) and _has_members(found.st_gid):
+        return "group %d" % found.st_gid
+    return ""
 
 
 def _has_members(gid: int) -> bool:
@@ -277,10 +271,10 @@ def write_whole(path: str, content: bytes, mode: int = 0o644, owner: Tuple[int, 
     :raises OSError: there is no space, or the folder cannot be used (UnsafePath); the previous content is still there.
     """
     directory, name = os.path.split(path)
-    beside = ".%s.new" % name
+    temporary = ".%s.new" % name
     with folder(directory) as parent:
-        _unlink(beside, parent)
-        descriptor = os.open(beside, _CREATE, 0o600, dir_fd=parent)
+        _unlink(temporary, parent)
+        descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=parent)
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(content)
@@ -289,9 +283,9 @@ def write_whole(path: str, content: bytes, mode: int = 0o644, owner: Tuple[int, 
                     os.fchown(descriptor, *owner)
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
-            os.rename(beside, name, src_dir_fd=parent, dst_dir_fd=parent)
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except Exception as error:
-            _unlink(beside, parent)
+            _unlink(temporary, parent)
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror, path) from error
             raise

@@ -24,9 +24,9 @@ def one_line(text: str, limit: int = 300) -> str:
     return " ".join(printable(text).split())[:limit]
 
 
-def near(name: str, known: Iterable[str], cutoff: float = 0.7) -> str:
+def near(name: str, known: Iterable[str]) -> str:
     """``; did you mean NAME?`` with the known name that is nearest; empty where none is near."""
     import difflib  # only for names that are not known
 
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return "; did you mean %s?" % found[0] if found else ""

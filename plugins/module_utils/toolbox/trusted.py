@@ -9,6 +9,8 @@ import os
 import stat
 from typing import Optional
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import writers
+
 _LINKS = 40
 """Symbolic links in one path, as in the kernel."""
 
@@ -38,7 +40,7 @@ def intruder(path: str) -> Optional[str]:
             waiting += [part for part in to.split("/") if part][::-1]
             place = "/" if os.path.isabs(to) else os.path.dirname(place)
             continue
-        who = _writers(found)
+        who = writers(found)
         sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
         if who and not (sticky and waiting):  # in a sticky folder, what root has created stays root's
             return "%s may be written by %s" % (place, who)
@@ -48,22 +50,10 @@ def intruder(path: str) -> Optional[str]:
         place = os.path.normpath(os.path.join(place, waiting.pop()))
 
 
-def _writers(found: os.stat_result) -> Optional[str]:
-    if found.st_mode & stat.S_IWOTH:
-        return "any user"
-    if found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid()) and _has_members(found.st_gid):
-        return "group %d" % found.st_gid
-    return None
+def trusted(path: str) -> bool:
+    """Whether nobody but root, and whoever runs this, can change a folder or put another one in its place.
 
-
-def _has_members(gid: int) -> bool:
-    """Debian gives /usr/local to the group staff, to which nobody belongs."""
-    import grp
-    import pwd
-
-    try:
-        if set(grp.getgrgid(gid).gr_mem) - {"root"}:
-            return True
-    except KeyError:
-        return True  # nothing is known of a number without a name
-    return any(entry.pw_gid == gid for entry in pwd.getpwall())
+    :raises OSError: there is no such folder.
+    """
+    os.stat(path)
+    return intruder(path) is None

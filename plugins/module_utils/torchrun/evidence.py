@@ -248,11 +248,11 @@ def _failures(attempt: str, job: Job) -> List[Dict[str, Any]]:
 def _error_file(path: str) -> Any:
     """The text and the time of a process's error file, None and None without one that has both."""
     try:
-        told = json.loads(_ends(path, ERROR_FILE))["message"]
-        if not isinstance(told, dict):
-            return str(told), None
-        moment = float(told["extraInfo"]["timestamp"])
-        return str(told["message"]), moment if math.isfinite(moment) else None
+        report = json.loads(_ends(path, ERROR_FILE))["message"]
+        if not isinstance(report, dict):
+            return str(report), None
+        moment = float(report["extraInfo"]["timestamp"])
+        return str(report["message"]), moment if math.isfinite(moment) else None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None, None
 

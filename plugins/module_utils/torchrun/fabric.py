@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which network and which RDMA ports the processes of several hosts share, and how NCCL and Gloo are told. Pure.
+"""The network and the RDMA ports that several hosts share, and the variables that make NCCL and Gloo use them. Pure.
 
 Only what they would not choose themselves is set, each variable with its reason.
 """
@@ -178,27 +178,30 @@ Variables = Dict[str, Tuple[str, str]]
 def environment(
     node: Mapping[str, Any], address: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]], nccl: Optional[str]
 ) -> Variables:
-    """What NCCL and Gloo have to be told on one of several hosts.
+    """The variables that NCCL and Gloo need on one of several hosts.
 
     :param node: the host's facts.
     :param address: its chosen address, of :func:`choose`.
     :param chosen: its chosen RDMA ports, of :func:`choose_rdma`.
     :param nccl: version of NCCL, where known.
     """
-    told: Variables = {}
+    needed: Variables = {}
     interface = address["interface"]
     others = sorted({one["interface"] for one in candidates(node)} - {interface})
     if address["version"] == 6:
-        told["NCCL_SOCKET_FAMILY"] = ("AF_INET6", "the hosts reach each other over IPv6, NCCL would take IPv4")
+        needed["NCCL_SOCKET_FAMILY"] = ("AF_INET6", "the hosts reach each other over IPv6, NCCL would take IPv4")
     if address["virtual"] or any(not name.startswith(NEVER) for name in others):
         reason = "%s (%s) is the one at which the other hosts reach this one; NCCL would look at %s, too"
-        told["NCCL_SOCKET_IFNAME"] = ("=" + interface, reason % (interface, address["address"], ", ".join(others)))
+        needed["NCCL_SOCKET_IFNAME"] = ("=" + interface, reason % (interface, address["address"], ", ".join(others)))
     named = node["own_names"].get(node["hostname"]) or []
     if named[:1] != [address["address"]]:
         where = "resolves to %s here" % named[0] if named else "does not resolve here"
-        told["GLOO_SOCKET_IFNAME"] = (interface, "Gloo looks up the host's own name: %s %s" % (node["hostname"], where))
-    told.update(_rdma_environment(rdma_ports(node), chosen, nccl))
-    return told
+        needed["GLOO_SOCKET_IFNAME"] = (
+            interface,
+            "Gloo looks up the host's own name: %s %s" % (node["hostname"], where),
+        )
+    needed.update(_rdma_environment(rdma_ports(node), chosen, nccl))
+    return needed
 
 
 def _rdma_environment(
@@ -207,7 +210,7 @@ def _rdma_environment(
     if not chosen:
         reason = "not every host has an active RDMA port of one kind" if active else "there is no active RDMA port here"
         return {"NCCL_IB_DISABLE": ("1", reason + "; all hosts must talk over sockets")}
-    told: Variables = {}
+    needed: Variables = {}
     left_out = [_port(port) for port in active if port not in chosen]
     if left_out:
         reason = "%s of %g Gb/s; left out: %s" % (
@@ -216,7 +219,7 @@ def _rdma_environment(
             ", ".join("%s (%s, %g Gb/s)" % (_port(port), port["layer"], port["rate_gbps"]) for port in active
                       if port not in chosen),
         )  # fmt: skip
-        told["NCCL_IB_HCA"] = ("=" + ",".join(_port(port) for port in chosen), reason)
+        needed["NCCL_IB_HCA"] = ("=" + ",".join(_port(port) for port in chosen), reason)
     indexes = {port["gid_index"] for port in chosen}
     if (
         chosen[0]["layer"] == "Ethernet"
@@ -225,11 +228,11 @@ def _rdma_environment(
         and len(indexes) == 1
         and None not in indexes
     ):
-        told["NCCL_IB_GID_INDEX"] = (
+        needed["NCCL_IB_GID_INDEX"] = (
             str(indexes.pop()),
             "the GID of RoCE v2 and of an IPv4 address; NCCL %s, older than 2.21, does not look for it" % nccl,
         )
-    return told
+    return needed
 
 
 def _port(port: Mapping[str, Any]) -> str:

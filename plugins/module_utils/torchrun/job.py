@@ -66,7 +66,7 @@ def left_over(files: Files) -> bool:
     """Whether a run that was killed has left something next to these files: what it was to write, or to replace."""
     for file in files.wanted:
         folder, name = os.path.split(files.root + file.path)
-        if any(os.path.lexists("%s/.%s.%s" % (folder, name, kind)) for kind in ("new", "former", "proven")):
+        if any(os.path.lexists("%s/.%s.%s" % (folder, name, kind)) for kind in ("new", "previous", "proven")):
             return True
     return False
 
@@ -160,14 +160,16 @@ class _Running(_Part):
         self.warn = warn
         self.plan = self._plan()
         self.job = command.Job(params, self.plan)
-        told = self.job.files()
+        declared = self.job.files()
         unused = [
-            path for path in (self.job.content_file, self.job.script_record, self.job.secret_file) if path not in told
+            path
+            for path in (self.job.content_file, self.job.script_record, self.job.secret_file)
+            if path not in declared
         ]
         self.files = Files(
             [
                 Wanted(path, text.encode("utf-8", "surrogateescape"), mode, own_directories=0)
-                for path, (text, mode) in told.items()
+                for path, (text, mode) in declared.items()
             ]
             + [Wanted(path, None, own_directories=0) for path in unused],
             system.root,

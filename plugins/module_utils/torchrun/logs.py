@@ -347,11 +347,12 @@ def first_failure(failures: Iterable[Mapping[str, Any]]) -> Optional[Dict[str, A
     return dict(found[0]) if found else None
 
 
-def outlier(pairs: Iterable[Mapping[str, Any]], share: float = 0.5) -> Optional[Dict[str, Any]]:
+def outlier(pairs: Iterable[Mapping[str, Any]]) -> Optional[Dict[str, Any]]:
     """The host whose links to all others are slow: ``host``, ``gbps`` (GB/s, its median) and ``others`` (theirs).
 
+    Slow is below half the median of the links among the others.
+
     :param pairs: measured links, each ``a``, ``b`` and ``gbps``.
-    :param share: slow is below this share of the median of the links among the others.
     """
     links = [dict(one) for one in pairs]
     hosts = sorted({link[end] for link in links for end in ("a", "b")})
@@ -361,7 +362,7 @@ def outlier(pairs: Iterable[Mapping[str, Any]], share: float = 0.5) -> Optional[
     for host in hosts:
         own = _median([link["gbps"] for link in links if host in (link["a"], link["b"])])
         rest = _median([link["gbps"] for link in links if host not in (link["a"], link["b"])])
-        if own < share * rest and (worst is None or own < worst["gbps"]):
+        if own < rest / 2 and (worst is None or own < worst["gbps"]):
             worst = {"host": host, "gbps": own, "others": rest}
     return worst
 

@@ -65,17 +65,17 @@ def interfaces(sysfs: str = "/sys/class/net") -> List[Dict[str, Any]]:
     return [_interface(one, sysfs) for one in json.loads(done.stdout or "[]") if one.get("ifname")]
 
 
-def _interface(told: Mapping[str, Any], sysfs: str) -> Dict[str, Any]:
-    name, flags = told["ifname"], told.get("flags", [])
+def _interface(entry: Mapping[str, Any], sysfs: str) -> Dict[str, Any]:
+    name, flags = entry["ifname"], entry.get("flags", [])
     return {
         "name": name,
         "up": "UP" in flags and "LOWER_UP" in flags,
         "loopback": "LOOPBACK" in flags,
-        "mtu": told.get("mtu"),
+        "mtu": entry.get("mtu"),
         "speed_mbps": _speed("%s/%s/speed" % (sysfs, name)),
         "addresses": [
             {"address": one["local"], "prefix": one["prefixlen"]}
-            for one in told.get("addr_info", [])
+            for one in entry.get("addr_info", [])
             if one.get("local") and one.get("family") in ("inet", "inet6") and not one.get("tentative")
         ],
     }
@@ -210,8 +210,8 @@ def _job_for(port: int) -> Optional[int]:
 
     systemd reports it of the unit that it started: what a process calls itself is up to that process.
     """
-    told = _run(["systemctl", "show", "--property=MainPID,ExecStart", "torchrun@*.service"]).stdout
-    for unit in told.split("\n\n"):
+    shown = _run(["systemctl", "show", "--property=MainPID,ExecStart", "torchrun@*.service"]).stdout
+    for unit in shown.split("\n\n"):
         pid = re.search(r"^MainPID=([1-9]\d*)$", unit, re.MULTILINE)
         words = re.search(r"^ExecStart=\{ path=.*? ; argv\[\]=(.*)$", unit, re.MULTILINE)
         if pid and words and command.holds(words.group(1).split(), port):

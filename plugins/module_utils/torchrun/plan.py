@@ -47,8 +47,8 @@ def make(
     :param nproc_per_node: processes a host; None for one on each GPU, or one where there is no GPU.
     :param rendezvous: one of RENDEZVOUS; None to choose.
     :param master: the host of the rendezvous, that is rank 0; None for the first.
-    :param master_addr: its address, when it is not to be chosen.
-    :param network: the subnet to use, when it is not to be chosen.
+    :param master_addr: its address; chosen if left out.
+    :param network: the subnet to use; chosen if left out.
     :returns: the plan; ``findings`` with a level ``error`` say why it would not run.
     :raises Refused: when there is nothing to plan.
     """

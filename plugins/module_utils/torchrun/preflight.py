@@ -41,12 +41,13 @@ def unusable(system: Any, job: Job, due: bool) -> List[str]:
 def _bad_log_dir(system: Any, job: Job) -> List[str]:
     """Why root must not make the folder for the logs, or give it to the job's user."""
     from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import trusted
 
     path, user = job.log_dir, job.params["user"]
     try:
         with files.folder(system.root + path) as descriptor:
             owner = os.fstat(descriptor).st_uid
-        if owner == pwd.getpwnam(user).pw_uid or files.trusted(system.root + os.path.dirname(path)):
+        if owner == pwd.getpwnam(user).pw_uid or trusted(system.root + os.path.dirname(path)):
             return []
         return [
             "log_dir: %s belongs to user %d, and is in a folder that others than root may write into: "
@@ -62,7 +63,7 @@ def code_of_others(system: Any, job: Job) -> List[str]:
     """What a job of root, which is the default, runs though somebody else can change it at any time."""
     if pwd.getpwnam(job.params["user"]).pw_uid != 0:
         return []
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import trusted
+    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import trusted
 
     root, found = system.root, []
     for path in filter(None, (job.params["script"], job.params["venv"] + "/bin/python")):

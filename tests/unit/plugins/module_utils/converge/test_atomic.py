@@ -116,7 +116,7 @@ def test_a_run_killed_between_any_two_system_calls_can_be_undone(
         again.undo()
         left = tree(root)
         assert {name: left[name] for name in before} == before, count
-        assert not any(name.endswith((".new", ".former")) for name in left), count
+        assert not any(name.endswith((".new", ".previous")) for name in left), count
         again.stage()
         again.commit()
         again.finish()
@@ -216,7 +216,7 @@ def test_removed_files_go_after_the_one_that_names_them(tmp_path: Path, monkeypa
     files = Files(wanted, str(tmp_path))
     files.stage()
     files.commit()
-    assert order == ["b", "names", ".a.former"]
+    assert order == ["b", "names", ".a.previous"]
     order.clear()
     files.undo()
     assert order == ["a", "b", "names"]
@@ -256,7 +256,7 @@ def test_proven_goes_last_and_once_the_rest_is_on_the_disk(tmp_path: Path, monke
     monkeypatch.setattr(atomic.os, "unlink", lambda path: (calls.append(os.path.basename(path)), unlink(path))[1])
     monkeypatch.setattr(atomic, "_sync", lambda path: (calls.append("sync"), sync(path))[1])
     files.finish()
-    assert calls == ["sync", ".b.former", ".c.former", "sync", ".a.proven", "sync"]
+    assert calls == ["sync", ".b.previous", ".c.previous", "sync", ".a.proven", "sync"]
 
 
 def test_a_file_that_was_masked_manually_is_restored(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_file_that_was_masked_manually_is_restored(tmp_path: Path) -> None:
 
 
 def test_names_of_what_a_kill_left() -> None:
-    entries = ["a", ".b.former", ".c.d.new", ".e.proven", ".hidden", ".x.other", "..former", ".former"]
+    entries = ["a", ".b.previous", ".c.d.new", ".e.proven", ".hidden", ".x.other", "..previous", ".previous"]
     assert names(entries) == {"a", "b", "c.d", "e"}
 
 

@@ -71,7 +71,7 @@ def gate(rng: random.Random) -> Optional[Callable[[Any, bool], Verdict]]:
 def disturb(rng: random.Random, system: FakeSystem, root: str) -> None:
     """What people, kills and crashes do to a unit."""
     ours, secrets = Path(root + OURS), Path(root + "/etc/gpufleet/ollama.service.env")
-    half = Path(root + DROP_INS + ".zz-gpufleet.conf.former")
+    half = Path(root + DROP_INS + ".zz-gpufleet.conf.previous")
 
     def ends(active: str, sub: str) -> None:
         if system.processes:

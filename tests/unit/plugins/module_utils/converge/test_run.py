@@ -1121,7 +1121,7 @@ def test_what_is_left_of_a_proven_change_is_removed_without_a_restart(system: An
     assert any(path.endswith(".proven") for path in system.tree())
     outcome = go(system, **secrets())
     assert outcome.changed and not outcome.restarted and "reload" not in system.calls
-    assert not any(path.endswith((".proven", ".former")) for path in system.tree())
+    assert not any(path.endswith((".proven", ".previous")) for path in system.tree())
     assert not go(system, **secrets()).changed
 
 

@@ -139,11 +139,6 @@ def test_nobody_listens(recorded, free_port):
     assert "Connection refused" in message
 
 
-def test_a_process_that_ended_is_not_waited_for(recorded):
-    with pytest.raises(EndpointError, match="has ended"):
-        Endpoint(recorded.url).wait_ready(60, alive=lambda: False)
-
-
 def metrics(running, waiting):
     return (
         200,

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import child, facts, model
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import trusted
 
 NOT_SUPPORTED = {"nvml_error": 3}
 
@@ -315,7 +315,7 @@ def nvidia_smi(tmp_path, monkeypatch):
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", "%s:/usr/bin:/bin" % folder)
         monkeypatch.setattr(facts, "_binding", lambda python_paths: None)
-        monkeypatch.setattr(files, "trusted", lambda path: True)  # /tmp is everybody's
+        monkeypatch.setattr(trusted, "trusted", lambda path: True)  # /tmp is everybody's
 
     return install
 

@@ -16,6 +16,7 @@ from typing import Callable, Dict, Iterator
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import trusted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be misled")
 
@@ -56,10 +57,10 @@ def look(folder: Path) -> Dict[str, tuple]:
 
 
 def test_a_folder_of_the_user(users: Path) -> None:
-    made = files.make_folders(str(users / "a" / "b"), (USER, USER), 0o750)
+    made = files.make_folders(str(users / "a" / "b"), (USER, USER))
     assert made == [str(users / "a"), str(users / "a" / "b")]
     assert ((users / "a").stat().st_uid, (users / "a" / "b").stat().st_uid) == (0, USER)
-    assert stat.S_IMODE((users / "a" / "b").stat().st_mode) == 0o750
+    assert stat.S_IMODE((users / "a" / "b").stat().st_mode) == 0o755
     assert files.make_folders(str(users / "a" / "b"), (0, 0)) == []
     assert (users / "a" / "b").stat().st_uid == USER
 
@@ -302,10 +303,10 @@ def test_following_to_a_regular_file_only(users: Path, roots: Path, obstacle: st
 
 
 def test_what_only_root_can_change() -> None:
-    assert files.trusted("/") and files.trusted("/usr/bin")
-    assert not files.trusted("/tmp")
+    assert trusted("/") and trusted("/usr/bin")
+    assert not trusted("/tmp")
     with pytest.raises(FileNotFoundError):
-        files.trusted("/usr/no/such")
+        trusted("/usr/no/such")
 
 
 @pytest.fixture
@@ -323,9 +324,9 @@ def test_a_folder_is_as_safe_as_those_above_it(own: Path, mode: int, owner: int,
     (own / "a" / "b").mkdir(parents=True)
     os.chown(own / "a", owner, group)
     (own / "a").chmod(mode)
-    assert files.trusted(str(own / "a")) is files.trusted(str(own / "a" / "b")) is right
+    assert trusted(str(own / "a")) is trusted(str(own / "a" / "b")) is right
     (own / "link").symlink_to(own / "a")
-    assert files.trusted(str(own / "link")) is right
+    assert trusted(str(own / "link")) is right
 
 
 def test_a_folder_is_given_only_where_root_alone_can_have_put_it(own: Path, users: Path, roots: Path) -> None:
@@ -353,4 +354,4 @@ def test_a_group_counts_when_somebody_is_in_it() -> None:
         for gid, right in ((empty, True), (user.pw_gid, False), (1234567, False)):
             os.chown(folder, 0, gid)
             os.chmod(folder, 0o2775)
-            assert files.trusted(folder) is right, gid
+            assert trusted(folder) is right, gid

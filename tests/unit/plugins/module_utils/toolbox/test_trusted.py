@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import trusted
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -49,9 +49,9 @@ def test_a_sticky_folder_keeps_what_root_has_in_it(usr):
 def test_a_group_counts_when_somebody_is_in_it(usr, monkeypatch):
     usr.chmod(0o2775)
     os.chown(usr, 0, STRANGER)
-    monkeypatch.setattr(trusted, "_has_members", lambda gid: True)
+    monkeypatch.setattr(files, "_has_members", lambda gid: True)
     assert intruder(str(usr / "lib")) == "%s may be written by group 1234" % usr
-    monkeypatch.setattr(trusted, "_has_members", lambda gid: False)
+    monkeypatch.setattr(files, "_has_members", lambda gid: False)
     assert intruder(str(usr / "lib")) is None
 
 
@@ -60,11 +60,11 @@ def test_members_of_a_group():
     import pwd
 
     user = next(entry for entry in pwd.getpwall() if entry.pw_gid)
-    assert trusted._has_members(user.pw_gid)
-    assert trusted._has_members(1234567), "a number without a name says nothing"
+    assert files._has_members(user.pw_gid)
+    assert files._has_members(1234567), "a number without a name says nothing"
     taken = {entry.pw_gid for entry in pwd.getpwall()}
     empty = [group.gr_gid for group in grp.getgrall() if not group.gr_mem and group.gr_gid not in taken]
-    assert not trusted._has_members(empty[0])
+    assert not files._has_members(empty[0])
 
 
 def test_links_are_followed_and_must_be_roots(usr, tmp_path):

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import trusted
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, job, plan
 
@@ -309,7 +309,7 @@ def test_a_host_that_is_not_in_the_plan(params, system, node):
 
 
 def test_findings_are_warnings(bring, monkeypatch):
-    monkeypatch.setattr(files, "trusted", lambda path: True)  # /tmp is everybody's
+    monkeypatch.setattr(trusted, "trusted", lambda path: True)  # /tmp is everybody's
     warnings = []
     bring(warnings=warnings)
     assert warnings == [
