@@ -91,7 +91,7 @@ def put_back(result, verdict, words, host, before):
         ("die-at-load", "load_failed", "error loading model: told to die at load"),
         ("out-of-memory", "load_failed", "cudaMalloc failed: out of memory"),
         ("partial-offload", "partial_offload", "the rest runs on the CPU"),
-        ("stall", "stalled", "gave none within"),
+        ("stall", "stalled", "generated none within"),
     ],
 )
 def test_a_worker_that_fails(served, change, fault, verdict, words):

@@ -266,7 +266,7 @@ def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
     if change.state == "absent":
         return None
     if state.get("LoadState") == "masked":
-        why = "%s is masked: someone has made it impossible to start; systemctl unmask it first" % unit
+        why = "%s is masked, so it cannot start: systemctl unmask it first" % unit
     elif state.get("LoadState") == "not-found" and not observed.steps:
         why = "there is no unit %s on this host: install it first, or correct the name" % unit
     elif state.get("Transient") == "yes":

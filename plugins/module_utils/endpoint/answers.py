@@ -91,7 +91,7 @@ def _ask(
         return None
     if answer.status in (401, 403):
         raise EndpointError(
-            "unauthorized", "%s%s answers %d: it wants another API key" % (endpoint.url, path, answer.status)
+            "unauthorized", "%s%s answers %d: it expects another API key" % (endpoint.url, path, answer.status)
         )
     if answer.status == 404:
         raise EndpointError("model_missing", "%s does not serve %s: %s" % (endpoint.url, model, answer.error))

@@ -89,7 +89,7 @@ def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
         os.close(reading)
         _end(child)
     if said is None:
-        raise Failed("it took longer than %d s, or said too much, and was ended" % limit)
+        raise Failed("it took longer than %d s, or printed too much, and was killed" % limit)
     return _result(said)
 
 

@@ -189,7 +189,7 @@ class _Running(_Part):
     def _plan(self) -> Mapping[str, Any]:
         plan = self.params["plan"]
         if not plan:
-            raise Refused("plan: expected what the lookup gpufleet.inference.torchrun_plan gives")
+            raise Refused("plan: expected the result of the lookup gpufleet.inference.torchrun_plan")
         if plan["errors"]:
             raise Refused("the job would not run: %s" % "; ".join(plan["errors"]))
         if plan.get("host") not in plan["nodes"]:
@@ -420,7 +420,7 @@ class _Running(_Part):
             if last["nodes"] != plan["nnodes"]:
                 parts.append("ended with %d hosts, %d processes" % (last["nodes"], last["world_size"]))
         if self.stale and not start:
-            parts.append("another generation runs: it is left until state started")
+            parts.append("another generation is running: state started replaces it")
         return "%s: %s" % (self.unit, " · ".join(parts))
 
 
