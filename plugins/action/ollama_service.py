@@ -24,7 +24,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first imp
 
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.ollama_service"
-    FUNCTION = RemoteFunction("ollama.service", "bring", ollama_service.argument_spec())
+    FUNCTION = RemoteFunction("ollama.service", "converge", ollama_service.argument_spec())
 
     def prepare(self, arguments: Dict[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
         elsewhere = boolean(arguments.get("remote_src", False), strict=False)

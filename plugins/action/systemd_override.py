@@ -11,4 +11,4 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first imp
 
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.systemd_override"
-    FUNCTION = RemoteFunction("converge.override_module", "bring", systemd_override.argument_spec())
+    FUNCTION = RemoteFunction("converge.override_module", "converge", systemd_override.argument_spec())

@@ -661,7 +661,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), service.bring)
+    run(argument_spec(), service.converge)
 
 
 if __name__ == "__main__":

@@ -325,7 +325,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), override_module.bring)
+    run(argument_spec(), override_module.converge)
 
 
 if __name__ == "__main__":

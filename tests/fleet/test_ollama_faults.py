@@ -112,8 +112,8 @@ def test_a_worker_that_takes_its_time(served, change):
     ("fault", "verdict", "words"),
     [
         ("crash-loop:0.2", "crash_loop", "the server"),
-        ("serves-nothing", "unproven", "this unit's own log of the start has no line with 'server config'"),
-        ("slow-start:60", "not_ready", "the process runs but its API does not answer"),
+        ("serves-nothing", "unproven", "this unit's own start log has no line with 'server config'"),
+        ("slow-start:60", "not_ready", "the process runs but does not answer within"),
     ],
 )
 def test_a_release_whose_server_fails(served, change, broken_release, fault, verdict, words):

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Mapping
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge as converge_unit
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 
-def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+def converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """Converge the unit to its declared state.
 
     :param params: the module's parameters.
@@ -22,7 +22,7 @@ def bring(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], Non
     :raises Refused: an option is wrong; nothing was changed.
     :raises ServiceError: the previous state is restored.
     """
-    outcome = converge(
+    outcome = converge_unit(
         Change(
             unit=params["unit"],
             state=params["state"],

@@ -127,7 +127,7 @@ class Ollama:
         return parts, more
 
 
-def bring(
+def converge(
     params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Optional[Any] = None
 ) -> Dict[str, Any]:
     """Converge the service, or all instances; see serving.run.converge.

@@ -14,7 +14,7 @@ import pytest
 def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`bring = replaced(ROOM, NAME)` takes the place of a function: it calls `bring.does`, or raises `bring.raises`."""
 
-    def of(room: Any, name: str = "bring") -> Any:
+    def of(room: Any, name: str = "converge") -> Any:
         def bring(*words: Any) -> Dict[str, Any]:
             if bring.raises:
                 raise bring.raises

@@ -31,7 +31,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
             raise calls[-1]
         return calls[-1]
 
-    monkeypatch.setattr(override_module, "converge", converge)
+    monkeypatch.setattr(override_module, "converge_unit", converge)
     return calls
 
 

@@ -17,7 +17,7 @@ GIVEN = {"venv": "/v", "instances": [{"name": "chat", "model": "/m"}]}
 
 @pytest.fixture
 def bring(replaced):
-    return replaced(service, "converge")
+    return replaced(service)
 
 
 def test_options_and_check_mode_are_given_on(run_module, bring):

@@ -68,7 +68,7 @@ class FakeSystem:
 
 @pytest.fixture
 def bring(monkeypatch, fakes, tmp_path, no_children):
-    """`bring(**parameters)` runs service.bring; `.asked` is what the engine got, `.warnings` what was warned of."""
+    """`bring(**parameters)` runs service.converge; `.asked` is what the engine got, `.warnings` what was warned of."""
     user = "nobody"
     bring_files = [(UNIT_FILE[0], UNIT_FILE[1] % user.encode())]
 
@@ -88,7 +88,7 @@ def bring(monkeypatch, fakes, tmp_path, no_children):
         parameters.update(no_cloud=False)
         parameters.update(given)
         run.asked, run.warnings = None, []
-        return service.bring(parameters, check_mode, run.warnings.append, system=run.system)
+        return service.converge(parameters, check_mode, run.warnings.append, system=run.system)
 
     one = checks.checks
     monkeypatch.setattr(checks, "checks", recorded)
