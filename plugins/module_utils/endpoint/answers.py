@@ -50,7 +50,7 @@ class Answered(NamedTuple):
 
 
 def answer(endpoint: Endpoint, model: str, timeout: float, tokens: int = 1, declared: Optional[str] = None) -> Answered:
-    """Have ``model`` answer a request of its own task.
+    """Ask ``model`` for an answer to a request of its own task.
 
     :param timeout: seconds for all requests together.
     :param declared: its task, where that is known; the server must then offer it.

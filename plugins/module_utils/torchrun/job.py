@@ -425,7 +425,7 @@ class _Running(_Part):
 
 
 def remove_script(system: Any, state: str, but: Optional[str] = None) -> None:
-    """Remove the plain script of an earlier declaration, unless it is to be at ``but``, or is another's file by now."""
+    """Remove the plain script of an earlier declaration, unless it stays at ``but``, or is another file by now."""
     path = (system.read(state + command.SCRIPT_RECORD) or b"").decode("utf-8", "surrogateescape")
     if not path or path == but:
         return
@@ -443,7 +443,7 @@ def remove_script(system: Any, state: str, but: Optional[str] = None) -> None:
 class _Script:
     """The launch as a plain script, in a folder where others than root may write, too.
 
-    ``unsafe`` says why it cannot be written there, ``changed`` whether it is to be.
+    ``unsafe`` says why it cannot be written there, ``changed`` whether it has to be.
     """
 
     def __init__(self, job: command.Job, root: str) -> None:

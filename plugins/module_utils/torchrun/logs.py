@@ -193,7 +193,7 @@ def rounds(agent: str) -> List[Dict[str, Any]]:
 
 
 def begun(agent: str) -> bool:
-    """Whether torchrun has come so far as to look for the other hosts."""
+    """Whether torchrun has started to look for the other hosts."""
     return re.search("[Rr]endezvous|TCPStore", agent) is not None
 
 

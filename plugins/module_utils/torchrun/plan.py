@@ -42,7 +42,7 @@ def make(
     :param facts: the hosts in the order of their ranks, each with its facts or None where it has none.
     :param reach: what each host has found when it tried the others; None when none has tried.
     :param job: name of the job, whose own processes may hold the rendezvous port.
-    :param nnodes: the number of hosts that is expected, when it is to be checked.
+    :param nnodes: the expected number of hosts; not checked if left out.
     :param min_nodes: with how many hosts an elastic job may run; None for one that needs all.
     :param nproc_per_node: processes a host; None for one on each GPU, or one where there is no GPU.
     :param rendezvous: one of RENDEZVOUS; None to choose.
