@@ -246,7 +246,7 @@ def test_two_networks_whose_names_differ(play, net, lab):
     assert verdict(run)[0] == "verdict: ok"
     page = "\n".join(run.of("debug")[0]["msg"])
     assert [line.split()[4] for line in page.splitlines()[2:5]] == ["eth0", "ens1f1np1", "eth0"]
-    assert "gpu2: NCCL_SOCKET_IFNAME==ens1f1np1" in page and "NCCL would look at aaa0, too" in page
+    assert "gpu2: NCCL_SOCKET_IFNAME==ens1f1np1" in page and "NCCL would also use aaa0" in page
     assert "gpu3: GLOO_SOCKET_IFNAME=eth0" in page
     assert "gpu3 resolves to 127.0.1.1" in page
 
@@ -276,7 +276,7 @@ def test_a_peer_without_sshd(play, lab, seen):
         lab.sh("gpu3", "systemctl start ssh.service")
     seen("a host without sshd", run, "untouched")
     failed = [one["msg"] for one in job_of(run) if one["failed"]]
-    assert failed and all("gpu3 has no facts of this run: it was not reached" in text for text in failed)
+    assert failed and all("gpu3 has no facts from this run: it was not reached" in text for text in failed)
     assert "verdict: ok" in verdict(play(**job))
     play(job_name="mute", state="absent")
 

@@ -100,7 +100,7 @@ def told(result, verdict, words):
         ("oom", "out_of_memory", "CUDA out of memory. Tried to allocate 2.00 GiB"),
         ("hung-start", "stalled", "taken no more GPU memory and not answered"),
         ("cpu", "cpu_fallback", "none of its processes uses memory on any GPU"),
-        ("dead-engine", "stalled", "gave none in 3 s"),
+        ("dead-engine", "stalled", "generated none within 3 s"),
         ("liar", "no_progress", "counter of generated tokens"),
     ],
 )

@@ -85,7 +85,7 @@ class UserStep:
 
 class DirectoryStep:
     """A directory that belongs to the service's user. It is created if it is missing; an existing one is left alone,
-    unless it is to be given to the user."""
+    unless the user is to own it."""
 
     restarts = False
 

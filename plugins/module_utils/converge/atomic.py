@@ -174,7 +174,7 @@ class Files:
                 self._make_directory(os.path.dirname(self.root + file.path), file.directory_mode)
                 return self._write(self._beside(file.path, NEW), content, file.mode)
             except (FileNotFoundError, FileExistsError):
-                if not left:  # else a run for another unit has just made or removed a directory that both need
+                if not left:  # else a run for another unit has just created or removed a directory that both need
                     raise
 
     def _make_directory(self, path: str, mode: int) -> None:

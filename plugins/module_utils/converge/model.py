@@ -215,7 +215,7 @@ class Outcome:
 
 
 class ServiceError(Failed):
-    """The unit is not in its declared state; ``outcome`` says what was done and put back."""
+    """The unit is not in its declared state; ``outcome`` says what was done and rolled back."""
 
     def __init__(self, message: str, outcome: Optional[Outcome] = None) -> None:
         self.outcome = outcome or Outcome()

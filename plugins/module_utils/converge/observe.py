@@ -58,7 +58,7 @@ class Observed(NamedTuple):
     wrong_credentials: Tuple[str, ...] = ()
     """Declared credentials that the main process does not see with their declared content."""
     wanted: Tuple[Wanted, ...] = ()
-    """All of our files as they are to be."""
+    """All of our files in their declared state."""
     files: Tuple[FileChange, ...] = ()
     """Those that differ, in the order in which they are written and removed."""
     rubbish: Tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is declared and what was observed → what is to be done, as data. Pure."""
+"""Decides what to do, from what is declared and what was observed. Pure."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Plan(NamedTuple):
 
 
 def plan(observed: Observed, override: Override, change: Change, hooks: bool = False) -> Plan:
-    """Decide what is to be done.
+    """Decide what to do.
 
     :param observed: the unit as it was found.
     :param override: our files for it.
@@ -266,7 +266,7 @@ def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
     if change.state == "absent":
         return None
     if state.get("LoadState") == "masked":
-        why = "%s is masked: someone has made it impossible to start; systemctl unmask it first" % unit
+        why = "%s is masked, so it cannot start: systemctl unmask it first" % unit
     elif state.get("LoadState") == "not-found" and not observed.steps:
         why = "there is no unit %s on this host: install it first, or correct the name" % unit
     elif state.get("Transient") == "yes":

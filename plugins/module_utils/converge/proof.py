@@ -66,7 +66,7 @@ class Proof:
         switch.look()
         if switch.invocation != running.invocation_id or switch.down or ends(switch.state):
             raise switch.fault(ENDED, invocation=running.invocation_id)
-        # what was started first may since have executed the program itself, in an environment of its own making;
+        # what was started first may since have executed the program itself, in an environment that it made itself;
         # without the invocation in it, the program has overwritten it with its title
         now = running.system.environ(running.main_pid) or {}
         return self._environment(observed, running, now) if now.get("INVOCATION_ID") == running.invocation_id else None

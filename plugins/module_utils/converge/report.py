@@ -30,12 +30,12 @@ UNIT_AGAIN = {
 
 
 class Undone(NamedTuple):
-    """How far a run was put back."""
+    """How much of a run was rolled back."""
 
     touched: bool = False
-    """Whether there was anything to put back on the disk."""
+    """Whether there was anything to roll back on disk."""
     problems: Tuple[str, ...] = ()
-    """What could not be put back."""
+    """What could not be rolled back."""
     remains: Tuple[str, ...] = ()
     """What steps left on purpose, as the end of a sentence."""
     unit: str = ""
@@ -136,7 +136,7 @@ def with_journal(verdict: Verdict, system: System, unit: str, invocation: str, o
             system.sync_journal()
             lines = system.journal(unit, invocation, JOURNAL_LINES)
         except ManagerError:
-            lines = []  # what was put back counts more
+            lines = []  # what was rolled back matters more
         journal = [override.masked(line)[:JOURNAL_WIDTH] for line in lines]
         if journal and "exec_main_status" in evidence:  # how it ended is known, but not why
             message += "; its last words: %s" % journal[-1].strip()
@@ -157,7 +157,7 @@ def failure(outcome: Outcome, unit: str, undone: Undone) -> ServiceError:
 
 
 def sentences(undone: Undone) -> List[str]:
-    """What was put back, and what was not."""
+    """What was rolled back, and what was not."""
     if undone.nothing:
         return ["Nothing was changed."]
     if undone.problems:

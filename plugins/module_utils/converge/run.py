@@ -239,7 +239,7 @@ class _Run:
         try:
             switch.look()
         except ManagerError:
-            pass  # what was last seen has to do
+            pass  # the last known state is reported
         self.outcome.unit_state = report.unit_state(switch.state)
         return report.failure(self.outcome, unit, undone)
 

@@ -70,7 +70,7 @@ class Done:
         def attempt(what: str, undo: Callable[[], Any]) -> None:
             try:
                 remains.extend(filter(None, [undo()]))
-            except Exception as error:  # whatever a step may raise: the rest must still be put back
+            except Exception as error:  # whatever a step may raise: the rest must still be rolled back
                 problems.append("%s: %s" % (what, explain(error) if isinstance(error, OSError) else error))
 
         touched = bool(self.applied or self.enabled or (self.committed and self.files.unfinished()))

@@ -50,7 +50,7 @@ class Answered(NamedTuple):
 
 
 def answer(endpoint: Endpoint, model: str, timeout: float, tokens: int = 1, declared: Optional[str] = None) -> Answered:
-    """Have ``model`` answer a request of its own task.
+    """Ask ``model`` for an answer to a request of its own task.
 
     :param timeout: seconds for all requests together.
     :param declared: its task, where that is known; the server must then offer it.
@@ -91,7 +91,7 @@ def _ask(
         return None
     if answer.status in (401, 403):
         raise EndpointError(
-            "unauthorized", "%s%s answers %d: it wants another API key" % (endpoint.url, path, answer.status)
+            "unauthorized", "%s%s answers %d: it expects another API key" % (endpoint.url, path, answer.status)
         )
     if answer.status == 404:
         raise EndpointError("model_missing", "%s does not serve %s: %s" % (endpoint.url, model, answer.error))

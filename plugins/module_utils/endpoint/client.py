@@ -156,7 +156,7 @@ class Endpoint:
         answer = self.ask("GET", "/v1/models", timeout)
         if answer.status in (401, 403):
             raise EndpointError(
-                "unauthorized", "%s/v1/models answers %d: it wants another API key" % (self.url, answer.status)
+                "unauthorized", "%s/v1/models answers %d: it expects another API key" % (self.url, answer.status)
             )
         data = answer.body.get("data")
         if answer.status != 200 or not isinstance(data, list):
@@ -193,7 +193,8 @@ class Endpoint:
                 if error.timed_out:
                     raise EndpointError(
                         "stalled",
-                        "%s was asked for a token at %s%s and gave none in %.0f s" % (model, self.url, path, timeout),
+                        "%s was asked for a token at %s%s and generated none within %.0f s"
+                        % (model, self.url, path, timeout),
                     ) from None
                 raise EndpointError("not_generated", "%s was asked for a token: %s" % (model, error)) from None
             if answer.status == 200 or not _no_chat(answer):
@@ -202,7 +203,7 @@ class Endpoint:
             raise EndpointError("not_offered", "%s generates no text with %s: %s" % (self.url, model, answer.error))
         if answer.status in (401, 403):
             raise EndpointError(
-                "unauthorized", "%s%s answers %d: it wants another API key" % (self.url, path, answer.status)
+                "unauthorized", "%s%s answers %d: it expects another API key" % (self.url, path, answer.status)
             )
         if answer.status == 404:
             raise EndpointError("model_missing", "%s does not serve %s: %s" % (self.url, model, answer.error))

@@ -34,7 +34,7 @@ def _device(folder: str, name: str) -> Dict[str, Any]:
         "hca_type": read_text(folder, "hca_type") or None,
         "board_id": read_text(folder, "board_id") or None,
         "firmware_version": read_text(folder, "fw_ver") or None,
-        # devices made in software (rxe, siw) hang on no PCI device
+        # software devices (rxe, siw) belong to no PCI device
         "pci_bus_id": pci_bus_id(bus_id) if bus_id.count(":") == 2 else None,
         "netdevs": sorted(netdevs),
         "ports": ports,

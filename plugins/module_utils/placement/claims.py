@@ -208,7 +208,7 @@ def _stands(state: Mapping[str, str]) -> bool:
 
 
 def _is_being_changed(unit: str, system: Any) -> bool:
-    """Whether another run is at work on a unit: the engine holds the unit's lock until it is proven."""
+    """Whether another run is changing a unit: it holds the unit's lock until it is proven."""
     try:
         with system.lock(unit, 0):
             return False

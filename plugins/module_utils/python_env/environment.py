@@ -180,7 +180,7 @@ class EnvironmentStep:
         return removed
 
     def leftovers(self) -> List[str]:
-        """Names of what runs that were killed have left, and none is at work on."""
+        """Names of what killed runs have left and no run is working on."""
         links = [name for name in (_NEW % "current", _NEW % "previous") if os.path.lexists(self._in(name))]
         left = [name for name in self._environments() if self._outlived(name)]
         return links + [name for name in left if _free(self._in(name)) and not _writer(self._in(name))]

@@ -50,7 +50,7 @@ def python_version(interpreter: str) -> Tuple[int, int]:
 
 
 def find_uv(installer: str) -> Optional[str]:
-    """Path of uv, or None when pip is to be used.
+    """Path of uv; None: use pip.
 
     :raises Failed: uv is asked for and is not there.
     """

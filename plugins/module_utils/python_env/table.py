@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which wheels there are: engine, version and CUDA → packages, indexes, interpreter. Data alone; newest first.
 
-Sources: torch and Python of each vLLM, and CUDA of each torch, from the wheels' own metadata on PyPI; builds beside
+Sources: torch and Python of each vLLM, and CUDA of each torch, from the wheels' own metadata on PyPI; builds next to
 PyPI from vLLM's documentation (getting_started/installation/gpu) and releases; other CUDA builds of torch from
 pytorch.org/get-started/previous-versions and RELEASE.md of pytorch/pytorch; drivers from NVIDIA's "CUDA Compatibility",
 table 1 of minor version compatibility: within one major version of CUDA, the driver that runs one runs all.

@@ -17,7 +17,7 @@ Python = Tuple[int, int]
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to be installed."""
+    """What to install."""
 
     engine: str
     version: str

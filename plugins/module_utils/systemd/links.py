@@ -16,7 +16,7 @@ FOLDERS = ("/etc/systemd/system", "/run/systemd/system")
 
 
 class Links:
-    """What happened to the links since this was made. ``root`` is put before every path (for tests)."""
+    """What happened to the links since this was created. ``root`` is put before every path (for tests)."""
 
     def __init__(self, root: str = "") -> None:
         self.root = root
@@ -58,7 +58,7 @@ class Links:
         return links, folders
 
     def undo(self) -> None:
-        """Remove the links that were created, and put back those that were removed."""
+        """Remove the links that were created, and restore those that were removed."""
         for path, target in self._created.items():
             place = self.root + path
             if os.path.islink(place) and os.readlink(place) == target:

@@ -106,7 +106,7 @@ class Processes:
             before = self._environment_end(pid)
             with open("%s/proc/%d/environ" % (self.root, pid), "rb") as stream:
                 content = stream.read().decode("utf-8", "surrogateescape")
-            # in the midst of an exec the kernel shows an environment without an end as an empty one
+            # in the middle of an exec the kernel shows an environment without an end as an empty one
             if not content and (not before or before != self._environment_end(pid)):
                 return None
         except (FileNotFoundError, ProcessLookupError):

@@ -21,7 +21,7 @@ class Needed(Exception):
 
 
 class Failed(Exception):
-    """Something was tried and failed; ``result`` reports what was done and what was put back, as the module returns it.
+    """Something was tried and failed; ``result`` reports what was done and rolled back, as the module returns it.
 
     :param result: the module's result without ``msg``; ``changed: false`` if left out.
     """

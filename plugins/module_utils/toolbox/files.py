@@ -112,7 +112,7 @@ def missing_folders(path: str) -> List[str]:
 
 
 def _own_folder(parent: int, path: str) -> int:
-    """Open the folder that was made a moment ago, and no other one that took its place."""
+    """Open the folder that was created a moment ago, and no other one that took its place."""
     try:
         descriptor = os.open(os.path.basename(path), _FOLDER, dir_fd=parent)
     except OSError as error:

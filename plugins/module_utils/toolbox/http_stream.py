@@ -123,7 +123,7 @@ class Stream:
             start = size.end() if size else 0
             at = start + length + 2
             if length < 0 or len(content) < at:
-                raise HttpError("%s%s broke off in the midst of a chunk" % (self.where, self.path))
+                raise HttpError("%s%s broke off in the middle of a chunk" % (self.where, self.path))
             parts.append(content[start : start + length])
 
     def line(self, deadline: float) -> Optional[bytes]:

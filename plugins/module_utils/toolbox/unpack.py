@@ -152,7 +152,7 @@ class _Tree:
 
     @contextmanager
     def _folder(self, parts: List[str]) -> Iterator[int]:
-        """A descriptor of the folder that a path really leads to; missing ones are made."""
+        """A descriptor of the folder that a path really leads to; missing ones are created."""
         name, waiting, links, folders = "/".join(parts), parts[::-1], 0, [os.dup(self.top)]
         try:
             while waiting:

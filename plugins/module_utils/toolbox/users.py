@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors 
 
 STRANGER = (1 << 31) - 2
 """User and group id that nothing belongs to."""
-_ANSWER = 64 << 20  # bytes; the child may be made to say anything by the files that it finds
+_ANSWER = 64 << 20  # bytes; the files that the child finds may make it print anything
 _PDEATHSIG, _DUMPABLE = 1, 4  # of prctl
 
 
@@ -65,7 +65,7 @@ def home() -> str:
 
 
 def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
-    """The result of a function that runs with a user's ids, in a child of its own; who is not root is who he is.
+    """The result of a function that runs with a user's ids, in a child of its own; without root, with the own ids.
 
     The child dies with its parent: at once, or once a system call ends that cannot be interrupted.
 
@@ -89,7 +89,7 @@ def as_user(ids: Ids, work: Callable[[], Any], limit: float = 60) -> Any:
         os.close(reading)
         _end(child)
     if said is None:
-        raise Failed("it took longer than %d s, or said too much, and was ended" % limit)
+        raise Failed("it took longer than %d s, or printed too much, and was killed" % limit)
     return _result(said)
 
 

@@ -31,7 +31,7 @@ def unit_name(job: str) -> str:
 
 
 def holds(words: Sequence[str], port: int) -> bool:
-    """Whether a command that was made here has its host hold the rendezvous at this port."""
+    """Whether a command that was written here makes its host hold the rendezvous at this port."""
     static = "--master-port=%d" % port in words and "--node-rank=0" in words
     return (
         static

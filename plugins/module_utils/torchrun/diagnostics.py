@@ -49,8 +49,8 @@ def size(hosts: Sequence[str], nnodes: Optional[int], without_facts: Sequence[st
     level = "warning" if enough else "error"
     for host in without_facts:
         text = (
-            "%s has no facts of this run: it was not reached, or torchrun_facts has not run on it; the job needs %d of"
-            " %d hosts, so bring it back or take it out of the group" % (host, needed, len(hosts))
+            "%s has no facts from this run: it was not reached, or torchrun_facts has not run on it; the job needs %d "
+            "of %d hosts, so repair it or remove it from the group" % (host, needed, len(hosts))
         )
         found.append(finding(level, "no_facts", host, text))
     return found
@@ -64,7 +64,7 @@ def names(nodes: Mapping[str, Mapping[str, Any]]) -> List[Finding]:
         if own and ipaddress.ip_address(own[0]).is_loopback:
             text = (
                 "the name %s resolves to %s on the host itself (see /etc/hosts); the plan gives addresses instead of"
-                " names, but a script that uses the name reaches nobody" % (node["hostname"], own[0])
+                " names, but a script that uses the name reaches no other host" % (node["hostname"], own[0])
             )
             found.append(warning("loopback_name", host, text))
     return found
@@ -100,7 +100,7 @@ def processes(host: str, wanted: int, gpus: int) -> List[Finding]:
         )
         return [error("too_many_processes", host, text)]
     if gpus and wanted < gpus:
-        return [warning("idle_gpus", host, "%d processes on %d GPUs: the others idle" % (wanted, gpus))]
+        return [warning("idle_gpus", host, "%d processes on %d GPUs: the other GPUs stay idle" % (wanted, gpus))]
     return []
 
 
@@ -124,14 +124,14 @@ def clocks(nodes: Mapping[str, Any], reach: Mapping[str, Mapping[str, Mapping[st
                     worst, pair = offset, (host, peer)
     if abs(worst) <= SKEW:
         return []
-    text = "the clock of %s is %.1f s %s that of %s: have all hosts synchronise theirs" % (
+    text = "the clock of %s is %.1f s %s that of %s: synchronize the clocks of all hosts" % (
         pair[1],
         abs(worst),
         "ahead of" if worst > 0 else "behind",
         pair[0],
     )
     if c10d and abs(worst) >= LEASE:
-        return [error("clock_skew", pair[1], text + "; c10d takes a host for dead after %d s" % LEASE)]
+        return [error("clock_skew", pair[1], text + "; c10d considers a host dead after %d s" % LEASE)]
     return [warning("clock_skew", pair[1], text)]
 
 

@@ -150,7 +150,7 @@ def verdict(
         by = "by SIG%s" % how["status"] if how else "and has left no word of its end"
         return {"name": "stopped", "text": "it was ended %s: not by the job itself" % by}
     if running and not said["begun"] and not said["seen_ranks"]:
-        text = "torchrun has not come to the rendezvous: it hangs, or its start (the import of PyTorch) takes long"
+        text = "torchrun has not reached the rendezvous: it hangs, or is slow to start (importing PyTorch)"
         return {"name": "not_begun", "text": text}
     found = logs.verdict(like_log, expected_ranks, running)
     if first and said["fault"]:

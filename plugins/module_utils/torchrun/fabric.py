@@ -189,9 +189,9 @@ def environment(
     interface = address["interface"]
     others = sorted({one["interface"] for one in candidates(node)} - {interface})
     if address["version"] == 6:
-        needed["NCCL_SOCKET_FAMILY"] = ("AF_INET6", "the hosts reach each other over IPv6, NCCL would take IPv4")
+        needed["NCCL_SOCKET_FAMILY"] = ("AF_INET6", "the hosts reach each other over IPv6, but NCCL would choose IPv4")
     if address["virtual"] or any(not name.startswith(NEVER) for name in others):
-        reason = "%s (%s) is the one at which the other hosts reach this one; NCCL would look at %s, too"
+        reason = "%s (%s) is where the other hosts reach this one; NCCL would also use %s"
         needed["NCCL_SOCKET_IFNAME"] = ("=" + interface, reason % (interface, address["address"], ", ".join(others)))
     named = node["own_names"].get(node["hostname"]) or []
     if named[:1] != [address["address"]]:
@@ -230,7 +230,7 @@ def _rdma_environment(
     ):
         needed["NCCL_IB_GID_INDEX"] = (
             str(indexes.pop()),
-            "the GID of RoCE v2 and of an IPv4 address; NCCL %s, older than 2.21, does not look for it" % nccl,
+            "the GID of RoCE v2 and of an IPv4 address; NCCL %s, older than 2.21, does not find it itself" % nccl,
         )
     return needed
 

@@ -189,7 +189,7 @@ class _Running(_Part):
     def _plan(self) -> Mapping[str, Any]:
         plan = self.params["plan"]
         if not plan:
-            raise Refused("plan: expected what the lookup gpufleet.inference.torchrun_plan gives")
+            raise Refused("plan: expected the result of the lookup gpufleet.inference.torchrun_plan")
         if plan["errors"]:
             raise Refused("the job would not run: %s" % "; ".join(plan["errors"]))
         if plan.get("host") not in plan["nodes"]:
@@ -420,12 +420,12 @@ class _Running(_Part):
             if last["nodes"] != plan["nnodes"]:
                 parts.append("ended with %d hosts, %d processes" % (last["nodes"], last["world_size"]))
         if self.stale and not start:
-            parts.append("another generation runs: it is left until state started")
+            parts.append("another generation is running: state started replaces it")
         return "%s: %s" % (self.unit, " · ".join(parts))
 
 
 def remove_script(system: Any, state: str, but: Optional[str] = None) -> None:
-    """Remove the plain script of an earlier declaration, unless it is to be at ``but``, or is another's file by now."""
+    """Remove the plain script of an earlier declaration, unless it stays at ``but``, or is another file by now."""
     path = (system.read(state + command.SCRIPT_RECORD) or b"").decode("utf-8", "surrogateescape")
     if not path or path == but:
         return
@@ -443,7 +443,7 @@ def remove_script(system: Any, state: str, but: Optional[str] = None) -> None:
 class _Script:
     """The launch as a plain script, in a folder where others than root may write, too.
 
-    ``unsafe`` says why it cannot be written there, ``changed`` whether it is to be.
+    ``unsafe`` says why it cannot be written there, ``changed`` whether it has to be.
     """
 
     def __init__(self, job: command.Job, root: str) -> None:

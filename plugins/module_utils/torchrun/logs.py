@@ -84,17 +84,17 @@ FAULTS = (
     _fault(
         "peer_missing",
         r"Timed out after (\d+) seconds waiting for clients\. (\d+/\d+) clients joined",
-        "only {1} hosts came to the rendezvous within {0} s; look whether the others started and reach the master",
+        "only {1} hosts came to the rendezvous within {0} s; check whether the others started and can reach the master",
     ),
     _fault(
         "master_unreachable",
         r"client socket has (?:timed out|failed).*?(?:connect to|connecting to) \(?([^\s,]+), (\d+)\)?",
-        "the rendezvous at {0} port {1} does not answer; look whether the master's job runs, and for a firewall",
+        "the rendezvous at {0} port {1} does not answer; check that the master's job runs, and look for a firewall",
     ),
     _fault(
         "peer_missing",
         r"RendezvousTimeoutError",
-        "too few hosts came to the rendezvous in time; look whether the others started and reach the master",
+        "too few hosts came to the rendezvous in time; check whether the others started and can reach the master",
     ),
     _fault("out_of_memory", r"(?:CUDA out of memory|OutOfMemoryError)", "a GPU's memory does not suffice"),
     _fault("no_driver", r"Found no NVIDIA driver", "PyTorch finds no NVIDIA driver on this host"),
@@ -105,7 +105,7 @@ FAULTS = (
     _fault(
         "connection_lost",
         r"(?:Connection closed by peer|Connection reset by peer|socketProgress: Connection closed|ncclRemoteError)",
-        "the connection to another process was lost: it, or its host, has ended first",
+        "the connection to another process was lost: that process or its host ended first",
     ),
 )
 
@@ -193,7 +193,7 @@ def rounds(agent: str) -> List[Dict[str, Any]]:
 
 
 def begun(agent: str) -> bool:
-    """Whether torchrun has come so far as to look for the other hosts."""
+    """Whether torchrun has started to look for the other hosts."""
     return re.search("[Rr]endezvous|TCPStore", agent) is not None
 
 
@@ -280,11 +280,11 @@ def suspicious(said: Mapping[str, Any], nvlink: bool, rdma: bool, one_host: bool
     unset = ", ".join("%s=%s" % item for item in sorted(said["set"].items()) if item[1] != "0")
     because = "; set: %s" % unset if unset else ""
     if rdma and "socket" in ways:
-        return "the hosts have RDMA, but NCCL talks over sockets%s" % because
+        return "the hosts have RDMA, but NCCL uses sockets%s" % because
     if nvlink and "SHM" in ways:
-        return "the GPUs have NVLink, but NCCL goes through the host's memory (SHM)%s" % because
+        return "the GPUs have NVLink, but NCCL uses the host's memory (SHM)%s" % because
     if nvlink and one_host and "socket" in ways:
-        return "the GPUs have NVLink, but NCCL talks over sockets%s" % because
+        return "the GPUs have NVLink, but NCCL uses sockets%s" % because
     return None
 
 
@@ -307,9 +307,9 @@ def verdict(said: Mapping[str, Any], expected_ranks: int, running: bool) -> Dict
     if said["allreduce"] or (expected_ranks and len(said["ranks"]) >= expected_ranks and not running):
         return {"name": "ok", "text": ""}
     if not said["ranks"]:
-        text = "torchrun has said nothing%s; it waits for the other hosts" % (" so far" if running else "")
+        text = "torchrun has logged nothing%s; it is waiting for the other hosts" % (" so far" if running else "")
         return {"name": "peer_missing", "text": text}
-    text = "%d of %d processes of this host have begun, none has come to an end" % (len(said["ranks"]), expected_ranks)
+    text = "%d of %d processes of this host have started, none has finished" % (len(said["ranks"]), expected_ranks)
     return {"name": "stalled", "text": text}
 
 

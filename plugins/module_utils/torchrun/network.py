@@ -173,7 +173,7 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     ports = [data] + ([] if busy else [port])
     asked = ["systemd-run", "--quiet", "--collect", "--unit", LISTENER, "--property=RuntimeMaxSec=%d" % (seconds + 5)]
     asked += ["--property=" + setting for setting in CONFINED]
-    asked += ["--description=Answers the peers of a torchrun job that try whether they reach this host"]
+    asked += ["--description=Answers the peers of a torchrun job that check whether they reach this host"]
     asked += [sys.executable, "-I", "-c", source_of(peer_listener), token, str(seconds), *map(str, ports)]
     done = _run(asked)
     if done.returncode:
@@ -181,7 +181,7 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
     until = time.monotonic() + STARTS
     while not probe_port("127.0.0.1", data, token, 1.0)["ok"]:
         if time.monotonic() > until:
-            text = "the listener did not come up within %d s: look at journalctl -u %s"
+            text = "the listener did not come up within %d s: check journalctl -u %s"
             raise Failed(text % (STARTS, LISTENER))
         # nothing reports when the port is open
         time.sleep(0.05)
@@ -199,7 +199,9 @@ def _ours(port: int) -> bool:
         if about is None:
             return True
         if time.monotonic() > until:
-            text = "process %d%s is to listen at port %d and does not, after %d s: look what it waits for, or stop it"
+            text = (
+                "process %d%s should listen on port %d but does not after %d s: find out what it waits for, or stop it"
+            )
             raise Failed(text % (about, _of_unit(about), port, JOB_LIMIT))
         time.sleep(0.1)  # nothing reports that a port is bound
     return False

@@ -42,7 +42,7 @@ def make(
     :param facts: the hosts in the order of their ranks, each with its facts or None where it has none.
     :param reach: what each host has found when it tried the others; None when none has tried.
     :param job: name of the job, whose own processes may hold the rendezvous port.
-    :param nnodes: the number of hosts that is expected, when it is to be checked.
+    :param nnodes: the expected number of hosts; not checked if left out.
     :param min_nodes: with how many hosts an elastic job may run; None for one that needs all.
     :param nproc_per_node: processes a host; None for one on each GPU, or one where there is no GPU.
     :param rendezvous: one of RENDEZVOUS; None to choose.
@@ -108,7 +108,7 @@ def _choose(
         if silent and len(nodes) - len(silent) >= needed:
             for host in silent:
                 del nodes[host]
-            text = "%s and %s do not reach each other; the job runs without: %s" % (master, ", ".join(silent), error)
+            text = "%s and %s cannot reach each other; the job runs without: %s" % (master, ", ".join(silent), error)
             findings.append(diagnostics.warning("no_network", None, text))
             return _choose(nodes, reach, network, needed, findings)
         findings.append(diagnostics.error("no_network", None, "no network joins the hosts: %s" % error))
@@ -126,12 +126,12 @@ def _rendezvous(wanted: Optional[str], nnodes: int, needed: int, max_restarts: i
     if wanted not in (None, *RENDEZVOUS):
         raise Refused("rendezvous: %s: expected one of %s" % (wanted, ", ".join(RENDEZVOUS)))
     if wanted == "standalone" and nnodes > 1:
-        raise Refused("rendezvous: standalone is for one host, here are %d: take static or c10d" % nnodes)
+        raise Refused("rendezvous: standalone is for one host, but there are %d: use static or c10d" % nnodes)
     if wanted == "static" and elastic:
-        raise Refused("rendezvous: static needs all %d hosts, min_nodes is %d: take c10d" % (nnodes, needed))
+        raise Refused("rendezvous: static needs all %d hosts, but min_nodes is %d: use c10d" % (nnodes, needed))
     if wanted == "static" and max_restarts and nnodes > 1:
         raise Refused(
-            "rendezvous: after a failure static does not bring %d hosts together again, max_restarts is %d: take c10d"
+            "rendezvous: static does not reconnect %d hosts after a failure, but max_restarts is %d: use c10d"
             % (nnodes, max_restarts)
         )
     if wanted:
@@ -156,7 +156,7 @@ def _network_findings(
     found += diagnostics.names(nodes)
     found += diagnostics.mtu(nodes, chosen)
     if reach is None:
-        text = "no host has tried to reach another: have torchrun_facts try peers to find out before the job does"
+        text = "no host has tried to reach another: run torchrun_facts with peers to find out before the job does"
         found.append(diagnostics.warning("not_tried", None, text))
     else:
         found += diagnostics.reachability(nodes, chosen, reach, master, port)

@@ -98,7 +98,7 @@ def test_without_a_chat_template_a_completion_is_asked_for(recorded):
         ((500, {"error": {"message": "EngineCore encountered an issue"}}), "not_generated", "HTTP 500: EngineCore enc"),
         (None, "not_generated", "does not answer in HTTP"),
         ("no-such-model", "model_missing", "The model `nosuch` does not exist"),
-        ("chat-without-key", "unauthorized", "wants another API key"),
+        ("chat-without-key", "unauthorized", "expects another API key"),
         ("chat-too-long", "not_generated", "HTTP 400"),
     ],
 )
@@ -114,7 +114,7 @@ def test_no_token(recorded, answer, name, words):
 def test_no_token_in_time(recorded):
     given_up = threading.Event()
     recorded.answers["/v1/chat/completions"] = lambda: given_up.wait(60) and (200, {})
-    with pytest.raises(EndpointError, match="gave none in") as caught:
+    with pytest.raises(EndpointError, match="generated none within") as caught:
         Endpoint(recorded.url).generate("tiny", 0.3)
     given_up.set()
     assert caught.value.name == "stalled"

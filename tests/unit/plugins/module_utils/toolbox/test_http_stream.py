@@ -58,7 +58,7 @@ def test_chunks_are_joined(ask):
 
 @pytest.mark.parametrize("rest", [b"", b"5\r\nhel", b"5\r\nhello\r\n", b"x\r\nhello\r\n0\r\n\r\n"])
 def test_a_chunk_that_broke_off_is_an_error(ask, rest):
-    with pytest.raises(HttpError, match="in the midst of a chunk"):
+    with pytest.raises(HttpError, match="in the middle of a chunk"):
         ask(CHUNKED + rest)
 
 

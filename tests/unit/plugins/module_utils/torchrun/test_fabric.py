@@ -133,7 +133,7 @@ def test_what_they_would_get_wrong_is_told(node, interface):
         "GLOO_SOCKET_IFNAME": "eth0",
         "NCCL_IB_DISABLE": "1",
     }
-    assert told["NCCL_SOCKET_IFNAME"][1].endswith("NCCL would look at eth1, too")
+    assert told["NCCL_SOCKET_IFNAME"][1].endswith("NCCL would also use eth1")
     assert told["GLOO_SOCKET_IFNAME"][1] == "Gloo looks up the host's own name: a resolves to 127.0.1.1 here"
 
 

@@ -299,7 +299,7 @@ def test_interfaces_that_are_there(bring, value):
 
 
 def test_a_plan_is_needed(params, system):
-    with pytest.raises(Refused, match="plan: expected what the lookup"):
+    with pytest.raises(Refused, match="plan: expected the result of the lookup"):
         job.converge(params(), False, print, system)
 
 
@@ -313,7 +313,7 @@ def test_findings_are_warnings(bring, monkeypatch):
     warnings = []
     bring(warnings=warnings)
     assert warnings == [
-        "not_tried: no host has tried to reach another: have torchrun_facts try peers to find out before the job does"
+        "not_tried: no host has tried to reach another: run torchrun_facts with peers to find out before the job does"
     ]
 
 

@@ -38,8 +38,8 @@ def test_verdicts(log, name, ranks, verdict):
     [
         ("nvlink-all", ["NVLink"], None),
         ("nvlink-2", ["NVLink"], None),
-        ("no-p2p", ["SHM"], "NCCL goes through the host's memory (SHM); set: NCCL_P2P_DISABLE=1"),
-        ("sockets", ["socket"], "but NCCL talks over sockets; set: NCCL_P2P_DISABLE=1, NCCL_SHM_DISABLE=1"),
+        ("no-p2p", ["SHM"], "NCCL uses the host's memory (SHM); set: NCCL_P2P_DISABLE=1"),
+        ("sockets", ["socket"], "but NCCL uses sockets; set: NCCL_P2P_DISABLE=1, NCCL_SHM_DISABLE=1"),
     ],
 )
 def test_transports(log, name, ways, suspicion):
@@ -60,7 +60,7 @@ def test_infiniband_and_what_goes_beside_it():
     text += "h:1:1 [0] NCCL INFO Channel 01/0 : 0[0] -> 8[0] [send] via NET/Socket/1\n"
     said = logs.read(text)
     assert logs.transport(said, nvlink=True)[0] == "socket"
-    assert logs.suspicious(said, True, rdma=True, one_host=False) == "the hosts have RDMA, but NCCL talks over sockets"
+    assert logs.suspicious(said, True, rdma=True, one_host=False) == "the hosts have RDMA, but NCCL uses sockets"
     assert logs.suspicious(said, True, rdma=False, one_host=False) is None
 
 

@@ -222,7 +222,7 @@ def test_a_job_that_never_takes_its_port_is_named(run, starting, monkeypatch, fr
     monkeypatch.setattr(network, "JOB_LIMIT", 0.0)
     port = free_port()
     starting("--master-port=%d" % port, "--node-rank=0")
-    with pytest.raises(Failed, match="process 999999 is to listen at port %d" % port):
+    with pytest.raises(Failed, match="process 999999 should listen on port %d" % port):
         network.listen(port, 30)
 
 

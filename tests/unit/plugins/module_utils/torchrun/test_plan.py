@@ -65,9 +65,9 @@ def test_the_rendezvous_that_can_do_what_is_asked_for(three, reach, options, kin
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"rendezvous": "static", "min_nodes": 2}, "static needs all 3 hosts, min_nodes is 2: take c10d"),
-        ({"rendezvous": "static", "max_restarts": 1}, "max_restarts is 1: take c10d"),
-        ({"rendezvous": "standalone"}, "standalone is for one host, here are 3"),
+        ({"rendezvous": "static", "min_nodes": 2}, "static needs all 3 hosts, but min_nodes is 2: use c10d"),
+        ({"rendezvous": "static", "max_restarts": 1}, "max_restarts is 1: use c10d"),
+        ({"rendezvous": "standalone"}, "standalone is for one host, but there are 3"),
         ({"rendezvous": "etcd"}, "expected one of static, c10d, standalone"),
         ({"min_nodes": 4}, "min_nodes: 4 of 3 hosts: expected 1 to 3"),
         ({"master": "gpu9"}, "gpu9 is none of the hosts gpu1, gpu2, gpu3"),
@@ -96,7 +96,7 @@ def test_c10d_orders_hosts_by_the_text_of_their_addresses(node, interface, reach
 def test_a_host_without_facts(three, reach):
     made = plan.make({**three, "gpu2": None}, reach(three))
     assert codes(made, "error") == ["no_facts"]
-    assert made["errors"][0].startswith("gpu2 has no facts of this run: it was not reached")
+    assert made["errors"][0].startswith("gpu2 has no facts from this run: it was not reached")
     # an elastic job does without it, unless it is the master
     assert plan.make({**three, "gpu2": None}, reach(three), min_nodes=2)["errors"] == []
     assert codes(plan.make({**three, "gpu1": None}, reach(three), min_nodes=2), "error") == ["no_facts"]
@@ -181,7 +181,7 @@ def test_an_elastic_job_does_without_a_host_that_is_not_reached(three, reach):
     no = [(one, "10.1.0.3", kind, "no route to host") for one in ("gpu1", "gpu2") for kind in ("data", "rendezvous")]
     made = plan.make(three, reach(three, no), min_nodes=2)
     assert (made["errors"], codes(made), list(made["nodes"])) == ([], ["no_network"], ["gpu1", "gpu2"])
-    assert "gpu1 and gpu3 do not reach each other; the job runs without" in made["findings"][0]["text"]
+    assert "gpu1 and gpu3 cannot reach each other; the job runs without" in made["findings"][0]["text"]
     assert codes(plan.make(three, reach(three, no), min_nodes=3), "error") == ["no_network"]
 
 

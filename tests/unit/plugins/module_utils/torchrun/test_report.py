@@ -99,7 +99,7 @@ def test_below_the_floor_and_why(measured, planned):
     found = report.of_job(measured("no-p2p"), planned, {"gpu1": {"nvlink": True}}, floor_gbps=300)
     assert found["name"] == "slow"
     assert found["text"] == (
-        "bus bandwidth 25.9 GB/s, expected at least 300.0 GB/s; gpu1: the GPUs have NVLink, but NCCL goes through the"
+        "bus bandwidth 25.9 GB/s, expected at least 300.0 GB/s; gpu1: the GPUs have NVLink, but NCCL uses the"
         " host's memory (SHM); set: NCCL_P2P_DISABLE=1"
     )
 
