@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, Mapping, Optional, Type
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
@@ -112,10 +112,16 @@ class Drain(AwaitMemory):
 
 
 def drain(
-    options: Mapping[str, Any], host: Host, endpoint_of: Callable[[Mapping[str, str]], Optional[Endpoint]]
+    options: Mapping[str, Any],
+    host: Host,
+    endpoint_of: Callable[[Mapping[str, str]], Optional[Endpoint]],
+    kind: Type[Drain] = Drain,
 ) -> Drain:
-    """What happens around a stop of a service, by its options ``drain_timeout`` and ``release_timeout``."""
-    return Drain(
+    """What happens around a stop of a service, by its options ``drain_timeout`` and ``release_timeout``.
+
+    :param kind: for an engine whose requests end in another way.
+    """
+    return kind(
         endpoint_of=endpoint_of,
         gather=host.gather,
         gpus=options["visible_devices"] != "none",

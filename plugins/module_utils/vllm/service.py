@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, Step
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint, shape
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import memory
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run, summary, template
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.exposure import is_loopback
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Check, Proof
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
@@ -29,7 +28,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Service,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     gate,
@@ -103,7 +101,9 @@ class Vllm:
             credentials=configuration.credentials,
             files=files,
             settings=unit.service_settings(service.name, options, own),
-            steps=_steps(options["user"], host),
+            steps=template.steps(
+                options["user"], unit.home(options["user"]), "vllm@.service", unit.UNIT, host.system.root
+            ),
             checks=_checks(options, configuration, limit),
             hooks=_stop_hooks(service, host),
             ports=unit.ports(options),
@@ -250,11 +250,6 @@ def _warn_of_open_paths(options: Mapping[str, Any], warn: Callable[[str], None])
         )
 
 
-def _steps(user: str, host: Host) -> List[Step]:
-    template = TemplateStep("vllm@.service", unit.TEMPLATE, host.system.root)
-    return [template] if user == "root" else [UserStep(user, unit.home(user)), template]
-
-
 def _listen(options: Mapping[str, Any], configuration: settings.Declared) -> Listen:
     return Listen(str(configuration.config["host"]), configuration.port, options["api_key"] is not None)
 
@@ -296,17 +291,11 @@ def _stop_hooks(service: Service, host: Host) -> Drain:
             return None
         return Endpoint(settings.Declared(config=previous).url, environ.get("VLLM_API_KEY") or None, verify=False)
 
-    drain, kind = options["drain_timeout"], Drain
-    if previous.get("headless"):  # the server on node 0 takes so much longer to end
-        drain, kind = drain + int(previous.get("shutdown-timeout", 0)), multinode.WorkerDrain
-    return kind(
-        endpoint_of=endpoint_of,
-        gather=host.gather,
-        gpus=options["visible_devices"] != "none",
-        drain=drain,
-        release=options["release_timeout"],
-        warn=host.warn,
-    )
+    if not previous.get("headless"):
+        return openai.drain(options, host, endpoint_of)
+    # the server on node 0 takes so much longer to end
+    longer = options["drain_timeout"] + int(previous.get("shutdown-timeout", 0))
+    return openai.drain(dict(options, drain_timeout=longer), host, endpoint_of, multinode.WorkerDrain)
 
 
 # --- the result ------------------------------------------------------------------------------------------------------
@@ -334,12 +323,7 @@ def _parts(own: unit.Own, proof: Proof) -> List[str]:
     if hosts:
         parts.append("node %d of %d hosts" % (rank, len(hosts)))
         where = hosts[0] if rank else where
-    used = sum(proof.used.values())
-    parts.append("%s at %s%s" % (own.configuration.served, where, ", %s in use" % memory.gib(used) if used else ""))
-    figures = proof.figures
-    if "answer" in figures:
-        seconds = figures.get("latency_seconds")
-        parts.append(figures["answer"] + ("" if seconds is None else " in %.2f s" % seconds))
-    if figures.get("asleep"):
+    parts += summary.served(own.configuration.served, where, proof)
+    if proof.figures.get("asleep"):
         parts.append("asleep")
     return parts

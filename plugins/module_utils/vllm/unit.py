@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import template
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
@@ -23,23 +24,7 @@ STOP_MARGIN = 30  # seconds: an idle server takes some twelve to end
 SYSTEM_PATH = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # A front end whose engine died ends with status 0: it is restarted all the same.
-TEMPLATE = """\
-# Written by the Ansible collection gpufleet.inference where there was none. Each instance has an override of its own.
-[Unit]
-Description=vLLM, instance %i
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-ExecStart=/bin/false
-Restart=always
-RestartSec=5
-LimitNOFILE=1048576
-LimitMEMLOCK=infinity
-
-[Install]
-WantedBy=multi-user.target
-"""
+UNIT = template.text("vLLM", "LimitNOFILE=1048576", "LimitMEMLOCK=infinity")
 
 SANDBOX = {
     # NCCL binds its threads to the processors next to their GPU, which the profile's filter ends the process for

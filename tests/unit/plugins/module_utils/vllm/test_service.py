@@ -108,8 +108,8 @@ def bring(monkeypatch, fakes, tmp_path):
     run.held, run.figures, run.paths = {}, {}, {}
     monkeypatch.setattr(serving_run.convergence, "converge", converge)
     monkeypatch.setattr(gpu_facts, "gather", lambda timeout, python_paths: run.facts)
-    monkeypatch.setattr(service.UserStep, "needed", lambda self: False)
-    monkeypatch.setattr(service.TemplateStep, "needed", lambda self: False)
+    monkeypatch.setattr(service.template.UserStep, "needed", lambda self: False)
+    monkeypatch.setattr(service.template.TemplateStep, "needed", lambda self: False)
     monkeypatch.setattr(
         service.Program, "parse", lambda self, config, environment, keep: run.parsed.append((config, keep))
     )
@@ -162,6 +162,7 @@ def test_the_how_to(bring):
     assert change.settings[claims.SECTION]["Port"] == ["8000"]
     assert "tensor-parallel-size: 4" in change.files[CONFIG]
     assert [type(step).__name__ for step in bring.asked["steps"]] == ["UserStep", "TemplateStep"]
+    assert "LimitNOFILE=1048576\nLimitMEMLOCK=infinity\n" in bring.asked["steps"][1].text
     assert bring.asked["steps"][0].home == "/var/lib/vllm"
     assert (bring.asked["check_mode"], bring.asked["system"]) == (False, bring.system)
     assert checks_of(bring.asked) == ["ComesUp", "after_change", "after_change", "UsesGpus"]
