@@ -108,7 +108,7 @@ class Program:
 
         words = self.command()
         target = [words[0], "serve"] if len(words) == 2 else [words[2]]
-        ids = users.ids_of(self.user) or users.Ids(users.STRANGER, users.STRANGER, [])
+        ids = users.ids_of(self.user) or users.STRANGERS
         scratch = tempfile.mkdtemp(prefix="gpufleet-", dir="/tmp")
         try:
             home = os.path.join(scratch, "home")

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.variables import variables
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port, reachable
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import cluster
 
@@ -78,6 +80,9 @@ _OURS = {
     "RAY_AUTH_MODE": "api_key",
     "RAY_AUTH_TOKEN_PATH": "api_key",
 }
+_NOT_HERE = {name: "is a secret and would stand in the unit; use %s" % option for name, option in _SECRETS.items()}
+_NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items()})
+"""By the name of a variable, what to do instead of setting it in ``environment``."""
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -109,10 +114,7 @@ class Declared:
     def url(self) -> str:
         """Where a client on the same host finds it."""
         scheme = "https" if "ssl-certfile" in self.config else "http"
-        host = str(self.config["host"])
-        if host in ("0.0.0.0", "::"):
-            host = HOST if host == "0.0.0.0" else "::1"
-        return "%s://%s:%d" % (scheme, "[%s]" % host if ":" in host else host, self.port)
+        return "%s://%s" % (scheme, host_port(reachable(str(self.config["host"])), self.port))
 
 
 def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[str]) -> Declared:
@@ -308,19 +310,12 @@ def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
 
 
 def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> List[str]:
-    problems = []
-    for name in sorted(environment):
-        value, where = environment[name], "environment.%s" % name
-        if name in _SECRETS:
-            problems.append("%s: is a secret and would stand in the unit; use %s" % (where, _SECRETS[name]))
-        elif name in _OURS:
-            problems.append("%s: is set by %s" % (where, _OURS[name]))
-        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            problems.append("%s: %r is no text or number; put quotes around it" % (where, value))
-        else:
-            declared.environment[name] = str(value)
-            if name == "VLLM_PORT":
-                declared.warnings.append("%s: is not the API's port, but vLLM's first internal one" % where)
-            if name == "VLLM_SERVER_DEV_MODE" and str(value) == "1":
-                declared.warnings.append("%s: opens paths that change the server and ask for no key" % where)
+    found, problems = variables(environment, _NOT_HERE)
+    declared.environment.update(found)
+    if "VLLM_PORT" in found:
+        declared.warnings.append("environment.VLLM_PORT: is not the API's port, but vLLM's first internal one")
+    if found.get("VLLM_SERVER_DEV_MODE") == "1":
+        declared.warnings.append(
+            "environment.VLLM_SERVER_DEV_MODE: opens paths that change the server and ask for no key"
+        )
     return problems

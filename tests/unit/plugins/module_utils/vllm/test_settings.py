@@ -144,7 +144,7 @@ def test_the_guard():
         ({"extra_args": {"max-loras": 1, "max_loras": 2}}, "given twice"),
         ({"environment": {"HF_TOKEN": "x"}}, "environment.HF_TOKEN: is a secret"),
         ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "is set by visible_devices"),
-        ({"environment": {"A": True}}, "put quotes around it"),
+        ({"environment": {"A": True}}, "environment.A: True is neither text nor a number"),
     ],
 )
 def test_what_is_refused(options, words):
