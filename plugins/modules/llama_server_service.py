@@ -230,10 +230,6 @@ options:
       - Path of a GGUF file on the host, of the first part of a split model, or of a directory with one model in it
         (E(LLAMA_ARG_MODEL)). Or a name in O(model_paths).
     type: str
-  model_paths:
-    description: Paths of models by name. A model that is named here is served under that name, unless O(alias) is set.
-    type: dict
-    default: {}
   alias:
     description:
       - Name of the model for clients, or several separated by commas (E(LLAMA_ARG_ALIAS)). Left out, it is the name in
@@ -303,22 +299,28 @@ options:
         know is rejected, with the nearest that it does.
     type: dict
     default: {}
+  model_paths:
+    description:
+      - Paths of models by name. A model that is named here is served from its path, under that name unless another is
+        set.
+    type: dict
+    default: {}
   stall_timeout:
-    description: Seconds for which a start may neither log anything nor use more GPU memory.
+    description: Seconds without a new line in the journal and without more GPU memory after which a start has stalled.
     type: float
     default: 300.0
   token_timeout:
-    description: Seconds within which the model must answer a request when it is verified.
+    description: Seconds that the token, embedding, score or class of the verification may take.
     type: float
     default: 120.0
   drain_timeout:
     description:
-      - Seconds for which a stop by this module waits for running requests. Those that are still running then are cut,
-        with a warning.
+      - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
+        that are still running then are cut, with a warning.
     type: float
     default: 60.0
   release_timeout:
-    description: Seconds for which a restart waits for the GPU memory of the previous process to be free.
+    description: Seconds to wait after a stop until the GPU memory of the previous processes is free.
     type: float
     default: 60.0
   # end

@@ -312,12 +312,6 @@ options:
       - Directory of the model on the host, its name in O(model_paths), or its name on the hub. Required for an instance
         that is present.
     type: str
-  model_paths:
-    description:
-      - Directories of models by name. An instance whose O(model) is one of these names serves that directory, under
-        that name unless O(served_model_name) is set.
-    type: dict
-    default: {}
   served_model_name:
     description: Names by which clients request the model. Left out, it is O(model).
     type: list
@@ -495,6 +489,12 @@ options:
         parser does not accept is rejected.
     type: dict
     default: {}
+  model_paths:
+    description:
+      - Paths of models by name. A model that is named here is served from its path, under that name unless another is
+        set.
+    type: dict
+    default: {}
   stall_timeout:
     description: Seconds without a new line in the journal and without more GPU memory after which a start has stalled.
     type: float
@@ -504,7 +504,9 @@ options:
     type: float
     default: 120.0
   drain_timeout:
-    description: Seconds that running and waiting requests get to finish before a restart. V(0) does not wait.
+    description:
+      - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
+        that are still running then are cut, with a warning.
     type: float
     default: 60.0
   release_timeout:

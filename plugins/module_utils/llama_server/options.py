@@ -8,7 +8,7 @@ What a row is as a variable of the process is in ``settings.SETTINGS`` under the
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option, table
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import ONE_MODEL, Option, table
 
 OPTIONS = table(
     Option(
@@ -60,15 +60,6 @@ OPTIONS = table(
         (E(LLAMA_ARG_MODEL)). Or a name in O(model_paths).
         """,
         per_instance=True,
-    ),
-    Option(
-        "model_paths",
-        "dict",
-        """
-        Paths of models by name. A model that is named here is served under that name, unless O(alias) is set.
-        """,
-        default={},
-        only="module",
     ),
     Option(
         "alias",
@@ -193,38 +184,7 @@ OPTIONS = table(
         default={},
         per_instance=True,
     ),
-    Option(
-        "stall_timeout",
-        "float",
-        "Seconds for which a start may neither log anything nor use more GPU memory.",
-        default=300.0,
-        per_instance=True,
-    ),
-    Option(
-        "token_timeout",
-        "float",
-        "Seconds within which the model must answer a request when it is verified.",
-        default=120.0,
-        no_log=False,
-        per_instance=True,
-    ),
-    Option(
-        "drain_timeout",
-        "float",
-        """
-        Seconds for which a stop by this module waits for running requests. Those that are still running then are cut,
-        with a warning.
-        """,
-        default=60.0,
-        per_instance=True,
-    ),
-    Option(
-        "release_timeout",
-        "float",
-        "Seconds for which a restart waits for the GPU memory of the previous process to be free.",
-        default=60.0,
-        per_instance=True,
-    ),
+    *ONE_MODEL,
     name="llama-server",
     instances=None,
 )

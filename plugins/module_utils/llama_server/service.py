@@ -26,12 +26,13 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Plan,
     Service,
 )
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.weights import located, start_limit
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.render import argument
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 BASE = "llama-server"
 PROGRAM = "/opt/llama.cpp/bin/llama-server"
-START_BASE, START_RATE = 120, 100e6  # seconds; bytes of a model that even slow storage gives in a second
+START_BASE = 120  # seconds of a start without the loading of the model
 # After SIGTERM a server with a running request waits for its client to leave, however long. Requests that may end have
 # ended before (drain_timeout); this is for all others, such as those at a reboot.
 STOP_LIMIT = 15
@@ -82,7 +83,7 @@ class LlamaServer:
         )
         instance = _Instance(settled, name, user)
         endpoint = instance.endpoint()
-        limit = options["timeout"] or int(START_BASE + program.size_of(settled.values["model"]) / START_RATE)
+        limit = options["timeout"] or start_limit(START_BASE, program.size_of(settled.values["model"]))
         home = os.path.join("/var/lib", user)
         return Declared(
             listen=Listen(
@@ -149,9 +150,8 @@ class _Instance(NamedTuple):
 
 def _model(options: Mapping[str, Any], service: Service) -> Tuple[Optional[str], str]:
     """The model's file, and the name under which it is served where none is declared."""
-    wanted = options["model"]
-    name = wanted if wanted in options["model_paths"] else service.name or BASE
-    return wanted and program.model_file(options["model_paths"].get(wanted, wanted)), name
+    path, name = located(options)
+    return path and program.model_file(path), name or service.name or BASE
 
 
 def _settings(instance: _Instance, found: Foreign) -> Dict[str, List[str]]:

@@ -157,6 +157,53 @@ COMMON = (
 """What every engine has."""
 
 
+ONE_MODEL = (
+    Option(
+        "model_paths",
+        "dict",
+        """
+        Paths of models by name. A model that is named here is served from its path, under that name unless another is
+        set.
+        """,
+        default={},
+        only="module",
+    ),
+    Option(
+        "stall_timeout",
+        "float",
+        "Seconds without a new line in the journal and without more GPU memory after which a start has stalled.",
+        default=300.0,
+        per_instance=True,
+    ),
+    Option(
+        "token_timeout",
+        "float",
+        "Seconds that the token, embedding, score or class of the verification may take.",
+        default=120.0,
+        no_log=False,
+        per_instance=True,
+    ),
+    Option(
+        "drain_timeout",
+        "float",
+        """
+        Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
+        that are still running then are cut, with a warning.
+        """,
+        default=60.0,
+        per_instance=True,
+    ),
+    Option(
+        "release_timeout",
+        "float",
+        "Seconds to wait after a stop until the GPU memory of the previous processes is free.",
+        default=60.0,
+        per_instance=True,
+    ),
+)
+"""What every engine has whose service is one model."""
+
+
 def table(*own: Option, without: Sequence[str] = (), **defaults: Any) -> Tuple[Option, ...]:
     """The options of an engine: the common ones, then its own.
 

@@ -8,7 +8,7 @@ What a row is on vLLM's command line or in its environment is in ``settings.py``
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option, table
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import ONE_MODEL, Option, table
 
 OPTIONS = table(
     Option(
@@ -132,16 +132,6 @@ OPTIONS = table(
         that is present.
         """,
         per_instance=True,
-    ),
-    Option(
-        "model_paths",
-        "dict",
-        """
-        Directories of models by name. An instance whose O(model) is one of these names serves that directory, under
-        that name unless O(served_model_name) is set.
-        """,
-        default={},
-        only="module",
     ),
     Option(
         "served_model_name",
@@ -412,35 +402,7 @@ OPTIONS = table(
         default={},
         per_instance=True,
     ),
-    Option(
-        "stall_timeout",
-        "float",
-        "Seconds without a new line in the journal and without more GPU memory after which a start has stalled.",
-        default=300.0,
-        per_instance=True,
-    ),
-    Option(
-        "token_timeout",
-        "float",
-        "Seconds that the token, embedding, score or class of the verification may take.",
-        default=120.0,
-        no_log=False,
-        per_instance=True,
-    ),
-    Option(
-        "drain_timeout",
-        "float",
-        "Seconds that running and waiting requests get to finish before a restart. V(0) does not wait.",
-        default=60.0,
-        per_instance=True,
-    ),
-    Option(
-        "release_timeout",
-        "float",
-        "Seconds to wait after a stop until the GPU memory of the previous processes is free.",
-        default=60.0,
-        per_instance=True,
-    ),
+    *ONE_MODEL,
     without=("name",),
 )
 """Options of the module ``vllm_service``."""

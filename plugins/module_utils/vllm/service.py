@@ -28,6 +28,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Service,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.weights import located, start_limit
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
     gate,
@@ -40,7 +41,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, unknown_variables
 
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs
-START_RATE = 100e6  # bytes of weights that even slow storage gives in a second
 
 
 class Model(NamedTuple):
@@ -91,7 +91,7 @@ class Vllm:
         own = unit.Own(
             configuration, program, parallel, _fit(options, placed, model, parallel, configuration), utilization
         )
-        limit = options["timeout"] or start_limit(model.weights)
+        limit = options["timeout"] or start_limit(START_BASE, model.weights)
         files = unit.files(service.name, options, configuration)
         return Declared(
             user=options["user"],
@@ -152,9 +152,9 @@ class Vllm:
 def _options(service: Service) -> Dict[str, Any]:
     """The options of an instance. A model with a path in ``model_paths`` is served from there, under its name."""
     options = dict(service.options, name=service.name)
-    path = options["model_paths"].get(options["model"])
-    if path:
-        options.update(model=path, served_model_name=options["served_model_name"] or [options["model"]])
+    path, name = located(options)
+    if name:
+        options.update(model=path, served_model_name=options["served_model_name"] or [name])
     return options
 
 
@@ -252,11 +252,6 @@ def _warn_of_open_paths(options: Mapping[str, Any], warn: Callable[[str], None])
 
 def _listen(options: Mapping[str, Any], configuration: settings.Declared) -> Listen:
     return Listen(str(configuration.config["host"]), configuration.port, options["api_key"] is not None)
-
-
-def start_limit(weights: int) -> int:
-    """Seconds that a start may take: so long that slow storage is not taken for a fault. Stalls end it sooner."""
-    return int(START_BASE + weights / START_RATE)
 
 
 # --- the proof, and what happens around a stop -----------------------------------------------------------------------
