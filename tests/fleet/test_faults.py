@@ -185,7 +185,7 @@ CASES: List[Case] = [
         "server: GPUs hidden by another drop-in",
         (
             "PrivateDevices=yes in /run/systemd/system/ollama.service.d/hides.conf:2 keeps /dev/nvidia0",
-            "take it out there",
+            "remove it there",
         ),
         make=HIDES,
         unmake="rm -r /run/systemd/system/ollama.service.d; systemctl daemon-reload",

@@ -163,8 +163,9 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], host: Host) -> 
     try:
         claims.check([plan.claim for plan in plans], host.system, leaving, named)
     except StepError as conflict:
-        if any(_missing(plan, host) for plan in plans):
-            return  # the convergence reports it; a unit that does not exist claims nothing
+        there = [plan for plan in plans if not _missing(plan, host)]
+        if len(there) < len(plans):  # a unit that does not exist claims nothing; the convergence reports it
+            return _check_claims(there, leaving, host)
         raise Refused(str(conflict)) from None
     for number, plan in enumerate(plans):
         later = [other.unit for other in plans[number + 1 :]]  # their claims still change

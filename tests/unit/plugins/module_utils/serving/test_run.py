@@ -201,6 +201,9 @@ def test_that_a_unit_is_missing_is_left_to_the_convergence_to_say(converge):
     converge.system.states[UNITS[0]] = "not-found"
     converge(A, dict(B, port=80))
     assert UNITS[0] in converge.changes
+    third = {"name": "c", "port": 80}
+    with pytest.raises(Refused, match="both listen"):
+        converge(A, dict(B, port=80), dict(A, **third))
     converge.engine.steps = [Step()]  # it is about to be written
     with pytest.raises(Refused, match="both listen"):
         converge(A, dict(B, port=80))
