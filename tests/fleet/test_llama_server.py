@@ -76,6 +76,10 @@ def on(lab: Any, ready: str) -> Callable[[str], str]:
     return lambda command: lab.sh(ready, command)
 
 
+BROKEN = (
+    'case "$*" in *--help*) exec /opt/llama.cpp/bin/llama-server --help;; esac; echo error: broken build >&2; exit 1'
+)
+"""A build that knows its arguments, and cannot run."""
 CHAT = {"name": "chat", "visible_devices": [0, 1]}
 EMBED = {"name": "embed", "visible_devices": [2], "port": 8081, "embeddings": True}
 EMBED["environment"] = {"LLAMA_ARG_POOLING": "mean"}  # which the file of an embedding model says itself
@@ -151,6 +155,24 @@ def test_what_fails_is_rolled_back(bring: Bring, on: Any) -> None:
     assert on("cat " + DROP_IN % "chat") == before
     assert ask(on, "/v1/models").endswith("200")
     assert not bring(CHAT)["changed"]
+
+
+def test_another_build_takes_over_and_a_broken_one_is_rolled_back(bring: Bring, on: Any) -> None:
+    assert not bring(CHAT)["failed"]
+    on("rm -rf /opt/llama.cpp-next /opt/llama.cpp-bad; cp -a /opt/llama.cpp /opt/llama.cpp-next")
+    on("mkdir /opt/llama.cpp-bad; printf '#!/bin/sh\\n%s\\n' >/opt/llama.cpp-bad/llama-server" % BROKEN)
+    on("chmod 755 /opt/llama.cpp-bad/llama-server")
+    result = bring(CHAT, program="/opt/llama.cpp-next/bin/llama-server")
+    assert not result["failed"], result["msg"]
+    pid = main_pid(on, "llama-server@chat")
+    assert on("tr '\\0' ' ' </proc/%d/cmdline" % pid).startswith("/opt/llama.cpp-next/")
+    assert not bring(CHAT, program="/opt/llama.cpp-next/bin/llama-server")["changed"]
+    before = on("cat " + DROP_IN % "chat")
+    result = bring(CHAT, program="/opt/llama.cpp-bad/llama-server")
+    assert result["failed"] and result["rolled_back"] and "error: broken build" in result["msg"], result["msg"]
+    assert on("cat " + DROP_IN % "chat") == before
+    assert ask(on, "/v1/models").endswith("200")
+    on("rm -rf /opt/llama.cpp-bad")
 
 
 def test_a_value_that_somebody_else_has_changed_is_noticed(bring: Bring, on: Any) -> None:

@@ -89,16 +89,7 @@ def _ask(
         raise EndpointError(verdict, "%s was asked for %s: %s" % (model, task, error)) from None
     if not_offered(answer):
         return None
-    if answer.status in (401, 403):
-        raise EndpointError(
-            "unauthorized", "%s%s answers %d: it expects another API key" % (endpoint.url, path, answer.status)
-        )
-    if answer.status == 404:
-        raise EndpointError("model_missing", "%s does not serve %s: %s" % (endpoint.url, model, answer.error))
-    if answer.status != 200:
-        raise EndpointError(
-            "not_generated", "%s was asked for %s: HTTP %d: %s" % (model, task, answer.status, answer.error)
-        )
+    endpoint.refuse_failure(answer, path, model, task)
     return answer.body
 
 

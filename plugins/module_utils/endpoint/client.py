@@ -154,10 +154,7 @@ class Endpoint:
         :raises EndpointError: ``unauthorized``, ``not_ready``.
         """
         answer = self.ask("GET", "/v1/models", timeout)
-        if answer.status in (401, 403):
-            raise EndpointError(
-                "unauthorized", "%s/v1/models answers %d: it expects another API key" % (self.url, answer.status)
-            )
+        self._refuse_unauthorized(answer, "/v1/models")
         data = answer.body.get("data")
         if answer.status != 200 or not isinstance(data, list):
             if answer.status == 200 and answer.body.get("object") == "list" and data is None:
@@ -201,16 +198,7 @@ class Endpoint:
                 break
         if not_offered(answer):
             raise EndpointError("not_offered", "%s generates no text with %s: %s" % (self.url, model, answer.error))
-        if answer.status in (401, 403):
-            raise EndpointError(
-                "unauthorized", "%s%s answers %d: it expects another API key" % (self.url, path, answer.status)
-            )
-        if answer.status == 404:
-            raise EndpointError("model_missing", "%s does not serve %s: %s" % (self.url, model, answer.error))
-        if answer.status != 200:
-            raise EndpointError(
-                "not_generated", "%s was asked for a token: HTTP %d: %s" % (model, answer.status, answer.error)
-            )
+        self.refuse_failure(answer, path, model, "a token")
         usage = answer.body.get("usage")
         made = usage.get("completion_tokens") if isinstance(usage, dict) else None
         if not answer.body.get("choices") or not made or not isinstance(made, int):
@@ -220,6 +208,22 @@ class Endpoint:
                 % (self.url, path, model, one_line(str(usage)), tokens, "s"[: tokens != 1]),
             )
         return Token(model, path, made, time.monotonic() - asked)
+
+    def refuse_failure(self, answer: Answer, path: str, model: str, what: str) -> None:
+        """Raise EndpointError unless the answer to a request for ``what`` is a success."""
+        self._refuse_unauthorized(answer, path)
+        if answer.status == 404:
+            raise EndpointError("model_missing", "%s does not serve %s: %s" % (self.url, model, answer.error))
+        if answer.status != 200:
+            raise EndpointError(
+                "not_generated", "%s was asked for %s: HTTP %d: %s" % (model, what, answer.status, answer.error)
+            )
+
+    def _refuse_unauthorized(self, answer: Answer, path: str) -> None:
+        if answer.status in (401, 403):
+            raise EndpointError(
+                "unauthorized", "%s%s answers %d: it expects another API key" % (self.url, path, answer.status)
+            )
 
     # --- waiting
 

@@ -90,9 +90,10 @@ def uninstall(host: str) -> None:
         host,
         "for unit in $(systemctl list-units --all --plain --no-legend 'llama-server@*' | cut -d' ' -f1); do"
         " systemctl kill -s KILL $unit 2>/dev/null; systemctl disable --quiet --now $unit 2>/dev/null; done\n"
-        "rm -rf /etc/systemd/system/llama-server@* /etc/systemd/system/*.wants/llama-server@* /etc/gpufleet %s %s\n"
+        "rm -rf /etc/systemd/system/llama-server@* /etc/systemd/system/*.wants/llama-server@*\n"
+        "rm -rf /etc/gpufleet %s %s-* %s\n"
         "systemctl daemon-reload; systemctl reset-failed\n"
-        "! id -u llama-server >/dev/null 2>&1 || userdel -r llama-server 2>/dev/null || :" % (PREFIX, MODELS),
+        "! id -u llama-server >/dev/null 2>&1 || userdel -r llama-server 2>/dev/null || :" % (PREFIX, PREFIX, MODELS),
     )
 
 

@@ -432,6 +432,14 @@ def test_gpu_that_is_lost_while_it_is_read(recording, read):
     assert device["unavailable"]["clocks.sm_mhz"] == "the GPU does not answer"
 
 
+@pytest.mark.parametrize("function", ["nvmlDeviceGetNvLinkState[0]", "nvmlDeviceGetComputeRunningProcesses"])
+def test_gpu_that_is_lost_after_its_own_values_were_read(recording, read, function):
+    state = recording("h200x2")
+    state["devices"][0][function] = {"nvml_error": 15}
+    device, gone = read(state)["device"][0]
+    assert gone["code"] == "gpu_lost" and device["clocks"]["sm_mhz"] is not None
+
+
 def test_gpu_that_is_lost_after_it_was_read(recording, read):
     state = recording("h200x2")
     state["devices"][0]["nvmlDeviceGetTopologyCommonAncestor[1]"] = {"nvml_error": 15}
