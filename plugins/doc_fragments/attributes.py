@@ -13,9 +13,9 @@ class ModuleDocFragment:
 options: {}
 attributes:
   check_mode:
-    description: Can run in check mode and tells then whether something would change, without changing it.
+    description: Can run in check mode and then reports whether something would change, without changing it.
   diff_mode:
-    description: Tells what has changed, or would change in check mode, when diff mode is on.
+    description: Reports what has changed, or would change in check mode, when diff mode is on.
   platform:
     description: The operating systems on which it runs.
     platforms: linux

@@ -12,7 +12,7 @@ short_description: Measure an Ollama server under several users at once
 version_added: 0.1.0
 description:
   - Sends requests of several users to a server at the same moment, from the host itself, and measures what each of them
-    waits for. Tells what the GPUs hold afterwards.
+    waits for. Reports what the GPUs hold afterwards.
   - The models are loaded first, which is not measured. They stay loaded as the server keeps them.
 author:
   - The gpufleet developers (@gpufleet)

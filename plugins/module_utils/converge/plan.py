@@ -259,7 +259,7 @@ def shadow_verdict(unit: str, shadowed: List[Dict[str, Any]]) -> Optional[Verdic
 
 
 def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
-    """Why a unit cannot be brought to any state."""
+    """Why no state can be declared for a unit."""
     unit, state, file_state = observed.unit, observed.state, observed.state.get("UnitFileState")
     brings_install = bool(observed.steps) or "Install" in change.settings
     why = ""

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A model's config.json as far as it tells what the model needs of GPUs. Pure."""
+"""A model's config.json as far as it says what the model needs of GPUs. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Shape(NamedTuple):
 
 
 def read(config: Mapping[str, Any]) -> Shape:
-    """The shape that a config.json tells; a multimodal model's is that of its text part."""
+    """The shape in a config.json; a multimodal model's is that of its text part."""
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else None
     inner: Dict[str, Any] = dict(config, **(text or {}))
 

@@ -46,7 +46,7 @@ def python_version(interpreter: str) -> Tuple[int, int]:
         numbers = [int(number) for number in said.split()]
         return numbers[0], numbers[1]
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        raise Refused("%s is no Python interpreter that runs: %s" % (interpreter, error)) from None
+        raise Refused("%s is not a working Python interpreter: %s" % (interpreter, error)) from None
 
 
 def find_uv(installer: str) -> Optional[str]:

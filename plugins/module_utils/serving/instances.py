@@ -22,7 +22,7 @@ def services(params: Mapping[str, Any], base: str) -> List[Service]:
     ``BASE@NAME.service``: what it leaves out is taken from the options next to ``instances``, and its ``environment``
     is laid over theirs.
 
-    :raises Refused: a name is no instance's, or is there twice.
+    :raises Refused: a name is not valid for an instance, or is listed twice.
     """
     if params.get("instances") is None:
         return [Service(base + ".service", "", params)]

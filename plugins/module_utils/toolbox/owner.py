@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A folder that root has prepared is given to a user, with everything in it, and taken back.
+"""A folder that root has prepared is given to a user, with everything in it, and returned to root.
 
 Only where nobody but root could have put anything there, or could swap anything meanwhile: no folder on the way or in
 it may be written by others, and links, second names and other people's files leave it as it is.

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ray under one model on several hosts: what starts a node of it, where it listens, what it must be told. Pure.
+"""Ray under one model on several hosts: what starts a node of it, where it listens, its variables. Pure.
 
 Every host's unit runs a node of a cluster that is this instance's alone. It ends by the unit's end, and never by
 `ray stop`, which ends every Ray of its user on the host. Seen with Ray 2.60.0 and vLLM 0.32.0: a node that joins before
@@ -51,7 +51,7 @@ def ports(rank: int, port: int) -> Tuple[int, ...]:
 
 
 def environment(addresses: List[str], port: int) -> Dict[str, str]:
-    """What vLLM and Ray are told by variables; a node has nothing to drain, as no other cluster's work is there."""
+    """Variables of vLLM and Ray; a node has nothing to drain, as no other cluster's work is there."""
     return {
         "RAY_ADDRESS": "%s:%d" % (addresses[0], port),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -101,7 +101,7 @@ def _split(line: str) -> Tuple[str, str]:
 
 
 def last_words(lines: Sequence[str]) -> Cause:
-    """Why a server ended, out of what it logged, oldest first; an empty line when nothing tells.
+    """Why a server ended, out of what it logged, oldest first; an empty line when nothing explains it.
 
     The first exception is the cause: what other processes, and handlers around it, say of it comes later.
     """

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a vLLM's parser will say of a configuration, as far as a table of its options tells for certain. Pure.
+"""What a vLLM's parser will say of a configuration, where a table of its options makes that certain. Pure.
 
 Asking the parser itself takes a dozen seconds of processor time, as it imports torch. The table has for each option
 (``max-num-seqs``) ``bare``: whether it takes no value; ``several``: whether it takes more than one; ``choices``: the

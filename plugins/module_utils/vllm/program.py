@@ -86,7 +86,7 @@ class Program:
 
         It is asked only for what it did not tell the first time, which is kept in CACHE.
 
-        :param keep: whether what it tells of its options may be kept.
+        :param keep: whether what it reports of its options may be cached.
         :raises Refused: it refuses; with its own words, and the nearest name for one that it does not know.
         """
         table = self._kept()
@@ -135,7 +135,7 @@ class Program:
         return status == 0 and "PARSED" in lines, complaint, tables[-1] if tables else {}
 
     def _kept(self) -> parser.Table:
-        """The options as the parser of this very environment told them; nothing when it was not asked yet."""
+        """The options as reported by the parser of this very environment; nothing when it was not asked yet."""
         try:
             with open(self._cache(), encoding="utf-8") as file:
                 kept = json.load(file)
@@ -249,7 +249,7 @@ def _beginning(stream: IO[bytes]) -> str:
 
 
 def _table(text: str) -> parser.Table:
-    """A table of options as a parser told it; empty when it is not one."""
+    """A table of options as reported by a parser; empty when it is not one."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -269,7 +269,7 @@ def refusal(said: str, options: Sequence[str]) -> str:
 
         for word in last.split()[2:]:
             if word.startswith("--no-") and "--" + word[5:] in options:
-                last += "; this version cannot be told %s: false, leave it out" % word[5:]
+                last += "; this version does not take %s: false, leave it out" % word[5:]
                 continue
             near = difflib.get_close_matches(word, options, cutoff=0.7) if word.startswith("--") else []
             if near:

@@ -202,7 +202,8 @@ def tokens(value: Any) -> Optional[int]:
     found = re.match(r"([0-9]+)(\.[0-9]+)?([kmgtKMGT])?\Z", text)
     if not found or (found.group(2) and (found.group(3) or "").lower() != found.group(3)):
         raise ValueError(
-            "%r is no number of tokens; expected such as 32768, 32k (32000), 32K (32768), 1.5k, or auto" % (value,)
+            "%r is not a number of tokens; expected for example 32768, 32k (32000), 32K (32768), 1.5k, or auto"
+            % (value,)
         )
     return int(float(found.group(1) + (found.group(2) or "")) * _SCALES.get(found.group(3), 1))
 
@@ -214,7 +215,7 @@ def _wrong_values(given: Mapping[str, Any]) -> List[str]:
         problems.append("port: %d; vLLM takes a port from 1024 to 65535" % port)
     if share is not None and not 0 < share <= 1:
         problems.append(
-            "gpu_memory_utilization: %.4g is no share of a GPU's memory; expected more than 0, 1 at most" % share
+            "gpu_memory_utilization: %.4g is not a share of a GPU's memory; expected more than 0 and at most 1" % share
         )
     for option in ("max_num_seqs", "max_num_batched_tokens"):
         if given.get(option) is not None and given[option] < 1:
@@ -225,11 +226,11 @@ def _wrong_values(given: Mapping[str, Any]) -> List[str]:
         except ValueError as error:
             problems.append("max_model_len: %s" % error)
     if not re.match(r"[A-Za-z0-9.:-]+\Z", str(given["host"])):
-        problems.append("host: %r is no address" % given["host"])
+        problems.append("host: %r is not an address" % given["host"])
     if not given.get("model"):
         problems.append("model: is not given; vLLM would serve a small model of its own choice")
     if bool(given.get("ssl_keyfile")) != bool(given.get("ssl_certfile")):
-        problems.append("ssl_keyfile, ssl_certfile: one is no use without the other")
+        problems.append("ssl_keyfile, ssl_certfile: set both, or neither")
     if (given.get("shutdown_timeout") or 0) < 0:
         problems.append("shutdown_timeout: %d; expected 0 or more seconds" % given["shutdown_timeout"])
     return problems
@@ -299,7 +300,7 @@ def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
         elif negative and extra[name] is False:
             problems.append("%s: says no twice; write %s: true" % (where, bare))
         elif not re.match(r"[a-z][a-z0-9-]*(\.[A-Za-z0-9._-]+)?\Z", flag):
-            problems.append("%s: is no name of an option, such as max-loras" % where)
+            problems.append("%s: is not the name of an option, such as max-loras" % where)
         elif extra[name] is None:
             problems.append("%s: has no value, which vLLM would take for the text None; leave it out" % where)
         elif bare in declared.config or "no-" + bare in declared.config:

@@ -6,7 +6,7 @@
 vLLM takes a share of each GPU's memory (gpu_memory_utilization), and gives what weights and computing leave of it to
 the cache, which must hold one request of the longest context. Only what is certain to fail is refused: weights and that
 cache alone. Buffers for computing, CUDA graphs and what torch takes besides depend on the version; ``RESERVE`` stands
-for them where tokens are foretold.
+for them where tokens are predicted.
 """
 
 from __future__ import annotations

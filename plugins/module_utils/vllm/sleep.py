@@ -15,7 +15,7 @@ def asleep(endpoint: Endpoint, timeout: float = 3.0) -> bool:
     """What ``/is_sleeping`` says, which exists with ``VLLM_SERVER_DEV_MODE=1``, else the metrics (0.11 and later).
 
     :param timeout: seconds for each; the first one asks the engine, which may be dead.
-    :returns: False also where neither tells.
+    :returns: False also where neither says so.
     """
     try:
         said = endpoint.ask("GET", "/is_sleeping", timeout).body.get("is_sleeping")

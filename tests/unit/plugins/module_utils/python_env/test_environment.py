@@ -494,7 +494,7 @@ def test_the_version_of_an_interpreter(tmp_path):
     odd.chmod(0o755)
     assert interpreters.python_version(str(odd)) == (3, 13)
     odd.write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(Refused, match="is no Python interpreter that runs"):
+    with pytest.raises(Refused, match="is not a working Python interpreter"):
         interpreters.python_version(str(odd))
 
 

@@ -139,7 +139,7 @@ def test_a_false_without_a_spelling_is_refused(venv, asked):
     program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
     assert len(asked) == 1
     for _once in range(2):
-        with pytest.raises(Refused, match="this version cannot be told disable-log-stats: false, leave it out"):
+        with pytest.raises(Refused, match="this version does not take disable-log-stats: false, leave it out"):
             program.parse(config(**{"no-disable-log-stats": True}), {}, keep=True)
 
 
@@ -245,7 +245,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(answered, cache):
         ("error: unrecognized arguments: --zzz", "unrecognized arguments: --zzz"),
         (
             "error: unrecognized arguments: --no-model",
-            "unrecognized arguments: --no-model; this version cannot be told model: false, leave it out",
+            "unrecognized arguments: --no-model; this version does not take model: false, leave it out",
         ),
         ("error: unrecognized arguments: max-modle-len", "unrecognized arguments: max-modle-len"),
         ("error: argument --max-len: expected --max-modle-len", "argument --max-len: expected --max-modle-len"),

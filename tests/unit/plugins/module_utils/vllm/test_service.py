@@ -372,7 +372,7 @@ def test_the_guard_comes_as_a_file(bring):
         ({"visible_devices": [9]}, "visible_devices: There is no GPU 9"),
         ({"tensor_parallel_size": "3"}, "do not split over 3 GPUs"),
         ({"max_model_len": "9k"}, "9000 tokens, but the model's config.json allows 8192"),
-        ({"max_model_len": "x"}, "is no number of tokens"),
+        ({"max_model_len": "x"}, "is not a number of tokens"),
         ({"model": "/nosuch"}, "there is no directory /nosuch"),
         ({"venv": "/nosuch"}, "there is no /nosuch/bin/python"),
         ({"host": "0.0.0.0"}, "0.0.0.0 is reachable from other hosts, and the service asks for no key"),
