@@ -193,7 +193,7 @@ def test_a_disk_that_is_full_at_nine_tenths(served: str, registry: house_registr
     registry.rate(limited=False)
     again = pull()
     assert again["failed"]
-    assert "needs 0.0 GiB on the disk of %s" % STORE in again["msg"], "found out before the next download"
+    assert "on the disk of %s and must leave" % STORE in again["msg"], "found out before the next download"
     hostsetup.sh(served, "rm %s/filler" % STORE)
     converges(served, pull)
 

@@ -414,7 +414,7 @@ def test_site_and_verify_of_an_inventory_with_vllm_alone(ready, lab, tmp_path, m
     run = lab.playbook("playbooks/verify.yml", ok=False)
     said = " ".join(run.output.split())
     assert run.rc == 2
-    assert "%s does not match the inventory: vllm@chat: would change" % ready in said
+    assert "%s does not match the inventory: vllm@chat: would restart it" % ready in said
     assert "files that it reads change: %s" % CONFIG in said
     assert "persistence mode is off" in said
     assert processes(ready) == before

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Sequence
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest
 
 
 def line(outcome: Outcome, gpus: Sequence[Dict[str, Any]], cpu: bool, parts: Sequence[str], check: bool) -> str:
@@ -38,8 +39,10 @@ def _verdict(outcome: Outcome, check: bool) -> str:
     if check and outcome.remedied:
         return "would %s: %s" % ("restart it" if outcome.restarted else "load it again", outcome.reasons[-1])
     if check and outcome.changed:
-        what = "; ".join(outcome.reasons) or ", ".join(sorted(outcome.drift)) or "the installation"
-        return "would change %s" % what
+        names = sorted(set(outcome.drift) - {digest.VARIABLE})
+        if outcome.reasons and not names:
+            return "would restart it: %s" % "; ".join(outcome.reasons)
+        return "would change %s" % (", ".join(names) or "the installation")
     return outcome.verdict.name
 
 

@@ -40,7 +40,8 @@ def test_a_restart():
     "outcome, words",
     [
         ({"drift": {"B": {}, "A": {}}}, "would change A, B"),
-        ({"drift": {"A": {}}, "reasons": ["the file differs", "it runs another program"]}, "would change the file"),
+        ({"drift": {"A": {}}, "reasons": ["the file differs", "it runs another program"]}, "would change A ·"),
+        ({"drift": {"GPUFLEET_FILES": {}}, "reasons": ["x", "y"]}, "would restart it: x; y ·"),
         ({}, "would change the installation"),
         ({"restarted": True, "remedied": "x", "reasons": ["x: no GPU"]}, "would restart it: x: no GPU"),
         ({"remedied": "x", "reasons": ["x: dead"]}, "would load it again: x: dead"),

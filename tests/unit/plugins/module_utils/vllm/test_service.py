@@ -475,7 +475,7 @@ def test_a_person_is_told(bring):
     bring.outcome = Outcome(changed=True, restarted=True, downtime_ms=92400)
     assert bring()["msg"].endswith("restart 92.4 s")
     bring.outcome = Outcome(changed=True, reasons=["files that it reads change: x"])
-    assert bring(check_mode=True)["msg"].startswith("would change files that it reads change: x ·")
+    assert bring(check_mode=True)["msg"].startswith("would restart it: files that it reads change: x ·")
     assert bring()["msg"].startswith("ok · 4× H200")
     bring.outcome = Outcome(changed=True, drift={"port": {}, "model": {}})
     assert bring(check_mode=True)["msg"].startswith("would change model, port ·")
