@@ -101,6 +101,10 @@ def converge(
         outcome = error.outcome
         outcome.changed = outcome.changed or any(result["changed"] for result in results.values())
         raise ServiceError(error.message + (stopped.start_again() if stopped else ""), outcome) from error
+    except BaseException:  # such as Ctrl-C: nobody else starts again what this run has stopped
+        if stopped:
+            stopped.start_again()
+        raise
     return together(results) if params.get("instances") is not None else results[services[0].unit]
 
 

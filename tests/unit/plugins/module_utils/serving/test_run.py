@@ -11,7 +11,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import model, run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import model, run, vacate
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause, Declared, Leaving, Listen
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 
@@ -207,6 +207,19 @@ def test_that_a_unit_is_missing_is_left_to_the_convergence_to_say(converge):
     converge.engine.steps = [Step()]  # it is about to be written
     with pytest.raises(Refused, match="both listen"):
         converge(A, dict(B, port=80))
+
+
+def test_an_interrupted_run_starts_again_what_it_has_stopped(converge, monkeypatch):
+    started = []
+    monkeypatch.setattr(vacate.Vacated, "start_again", lambda self: started.append(True) or "")
+
+    def interrupted(*_words, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.convergence, "converge", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        converge(A, B)
+    assert started == [True]
 
 
 def test_what_happened_before_a_failure_counts(converge):
