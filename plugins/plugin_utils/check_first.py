@@ -99,7 +99,7 @@ class Answer(NamedTuple):
     """What a host says of itself."""
 
     state: str
-    """``converged``, ``differs``, ``refused``, ``failed``, or ``silent`` when there is no answer that can be used."""
+    """``converged``, ``differs``, ``refused``, ``failed``, or ``silent``: no usable answer."""
     why: str = ""
     result: Optional[Dict[str, Any]] = None
     """The module's result, where the host is converged, and where it is known what would change."""
@@ -185,7 +185,7 @@ class CheckFirstAction(ActionBase):
 
     def provide(self, needs: Sequence[str]) -> Dict[str, Any]:
         """Send the files that the module needs; the arguments that name them on the host."""
-        raise NotImplementedError
+        raise AnsibleActionFail("%s asks for files, but its action plugin has none to send" % self.MODULE)
 
     def transfer(self, local: str, name: str) -> str:
         """Send one file to the task's folder on the host; its path there."""

@@ -50,7 +50,7 @@ def plan(
             raise Refused("addons are laid over a release: name it by version or archive")
         return None
     if machine not in ARCHITECTURES:
-        raise Refused("there is no release of Ollama for %s; expected %s" % (machine, " or ".join(ARCHITECTURES)))
+        raise Refused("Ollama has no release for %s; expected %s" % (machine, " or ".join(ARCHITECTURES)))
     architecture = ARCHITECTURES[machine]
 
     def official(addon: str) -> str:

@@ -37,7 +37,7 @@ def place(options: Mapping[str, Any], facts: Dict[str, Any], unit: str, counts_v
     wanted, environment, isolate = options["visible_devices"], options["environment"], options["isolate"]
     if wanted == "none":
         if isolate:
-            raise Refused("isolate: visible_devices is none, so there is no GPU that could be the service's own")
+            raise Refused("isolate requires GPUs, but visible_devices is none")
         return Placed([], None, cpu=True)
     fault = facts["fault"]
     if fault and (wanted is None or all(device["health"]["lost"] for device in facts["devices"])):

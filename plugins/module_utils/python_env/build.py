@@ -60,7 +60,7 @@ class Builder:
         self.python = os.path.join(path, "bin", "python")
 
     def build(self) -> None:
-        """:raises Failed: it cannot be built or does not work; the caller removes what there is of it."""
+        """:raises Failed: it cannot be built or does not work; the caller removes what was built."""
         sources = self.sources
         uv = find_uv(sources.installer)
         if uv:

@@ -59,7 +59,7 @@ def test_an_archive_comes_before_the_mirror():
         ({"version": "0.32.15/../x"}, "expected one such as"),
         ({"addons": ["rocm"]}, "name it by version or archive"),
         ({"archive": "/a.tgz", "addons": ["rocm"]}, "with an archive, name its file"),
-        ({"version": "0.32.15", "machine": "riscv64"}, "no release of Ollama for riscv64; expected x86_64 or aarch64"),
+        ({"version": "0.32.15", "machine": "riscv64"}, "Ollama has no release for riscv64; expected x86_64 or aarch64"),
         ({"archive": "/x/ollama-linux-arm64.tar.zst"}, "is for arm64; this host is x86_64"),
         ({"version": "0.32.15", "addons": ["/x/ollama-linux-arm64-jetpack6.tgz"]}, "is for arm64; this host is x86_64"),
         ({"version": "0.32.15", "checksum": None}, "the word unverified does without"),

@@ -56,7 +56,7 @@ def test_none_and_nothing_declared(place, fakes):
 @pytest.mark.parametrize(
     ("wanted", "more", "words"),
     [
-        ("none", {"isolate": True}, "isolate: visible_devices is none"),
+        ("none", {"isolate": True}, "isolate requires GPUs, but visible_devices is none"),
         (None, {"isolate": True}, "isolate requires visible_devices"),
         ([9], {}, "visible_devices: There is no GPU 9"),
         ([0], {"environment": {"CUDA_VISIBLE_DEVICES": "1"}}, "already given by visible_devices"),
