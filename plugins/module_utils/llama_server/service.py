@@ -14,7 +14,14 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import log, program, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import check_weights
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run, summary, template
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import (
+    checks,
+    openai,
+    run,
+    stop,
+    summary,
+    template,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.foreign import Foreign, foreign
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
@@ -103,7 +110,7 @@ class LlamaServer:
                 checks.after_change(openai.answers(endpoint, instance.served, options["token_timeout"], settled.task)),
                 checks.UsesGpus(),
             ],
-            hooks=openai.drain(options, host, _endpoint_of),
+            hooks=stop.hook(options, host, _endpoint_of),
             writable=[home],
             readable=[os.path.dirname(file) for file in (name, *settled.files.values())],
             timeout=limit,
@@ -123,7 +130,7 @@ class LlamaServer:
             check_weights(plan.placed.devices, [plan.unit, *plan.vacated], size, advice)
 
     def leave(self, service: Service, host: Host) -> Leaving:
-        return Leaving(hooks=openai.drain(service.options, host, _endpoint_of))
+        return Leaving(hooks=stop.hook(service.options, host, _endpoint_of))
 
     def explain(self, lines: Sequence[str]) -> Cause:
         return log.explain(lines)

@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import c
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.fit import Fit
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import instances, release, run
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import instances, release, run, stop
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
     Cause,
@@ -25,7 +25,6 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Plan,
     Service,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import AwaitMemory
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
@@ -87,7 +86,7 @@ class Ollama:
                 uneven=options["uneven_spread"],
                 warn=host.warn,
             ),
-            hooks=AwaitMemory(gather=host.gather, gpus=True, release=RELEASE) if placed.devices else None,
+            hooks=stop.hook(options, host, gpus=bool(placed.devices), release=RELEASE),
             writable=[home] if not store or (store + "/").startswith(home + "/") else [home, store],
             readable=[options["prefix"]],
             timeout=options["timeout"],
@@ -102,7 +101,8 @@ class Ollama:
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """What a killed run has left of a move of its models is cleaned up."""
-        return Leaving(steps=storage.abandoning(service.unit, host.system))
+        hooks = stop.hook(service.options, host, gpus=False, release=RELEASE)
+        return Leaving(steps=storage.abandoning(service.unit, host.system), hooks=hooks)
 
     def explain(self, lines: Sequence[str]) -> Cause:
         """Why a server ended."""

@@ -151,6 +151,42 @@ COMMON = (
         default=False,
         per_instance=True,
     ),
+    Option(
+        "drain_timeout",
+        "float",
+        """
+        Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
+        that are still running then are cut, with a warning.
+
+        On a host with the role C(gateway_agent), all gateways are told first to send new requests elsewhere, and are
+        told that the service is back once it is verified.
+        """,
+        default=120.0,
+        per_instance=True,
+    ),
+    Option(
+        "drain_command",
+        "list",
+        """
+        Command and arguments that take the service out of another load balancer before it is stopped. It is run on the
+        host as root, without a shell, with the name of the unit in E(GPUFLEET_UNIT), and must end within 60 seconds. If
+        it fails, nothing is stopped.
+        """,
+        default=[],
+        elements="str",
+        per_instance=True,
+    ),
+    Option(
+        "undrain_command",
+        "list",
+        """
+        Command and arguments that put the service back after O(drain_command), once it is verified or was rolled back.
+        If it fails, so does the run, and the next one tries again.
+        """,
+        default=[],
+        elements="str",
+        per_instance=True,
+    ),
     Option("environment", "dict", "Further variables of the process.", default={}, per_instance=True),
     Option("facts_timeout", "float", "Seconds that reading the GPUs may take.", default=10.0),
 )
@@ -181,16 +217,6 @@ ONE_MODEL = (
         "Seconds that the token, embedding, score or class of the verification may take.",
         default=120.0,
         no_log=False,
-        per_instance=True,
-    ),
-    Option(
-        "drain_timeout",
-        "float",
-        """
-        Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
-        that are still running then are cut, with a warning.
-        """,
-        default=60.0,
         per_instance=True,
     ),
     Option(

@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes i
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import choice, claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import (
+    agent,
     digest,
     exposure,
     gate,
@@ -40,7 +41,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Service,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 
 class Differs(Exception):
@@ -122,6 +123,10 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     facts: Dict[str, Any] = {"devices": [], "count": 0} if options["visible_devices"] == "none" else host.facts
     placed = choice.place(options, facts, service.unit, engine.counts_visible)
     declared = engine.declare(service, placed, host)
+    if agent.marked(service.unit):  # a run was killed, or found it unfit
+        from ansible_collections.gpufleet.inference.plugins.module_utils.serving.drain import MarkStep
+
+        declared.steps.append(MarkStep(service.unit))
     if declared.listen:
         exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
     used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
@@ -197,19 +202,50 @@ def _starts(engine: Engine, plan: Plan, host: Host) -> bool:
 
 def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     """Have the convergence change what differs, and prove it."""
-    outcome = convergence.converge(
-        plan.change,
-        gate=plan.gate,
-        steps=plan.declared.steps,
-        hooks=plan.declared.hooks,
-        check_mode=host.check_mode,
-        system=host.system,
-    )
+    try:
+        outcome = convergence.converge(
+            plan.change,
+            gate=plan.gate,
+            steps=plan.declared.steps,
+            hooks=plan.declared.hooks,
+            check_mode=host.check_mode,
+            system=host.system,
+        )
+    except ServiceError as error:
+        raise _settled(plan, error, host) from error
+    if agent.marked(plan.unit) and not host.check_mode:
+        _put_back(plan, outcome)
     finish(plan.declared.steps, outcome, host)
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
     message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode)
-    return dict(outcome.as_result(), msg=message, gpus=gpus, **more)
+    return dict(outcome.as_result(), msg=message, gpus=gpus, drain=_drained(plan), **more)
+
+
+def _drained(plan: Plan) -> Dict[str, Any]:
+    """What came of the drain of a service; empty where there was none."""
+    return dict(getattr(plan.declared.hooks, "drained", {}))
+
+
+def _put_back(plan: Plan, outcome: Outcome) -> None:
+    """Have a service that is proven take requests again."""
+    from ansible_collections.gpufleet.inference.plugins.module_utils.serving import drain
+
+    try:
+        drain.put_back(plan.unit, plan.service.options["undrain_command"])
+    except (Failed, OSError) as error:
+        raise ServiceError(str(error), outcome) from error
+
+
+def _settled(plan: Plan, error: ServiceError, host: Host) -> ServiceError:
+    """The error of a service, once its load balancers know what has become of it."""
+    if host.check_mode:
+        return error
+    from ansible_collections.gpufleet.inference.plugins.module_utils.serving import drain
+
+    command, drained = plan.service.options["undrain_command"], getattr(plan.declared.hooks, "draining", False)
+    problem = drain.after_failure(plan.unit, error.outcome, plan.gate.said, drained, command)
+    return ServiceError("%s %s." % (error.message, problem), error.outcome) if problem else error
 
 
 def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
@@ -221,6 +257,10 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
     outcome = convergence.converge(
         change, steps=leaving.steps, hooks=leaving.hooks, check_mode=host.check_mode, system=host.system
     )
+    if agent.marked(service.unit) and not host.check_mode:  # no load balancer is to get it back
+        from ansible_collections.gpufleet.inference.plugins.module_utils.serving import drain
+
+        drain.put_back(service.unit, [])
     finish(leaving.steps, outcome, host)
     if not outcome.changed:
         said = "not there" if service.name else "no override"

@@ -17,8 +17,10 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model 
     Verdict,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import agent, drain
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host, Plan
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, seconds
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 _DOWN = ("inactive", "failed")
 
@@ -78,7 +80,9 @@ class Vacated:
                 if self.host.system.show(plan.unit).get("ActiveState") not in _DOWN:
                     continue
                 failure = self.host.system.start(plan.unit, plan.change.timeout)
-            except ManagerError as error:
+                if not failure and agent.marked(plan.unit):
+                    drain.put_back(plan.unit, plan.service.options["undrain_command"])
+            except (ManagerError, Failed, OSError) as error:
                 failure = str(error)
             said.append(" %s %s." % (plan.unit, "DOES NOT START AGAIN: %s" % failure if failure else "runs again"))
         return "".join(said)

@@ -15,7 +15,14 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import memory
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run, summary, template
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import (
+    checks,
+    openai,
+    run,
+    stop,
+    summary,
+    template,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.exposure import is_loopback
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Check, Proof
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
@@ -27,7 +34,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model i
     Plan,
     Service,
 )
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import Stop
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.weights import located, start_limit
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
@@ -276,7 +283,7 @@ def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit:
     return [*found, checks.after_change(multinode.all_proven)] if options["nodes"] else found
 
 
-def _stop_hooks(service: Service, host: Host) -> Drain:
+def _stop_hooks(service: Service, host: Host) -> Stop:
     """Those for the process that is to be stopped, as the file says with which it was started."""
     options = service.options
     previous = settings.read_back((host.system.read(unit.paths(service.name)[0]) or b"").decode("utf-8", "replace"))
@@ -287,10 +294,10 @@ def _stop_hooks(service: Service, host: Host) -> Drain:
         return Endpoint(settings.Declared(config=previous).url, environ.get("VLLM_API_KEY") or None, verify=False)
 
     if not previous.get("headless"):
-        return openai.drain(options, host, endpoint_of)
+        return stop.hook(options, host, endpoint_of)
     # the server on node 0 takes so much longer to end
     longer = options["drain_timeout"] + int(previous.get("shutdown-timeout", 0))
-    return openai.drain(dict(options, drain_timeout=longer), host, endpoint_of, multinode.WorkerDrain)
+    return stop.hook(dict(options, drain_timeout=longer), host, endpoint_of, kind=multinode.WorkerStop)
 
 
 # --- the result ------------------------------------------------------------------------------------------------------
