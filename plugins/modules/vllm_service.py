@@ -49,8 +49,8 @@ options:
   # begin: written by make generate from module_utils/vllm/options.py
   state:
     description:
-      - V(present) configures an instance, enables it and starts it.
-      - V(absent) stops and disables it and removes its files. The environment, the user and the model stay.
+      - V(present) configures the service, enables it and starts it.
+      - V(absent) stops the service, disables it and removes its files. Its program, user and models stay.
     type: str
     choices: [present, absent]
     default: present
@@ -60,8 +60,9 @@ options:
     default: true
   timeout:
     description:
-      - Seconds within which the instance must be up and verified. Left out, it is 300, plus one second per 100 MB of
-        weights.
+      - Seconds within which the service must be up and verified, including the time to load its model. Left out, it
+        grows with the size of the model, by one second per 100 MB.
+      - A service that dies is noticed at once, one that stalls after O(stall_timeout).
     type: int
   instances:
     description:
