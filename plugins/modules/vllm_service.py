@@ -222,10 +222,6 @@ options:
       node_rank:
         description: Overrides O(node_rank) for this instance.
         type: int
-      distributed_executor_backend:
-        description: Overrides O(distributed_executor_backend) for this instance.
-        type: str
-        choices: [mp, ray]
       master_port:
         description: Overrides O(master_port) for this instance.
         type: int
@@ -455,19 +451,8 @@ options:
     description: The rank of this host in O(nodes).
     type: int
     default: 0
-  distributed_executor_backend:
-    description:
-      - How vLLM's processes are started on the O(nodes). V(mp) is vLLM itself. V(ray) is a Ray cluster that belongs to
-        this instance alone and is part of its unit on every host; the environment must have the package C(ray).
-      - Ray runs code for anyone who reaches its ports, which are open on all addresses. With an O(api_key), its nodes
-        require a token that is derived from the key and passed to them as a credential (Ray 2.52 and later).
-    type: str
-    choices: [mp, ray]
-    default: mp
   master_port:
-    description:
-      - Port of the rendezvous on the first of the O(nodes); the next port is used too. With Ray, it is the port of the
-        cluster; its nodes also listen on the third and fourth port after it, and the first node on the fifth.
+    description: Port of the rendezvous on the first of the O(nodes); the next port is used too.
     type: int
     default: 29500
   restart:

@@ -237,21 +237,9 @@ OPTIONS = table(
     ),
     Option("node_rank", "int", "The rank of this host in O(nodes).", default=0, only="module"),
     Option(
-        "distributed_executor_backend",
-        "str",
-        """How vLLM's processes are started on the O(nodes). V(mp) is vLLM itself. V(ray) is a Ray cluster that belongs
-        to this instance alone and is part of its unit on every host; the environment must have the package C(ray).
-
-        Ray runs code for anyone who reaches its ports, which are open on all addresses. With an O(api_key), its nodes
-        require a token that is derived from the key and passed to them as a credential (Ray 2.52 and later).""",
-        choices=("mp", "ray"),
-        default="mp",
-    ),
-    Option(
         "master_port",
         "int",
-        """Port of the rendezvous on the first of the O(nodes); the next port is used too. With Ray, it is the port of
-        the cluster; its nodes also listen on the third and fourth port after it, and the first node on the fifth.""",
+        "Port of the rendezvous on the first of the O(nodes); the next port is used too.",
         default=29500,
     ),
     Option(

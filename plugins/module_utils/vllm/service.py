@@ -124,7 +124,7 @@ class Vllm:
             plan.placed.devices, plan.unit, own.utilization, "gpu_memory_utilization", host.gather, plan.vacated
         )
         if own.program.exists():
-            own.program.parse(configuration.config, configuration.environment, keep=not host.check_mode)
+            own.program.parse(configuration.config, configuration.environment)
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """Its files go; the environment, the user and the model stay."""
