@@ -8,8 +8,8 @@ What a row is as a variable of the process, and how its value is read, is in ``s
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings, store
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option, table
+from ..serving.options import Option, table
+from . import settings, store
 
 OPTIONS = table(
     Option(

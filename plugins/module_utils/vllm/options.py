@@ -8,7 +8,7 @@ What a row is on vLLM's command line or in its environment is in ``settings.py``
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import ONE_MODEL, Option, table
+from ..serving.options import ONE_MODEL, Option, table
 
 OPTIONS = table(
     Option(

@@ -17,9 +17,9 @@ import subprocess
 import tempfile
 from typing import IO, Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import read_regular
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import render
+from ..toolbox.errors import Refused
+from ..toolbox.files import read_regular
+from .settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
 PARSE_LIMIT = 300  # seconds; it imports torch
@@ -72,9 +72,9 @@ class Program:
 
     def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, List[str]]:
         """Whether the parser takes it, what it says, and its options; none when it does not get so far."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import parser_probe
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, users
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+        from ..programs import parser_probe
+        from ..toolbox import files, users
+        from ..toolbox.source import source_of
 
         words = self.command()
         target = [words[0], "serve"] if len(words) == 2 else [words[2]]
@@ -182,7 +182,7 @@ def _beginning(stream: IO[bytes]) -> str:
 
 def refusal(said: str, options: Sequence[str]) -> str:
     """argparse's last words, with the nearest option for each that it does not know. Pure."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.log import bare
+    from .log import bare
 
     lines = [line for line in map(bare, said.split("\n")[-1000:]) if line]
     last = next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "it says nothing")

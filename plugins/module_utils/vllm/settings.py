@@ -15,10 +15,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.variables import variables
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port, reachable
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..hf_model.parallel import Parallel
+from ..serving.variables import variables
+from ..toolbox.addresses import host_port, reachable
+from ..toolbox.errors import Refused
 
 PORT = 8000
 HOST = "127.0.0.1"

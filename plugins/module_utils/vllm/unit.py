@@ -9,14 +9,14 @@ import os
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import template
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import settings, sizing
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
+from ..hf_model import checkpoint
+from ..hf_model.parallel import Parallel
+from ..serving import template
+from ..serving.model import Service
+from ..toolbox.errors import Refused
+from ..toolbox.source import source_of
+from . import settings, sizing
+from .program import Program
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
@@ -73,11 +73,11 @@ def files(name: str, options: Mapping[str, Any], configuration: settings.Declare
     config, guard_file, supervisor_file = paths(name)
     found = {config: settings.render(configuration.config), guard_file: None, supervisor_file: None}
     if options["guard_all_paths"]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import guard
+        from ..programs import guard
 
         found[guard_file] = source_of(guard)
     if options["nodes"]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+        from ..programs import supervisor
 
         found[supervisor_file] = source_of(supervisor)
     return found
