@@ -8,7 +8,7 @@ What a row is as a variable of the process, and how its value is read, is in ``s
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings, store
+from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option, table
 
 OPTIONS = table(
@@ -226,7 +226,7 @@ OPTIONS = table(
 
         V(leave) leaves them where they are.
         """,
-        choices=store.CHANGES,
+        choices=("refuse", "move", "leave"),
         default="refuse",
         per_instance=True,
     ),
