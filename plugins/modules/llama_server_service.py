@@ -465,7 +465,6 @@ instances:
   type: dict
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
@@ -476,6 +475,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import service
+
     run(argument_spec(), service.converge)
 
 

@@ -687,7 +687,6 @@ instances:
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.options import OPTIONS
 
 
@@ -696,6 +695,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
+
     run(argument_spec(), service.converge)
 
 

@@ -9,7 +9,7 @@ What a row is as a variable of the process, and how its value is read, is in ``s
 from __future__ import annotations
 
 from ..serving.options import Option, table
-from . import settings, store
+from . import settings
 
 OPTIONS = table(
     Option(
@@ -179,7 +179,7 @@ OPTIONS = table(
         one, it removes the copies.
 
         V(leave) leaves them where they are.""",
-        choices=store.CHANGES,
+        choices=("refuse", "move", "leave"),
         default="refuse",
     ),
     Option(

@@ -18,7 +18,6 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 from ..converge import install_record
 from ..serving import access
 
-CHANGES = ("refuse", "move", "leave")
 TOPS = ("blobs", "manifests")
 BLOB = re.compile(r"blobs/sha256-([0-9a-f]{64})\Z")
 _DEPTH = 4  # of a manifest below ``manifests``
