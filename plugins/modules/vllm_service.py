@@ -309,8 +309,8 @@ options:
     default: vllm
   model:
     description:
-      - Directory of the model on the host, its name in O(model_paths), or its name on the hub. Required for an instance
-        that is present.
+      - Directory of the model on the host, the name of a downloaded model (one of C(vllm_models) of the role, or of
+        C(model_paths) of the module), or its name on the hub. Required for an instance that is present.
     type: str
   served_model_name:
     description: Names by which clients request the model. Left out, it is O(model).
@@ -456,8 +456,9 @@ options:
     default: 0
   distributed_executor_backend:
     description:
-      - How vLLM's processes are started on the O(nodes). V(mp) is vLLM itself. V(ray) is a Ray cluster that belongs to
-        this instance alone and is part of its unit on every host; the environment must have the package C(ray).
+      - How vLLM's processes are started on the hosts of one model. V(mp) is vLLM itself. V(ray) is a Ray cluster that
+        belongs to this instance alone and is part of its unit on every host; the environment must have the package
+        C(ray).
       - Ray runs code for anyone who reaches its ports, which are open on all addresses. With an O(api_key), its nodes
         require a token that is derived from the key and passed to them as a credential (Ray 2.52 and later).
     type: str
@@ -465,8 +466,9 @@ options:
     default: mp
   master_port:
     description:
-      - Port of the rendezvous on the first of the O(nodes); the next port is used too. With Ray, it is the port of the
-        cluster; its nodes also listen on the third and fourth port after it, and the first node on the fifth.
+      - Port of the rendezvous on the first of the hosts of one model; the next port is used too. With Ray, it is the
+        port of the cluster; its nodes also listen on the third and fourth port after it, and the first node on the
+        fifth.
     type: int
     default: 29500
   restart:
@@ -478,7 +480,7 @@ options:
     description:
       - What to do about an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
         V(refuse) fails with the verdict V(asleep), because the instance answers no requests. V(accept) succeeds and
-        reports it in RV(msg). Neither wakes or restarts it.
+        reports it. Neither wakes or restarts it.
     type: str
     choices: [refuse, accept]
     default: refuse

@@ -57,7 +57,8 @@ OPTIONS = table(
         "str",
         """
         Path of a GGUF file on the host, of the first part of a split model, or of a directory with one model in it
-        (E(LLAMA_ARG_MODEL)). Or a name in O(model_paths).
+        (E(LLAMA_ARG_MODEL)). Or the name of a downloaded model: one of C(llama_server_models) of the role, or of
+        C(model_paths) of the module.
         """,
         per_instance=True,
     ),
@@ -65,8 +66,8 @@ OPTIONS = table(
         "alias",
         "str",
         """
-        Name of the model for clients, or several separated by commas (E(LLAMA_ARG_ALIAS)). Left out, it is the name in
-        O(model_paths), or that of the instance.
+        Name of the model for clients, or several separated by commas (E(LLAMA_ARG_ALIAS)). Left out, it is the name of
+        the downloaded model, or that of the instance.
         """,
         per_instance=True,
     ),
