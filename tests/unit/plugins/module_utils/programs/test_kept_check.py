@@ -22,11 +22,11 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils import check_fi
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root keeps code")
 
 MAIN = """
-from ansible_collections.gpufleet.inference.plugins.module_utils.room import other
+from . import other
 
 def bring(params, check_mode, warn):
     if params["late"]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.room import late
+        from . import late
     return {"changed": False, "msg": other.NAME}
 """
 
