@@ -13,21 +13,16 @@ from __future__ import annotations
 import os
 from typing import Any, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import releases, settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.storage import USER
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Installs, Service
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import (
-    BackStep,
-    ProgramStep,
-    ReleaseStep,
-    with_checksums,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import Release
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import Layout
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..converge import account
+from ..converge.model import Step
+from ..serving.model import Installs, Service
+from ..serving.release import BackStep, ProgramStep, ReleaseStep, with_checksums
+from ..serving.sources import Release
+from ..serving.switch import Layout
+from ..serving.template import TemplateStep
+from ..toolbox.errors import Refused
+from . import releases, settings
+from .storage import USER
 
 HOME = "/usr/share/ollama"
 _UNIT = """\
@@ -119,7 +114,7 @@ def installs(options: Mapping[str, Any], listen: Any) -> Installs:
     """
     if not os.path.lexists(os.path.join(options["prefix"], "bin", "ollama")):
         return Installs(options["version"], first=True)
-    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError
+    from .api import Api, ApiError
 
     try:
         before = Api(*settings.reachable_at("%s:%d" % (listen.address, listen.port))).version(timeout=2)

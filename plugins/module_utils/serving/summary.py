@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Installs
+from ..converge.model import Outcome
+from ..placement.memory import gib
+from . import digest
+from .model import Installs
 
 
 class Program(NamedTuple):
