@@ -93,8 +93,8 @@ OPTIONS = table(
     Option(
         "model",
         "str",
-        """Directory of the model on the host, the name of a downloaded model (one of C(vllm_models) of the role, or
-        of C(model_paths) of the module), or its name on the hub. Required for an instance that is present.""",
+        """Directory of the model on the host, the name of a downloaded model (one of C(vllm_models) of the role, or of
+        C(model_paths) of the module), or its name on the hub. Required for an instance that is present.""",
     ),
     Option(
         "served_model_name",
