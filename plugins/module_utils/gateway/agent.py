@@ -10,15 +10,15 @@ import socket
 import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, Running, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.programs import gateway_agent
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import agent, template
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.render import argument
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import plain
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+from ..converge import run as convergence
+from ..converge.model import Change, Running, Verdict
+from ..programs import gateway_agent
+from ..serving import agent, template
+from ..systemd.manager import System
+from ..systemd.render import argument
+from ..toolbox.addresses import plain
+from ..toolbox.errors import Refused
+from ..toolbox.source import source_of
 
 UNIT = "gpufleet-agent.service"
 PROGRAM = "/etc/gpufleet/gateway_agent.py"

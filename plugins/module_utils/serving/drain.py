@@ -15,13 +15,13 @@ import os
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Outcome, Running, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, Load
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import agent
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, record, trusted
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ..converge.model import Fault, Outcome, Running, Verdict
+from ..endpoint.client import Endpoint, Load
+from ..toolbox import files, record, trusted
+from ..toolbox.errors import Failed
+from ..toolbox.http_stream import HttpError
+from ..toolbox.text import one_line
+from . import agent
 
 HEAR = 10.0
 """Seconds within which every gateway has to ask; they ask once a second."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Callable, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.checks import Ask, owns_port
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ..converge.model import Fault
+from ..endpoint.client import Endpoint, EndpointError, Load
+from ..toolbox.http_stream import HttpError
+from ..toolbox.text import one_line
+from .checks import Ask, owns_port
+from .gate import Proof
 
 
 def lists_model(endpoint: Endpoint, served: str) -> Ask:
@@ -53,7 +53,7 @@ def answers(endpoint: Endpoint, served: str, timeout: float, task: Optional[str]
 
     def check(proof: Proof) -> None:
         # a converged host does not need it
-        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
+        from ..endpoint.answers import answer
 
         before = load()
         try:

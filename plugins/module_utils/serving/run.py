@@ -12,36 +12,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Change,
-    Outcome,
-    ServiceError,
-    Step,
-    StepError,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override, as_bytes
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement import choice, claims
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import (
-    agent,
-    digest,
-    exposure,
-    gate,
-    instances,
-    summary,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.isolation import Isolation
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
-    Engine,
-    Host,
-    Leaving,
-    Plan,
-    Service,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..converge import run as convergence
+from ..converge.model import Change, Outcome, ServiceError, Step, StepError
+from ..converge.override import Override, as_bytes
+from ..gpu.processes import held_by_unit
+from ..gpu.select import label
+from ..placement import choice, claims
+from ..systemd.manager import System
+from ..toolbox.errors import Failed, Refused
+from . import agent, digest, exposure, gate, instances, summary
+from .isolation import Isolation
+from .model import Engine, Host, Leaving, Plan, Service
 
 
 class Differs(Exception):
@@ -82,7 +63,7 @@ def converge(
         if not thorough:
             raise Differs("%s is not in its declared state" % plan.unit)
         # a converged host does not need it
-        from ansible_collections.gpufleet.inference.plugins.module_utils.serving.vacate import Vacated, in_the_way
+        from .vacate import Vacated, in_the_way
 
         stopped = stopped or Vacated(host)
         moving = [other.unit for other in plans if other is not plan and in_the_way(other, plan, host)]
@@ -124,7 +105,7 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     placed = choice.place(options, facts, service.unit, engine.counts_visible)
     declared = engine.declare(service, placed, host)
     if agent.marked(service.unit):  # a run was killed, or found it unfit
-        from ansible_collections.gpufleet.inference.plugins.module_utils.serving.drain import MarkStep
+        from .drain import MarkStep
 
         declared.steps.append(MarkStep(service.unit))
     if declared.listen:
@@ -154,6 +135,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         enabled=options["enabled"],
         started=True,
         restart=declared.restart,
+        prove=options["prove"] == "now",
+        install_hint=declared.install_hint,
         timeout=declared.timeout,
         unit_check=isolation.check(),
         pre_change_check=declared.pre_change_check,
@@ -218,8 +201,11 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     finish(plan.declared.steps, outcome, host)
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
-    message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode)
-    return dict(outcome.as_result(), msg=message, gpus=gpus, drain=_drained(plan), **more)
+    unproven = _unproven(plan, outcome, host)
+    program = summary.Program(engine.title, more.get("version"), plan.declared.installs)
+    parts += ["not proven (%s)" % unproven] if unproven else []
+    message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
+    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, drain=_drained(plan), **more)
 
 
 def _drained(plan: Plan) -> Dict[str, Any]:
@@ -229,7 +215,7 @@ def _drained(plan: Plan) -> Dict[str, Any]:
 
 def _put_back(plan: Plan, outcome: Outcome) -> None:
     """Have a service that is proven take requests again."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.serving import drain
+    from . import drain
 
     try:
         drain.put_back(plan.unit, plan.service.options["undrain_command"])
@@ -241,11 +227,21 @@ def _settled(plan: Plan, error: ServiceError, host: Host) -> ServiceError:
     """The error of a service, once its load balancers know what has become of it."""
     if host.check_mode:
         return error
-    from ansible_collections.gpufleet.inference.plugins.module_utils.serving import drain
+    from . import drain
 
     command, drained = plan.service.options["undrain_command"], getattr(plan.declared.hooks, "draining", False)
     problem = drain.after_failure(plan.unit, error.outcome, plan.gate.said, drained, command)
     return ServiceError("%s %s." % (error.message, problem), error.outcome) if problem else error
+
+
+def _unproven(plan: Plan, outcome: Outcome, host: Host) -> str:
+    """Why the service's model did not answer in this run; empty where it did, or was about to."""
+    proof, declared = plan.gate.proof, plan.declared
+    if "answer" in proof.figures or not declared.listen or (host.check_mode and (outcome.changed or outcome.remedied)):
+        return ""
+    if proof.figures.get("asleep"):
+        return "asleep"
+    return declared.unproven or ("" if proof.changed else "nothing changed")
 
 
 def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
@@ -258,12 +254,14 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
         change, steps=leaving.steps, hooks=leaving.hooks, check_mode=host.check_mode, system=host.system
     )
     if agent.marked(service.unit) and not host.check_mode:  # no load balancer is to get it back
-        from ansible_collections.gpufleet.inference.plugins.module_utils.serving import drain
+        from . import drain
 
         drain.put_back(service.unit, [])
     finish(leaving.steps, outcome, host)
     if not outcome.changed:
         said = "not there" if service.name else "no override"
+    elif host.check_mode:
+        said = "would be stopped and removed" if service.name else "would remove the override"
     else:
         said = "stopped and removed" if service.name else "override removed"
     return dict(outcome.as_result(), msg="%s: %s" % (service.unit, said))
@@ -291,4 +289,5 @@ def together(results: Mapping[str, Dict[str, Any]]) -> Dict[str, Any]:
         "msg": " | ".join(said),
         "diff": [result["diff"] for result in results.values() if result["diff"]],
         "instances": dict(results),
+        "proof_due": any(result.get("proof_due") for result in results.values()),
     }

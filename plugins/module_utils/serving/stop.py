@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Type
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Running, Verdict
+from ..converge.model import Running, Verdict
 
 if TYPE_CHECKING:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
-    from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
+    from ..endpoint.client import Endpoint
+    from .model import Host
 
 
 class Stop:
@@ -51,7 +51,7 @@ class Stop:
         self.pids = running.pids
         if self.drain > 0:
             # a converged host does not need it
-            from ansible_collections.gpufleet.inference.plugins.module_utils.serving import drain
+            from . import drain
 
             endpoint, self.draining = self.endpoint_of(running.environ), True
             self.drained = drain.drain(running, endpoint, self.command, self.drain, self.warn)
@@ -75,7 +75,7 @@ class Stop:
             time.sleep(0.25)
 
     def _still_held(self) -> List[str]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
+        from ..placement.memory import gib
 
         return [
             "PID %d (%s) %s on GPU %s"

@@ -10,17 +10,12 @@ from __future__ import annotations
 
 from typing import Any, List, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Outcome,
-    Running,
-    ServiceError,
-    Verdict,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import agent, drain
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host, Plan
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, seconds
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..converge.model import Outcome, Running, ServiceError, Verdict
+from ..gpu.processes import held_by_unit
+from ..systemd.manager import ManagerError, seconds
+from ..toolbox.errors import Failed
+from . import agent, drain
+from .model import Host, Plan
 
 _DOWN = ("inactive", "failed")
 

@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 from typing import Dict, List, Mapping, Optional, Set, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+from ..toolbox.errors import Failed
+from ..toolbox.text import printable
 
 LARGEST_FILE = 64 << 20
 """Bytes of a file that is read; a larger one counts as one that cannot be read."""
@@ -198,7 +198,7 @@ def address_of(text: str) -> str:
     import ipaddress
     import sys
 
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import plain
+    from ..toolbox.addresses import plain
 
     words = [bytes.fromhex(text[place : place + 8]) for place in range(0, len(text), 8)]
     packed = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
