@@ -297,8 +297,8 @@ options:
     description:
       - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
         that are still running then are cut, with a warning.
-      - On a host with the role C(gateway_agent), all gateways are told first to send new requests elsewhere, and are
-        told that the service is back once it is verified.
+      - On a host with M(gpufleet.inference.gateway_agent), all gateways first send new requests elsewhere; they send
+        requests again once the service is verified.
     type: float
     default: 120.0
   drain_command:

@@ -156,7 +156,7 @@ def _gate(config: Mapping[str, Any]) -> Callable[[Running, bool], Verdict]:
         import time
 
         while True:
-            found = agent.ask(config["port"])
+            found = agent.ask(config["port"]).get("services") or {}
             if sorted(found) == sorted(config["services"]):
                 return Verdict("ok")
             listener = running.system.listener(config["port"])

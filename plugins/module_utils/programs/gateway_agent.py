@@ -38,6 +38,7 @@ MARK = 4096  # bytes of a mark
 BODY = 1 << 20  # bytes of a service's answer
 QUESTIONS = 10000  # different ones that are remembered
 ASKERS = 64  # open connections of one address
+READY = 3  # answers that end a drain; more would undo what an operator of the gateway declares
 LEAST = 5  # per cent: a busy service still gets requests; only drain and down get none
 COLD = 10  # per cent where the model is not loaded and others are, which it may push out
 EMPTY = 20  # per cent where nothing is loaded
@@ -59,12 +60,13 @@ class Health:
         """Names of the models in memory; None where that does not matter."""
 
 
-def answer(mark, health, limit, model, gateways):
+def answer(mark, health, limit, model, gateways, ready=True):
     """The line for HAProxy. Pure.
 
     :param mark: what a run has left for the service: ``state`` drain or down, ``verdict``; empty for nothing.
     :param limit: requests that it takes at a time; 0 where that is not known.
     :param gateways: how many gateways share them.
+    :param ready: whether a drain is ended, which would also end one that an operator of the gateway has begun.
     """
     if mark.get("state") == "drain":
         return "drain"
@@ -76,7 +78,7 @@ def answer(mark, health, limit, model, gateways):
     if health.models is not None and model and not {model, model + ":latest"} & health.models:
         weight = COLD if health.models else EMPTY
     places = " maxconn:%d" % -(-limit // max(gateways, 1)) if limit else ""
-    return "up ready %d%%%s" % (max(LEAST, round(weight)), places)
+    return "up %s%d%%%s" % ("ready " if ready else "", max(LEAST, round(weight)), places)
 
 
 def word(text):
@@ -243,11 +245,13 @@ class Agent:
         self.marks = marks
         self.services = {unit: Service(unit, service) for unit, service in config["services"].items()}
         self.gateways = {plain(one): name for name, addresses in config["gateways"].items() for one in addresses}
+        self.started = time.monotonic()
         self.asked: dict = dict.fromkeys(config["gateways"])
         """When each gateway last asked anything, on CLOCK_MONOTONIC."""
         self.questions: dict = {}
-        """By unit, gateway and model: when that was last asked, and when it was last answered with ``drain``. A gateway
-        asks for each of its pools, and sends requests to all that have not heard of a drain."""
+        """By unit, gateway and model: when that was last asked, when it was last answered with ``drain``, and how often
+        with ``ready`` since. A gateway asks for each of its pools, and sends requests to a service in all those that
+        have not heard of its drain."""
         self.open: dict = {}
         """Connections by address."""
 
@@ -267,9 +271,11 @@ class Agent:
         unit = service.unit
         mark = read_mark(self.marks, unit)
         health = service.health if mark else await service.look()
-        said = answer(mark, health, service.limit, model.strip(), self._sharing())
+        model = model.strip()
+        known = self.questions.get((unit, gateway, model))
+        said = answer(mark, health, service.limit, model, self._sharing(), known is None or known[2] < READY)
         if gateway is not None:
-            self._note(unit, gateway, model.strip(), said == "drain")
+            self._note(unit, gateway, model, said)
         if said.partition(" ")[0] != service.said.partition(" ")[0]:
             sys.stderr.write("%s: %s\n" % (unit, said))
             sys.stderr.flush()
@@ -280,10 +286,12 @@ class Agent:
         now = time.monotonic()
         return sum(1 for then in self.asked.values() if then is not None and now - then < ALIVE)
 
-    def _note(self, unit, gateway, model, drained):
+    def _note(self, unit, gateway, model, said):
         now, key = time.monotonic(), (unit, gateway, model)
-        before = self.questions.get(key, (now, None))[1]
-        self.questions[key] = (now, now if drained else before)
+        _asked, drained, ready = self.questions.get(key, (now, None, 0))
+        if said == "drain":
+            drained, ready = now, 0
+        self.questions[key] = (now, drained, ready + said.startswith("up ready"))
         if len(self.questions) > QUESTIONS:
             self.questions = {key: times for key, times in self.questions.items() if now - times[0] < ALIVE}
         if len(self.questions) > QUESTIONS:
@@ -293,7 +301,7 @@ class Agent:
         """When each gateway had heard, for all of its pools, that a service is drained; None for one that has not."""
         now = time.monotonic()
         found: dict = {}
-        for (asked_for, gateway, _model), (asked, drained) in self.questions.items():
+        for (asked_for, gateway, _model), (asked, drained, _ready) in self.questions.items():
             if asked_for == unit and now - asked < ALIVE:
                 earlier = found.get(gateway, drained)
                 found[gateway] = None if drained is None or earlier is None else min(drained, earlier)
@@ -303,7 +311,8 @@ class Agent:
         services = {
             unit: {"said": service.said, "drained": self.drained(unit)} for unit, service in self.services.items()
         }
-        return json.dumps({"gateways": self.asked, "services": services}, sort_keys=True)
+        found = {"started": self.started, "gateways": self.asked, "services": services}
+        return json.dumps(found, sort_keys=True)
 
 
 class Asker(asyncio.Protocol):

@@ -25,8 +25,9 @@ def marked(unit: str) -> bool:
 
 
 def ask(port: int) -> Dict[str, Any]:
-    """What it last said of each unit (``said``), and since when each gateway knows that it is drained (``drained``, on
-    CLOCK_MONOTONIC); empty where it gives no usable answer.
+    """``services``: what it last said of each unit (``said``), and since when each gateway knows that it is drained
+    (``drained``); ``gateways``: when each last asked; ``started``. All times are on CLOCK_MONOTONIC. Empty where it
+    gives no usable answer.
     """
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=_LIMIT) as connection:
@@ -37,7 +38,7 @@ def ask(port: int) -> Dict[str, Any]:
                 if not part:
                     break
                 content += part
-        found = json.loads(content.decode("utf-8"))["services"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # any user may listen there while it is down
+        found = json.loads(content.decode("utf-8"))
+    except (OSError, ValueError, RecursionError):  # any user may listen there while it is down
         return {}
     return found if isinstance(found, dict) else {}

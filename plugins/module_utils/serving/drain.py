@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ..converge.model import Fault, Outcome, Running, Verdict
 from ..endpoint.client import Endpoint, Load
@@ -60,8 +60,9 @@ def drain(
         silent = _await_gateways(unit, int(config["port"]), sorted(gateways), began)
         if silent:
             warn(
-                "%s: %s did not ask the agent of this host within %.0f s, and may still send requests here"
-                % (unit, ", ".join(silent), HEAR)
+                "%s: %s did not ask the agent of this host for %.0f s: down, taken out by its operator, or it cannot "
+                "reach port %d; in the last case it may still send requests here"
+                % (unit, ", ".join(silent), HEAR, config["port"])
             )
     addresses = {address for listed in gateways.values() for address in listed}
     left = _await_idle(running, endpoint, int(service["port"]) if service else 0, addresses, limit)
@@ -76,24 +77,30 @@ def drain(
 
 
 def _await_gateways(unit: str, port: int, names: Sequence[str], since: float) -> List[str]:
-    """Wait until each gateway was answered with ``drain``; those that were not in time."""
-    until = time.monotonic() + HEAR
+    """Wait until each gateway was answered with ``drain``; those that were not in time.
+
+    A gateway that did not ask in the seconds before is down, or its operator has taken this host out: it is not waited
+    for.
+    """
+    until, last = time.monotonic() + HEAR, since - HEAR
     while True:
-        heard = _heard(unit, port)
-        silent = [name for name in names if not heard.get(name, 0.0) >= since]
-        if not silent or time.monotonic() >= until:
+        found = agent.ask(port)
+        drained = {name: then for name, then in _times(found.get("services"), unit, "drained") if then >= since}
+        asked = {name: then for name, then in _times(found, "gateways") if then >= last}
+        silent = [name for name in names if name not in drained]
+        started = found.get("started")
+        young = not isinstance(started, float) or started > last
+        if time.monotonic() >= until or not (silent if young else set(silent) & set(asked)):
             return silent
         # the agent sends no word of its own
         time.sleep(0.1)
 
 
-def _heard(unit: str, port: int) -> Dict[str, float]:
-    """When each gateway knew that a service is drained; none where the agent does not say."""
-    try:
-        drained = agent.ask(port)[unit]["drained"]
-        return {str(name): float(then) for name, then in drained.items() if then is not None}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
+def _times(found: Any, *path: str) -> List[Tuple[str, float]]:
+    """Names and times at a place of the agent's answer; none where something else is there."""
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return [(name, then) for name, then in found.items() if isinstance(then, float)] if isinstance(found, dict) else []
 
 
 def _await_idle(running: Running, endpoint: Optional[Endpoint], port: int, addresses: Any, limit: float) -> str:

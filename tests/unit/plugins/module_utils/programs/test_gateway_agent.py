@@ -142,6 +142,8 @@ def start(tmp_path, free_port):
 
 # --- what is answered
 
+ELSEWHERE = {"gw1": ["192.0.2.1"]}
+
 
 @pytest.mark.parametrize(
     "mark, health, model, line",
@@ -182,7 +184,7 @@ def test_a_service_says_which_models_it_has_loaded(start, engine):
 def test_the_metrics_of_vllm(start, engine, fixture_text):
     text = fixture_text("vllm/metrics.txt").replace('usage_perc{engine="0",model_name="tiny"} 0.0', "usage_perc 0.4")
     engine.answers = {"/health": (200, ""), "/metrics": (200, text)}
-    agent = start({"vllm@chat.service": {"port": engine.port, "engine": "vllm", "limit": 256}})
+    agent = start({"vllm@chat.service": {"port": engine.port, "engine": "vllm", "limit": 256}}, ELSEWHERE)
     assert agent.ask("vllm@chat.service m") == "up ready 60% maxconn:256\n"
     awake = next(line for line in text.splitlines() if 'sleep_state="awake"' in line)
     engine.answers["/metrics"] = (200, text.replace(awake, awake.replace(" 1.0", " 0.0")))
@@ -195,7 +197,7 @@ def test_the_metrics_of_vllm(start, engine, fixture_text):
 
 def test_the_metrics_of_llama_server(start, engine, fixture_text):
     engine.answers = {"/health": (200, ""), "/metrics": (200, "llamacpp:requests_deferred 3\n")}
-    agent = start({"llama-server@a.service": {"port": engine.port, "engine": "llama_server"}})
+    agent = start({"llama-server@a.service": {"port": engine.port, "engine": "llama_server"}}, ELSEWHERE)
     assert agent.ask("llama-server@a.service m") == "up ready 25% maxconn:4\n"
     engine.answers.update({"/metrics": (501, "")})
     eventually(lambda: agent.ask("llama-server@a.service m") == "up ready 100% maxconn:4\n")
@@ -240,7 +242,7 @@ def test_nonsense_of_a_service(start, engine, text):
     engine.answers["/api/ps"] = (200, text)
     agent = start({"ollama.service": {"port": engine.port}})
     for _number in range(3):
-        assert agent.ask("ollama.service chat").startswith(("up ready", "down #not_ready"))
+        assert agent.ask("ollama.service chat").startswith(("up", "down #not_ready"))
     assert agent.memory() < 96 << 20
 
 
@@ -446,6 +448,28 @@ def gateway(tmp_path):
     for one in running:
         one.process.kill()
         one.process.wait()
+
+
+@pytest.mark.skipif(not HAPROXY, reason="HAProxy is not installed")
+def test_what_an_operator_of_the_gateway_declares_stays(start, engine, gateway):
+    engine.ollama("chat:latest")
+    agent = start({"ollama.service": {"port": engine.port}})
+    haproxy = gateway(agent, engine.port, {"gpu1.ollama": "ollama.service chat"})
+    haproxy.sees("gpu1.ollama", status="UP", slim="4")
+    eventually(lambda: agent.report()["services"]["ollama.service"]["said"].startswith("up 100%"))
+    haproxy.command("set server chat/gpu1.ollama state drain")
+    for mark in ({"state": "down", "verdict": "x"}, None):
+        if mark:
+            agent.mark("ollama.service", **mark)
+            eventually(lambda: haproxy.stat("gpu1.ollama")["last_agt"].endswith("(x)"))
+        else:
+            (agent.marks / "ollama.service").unlink()
+            eventually(lambda: haproxy.stat("gpu1.ollama")["last_agt"] == "via agent : up")
+    assert haproxy.stat("gpu1.ollama")["status"].startswith("DRAIN")
+    agent.mark("ollama.service", state="drain")
+    eventually(lambda: agent.report()["services"]["ollama.service"]["drained"]["gw1"])
+    (agent.marks / "ollama.service").unlink()
+    haproxy.sees("gpu1.ollama", status="UP")
 
 
 @pytest.mark.skipif(not HAPROXY, reason="HAProxy is not installed")

@@ -28,7 +28,7 @@ class FakeAgent:
     """Answers ``?`` with what the gateways know; ``drained`` maps their names to seconds from now, None for never."""
 
     def __init__(self):
-        self.drained, self.answer = {}, None
+        self.drained, self.answer, self.asked, self.started = {}, None, {}, 0.0
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.socket.listen(16)
@@ -46,7 +46,9 @@ class FakeAgent:
                 known = {
                     name: None if after is None else time.monotonic() + after for name, after in self.drained.items()
                 }
-                told = json.dumps({"services": {UNIT: {"said": "drain", "drained": known}}})
+                asked = {name: time.monotonic() + after for name, after in self.asked.items()}
+                told = {"services": {UNIT: {"said": "drain", "drained": known}}, "gateways": asked}
+                told = json.dumps(dict(told, started=self.started))
                 connection.sendall((told if self.answer is None else self.answer).encode())
 
 
@@ -99,11 +101,25 @@ def test_gateways_are_told_and_requests_end_before_the_stop(host):
 @pytest.mark.parametrize("known", [{"gw1": 1.0}, {"gw1": 1.0, "gw2": None}, {"gw1": 1.0, "gw2": -3600.0}])
 def test_a_gateway_that_does_not_ask_is_named_and_holds_nobody_up(host, known):
     host.configure("10.0.0.5", "10.0.0.6")
-    host.agent.drained = known
+    host.agent.drained, host.agent.asked = known, {"gw2": -0.1}
     began = time.monotonic()
     result = host.run()
     assert (result["gateways"], result["silent"]) == (["gw1"], ["gw2"])
     assert "gw2 did not ask" in host.warnings[0] and drain.HEAR <= time.monotonic() - began < 20
+
+
+def test_a_gateway_that_has_not_asked_for_long_is_not_waited_for(host, monkeypatch):
+    monkeypatch.setattr(drain, "HEAR", 300)
+    host.configure("10.0.0.5", "10.0.0.6")
+    host.agent.drained, host.agent.asked = {"gw1": 1.0}, {"gw1": 0.0, "gw2": -3600.0}
+    assert host.run()["silent"] == ["gw2"] and len(host.warnings) == 1
+
+
+def test_an_agent_that_has_just_started_does_not_know_who_asks(host):
+    host.configure("10.0.0.5")
+    host.agent.started = time.monotonic()
+    began = time.monotonic()
+    assert host.run()["silent"] == ["gw1"] and time.monotonic() - began >= drain.HEAR
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "nothing", '{"services": {}}', '{"services": {"vllm@chat.service": 7}}'])
