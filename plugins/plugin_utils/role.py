@@ -14,7 +14,7 @@ from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Opt
 
 import yaml
 
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import Label, nearest, wrong_type
+from .arguments import Label, nearest, wrong_type
 
 OURS = "gpufleet.inference."
 _NEAR = 0.85  # of 1, as difflib counts; visible_device and keepalive have 0.97 and 0.95

@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Protocol
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.process import Process
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..systemd.manager import System
+from ..systemd.process import Process
+from ..systemd.unit import Unit
+from ..toolbox.errors import Failed, Refused
 
 
 @dataclass
@@ -40,6 +40,10 @@ class Change:
     started: Optional[bool] = None
     restart: str = ""
     """Why a running unit is restarted in any case."""
+    install_hint: str = "install it first"
+    """What to do where there is no such unit, for the message."""
+    prove: bool = False
+    """Ask the gate as after a change, even where nothing is changed, in check mode too."""
     was_up: bool = False
     """It ran until this run stopped it: a rollback starts it again."""
     timeout: float = 60

@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import compare
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.observe import (
-    DOWN,
-    FileChange,
-    Observed,
-    StepChange,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import SECRET, Override
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import split_items
+from ..systemd.manager import split_items
+from . import compare
+from .model import Change, Verdict
+from .observe import DOWN, FileChange, Observed, StepChange
+from .override import SECRET, Override
 
 ENABLED = ("enabled", "enabled-runtime")
 
@@ -268,7 +263,7 @@ def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
     if state.get("LoadState") == "masked":
         why = "%s is masked, so it cannot start: systemctl unmask it first" % unit
     elif state.get("LoadState") == "not-found" and not observed.steps:
-        why = "there is no unit %s on this host: install it first, or correct the name" % unit
+        why = "there is no unit %s on this host: %s, or correct the name" % (unit, change.install_hint)
     elif state.get("Transient") == "yes":
         why = "%s is transient: it has no unit file, and is gone once it stops; create a unit file for it" % unit
     elif change.enabled and not brings_install and file_state in ("static", "generated"):

@@ -7,21 +7,11 @@ from __future__ import annotations
 
 from typing import Dict, Mapping, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Change,
-    Fault,
-    Gate,
-    Running,
-    Verdict,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.observe import (
-    Observed,
-    ends,
-    wrong_credentials,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.plan import not_loaded, shown
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.switch import ENDED, Switch
+from .model import Change, Fault, Gate, Running, Verdict
+from .observe import Observed, ends, wrong_credentials
+from .override import Override
+from .plan import not_loaded, shown
+from .switch import ENDED, Switch
 
 
 class Proven(NamedTuple):
@@ -85,7 +75,8 @@ class Proof:
         if not running:
             return None
         environment = self._environment(observed, running, running.environ)
-        return Proven(self._ask(running, changed=False), environment)
+        verdict = self._ask(running, changed=False)
+        return Proven(self._ask(running, changed=True) if self.change.prove else verdict, environment)
 
     def remedy(self, verdict: Verdict) -> str:
         """What may fix a unit in its declared state; empty where nothing may, or the unit is not to be touched."""

@@ -13,21 +13,16 @@ from __future__ import annotations
 import os
 from typing import Any, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import releases
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.storage import USER
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import (
-    BackStep,
-    ProgramStep,
-    ReleaseStep,
-    with_checksums,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import Release
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import Layout
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..converge import account
+from ..converge.model import Step
+from ..serving.model import Installs, Service
+from ..serving.release import BackStep, ProgramStep, ReleaseStep, with_checksums
+from ..serving.sources import Release
+from ..serving.switch import Layout
+from ..serving.template import TemplateStep
+from ..toolbox.errors import Refused
+from . import releases, settings
+from .storage import USER
 
 HOME = "/usr/share/ollama"
 _UNIT = """\
@@ -110,6 +105,22 @@ def _release(options: Mapping[str, Any]) -> Optional[Release]:
         os.uname().machine,
     )
     return found and with_checksums(found, options["remote_src"])
+
+
+def installs(options: Mapping[str, Any], listen: Any) -> Installs:
+    """Which release takes the place of which; the one in use is asked for its version, if it runs.
+
+    :param listen: where the service will listen, which is rarely another address than until now.
+    """
+    if not os.path.lexists(os.path.join(options["prefix"], "bin", "ollama")):
+        return Installs(options["version"], first=True)
+    from .api import Api, ApiError
+
+    try:
+        before = Api(*settings.reachable_at("%s:%d" % (listen.address, listen.port))).version(timeout=2)
+    except (ApiError, ValueError):
+        before = None
+    return Installs(options["version"], before)
 
 
 def check_library(library: Optional[str], prefix: str, needed: Sequence[Step]) -> None:

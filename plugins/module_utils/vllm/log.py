@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a vLLM says before it ends: lines of its log in, the cause and what to do out. Pure.
 
-Held to recorded failures of 0.32.0 (tests/unit/fixtures/vllm/failures.json, ray.json).
+Held to recorded failures of 0.32.0 (tests/unit/fixtures/vllm/failures.json).
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import re
 from typing import Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+from ..serving.model import Cause, CauseTable, known_cause
+from ..toolbox.text import printable
 
 _PREFIX = re.compile(
-    r"\A(?:(?:\x1b\[\d+m)?\(\w+(?: pid=\d+, ip=[\w.:]+| pid=\d+)?\)(?:\x1b\[0m)? )?"  # of Ray, for another process
-    r"(?:\([A-Za-z_0-9 =-]+ pid=\d+\) )?"
+    r"\A(?:\([A-Za-z_0-9 =-]+ pid=\d+\) )?"
     r"(?:(INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[\w./-]+:\d+\] ?)?"
 )
 _ERROR = re.compile(r"\A[\w.]+(Error|Exception|Interrupt|Exit)(:|\Z)|\A\S+: error: |\AValue error, ")
@@ -25,7 +24,7 @@ _INVALID = re.compile(r"\A[\w.]+ValidationError: \d+ validation error")
 _WIDTH = 500
 """Characters of a line; a process can log megabytes."""
 
-_CAUSES: Tuple[Tuple[str, str, str], ...] = (
+_CAUSES: CauseTable = (
     (
         "Free memory on device",
         "out_of_memory",
@@ -58,11 +57,6 @@ _CAUSES: Tuple[Tuple[str, str, str], ...] = (
         "vLLM sees no GPU: driver, device nodes, or a wheel for another one",
     ),
     ("No CUDA GPUs are available", "cpu_fallback", "vLLM sees no GPU: look at visible_devices and the driver"),
-    (
-        "The current node timed out during startup",
-        "port_taken",
-        "another process has a port of Ray's, three to five above master_port: choose another master_port",
-    ),
     ("is gone: all hosts of this model end", "peer_lost", "its own result says why"),
     ("No module named", "crash_loop", "the environment is incomplete: build it again"),
     (
@@ -77,7 +71,7 @@ _CAUSES: Tuple[Tuple[str, str, str], ...] = (
     ),
 )
 
-_CONSEQUENCES: Tuple[Tuple[str, str, str], ...] = (
+_CONSEQUENCES: CauseTable = (
     ("died unexpectedly, shutting down executor", "crash_loop", "the journal of the host with that rank may say why"),
     ("Executor failed", "crash_loop", "the journal may say why"),
     ("EngineCore encountered an issue", "crash_loop", "the journal may say why"),
@@ -108,16 +102,12 @@ def last_words(lines: Sequence[str]) -> Cause:
     split = [_split(line) for line in lines]
     said = [text.strip() for _level, text in split]
     serious = [text for level, text in split if level not in ("INFO", "WARNING", "DEBUG")]
-    for words, verdict, advice in _CAUSES:
-        for text in reversed(serious):
-            if words in text:
-                return Cause(verdict, text.strip(), advice)
+    known = known_cause(_CAUSES, serious)
+    if known:
+        return known
     for number, text in enumerate(serious):
         if _ERROR.search(text) and not any(words in text for words, _verdict, _advice in _CONSEQUENCES):
             counted = _INVALID.match(text) and serious[number + 1 : number + 2]
             return Cause("crash_loop", (counted[0] if counted else text).strip(), "")
-    for words, verdict, advice in _CONSEQUENCES:
-        for text in reversed(serious):
-            if words in text:
-                return Cause(verdict, text.strip(), advice)
-    return Cause("crash_loop", next((line for line in reversed(said) if line), ""), "")
+    last = Cause("crash_loop", next((line for line in reversed(said) if line), ""))
+    return known_cause(_CONSEQUENCES, serious) or last

@@ -17,9 +17,9 @@ import signal
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
+from ..converge.model import Fault, Running
+from ..serving.gate import Proof
+from ..serving.openai import Drain
 
 _POLL = 0.3  # seconds between two looks at the supervisor's state
 _LEADER_STOPS = 15  # seconds that node 0 needs to end when its requests have ended
@@ -30,13 +30,15 @@ def leader_serves(proof: Proof) -> None:
     running = proof.running
     if not running.alive():
         raise proof.died()
-    if proof.changed:
+    if proof.started:
         _wait(proof, "serving")
         proof.figures["ready_seconds"] = round(time.monotonic() - running.started_monotonic, 1)
 
 
 def all_proven(proof: Proof) -> None:
-    """This host is proven, and waits until all are; verdicts ``peer_lost``, ``not_ready``."""
+    """A host that has just started is proven, and waits until all are; verdicts ``peer_lost``, ``not_ready``."""
+    if not proof.started:
+        return
     try:
         os.kill(proof.running.main_pid, signal.SIGUSR1)
     except ProcessLookupError:

@@ -4,30 +4,25 @@
 """A vLLM installation: how it is started, and what its own parser says of a configuration.
 
 Whose files it is made of is not known here, so root never runs it: the parser runs as the user of the service, or as
-nobody where there is no such user yet. What it says is bounded, and checked before it is kept.
+nobody where there is no such user yet. What it says is bounded.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import os
 import re
-import signal
-import subprocess
 import tempfile
-from typing import IO, Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, List, Mapping, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import read_regular
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import parser
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import render
+from ..toolbox.errors import Failed, Refused
+from ..toolbox.files import read_regular
+from ..toolbox.text import near
+from .settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
 PARSE_LIMIT = 300  # seconds; it imports torch
 _SAYS = 16 << 20  # bytes that are read of what it says, and that it may write to a file
-CACHE = "/var/cache/gpufleet/vllm"
 
 
 class Program:
@@ -65,46 +60,20 @@ class Program:
             return [script, "serve"]
         return [self.python, "-m", MODULE]
 
-    def ray(self) -> str:
-        """Path of Ray's command.
-
-        :raises Refused: the environment has none.
-        """
-        path = os.path.join(self.venv, "bin", "ray")
-        if not os.access(path, os.X_OK):
-            raise Refused(
-                "distributed_executor_backend: %s has no Ray, which vLLM does not bring along: add ray to its packages "
-                "(the role's vllm_packages, packages of python_environment)" % self.venv
-            )
-        return path
-
-    def has(self, package: str) -> bool:
-        return bool(self._packages(package + "/__init__.py"))
-
-    def parse(self, config: Mapping[str, Any], environment: Mapping[str, str], keep: bool = False) -> None:
+    def parse(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         """Have vLLM's own parser judge a configuration; nothing is started, no GPU is opened.
 
-        It is asked only for what it did not tell the first time, which is kept in CACHE.
-
-        :param keep: whether what it reports of its options may be cached.
         :raises Refused: it refuses; with its own words, and the nearest name for one that it does not know.
         """
-        table = self._kept()
-        wrong = parser.unknown(config, table) if table else []
-        if wrong:
-            said = "unrecognized arguments: %s" % " ".join("--" + key for key in wrong)
-            raise Refused("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
-        if table and parser.certain(config, table):
-            return
-        taken, said, table = self._ask(config, environment)
-        if table and keep:
-            self._keep(table)
+        taken, said, names = self._ask(config, environment)
         if not taken:
-            raise Refused("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
+            raise Refused("vLLM refuses the configuration: %s" % refusal(said, names))
 
-    def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, parser.Table]:
-        """Whether the parser takes it, what it says, and its options; an empty table when it does not get so far."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, users
+    def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, List[str]]:
+        """Whether the parser takes it, what it says, and its options; none when it does not get so far."""
+        from ..programs import parser_probe
+        from ..toolbox import files, users
+        from ..toolbox.source import source_of
 
         words = self.command()
         target = [words[0], "serve"] if len(words) == 2 else [words[2]]
@@ -122,47 +91,18 @@ class Program:
             own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
             own.update(USER=self.user, LOGNAME=self.user)  # torch asks, and ends where an id has no name
             own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=home, COLUMNS="200")
-            command = [self.python, "-W", "ignore", "-c", _probe(), json.dumps(parser.SAMPLES), *target]
-            with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-                status = _run(
-                    [*command, "--config", path], dict(environment, **own), home, out, err, _become(ids, root)
-                )
-                said, complaint = _beginning(out), _beginning(err)
+            command = [self.python, "-W", "ignore", "-c", source_of(parser_probe), *target, "--config", path]
+            status, said = users.output_of(ids, command, PARSE_LIMIT, _SAYS, dict(environment, **own), home)
+        except OSError as error:
+            raise Refused("venv: %s cannot be run by the user of the service: %s" % (self.python, error)) from None
+        except Failed as error:
+            raise Refused("vLLM's own parser did not judge the configuration: %s" % error) from None
         finally:
             files.remove_tree(scratch)
         lines = said.split("\n")
-        tables = [_table(line[6:]) for line in lines if line.startswith("TABLE ")]
-        return status == 0 and "PARSED" in lines, complaint, tables[-1] if tables else {}
-
-    def _kept(self) -> parser.Table:
-        """The options as reported by the parser of this very environment; nothing when it was not asked yet."""
-        try:
-            with open(self._cache(), encoding="utf-8") as file:
-                kept = json.load(file)
-            return kept["options"] if kept["of"] == self._state() else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    def _keep(self, table: parser.Table) -> None:
-        path = self._cache()
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path + ".new", "w", encoding="utf-8") as file:
-                json.dump({"of": self._state(), "options": table}, file)
-            os.rename(path + ".new", path)
-        except OSError:  # then it is asked again the next time
-            pass
-
-    def _cache(self) -> str:
-        return os.path.join(CACHE, hashlib.sha256(os.fsencode(self.venv)).hexdigest()[:16] + ".json")
-
-    def _state(self) -> List[Any]:
-        """Changes whenever a package comes, goes or is replaced, and with the question."""
-        found: List[Any] = [self.venv, hashlib.sha256(_probe().encode()).hexdigest()]
-        for path in self._packages(""):
-            status = os.stat(path)
-            found += [status.st_ino, status.st_mtime_ns]
-        return found
+        names = [name for line in lines if line.startswith("OPTIONS ") for name in line.split()[1:]]
+        words = [line for line in lines if not line.startswith("OPTIONS ")]
+        return status == 0 and "PARSED" in lines, "\n".join(words), [name for name in names if name.isprintable()]
 
     def variables(self) -> List[str]:
         """Names of the variables that this version reads, out of its envs.py; none when that is not to be read."""
@@ -188,104 +128,24 @@ class Program:
         return sorted(glob.glob(folders + pattern))
 
 
-def _probe() -> str:
-    """The program that asks vLLM's own parser."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.programs import parser_probe
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
-
-    return source_of(parser_probe)
-
-
-def _run(
-    words: Sequence[str],
-    environment: Mapping[str, str],
-    folder: str,
-    out: IO[bytes],
-    err: IO[bytes],
-    become: Callable[[], None],
-) -> int:
-    """Exit status of a command that is ended when it takes too long."""
-    try:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            env=environment,
-            cwd=folder,
-            preexec_fn=become,
-            start_new_session=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise Refused("venv: %s cannot be run by the user of the service: %s" % (words[0], error)) from None
-    try:
-        return process.wait(PARSE_LIMIT)
-    except subprocess.TimeoutExpired:
-        raise Refused("vLLM's own parser did not read the configuration within %d s" % PARSE_LIMIT) from None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _become(ids: Any, root: bool) -> Callable[[], None]:
-    """What the child does before it executes the parser: take a user's ids, and a limit to the files that it writes."""
-    import resource
-
-    def become() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (_SAYS, _SAYS))
-        if root:
-            os.setgroups(ids.groups)
-            os.setgid(ids.gid)
-            os.setuid(ids.uid)
-        os.umask(0o022)
-
-    return become
-
-
-def _beginning(stream: IO[bytes]) -> str:
-    stream.seek(0)
-    return stream.read(_SAYS).decode("utf-8", "replace")
-
-
-def _table(text: str) -> parser.Table:
-    """A table of options as reported by a parser; empty when it is not one."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) and all(map(parser.is_option, found.values())) else {}
-
-
 def refusal(said: str, options: Sequence[str]) -> str:
     """argparse's last words, with the nearest option for each that it does not know. Pure."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.log import bare
+    from .log import bare
 
     lines = [line for line in map(bare, said.split("\n")[-1000:]) if line]
     last = next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "it says nothing")
     last = last.partition("error: ")[2] or last
     if last.startswith("unrecognized arguments: "):
-        import difflib
-
+        names = [option[2:] for option in options]
         for word in last.split()[2:]:
-            if word.startswith("--no-") and "--" + word[5:] in options:
+            if word.startswith("--no-") and word[5:] in names:
                 last += "; this version does not take %s: false, leave it out" % word[5:]
-                continue
-            near = difflib.get_close_matches(word, options, cutoff=0.7) if word.startswith("--") else []
-            if near:
-                last += "; did you mean %s?" % near[0][2:]
+            elif word.startswith("--"):
+                last += near(word[2:], names)
     return last
 
 
 def unknown_variables(environment: Mapping[str, Any], known: Sequence[str]) -> List[str]:
     """A warning for each VLLM_ variable that this version does not read. Pure."""
-    import difflib
-
-    warnings: List[str] = []
-    names: Dict[str, None] = dict.fromkeys(known)
-    for name in sorted(environment) if known else ():
-        if name.startswith("VLLM_") and name not in names:
-            near = difflib.get_close_matches(name, known, cutoff=0.8)
-            hint = "; did you mean %s?" % near[0] if near else ""
-            warnings.append("environment.%s: this vLLM does not read it%s" % (name, hint))
-    return warnings
+    strange = [name for name in sorted(environment) if name.startswith("VLLM_") and known and name not in known]
+    return ["environment.%s: this vLLM does not read it%s" % (name, near(name, known)) for name in strange]

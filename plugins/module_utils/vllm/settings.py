@@ -13,50 +13,27 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.variables import variables
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port, reachable
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import cluster
+from ..hf_model.parallel import Parallel
+from ..serving.variables import variables
+from ..toolbox.addresses import host_port, reachable
+from ..toolbox.errors import Refused
 
 PORT = 8000
 HOST = "127.0.0.1"
 GUARD = "gpufleet_guard"
 """Name of the module whose class ``Guard`` asks for the key on every path."""
 
-FLAGS: Tuple[Tuple[str, str], ...] = (
-    ("model", "model"),
-    ("served_model_name", "served-model-name"),
-    ("host", "host"),
-    ("port", "port"),
-    ("revision", "revision"),
-    ("download_dir", "download-dir"),
-    ("load_format", "load-format"),
-    ("trust_remote_code", "trust-remote-code"),
-    ("chat_template", "chat-template"),
-    ("dtype", "dtype"),
-    ("quantization", "quantization"),
-    ("max_model_len", "max-model-len"),
-    ("max_num_seqs", "max-num-seqs"),
-    ("max_num_batched_tokens", "max-num-batched-tokens"),
-    ("gpu_memory_utilization", "gpu-memory-utilization"),
-    ("kv_cache_dtype", "kv-cache-dtype"),
-    ("cpu_offload_gb", "cpu-offload-gb"),
-    ("enable_prefix_caching", "enable-prefix-caching"),
-    ("enforce_eager", "enforce-eager"),
-    ("ssl_keyfile", "ssl-keyfile"),
-    ("ssl_certfile", "ssl-certfile"),
-    ("shutdown_timeout", "shutdown-timeout"),
+FLAGS = (
+    *("model", "served_model_name", "host", "port", "revision", "download_dir", "load_format", "trust_remote_code"),
+    *("chat_template", "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens"),
+    *("gpu_memory_utilization", "kv_cache_dtype", "cpu_offload_gb", "enable_prefix_caching", "enforce_eager"),
+    *("ssl_keyfile", "ssl_certfile", "shutdown_timeout"),
 )
-"""Option of ours, and the option of vLLM's command line that it is."""
+"""Options that vLLM's command line has under the same name, with dashes."""
 
-_SIZES = (
-    ("tensor_parallel_size", "tensor-parallel-size"),
-    ("pipeline_parallel_size", "pipeline-parallel-size"),
-    ("data_parallel_size", "data-parallel-size"),
-)
+_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 _ELSEWHERE = {
     "api-key": "it would stand in the file, and older versions log it; use api_key",
     "hf-token": "it would stand in the file; use hf_token",
@@ -65,20 +42,12 @@ _ELSEWHERE = {
     "uds": "the proof and the ledger need a port; a proxy may offer a socket",
 }
 """Options that ``extra_args`` must not hold, and why."""
-_SECRETS = {
-    "VLLM_API_KEY": "api_key",
-    "HF_TOKEN": "hf_token",
-    "HUGGING_FACE_HUB_TOKEN": "hf_token",
-    "RAY_AUTH_TOKEN": "api_key",
-}
+_SECRETS = {"VLLM_API_KEY": "api_key", "HF_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}
 _OURS = {
     "CUDA_VISIBLE_DEVICES": "visible_devices",
     "CUDA_DEVICE_ORDER": "visible_devices",
     "HF_TOKEN_PATH": "hf_token",
     "PYTHONPATH": "guard_all_paths",
-    "RAY_ADDRESS": "nodes",
-    "RAY_AUTH_MODE": "api_key",
-    "RAY_AUTH_TOKEN_PATH": "api_key",
 }
 _NOT_HERE = {name: "is a secret and would stand in the unit; use %s" % option for name, option in _SECRETS.items()}
 _NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items()})
@@ -125,19 +94,18 @@ def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[st
     :param visible: value of CUDA_VISIBLE_DEVICES; None where the instance uses no GPU.
     :raises Refused: vLLM would misread or refuse values.
     """
-    declared, problems = Declared(), []  # type: Tuple[Declared, List[str]]
+    declared = Declared()
+    problems: List[str] = []
     given = dict(options, host=options.get("host") or HOST, port=options.get("port") or PORT)
-    for option, flag in FLAGS:
+    for option in FLAGS:
         if given.get(option) is not None:
-            _put(declared.config, flag, given[option])
-    for (_option, flag), size in zip(_SIZES, (parallel.tensor, parallel.pipeline, parallel.data)):
+            _put(declared.config, _flag(option), given[option])
+    for option, size in zip(_SIZES, (parallel.tensor, parallel.pipeline, parallel.data)):
         if size != 1:
-            declared.config[flag] = size
+            declared.config[_flag(option)] = size
     nodes, rank = options.get("nodes") or (), options.get("node_rank") or 0
     if nodes:
         problems += _take_nodes(declared, options, nodes, rank)
-    elif options.get("distributed_executor_backend", "mp") != "mp":
-        problems.append("distributed_executor_backend: ray is for a model on several hosts, and there are no nodes")
     problems += _wrong_values(given)
     problems += _take_extra(declared, options.get("extra_args") or {})
     problems += _take_environment(declared, options.get("environment") or {})
@@ -149,14 +117,6 @@ def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[st
         if not re.match(r"[\x21-\x7e]{8,}\Z", key):
             problems.append("api_key: expected 8 or more characters without blanks, all of ASCII")
         declared.secret_environment["VLLM_API_KEY"] = key
-        if declared.config.get("distributed-executor-backend") == "ray":
-            declared.credentials["ray_token"] = cluster.token(key)
-            declared.environment["RAY_AUTH_MODE"] = "token"
-    elif declared.config.get("distributed-executor-backend") == "ray":
-        declared.warnings.append(
-            "distributed_executor_backend: Ray runs code for anybody who reaches its ports; set api_key, of which it "
-            "is given a token to ask for"
-        )
     if token is not None:
         declared.credentials["hf_token"] = token
     if options.get("asleep") == "accept" and not declared.config.get("enable-sleep-mode"):
@@ -249,18 +209,11 @@ def _take_nodes(
     if bad or len(set(names)) != len(names):
         return ["nodes: %r; expected each with a name of its own and an address" % (list(bad or names),)]
     declared.addresses, declared.rank = [node["address"] for node in nodes], rank
-    backend, port = options.get("distributed_executor_backend") or "mp", int(options["master_port"])
-    declared.config["distributed-executor-backend"] = backend
+    declared.config.update({"distributed-executor-backend": "mp", "nnodes": len(nodes), "node-rank": rank})
+    declared.config.update({"master-addr": declared.addresses[0], "master-port": int(options["master_port"])})
     if rank:
         declared.config["headless"] = True
     declared.environment["VLLM_HOST_IP"] = declared.addresses[rank]
-    if backend == "ray":
-        declared.environment.update(cluster.environment(declared.addresses, port))
-        if len(options["name"]) > cluster.LONGEST_NAME:
-            return ["name: with Ray it has %d characters at most, as its sockets' paths do" % cluster.LONGEST_NAME]
-    else:
-        declared.config.update({"nnodes": len(nodes), "node-rank": rank})
-        declared.config.update({"master-addr": declared.addresses[0], "master-port": port})
     return []
 
 
@@ -272,6 +225,10 @@ def definition(declared: Declared, version: str) -> str:
     shared = {key: value for key, value in declared.config.items() if key not in own}
     text = json.dumps([version, declared.addresses, shared], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _flag(option: str) -> str:
+    return option.replace("_", "-")
 
 
 def _put(config: Dict[str, Any], flag: str, value: Any) -> None:
@@ -286,7 +243,7 @@ def _put(config: Dict[str, Any], flag: str, value: Any) -> None:
 
 def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
     problems = []
-    typed = {flag: option for option, flag in FLAGS + _SIZES}
+    typed = {_flag(option): option for option in FLAGS + _SIZES}
     for name in sorted(extra):
         first, dot, rest = str(name).lstrip("-").partition(".")  # vLLM, too, replaces underscores only before the dot
         flag = first.replace("_", "-") + dot + rest

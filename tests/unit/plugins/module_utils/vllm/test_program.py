@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
 
@@ -78,20 +79,6 @@ def test_no_environment_and_one_without_vllm(tmp_path):
         Program(str(tmp_path), USER).check()
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(program_file, "CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """The configurations about which the parser itself was asked."""
-    found, real = [], Program._ask
-    monkeypatch.setattr(Program, "_ask", lambda self, *words: found.append(words[0]) or real(self, *words))
-    return found
-
-
 def config(**more):
     return {"model": "/nosuch", "served-model-name": ["a", "b"], "enforce-eager": True, **more}
 
@@ -100,47 +87,11 @@ def test_the_parser_takes_what_is_right_and_starts_nothing(venv):
     Program(venv, USER).parse(config(), {"PATH": "/usr/bin"})
 
 
-def test_the_parser_is_asked_once_for_what_its_options_tell(venv, asked):
+def test_a_false_without_a_spelling_is_refused(venv):
     program = Program(venv, USER)
-    program.parse(config(), {}, keep=True)
-    program.parse(config(**{"max-num-seqs": 8, "dtype": "half", "gpu-memory-utilization": 0.5}), {}, keep=True)
-    with pytest.raises(Refused, match="unrecognized arguments: --max-modle-len; did you mean max-model-len?"):
-        program.parse(config(**{"max-modle-len": 5}), {}, keep=True)
-    assert asked == [config()]
-    for wrong in ({"max-num-seqs": "many"}, {"dtype": "float7"}):
-        with pytest.raises(Refused, match="invalid"):
-            program.parse(config(**wrong), {}, keep=True)
-        assert asked[-1] == config(**wrong), "it alone has the words for what is wrong"
-
-
-def test_what_the_parser_told_is_kept_only_on_request_and_only_for_that_environment(venv, asked, cache):
-    Program(venv, USER).parse(config(), {})
-    assert not cache.exists()
-    with pytest.raises(Refused):
-        Program(venv, USER).parse(config(**{"max-modle-len": 5}), {}, keep=True)
-    assert len(list(cache.iterdir())) == 1, "a refusal tells of the options as well"
-    Program(venv, USER).parse(config(), {})
-    assert len(asked) == 2
-    site = next(Path(venv, "lib").glob("python3*/site-packages"))
-    (site / "another_package").mkdir()
-    Program(venv, USER).parse(config(), {}, keep=True)
-    (site / "another_package").rmdir()
-    assert len(asked) == 3
-    (kept,) = cache.iterdir()
-    for content in ("", "[]", "{}"):
-        kept.write_text(content)
-        Program(venv, USER).parse(config(), {})
-    assert len(asked) == 6, "a damaged file is as none"
-
-
-def test_a_false_without_a_spelling_is_refused(venv, asked):
-    program = Program(venv, USER)
-    program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
-    program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
-    assert len(asked) == 1
-    for _once in range(2):
-        with pytest.raises(Refused, match="this version does not take disable-log-stats: false, leave it out"):
-            program.parse(config(**{"no-disable-log-stats": True}), {}, keep=True)
+    program.parse(config(**{"no-enable-prefix-caching": True}), {})
+    with pytest.raises(Refused, match="this version does not take disable-log-stats: false, leave it out"):
+        program.parse(config(**{"no-disable-log-stats": True}), {})
 
 
 @pytest.mark.parametrize(
@@ -170,70 +121,53 @@ def test_a_vllm_that_does_not_import(venv, monkeypatch):
 
 @pytest.fixture
 def answered(venv, monkeypatch):
-    """`answered(status, out, err)`: how a parser was run that ended so, by `.parse()`."""
+    """`answered(status, said)`: how a parser was run that ended so, by `.parse()`; a status may be an exception."""
 
-    def answered(status, out, err=b""):
-        class Process:
-            def __init__(self, words, **more):
-                self.words, self.pid = words, 1 << 30
-                answered.run = dict(more, words=words, there=os.listdir(more["cwd"]))
-                more["stdout"].write(out)
-                more["stderr"].write(err)
+    def answered(status, said=""):
+        def output_of(ids, command, limit, largest, environment, folder):
+            answered.run = dict(words=command, limit=limit, env=environment, cwd=folder, there=os.listdir(folder))
+            if isinstance(status, Exception):
+                raise status
+            return status, said
 
-            def wait(self, limit=None):
-                answered.run["limit"] = limit
-                if status is None and limit:
-                    raise subprocess.TimeoutExpired(self.words, limit)
-                return status
-
-            def poll(self):
-                return status
-
-        monkeypatch.setattr(program_file.subprocess, "Popen", Process)
-        monkeypatch.setattr(program_file.os, "killpg", lambda pid, number: answered.run.update(killed=pid))
-        Program(venv, USER).parse({}, {"HOME": "/declared", "HTTPS_PROXY": "http://proxy"}, keep=True)
+        monkeypatch.setattr(users, "output_of", output_of)
+        Program(venv, USER).parse({}, {"HOME": "/declared", "HTTPS_PROXY": "http://proxy"})
         return answered.run
 
     return answered
 
 
 def test_the_parser_is_asked_apart_from_all_that_serves(venv, answered):
-    run = answered(0, b"PARSED\n")
+    run = answered(0, "PARSED\n")
     home, path = run["cwd"], os.environ["PATH"]
     scratch = os.path.dirname(home)
     own = {"HOME": home, "TMPDIR": home, "PATH": path, "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
     own.update(USER=USER, LOGNAME=USER)
     own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", HTTPS_PROXY="http://proxy")
     assert run["env"] == own
-    assert (run["stdin"], run["limit"], os.path.exists(scratch)) == (subprocess.DEVNULL, 300, False)
+    assert (run["limit"], os.path.exists(scratch)) == (300, False)
     (file,) = run["there"]
     assert run["words"][1:4] == ["-W", "ignore", "-c"]
     assert run["words"][-4:] == [venv + "/bin/vllm", "serve", "--config", "%s/%s" % (home, file)]
 
 
-@pytest.mark.parametrize("status, out", [(1, b"PARSED\n"), (0, b""), (0, b"it is PARSED\n")])
+@pytest.mark.parametrize("status, out", [(1, "PARSED\n"), (0, ""), (0, "it is PARSED\n")])
 def test_a_parser_that_does_not_say_that_it_takes_it(answered, status, out):
-    with pytest.raises(Refused, match="refuses the configuration: of no use \ufffd$"):
-        answered(status, out + b"\xff\n", b"of no use \xff\n")
+    with pytest.raises(Refused, match="refuses the configuration: of no use$"):
+        answered(status, "OPTIONS --of-use\n" + out + "of no use \n")
 
 
-def test_a_parser_that_does_not_end(answered):
-    with pytest.raises(Refused, match="did not read the configuration within 300 s"):
-        answered(None, b"")
-    assert answered.run["killed"] == 1 << 30
-
-
-TABLE = b'TABLE {"x": {"bare": true, "several": false, "takes": ["text"], "choices": null}}'
-
-
-def test_a_cache_that_cannot_be_written_is_no_fault(answered, cache):
-    cache.parent.mkdir(exist_ok=True)
-    cache.touch()
-    answered(0, TABLE + b"\nPARSED\n")
-    cache.unlink()
-    cache.mkdir()
-    answered(0, TABLE + b"\nPARSED\n")
-    assert [path.suffix for path in cache.iterdir()] == [".json"]
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (Failed("it did not end within 300 s"), "parser did not judge the configuration: it did not end within 300 s"),
+        (PermissionError(13, "Permission denied"), "bin/python cannot be run by the user of the service: .*denied"),
+    ],
+)
+def test_a_parser_that_does_not_run_to_its_end(answered, error, words):
+    with pytest.raises(Refused, match=words):
+        answered(error)
+    assert not os.path.exists(answered.run["cwd"])
 
 
 @pytest.mark.parametrize(
