@@ -53,6 +53,8 @@ KEPT = "/run/gpufleet-code"
 #: each start of Ansible.
 _IMPORT = re.compile(r"^ *from (\.+)([\w.]*) import (\([^)]*\)|[^\n]+)", re.MULTILINE)
 
+_NO_SUDO = re.compile("^.*(?:not in the sudoers file|is not allowed to execute|may not run sudo).*$", re.MULTILINE)
+
 #: What a result of ours never has: Ansible itself acts on it.
 _RESERVED_KEYS = {
     *("add_group", "add_host", "ansible_job_id", "attempts", "deprecations", "exception", "failed", "include"),
@@ -161,7 +163,7 @@ class CheckFirstAction(ActionBase):
         except AnsibleActionFail as error:
             raise AnsibleActionFail(translated(str(error.message), self.FUNCTION.argument_spec, label)) from None
         if found.get("failed") and isinstance(found.get("msg"), str):
-            found["msg"] = translated(found["msg"], self.FUNCTION.argument_spec, label)
+            found["msg"] = _without_root(found) or translated(found["msg"], self.FUNCTION.argument_spec, label)
         result.update(found)
         return result
 
@@ -266,6 +268,14 @@ class CheckFirstAction(ActionBase):
         if not named.startswith("auto"):
             return named
         return (variables.get("ansible_facts") or {}).get("discovered_interpreter_python") or "python3"
+
+
+def _without_root(failed: Mapping[str, Any]) -> str:
+    """Why no module ran, where sudo refused to run it; Ansible speaks of a result without JSON. Else empty."""
+    said = _NO_SUDO.search(str(failed.get("module_stderr")))
+    if not said:
+        return ""
+    return "%s Let this user become root by sudo, or set ansible_user to one that may." % one_line(said.group())
 
 
 class WrongInput(AnsibleActionFail):

@@ -68,6 +68,11 @@ def refused(
     if mode == os.F_OK:
         return "%s is not a directory" % path
     owner = "%s, mode %04o" % (_name_of(uid), permissions)
+    if mode == os.X_OK and (place + "/").startswith(("/root/", "/home/")):
+        return "%s cannot enter %s (owner %s), a parent of %s; choose a folder that is in no home, such as /srv/%s" % (
+            *(user, place, owner, path),
+            user,
+        )
     if mode == os.X_OK:
         return "%s cannot enter %s (owner %s), a parent of %s; chmod o+x %s, or setfacl -m u:%s:x %s" % (
             user,
