@@ -17,6 +17,9 @@ from ..toolbox.users import STRANGERS, Ids, as_user, ids_of
 LIMIT = 60
 """Seconds to look through a folder."""
 
+OTHER_FOLDER = "choose a folder that is in no home"
+"""Advice for a folder in a home: nobody should open a home to a service."""
+
 
 def ids(user: str) -> Ids:
     """The ids of a user; of one that does not exist yet, ids that nothing belongs to."""
@@ -69,9 +72,9 @@ def refused(
         return "%s is not a directory" % path
     owner = "%s, mode %04o" % (_name_of(uid), permissions)
     if mode == os.X_OK and (place + "/").startswith(("/root/", "/home/")):
-        return "%s cannot enter %s (owner %s), a parent of %s; choose a folder that is in no home, such as /srv/%s" % (
+        return "%s cannot enter %s (owner %s), a parent of %s; %s, such as /srv/%s" % (
             *(user, place, owner, path),
-            user,
+            *(OTHER_FOLDER, user),
         )
     if mode == os.X_OK:
         return "%s cannot enter %s (owner %s), a parent of %s; chmod o+x %s, or setfacl -m u:%s:x %s" % (
