@@ -13,12 +13,17 @@ STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help deps generate $(STAGES) molecule-vllm molecule-rest test demo clean
+.PHONY: help link deps generate $(STAGES) molecule-vllm molecule-rest test demo clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-deps: ## install missing Debian packages, the tools in .venv, and the link to the collection
+link: ## link the collection into .collections, where Ansible finds it in this checkout (installs nothing)
+	@mkdir -p .collections/ansible_collections/gpufleet
+	@[ -e .collections/ansible_collections/gpufleet/inference/galaxy.yml ] || \
+	ln -sfn ../../.. .collections/ansible_collections/gpufleet/inference
+
+deps: link ## install missing Debian packages, the tools in .venv, and the link to the collection
 	@.ci/deps next
 
 generate: deps ## write documentation, role specs, tasks, defaults and README tables from the option tables

@@ -43,7 +43,7 @@ options:
   state:
     description:
       - V(present) configures the service, enables it and starts it.
-      - V(absent) stops the service, disables it and removes its files. Users and models stay.
+      - V(absent) stops the service, disables it and removes its files. Its program, user and models stay.
     type: str
     choices: [present, absent]
     default: present
@@ -53,9 +53,9 @@ options:
     default: true
   timeout:
     description:
-      - Seconds within which the server must be up and verified, including the time to load its model. Left out, it
-        depends on the size of the model.
-      - A server that dies is noticed at once, one that stalls after O(stall_timeout).
+      - Seconds within which the service must be up and verified, including the time to load its model. Left out, it
+        grows with the size of the model, by one second per 100 MB.
+      - A service that dies is noticed at once, one that stalls after O(stall_timeout).
     type: int
   instances:
     description:
@@ -465,7 +465,6 @@ instances:
   type: dict
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
@@ -476,6 +475,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import service
+
     run(argument_spec(), service.converge)
 
 

@@ -29,10 +29,10 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.programs import state_check
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line, printable
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.spelling import misspelled
+from ..module_utils.programs import state_check
+from ..module_utils.toolbox.source import source_of
+from ..module_utils.toolbox.text import one_line, printable
+from .spelling import misspelled
 
 ROOM = "ansible_collections.gpufleet.inference.plugins.module_utils"
 FOLDER = Path(__file__).resolve().parent.parent / "module_utils"
@@ -45,8 +45,9 @@ REASON = 2000
 WARNINGS = 100
 OPT_OUT = "gpufleet_check_first"
 
-#: An import from there, wherever it stands. To parse all sources takes 40 times as long, at each start of Ansible.
-_IMPORT = re.compile(r"^ *from (%s[\w.]*) import (\([^)]*\)|[^\n]+)" % re.escape(ROOM), re.MULTILINE)
+#: An import from there, wherever it stands: all of them are relative. To parse all sources takes 40 times as long, at
+#: each start of Ansible.
+_IMPORT = re.compile(r"^ *from (\.+)([\w.]*) import (\([^)]*\)|[^\n]+)", re.MULTILINE)
 
 #: What a result of ours never has: Ansible itself acts on it.
 _RESERVED_KEYS = {
@@ -90,7 +91,8 @@ def sources(module: str) -> Dict[str, str]:
         if name in found or not path.is_file():  # a folder, or a name within a module
             continue
         found[name] = path.read_text(encoding="utf-8")
-        for place, names in _IMPORT.findall(found[name]):
+        for dots, below, names in _IMPORT.findall(found[name]):
+            place = ".".join([*name.split(".")[: -len(dots)], *below.split(".")]).rstrip(".")
             waiting += [place, *("%s.%s" % (place, word) for word in re.findall(r"\w+", names))]
     return found
 

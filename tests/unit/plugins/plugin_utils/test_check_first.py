@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.util import resolve_name
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ SPEC = {
     "folder": {"type": "path"},
 }
 LIBRARY = """
-from ansible_collections.gpufleet.inference.plugins.module_utils.room import other
+from . import other
 
 def bring(params, check_mode, warn):
     return other.bring(params, check_mode, warn)
@@ -42,7 +43,7 @@ class Differs(Exception): pass
 class Refused(Exception): pass
 
 def bring(params, check_mode, warn):
-    from ansible_collections.gpufleet.inference.plugins.module_utils.room.deeper import late
+    from .deeper import late
     if params["word"] == "fail":
         raise RuntimeError("as asked")
     if params["word"] == "differ":
@@ -52,7 +53,7 @@ def bring(params, check_mode, warn):
     if params["word"] == "exit":
         raise SystemExit(0)
     if params["word"] == "source":
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import tool
+        from ..programs import tool
         return {"changed": False, "msg": tool.__loader__.get_source(tool.__name__)}
     if params["word"] == "warn":
         warn("look out")
@@ -410,8 +411,9 @@ def test_the_sources_are_those_that_a_parser_finds(action):
     found = action.ActionModule.FUNCTION.sources
     for name, text in found.items():
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(check_first.ROOM):
-                wanted = [node.module, *("%s.%s" % (node.module, alias.name) for alias in node.names)]
+            if isinstance(node, ast.ImportFrom) and node.level:
+                place = resolve_name("." * node.level + (node.module or ""), name.rpartition(".")[0])
+                wanted = [place, *("%s.%s" % (place, alias.name) for alias in node.names)]
                 there = [
                     one
                     for one in wanted
