@@ -313,7 +313,7 @@ def _accepts_input(connection: Any) -> bool:
         return bool(connection.has_pipelining)
     name = str(become.name).rpartition(".")[2]
     return name == "su" or bool(
-        become.pipelining and not getattr(become, "require_tty", False) and name != "machinectl"
+        getattr(become, "pipelining", True) and not getattr(become, "require_tty", False) and name != "machinectl"
     )
 
 
