@@ -17,6 +17,7 @@ from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Servic
 from ..serving.stop import AwaitMemory
 from ..systemd.manager import System
 from ..toolbox.errors import Refused
+from ..toolbox.text import near
 from . import checks, install, names, settings, storage
 from . import store as stores
 from .fit import Fit
@@ -215,6 +216,9 @@ def _has_model(options: Mapping[str, Any], places: Sequence[str], user: str) -> 
         return False
     raise Refused(
         "prove_model: the store of this host, %s, has no model %s%s; expected one that is there, or among the declared "
-        "models (ollama_models): add it to them, download it first, or leave prove_model out"
-        % (store or "of user %s" % user, model, " (no file %s)" % found[0] if store else "")
+        "models (ollama_models): add it to them, download it first, or leave prove_model out%s"
+        % (
+            *(store or "of user %s" % user, model, " (no file %s)" % found[0] if store else ""),
+            near(model, stores.names_in(store, user)) if store else "",
+        )
     )
