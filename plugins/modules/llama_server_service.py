@@ -236,13 +236,15 @@ options:
     type: str
   model:
     description:
-      - Path of a GGUF file on the host, of the first part of a split model, or of a directory with one model in it
-        (E(LLAMA_ARG_MODEL)). Or a name in O(model_paths).
+      - >-
+        Path of a GGUF file on the host, of the first part of a split model, or of a directory with one model in it
+        (E(LLAMA_ARG_MODEL)). Or the name of a downloaded model: one of C(llama_server_models) of the role, or of
+        C(model_paths) of the module.
     type: str
   alias:
     description:
-      - Name of the model for clients, or several separated by commas (E(LLAMA_ARG_ALIAS)). Left out, it is the name in
-        O(model_paths), or that of the instance.
+      - Name of the model for clients, or several separated by commas (E(LLAMA_ARG_ALIAS)). Left out, it is the name of
+        the downloaded model, or that of the instance.
     type: str
   ctx_size:
     description:

@@ -315,8 +315,8 @@ options:
     default: vllm
   model:
     description:
-      - Directory of the model on the host, its name in O(model_paths), or its name on the hub. Required for an instance
-        that is present.
+      - Directory of the model on the host, the name of a downloaded model (one of C(vllm_models) of the role, or of
+        C(model_paths) of the module), or its name on the hub. Required for an instance that is present.
     type: str
   served_model_name:
     description: Names by which clients request the model. Left out, it is O(model).
@@ -461,7 +461,7 @@ options:
     type: int
     default: 0
   master_port:
-    description: Port of the rendezvous on the first of the O(nodes); the next port is used too.
+    description: Port of the rendezvous on the first of the hosts of one model; the next port is used too.
     type: int
     default: 29500
   restart:
@@ -473,7 +473,7 @@ options:
     description:
       - What to do about an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
         V(refuse) fails with the verdict V(asleep), because the instance answers no requests. V(accept) succeeds and
-        reports it in RV(msg). Neither wakes or restarts it.
+        reports it. Neither wakes or restarts it.
     type: str
     choices: [refuse, accept]
     default: refuse

@@ -160,6 +160,19 @@ class Cause(NamedTuple):
         return self.line + (": " + self.advice if self.advice else "")
 
 
+CauseTable = Sequence[Tuple[str, str, str]]
+"""Words of a line, the verdict that they mean, and the advice; the first row that any line has is the cause."""
+
+
+def known_cause(table: CauseTable, lines: Sequence[str]) -> Optional[Cause]:
+    """The cause out of a table; its line is the last one that has the words. None where no line has any."""
+    for words, verdict, advice in table:
+        for text in reversed(lines):
+            if words in text:
+                return Cause(verdict, text.strip(), advice)
+    return None
+
+
 class Engine(Protocol):
     """What an engine has of its own. Everything else is the serving floor's."""
 

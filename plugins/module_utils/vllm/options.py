@@ -93,8 +93,8 @@ OPTIONS = table(
     Option(
         "model",
         "str",
-        """Directory of the model on the host, its name in O(model_paths), or its name on the hub. Required for an
-        instance that is present.""",
+        """Directory of the model on the host, the name of a downloaded model (one of C(vllm_models) of the role, or of
+        C(model_paths) of the module), or its name on the hub. Required for an instance that is present.""",
     ),
     Option(
         "served_model_name",
@@ -239,7 +239,7 @@ OPTIONS = table(
     Option(
         "master_port",
         "int",
-        "Port of the rendezvous on the first of the O(nodes); the next port is used too.",
+        "Port of the rendezvous on the first of the hosts of one model; the next port is used too.",
         default=29500,
     ),
     Option(
@@ -254,7 +254,7 @@ OPTIONS = table(
         "str",
         """What to do about an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes
         possible. V(refuse) fails with the verdict V(asleep), because the instance answers no requests. V(accept)
-        succeeds and reports it in RV(msg). Neither wakes or restarts it.""",
+        succeeds and reports it. Neither wakes or restarts it.""",
         choices=("refuse", "accept"),
         default="refuse",
     ),
