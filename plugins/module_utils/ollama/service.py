@@ -111,8 +111,11 @@ class Ollama:
         options, own, gpus = plan.service.options, plan.declared.own, plan.gate.gpus()
         spread, visible = " spread" if own.spread else "", plan.declared.environment.get("CUDA_VISIBLE_DEVICES")
         parts = []
+        indexes = ",".join(str(gpu["index"]) for gpu in gpus)
         if options["isolate"]:
-            parts.append("alone with GPU %s%s" % (",".join(str(gpu["index"]) for gpu in gpus), spread))
+            parts.append("alone with GPU %s%s" % (indexes, spread))
+        elif visible and visible.startswith("GPU-"):
+            parts.append("CUDA_VISIBLE_DEVICES by UUID, GPU %s%s" % (indexes, spread))
         elif visible is not None:
             parts.append("CUDA_VISIBLE_DEVICES=%s%s" % (visible, spread))
         used = [gpu["used_bytes"] for gpu in gpus if gpu["used_bytes"]]
