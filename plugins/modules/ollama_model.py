@@ -111,7 +111,7 @@ options:
     default: false
   seeds:
     description:
-      - Hosts that offer models over the network, as the module M(gpufleet.inference.ollama_seed) returns them. What
+      - Hosts that offer models over the network, as the module M(gpufleet.inference.model_seed) returns them. What
         they have is pulled from them, and from the registry only where that does not work, with a warning.
       - The server checks every file against the digest that is named here.
     type: list
@@ -180,7 +180,7 @@ notes:
   - The proxy for pulls is the server's own, see O(gpufleet.inference.ollama_service#module:https_proxy).
 seealso:
   - module: gpufleet.inference.ollama_info
-  - module: gpufleet.inference.ollama_seed
+  - module: gpufleet.inference.model_seed
   - module: gpufleet.inference.ollama_service
   - module: gpufleet.inference.gpu_facts
 """
