@@ -21,8 +21,9 @@ options:
   _input:
     description:
       - By host, in the order of the hosts, the results of a loop of M(gpufleet.inference.model_source) with
-        O(gpufleet.inference.model_source#module:defer), or the result of M(gpufleet.inference.ollama_model) with
-        O(gpufleet.inference.ollama_model#module:defer_pulls). Hosts without a result may be among them.
+        O(gpufleet.inference.model_source#module:defer_downloads), or the result of
+        M(gpufleet.inference.ollama_model) with O(gpufleet.inference.ollama_model#module:defer_downloads). Hosts without
+        a result may be among them.
     type: dict
     required: true
   batch:

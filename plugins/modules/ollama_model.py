@@ -129,7 +129,7 @@ options:
         description: Digests by the names of the models.
         type: dict
         required: true
-  defer_pulls:
+  defer_downloads:
     description:
       - If a model must be pulled, change nothing and return its name in RV(needs). Has no effect when nothing must be
         pulled, and in check mode.
@@ -341,7 +341,7 @@ needs:
   description:
     - The models that must be pulled, each with C(@sha256:) and its digest where one is declared. Nothing was changed,
       and RV(models) lists the other declared models that are present.
-  returned: with O(defer_pulls), when a model must be pulled
+  returned: with O(defer_downloads), when a model must be pulled
   type: list
   elements: str
   sample: [llama3.3:70b]
@@ -381,7 +381,7 @@ def argument_spec():
                 models=dict(type="dict", required=True),
             ),
         ),
-        defer_pulls=dict(type="bool", default=False),
+        defer_downloads=dict(type="bool", default=False),
         fit=dict(type="str", choices=["refuse", "warn", "ignore"], default="refuse"),
         free_space_margin=dict(type="str", default="2GiB"),
         stall_timeout=dict(type="int", default=120),

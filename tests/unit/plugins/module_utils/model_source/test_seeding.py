@@ -85,7 +85,7 @@ def peer(tmp_path, offered, warnings, token=TOKEN, check=False, **more):
     others = {"url": "http://127.0.0.1:9", "token": token, "models": {"huggingface o/others main": {}}}
     seeds = [others, {"url": offered["url"], "token": token, "models": offered["models"]}]
     params = {"name": "o/m", "source": "huggingface", "revision": None, "url": "http://127.0.0.1:9", "token": None}
-    params.update(include=[], exclude=[], update=False, offline=False, defer=False, seeds=seeds)
+    params.update(include=[], exclude=[], update=False, offline=False, defer_downloads=False, seeds=seeds)
     params.update({"free_space_margin": "0", "root": str(tmp_path / "peer"), **more})
     return source.converge(params, check, warnings.append)
 
@@ -126,10 +126,10 @@ def test_who_does_not_know_the_token_gets_nothing(tmp_path, offered):
 
 
 def test_only_told_whether_it_is_there(tmp_path, offered):
-    told = peer(tmp_path, offered, [], defer=True)
+    told = peer(tmp_path, offered, [], defer_downloads=True)
     assert (told["changed"], told["needs"], told["path"]) == (False, ["huggingface o/m main"], None)
     peer(tmp_path, offered, [])
-    assert "needs" not in peer(tmp_path, offered, [], defer=True)
+    assert "needs" not in peer(tmp_path, offered, [], defer_downloads=True)
 
 
 def test_one_that_is_to_be_updated_and_is_as_it_was(tmp_path, offered):
