@@ -198,7 +198,7 @@ CASES: List[Case] = [
         elsewhere="",
         variables={"ollama_version": archive.FORMER, "ollama_mirror": MIRROR},
     ),
-    install("a URL without a checksum", RELEASES, "needs archive_checksum", "sha256sum.txt of the release"),
+    install("a URL without a checksum", RELEASES, "needs archive_checksum", "/v0.32.99/sha256sum.txt lists"),
     install(
         "the checksum of another file",
         "has the SHA-256",

@@ -389,7 +389,7 @@ def test_the_store_is_the_one_in_force(bring, tmp_path):
 def test_a_store_that_refuses_the_user(bring, monkeypatch):
     bring.store.mkdir()
     monkeypatch.setattr(stores, "refused", lambda path, user, **_more: "%s cannot write into %s" % (user, path))
-    with pytest.raises(Refused, match="the models' directory: nobody cannot write into %s" % bring.store):
+    with pytest.raises(Refused, match="models_dir: nobody cannot write into %s" % bring.store):
         bring()
 
 
@@ -402,7 +402,7 @@ def test_a_store_that_refuses_the_user_who_is_to_be_made(bring, monkeypatch, rel
     with pytest.raises(Refused) as refused:
         bring(archive=release[0], remote_src=True, prefix=str(tmp_path), models_dir="/srv/models")
     assert str(refused.value) == (
-        "the models' directory: ollama cannot, after useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama, as"
+        "models_dir: ollama cannot, after useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama, as"
         " there is no such user yet"
     )
     assert asked == [{"to_be_made": True}, {"to_be_made": True, "parents_only": True}]

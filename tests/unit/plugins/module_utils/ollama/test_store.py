@@ -135,6 +135,16 @@ def test_a_store_that_the_user_may_not_write(models):
     assert "(owner 12345, mode 0700)" in store.refused(str(models), "nobody")
 
 
+@pytest.mark.parametrize("place", ["/root", "/home/alice"])
+def test_nobody_is_told_to_open_a_home(monkeypatch, place):
+    monkeypatch.setattr(access.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(access, "with_rights_of", lambda user, work: [place, os.X_OK, 0, 0o700])
+    assert store.refused(place + "/models", "nobody") == (
+        "nobody cannot enter %s (owner root, mode 0700), a parent of %s/models; choose a folder that is in no home, such "
+        "as /srv/nobody" % (place, place)
+    )
+
+
 @as_root
 def test_a_user_that_is_yet_to_be_made_owns_nothing(models):
     """Else the first run would go well, and the second one, when the user is there, be refused."""
