@@ -619,7 +619,7 @@ def test_nothing_runs_yet_in_check_mode(world: Any) -> None:
     world.system.pid = 0
     look = world.run({"name": "big:v1"}, check=True)
     assert look["changed"]
-    assert "not compared: ollama.service does not run" in look["msg"]
+    assert look["msg"] == "not compared, as ollama.service does not run yet: big:v1"
     with pytest.raises(Refused, match="does not run"):
         world.run({"name": "big:v1"})
 
