@@ -111,6 +111,13 @@ _CLEAN = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 """An environment without anything of root's."""
 
 
+def end_with_parent() -> None:
+    """In a child before it is executed: it must not continue when the run that waits for it is killed."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+
+
 def output_of(
     ids: Ids, command: List[str], limit: float, largest: int, environment: Mapping[str, str] = _CLEAN, folder: str = "/"
 ) -> Tuple[int, str]:

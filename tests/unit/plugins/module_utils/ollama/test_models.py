@@ -980,7 +980,7 @@ def test_no_gpu_answers(world: Any) -> None:
 
 @pytest.mark.parametrize("value, spread", [("1", True), ("off", True), ("0", False), ("false", False), ("", False)])
 def test_spread_as_ollama_reads_it(world: Any, value: str, spread: bool) -> None:
-    assert server.Server(world.api, UNIT, {"OLLAMA_SCHED_SPREAD": value}).spread is spread
+    assert server.Server(world.api, UNIT, {"OLLAMA_SCHED_SPREAD": value}).serving[1] is spread
 
 
 def test_the_worker_by_its_command_line(tmp_path: Path, fakes: Any) -> None:

@@ -357,7 +357,7 @@ def test_the_estimate_is_of_the_service_as_it_will_be(bring, monkeypatch):
     bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", override))
     bring(prove_model="m70b", context_length=8192, num_parallel=2, visible_devices=[1], prove_fit="warn")
     asked = bring.asked["change"].pre_change_check
-    assert (asked.server.context, asked.server.parallel, asked.server.cache_type) == (8192, 2, "q8_0")
+    assert (asked.server.context, asked.server.serving) == (8192, (2, False, "q8_0", True))
     assert [device["index"] for device in asked.server.devices(bring.facts)] == [1]
     assert asked.policy == "warn"
     bring()
