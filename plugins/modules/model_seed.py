@@ -28,6 +28,8 @@ extends_documentation_fragment:
   - gpufleet.inference.attributes
   - gpufleet.inference.seeding
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.models]
   check_mode:
     support: full
   diff_mode:

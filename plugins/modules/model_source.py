@@ -30,6 +30,8 @@ author:
 extends_documentation_fragment:
   - gpufleet.inference.attributes
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.models]
   check_mode:
     support: full
     details:

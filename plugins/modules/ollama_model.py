@@ -29,6 +29,8 @@ extends_documentation_fragment:
   - gpufleet.inference.attributes
   - gpufleet.inference.ollama_server
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.ollama]
   check_mode:
     support: full
   diff_mode:

@@ -26,6 +26,8 @@ extends_documentation_fragment:
   - gpufleet.inference.seeding
   - gpufleet.inference.ollama_server
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.ollama]
   check_mode:
     support: full
   diff_mode:

@@ -38,6 +38,8 @@ author:
 extends_documentation_fragment:
   - gpufleet.inference.attributes
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.services]
   check_mode:
     support: full
     details: vLLM's own parser reads the configuration in check mode too; it starts nothing.

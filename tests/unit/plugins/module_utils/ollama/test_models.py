@@ -155,7 +155,7 @@ class FakeSystem:
 
     def environ(self, pid: int) -> Optional[Dict[str, str]]:
         if self.refuses:
-            raise ManagerError("/proc/10/environ: only root may read it")
+            raise ManagerError("/proc/10/environ: only root may read it; run this with become: true")
         if self.not_yet:
             self.not_yet -= 1
             return None
