@@ -70,8 +70,8 @@ options:
     description:
       - The vLLM instances of the host. Each is a unit C(vllm@NAME.service). An instance that is not in the list is left
         alone.
-      - An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
-        merged over O(environment).
+      - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
+        O(environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both. Absent instances go first.
     type: list

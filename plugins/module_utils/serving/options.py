@@ -64,7 +64,7 @@ COMMON = (
         """Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template
         C(NAME@.service), which is created if it does not exist. C(NAME.service) itself is left alone.
 
-        An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
+        An instance takes the options that it leaves out from those next to this one. Its C(environment) is
         merged over O(environment).
 
         All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
