@@ -12,8 +12,8 @@ short_description: Drain a host at a gateway, and put it back
 version_added: 0.1.0
 description:
   - Sets the state of a host's servers in all pools of a gateway, and waits until none of their requests is running.
-  - It runs on a host with the role P(gpufleet.inference.gateway#role), once for each gateway. It is for work on a host
-    that this collection does not do, such as a reboot or a new driver. A run that changes a service drains it by itself.
+  - It runs on a host with the role P(gpufleet.inference.gateway#role), once for each gateway. It is for work that this
+    collection does not do, such as a reboot or a new driver. A run that changes a service drains it by itself.
   - The state stays until it is declared otherwise, also if the gateway is reloaded, restarted or killed, or the host is
     booted. Meanwhile the gateway does not ask the host's agent.
 author:

@@ -14,6 +14,8 @@ from . import runtime
 
 _MAINTENANCE, _DRAIN = 0x01, 0x08
 """Bits of a server's administrative state."""
+_CONFIGURED = 0x02
+"""Bit of the state of a server's agent check."""
 _WORDS = {"ready": "ready", "drained": "drain", "maintenance": "maint"}
 _PAUSE = 0.2  # seconds between two looks
 _CALM = 2  # looks in a row without a request
@@ -26,6 +28,8 @@ class Server(NamedTuple):
     name: str
     state: str
     """``ready``, ``drained``, ``maintenance``."""
+    agent: bool
+    """Whether the gateway asks an agent about it."""
 
 
 def converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
@@ -77,7 +81,7 @@ def _converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str],
         "seconds": round(time.monotonic() - began, 1),
         "running": left,
         "diff": {
-            "before": "".join("%s/%s: %s\n" % server for server in changing),
+            "before": "".join("%s/%s: %s\n" % server[:3] for server in changing),
             "after": "".join("%s/%s: %s\n" % (server.pool, server.name, wanted) for server in changing),
         },
     }
@@ -117,19 +121,19 @@ def read_states(text: str) -> List[Server]:
             row = dict(zip(names, words))
             admin = int(row["srv_admin_state"])
             state = "maintenance" if admin & _MAINTENANCE else "drained" if admin & _DRAIN else "ready"
-            found.append(Server(row["be_name"], row["srv_name"], state))
+            found.append(
+                Server(row["be_name"], row["srv_name"], state, bool(int(row["srv_agent_state"]) & _CONFIGURED))
+            )
     return found
 
 
 def _set(server: Server, wanted: str) -> None:
     """The agent's word on a server counts only while it is ready: after a boot of its host it would end a drain."""
     place = "%s/%s" % (server.pool, server.name)
-    for command in (
-        "%s agent %s" % ("enable" if wanted == "ready" else "disable", place),
-        "set server %s state %s" % (place, _WORDS[wanted]),
-    ):
+    commands = ["%s agent %s" % ("enable" if wanted == "ready" else "disable", place)] if server.agent else []
+    for command in [*commands, "set server %s state %s" % (place, _WORDS[wanted])]:
         said = runtime.ask(command)
-        if said and not said.startswith("Agent checks are not enabled"):  # a server without an agent has no say
+        if said:
             raise Failed("HAProxy does not take %r: %s" % (command, said))
 
 

@@ -102,6 +102,7 @@ OPTIONS = {
     "prove": "change",
     "instances": None,
     "undrain_command": [],
+    "clients": [],
 }
 
 
