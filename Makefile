@@ -7,30 +7,41 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Gives the test labs of two checkouts on one machine different names.
 CHECKOUT := $(shell pwd | sha256sum | cut -c1-4)
+# What is built outside of the checkout.
+CACHE := $(or $(GPUFLEET_CACHE),$(HOME)/.cache/gpufleet-inference)
 # Additional arguments of the fleet tests: two labs in parallel, because the tests mostly wait.
 FLEET ?= -n 2 --dist loadfile
 STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help deps generate $(STAGES) molecule-vllm molecule-rest test demo clean
+.PHONY: help link deps generate docs $(STAGES) molecule-vllm molecule-rest test demo clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-deps: ## install missing Debian packages, the tools in .venv, and the link to the collection
+link: ## link the collection into .collections, where Ansible finds it in this checkout (installs nothing)
+	@mkdir -p .collections/ansible_collections/gpufleet
+	@[ -e .collections/ansible_collections/gpufleet/inference/galaxy.yml ] || \
+	ln -sfn ../../.. .collections/ansible_collections/gpufleet/inference
+
+deps: link ## install missing Debian packages, the tools in .venv, and the link to the collection
 	@.ci/deps next
 
 generate: deps ## write documentation, role specs, tasks, defaults and README tables from the option tables
 	python tests/generate.py
 
-lint: deps ## check formatting, style and types of Python, YAML, playbooks, roles and changelog fragments
+docs: deps ## build the documentation site; any warning is an error
+	python docs/site/build.py $(CACHE)/docs-$(CHECKOUT)
+
+lint: deps docs ## check formatting, style and types of Python, YAML, playbooks, roles, changelog fragments; build the docs
 	ruff format --check --output-format concise .
 	ruff check .
 	mypy
 	yamllint --strict .
 	ansible-lint --offline --profile production
 	antsibull-changelog lint
+	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
 
 unit: deps ## run the unit tests with coverage of plugins/, also with a second ansible-core if its Python is installed
 	pytest -q -n 2 --cov --cov-fail-under=90

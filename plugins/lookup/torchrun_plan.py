@@ -14,7 +14,7 @@ description:
     of the inventory), the address of the rendezvous, on each host the network interface and the RDMA ports that lead to
     the others, and the variables that NCCL and Gloo need. Only variables are given that differ from what these
     libraries would choose themselves, each with its reason.
-  - Finds the classic mistakes before the job does, see RV(_raw.findings).
+  - Finds the classic mistakes before the job does, see RV(_raw[].findings).
   - The plan is for M(gpufleet.inference.torchrun_job). What it contains about a host, such as
     C(plan.nodes[inventory_hostname].environment), serves any other program over several hosts, too.
 author:
@@ -88,13 +88,13 @@ _raw:
   elements: dict
   contains:
     host:
-      description: The host that has asked, whose part is in RV(_raw.nodes).
+      description: The host that has asked, whose part is in RV(_raw[].nodes).
       type: str
     text:
       description: The plan on one page, for a person.
       type: str
     nnodes:
-      description: Number of hosts, and RV(_raw.min_nodes), with how many the job may run.
+      description: Number of hosts, and RV(_raw[].min_nodes), with how many the job may run.
       type: int
     min_nodes:
       description: With how many hosts the job may run.

@@ -945,7 +945,6 @@ ansible_facts:
                   sample: 42949672960
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
@@ -956,6 +955,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
+
     run(argument_spec(), facts.report)
 
 

@@ -43,7 +43,7 @@ options:
   state:
     description:
       - V(present) configures the service, enables it and starts it.
-      - V(absent) stops the service, disables it and removes its files. Users and models stay.
+      - V(absent) stops the service, disables it and removes its files. Its program, user and models stay.
     type: str
     choices: [present, absent]
     default: present
@@ -53,9 +53,9 @@ options:
     default: true
   timeout:
     description:
-      - Seconds within which the server must be up and verified, including the time to load its model. Left out, it
-        depends on the size of the model.
-      - A server that dies is noticed at once, one that stalls after O(stall_timeout).
+      - Seconds within which the service must be up and verified, including the time to load its model. Left out, it
+        grows with the size of the model, by one second per 100 MB.
+      - A service that dies is noticed at once, one that stalls after O(stall_timeout).
     type: int
   instances:
     description:
@@ -227,13 +227,15 @@ options:
     type: str
   model:
     description:
-      - Path of a GGUF file on the host, of the first part of a split model, or of a directory with one model in it
-        (E(LLAMA_ARG_MODEL)). Or a name in O(model_paths).
+      - >-
+        Path of a GGUF file on the host, of the first part of a split model, or of a directory with one model in it
+        (E(LLAMA_ARG_MODEL)). Or the name of a downloaded model: one of C(llama_server_models) of the role, or of
+        C(model_paths) of the module.
     type: str
   alias:
     description:
-      - Name of the model for clients, or several separated by commas (E(LLAMA_ARG_ALIAS)). Left out, it is the name in
-        O(model_paths), or that of the instance.
+      - Name of the model for clients, or several separated by commas (E(LLAMA_ARG_ALIAS)). Left out, it is the name of
+        the downloaded model, or that of the instance.
     type: str
   ctx_size:
     description:
@@ -465,7 +467,6 @@ instances:
   type: dict
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
@@ -476,6 +477,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import service
+
     run(argument_spec(), service.converge)
 
 

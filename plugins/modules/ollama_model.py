@@ -347,7 +347,6 @@ needs:
   sample: [llama3.3:70b]
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
@@ -394,6 +393,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import models
+
     run(argument_spec(), models.converge)
 
 

@@ -650,7 +650,6 @@ needs:
   elements: str
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
@@ -661,6 +660,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import service
+
     run(argument_spec(), service.converge)
 
 

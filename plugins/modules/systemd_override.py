@@ -305,7 +305,6 @@ unit_state:
       sample: [/etc/systemd/system/ollama.service.d/zz-gpufleet.conf]
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import override_module
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
@@ -325,6 +324,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.converge import override_module
+
     run(argument_spec(), override_module.converge)
 
 

@@ -113,7 +113,6 @@ ansible_facts:
 """
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
 
 
 def argument_spec():
@@ -128,6 +127,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
+
     run(argument_spec(), network.report)
 
 

@@ -328,7 +328,6 @@ last_words:
 """
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import job
 
 
 def argument_spec():
@@ -360,6 +359,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import job
+
     run(argument_spec(), job.converge)
 
 

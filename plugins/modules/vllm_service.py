@@ -49,8 +49,8 @@ options:
   # begin: written by make generate from module_utils/vllm/options.py
   state:
     description:
-      - V(present) configures an instance, enables it and starts it.
-      - V(absent) stops and disables it and removes its files. The environment, the user and the model stay.
+      - V(present) configures the service, enables it and starts it.
+      - V(absent) stops the service, disables it and removes its files. Its program, user and models stay.
     type: str
     choices: [present, absent]
     default: present
@@ -60,8 +60,9 @@ options:
     default: true
   timeout:
     description:
-      - Seconds within which the instance must be up and verified. Left out, it is 300, plus one second per 100 MB of
-        weights.
+      - Seconds within which the service must be up and verified, including the time to load its model. Left out, it
+        grows with the size of the model, by one second per 100 MB.
+      - A service that dies is noticed at once, one that stalls after O(stall_timeout).
     type: int
   instances:
     description:
@@ -221,10 +222,6 @@ options:
       node_rank:
         description: Overrides O(node_rank) for this instance.
         type: int
-      distributed_executor_backend:
-        description: Overrides O(distributed_executor_backend) for this instance.
-        type: str
-        choices: [mp, ray]
       master_port:
         description: Overrides O(master_port) for this instance.
         type: int
@@ -309,8 +306,8 @@ options:
     default: vllm
   model:
     description:
-      - Directory of the model on the host, its name in O(model_paths), or its name on the hub. Required for an instance
-        that is present.
+      - Directory of the model on the host, the name of a downloaded model (one of C(vllm_models) of the role, or of
+        C(model_paths) of the module), or its name on the hub. Required for an instance that is present.
     type: str
   served_model_name:
     description: Names by which clients request the model. Left out, it is O(model).
@@ -454,19 +451,8 @@ options:
     description: The rank of this host in O(nodes).
     type: int
     default: 0
-  distributed_executor_backend:
-    description:
-      - How vLLM's processes are started on the O(nodes). V(mp) is vLLM itself. V(ray) is a Ray cluster that belongs to
-        this instance alone and is part of its unit on every host; the environment must have the package C(ray).
-      - Ray runs code for anyone who reaches its ports, which are open on all addresses. With an O(api_key), its nodes
-        require a token that is derived from the key and passed to them as a credential (Ray 2.52 and later).
-    type: str
-    choices: [mp, ray]
-    default: mp
   master_port:
-    description:
-      - Port of the rendezvous on the first of the O(nodes); the next port is used too. With Ray, it is the port of the
-        cluster; its nodes also listen on the third and fourth port after it, and the first node on the fifth.
+    description: Port of the rendezvous on the first of the hosts of one model; the next port is used too.
     type: int
     default: 29500
   restart:
@@ -478,7 +464,7 @@ options:
     description:
       - What to do about an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
         V(refuse) fails with the verdict V(asleep), because the instance answers no requests. V(accept) succeeds and
-        reports it in RV(msg). Neither wakes or restarts it.
+        reports it. Neither wakes or restarts it.
     type: str
     choices: [refuse, accept]
     default: refuse
@@ -701,7 +687,6 @@ instances:
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.options import OPTIONS
 
 
@@ -710,6 +695,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
+
     run(argument_spec(), service.converge)
 
 

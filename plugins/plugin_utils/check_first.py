@@ -5,13 +5,14 @@
 
 Most of what a module costs a host that has nothing to do is the import of Ansible's own module code. Instead a program
 (``module_utils/programs/state_check.py``) runs the same function of ``module_utils`` there in check mode, which reads
-and writes nothing. Only a host that does not answer "converged" is sent the module, which then does the work and
-reports what is wrong.
+and writes nothing. It keeps the compiled code on the host for the next time; then only a digest is sent. Only a host
+that does not answer "converged" is sent the module, which then does the work and reports what is wrong.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -29,10 +30,10 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.programs import state_check
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line, printable
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.spelling import misspelled
+from ..module_utils.programs import kept_check, state_check
+from ..module_utils.toolbox.source import source_of
+from ..module_utils.toolbox.text import one_line, printable
+from .spelling import misspelled
 
 ROOM = "ansible_collections.gpufleet.inference.plugins.module_utils"
 FOLDER = Path(__file__).resolve().parent.parent / "module_utils"
@@ -44,9 +45,12 @@ LONGEST = 1 << 24
 REASON = 2000
 WARNINGS = 100
 OPT_OUT = "gpufleet_check_first"
+#: Where a host keeps compiled code, in memory; only root can enter it.
+KEPT = "/run/gpufleet-code"
 
-#: An import from there, wherever it stands. To parse all sources takes 40 times as long, at each start of Ansible.
-_IMPORT = re.compile(r"^ *from (%s[\w.]*) import (\([^)]*\)|[^\n]+)" % re.escape(ROOM), re.MULTILINE)
+#: An import from there, wherever it stands: all of them are relative. To parse all sources takes 40 times as long, at
+#: each start of Ansible.
+_IMPORT = re.compile(r"^ *from (\.+)([\w.]*) import (\([^)]*\)|[^\n]+)", re.MULTILINE)
 
 #: What a result of ours never has: Ansible itself acts on it.
 _RESERVED_KEYS = {
@@ -68,16 +72,27 @@ class RemoteFunction:
     """
 
     def __init__(self, module: str, function: str, argument_spec: Mapping[str, Any]) -> None:
-        self.module = "%s.%s" % (ROOM, module)
+        self.name = module
+        self.call = ["%s.%s" % (ROOM, module), function]
         self.validator = ArgumentSpecValidator(dict(argument_spec))
-        self.sources = sources(self.module)
-        packed = zlib.compress(json.dumps([self.sources, self.module, function]).encode(), 4)
-        self._beginning = '%s\n\nmain("%s", ' % (source_of(state_check), base64.b64encode(packed).decode())
+        self.sources = sources(self.call[0])
+        text = json.dumps([source_of(state_check), self.sources])
+        self.key = hashlib.sha256(text.encode()).hexdigest()
 
-    def script(self, params: Mapping[str, Any], mark: str = MARK) -> bytes:
-        """The program that calls it with these parameters; it needs Python 3.8 and its standard library."""
-        packed = base64.b64encode(json.dumps(params).encode()).decode()
-        return ('%s"%s", "%s")\n' % (self._beginning, packed, mark)).encode()
+    def short_script(self, params: Mapping[str, Any], writes: bool, mark: str = MARK) -> bytes:
+        """The program that calls it with these parameters, where a host has kept the sources.
+
+        :param writes: whether the host may keep what it compiles.
+        """
+        call = (KEPT, self.name, self.key, writes, json.dumps([*self.call, params]), mark)
+        return ("%s\n\nmain%r\n" % (source_of(kept_check), call)).encode()
+
+    def script(self, params: Mapping[str, Any], writes: bool = False, mark: str = MARK) -> bytes:
+        """The same, with the sources; it needs Python 3.8 and its standard library."""
+        program = source_of(state_check)
+        packed = zlib.compress(json.dumps([program, self.sources, *self.call, params]).encode(), 4)
+        kept = (KEPT, self.name, self.key) if writes else None
+        return ("%s\n\nunpack%r\n" % (program, (kept, base64.b64encode(packed).decode(), mark))).encode()
 
 
 def sources(module: str) -> Dict[str, str]:
@@ -90,7 +105,8 @@ def sources(module: str) -> Dict[str, str]:
         if name in found or not path.is_file():  # a folder, or a name within a module
             continue
         found[name] = path.read_text(encoding="utf-8")
-        for place, names in _IMPORT.findall(found[name]):
+        for dots, below, names in _IMPORT.findall(found[name]):
+            place = ".".join([*name.split(".")[: -len(dots)], *below.split(".")]).rstrip(".")
             waiting += [place, *("%s.%s" % (place, word) for word in re.findall(r"\w+", names))]
     return found
 
@@ -99,7 +115,7 @@ class Answer(NamedTuple):
     """What a host says of itself."""
 
     state: str
-    """``converged``, ``differs``, ``refused``, ``failed``, or ``silent``: no usable answer."""
+    """``converged``, ``differs``, ``refused``, ``failed``, ``lacks`` (the sources), or ``silent``: no usable answer."""
     why: str = ""
     result: Optional[Dict[str, Any]] = None
     """The module's result, where the host is converged, and where it is known what would change."""
@@ -205,10 +221,15 @@ class CheckFirstAction(ActionBase):
                 )
 
     def _ask(self, params: Mapping[str, Any], variables: Mapping[str, Any]) -> Answer:
-        mark = MARK % secrets.token_hex(8)
         command = "%s %s -" % (self._compute_environment_string(), shlex.quote(self._python(variables)))
-        said = self._low_level_execute_command(command.strip(), in_data=self.FUNCTION.script(params, mark))
-        return _answer(said, mark)
+        writes = not self._task.check_mode
+        for script in (self.FUNCTION.short_script, self.FUNCTION.script):
+            mark = MARK % secrets.token_hex(8)
+            said = self._low_level_execute_command(command.strip(), in_data=script(params, writes, mark))
+            answer = _answer(said, mark)
+            if answer.state != "lacks":
+                break
+        return answer
 
     def _python(self, variables: Mapping[str, Any]) -> str:
         """The host's Python: the one that is set, else the one that Ansible found, else the first on its path."""
@@ -266,7 +287,7 @@ def _believed(answer: Any) -> Answer:
     if not isinstance(answer, dict) or set(answer) != {"state", "why", "result"}:
         return odd
     state, why, result = answer["state"], answer["why"], answer["result"]
-    if state not in ("converged", "differs", "refused", "failed") or not isinstance(why, str):
+    if state not in ("converged", "differs", "refused", "failed", "lacks") or not isinstance(why, str):
         return odd
     if result is None and state != "converged":
         return Answer(state, why[-REASON:])

@@ -36,6 +36,8 @@ SETTINGS = {
     "ANSIBLE_CALLBACKS_ENABLED": "results",
     "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
     "ANSIBLE_NOCOLOR": "1",
+    "ANSIBLE_GATHERING": "explicit",
+    "ANSIBLE_INJECT_FACT_VARS": "false",  # no role may depend on it
 }
 STATES = {"gpu1": "rtx4090x4", "gpu2": "h200x4", "gpu3": "h200x2"}
 

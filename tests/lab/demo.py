@@ -83,9 +83,9 @@ def fingerprint(host: str) -> str:
 
 def play(*words: str) -> str:
     """Run site.yml, print its output and return it."""
-    print("    $ " + " ".join(["ansible-playbook", "site.yml", *words]), flush=True)
+    command = ["ansible-playbook", "-i", "inventories/lab", "site.yml", *words]
+    print("    $ " + " ".join(command), flush=True)
     started = time.monotonic()
-    command = ["ansible-playbook", "site.yml", *words]
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     print(re.sub("(?m)^", "      ", done.stdout.strip()))
     check(done.returncode == 0, "%.1f s" % (time.monotonic() - started))
@@ -113,7 +113,7 @@ def after() -> None:
 
 def main() -> None:
     before()
-    title("ansible-playbook site.yml")
+    title("ansible-playbook -i inventories/lab site.yml")
     play(*PROVE)
     after()
     title("Second run: nothing to change")

@@ -36,8 +36,9 @@ def imports(path: Path) -> Set[Path]:
     """The files of the collection that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
-            place = PLUGINS.joinpath(*str(node.module)[len(PACKAGE) :].split("."))
+        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith(PACKAGE)):
+            beginning = path.parents[node.level - 1] if node.level else PLUGINS
+            place = beginning.joinpath(*str(node.module or "").removeprefix(PACKAGE).split("."))
             beneath = [place / (alias.name + ".py") for alias in node.names]
             found.update(file for file in [place.with_suffix(".py"), *beneath] if file.is_file())
     return found
@@ -55,6 +56,12 @@ def test_arrows_go_down(path: Path) -> None:
         if here != there and not FLOORS[there] < FLOORS[here]:
             wrong.append("%s (floor %d) imports %s (floor %d)" % (here, FLOORS[here], there, FLOORS[there]))
     assert wrong == []
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(path).partition("/")[0].endswith("_utils")], ids=str)
+def test_imports_below_are_relative(path: Path) -> None:
+    """check_first.py finds them by that."""
+    assert PACKAGE not in path.read_text(encoding="utf-8") or path.name == "check_first.py"
 
 
 def test_no_circle() -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, List
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
@@ -29,12 +31,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     )
     environment["ANSIBLE_COLLECTIONS_SCAN_SYS_PATH"] = "0"
 
-    def run(tool: str, *words: str, cwd: Path = folder) -> str:
+    def run(tool: str, *words: str, cwd: Path = folder, rc: int = 0) -> str:
         command = [str(Path(sys.executable).parent / tool), *words]
         done = subprocess.run(
             command, cwd=cwd, env=environment, text=True, stdin=subprocess.DEVNULL, capture_output=True
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == rc, done.stdout + done.stderr
+        if rc:
+            return " ".join((done.stdout + done.stderr).split())
         assert "[WARNING]" not in done.stderr and "[DEPRECATION" not in done.stderr, done.stderr
         return done.stdout
 
@@ -42,6 +46,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     (tarball,) = folder.glob("gpufleet-inference-*.tar.gz")
     assert tarball.stat().st_size < 2 * 1024 * 1024, "more than the collection is in the tarball"
     run("ansible-galaxy", "collection", "install", "--offline", str(tarball), "-p", str(folder / "collections"))
+    run.folder = folder  # type: ignore[attr-defined]
     return run
 
 
@@ -59,3 +64,56 @@ def test_playbooks_are_found_by_name(installed: Callable[..., str], tmp_path: Pa
     names = ["gpufleet.inference." + playbook for playbook in PLAYBOOKS]
     said = installed("ansible-playbook", "-i", str(inventory), "--syntax-check", *names)
     assert [Path(line).stem for line in said.splitlines() if line.startswith("playbook: ")] == PLAYBOOKS
+
+
+def test_the_example_inventory_is_packed_and_the_workshop_is_not(installed: Any) -> None:
+    collection = installed.folder / "collections/ansible_collections/gpufleet/inference"
+    listed = json.loads(installed("ansible-inventory", "-i", str(collection / "inventories/example"), "--list"))
+    assert listed["ollama"]["hosts"] == ["gpu-a.example", "gpu-b.example"]
+    names = {entry["name"] for entry in json.loads((collection / "FILES.json").read_text())["files"]}
+    assert {"inventories/example/group_vars/vllm.yml", "playbooks/site.yml", "playbooks/checks/hosts.yml"} <= names
+    packed = {name.partition("/")[0] for name in names}
+    assert not packed & {"ansible.cfg", "extensions", "Makefile", "site.yml", "tests"}
+    assert "inventories/lab" not in names
+
+
+def test_every_group_of_the_example_inventory_is_one_of_a_playbook() -> None:
+    """The commented groups too: without the comments it is still an inventory."""
+    text = (ROOT / "inventories/example/hosts.yml").read_text(encoding="utf-8")
+    _head, groups = text.split("ollama:\n", 1)
+    full = yaml.safe_load("ollama:\n" + re.sub("(?m)^# ", "", groups))
+    checks = [yaml.safe_load(path.read_text("utf-8"))[0]["vars"] for path in (ROOT / "playbooks").glob("*.yml")]
+    known = {name for check in checks for name in check["checked_groups"]}
+    assert set(full) - {"all"} == known
+    assert {path.stem for path in (ROOT / "inventories/example/group_vars").iterdir()} == known
+
+
+@pytest.mark.parametrize(
+    ("playbook", "words", "said"),
+    [
+        ("site", [], "of the hosts of this run (there is no inventory), none is in a group of this playbook (ollama,"),
+        ("verify", ["-i", "gpu9,"], "of the hosts of this run (gpu9), none is in a group of this playbook (ollama,"),
+        ("site", ["-i", "INVENTORY", "--limit", "web"], "of the hosts of this run (web1, web2), none is in a group"),
+        ("loadtest", [], "none is in a group of this playbook (ollama)"),
+        ("adopt", ["-i", "gpu9,"], "none is in a group of this playbook (ollama)"),
+        ("torchrun", ["-i", "INVENTORY"], "none is in a group of this playbook (torchrun)"),
+        ("torchrun_check", ["-i", "INVENTORY"], "none is in a group of this playbook (torchrun)"),
+        ("site", ["-i", "INVENTORY", "--tags", "model"], "has no tag model; it has gpu_host, facts, models, service"),
+        ("verify", ["-i", "INVENTORY", "--tags", "service"], "has no tag service; it has none, and always runs as a"),
+    ],
+)
+def test_nothing_done_is_no_success(installed: Any, tmp_path: Path, playbook: str, words: List[str], said: str) -> None:
+    inventory = tmp_path / "hosts.ini"
+    inventory.write_text("[web]\nweb1\nweb2\n[ollama]\ngpu1\n")
+    words = [str(inventory) if word == "INVENTORY" else word for word in words]
+    output = installed("ansible-playbook", *words, "gpufleet.inference." + playbook, rc=2)
+    assert "nothing to do: " in output and said in output
+
+
+def test_the_documented_tags_are_those_of_the_tasks(installed: Any, tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.ini"
+    inventory.write_text("[ollama]\ngpu1\n[vllm]\ngpu1\n[llama_server]\ngpu1\n")
+    listed = installed("ansible-playbook", "-i", str(inventory), "--list-tags", "gpufleet.inference.site")
+    check = yaml.safe_load((ROOT / "playbooks/site.yml").read_text(encoding="utf-8"))[0]
+    tags = set(re.findall(r"[\w-]+", " ".join(re.findall(r"TASK TAGS: \[(.*)\]", listed))))
+    assert tags == {"always", *check["vars"]["checked_tags"]}

@@ -27,7 +27,7 @@ LICENCE = [
 # Hosts that a file may name in a URL: our own home, standards, the makers' documentation, the makers' own places of
 # wheels and models, and names for examples.
 URL_HOSTS = re.compile(
-    r"^(github\.com|galaxy\.ansible\.com|docs\.ansible\.com|forum\.ansible\.com|www\.gnu\.org|docs\.nvidia\.com"
+    r"^(github\.com|www\.w3\.org|galaxy\.ansible\.com|docs\.ansible\.com|forum\.ansible\.com|www\.gnu\.org|docs\.nvidia\.com"
     r"|git-lfs\.github\.com|(download\.)?pytorch\.org|wheels\.vllm\.ai|huggingface\.co|modelscope\.cn"
     r"|ollama\.com|semver\.org|localhost|127\.0\.0\.1|0\.0\.0\.0|\[.*"
     r"|([a-z0-9-]+\.)*example(\.[a-z]+)?|[a-z0-9-]+|10(\.\d+){3}|192\.168(\.\d+){2}|192\.0\.2\.\d+|.*[<{%$(].*)$"
@@ -114,12 +114,16 @@ def test_nothing_names_one_machine() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    """Every relative link of a Markdown file names a file of the repository."""
+    """Every link of a Markdown file to this repository names a file of it. Galaxy shows the README, without the files."""
     broken = []
+    ours = r"https://github\.com/gpufleet/inference/(?:blob|tree|raw)/main/([^)#]+)"
     for path in tracked():
         if path.suffix == ".md":
             for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-                if not (path.parent / target).exists():
+                if not (path.parent / target).exists() or path == ROOT / "README.md":
+                    broken.append("%s: %s" % (path.relative_to(ROOT), target))
+            for target in re.findall(ours, path.read_text(encoding="utf-8")):
+                if not (ROOT / target).exists():
                     broken.append("%s: %s" % (path.relative_to(ROOT), target))
     assert broken == []
 

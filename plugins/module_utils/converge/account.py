@@ -9,8 +9,8 @@ import os
 import subprocess
 from typing import Any, Collection, Dict, List, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
+from . import install_record
+from .model import StepError
 
 GROUPS = ("render", "video")
 """May open GPUs, on hosts that have these groups."""
@@ -61,7 +61,7 @@ class UserStep:
             if exists(self.user):
                 run(["userdel", "-f", self.user])  # also while a process of the failed unit is still there
             if self._made_home:
-                from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+                from ..toolbox import files
 
                 files.remove_tree(self.home)
             install_record.drop("users", self.user)
@@ -101,7 +101,7 @@ class DirectoryStep:
         :param names: what may be in it.
         :returns: why it stays root's, as something in it is not only root's; None when it will be given.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import owner, users
+        from ..toolbox import owner, users
 
         try:
             why = owner.obstacle(self.path, names, (users.ids_of(self.user) or users.STRANGERS).uid)
@@ -121,7 +121,7 @@ class DirectoryStep:
         """:raises StepError: the directory cannot be created, or given, without following a foreign link."""
         import pwd
 
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
+        from ..toolbox import files, owner
 
         entry = pwd.getpwnam(self.user)
         try:
@@ -137,7 +137,7 @@ class DirectoryStep:
             raise StepError("%s cannot be used: %s" % (error.filename, error.strerror)) from None
 
     def undo(self) -> Optional[str]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, owner
+        from ..toolbox import files, owner
 
         owner.take_back(self._given)
         for path in reversed(self._made):

@@ -8,13 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
-    EMPTY_IGNORED,
-    LIST_KEYS,
-    Unit,
-    Value,
-    process_settings,
-)
+from ..systemd.unit import EMPTY_IGNORED, LIST_KEYS, Unit, Value, process_settings
 
 Hide = Callable[[str, Optional[str]], Optional[str]]
 """Returns a variable's value as it may be shown, from its name and the value."""

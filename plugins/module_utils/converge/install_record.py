@@ -48,7 +48,7 @@ def drop(kind: str, name: str) -> None:
 @contextmanager
 def _alone() -> Iterator[None]:
     """Two runs on one host, for two services, must not lose each other's words."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+    from ..toolbox import lock
 
     with lock.held("made.json", WAIT, what=PATH):
         yield
@@ -64,7 +64,7 @@ def _read() -> Dict[str, List[str]]:
 
 
 def _write(found: Dict[str, List[str]]) -> None:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+    from ..toolbox import files
 
     folder = os.path.dirname(PATH)
     if found:

@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Protocol
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.process import Process
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..systemd.manager import System
+from ..systemd.process import Process
+from ..systemd.unit import Unit
+from ..toolbox.errors import Failed, Refused
 
 
 @dataclass

@@ -9,12 +9,12 @@ import os
 import time
 from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import compare
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import Files, Wanted, ordered, public
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, Step
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN, Override, as_bytes
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System, restarting, split_items
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import merge
+from ..systemd.manager import System, restarting, split_items
+from ..systemd.unit import merge
+from . import compare
+from .atomic import Files, Wanted, ordered, public
+from .model import Change, Step
+from .override import DROP_IN, Override, as_bytes
 
 DOWN = ("inactive", "failed")
 NOTICES = 10

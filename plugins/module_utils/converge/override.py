@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, Iterable, List, Optional, Set
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import Wanted, names
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import parse_environment_file, unit_name
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..systemd import render
+from ..systemd.unit import parse_environment_file, unit_name
+from ..toolbox.errors import Refused
+from .atomic import Wanted, names
+from .model import Change
 
 DIRECTORY = "/etc/systemd/system"
 DROP_IN = "zz-gpufleet.conf"

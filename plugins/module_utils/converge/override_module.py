@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge as converge_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
+from .model import Change
+from .run import converge as converge_unit
 
 
 def converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:

@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import compare
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.observe import (
-    DOWN,
-    FileChange,
-    Observed,
-    StepChange,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import SECRET, Override
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import split_items
+from ..systemd.manager import split_items
+from . import compare
+from .model import Change, Verdict
+from .observe import DOWN, FileChange, Observed, StepChange
+from .override import SECRET, Override
 
 ENABLED = ("enabled", "enabled-runtime")
 

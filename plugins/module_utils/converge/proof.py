@@ -7,21 +7,11 @@ from __future__ import annotations
 
 from typing import Dict, Mapping, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Change,
-    Fault,
-    Gate,
-    Running,
-    Verdict,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.observe import (
-    Observed,
-    ends,
-    wrong_credentials,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.plan import not_loaded, shown
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.switch import ENDED, Switch
+from .model import Change, Fault, Gate, Running, Verdict
+from .observe import Observed, ends, wrong_credentials
+from .override import Override
+from .plan import not_loaded, shown
+from .switch import ENDED, Switch
 
 
 class Proven(NamedTuple):

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.observe import Observed
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.plan import Plan, shown
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import (
-    ManagerError,
-    System,
-    split_items,
-)
+from ..systemd.manager import ManagerError, System, split_items
+from .model import Outcome, ServiceError, Verdict
+from .observe import Observed
+from .override import Override
+from .plan import Plan, shown
 
 JOURNAL_LINES = 20
 JOURNAL_WIDTH = 300

@@ -11,34 +11,19 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import report
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import explain
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Change,
-    Fault,
-    Gate,
-    Outcome,
-    ServiceError,
-    Step,
-    StopHooks,
-    Verdict,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.observe import Observed, observe, reread
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN, Override, checked
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.plan import (
-    Plan,
-    plan,
-    shadow_verdict,
-    shadows,
-    with_remedy,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.proof import Proof, Proven
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.switch import Switch
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, System
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..systemd.manager import ManagerError, System
+from ..toolbox.errors import Failed, Refused
+from . import report
+from .atomic import explain
+from .model import Change, Fault, Gate, Outcome, ServiceError, Step, StopHooks, Verdict
+from .observe import Observed, observe, reread
+from .override import DROP_IN, Override, checked
+from .plan import Plan, plan, shadow_verdict, shadows, with_remedy
+from .proof import Proof, Proven
+from .switch import Switch
 
 if TYPE_CHECKING:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.converge.undo import Done
+    from .undo import Done
 
 
 def converge(
@@ -165,7 +150,7 @@ class _Run:
     # --- writing, starting, proving
 
     def _do(self) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.converge.undo import Done
+        from .undo import Done
 
         done = Done(self.change, self.observed, self.plan, self.switch)
         try:

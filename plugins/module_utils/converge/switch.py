@@ -8,21 +8,9 @@ from __future__ import annotations
 import time
 from typing import List, Mapping, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Change,
-    Fault,
-    Running,
-    StopHooks,
-    Verdict,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.observe import (
-    DOWN,
-    Observed,
-    ends,
-    noticed,
-    precedes,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System, restarting, seconds
+from ..systemd.manager import System, restarting, seconds
+from .model import Change, Fault, Running, StopHooks, Verdict
+from .observe import DOWN, Observed, ends, noticed, precedes
 
 ENDED = "its main process ended"
 DEATHS = {"1": "exited with status %s", "2": "was killed by signal %s", "3": "dumped core on signal %s"}

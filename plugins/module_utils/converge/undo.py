@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, List, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import Files, explain
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, Fault, Step, StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.observe import Observed
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.plan import Plan, enabled_as_declared
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.report import Undone
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.switch import ENDED, Switch
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.links import Links
+from ..systemd.links import Links
+from .atomic import Files, explain
+from .model import Change, Fault, Step, StepError
+from .observe import Observed
+from .plan import Plan, enabled_as_declared
+from .report import Undone
+from .switch import ENDED, Switch
 
 
 class Done:

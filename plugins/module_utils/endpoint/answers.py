@@ -12,12 +12,8 @@ from __future__ import annotations
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import (
-    Endpoint,
-    EndpointError,
-    not_offered,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
+from ..toolbox.http_stream import HttpError
+from .client import Endpoint, EndpointError, not_offered
 
 _TEXT = "Say hello."
 _REQUESTS: Tuple[Tuple[str, str, Dict[str, Any], str], ...] = (

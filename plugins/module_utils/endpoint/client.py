@@ -13,9 +13,9 @@ import re
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError, Stream, decode
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ..toolbox.errors import Refused
+from ..toolbox.http_stream import HttpError, Stream, decode
+from ..toolbox.text import one_line
 
 COUNTERS = (
     ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:generation_tokens_total"),

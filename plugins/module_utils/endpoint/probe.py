@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from typing import Any, Dict, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
+from ..toolbox.errors import Failed
+from ..toolbox.http_stream import HttpError
+from .answers import answer
+from .client import Endpoint, EndpointError, Load
 
 
 def probe(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:

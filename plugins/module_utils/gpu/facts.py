@@ -10,18 +10,8 @@ import os
 import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import (
-    child,
-    faults,
-    health,
-    model,
-    nvml,
-    procfs,
-    rdma,
-    select,
-    topology,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..toolbox.errors import Failed, Refused
+from . import child, faults, health, model, nvml, procfs, rdma, select, topology
 
 #: Where the role gpu_host puts pynvml, on hosts whose own Python has none.
 VENV = "/opt/gpufleet/venv"
@@ -82,7 +72,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
 
 
 def _refuse_code_of_others(venv: str, python_paths: Sequence[str]) -> None:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import trusted
+    from ..toolbox.trusted import trusted
 
     for path in python_paths:
         if not trusted(os.path.abspath(path)):
@@ -161,8 +151,8 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
     import shutil
     import subprocess
 
-    from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import smi
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+    from ..toolbox.text import printable
+    from . import smi
 
     program = shutil.which("nvidia-smi", path=":".join(_folders_of_programs()))
     if not program:
@@ -189,7 +179,7 @@ def _read_with_smi(emit: Callable[[str, Any], None], root: str) -> None:
 
 def _folders_of_programs() -> List[str]:
     """The folders to search for programs: none into which others than root may write, as a login's PATH may have."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import trusted
+    from ..toolbox.trusted import trusted
 
     found = []
     for folder in [*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/lib/wsl/lib"]:

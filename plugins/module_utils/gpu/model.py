@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ..toolbox.text import one_line
 
 UNSUPPORTED = "unsupported"
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import faults, model, processes
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import pci_bus_id
+from . import faults, model, processes
+from .select import pci_bus_id
 
 #: Codes that mean "no such datum here": invalid argument, not supported, function not found, struct version unknown.
 _UNSUPPORTED = (2, 3, 13, 25)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import pci_bus_id
+from .select import pci_bus_id
 
 _NVIDIA = "0x10de"
 _GPU_CLASSES = ("0x0300", "0x0302")  # VGA and 3D controllers; audio functions and NVSwitches have others

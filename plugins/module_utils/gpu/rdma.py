@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, Optional, Union
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.procfs import listing, place, read_text
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import pci_bus_id
+from .procfs import listing, place, read_text
+from .select import pci_bus_id
 
 _NODE_TYPES = {"1": "ca", "2": "switch", "3": "router", "4": "rnic", "5": "usnic"}
 

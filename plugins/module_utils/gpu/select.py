@@ -6,13 +6,48 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
 
 _GIB = 1024**3
 
-POLICY_KEYS = ("count", "min_memory_gib", "min_free_memory_gib", "model", "healthy", "exclude_display")
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or int(str(value)) < 1:
+        raise ValueError
+    return int(str(value))
+
+
+def _gib(value: Any) -> float:
+    if isinstance(value, bool) or not 0 <= float(value) < float("inf"):
+        raise ValueError
+    return float(value)
+
+
+def _pattern(value: Any) -> "re.Pattern":
+    if isinstance(value, (bool, dict, list, tuple)):
+        raise ValueError
+    return re.compile(str(value), re.IGNORECASE)
+
+
+def _truth(value: Any) -> bool:
+    """As YAML reads it; ``-e`` and INI inventories give texts, and every text that is not empty is true in Python."""
+    return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}[
+        str(value).lower()
+    ]
+
+
+_READ: Mapping[str, Tuple[Callable[[Any], Any], str]] = {
+    "count": (_count, "a whole number, at least 1"),
+    "min_memory_gib": (_gib, "a number of GiB, without a unit"),
+    "min_free_memory_gib": (_gib, "a number of GiB, without a unit"),
+    "model": (_pattern, "a regular expression for the name of the GPU"),
+    "healthy": (_truth, "true or false"),
+    "exclude_display": (_truth, "true or false"),
+}
+"""By the key of a policy, how its value is read, and what is expected."""
+POLICY_KEYS = tuple(_READ)
 
 
 def select(
@@ -144,22 +179,16 @@ def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any], own: Dict[
         raise Refused(
             "The GPU policy has unknown keys: %s; known are %s" % (", ".join(unknown), ", ".join(POLICY_KEYS))
         )
-    rules = {key: value for key, value in policy.items() if value is not None}
-    try:
-        model = re.compile(rules["model"], re.IGNORECASE) if "model" in rules else None
-    except re.error as error:
-        raise Refused("The GPU policy's model %r is not a regular expression: %s" % (rules["model"], error)) from None
+    rules = {key: _read(key, value) for key, value in policy.items() if value is not None}
     fitting = []
     refused = {}  # type: Dict[str, List[str]]
     for device in devices:
-        why = _why_not(device, rules, model, own.get(device["uuid"], 0))
+        why = _why_not(device, rules, own.get(device["uuid"], 0))
         if why:
             refused.setdefault(why, []).append(str(device["index"]))
         else:
             fitting.append(device)
     count = rules.get("count")
-    if count is not None and count < 1:
-        raise Refused("The GPU policy's count is %s; expected at least 1" % count)
     if len(fitting) < (count or 1):
         raise Refused(
             "The GPU policy wants %s but %d of %d GPUs fit it; left out: %s"
@@ -173,14 +202,23 @@ def _by_policy(devices: List[Dict[str, Any]], policy: Dict[str, Any], own: Dict[
     return fitting[:count]
 
 
-def _why_not(device: Dict[str, Any], rules: Dict[str, Any], model: Optional["re.Pattern"], own: int) -> Optional[str]:
+def _read(key: str, value: Any) -> Any:
+    read, expected = _READ[key]
+    try:
+        return read(value)
+    except (KeyError, TypeError, ValueError, re.error) as error:
+        why = " (%s)" % error if isinstance(error, re.error) else ""
+        raise Refused("The GPU policy's %s is %r; expected %s%s" % (key, value, expected, why)) from None
+
+
+def _why_not(device: Dict[str, Any], rules: Dict[str, Any], own: int) -> Optional[str]:
     """Why a GPU does not fit a policy, or None when it does."""
     if device["health"]["lost"] or (rules.get("healthy", True) and not device["health"]["ok"]):
         return "; ".join(device["health"]["reasons"])
     if _cut_into_instances(device):
         return "cut into MIG instances"
-    if model and not (device["name"] and model.search(device["name"])):
-        return "its name does not match %r" % rules["model"]
+    if "model" in rules and not (device["name"] and rules["model"].search(device["name"])):
+        return "its name does not match %r" % rules["model"].pattern
     if rules.get("exclude_display") and device["display_active"]:
         return "it drives a display"
     for key, memory in (("min_memory_gib", "total_bytes"), ("min_free_memory_gib", "free_bytes")):
@@ -191,8 +229,8 @@ def _why_not(device: Dict[str, Any], rules: Dict[str, Any], model: Optional["re.
                 return "its %s is not known" % what
             if memory == "free_bytes":
                 there += own
-            if there < float(rules[key]) * _GIB:
-                return "%.1f GiB of %s, less than %s" % (there / _GIB, what, rules[key])
+            if there < rules[key] * _GIB:
+                return "%.1f GiB of %s, less than %g" % (there / _GIB, what, rules[key])
     return None
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Optional, Tuple
 from xml.etree import ElementTree
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import faults, model, processes
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import pci_bus_id
+from . import faults, model, processes
+from .select import pci_bus_id
 
 _ABSENT = ("n/a", "[n/a]", "not supported", "[not supported]", "requested functionality has been deprecated", "")
 _LOST = "gpu is lost"

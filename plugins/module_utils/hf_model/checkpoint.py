@@ -15,8 +15,8 @@ import re
 import stat
 from typing import Any, Dict, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import UnsafePath, read_regular
+from ..toolbox.errors import Failed
+from ..toolbox.files import UnsafePath, read_regular
 
 _LARGEST = 64 << 20  # bytes of an index; those of the largest models have ten million
 _DIGITS = 15  # of a whole number: more is none that a model has, and Python takes minutes for millions
@@ -102,7 +102,7 @@ def _read(path: str, limit: int, user: str) -> Optional[bytes]:
         pass
     except OSError:
         return None
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+    from ..toolbox import users
 
     ids = users.ids_of(user) or users.Ids(users.STRANGER, users.STRANGER, [])
     try:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, List, NamedTuple, Optional, Union
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.shape import Shape
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
+from .shape import Shape
 
 Size = Union[int, str, None]
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+from ..serving.model import Cause
+from ..toolbox.text import printable
 
 _PREFIX = re.compile(r"\A\d+\.\d\d\.\d{3}\.\d{3} ([A-Z]) ")
 _CAUSES: Tuple[Tuple[str, str, str], ...] = (

@@ -13,9 +13,9 @@ import os
 import re
 from typing import Dict, List, Mapping, NamedTuple, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import near
+from ..toolbox import users
+from ..toolbox.errors import Failed, Refused
+from ..toolbox.text import near
 
 _LARGEST = 1 << 20  # bytes of the help text
 _LIMIT = 60  # seconds; a program built for CUDA looks for GPUs first

@@ -9,26 +9,18 @@ import os
 import re
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import log, program, settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import check_weights
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run, summary, template
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.foreign import Foreign, foreign
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
-    Cause,
-    Declared,
-    Host,
-    Leaving,
-    Listen,
-    Plan,
-    Service,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.weights import located, start_limit
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.render import argument
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..converge.model import Outcome
+from ..endpoint.client import Endpoint
+from ..placement.choice import Placed
+from ..placement.memory import check_weights
+from ..serving import checks, openai, run, summary, template
+from ..serving.foreign import Foreign, foreign
+from ..serving.gate import Proof
+from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Service
+from ..serving.weights import located, start_limit
+from ..systemd.render import argument
+from ..toolbox.errors import Refused
+from . import log, program, settings
 
 BASE = "llama-server"
 PROGRAM = "/opt/llama.cpp/bin/llama-server"

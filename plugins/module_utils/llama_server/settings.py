@@ -14,9 +14,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.variables import variables
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port, reachable
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..serving.variables import variables
+from ..toolbox.addresses import host_port, reachable
+from ..toolbox.errors import Refused
 
 FILES = ("model", "ssl_key_file", "ssl_cert_file")
 HOST, PORT = "127.0.0.1", "8080"

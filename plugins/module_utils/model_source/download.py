@@ -16,9 +16,9 @@ import urllib.request
 from typing import Any, Mapping, Optional
 from urllib.parse import urlsplit
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import chunks
+from ..toolbox.errors import Failed
+from ..toolbox.files import chunks
+from .hub import File
 
 ATTEMPTS = 5  # in a row without a byte
 SILENCE = 60  # seconds without a byte

@@ -16,17 +16,11 @@ import subprocess
 from typing import Any, Dict, List, Mapping, Optional
 from urllib.parse import urlsplit
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import (
-    MARKER,
-    Place,
-    check_space,
-    empty,
-    result,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import home
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import gib, size
+from ..toolbox.errors import Failed, Refused
+from ..toolbox.users import home
+from ..toolbox.values import gib, size
+from . import hub
+from .place import MARKER, Place, check_space, empty, result
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_MAX = 1024  # bytes

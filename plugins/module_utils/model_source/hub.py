@@ -13,7 +13,7 @@ import re
 from typing import Any, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..toolbox.errors import Failed, Refused
 
 MARKER = "gpufleet.json"
 """File in the folder of a whole revision; no file of a model may have this name."""

@@ -22,11 +22,11 @@ from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 from urllib.parse import quote
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import MARKER
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import record
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import gib
+from ..toolbox import record
+from ..toolbox.errors import Failed, Refused
+from ..toolbox.values import gib
+from . import hub
+from .hub import MARKER
 
 STALE = 7 * 86400
 """Seconds after which an unfinished download that no run has continued is removed."""
@@ -131,7 +131,7 @@ class Place:
         :raises Refused: somebody other than root may write into it.
         :raises OSError: it cannot be created; UnsafePath where somebody else could have put a link on the way.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         for _attempt in range(5):  # other runs create the same parents
             try:
@@ -200,7 +200,7 @@ class Place:
 
         :param sha256: known checksums, kept for others.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import sync_all, sync_folder
+        from ..toolbox.files import sync_all, sync_folder
 
         path = os.path.join(self._at, commit)
         known: Dict[str, Any] = {"name": self.name, "source": self.source, "commit": commit, "files": dict(files)}
@@ -227,7 +227,7 @@ class Place:
             file.flush()
             os.fsync(file.fileno())
         os.rename(beside, ref)
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import sync_folder
+        from ..toolbox.files import sync_folder
 
         sync_folder(os.path.dirname(ref))
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.hub import File
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place, check_space, result
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import gib, size
+from ..toolbox.errors import Failed, Refused
+from ..toolbox.values import gib, size
+from . import hub
+from .hub import File
+from .place import Place, check_space, result
 
 
 class Offer(NamedTuple):
@@ -88,7 +88,7 @@ def _load(place: Place, params: Mapping[str, Any], check_mode: bool, warn: Any) 
             "%s is not in %s, and offline is true: nothing is asked of the network" % (place.shown, place.folder)
         )
     if params["source"] == "git":
-        from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import git
+        from . import git
 
         return git.fetch(place, params, check_mode)
     return _from_hub(place, params, check_mode)
@@ -158,7 +158,7 @@ def _seed_url(seed: Mapping[str, Any], file: File) -> str:
 
 
 def _from_hub(place: Place, params: Mapping[str, Any], check_mode: bool) -> Dict[str, Any]:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download
+    from . import download
 
     endpoint, user, password = hub.parted((params["url"] or hub.ENDPOINTS[place.source]).rstrip("/"))
     headers = hub.headers(place.source, params["token"], user, password)
@@ -190,7 +190,7 @@ def _have(
     place: Place, offer: Offer, params: Mapping[str, Any], url_of: Callable[[File], str], headers: Mapping[str, str]
 ) -> Tuple[bool, bool]:
     """Load what is offered unless it is there; whether it was loaded, and whether anything was changed."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download
+    from . import download
 
     commit, files = offer
     loaded, changed = not place.whole(commit), place.commit() != commit

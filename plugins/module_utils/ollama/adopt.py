@@ -13,14 +13,14 @@ import re
 import shlex
 from typing import Any, Dict, List, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.options import OPTIONS
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.adopt import Adopted, read, result, variables
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.exposure import is_loopback
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..gpu import facts as gpu_facts
+from ..serving.adopt import Adopted, read, result, variables
+from ..serving.exposure import is_loopback
+from ..systemd.manager import System
+from ..systemd.unit import Unit
+from ..toolbox.errors import Refused
+from . import settings
+from .options import OPTIONS
 
 TYPES = {option.name: option.type for option in OPTIONS}
 

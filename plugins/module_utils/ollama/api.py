@@ -10,10 +10,10 @@ import re
 import time
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError as ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import Stream, decode
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+from ..toolbox.addresses import host_port
+from ..toolbox.http_stream import HttpError as ApiError
+from ..toolbox.http_stream import Stream, decode
+from ..toolbox.text import printable
 
 __all__ = ["Answer", "Api", "ApiError", "number"]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.records import Records
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.server import Server
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.wanted import key
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import gib
+from ..toolbox.errors import Failed, Refused
+from ..toolbox.values import gib
+from .api import Answer
+from .records import Records
+from .server import Server
+from .wanted import key
 
 
 class Limits(NamedTuple):
@@ -94,7 +94,7 @@ class Catalog:
         :raises Failed: it takes too long.
         :raises OSError: the process ended, or may not do it.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+        from ..toolbox import users
 
         ids = users.STRANGERS  # a server that is known by its address alone may be anybody's
         if self.server.environ:

@@ -13,19 +13,13 @@ from __future__ import annotations
 import time
 from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label, pci_bus_id
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, names, settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError, number
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.checks import (
-    ComesUp,
-    Expected,
-    UsesGpus,
-    after_change,
-    owns_port,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Check, Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause
+from ..converge.model import Fault, Running
+from ..gpu.select import label, pci_bus_id
+from ..serving.checks import ComesUp, Expected, UsesGpus, after_change, owns_port
+from ..serving.gate import Check, Proof
+from ..serving.model import Cause
+from . import log, names, settings
+from .api import Api, ApiError, number
 
 _GIB = 1024.0**3
 _LOG_DELAY = 2.0  # seconds that a line may need from the server to the journal

@@ -10,11 +10,11 @@ import json
 import os
 from typing import Any, Dict
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf, names
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.catalog import Catalog, succeeded
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.records import fingerprint
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.wanted import key
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..toolbox.errors import Failed
+from . import gguf, names
+from .catalog import Catalog, succeeded
+from .records import fingerprint
+from .wanted import key
 
 
 class Creator:
@@ -55,7 +55,7 @@ class Creator:
         if before and record.get("request") == request and record.get("digest") == before.get("digest"):
             return
         if recipe.from_file:
-            from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+            from ..toolbox.files import follow
 
             with follow(recipe.source) as file:
                 try:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, server
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, number
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import decode
+from ..gpu.processes import held_by_unit
+from ..toolbox.errors import Refused
+from ..toolbox.files import follow
+from ..toolbox.http_stream import decode
+from . import names, server
+from .api import Api, number
 
 if TYPE_CHECKING:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
+    from . import gguf
 
 _MODEL = "application/vnd.ollama.image.model"
 _PARAMETERS = "application/vnd.ollama.image.params"
@@ -60,7 +60,7 @@ class Fit:
         if self.policy == "ignore" or not self.facts["count"]:
             return None
         # only where something changes
-        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import sizing
+        from . import sizing
 
         try:
             stored = read(self.stores, self.model, self.user)
@@ -108,15 +108,15 @@ def read(stores: Sequence[str], model: str, user: str) -> Stored:
 
     :raises StepError: there is no such model, that user cannot read its files, or they are not what they should be.
     """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
-    from ansible_collections.gpufleet.inference.plugins.module_utils.serving.access import with_rights_of
+    from ..serving.access import with_rights_of
+    from . import gguf
 
     header, context = with_rights_of(user, lambda: _read(stores, model), _READING)
     return Stored(gguf.Header._make(tuple(part) if isinstance(part, list) else part for part in header), context)
 
 
 def _read(stores: Sequence[str], model: str) -> Stored:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf
+    from . import gguf
 
     manifest = next((path for path in (names.manifest(place, model) for place in stores) if os.path.isfile(path)), "")
     layers = {str(layer["mediaType"]): str(layer["digest"]) for layer in _document(manifest)["layers"]}

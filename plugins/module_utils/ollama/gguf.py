@@ -13,7 +13,7 @@ import re
 import struct
 from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ..toolbox.text import one_line
 
 # number of a metadata value's type: struct letter; 8 is a string, 9 an array
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

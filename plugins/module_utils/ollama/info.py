@@ -9,13 +9,13 @@ import os
 import time
 from typing import Any, Callable, Dict, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import log, server
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import unit_name
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..gpu import facts as gpu_facts
+from ..gpu.processes import held_by_unit
+from ..systemd.manager import System
+from ..systemd.unit import unit_name
+from ..toolbox.errors import Failed
+from . import log, server
+from .api import ApiError
 
 _SHOWS = 60.0  # seconds for what is asked of all loaded models; a server may name as many as it likes
 

@@ -13,21 +13,16 @@ from __future__ import annotations
 import os
 from typing import Any, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import releases
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.storage import USER
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release import (
-    BackStep,
-    ProgramStep,
-    ReleaseStep,
-    with_checksums,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import Release
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import Layout
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..converge import account
+from ..converge.model import Step
+from ..serving.model import Service
+from ..serving.release import BackStep, ProgramStep, ReleaseStep, with_checksums
+from ..serving.sources import Release
+from ..serving.switch import Layout
+from ..serving.template import TemplateStep
+from ..toolbox.errors import Refused
+from . import releases
+from .storage import USER
 
 HOME = "/usr/share/ollama"
 _UNIT = """\

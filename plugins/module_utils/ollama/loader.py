@@ -10,11 +10,11 @@ import re
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import gguf, server, sizing
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, number
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.catalog import Catalog, succeeded
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.wanted import key
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..toolbox.errors import Failed, Refused
+from . import gguf, server, sizing
+from .api import Answer, number
+from .catalog import Catalog, succeeded
+from .wanted import key
 
 _GIB = float(1 << 30)
 _MEMORY_DELAY = 3.0  # seconds that NVML may need to name a process
@@ -138,7 +138,7 @@ class Loader:
 
     def _header(self, path: str) -> gguf.Header:
         """The header of a file of weights, at the path that the server reports."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+        from ..toolbox.files import follow
 
         def read() -> gguf.Header:
             with follow(path) as file:

@@ -9,13 +9,13 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import server
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Answer, Api, ApiError, number
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import unit_name
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..gpu import facts as gpu_facts
+from ..gpu.processes import held_by_unit
+from ..systemd.manager import System
+from ..systemd.unit import unit_name
+from ..toolbox.errors import Failed, Refused
+from . import server
+from .api import Answer, Api, ApiError, number
 
 _GIB = float(1 << 30)
 _NS = 1e9

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Dict, Iterable, Iterator, List, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import LOGGED
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ..toolbox.text import one_line
+from .settings import LOGGED
 
 
 @dataclass

@@ -8,18 +8,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import server, wanted
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.catalog import Catalog, Limits, succeeded
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.creator import Creator
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.loader import Loader
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.puller import Puller
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.wanted import key
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import unit_name
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.values import size
+from ..gpu import facts as gpu_facts
+from ..systemd.manager import System
+from ..systemd.unit import unit_name
+from ..toolbox.errors import Failed, Refused
+from ..toolbox.values import size
+from . import server, wanted
+from .api import ApiError
+from .catalog import Catalog, Limits, succeeded
+from .creator import Creator
+from .loader import Loader
+from .puller import Puller
+from .wanted import key
 
 
 def converge(

@@ -16,18 +16,13 @@ from contextlib import suppress
 from shlex import quote
 from typing import Any, Dict, List, NamedTuple, Optional, Union
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import transfer
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import (
-    Holding,
-    holding,
-    move_record,
-    move_unfinished,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.access import ids, with_rights_of
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import as_user
+from ..converge.model import StepError
+from ..serving.access import ids, with_rights_of
+from ..toolbox import files
+from ..toolbox.errors import Failed
+from ..toolbox.users import as_user
+from . import transfer
+from .store import Holding, holding, move_record, move_unfinished
 
 _MARGIN = 1 << 30  # bytes that stay free when models are copied
 _STALL = 600  # seconds that a disk may take for a part of a copy
@@ -359,7 +354,7 @@ def users_of(store: str, proc: str = "/proc") -> List[str]:
 
 
 def _users_of(store: str, proc: str) -> List[str]:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
+    from ..gpu.processes import unit_of
 
     found = set()
     for pid in filter(str.isdigit, os.listdir(proc)):

@@ -10,8 +10,8 @@ import os
 import time
 from typing import Any, Callable, Dict, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api, ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..toolbox.errors import Failed
+from .api import Api, ApiError
 
 _WRITE_EVERY = 0.5  # seconds between two states of the progress file
 _RESUMES = "; what was downloaded is kept, and the next run resumes it"

@@ -11,13 +11,13 @@ import re
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, registry
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import ApiError
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.catalog import Catalog, succeeded
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.pull import Progress, Pull
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.wanted import key
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..systemd.manager import ManagerError
+from ..toolbox.errors import Failed
+from . import names, registry
+from .api import ApiError
+from .catalog import Catalog, succeeded
+from .pull import Progress, Pull
+from .wanted import key
 
 _WAIT = 24 * 3600.0  # seconds to wait for the pulls of other runs; one that stalls ends by itself
 _UNVERIFIED = ".unverified"  # record of the blobs of a running pull; not a valid name of a model
@@ -188,7 +188,7 @@ class Puller:
 
 def _remove_broken(store: str, digests: List[str]) -> Iterator[None]:
     """Remove the blobs of a store whose content does not match their name."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import chunks, follow
+    from ..toolbox.files import chunks, follow
 
     for digest in digests:
         path = os.path.join(store, "blobs", digest.replace(":", "-"))

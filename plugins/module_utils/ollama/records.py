@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import record
+from ..toolbox import record
 
 FOLDER = "/var/lib/gpufleet/models"
 
@@ -51,7 +51,7 @@ def fingerprint(path: str, known: Dict[str, Any]) -> Dict[str, Any]:
     found = {"path": path, "size": status.st_size, "changed": status.st_mtime_ns}  # type: Dict[str, Any]
     if all(known.get(key) == value for key, value in found.items()) and len(str(known.get("sha256", ""))) == 64:
         return dict(found, sha256=known["sha256"])
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow, sha256
+    from ..toolbox.files import follow, sha256
 
     with follow(path) as file:
         return dict(found, sha256=sha256(file))

@@ -13,8 +13,8 @@ import json
 import re
 from typing import Any, Dict, Mapping, NamedTuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..toolbox.errors import Failed
+from . import names
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _LARGEST = 4 << 20

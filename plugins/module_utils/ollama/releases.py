@@ -12,16 +12,8 @@ from __future__ import annotations
 import re
 from typing import Any, List, Mapping, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import (
-    UNVERIFIED,
-    Release,
-    Source,
-    file_name,
-    is_url,
-    parse_checksum,
-    without_secrets,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..serving.sources import UNVERIFIED, Release, Source, file_name, is_url, parse_checksum, without_secrets
+from ..toolbox.errors import Refused
 
 MIRROR = "https://github.com/ollama/ollama/releases/download"
 

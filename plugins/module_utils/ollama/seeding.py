@@ -11,13 +11,13 @@ import os
 import re
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import names, server
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import unit_name
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow
+from ..seeding import offer
+from ..systemd.manager import System
+from ..systemd.unit import unit_name
+from ..toolbox import users
+from ..toolbox.errors import Failed
+from ..toolbox.files import follow
+from . import names, server
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")

@@ -9,12 +9,12 @@ import os
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.api import Api
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import visible_list
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, main_environ
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..gpu.select import select
+from ..placement.choice import visible_list
+from ..systemd.manager import ManagerError, main_environ
+from ..toolbox.errors import Failed, Refused
+from . import settings
+from .api import Api
 
 _PASSING = 5.0  # seconds for which a process may be not yet executed, or gone and systemd not know it
 

@@ -8,26 +8,18 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import DirectoryStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import checks, install, names, settings, storage
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.fit import Fit
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import instances, release, run
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
-    Cause,
-    Declared,
-    Host,
-    Leaving,
-    Listen,
-    Plan,
-    Service,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import AwaitMemory
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..converge.account import DirectoryStep
+from ..converge.model import Outcome
+from ..placement.choice import Placed
+from ..serving import instances, release, run
+from ..serving.gate import Proof
+from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Service
+from ..serving.stop import AwaitMemory
+from ..systemd.manager import System
+from ..toolbox.errors import Refused
+from . import checks, install, names, settings, storage
+from . import store as stores
+from .fit import Fit
 
 RELEASE = 60.0
 """Seconds for which GPU memory is waited for between a stop and a start."""
@@ -144,8 +136,8 @@ def converge(
 
 def _uninstall(params: Mapping[str, Any], base: str, host: Host) -> Dict[str, Any]:
     """Remove all instances, and with the last one what was installed for them."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.uninstall import uninstall
-    from ansible_collections.gpufleet.inference.plugins.module_utils.serving.uninstall import check
+    from ..serving.uninstall import check
+    from .uninstall import uninstall
 
     services = instances.services(params, base)
     units = [service.unit for service in services]
@@ -153,7 +145,7 @@ def _uninstall(params: Mapping[str, Any], base: str, host: Host) -> Dict[str, An
     users, places = zip(*(storage.in_force(host.system, unit) for unit in units))
     unfinished = [unit for unit in units if stores.move_unfinished(unit)]
     if unfinished:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving
+        from . import moving
 
         places += tuple(place for unit in unfinished for record in moving.recorded(unit) for place in record[:2])
     ollama = Ollama()

@@ -15,14 +15,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import values
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import reachable
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.durations import (
-    FOREVER,
-    go_duration,
-    parse_go_duration,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox import values
+from ..toolbox.addresses import reachable
+from ..toolbox.durations import FOREVER, go_duration, parse_go_duration
+from ..toolbox.errors import Refused
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11434

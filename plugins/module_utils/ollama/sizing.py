@@ -16,7 +16,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.gguf import Header
+from .gguf import Header
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step, StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.foreign import foreign
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..converge import account
+from ..converge.model import Step, StepError
+from ..converge.override import DROP_IN
+from ..serving.foreign import foreign
+from ..serving.model import Service
+from ..toolbox.errors import Refused
+from . import store as stores
 
 USER = "ollama"
 """Upstream's user, with which a service is installed."""
@@ -82,7 +82,7 @@ def abandoning(unit: str, system: Any) -> List[Any]:
 def _moved(previous: Optional[str], store: Optional[str], change: str, user: str, unit: str) -> List[Any]:
     if previous == store and not stores.move_unfinished(unit):
         return []
-    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import moving as moves
+    from . import moving as moves
 
     try:
         return list(moves.plan(previous, store, change, user, unit))

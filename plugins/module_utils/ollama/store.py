@@ -15,10 +15,9 @@ import re
 import stat
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import access
+from ..converge import install_record
+from ..serving import access
 
-CHANGES = ("refuse", "move", "leave")
 TOPS = ("blobs", "manifests")
 BLOB = re.compile(r"blobs/sha256-([0-9a-f]{64})\Z")
 _DEPTH = 4  # of a manifest below ``manifests``

@@ -21,9 +21,9 @@ import stat
 from contextlib import suppress
 from typing import Any, BinaryIO, Collection, Dict, Generator, Iterator, List, Sequence, Set
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.store import BLOB, TOPS, holding
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import follow, sync_folder
+from ..converge.model import StepError
+from ..toolbox.files import follow, sync_folder
+from .store import BLOB, TOPS, holding
 
 Work = Generator[None, None, Any]
 _NO_SECOND_NAME = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)

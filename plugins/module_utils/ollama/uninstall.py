@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import uninstall as neutral
+from ..converge import install_record
+from ..serving import uninstall as neutral
+from . import install, records
+from . import store as stores
 
 
 class Models:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, List, Mapping, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import modelfile, names, settings
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
+from . import modelfile, names, settings
 
 
 def read(items: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:

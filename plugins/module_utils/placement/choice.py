@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select, visible_devices
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..gpu.processes import held_by_unit
+from ..gpu.select import select, visible_devices
+from ..toolbox.errors import Refused
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 

@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DIRECTORY, DROP_IN
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import parse
+from ..converge.model import StepError
+from ..converge.override import DIRECTORY, DROP_IN
+from ..systemd.manager import ManagerError
+from ..systemd.unit import parse
 
 SECTION = "X-Gpufleet"
 WAIT = 60

@@ -9,9 +9,9 @@ import math
 import time
 from typing import Any, Callable, Dict, List, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..gpu.processes import held_by_unit
+from ..gpu.select import label
+from ..toolbox.errors import Refused
 
 GIB = 1024**3
 _RESERVED = 2 << 30  # bytes that the driver itself may keep of a GPU

@@ -12,7 +12,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Assignment, Unit
+from ..systemd.unit import Assignment, Unit
 
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """Folders of the host that the service does not see in the sandbox."""

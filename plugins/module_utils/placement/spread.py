@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ..gpu.processes import held_by_unit
+from ..toolbox.text import one_line
 
 EVEN = 2 / 3.0  # of what the fullest GPU holds, relative to its size; recorded placements have 0.86 and more
 _MIB = 1 << 20

@@ -5,6 +5,9 @@
 
 Passed to ``python -`` as its standard input, followed by a call of :func:`main`. Before that call nothing may be
 imported that is not built in: the folder where the connection starts is still on the path.
+
+What was compiled is kept in memory, in a folder that only root can enter; the next check is then made by kept_check.py,
+which sends no sources. The folder is gone when the host restarts, so nothing in it can be half written.
 """
 
 import sys
@@ -14,12 +17,16 @@ STATES = {"Differs": "differs", "Refused": "refused"}
 
 
 class Sources:
-    """An importer of modules whose sources are in memory, and of the packages around them."""
+    """An importer of modules out of memory, and of the packages around them.
+
+    :param texts: source, or compiled code as bytes, by the full name of the module.
+    """
 
     def __init__(self, texts):
         from importlib.machinery import ModuleSpec
 
         self.texts, self.spec, self.packages = texts, ModuleSpec, set()
+        self.compiled = {}
         for name in texts:
             while "." in name:
                 name = name.rpartition(".")[0]
@@ -35,12 +42,47 @@ class Sources:
         return None
 
     def exec_module(self, module):
+        name = module.__name__
         # a program is only read here, to be handed on: compiling it may take 10 ms
-        if module.__name__ in self.texts and ".programs." not in module.__name__:
-            exec(compile(self.texts[module.__name__], module.__name__, "exec"), module.__dict__)
+        if name in self.texts and ".programs." not in name:
+            exec(self.code(name), module.__dict__)
+
+    def code(self, name):
+        import marshal
+
+        text = self.texts[name]
+        if isinstance(text, bytes):
+            return marshal.loads(text)
+        code = compile(text, name, "exec")
+        self.compiled[name] = marshal.dumps(code)
+        return code
 
     def get_source(self, name):
-        return self.texts[name]
+        text = self.texts[name]
+        return text if isinstance(text, str) else None
+
+
+def keep(folder, name, key, program, texts):
+    """Keep sources and compiled code, where this is root; in place of what an earlier version has kept."""
+    import marshal
+    import os
+
+    if os.geteuid():
+        return
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
+    found = os.lstat(folder)
+    if found.st_uid or found.st_mode & 0o170077 != 0o040000:
+        return  # it is a link, or somebody else's
+    for left in os.listdir(folder):  # by a check that was killed
+        if left.startswith("new-") and not os.path.exists("/proc/" + left[4:]):
+            os.unlink(os.path.join(folder, left))
+    new = os.path.join(folder, "new-%d" % os.getpid())
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(marshal.dumps([key, sys.version, program, texts]))
+    os.replace(new, os.path.join(folder, name))
 
 
 def check(module, function, params):
@@ -66,19 +108,41 @@ def trace():
     return traceback.format_exc()
 
 
-def main(packed, params, mark):
-    """Print the mark and the answer as one line.
+def main(kept, program, texts, module, function, params, mark):
+    """Print the mark and the answer as one line, then keep what was compiled.
 
-    :param packed: the sources by name, the name of the module, and of its function.
-    :param params: its parameters.
+    :param kept: folder, name and key to keep it under; None in check mode, which writes nothing.
+    :param program: this program, compiled and as bytes.
+    :param texts: see :class:`Sources`.
+    :param function: the name of a function of ``module``.
+    """
+    import json
+
+    sources = Sources(texts)
+    sys.meta_path.insert(0, sources)
+    sys.stdout.write("%s%s\n" % (mark, json.dumps(check(module, function, params))))
+    sys.stdout.flush()
+    if kept and sources.compiled:
+        try:
+            folder, name, key = kept
+            keep(folder, name, key, program, {**texts, **sources.compiled})
+        except OSError:
+            pass  # the next check is as slow as this one
+
+
+def unpack(kept, packed, mark):
+    """Call :func:`main` with what the controller has sent.
+
+    :param packed: this program, the sources by name, the name of the module, of its function, and its parameters.
     """
     # As Ansible's wrapper of modules does, so that both see the same packages: those of root's own included, which -I
     # would hide, and none that lies where the connection happens to start.
     sys.path[:] = [path for path in sys.path if path not in ("", ".")]
     import base64
     import json
+    import marshal
     import zlib
 
-    texts, module, function = json.loads(zlib.decompress(base64.b64decode(packed)))
-    sys.meta_path.insert(0, Sources(texts))
-    sys.stdout.write("%s%s\n" % (mark, json.dumps(check(module, function, json.loads(base64.b64decode(params))))))
+    program, texts, module, function, params = json.loads(zlib.decompress(base64.b64decode(packed)))
+    code = marshal.dumps(compile(program, "state_check", "exec")) if kept else b""
+    main(kept, code, texts, module, function, params, mark)

@@ -1,20 +1,18 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PLACE RANK HOSTS ADDRESSES KEY [FIRST... --] COMMAND...: starts COMMAND together with the other hosts of a model.
+"""PLACE RANK HOSTS ADDRESSES KEY COMMAND...: starts COMMAND together with the other hosts of a model.
 
-When it ends, or another host does, all end. SIGTERM, which is not a failure, is passed on to it. FIRST runs when all
-hosts have joined, and must succeed before any COMMAND starts. PLACE is ADDRESS:PORT, where node 0 listens; HOSTS and
-ADDRESSES are in the order of the ranks. A connection from another address or with another KEY is rejected, and delays
-nobody.
+When it ends, or another host does, all end. SIGTERM, which is not a failure, is passed on to it. PLACE is ADDRESS:PORT,
+where node 0 listens; HOSTS and ADDRESSES are in the order of the ranks. A connection from another address or with
+another KEY is rejected, and delays nobody.
 
 SIGUSR1 marks this host as proven. The others learn at once that node 0 is, and all learn when every host is. systemd
 has each state as the unit's status: ``state=WORD TEXT``, where WORD is one of STATES and TEXT is for people.
 
 Why it exists, as seen with vLLM 0.32.0 and its mp backend: a server notices only at the next request, which then fails,
 that a process on another host has died. The processes of the other hosts never notice the server's end, and hold their
-memory indefinitely; a restarted server waits for them in vain. With Ray the head must be up before a node joins it; an
-idle server then does end half a minute after a process has, but the nodes of the cluster go on without it.
+memory indefinitely; a restarted server waits for them in vain.
 
 The Ansible collection gpufleet.inference writes this file for an instance, and replaces it on its next run.
 """
@@ -234,24 +232,15 @@ class Run:
         self.stopped = False
 
     def run(self):
-        words = self.prepare()
         if not self.node.rank:
             self.tell(b"go\n")
         with selectors.DefaultSelector() as chooser:
             chooser.register(signals(), selectors.EVENT_READ)
             for rank, connection in self.peers.items():
                 chooser.register(connection, selectors.EVENT_READ, rank)
-            self.command = subprocess.Popen(words, env=self.node.environment, start_new_session=True)
+            self.command = subprocess.Popen(self.node.words, env=self.node.environment, start_new_session=True)
             self.node.say(STARTED, self.together)
             return self.wait(chooser)
-
-    def prepare(self):
-        """Run what has to succeed first; the words of the command."""
-        words = self.node.words
-        split = words.index("--") if "--" in words else -1
-        if split > 0 and subprocess.call(words[:split], env=self.node.environment):
-            raise SystemExit(1)
-        return words[split + 1 :]
 
     def wait(self, chooser):
         """The status of the command, or 1 when another host ended first."""

@@ -14,9 +14,9 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.interpreters import find_uv
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..toolbox.errors import Failed
+from .interpreters import find_uv
+from .wheels import Choice
 
 MARKER = "gpufleet.json"
 _CONSTRAINTS, _REQUIREMENTS = ".constraints.txt", ".requirements.txt"
@@ -126,8 +126,8 @@ class Builder:
 
     def _requirements(self, install: Sequence[str]) -> List[str]:
         """Requirements of the first package, which is installed alone, less those left out."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import requirements_of
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+        from ..programs import requirements_of
+        from ..toolbox.source import source_of
 
         name = self.choice.packages[0]
         if os.path.basename(install[0]) == "uv":  # its environments have no pip, and so nothing that reads requirements
@@ -137,9 +137,9 @@ class Builder:
         return json.loads(said.rstrip("\n").rpartition("\n")[2])
 
     def _test(self) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import environment_check
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+        from ..programs import environment_check
+        from ..toolbox import files
+        from ..toolbox.source import source_of
 
         choice = self.choice
         device = "cpu" if choice.cuda == "cpu" else "cuda"
@@ -159,7 +159,7 @@ class Builder:
 
     def _run(self, command: Sequence[str], hint: Any = None) -> str:
         """Standard output of a program; Failed with its last words when it fails."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import home
+        from ..toolbox.users import home
 
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA"))

@@ -19,17 +19,10 @@ import time
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.build import (
-    MARKER,
-    Builder,
-    Sources,
-    asked,
-    masked,
-    read_record,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.interpreters import find_interpreter
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..toolbox.errors import Failed
+from .build import MARKER, Builder, Sources, asked, masked, read_record
+from .interpreters import find_interpreter
+from .wheels import Choice
 
 ROOT = "/opt/gpufleet"
 UNITS = "/etc/systemd/system"
@@ -86,7 +79,7 @@ class EnvironmentStep:
 
         :raises Failed: nothing was switched, and nothing new is left.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
+        from ..toolbox.trusted import intruder
 
         why = intruder(self.folder)
         if why:
@@ -130,7 +123,7 @@ class EnvironmentStep:
 
         :raises Failed: it cannot be built or does not work; nothing of it is left.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+        from ..toolbox import lock
 
         if self.built():
             return
@@ -252,7 +245,7 @@ class EnvironmentStep:
         _remove(aside)
 
     def _point(self, name: str, target: Optional[str]) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         path = os.path.join(self.folder, name)
         if target is None:
@@ -314,7 +307,7 @@ def _texts(folder: str) -> List[str]:
 
 def _remove(path: str) -> None:
     """Remove an environment, if there is one: first what says that it is whole, as a kill may leave the rest."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+    from ..toolbox import files
 
     try:
         os.unlink(os.path.join(path, MARKER))

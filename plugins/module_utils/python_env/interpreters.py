@@ -11,7 +11,7 @@ import subprocess
 import sys
 from typing import List, Optional, Set, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
+from ..toolbox.errors import Failed, Refused
 
 
 def find_interpreter(wanted: str) -> str:

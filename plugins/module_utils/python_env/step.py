@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, Mapping
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import procfs
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import wheels
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.build import Sources
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import ROOT, EnvironmentStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.interpreters import (
-    find_interpreter,
-    python_version,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Needed, Refused
+from ..gpu import procfs
+from ..toolbox.errors import Failed, Needed, Refused
+from . import wheels
+from .build import Sources
+from .environment import ROOT, EnvironmentStep
+from .interpreters import find_interpreter, python_version
 
 #: For the argument spec of every module that brings an environment along, at its top or as suboptions.
 OPTIONS: Dict[str, Dict[str, Any]] = dict(

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import hub
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.place import Place
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..model_source import hub
+from ..model_source.place import Place
+from ..systemd.manager import System
+from ..toolbox.errors import Failed
+from . import offer
 
 _NOBODY = 65534  # the files are readable by all
 
@@ -50,7 +50,7 @@ def _told(place: Place, blobs: Dict[str, str]) -> Dict[str, Any]:
 
 
 def _sha256(path: str) -> str:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import open_regular, sha256
+    from ..toolbox.files import open_regular, sha256
 
     descriptor = open_regular(path)
     if descriptor is None:

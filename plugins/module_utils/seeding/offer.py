@@ -12,9 +12,9 @@ import sys
 import time
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.programs import seed_server
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+from ..programs import seed_server
+from ..toolbox.errors import Failed, Refused
+from ..toolbox.source import source_of
 
 _FOLDER = "/run/gpufleet"
 _STARTS = 10.0  # seconds until it listens

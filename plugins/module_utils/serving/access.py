@@ -10,9 +10,9 @@ import stat
 from shlex import quote
 from typing import Any, Callable, Iterable, Iterator, List, NoReturn, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import STRANGERS, Ids, as_user, ids_of
+from ..converge.model import StepError
+from ..toolbox.errors import Failed
+from ..toolbox.users import STRANGERS, Ids, as_user, ids_of
 
 LIMIT = 60
 """Seconds to look through a folder."""

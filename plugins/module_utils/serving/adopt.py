@@ -12,10 +12,10 @@ import os
 import re
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import select, visible_devices
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import VARIABLE, visible_list
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit, Value, merge, unit_name
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..gpu.select import select, visible_devices
+from ..placement.choice import VARIABLE, visible_list
+from ..systemd.unit import Unit, Value, merge, unit_name
+from ..toolbox.errors import Refused
 
 OF_THE_SYSTEM = (
     "PATH",

@@ -13,14 +13,9 @@ import subprocess
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Callable, Iterator, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import (
-    UNVERIFIED,
-    Source,
-    is_url,
-    without_secrets,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from ..converge.model import StepError
+from ..toolbox.errors import Failed
+from .sources import UNVERIFIED, Source, is_url, without_secrets
 
 LARGEST = 32 << 30
 """Bytes of an archive."""
@@ -35,7 +30,7 @@ def lay(source: Source, folder: str) -> None:
 
     :raises StepError: it cannot be fetched, differs from its checksum, or is not a release.
     """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
+    from ..toolbox.trusted import intruder
 
     archive, download = source.place, folder + ".download"
     try:
@@ -246,7 +241,7 @@ def extract(archive: str, folder: str, origin: str) -> None:
     import tarfile
     import zlib
 
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import unpack
+    from ..toolbox import unpack
 
     with _reading(archive) as file:
         try:

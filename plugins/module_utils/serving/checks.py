@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+from ..converge.model import Fault, Running
+from ..gpu.processes import held_by_unit
+from ..gpu.select import label
+from ..toolbox.text import printable
+from .gate import Proof
 
 _GIB = 1024.0**3
 _MEMORY_DELAY = 5.0  # seconds that NVML may need to name a process
@@ -211,7 +211,7 @@ class UsesGpus:
 
     def divided(self, proof: Proof, facts: Dict[str, Any], expected: Expected) -> None:
         """Whether a model is spread evenly; if not, who else uses memory there."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.placement import spread
+        from ..placement import spread
 
         declared = {device["uuid"] for device in proof.devices}
         devices = [device for device in facts["devices"] if not declared or device["uuid"] in declared]

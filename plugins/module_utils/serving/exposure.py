@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Callable
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Listen
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import is_loopback
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.addresses import is_loopback
+from ..toolbox.errors import Refused
+from .model import Listen
 
 
 def check(listen: Listen, open_to: str, allowed: bool, warn: Callable[[str], None]) -> None:

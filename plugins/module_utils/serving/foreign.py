@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, NamedTuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import expanded_words, merge
+from ..converge.override import DROP_IN
+from ..systemd.unit import expanded_words, merge
 
 
 class Foreign(NamedTuple):

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running, Verdict
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
+from ..converge.model import Fault, Running, Verdict
+from ..gpu.select import label
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Proof:
         cause = self.explain(self.running.journal(JOURNAL))
         message = "the server gave up: %s" % cause.sentence if cause.line else "the server ended and said nothing"
         if cause.verdict == "out_of_memory":
-            from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import holders
+            from ..placement.memory import holders
 
             held = holders(self.gather()["devices"], self.running.unit)
             message += "; %s" % held if held else ""

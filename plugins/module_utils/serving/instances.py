@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, List, Mapping
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
+from .model import Service
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
 """No ``-``: systemd reads one in an instance's name as a slash."""

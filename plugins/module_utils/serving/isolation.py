@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import nodes as gpu_nodes
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement import sandbox
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Declared
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import Unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..gpu import nodes as gpu_nodes
+from ..placement import sandbox
+from ..systemd.unit import Unit
+from ..toolbox.errors import Refused
+from .model import Declared
 
 
 class Isolation:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, Outcome, Step, StopHooks
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.claims import Claim
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Check, Gate, Proof
+from ..converge.model import Change, Outcome, Step, StopHooks
+from ..gpu import facts as gpu_facts
+from ..placement.choice import Placed
+from ..placement.claims import Claim
+from .gate import Check, Gate, Proof
 
 
 class Host:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, Mapping, Optional, Type
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError, Load
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.checks import Ask, owns_port
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import AwaitMemory
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ..converge.model import Fault, Running
+from ..endpoint.client import Endpoint, EndpointError, Load
+from ..toolbox.http_stream import HttpError
+from ..toolbox.text import one_line
+from .checks import Ask, owns_port
+from .gate import Proof
+from .model import Host
+from .stop import AwaitMemory
 
 
 def lists_model(endpoint: Endpoint, served: str) -> Ask:
@@ -55,7 +55,7 @@ def answers(endpoint: Endpoint, served: str, timeout: float, task: Optional[str]
 
     def check(proof: Proof) -> None:
         # a converged host does not need it
-        from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answers import answer
+        from ..endpoint.answers import answer
 
         before = load()
         try:

@@ -25,8 +25,8 @@ class Option(NamedTuple):
     required: bool = False
     no_log: Optional[bool] = None
     """Where the name looks like that of a secret: whether it is one."""
-    per_instance: bool = False
-    """Whether each instance may override it."""
+    per_host: bool = False
+    """Whether it is the same for all instances of a host; an instance may override any other option."""
     suboptions: Tuple["Option", ...] = ()
     only: str = ""
     """``module``: the role sets it itself. ``role``: the role turns it into other options. Empty: both have it."""
@@ -36,46 +36,39 @@ COMMON = (
     Option(
         "name",
         "str",
-        """
-        Name of the unit, with or without C(.service). With O(instances), the name of the template: each instance is
-        C(NAME@INSTANCE.service).
-        """,
+        """Name of the unit, with or without C(.service). With O(instances), the name of the template: each instance is
+        C(NAME@INSTANCE.service).""",
+        per_host=True,
     ),
     Option(
         "state",
         "str",
-        """
-        V(present) configures the service, enables it and starts it.
+        """V(present) configures the service, enables it and starts it.
 
-        V(absent) stops the service, disables it and removes its files. Users and models stay.
-        """,
+        V(absent) stops the service, disables it and removes its files. Its program, user and models stay.""",
         choices=("present", "absent"),
         default="present",
+        per_host=True,
     ),
-    Option("enabled", "bool", "Whether the service starts at boot.", default=True, per_instance=True),
+    Option("enabled", "bool", "Whether the service starts at boot.", default=True),
     Option(
         "timeout",
         "int",
-        """
-        Seconds within which the service must be up and verified, including the time to load a model.
+        """Seconds within which the service must be up and verified, including the time to load a model.
 
-        A service that dies is noticed at once.
-        """,
-        per_instance=True,
+        A service that dies is noticed at once.""",
     ),
     Option(
         "instances",
         "list",
-        """
-        Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template
+        """Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template
         C(NAME@.service), which is created if it does not exist. C(NAME.service) itself is left alone.
 
         An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
         merged over O(environment).
 
         All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
-        error names both.
-        """,
+        error names both.""",
         default=[],
         elements="dict",
         suboptions=(
@@ -83,97 +76,89 @@ COMMON = (
             Option(
                 "state",
                 "str",
-                """
-                V(absent) stops and disables the instance and removes its files. Models stay. Left out, it is
-                V(present).
-                """,
+                """V(absent) stops and disables the instance and removes its files. Models stay. Left out, it is
+                V(present).""",
                 choices=("present", "absent"),
             ),
             Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
         ),
+        per_host=True,
     ),
     Option(
         "visible_devices",
         "raw",
-        """
-        The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
+        """The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
 
         V(all), a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with any of the keys
         C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in the GPU's name),
         C(healthy) (default true) and C(exclude_display).
 
         A GPU that does not exist is rejected before anything is changed. So are an unhealthy GPU under V(all) and a
-        policy that selects no GPU.
-        """,
-        per_instance=True,
+        policy that selects no GPU.""",
     ),
     Option(
         "share_gpus",
         "bool",
-        """
-        Whether other services of this collection may use the same GPUs. They must set this too. Otherwise a service
+        """Whether other services of this collection may use the same GPUs. They must set this too. Otherwise a service
         that claims one of these GPUs is rejected before anything is changed; the error names both services. Without
         O(visible_devices), all GPUs are claimed.
 
-        The claim is stored in the service's own drop-in. It counts while the unit exists and is running or enabled.
-        """,
+        The claim is stored in the service's own drop-in. It counts while the unit exists and is running or enabled.""",
         default=False,
-        per_instance=True,
     ),
     Option(
         "isolate",
         "bool",
-        """
-        Let the kernel deny the service every GPU except those in O(visible_devices), which must be set
+        """Let the kernel deny the service every GPU except those in O(visible_devices), which must be set
         (C(DeviceAllow=) for their device nodes).
 
-        The service then sees no other GPU, so the indexes of its own start at 0 inside it.
-        """,
+        The service then sees no other GPU, so the indexes of its own start at 0 inside it.""",
         default=False,
-        per_instance=True,
     ),
     Option(
         "sandbox",
         "bool",
-        """
-        Run the service in a systemd sandbox in which it can still use its GPUs.
+        """Run the service in a systemd sandbox in which it can still use its GPUs.
 
         It can write only to its user's home and to the directories for its models. It cannot see C(/home), C(/root),
-        C(/tmp) and C(/var/tmp), so nothing that it needs may be there; otherwise it is rejected.
-        """,
+        C(/tmp) and C(/var/tmp), so nothing that it needs may be there; otherwise it is rejected.""",
         default=False,
-        per_instance=True,
     ),
     Option(
         "allow_unauthenticated",
         "bool",
         "Whether the service may listen, without authentication, on an address that other hosts can reach.",
         default=False,
-        per_instance=True,
     ),
-    Option("environment", "dict", "Further variables of the process.", default={}, per_instance=True),
-    Option("facts_timeout", "float", "Seconds that reading the GPUs may take.", default=10.0),
+    Option("environment", "dict", "Further variables of the process.", default={}),
+    Option("facts_timeout", "float", "Seconds that reading the GPUs may take.", default=10.0, per_host=True),
 )
 """What every engine has."""
 
 
 ONE_MODEL = (
     Option(
+        "timeout",
+        "int",
+        """Seconds within which the service must be up and verified, including the time to load its model. Left out, it
+        grows with the size of the model, by one second per 100 MB.
+
+        A service that dies is noticed at once, one that stalls after O(stall_timeout).""",
+    ),
+    Option(
         "model_paths",
         "dict",
-        """
-        Paths of models by name. A model that is named here is served from its path, under that name unless another is
-        set.
-        """,
+        """Paths of models by name. A model that is named here is served from its path, under that name unless another
+        is set.""",
         default={},
         only="module",
+        per_host=True,
     ),
     Option(
         "stall_timeout",
         "float",
         "Seconds without a new line in the journal and without more GPU memory after which a start has stalled.",
         default=300.0,
-        per_instance=True,
     ),
     Option(
         "token_timeout",
@@ -181,24 +166,19 @@ ONE_MODEL = (
         "Seconds that the token, embedding, score or class of the verification may take.",
         default=120.0,
         no_log=False,
-        per_instance=True,
     ),
     Option(
         "drain_timeout",
         "float",
-        """
-        Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
-        that are still running then are cut, with a warning.
-        """,
+        """Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait.
+        Those that are still running then are cut, with a warning.""",
         default=60.0,
-        per_instance=True,
     ),
     Option(
         "release_timeout",
         "float",
         "Seconds to wait after a stop until the GPU memory of the previous processes is free.",
         default=60.0,
-        per_instance=True,
     ),
 )
 """What every engine has whose service is one model."""
@@ -226,7 +206,7 @@ def _of_instance(given: Tuple[Option, ...], rows: Sequence[Option]) -> Tuple[Opt
     return given + tuple(
         row._replace(description="Overrides O(%s) for this instance." % row.name, default=None)
         for row in rows
-        if row.per_instance and row.name not in names
+        if not row.per_host and row.name not in names
     )
 
 

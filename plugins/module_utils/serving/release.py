@@ -14,23 +14,11 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step, StepError
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import (
-    UNVERIFIED,
-    Release,
-    Source,
-    is_url,
-    without_secrets,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import (
-    MARKER,
-    Layout,
-    Switch,
-    discard,
-    link,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
+from ..converge.model import Step, StepError
+from ..toolbox.errors import Needed, Refused
+from .model import Host
+from .sources import UNVERIFIED, Release, Source, is_url, without_secrets
+from .switch import MARKER, Layout, Switch, discard, link
 
 
 def with_checksums(release: Release, remote_src: bool) -> Release:
@@ -45,7 +33,7 @@ def with_checksums(release: Release, remote_src: bool) -> Release:
     if all(source.checksum for source in release.sources):
         return release
     # a converged host rarely needs it
-    from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives
+    from . import archives
 
     known = (source.checksum or archives.sha256_of(source.place) for source in release.sources)
     return Release(tuple(source._replace(checksum=one) for source, one in zip(release.sources, known)))
@@ -116,8 +104,8 @@ class ReleaseStep:
             return marker.read(100).strip() == self.key.encode()
 
     def _unpack(self) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
+        from . import archives
 
         program, *others = (path for _place, path in self.switch.layout.links)
         beside = os.path.join(self.switch.store, ".%s.part" % self.name)
@@ -226,7 +214,7 @@ def preflight(steps: Sequence[Step], remote_src: bool, host: Host) -> None:
 
 
 def _check_sources(sources: Sequence[Source], within_reach: bool) -> None:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives
+    from . import archives
 
     for source in sources:
         missing = archives.without_zstd(source.place) if source.name.endswith(".zst") else None

@@ -12,35 +12,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Change,
-    Outcome,
-    ServiceError,
-    Step,
-    StepError,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override, as_bytes
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement import choice, claims
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import (
-    digest,
-    exposure,
-    gate,
-    instances,
-    summary,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.isolation import Isolation
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
-    Engine,
-    Host,
-    Leaving,
-    Plan,
-    Service,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..converge import run as convergence
+from ..converge.model import Change, Outcome, ServiceError, Step, StepError
+from ..converge.override import Override, as_bytes
+from ..gpu.processes import held_by_unit
+from ..gpu.select import label
+from ..placement import choice, claims
+from ..systemd.manager import System
+from ..toolbox.errors import Refused
+from . import digest, exposure, gate, instances, summary
+from .isolation import Isolation
+from .model import Engine, Host, Leaving, Plan, Service
 
 
 class Differs(Exception):
@@ -81,7 +63,7 @@ def converge(
         if not thorough:
             raise Differs("%s is not in its declared state" % plan.unit)
         # a converged host does not need it
-        from ansible_collections.gpufleet.inference.plugins.module_utils.serving.vacate import Vacated, in_the_way
+        from .vacate import Vacated, in_the_way
 
         stopped = stopped or Vacated(host)
         moving = [other.unit for other in plans if other is not plan and in_the_way(other, plan, host)]

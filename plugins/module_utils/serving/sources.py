@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
 
 UNVERIFIED = "unverified"
 """What an inventory writes in place of a checksum to do without one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Dict, List
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Running, Verdict
+from ..converge.model import Running, Verdict
 
 
 class AwaitMemory:
@@ -45,7 +45,7 @@ class AwaitMemory:
             time.sleep(0.25)
 
     def _still_held(self) -> List[str]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
+        from ..placement.memory import gib
 
         return [
             "PID %d (%s) %s on GPU %s"

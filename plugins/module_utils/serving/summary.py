@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import gib
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest
+from ..converge.model import Outcome
+from ..placement.memory import gib
+from . import digest
 
 
 def line(outcome: Outcome, gpus: Sequence[Dict[str, Any]], cpu: bool, parts: Sequence[str], check: bool) -> str:

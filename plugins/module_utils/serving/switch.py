@@ -14,7 +14,7 @@ import os
 import shutil
 from typing import Any, Callable, Collection, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import StepError
+from ..converge.model import StepError
 
 STORE = "lib/gpufleet"
 """Where releases lie, below the prefix."""
@@ -58,7 +58,7 @@ class Switch:
         """Whether a run was killed before it was done; one that is still at it was not."""
         if not os.path.lexists(self.record):
             return False
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+        from ..toolbox import lock
 
         return not lock.is_held(self._lock_name)
 
@@ -109,7 +109,7 @@ class Switch:
 
     def check(self) -> None:
         """:raises StepError: a user other than root could replace the program, or the record of the way back."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import intruder
+        from ..toolbox.trusted import intruder
 
         for folder in (os.path.dirname(self.places[0]), self.store):
             why = intruder(folder)
@@ -121,7 +121,7 @@ class Switch:
 
     def begin(self) -> None:
         """Have a record before anything else; one that is there stays."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         self.check()
         self._lock()
@@ -133,7 +133,7 @@ class Switch:
 
     def to(self, name: str) -> None:
         """Put a release in use; what is in the places now can be restored."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         found = self._read()
         self.kept = found if isinstance(found, list) else []
@@ -211,7 +211,7 @@ class Switch:
         """
         from contextlib import ExitStack
 
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+        from ..toolbox import lock
 
         stack = ExitStack()
         try:
@@ -221,7 +221,7 @@ class Switch:
         self._unlock = stack.close
 
     def _set_aside(self, path: str, aside: str) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         discard(aside)
         files.make_folders(os.path.dirname(aside))
@@ -240,7 +240,7 @@ class Switch:
     def _write(self, found: Any) -> None:
         import json
 
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         files.write_whole(self.record, json.dumps(found).encode())
 
@@ -266,7 +266,7 @@ def link(path: str) -> Optional[str]:
 
 def point(path: str, to: str) -> None:
     """Have a link lead somewhere, in place of the one that is there."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+    from ..toolbox import files
 
     beside = path + ".gpufleet"
     if os.path.lexists(beside):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from typing import Dict, List
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.account import UserStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Step
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DIRECTORY
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import UNIT_PATH
+from ..converge import install_record
+from ..converge.account import UserStep
+from ..converge.model import Step
+from ..converge.override import DIRECTORY
+from ..systemd.manager import UNIT_PATH
 
 
 def text(title: str, *settings: str) -> str:
@@ -58,7 +58,7 @@ class TemplateStep:
         return {"before": "", "after": "# %s\n%s" % (self.path, self.text)}
 
     def apply(self) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import write_whole
+        from ..toolbox.files import write_whole
 
         content = self.text.encode("ascii")
         install_record.add("units", self.path)

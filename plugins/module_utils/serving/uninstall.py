@@ -15,20 +15,15 @@ import os
 import re
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import account, install_record
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Change,
-    ServiceError,
-    StepError,
-    Verdict,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import switch as switches
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import Layout
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..converge import account, install_record
+from ..converge import run as convergence
+from ..converge.model import Change, ServiceError, StepError, Verdict
+from ..converge.override import DROP_IN
+from ..gpu.processes import unit_of
+from ..toolbox import files
+from ..toolbox.errors import Refused
+from . import switch as switches
+from .switch import Layout
 
 
 class Data(NamedTuple):

@@ -10,15 +10,10 @@ from __future__ import annotations
 
 from typing import Any, List, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Outcome,
-    Running,
-    ServiceError,
-    Verdict,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import held_by_unit
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host, Plan
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError, seconds
+from ..converge.model import Outcome, Running, ServiceError, Verdict
+from ..gpu.processes import held_by_unit
+from ..systemd.manager import ManagerError, seconds
+from .model import Host, Plan
 
 _DOWN = ("inactive", "failed")
 

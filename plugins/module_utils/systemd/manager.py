@@ -18,14 +18,10 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.process import ManagerError, Processes
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.specifiers import specifiers
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
-    dropin_directories,
-    order_dropins,
-    template_of,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+from ..toolbox.text import printable
+from .process import ManagerError, Processes
+from .specifiers import specifiers
+from .unit import dropin_directories, order_dropins, template_of
 
 # Where systemd looks for units and drop-ins, the highest priority first (systemd.unit(5), table 1).
 UNIT_PATH = (
@@ -338,7 +334,7 @@ class System(Processes):
         :param waiting: called again and again meanwhile with the process that holds it.
         :raises ManagerError: it is not free within the limit; the message names the holder.
         """
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
+        from ..toolbox import lock
 
         try:
             with lock.held(unit, limit, waiting, root=self.root):

@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 from typing import Dict, List, Mapping, Optional, Set, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+from ..toolbox.errors import Failed
+from ..toolbox.text import printable
 
 LARGEST_FILE = 64 << 20
 """Bytes of a file that is read; a larger one counts as one that cannot be read."""

@@ -12,13 +12,8 @@ from __future__ import annotations
 import re
 from typing import Dict, List, Mapping, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import (
-    ENVIRONMENT_NAME,
-    LONGEST_LINE,
-    WHITESPACE,
-    is_text,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
+from .unit import ENVIRONMENT_NAME, LONGEST_LINE, WHITESPACE, is_text
 
 LONGEST_VARIABLE = 128 * 1024
 """Bytes of ``NAME=value`` and its NUL that Linux takes for one variable (MAX_ARG_STRLEN)."""

@@ -10,8 +10,8 @@ import pwd
 import re
 from typing import Callable, Dict, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.unit import parse_environment_file
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
+from .unit import parse_environment_file
 
 KNOWN_VERSION = 252
 """Taken for systemd's version where that cannot be found out: the one that the rules were tried on."""

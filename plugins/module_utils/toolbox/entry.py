@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterable, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Needed, Refused
+from .errors import Failed, Needed, Refused
 
 Work = Callable[[Mapping[str, Any], bool, Callable[[str], None]], Dict[str, Any]]
 

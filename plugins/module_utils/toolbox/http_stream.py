@@ -16,7 +16,7 @@ import socket
 import time
 from typing import Any, BinaryIO, List, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port
+from .addresses import host_port
 
 _LARGEST = 64 << 20  # bytes of an answer
 _LARGEST_HEADER = 64 << 10

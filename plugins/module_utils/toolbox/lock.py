@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Callable, Iterator, Optional, Set, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import kind
+from .files import kind
 
 FOLDER = "/run/gpufleet"
 FOLDER_OF_USER = "/run/user/%d/gpufleet"

@@ -13,7 +13,7 @@ import os
 import stat
 from typing import Collection, Iterator, List, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import UnsafePath
+from .files import UnsafePath
 
 
 class Given(NamedTuple):

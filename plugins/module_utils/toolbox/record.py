@@ -28,7 +28,7 @@ def write(path: str, record: Mapping[str, Any]) -> None:
 
     :raises OSError: there is no space, or the folder cannot be used; the previous record is still there.
     """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+    from . import files
 
     files.make_folders(os.path.dirname(path))
     files.write_whole(path, json.dumps(record, indent=1, sort_keys=True).encode("utf-8"))

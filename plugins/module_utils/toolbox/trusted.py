@@ -9,7 +9,7 @@ import os
 import stat
 from typing import Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import writers
+from .files import writers
 
 _LINKS = 40
 """Symbolic links in one path, as in the kernel."""

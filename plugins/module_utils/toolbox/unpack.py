@@ -15,8 +15,8 @@ import stat
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Iterator, List, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import chunks, kind
+from .errors import Failed
+from .files import chunks, kind
 
 MEMBERS = 100000
 BYTES = 64 << 30

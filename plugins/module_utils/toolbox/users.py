@@ -13,7 +13,7 @@ import signal
 import time
 from typing import Any, Callable, Generator, List, NamedTuple, NoReturn, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
+from .errors import Failed
 
 STRANGER = (1 << 31) - 2
 """User and group id that nothing belongs to."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Union
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from .errors import Refused
 
 GIB = 1 << 30
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?\Z", re.IGNORECASE)

@@ -11,8 +11,8 @@ import re
 import shlex
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import render
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..systemd import render
+from ..toolbox.errors import Refused
 
 FOLDER = "/etc/gpufleet/torchrun"
 UNITS = "/etc/systemd/system"

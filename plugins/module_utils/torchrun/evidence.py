@@ -13,9 +13,9 @@ import shutil
 import time
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import logs
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.command import Job, unit_name
+from ..toolbox.errors import Failed
+from . import logs
+from .command import Job, unit_name
 
 TAIL = 1 << 18
 """Bytes read of the end of a log; NCCL prints all that matters at its start, so as many of the beginning, too."""
@@ -61,8 +61,8 @@ def prune(system: Any, job: Job, ids: Any, keep: int) -> List[str]:
 
     :raises OSError: the folder cannot be read, or that took too long (Failed).
     """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import folder
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import as_user
+    from ..toolbox.files import folder
+    from ..toolbox.users import as_user
 
     def work() -> List[str]:
         with folder(system.root + job.log_dir) as descriptor:
@@ -83,7 +83,7 @@ def read(system: Any, job: Job, ids: Any, invocation: str) -> Dict[str, Any]:
     :param ids: the user's.
     :param invocation: the running one, if it runs.
     """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import as_user
+    from ..toolbox.users import as_user
 
     how = ended(system, job)
     invocation = how["invocation"] if how else invocation
@@ -101,7 +101,7 @@ def read(system: Any, job: Job, ids: Any, invocation: str) -> Dict[str, Any]:
 
 
 def _said(folder: str, before: Sequence[str], agent: str, job: Job) -> Dict[str, Any]:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+    from ..toolbox.text import printable
 
     agent = printable(agent)
     found = [run for run in _runs(folder) if os.path.basename(run) not in before]
@@ -198,7 +198,7 @@ def _texts_of(attempt: str) -> List[str]:
 
 def _ends(path: str, size: int) -> str:
     """Beginning and end of a regular file that may be large, ``size`` bytes each; nothing of anything else."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import open_regular
+    from ..toolbox.files import open_regular
 
     try:
         descriptor = open_regular(path)
@@ -217,7 +217,7 @@ def _ends(path: str, size: int) -> str:
 
 def _failures(attempt: str, job: Job) -> List[Dict[str, Any]]:
     """The processes of one attempt that left an error file, or died with an exception in their log."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+    from ..toolbox.text import printable
 
     found = []
     for folder in _ranks(attempt):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
 
 Nodes = Mapping[str, Mapping[str, Any]]
 Reach = Mapping[str, Mapping[str, Mapping[str, Any]]]

@@ -15,15 +15,11 @@ import stat
 import time
 from typing import Any, Dict, List, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.atomic import Files, Wanted
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import (
-    ManagerError,
-    System,
-    main_environ,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, evidence, preflight
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.network import LISTENER
+from ..converge.atomic import Files, Wanted
+from ..systemd.manager import ManagerError, System, main_environ
+from ..toolbox.errors import Failed, Refused
+from . import command, evidence, preflight
+from .network import LISTENER
 
 DOWN = ("inactive", "failed")
 STOP_LIMIT = 50.0
@@ -239,7 +235,7 @@ class _Running(_Part):
             raise Refused("; ".join(wrong))
 
     def _ids(self) -> Any:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users import ids_of
+        from ..toolbox.users import ids_of
 
         return ids_of(self.params["user"])
 
@@ -332,7 +328,7 @@ class _Running(_Part):
 
     def _make_log_dir(self) -> None:
         """The folder for the logs, of the job's user, whatever that user has put in its place."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         path, ids = self.system.root + self.job.log_dir, self._ids()
         try:
@@ -343,7 +339,7 @@ class _Running(_Part):
 
     def _expect_end(self) -> None:
         """An empty file for how the run ended, which its unit writes as the job's user."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         ids = self._ids()
         files.make_folders(self.system.root + self.job.state)
@@ -351,7 +347,7 @@ class _Running(_Part):
 
     def _remember_earlier_runs(self) -> None:
         """The names of the runs whose logs are there, and not the next one's; those beyond the number to keep go."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         try:
             names = evidence.prune(self.system, self.job, self._ids(), self.params["keep_logs"] - 1)
@@ -429,7 +425,7 @@ def remove_script(system: Any, state: str, but: Optional[str] = None) -> None:
     path = (system.read(state + command.SCRIPT_RECORD) or b"").decode("utf-8", "surrogateescape")
     if not path or path == but:
         return
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+    from ..toolbox import files
 
     folder, name = os.path.split(system.root + path)
     try:
@@ -447,7 +443,7 @@ class _Script:
     """
 
     def __init__(self, job: command.Job, root: str) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         self.path, self._place = job.params["script_path"], root + job.params["script_path"]
         self._text = job.script_text().encode("utf-8", "surrogateescape")
@@ -477,7 +473,7 @@ class _Script:
 
     def write(self) -> None:
         """:raises Refused: it cannot be written."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         try:
             files.make_folders(os.path.dirname(self._place))

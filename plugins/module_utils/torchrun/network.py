@@ -17,8 +17,8 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command
+from ..toolbox.errors import Failed
+from . import command
 
 LISTENER = "gpufleet-torchrun-listen.service"
 """Transient unit of the listener that peers try; gone by itself after a while."""
@@ -49,7 +49,7 @@ def report(params: Mapping[str, Any], _check_mode: bool, _warn: Any) -> Dict[str
 
 
 def _gpus(params: Mapping[str, Any]) -> Dict[str, Any]:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu
+    from ..gpu import facts as gpu
 
     return gpu.gather_for(params["facts_timeout"])
 
@@ -107,7 +107,7 @@ def torch(venv: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
     packages = [path for path in _site_packages(venv) if os.path.isfile(path + "/torch/version.py")]
     if not packages:
         return None, "its Python has no package torch"
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import read_regular
+    from ..toolbox.files import read_regular
 
     try:
         text = (read_regular(packages[0] + "/torch/version.py", VERSION_FILE) or b"").decode("utf-8", "replace")
@@ -161,8 +161,8 @@ def listen(port: int, seconds: int) -> Dict[str, Any]:
 
     ``busy`` names, by port, who holds the rendezvous port if another process does; then only the other is listened on.
     """
-    from ansible_collections.gpufleet.inference.plugins.module_utils.programs import peer_listener
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+    from ..programs import peer_listener
+    from ..toolbox.source import source_of
 
     _run(["systemctl", "stop", LISTENER])
     busy = {} if _ours(port) else {str(port): holder(port)}
@@ -237,15 +237,15 @@ def _free(port: int) -> bool:
 
 def holder(port: int) -> str:
     """Who listens on a port, in words: program, process and unit."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+    from ..systemd.manager import System
+    from ..toolbox.text import one_line
 
     pid, name = System().listener(port) or (0, "")
     return "%s, process %d%s" % (one_line(name), pid, _of_unit(pid)) if pid else "an unknown process"
 
 
 def _of_unit(pid: int) -> str:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.processes import unit_of
+    from ..gpu.processes import unit_of
 
     unit = unit_of(pid)
     return " of %s" % unit if unit else ""

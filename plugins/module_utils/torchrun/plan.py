@@ -8,8 +8,8 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import diagnostics, fabric
+from ..toolbox.errors import Refused
+from . import diagnostics, fabric
 
 RENDEZVOUS = ("static", "c10d", "standalone")
 

@@ -10,7 +10,7 @@ import pwd
 import stat
 from typing import Any, List
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun.command import Job
+from .command import Job
 
 
 def unusable(system: Any, job: Job, due: bool) -> List[str]:
@@ -40,8 +40,8 @@ def unusable(system: Any, job: Job, due: bool) -> List[str]:
 
 def _bad_log_dir(system: Any, job: Job) -> List[str]:
     """Why root must not make the folder for the logs, or give it to the job's user."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import trusted
+    from ..toolbox import files
+    from ..toolbox.trusted import trusted
 
     path, user = job.log_dir, job.params["user"]
     try:
@@ -63,7 +63,7 @@ def code_of_others(system: Any, job: Job) -> List[str]:
     """What a job of root, which is the default, runs though somebody else can change it at any time."""
     if pwd.getpwnam(job.params["user"]).pw_uid != 0:
         return []
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.trusted import trusted
+    from ..toolbox.trusted import trusted
 
     root, found = system.root, []
     for path in filter(None, (job.params["script"], job.params["venv"] + "/bin/python")):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import logs
+from . import logs
 
 
 def of_job(

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Check, Proof
+from ..converge.model import Fault
+from ..endpoint.client import Endpoint
+from ..serving.gate import Check, Proof
 
 
 def awake(endpoint: Endpoint, served: str, accept: bool) -> Check:
@@ -17,7 +17,7 @@ def awake(endpoint: Endpoint, served: str, accept: bool) -> Check:
     """
 
     def check(proof: Proof) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.sleep import asleep
+        from .sleep import asleep
 
         proof.figures.pop("asleep", None)
         if not asleep(endpoint):

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a vLLM says before it ends: lines of its log in, the cause and what to do out. Pure.
 
-Held to recorded failures of 0.32.0 (tests/unit/fixtures/vllm/failures.json, ray.json).
+Held to recorded failures of 0.32.0 (tests/unit/fixtures/vllm/failures.json).
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import re
 from typing import Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
+from ..serving.model import Cause
+from ..toolbox.text import printable
 
 _PREFIX = re.compile(
-    r"\A(?:(?:\x1b\[\d+m)?\(\w+(?: pid=\d+, ip=[\w.:]+| pid=\d+)?\)(?:\x1b\[0m)? )?"  # of Ray, for another process
-    r"(?:\([A-Za-z_0-9 =-]+ pid=\d+\) )?"
+    r"\A(?:\([A-Za-z_0-9 =-]+ pid=\d+\) )?"
     r"(?:(INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d-]+ [\d:]+ \[[\w./-]+:\d+\] ?)?"
 )
 _ERROR = re.compile(r"\A[\w.]+(Error|Exception|Interrupt|Exit)(:|\Z)|\A\S+: error: |\AValue error, ")
@@ -58,11 +57,6 @@ _CAUSES: Tuple[Tuple[str, str, str], ...] = (
         "vLLM sees no GPU: driver, device nodes, or a wheel for another one",
     ),
     ("No CUDA GPUs are available", "cpu_fallback", "vLLM sees no GPU: look at visible_devices and the driver"),
-    (
-        "The current node timed out during startup",
-        "port_taken",
-        "another process has a port of Ray's, three to five above master_port: choose another master_port",
-    ),
     ("is gone: all hosts of this model end", "peer_lost", "its own result says why"),
     ("No module named", "crash_loop", "the environment is incomplete: build it again"),
     (

@@ -17,9 +17,9 @@ import signal
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Fault, Running
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
+from ..converge.model import Fault, Running
+from ..serving.gate import Proof
+from ..serving.openai import Drain
 
 _POLL = 0.3  # seconds between two looks at the supervisor's state
 _LEADER_STOPS = 15  # seconds that node 0 needs to end when its requests have ended

@@ -8,33 +8,20 @@ What a row is on vLLM's command line or in its environment is in ``settings.py``
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import ONE_MODEL, Option, table
+from ..serving.options import ONE_MODEL, Option, table
 
 OPTIONS = table(
     Option(
-        "state",
-        "str",
-        """
-        V(present) configures an instance, enables it and starts it.
-
-        V(absent) stops and disables it and removes its files. The environment, the user and the model stay.
-        """,
-        choices=("present", "absent"),
-        default="present",
-    ),
-    Option(
         "instances",
         "list",
-        """
-        The vLLM instances of the host. Each is a unit C(vllm@NAME.service). An instance that is not in the list is left
-        alone.
+        """The vLLM instances of the host. Each is a unit C(vllm@NAME.service). An instance that is not in the list is
+        left alone.
 
         An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
         merged over O(environment).
 
         All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
-        error names both. Absent instances go first.
-        """,
+        error names both. Absent instances go first.""",
         default=[],
         elements="dict",
         suboptions=(
@@ -44,10 +31,8 @@ OPTIONS = table(
             Option(
                 "hosts",
                 "list",
-                """
-                Inventory names of the hosts that share the model, in the order of their ranks. The first one serves the
-                API. The instance must be declared for all of them.
-                """,
+                """Inventory names of the hosts that share the model, in the order of their ranks. The first one serves
+                the API. The instance must be declared for all of them.""",
                 elements="str",
                 only="role",
             ),
@@ -58,236 +43,153 @@ OPTIONS = table(
                 only="role",
             ),
         ),
+        per_host=True,
     ),
     Option(
         "visible_devices",
         "raw",
-        """
-        The GPUs of the instance: V(all), a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary
-        with any of the keys C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression
-        searched in the GPU's name), C(healthy) (default true) and C(exclude_display). The process gets indexes in the
-        order of the PCI bus, which every version of vLLM understands.
+        """The GPUs of the instance: V(all), a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a
+        dictionary with any of the keys C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular
+        expression searched in the GPU's name), C(healthy) (default true) and C(exclude_display). The process gets
+        indexes in the order of the PCI bus, which every version of vLLM understands.
 
         V(none) is for a vLLM that runs on the CPU.
 
         A GPU that does not exist is rejected before anything is changed. So are an unhealthy GPU under V(all) and a
-        policy that selects no GPU.
-        """,
+        policy that selects no GPU.""",
         default="all",
-        per_instance=True,
     ),
     Option(
         "share_gpus",
         "bool",
-        """
-        Whether other services of this collection may use the same GPUs. They must set this too, and the sum of their
+        """Whether other services of this collection may use the same GPUs. They must set this too, and the sum of their
         shares of memory (O(gpu_memory_utilization)) must not exceed the whole. Otherwise a service that claims one of
         these GPUs is rejected before anything is changed; the error names both services.
 
-        The claim is stored in the instance's own drop-in. It counts while the unit exists and is running or enabled.
-        """,
+        The claim is stored in the instance's own drop-in. It counts while the unit exists and is running or
+        enabled.""",
         default=False,
-        per_instance=True,
     ),
     Option(
         "environment",
         "dict",
-        """
-        Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning.
-        """,
+        """Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes
+        a warning.""",
         default={},
-        per_instance=True,
-    ),
-    Option(
-        "timeout",
-        "int",
-        """
-        Seconds within which the instance must be up and verified. Left out, it is 300, plus one second per 100 MB of
-        weights.
-        """,
-        per_instance=True,
     ),
     Option(
         "venv",
         "path",
-        """
-        The Python environment with vLLM. A link is followed, and the unit names its target; if the link is switched,
-        the next run applies it.
-        """,
+        """The Python environment with vLLM. A link is followed, and the unit names its target; if the link is switched,
+        the next run applies it.""",
         default="/opt/gpufleet/vllm/current",
-        per_instance=True,
     ),
     Option(
         "user",
         "str",
         "User that runs the instance. It is created, with the home C(/var/lib/USER), if it does not exist.",
         default="vllm",
-        per_instance=True,
     ),
     Option(
         "model",
         "str",
-        """
-        Directory of the model on the host, its name in O(model_paths), or its name on the hub. Required for an instance
-        that is present.
-        """,
-        per_instance=True,
+        """Directory of the model on the host, the name of a downloaded model (one of C(vllm_models) of the role, or of
+        C(model_paths) of the module), or its name on the hub. Required for an instance that is present.""",
     ),
     Option(
         "served_model_name",
         "list",
         "Names by which clients request the model. Left out, it is O(model).",
         elements="str",
-        per_instance=True,
     ),
-    Option("revision", "str", "Branch, tag or commit of a model from the hub.", per_instance=True),
-    Option(
-        "download_dir",
-        "path",
-        "Where models from the hub are stored. Left out, in the home of O(user).",
-        per_instance=True,
-    ),
-    Option(
-        "load_format",
-        "str",
-        "How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy).",
-        per_instance=True,
-    ),
-    Option("trust_remote_code", "bool", "Whether code that comes with the model may run.", per_instance=True),
-    Option(
-        "chat_template",
-        "path",
-        "File on the host with a chat template that replaces the model's own.",
-        per_instance=True,
-    ),
+    Option("revision", "str", "Branch, tag or commit of a model from the hub."),
+    Option("download_dir", "path", "Where models from the hub are stored. Left out, in the home of O(user)."),
+    Option("load_format", "str", "How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy)."),
+    Option("trust_remote_code", "bool", "Whether code that comes with the model may run."),
+    Option("chat_template", "path", "File on the host with a chat template that replaces the model's own."),
     Option(
         "dtype",
         "str",
-        """
-        Data type of weights and computations. Left out, it is the model's own, or half precision if that is float32.
-        """,
+        """Data type of weights and computations. Left out, it is the model's own, or half precision if that
+        is float32.""",
         choices=("auto", "half", "float16", "bfloat16", "float", "float32"),
-        per_instance=True,
     ),
     Option(
         "quantization",
         "str",
         "How the weights are quantized, by vLLM's names. Left out, it is what the model declares.",
-        per_instance=True,
     ),
     Option(
         "max_model_len",
         "str",
-        """
-        Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for as
-        many as fit. Left out, it is the length that the model was trained for. A longer one is rejected.
-        """,
-        per_instance=True,
+        """Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for
+        as many as fit. Left out, it is the length that the model was trained for. A longer one is rejected.""",
     ),
-    Option("max_num_seqs", "int", "How many requests are computed at the same time.", per_instance=True),
-    Option(
-        "max_num_batched_tokens",
-        "int",
-        "How many tokens are computed at the same time.",
-        no_log=False,
-        per_instance=True,
-    ),
+    Option("max_num_seqs", "int", "How many requests are computed at the same time."),
+    Option("max_num_batched_tokens", "int", "How many tokens are computed at the same time.", no_log=False),
     Option(
         "gpu_memory_utilization",
         "float",
-        """
-        Share of each GPU's total memory that the instance uses; vLLM's default is 0.92. This much must be free, or
-        already be used by this instance.
-        """,
-        per_instance=True,
+        """Share of each GPU's total memory that the instance uses; vLLM's default is 0.92. This much must be free, or
+        already be used by this instance.""",
     ),
-    Option(
-        "kv_cache_dtype",
-        "str",
-        "Data type of the cache, such as V(fp8). Left out, it is that of the model.",
-        per_instance=True,
-    ),
-    Option("cpu_offload_gb", "float", "GiB of weights per GPU that are kept in the host's memory.", per_instance=True),
-    Option(
-        "enable_prefix_caching",
-        "bool",
-        "Whether a beginning that several prompts share is computed only once.",
-        per_instance=True,
-    ),
+    Option("kv_cache_dtype", "str", "Data type of the cache, such as V(fp8). Left out, it is that of the model."),
+    Option("cpu_offload_gb", "float", "GiB of weights per GPU that are kept in the host's memory."),
+    Option("enable_prefix_caching", "bool", "Whether a beginning that several prompts share is computed only once."),
     Option(
         "enforce_eager",
         "bool",
         "Whether to skip compilation and CUDA graphs. The instance then starts sooner and serves more slowly.",
-        per_instance=True,
     ),
     Option(
         "tensor_parallel_size",
         "str",
-        """
-        Number of GPUs over which each layer is split, or V(auto) for as many as the model's heads allow. All chosen
-        GPUs must be used.
-        """,
+        """Number of GPUs over which each layer is split, or V(auto) for as many as the model's heads allow. All chosen
+        GPUs must be used.""",
         default="auto",
-        per_instance=True,
     ),
     Option(
         "pipeline_parallel_size",
         "str",
-        """
-        Number of stages into which the layers are divided, each on other GPUs, or V(auto) for what
-        O(tensor_parallel_size) leaves.
-        """,
+        """Number of stages into which the layers are divided, each on other GPUs, or V(auto) for what
+        O(tensor_parallel_size) leaves.""",
         default="auto",
-        per_instance=True,
     ),
-    Option(
-        "data_parallel_size", "str", "Number of copies of the model; V(auto) is one.", default="auto", per_instance=True
-    ),
+    Option("data_parallel_size", "str", "Number of copies of the model; V(auto) is one.", default="auto"),
     Option(
         "host",
         "str",
         "Address at which the instance listens. An address that other hosts can reach requires an O(api_key).",
         default="127.0.0.1",
-        per_instance=True,
     ),
     Option(
         "port",
         "int",
-        """
-        Port of the API, 1024 or higher. Two instances on a host cannot have the same port.
-        """,
+        """Port of the API, 1024 or higher. Two instances on a host cannot have the same port.""",
         default=8000,
-        per_instance=True,
     ),
     Option(
         "ssl_keyfile",
         "path",
         "Key for HTTPS, together with O(ssl_certfile): a file on the host that O(user) can read.",
         no_log=False,
-        per_instance=True,
     ),
-    Option("ssl_certfile", "path", "Certificate for HTTPS, a file on the host.", per_instance=True),
+    Option("ssl_certfile", "path", "Certificate for HTTPS, a file on the host."),
     Option(
         "api_key",
         "str",
-        """
-        Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
+        """Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
         appears in no command line, unit, log or result.
 
-        vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).
-        """,
+        vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).""",
         no_log=True,
-        per_instance=True,
     ),
     Option(
         "guard_all_paths",
         "bool",
-        """
-        Whether the key is required on every path except O(open_paths). A small middleware, which vLLM loads, checks it.
-        Without it, C(/invocations), which generates, C(/tokenize), C(/metrics) and others answer anyone.
-        """,
+        """Whether the key is required on every path except O(open_paths). A small middleware, which vLLM loads, checks
+        it. Without it, C(/invocations), which generates, C(/tokenize), C(/metrics) and others answer anyone.""",
         default=False,
-        per_instance=True,
     ),
     Option(
         "open_paths",
@@ -295,30 +197,19 @@ OPTIONS = table(
         "Paths that need no key with O(guard_all_paths), such as V(/metrics).",
         default=["/health"],
         elements="str",
-        per_instance=True,
     ),
-    Option(
-        "hf_token",
-        "str",
-        "Token for models from the hub. It is passed as a credential of the unit.",
-        no_log=True,
-        per_instance=True,
-    ),
+    Option("hf_token", "str", "Token for models from the hub. It is passed as a credential of the unit.", no_log=True),
     Option(
         "shutdown_timeout",
         "int",
-        """
-        Seconds that vLLM gives running requests when the instance is stopped by anyone (since vLLM 0.18). The unit's
+        """Seconds that vLLM gives running requests when the instance is stopped by anyone (since vLLM 0.18). The unit's
         C(TimeoutStopSec=) is 30 seconds longer, and its C(KillMode=) is V(mixed), because the workers of a model on
-        several GPUs would end at once on a signal.
-        """,
-        per_instance=True,
+        several GPUs would end at once on a signal.""",
     ),
     Option(
         "nodes",
         "list",
-        """
-        The hosts that share the model, in the order of their ranks, with vLLM's own multi-node serving. All of them
+        """The hosts that share the model, in the order of their ranks, with vLLM's own multi-node serving. All of them
         must have the same version and options, and the same number of chosen GPUs. The first host serves the API; the
         others only compute. O(tensor_parallel_size) × O(pipeline_parallel_size) must be the number of GPUs of all hosts
         together. With V(auto), each layer is split over the GPUs of one host, and the layers are divided among the
@@ -331,8 +222,7 @@ OPTIONS = table(
         The role P(gpufleet.inference.vllm#role) does this, with addresses and variables from its planner.
 
         The traffic between the hosts is neither encrypted nor authenticated. It uses O(master_port) and the next port
-        on the first host, and other ports that vLLM chooses. Use a separate network for it.
-        """,
+        on the first host, and other ports that vLLM chooses. Use a separate network for it.""",
         elements="dict",
         suboptions=(
             Option("name", "str", "Name of the host, for messages.", required=True),
@@ -344,32 +234,13 @@ OPTIONS = table(
             ),
         ),
         only="module",
-        per_instance=True,
     ),
-    Option("node_rank", "int", "The rank of this host in O(nodes).", default=0, only="module", per_instance=True),
-    Option(
-        "distributed_executor_backend",
-        "str",
-        """
-        How vLLM's processes are started on the O(nodes). V(mp) is vLLM itself. V(ray) is a Ray cluster that belongs to
-        this instance alone and is part of its unit on every host; the environment must have the package C(ray).
-
-        Ray runs code for anyone who reaches its ports, which are open on all addresses. With an O(api_key), its nodes
-        require a token that is derived from the key and passed to them as a credential (Ray 2.52 and later).
-        """,
-        choices=("mp", "ray"),
-        default="mp",
-        per_instance=True,
-    ),
+    Option("node_rank", "int", "The rank of this host in O(nodes).", default=0, only="module"),
     Option(
         "master_port",
         "int",
-        """
-        Port of the rendezvous on the first of the O(nodes); the next port is used too. With Ray, it is the port of the
-        cluster; its nodes also listen on the third and fourth port after it, and the first node on the fifth.
-        """,
+        "Port of the rendezvous on the first of the hosts of one model; the next port is used too.",
         default=29500,
-        per_instance=True,
     ),
     Option(
         "restart",
@@ -377,30 +248,23 @@ OPTIONS = table(
         "Whether to restart and verify the instance even if nothing changes, because another of the O(nodes) changes.",
         default=False,
         only="module",
-        per_instance=True,
     ),
     Option(
         "asleep",
         "str",
-        """
-        What to do about an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
-        V(refuse) fails with the verdict V(asleep), because the instance answers no requests. V(accept) succeeds and
-        reports it in RV(msg). Neither wakes or restarts it.
-        """,
+        """What to do about an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes
+        possible. V(refuse) fails with the verdict V(asleep), because the instance answers no requests. V(accept)
+        succeeds and reports it. Neither wakes or restarts it.""",
         choices=("refuse", "accept"),
         default="refuse",
-        per_instance=True,
     ),
     Option(
         "extra_args",
         "dict",
-        """
-        Further options of C(vllm serve), without the dashes. A list becomes several words, a dictionary becomes JSON,
-        and V(false) becomes C(--no-NAME), because C(vllm serve) ignores a false in its file. An option that vLLM's own
-        parser does not accept is rejected.
-        """,
+        """Further options of C(vllm serve), without the dashes. A list becomes several words, a dictionary becomes
+        JSON, and V(false) becomes C(--no-NAME), because C(vllm serve) ignores a false in its file. An option that
+        vLLM's own parser does not accept is rejected.""",
         default={},
-        per_instance=True,
     ),
     *ONE_MODEL,
     without=("name",),

@@ -4,14 +4,12 @@
 """A vLLM installation: how it is started, and what its own parser says of a configuration.
 
 Whose files it is made of is not known here, so root never runs it: the parser runs as the user of the service, or as
-nobody where there is no such user yet. What it says is bounded, and checked before it is kept.
+nobody where there is no such user yet. What it says is bounded.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import os
 import re
 import signal
@@ -19,15 +17,13 @@ import subprocess
 import tempfile
 from typing import IO, Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.files import read_regular
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import parser
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import render
+from ..toolbox.errors import Refused
+from ..toolbox.files import read_regular
+from .settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
 PARSE_LIMIT = 300  # seconds; it imports torch
 _SAYS = 16 << 20  # bytes that are read of what it says, and that it may write to a file
-CACHE = "/var/cache/gpufleet/vllm"
 
 
 class Program:
@@ -65,46 +61,20 @@ class Program:
             return [script, "serve"]
         return [self.python, "-m", MODULE]
 
-    def ray(self) -> str:
-        """Path of Ray's command.
-
-        :raises Refused: the environment has none.
-        """
-        path = os.path.join(self.venv, "bin", "ray")
-        if not os.access(path, os.X_OK):
-            raise Refused(
-                "distributed_executor_backend: %s has no Ray, which vLLM does not bring along: add ray to its packages "
-                "(the role's vllm_packages, packages of python_environment)" % self.venv
-            )
-        return path
-
-    def has(self, package: str) -> bool:
-        return bool(self._packages(package + "/__init__.py"))
-
-    def parse(self, config: Mapping[str, Any], environment: Mapping[str, str], keep: bool = False) -> None:
+    def parse(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         """Have vLLM's own parser judge a configuration; nothing is started, no GPU is opened.
 
-        It is asked only for what it did not tell the first time, which is kept in CACHE.
-
-        :param keep: whether what it reports of its options may be cached.
         :raises Refused: it refuses; with its own words, and the nearest name for one that it does not know.
         """
-        table = self._kept()
-        wrong = parser.unknown(config, table) if table else []
-        if wrong:
-            said = "unrecognized arguments: %s" % " ".join("--" + key for key in wrong)
-            raise Refused("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
-        if table and parser.certain(config, table):
-            return
-        taken, said, table = self._ask(config, environment)
-        if table and keep:
-            self._keep(table)
+        taken, said, names = self._ask(config, environment)
         if not taken:
-            raise Refused("vLLM refuses the configuration: %s" % refusal(said, ["--" + name for name in table]))
+            raise Refused("vLLM refuses the configuration: %s" % refusal(said, names))
 
-    def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, parser.Table]:
-        """Whether the parser takes it, what it says, and its options; an empty table when it does not get so far."""
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files, users
+    def _ask(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> Tuple[bool, str, List[str]]:
+        """Whether the parser takes it, what it says, and its options; none when it does not get so far."""
+        from ..programs import parser_probe
+        from ..toolbox import files, users
+        from ..toolbox.source import source_of
 
         words = self.command()
         target = [words[0], "serve"] if len(words) == 2 else [words[2]]
@@ -122,7 +92,7 @@ class Program:
             own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
             own.update(USER=self.user, LOGNAME=self.user)  # torch asks, and ends where an id has no name
             own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=home, COLUMNS="200")
-            command = [self.python, "-W", "ignore", "-c", _probe(), json.dumps(parser.SAMPLES), *target]
+            command = [self.python, "-W", "ignore", "-c", source_of(parser_probe), *target]
             with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
                 status = _run(
                     [*command, "--config", path], dict(environment, **own), home, out, err, _become(ids, root)
@@ -131,38 +101,8 @@ class Program:
         finally:
             files.remove_tree(scratch)
         lines = said.split("\n")
-        tables = [_table(line[6:]) for line in lines if line.startswith("TABLE ")]
-        return status == 0 and "PARSED" in lines, complaint, tables[-1] if tables else {}
-
-    def _kept(self) -> parser.Table:
-        """The options as reported by the parser of this very environment; nothing when it was not asked yet."""
-        try:
-            with open(self._cache(), encoding="utf-8") as file:
-                kept = json.load(file)
-            return kept["options"] if kept["of"] == self._state() else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    def _keep(self, table: parser.Table) -> None:
-        path = self._cache()
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path + ".new", "w", encoding="utf-8") as file:
-                json.dump({"of": self._state(), "options": table}, file)
-            os.rename(path + ".new", path)
-        except OSError:  # then it is asked again the next time
-            pass
-
-    def _cache(self) -> str:
-        return os.path.join(CACHE, hashlib.sha256(os.fsencode(self.venv)).hexdigest()[:16] + ".json")
-
-    def _state(self) -> List[Any]:
-        """Changes whenever a package comes, goes or is replaced, and with the question."""
-        found: List[Any] = [self.venv, hashlib.sha256(_probe().encode()).hexdigest()]
-        for path in self._packages(""):
-            status = os.stat(path)
-            found += [status.st_ino, status.st_mtime_ns]
-        return found
+        names = [name for line in lines if line.startswith("OPTIONS ") for name in line.split()[1:]]
+        return status == 0 and "PARSED" in lines, complaint, [name for name in names if name.isprintable()]
 
     def variables(self) -> List[str]:
         """Names of the variables that this version reads, out of its envs.py; none when that is not to be read."""
@@ -186,14 +126,6 @@ class Program:
     def _packages(self, pattern: str) -> List[str]:
         folders = glob.escape(os.path.join(self.venv, "lib")) + "*/python3*/site-packages/"
         return sorted(glob.glob(folders + pattern))
-
-
-def _probe() -> str:
-    """The program that asks vLLM's own parser."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.programs import parser_probe
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
-
-    return source_of(parser_probe)
 
 
 def _run(
@@ -248,18 +180,9 @@ def _beginning(stream: IO[bytes]) -> str:
     return stream.read(_SAYS).decode("utf-8", "replace")
 
 
-def _table(text: str) -> parser.Table:
-    """A table of options as reported by a parser; empty when it is not one."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) and all(map(parser.is_option, found.values())) else {}
-
-
 def refusal(said: str, options: Sequence[str]) -> str:
     """argparse's last words, with the nearest option for each that it does not know. Pure."""
-    from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.log import bare
+    from .log import bare
 
     lines = [line for line in map(bare, said.split("\n")[-1000:]) if line]
     last = next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "it says nothing")

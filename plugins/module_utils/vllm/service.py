@@ -8,37 +8,22 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.select import label
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint, shape
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel, choose
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement import memory
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.choice import Placed
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import checks, openai, run, summary, template
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.exposure import is_loopback
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Check, Proof
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import (
-    Cause,
-    Declared,
-    Host,
-    Leaving,
-    Listen,
-    Plan,
-    Service,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.weights import located, start_limit
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import (
-    gate,
-    log,
-    multinode,
-    settings,
-    sizing,
-    unit,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program, unknown_variables
+from ..converge.model import Outcome
+from ..endpoint.client import Endpoint
+from ..gpu.select import label
+from ..hf_model import checkpoint, shape
+from ..hf_model.parallel import Parallel, choose
+from ..placement import memory
+from ..placement.choice import Placed
+from ..serving import checks, openai, run, summary, template
+from ..serving.exposure import is_loopback
+from ..serving.gate import Check, Proof
+from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Service
+from ..serving.openai import Drain
+from ..serving.weights import located, start_limit
+from ..toolbox.errors import Refused
+from . import gate, log, multinode, settings, sizing, unit
+from .program import Program, unknown_variables
 
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs
 
@@ -124,7 +109,7 @@ class Vllm:
             plan.placed.devices, plan.unit, own.utilization, "gpu_memory_utilization", host.gather, plan.vacated
         )
         if own.program.exists():
-            own.program.parse(configuration.config, configuration.environment, keep=not host.check_mode)
+            own.program.parse(configuration.config, configuration.environment)
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """Its files go; the environment, the user and the model stay."""

@@ -15,11 +15,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.variables import variables
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port, reachable
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import cluster
+from ..hf_model.parallel import Parallel
+from ..serving.variables import variables
+from ..toolbox.addresses import host_port, reachable
+from ..toolbox.errors import Refused
 
 PORT = 8000
 HOST = "127.0.0.1"
@@ -65,20 +64,12 @@ _ELSEWHERE = {
     "uds": "the proof and the ledger need a port; a proxy may offer a socket",
 }
 """Options that ``extra_args`` must not hold, and why."""
-_SECRETS = {
-    "VLLM_API_KEY": "api_key",
-    "HF_TOKEN": "hf_token",
-    "HUGGING_FACE_HUB_TOKEN": "hf_token",
-    "RAY_AUTH_TOKEN": "api_key",
-}
+_SECRETS = {"VLLM_API_KEY": "api_key", "HF_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}
 _OURS = {
     "CUDA_VISIBLE_DEVICES": "visible_devices",
     "CUDA_DEVICE_ORDER": "visible_devices",
     "HF_TOKEN_PATH": "hf_token",
     "PYTHONPATH": "guard_all_paths",
-    "RAY_ADDRESS": "nodes",
-    "RAY_AUTH_MODE": "api_key",
-    "RAY_AUTH_TOKEN_PATH": "api_key",
 }
 _NOT_HERE = {name: "is a secret and would stand in the unit; use %s" % option for name, option in _SECRETS.items()}
 _NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items()})
@@ -136,8 +127,6 @@ def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[st
     nodes, rank = options.get("nodes") or (), options.get("node_rank") or 0
     if nodes:
         problems += _take_nodes(declared, options, nodes, rank)
-    elif options.get("distributed_executor_backend", "mp") != "mp":
-        problems.append("distributed_executor_backend: ray is for a model on several hosts, and there are no nodes")
     problems += _wrong_values(given)
     problems += _take_extra(declared, options.get("extra_args") or {})
     problems += _take_environment(declared, options.get("environment") or {})
@@ -149,14 +138,6 @@ def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[st
         if not re.match(r"[\x21-\x7e]{8,}\Z", key):
             problems.append("api_key: expected 8 or more characters without blanks, all of ASCII")
         declared.secret_environment["VLLM_API_KEY"] = key
-        if declared.config.get("distributed-executor-backend") == "ray":
-            declared.credentials["ray_token"] = cluster.token(key)
-            declared.environment["RAY_AUTH_MODE"] = "token"
-    elif declared.config.get("distributed-executor-backend") == "ray":
-        declared.warnings.append(
-            "distributed_executor_backend: Ray runs code for anybody who reaches its ports; set api_key, of which it "
-            "is given a token to ask for"
-        )
     if token is not None:
         declared.credentials["hf_token"] = token
     if options.get("asleep") == "accept" and not declared.config.get("enable-sleep-mode"):
@@ -249,18 +230,11 @@ def _take_nodes(
     if bad or len(set(names)) != len(names):
         return ["nodes: %r; expected each with a name of its own and an address" % (list(bad or names),)]
     declared.addresses, declared.rank = [node["address"] for node in nodes], rank
-    backend, port = options.get("distributed_executor_backend") or "mp", int(options["master_port"])
-    declared.config["distributed-executor-backend"] = backend
+    declared.config.update({"distributed-executor-backend": "mp", "nnodes": len(nodes), "node-rank": rank})
+    declared.config.update({"master-addr": declared.addresses[0], "master-port": int(options["master_port"])})
     if rank:
         declared.config["headless"] = True
     declared.environment["VLLM_HOST_IP"] = declared.addresses[rank]
-    if backend == "ray":
-        declared.environment.update(cluster.environment(declared.addresses, port))
-        if len(options["name"]) > cluster.LONGEST_NAME:
-            return ["name: with Ray it has %d characters at most, as its sockets' paths do" % cluster.LONGEST_NAME]
-    else:
-        declared.config.update({"nnodes": len(nodes), "node-rank": rank})
-        declared.config.update({"master-addr": declared.addresses[0], "master-port": port})
     return []
 
 

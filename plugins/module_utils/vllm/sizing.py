@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.shape import ELEMENT, Shape
-from ansible_collections.gpufleet.inference.plugins.module_utils.placement.memory import GIB, gib
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..hf_model.parallel import Parallel
+from ..hf_model.shape import ELEMENT, Shape
+from ..placement.memory import GIB, gib
+from ..toolbox.errors import Refused
 
 DEFAULT_UTILIZATION = 0.92
 """Of vLLM since 0.20; 0.9 before."""

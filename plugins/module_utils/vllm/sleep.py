@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError
+from ..endpoint.client import Endpoint
+from ..toolbox.http_stream import HttpError
 
 _GAUGE, _AWAKE = "vllm:engine_sleep_state{", 'sleep_state="awake"'
 

@@ -9,14 +9,14 @@ import os
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import template
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import cluster, settings, sizing
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
+from ..hf_model import checkpoint
+from ..hf_model.parallel import Parallel
+from ..serving import template
+from ..serving.model import Service
+from ..toolbox.errors import Refused
+from ..toolbox.source import source_of
+from . import settings, sizing
+from .program import Program
 
 CONFIGS = "/etc/gpufleet/vllm"
 HOMES = "/var/lib"
@@ -73,11 +73,11 @@ def files(name: str, options: Mapping[str, Any], configuration: settings.Declare
     config, guard_file, supervisor_file = paths(name)
     found = {config: settings.render(configuration.config), guard_file: None, supervisor_file: None}
     if options["guard_all_paths"]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import guard
+        from ..programs import guard
 
         found[guard_file] = source_of(guard)
     if options["nodes"]:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
+        from ..programs import supervisor
 
         found[supervisor_file] = source_of(supervisor)
     return found
@@ -88,9 +88,8 @@ def environment(service: Service, options: Mapping[str, Any], own: Own) -> Dict[
     found.setdefault("PATH", "%s/bin:%s" % (own.program.venv, SYSTEM_PATH))
     if options["guard_all_paths"]:
         found["PYTHONPATH"] = os.path.dirname(paths(service.name)[1])
-    for name, variable in (("hf_token", "HF_TOKEN_PATH"), ("ray_token", "RAY_AUTH_TOKEN_PATH")):
-        if name in own.configuration.credentials:
-            found[variable] = "/run/credentials/%s/%s" % (service.unit, name)
+    if "hf_token" in own.configuration.credentials:
+        found["HF_TOKEN_PATH"] = "/run/credentials/%s/hf_token" % service.unit
     return found
 
 
@@ -109,8 +108,6 @@ def service_settings(name: str, options: Mapping[str, Any], own: Own) -> Dict[st
     }
     if options["nodes"]:
         found["NotifyAccess"] = ["main"]
-    if _on_ray(options):
-        found.update(RuntimeDirectory=[cluster.directory(name)], RuntimeDirectoryMode=["0700"])
     return found
 
 
@@ -120,10 +117,6 @@ def _supervised(name: str, options: Mapping[str, Any], own: Own, words: List[str
     addresses, port = own.configuration.addresses, options["master_port"]
     if words[1] != "serve":
         raise Refused("nodes: %s has no command vllm, and its module does not know --headless" % program.venv)
-    if _on_ray(options):
-        gpus = own.parallel.world // len(nodes)
-        node = cluster.start(program.ray(), name, addresses, rank, port, gpus, program.has("grpc"))
-        words = node if rank else [*node, "--", *words]
     place = "%s:%d" % (addresses[0], port + 1)
     key = settings.definition(own.configuration, program.version())
     names = ",".join(node["name"] for node in nodes)
@@ -131,13 +124,7 @@ def _supervised(name: str, options: Mapping[str, Any], own: Own, words: List[str
 
 
 def ports(options: Mapping[str, Any]) -> Tuple[int, ...]:
-    """Ports besides the API's that are known before: of several hosts the rendezvous and what Ray has."""
-    if not options["nodes"]:
+    """Ports besides the API's that are known before: the rendezvous of several hosts, and the supervisor's."""
+    if not options["nodes"] or options["node_rank"]:
         return ()
-    port, rank = options["master_port"], options["node_rank"]
-    ray = cluster.ports(rank, port) if _on_ray(options) else ()
-    return ray if rank else (port, port + 1, *ray)
-
-
-def _on_ray(options: Mapping[str, Any]) -> bool:
-    return bool(options["nodes"]) and options["distributed_executor_backend"] == "ray"
+    return options["master_port"], options["master_port"] + 1

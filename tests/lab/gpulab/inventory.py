@@ -27,6 +27,7 @@ def render(hosts: Dict[str, Address], lab: str, key: str, known_hosts: str, arch
         "GlobalKnownHostsFile=/dev/null",
         "IdentitiesOnly=yes",
         "IdentityAgent=none",
+        "PreferredAuthentications=publickey",
     ]
     common = {
         "ansible_user": "fleet",

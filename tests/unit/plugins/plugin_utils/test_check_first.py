@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
+from importlib.util import resolve_name
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +34,7 @@ SPEC = {
     "folder": {"type": "path"},
 }
 LIBRARY = """
-from ansible_collections.gpufleet.inference.plugins.module_utils.room import other
+from . import other
 
 def bring(params, check_mode, warn):
     return other.bring(params, check_mode, warn)
@@ -42,7 +44,7 @@ class Differs(Exception): pass
 class Refused(Exception): pass
 
 def bring(params, check_mode, warn):
-    from ansible_collections.gpufleet.inference.plugins.module_utils.room.deeper import late
+    from .deeper import late
     if params["word"] == "fail":
         raise RuntimeError("as asked")
     if params["word"] == "differ":
@@ -52,7 +54,7 @@ def bring(params, check_mode, warn):
     if params["word"] == "exit":
         raise SystemExit(0)
     if params["word"] == "source":
-        from ansible_collections.gpufleet.inference.plugins.module_utils.programs import tool
+        from ..programs import tool
         return {"changed": False, "msg": tool.__loader__.get_source(tool.__name__)}
     if params["word"] == "warn":
         warn("look out")
@@ -70,6 +72,7 @@ def act(monkeypatch, tmp_path):
     (tmp_path / "programs").mkdir()
     (tmp_path / "programs/tool.py").write_text("raise SystemExit('Größe')\n")
     monkeypatch.setattr(check_first, "FOLDER", tmp_path)
+    monkeypatch.setattr(check_first, "KEPT", str(tmp_path / "kept"))  # below a folder of all users: not trusted
 
     class Action(check_first.CheckFirstAction):
         MODULE = "gpufleet.inference.example"
@@ -190,7 +193,7 @@ def test_no_start_file_can_answer(act):
 
     for _time in range(2):
         assert act({}, change=change)["msg"] == "Größe"
-    assert len(marks) == 2
+    assert len(marks) == 4, "the short question and the long one, twice"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +247,7 @@ def become(name, **more):
 )
 def test_what_cannot_be_piped_through_is_not_asked(act, plugin, asked):
     assert act({}, become=plugin)["msg"] == ("Größe" if asked else "by the module")
-    assert len(act.commands) == asked
+    assert len(act.commands) == 2 * asked
 
 
 def test_an_interpreter_with_a_blank_in_its_path(act, tmp_path):
@@ -287,7 +290,7 @@ def test_in_check_mode_the_module_says_what_the_check_did_not_work_out(act):
 def test_the_check_can_be_left_out(act, value, asked):
     variables = {"ansible_python_interpreter": "{{ here }}", check_first.OPT_OUT: value}
     assert act({}, variables)["msg"] == ("Größe" if asked else "by the module")
-    assert len(act.commands) == asked
+    assert len(act.commands) == 2 * asked
 
 
 def test_a_variable_that_is_nearly_a_roles_is_warned_of_without_a_check(act):
@@ -308,7 +311,7 @@ def test_as_declared_is_told_without_a_module(act):
         "invocation": {"module_args": params},
     }
     assert act.sent == []
-    assert act.commands == ["LANG=C %s -" % sys.executable]
+    assert act.commands == 2 * ["LANG=C %s -" % sys.executable], "the host had kept nothing"
 
 
 def test_a_change_is_the_modules_work(act):
@@ -349,11 +352,25 @@ def test_secrets_are_masked(act):
 
 
 @pytest.mark.parametrize(
-    "arguments, how", [({"word": "fail"}, {}), ({}, {"variables": {"ansible_python_interpreter": "/no/such/python"}})]
+    "arguments, how, asked",
+    [({"word": "fail"}, {}, 2), ({}, {"variables": {"ansible_python_interpreter": "/no/such/python"}}, 1)],
 )
-def test_what_goes_wrong_is_told_by_the_module(act, arguments, how):
+def test_what_goes_wrong_is_told_by_the_module(act, arguments, how, asked):
     assert act(arguments, **how)["msg"] == "by the module"
-    assert len(act.commands) == 1
+    assert len(act.commands) == asked
+
+
+def test_a_host_that_lacks_the_sources_twice_is_sent_the_module(act):
+    lacks = '{"state": "lacks", "why": "", "result": null}'
+    assert act({}, change=saying(lacks))["msg"] == "by the module"
+    assert len(act.commands) == 2
+
+
+def test_in_check_mode_a_host_keeps_nothing(act, tmp_path):
+    act({}, check=True)
+    assert not (tmp_path / "kept").exists()
+    act({})
+    assert (tmp_path / "kept").exists() is (os.geteuid() == 0)
 
 
 @pytest.mark.parametrize(
@@ -392,14 +409,14 @@ def test_the_hosts_python(act, variables, python):
 @pytest.mark.parametrize("action", [gpu_facts_action, ollama_model, ollama_service, systemd_override, vllm_service])
 def test_every_program_has_all_that_it_imports(action):
     """In a Python that has nothing of ours: every source is imported, and the function is there."""
-    program, _call, packed = action.ActionModule.FUNCTION.script({}).decode().rpartition("main(")
+    program, _call, packed = action.ActionModule.FUNCTION.script({}).decode().rpartition("unpack")
     program += """
 import base64, json, zlib
-texts, module, function = json.loads(zlib.decompress(base64.b64decode(%s)))
+_program, texts, module, function, _params = json.loads(zlib.decompress(base64.b64decode(%s[1])))
 sys.meta_path.insert(0, Sources(texts))
 for name in texts: __import__(name)
 print(callable(getattr(sys.modules[module], function)))
-""" % packed.partition(",")[0]
+""" % packed.strip()
     done = subprocess.run([sys.executable, "-I", "-S", "-"], input=program, capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("True", "")
 
@@ -410,8 +427,9 @@ def test_the_sources_are_those_that_a_parser_finds(action):
     found = action.ActionModule.FUNCTION.sources
     for name, text in found.items():
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(check_first.ROOM):
-                wanted = [node.module, *("%s.%s" % (node.module, alias.name) for alias in node.names)]
+            if isinstance(node, ast.ImportFrom) and node.level:
+                place = resolve_name("." * node.level + (node.module or ""), name.rpartition(".")[0])
+                wanted = [place, *("%s.%s" % (place, alias.name) for alias in node.names)]
                 there = [
                     one
                     for one in wanted

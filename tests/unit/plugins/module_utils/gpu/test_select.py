@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import health, model, select
@@ -142,10 +144,13 @@ LABEL_0, LABEL_1 = FOUR_NAMED.split("), ")[0] + ")", FOUR_NAMED.split("), ")[1] 
         pytest.param(
             FOUR,
             {"model": "(H200"},
-            "The GPU policy's model '(H200' is not a regular expression: missing ), unterminated subpattern at position 0",
+            "The GPU policy's model is '(H200'; expected a regular expression for the name of the GPU "
+            "(missing ), unterminated subpattern at position 0)",
             id="a broken regular expression",
         ),
-        pytest.param(FOUR, {"count": 0}, "The GPU policy's count is 0; expected at least 1", id="count of none"),
+        pytest.param(
+            FOUR, {"count": 0}, "The GPU policy's count is 0; expected a whole number, at least 1", id="count of none"
+        ),
         pytest.param(
             FOUR,
             {"count": 5},
@@ -235,3 +240,45 @@ def test_what_the_service_itself_holds_counts_as_free():
     assert [device["index"] for device in select.select(serving, wanted, own)] == [device["index"] for device in before]
     with pytest.raises(Refused, match="wants 2 GPUs but 1 of 3"):
         select.select(serving, wanted)
+
+
+@pytest.mark.parametrize(
+    ("policy", "chosen"),
+    [
+        ({"count": "2"}, [0, 1]),
+        ({"min_memory_gib": "100"}, [0, 1, 2]),
+        ({"healthy": "no"}, [0, 1, 2, 3]),
+        ({"healthy": "False", "count": "3"}, [0, 1, 2]),
+        ({"exclude_display": "off", "healthy": "1"}, [0, 1, 2]),
+        ({"exclude_display": "yes"}, [1, 2]),
+    ],
+)
+def test_a_policy_out_of_texts_is_read_as_it_says(policy, chosen):
+    """As -e, INI inventories and Jinja give it."""
+    devices = [gpu(0, display_active=True), gpu(1), gpu(2), gpu(3, **SICK)]
+    assert indexes(select.select(devices, policy)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("count", "two", "'two'; expected a whole number, at least 1"),
+        ("count", True, "True; expected a whole number, at least 1"),
+        ("count", 1.5, "1.5; expected a whole number, at least 1"),
+        ("count", [2], "[2]; expected a whole number, at least 1"),
+        ("min_memory_gib", "40GiB", "'40GiB'; expected a number of GiB, without a unit"),
+        ("min_memory_gib", "nan", "'nan'; expected a number of GiB, without a unit"),
+        ("min_free_memory_gib", -1, "-1; expected a number of GiB, without a unit"),
+        ("model", ["H200"], "['H200']; expected a regular expression for the name of the GPU"),
+        ("healthy", "maybe", "'maybe'; expected true or false"),
+        ("exclude_display", {}, "{}; expected true or false"),
+    ],
+)
+def test_a_policy_of_another_type_is_refused_in_one_sentence(key, value, expected):
+    with pytest.raises(Refused, match="^" + re.escape("The GPU policy's %s is %s" % (key, expected)) + "$"):
+        select.select([gpu(0)], {key: value})
+
+
+def test_the_name_of_a_gpu_may_be_a_number():
+    devices = [gpu(0, name="NVIDIA GeForce RTX 4090"), gpu(1, name="Tesla T4")]
+    assert indexes(select.select(devices, {"model": 4090})) == [0]

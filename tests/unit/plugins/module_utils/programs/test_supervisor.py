@@ -284,25 +284,6 @@ def test_who_is_there_may_wait_for_long(node, tmp_path):
     one.says("started")
 
 
-def test_a_command_that_has_to_end_before_any_other_starts(node, tmp_path):
-    waits = "echo first; until test -e %s/whole; do sleep 0.02; done" % tmp_path
-    head = node(0, more=[waits, "--", "sh", "-c", "echo started; exec sleep 30"])
-    others = [node(1), node(2)]
-    head.says("first")
-    assert "started" not in "".join(one.log.read_text() for one in (head, *others))
-    (tmp_path / "whole").touch()
-    for one in (head, *others):
-        one.says("started")
-
-
-def test_when_that_fails_nothing_starts(node):
-    head, others = node(0, more=["exit 3", "--", "sh", "-c", "echo started"]), [node(1), node(2)]
-    assert head.process.wait(20) == 1
-    for one in others:
-        one.says("which ended")
-    assert "started" not in "".join(one.log.read_text() for one in (head, *others))
-
-
 @pytest.fixture
 def here(node, monkeypatch):
     """`here(rank, *words)`: the exit status of the same program in this process, as another one of the three hosts."""
@@ -334,7 +315,7 @@ def test_node_0_in_this_process(node, here, capsys):
 
     helper = threading.Thread(target=beside)
     helper.start()
-    status = here(0, "true", "--", "sh", "-c", "kill -USR1 $PPID; exec sleep 20")
+    status = here(0, "sh", "-c", "kill -USR1 $PPID; exec sleep 20")
     helper.join()
     said = capsys.readouterr().out
     assert status == 1 and "all proven" in said

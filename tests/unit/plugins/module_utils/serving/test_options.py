@@ -21,10 +21,10 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options
 )
 
 OWN = table(
-    Option("enabled", "bool", "Its own words.", default=False),
-    Option("depth", "int", "How deep.", per_instance=True, default=3),
-    Option("key", "str", "A secret.", no_log=True, per_instance=True),
-    Option("version", "str", "Of the whole host."),
+    Option("enabled", "bool", "Its own words.", default=False, per_host=True),
+    Option("depth", "int", "How deep.", default=3),
+    Option("key", "str", "A secret.", no_log=True),
+    Option("version", "str", "Of the whole host.", per_host=True),
     name="engine",
 )
 SPEC = argument_spec(OWN)
@@ -67,7 +67,7 @@ def test_ansible_reads_the_argument_spec(given: Any, valid: bool) -> None:
 
 
 def test_every_variable_of_ollama_is_an_option_of_an_instance() -> None:
-    assert {setting.option for setting in SETTINGS} <= {row.name for row in OPTIONS if row.per_instance}
+    assert {setting.option for setting in SETTINGS} <= {row.name for row in OPTIONS if not row.per_host}
 
 
 @pytest.mark.parametrize("action", [ollama_service, vllm_service])

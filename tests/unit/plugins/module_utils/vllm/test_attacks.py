@@ -67,14 +67,8 @@ def environment(place, script):
     return Program(str(place), "daemon")
 
 
-@pytest.fixture
-def kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(program_file, "CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.mark.parametrize("user, uid", [("daemon", DAEMON), ("nosuchuser", (1 << 31) - 2)])
-def test_the_interpreter_of_an_environment_runs_without_roots_rights(place, kept, secret, monkeypatch, user, uid):
+def test_the_interpreter_of_an_environment_runs_without_roots_rights(place, secret, monkeypatch, user, uid):
     monkeypatch.setenv("VAULT_TOKEN", "hush-hush")
     report = "id -u; id -g; id -G; cat %s; env; grep NoNewPrivs /proc/self/status; touch %s/mine"
     program = environment(
@@ -86,11 +80,10 @@ def test_the_interpreter_of_an_environment_runs_without_roots_rights(place, kept
     real = program_file._beginning
     monkeypatch.setattr(program_file, "_beginning", lambda stream: seen.append(real(stream)) or seen[-1])
     with pytest.raises(Refused):
-        program.parse({}, {"A": "b"}, keep=True)
+        program.parse({}, {"A": "b"})
     said = seen[1].splitlines()
     assert said[0] == said[1] == said[2] == str(uid), said
     assert "4711" not in seen[1] and "hush" not in seen[1] and "A=b" in said
-    assert not kept.exists()
 
 
 @pytest.mark.parametrize(
@@ -103,13 +96,11 @@ def test_the_interpreter_of_an_environment_runs_without_roots_rights(place, kept
         "printf 'ValueError: \\033]0;owned\\007\\033[2J%s\\n' $(head -c 100000 /dev/zero | tr '\\0' x) >&2; exit 1",
         "mkdir -p $HOME/a/b; ln -s %(canary)s $HOME/a/link; ln -s / $HOME/a/root; chmod 0 $HOME/a/b; exit 1",
         "rm -rf $HOME; ln -s %(folder)s $HOME; exit 1",
-        "echo 'TABLE [1]'; echo PARSED",
-        "echo 'TABLE {\"x\": {}}'; echo PARSED",
-        'echo \'TABLE {"x": {"bare": true, "several": 1, "takes": [], "choices": null}}\'; echo PARSED',
-        "echo \"TABLE $(head -c 200000 /dev/zero | tr '\\0' '[')\"; echo PARSED",
+        "printf 'OPTIONS --\\033[2Jmodel\\n'; echo 'error: unrecognized arguments: --model' >&2; exit 1",
+        "echo \"OPTIONS $(head -c 200000 /dev/zero | tr '\\0' '-')\"; echo 'error: unrecognized arguments: --x' >&2; exit 1",
     ],
 )
-def test_an_interpreter_that_misbehaves(place, kept, tmp_path, monkeypatch, script):
+def test_an_interpreter_that_misbehaves(place, tmp_path, monkeypatch, script):
     monkeypatch.setattr(program_file, "PARSE_LIMIT", 1.0)
     monkeypatch.setattr(program_file, "_SAYS", 1 << 20)
     canary = tmp_path / "canary"
@@ -118,24 +109,11 @@ def test_an_interpreter_that_misbehaves(place, kept, tmp_path, monkeypatch, scri
     made, real = [], tempfile.mkdtemp
     monkeypatch.setattr(program_file.tempfile, "mkdtemp", lambda **more: made.append(real(**more)) or made[-1])
     try:
-        environment(place, script % {"canary": canary, "folder": tmp_path} if "%(" in script else script).parse(
-            {}, {}, True
-        )
+        environment(place, script % {"canary": canary, "folder": tmp_path} if "%(" in script else script).parse({}, {})
     except Refused as error:
         assert str(error).isprintable() and len(str(error)) < 1000
     assert canary.read_text() == "whole" and canary.stat().st_mode & 0o777 == 0o600
-    assert not kept.exists(), "what is no table is not kept"
     assert len(made) == 1 and not os.path.lexists(made[0])
-
-
-def test_the_word_that_is_kept_is_roots(place, kept, monkeypatch):
-    table = {"x": {"bare": True, "several": False, "takes": ["text"], "choices": None}}
-    program = environment(place, "echo 'TABLE %s'; echo PARSED" % json.dumps(table))
-    program.parse({"x": True}, {}, keep=True)
-    (file,) = kept.iterdir()
-    assert (file.stat().st_uid, file.stat().st_mode & 0o022) == (0, 0)
-    monkeypatch.setattr(program_file, "_run", lambda *words: pytest.fail("it is not asked again"))
-    program.parse({"x": True}, {}, keep=True)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "folder"])

@@ -101,19 +101,6 @@ def test_poisoned_lines_do_no_harm(poison):
         assert text.isprintable() and len(text) < 700, text[:200]
 
 
-def test_what_ray_says(fixture_text):
-    recorded = json.loads(fixture_text("vllm/ray.json"))
-    killed = log.last_words(recorded["worker-killed"]["server"])
-    assert killed.line == "RayWorkerProc rank=[1] died unexpectedly, shutting down executor."
-    assert (killed.verdict, "journal of the host" in killed.advice) == ("crash_loop", True)
-    taken = log.last_words(recorded["port-taken"]["node-1"])
-    assert taken.verdict == "port_taken" and "master_port" in taken.advice
-    own = log.bare(
-        "\x1b[36m(RayWorkerProc pid=1, ip=192.0.2.2)\x1b[0m (Worker_TP1 pid=1) ERROR 01-01 00:00:00 [a.py:1] Oh"
-    )
-    assert own == "Oh"
-
-
 def test_the_cause_stands_before_what_it_led_to():
     found = log.last_words(
         [

@@ -78,20 +78,6 @@ def test_no_environment_and_one_without_vllm(tmp_path):
         Program(str(tmp_path), USER).check()
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(program_file, "CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """The configurations about which the parser itself was asked."""
-    found, real = [], Program._ask
-    monkeypatch.setattr(Program, "_ask", lambda self, *words: found.append(words[0]) or real(self, *words))
-    return found
-
-
 def config(**more):
     return {"model": "/nosuch", "served-model-name": ["a", "b"], "enforce-eager": True, **more}
 
@@ -100,47 +86,11 @@ def test_the_parser_takes_what_is_right_and_starts_nothing(venv):
     Program(venv, USER).parse(config(), {"PATH": "/usr/bin"})
 
 
-def test_the_parser_is_asked_once_for_what_its_options_tell(venv, asked):
+def test_a_false_without_a_spelling_is_refused(venv):
     program = Program(venv, USER)
-    program.parse(config(), {}, keep=True)
-    program.parse(config(**{"max-num-seqs": 8, "dtype": "half", "gpu-memory-utilization": 0.5}), {}, keep=True)
-    with pytest.raises(Refused, match="unrecognized arguments: --max-modle-len; did you mean max-model-len?"):
-        program.parse(config(**{"max-modle-len": 5}), {}, keep=True)
-    assert asked == [config()]
-    for wrong in ({"max-num-seqs": "many"}, {"dtype": "float7"}):
-        with pytest.raises(Refused, match="invalid"):
-            program.parse(config(**wrong), {}, keep=True)
-        assert asked[-1] == config(**wrong), "it alone has the words for what is wrong"
-
-
-def test_what_the_parser_told_is_kept_only_on_request_and_only_for_that_environment(venv, asked, cache):
-    Program(venv, USER).parse(config(), {})
-    assert not cache.exists()
-    with pytest.raises(Refused):
-        Program(venv, USER).parse(config(**{"max-modle-len": 5}), {}, keep=True)
-    assert len(list(cache.iterdir())) == 1, "a refusal tells of the options as well"
-    Program(venv, USER).parse(config(), {})
-    assert len(asked) == 2
-    site = next(Path(venv, "lib").glob("python3*/site-packages"))
-    (site / "another_package").mkdir()
-    Program(venv, USER).parse(config(), {}, keep=True)
-    (site / "another_package").rmdir()
-    assert len(asked) == 3
-    (kept,) = cache.iterdir()
-    for content in ("", "[]", "{}"):
-        kept.write_text(content)
-        Program(venv, USER).parse(config(), {})
-    assert len(asked) == 6, "a damaged file is as none"
-
-
-def test_a_false_without_a_spelling_is_refused(venv, asked):
-    program = Program(venv, USER)
-    program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
-    program.parse(config(**{"no-enable-prefix-caching": True}), {}, keep=True)
-    assert len(asked) == 1
-    for _once in range(2):
-        with pytest.raises(Refused, match="this version does not take disable-log-stats: false, leave it out"):
-            program.parse(config(**{"no-disable-log-stats": True}), {}, keep=True)
+    program.parse(config(**{"no-enable-prefix-caching": True}), {})
+    with pytest.raises(Refused, match="this version does not take disable-log-stats: false, leave it out"):
+        program.parse(config(**{"no-disable-log-stats": True}), {})
 
 
 @pytest.mark.parametrize(
@@ -191,7 +141,7 @@ def answered(venv, monkeypatch):
 
         monkeypatch.setattr(program_file.subprocess, "Popen", Process)
         monkeypatch.setattr(program_file.os, "killpg", lambda pid, number: answered.run.update(killed=pid))
-        Program(venv, USER).parse({}, {"HOME": "/declared", "HTTPS_PROXY": "http://proxy"}, keep=True)
+        Program(venv, USER).parse({}, {"HOME": "/declared", "HTTPS_PROXY": "http://proxy"})
         return answered.run
 
     return answered
@@ -221,19 +171,6 @@ def test_a_parser_that_does_not_end(answered):
     with pytest.raises(Refused, match="did not read the configuration within 300 s"):
         answered(None, b"")
     assert answered.run["killed"] == 1 << 30
-
-
-TABLE = b'TABLE {"x": {"bare": true, "several": false, "takes": ["text"], "choices": null}}'
-
-
-def test_a_cache_that_cannot_be_written_is_no_fault(answered, cache):
-    cache.parent.mkdir(exist_ok=True)
-    cache.touch()
-    answered(0, TABLE + b"\nPARSED\n")
-    cache.unlink()
-    cache.mkdir()
-    answered(0, TABLE + b"\nPARSED\n")
-    assert [path.suffix for path in cache.iterdir()] == [".json"]
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,7 @@ def bring(monkeypatch, fakes, tmp_path):
     monkeypatch.setattr(gpu_facts, "gather", lambda timeout, python_paths: run.facts)
     monkeypatch.setattr(service.template.UserStep, "needed", lambda self: False)
     monkeypatch.setattr(service.template.TemplateStep, "needed", lambda self: False)
-    monkeypatch.setattr(
-        service.Program, "parse", lambda self, config, environment, keep: run.parsed.append((config, keep))
-    )
+    monkeypatch.setattr(service.Program, "parse", lambda self, config, environment: run.parsed.append(config))
     return run
 
 
@@ -166,7 +164,7 @@ def test_the_how_to(bring):
     assert bring.asked["steps"][0].home == "/var/lib/vllm"
     assert (bring.asked["check_mode"], bring.asked["system"]) == (False, bring.system)
     assert checks_of(bring.asked) == ["ComesUp", "after_change", "after_change", "UsesGpus"]
-    assert bring.parsed == [(settings.read_back(change.files[CONFIG]), True)]
+    assert bring.parsed == [settings.read_back(change.files[CONFIG])]
     assert result["msg"] == "ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000"
     assert (result["version"], result["model"], result["parallel"]["tensor"]) == ("0.33.0", "chat", 4)
     assert (result["fit"]["budget_bytes"], result["fit"]["cache_tokens"]) == (138297946932, 4032102)
@@ -580,66 +578,6 @@ def test_a_vllm_whose_command_does_not_start_serves_no_several_hosts(bring):
     )
     with pytest.raises(Refused, match="its module does not know --headless"):
         bring(nodes=NODES)
-
-
-def test_one_model_on_two_hosts_with_ray(bring):
-    site = bring.model.parent / "venv/lib/python3.11/site-packages"
-    bring.api_key = "sesame-open-1234"
-    given = {"nodes": NODES, "distributed_executor_backend": "ray", "api_key": bring.api_key}
-    with pytest.raises(Refused, match="has no Ray, which vLLM does not bring along: add ray to its packages"):
-        bring(**given)
-    assert bring.asked is None
-    (site / "grpc").mkdir()
-    (site / "grpc/__init__.py").touch()
-    command = bring.model.parent / "venv/bin/ray"
-    command.touch(mode=0o755)
-    result = bring(**given, node_rank=0)
-    head = bring.asked["change"]
-    assert checks_of(bring.asked)[0] == "ComesUp" and "node 0 of 2 hosts" in result["msg"]
-    assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501", "29503", "29504", "29505"]
-    own = head.settings["Service"]
-    assert own["RuntimeDirectory"] == ["vllm-chat"] and own["RuntimeDirectoryMode"] == ["0700"]
-    assert own["KillMode"] == ["mixed"]
-    assert head.environment["RAY_ADDRESS"] == "192.0.2.1:29500" and head.environment["VLLM_HOST_IP"] == "192.0.2.1"
-    assert 'distributed-executor-backend: "ray"' in head.files[CONFIG] and "nnodes" not in head.files[CONFIG]
-    bring(**given, node_rank=1)
-    other = bring.asked["change"]
-    assert checks_of(bring.asked)[0] == "leader_serves"
-    assert other.settings[claims.SECTION]["Port"] == ["29503", "29504"]
-    assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.environment["RAY_ADDRESS"] == "192.0.2.1:29500"
-    words = [words_of(change) for change in (head, other)]
-    assert words[0][7] == words[1][7], "the same definition"
-    split = words[0].index("--")
-    assert words[0][8:10] == [str(command), "start"] and "--head" in words[0][:split] and "--block" not in words[0]
-    assert words[0][split + 1 :] == [str(bring.model.parent / "venv/bin/vllm"), "serve", "--config", CONFIG]
-    assert words[1][8:10] == [str(command), "start"] and "--block" in words[1] and "serve" not in words[1]
-    for line, address in zip(words, ("192.0.2.1", "192.0.2.2")):
-        pairs = dict(zip(line[10:], line[11:]))
-        assert pairs["--node-ip-address"] == address and pairs["--temp-dir"] == "/run/vllm-chat/ray"
-        assert pairs["--num-gpus"] == "4" and pairs["--node-manager-port"] == "29503"
-    assert dict(zip(words[1], words[1][1:]))["--address"] == "192.0.2.1:29500"
-    for change in (head, other):
-        assert change.environment["RAY_AUTH_MODE"] == "token"
-        assert change.environment["RAY_AUTH_TOKEN_PATH"] == "/run/credentials/vllm@chat.service/ray_token"
-        secret = change.credentials["ray_token"]
-        shown = (change.settings, change.environment, change.files)
-        assert len(secret) == 64 and secret not in repr(shown) and bring.api_key not in repr((*shown, secret))
-
-
-@pytest.mark.parametrize(
-    "given, words",
-    [
-        ({"distributed_executor_backend": "ray"}, "there are no nodes"),
-        ({"distributed_executor_backend": "ray", "nodes": NODES, "name": "a" * 29}, "28 characters at most"),
-        ({"environment": {"RAY_AUTH_TOKEN": "x"}}, "environment.RAY_AUTH_TOKEN: is a secret"),
-        ({"environment": {"RAY_ADDRESS": "x"}}, "environment.RAY_ADDRESS: is set by nodes"),
-    ],
-)
-def test_ray_that_is_refused(bring, given, words):
-    with pytest.raises(Refused) as refused:
-        bring(**given)
-    assert words in str(refused.value)
-    assert bring.asked is None
 
 
 # --- all instances of a host in one call
