@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import settings as llama_server
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.settings import listen_address
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import is_loopback
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import settings as vllm
+from ..module_utils.llama_server import settings as llama_server
+from ..module_utils.ollama.settings import listen_address
+from ..module_utils.toolbox.addresses import is_loopback
+from ..module_utils.vllm import settings as vllm
 
 Pools = Dict[str, List[Dict[str, Any]]]
 EVERYWHERE = ("", "0.0.0.0", "::")

@@ -9,9 +9,9 @@ import hashlib
 import json
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import keys, runtime
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.body import LUA
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port
+from ..toolbox.addresses import host_port
+from . import keys, runtime
+from .body import LUA
 
 FOLDER = "/etc/gpufleet/gateway"
 CONFIG, SCRIPT = "haproxy.cfg", "body.lua"

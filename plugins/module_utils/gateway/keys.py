@@ -14,8 +14,8 @@ import json
 import re
 from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.runtime import slug
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
+from .runtime import slug
 
 ALL = "*"
 SHORTEST = 20

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import Dict, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ..toolbox.errors import Refused
+from . import haproxy, runtime
 
 MODE = 0o600
 FOLDER_MODE = 0o700
@@ -46,7 +46,7 @@ class MapsStep:
         }
 
     def apply(self) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         files.make_folders(self.folder)
         for path, entries in self.wanted.items():
@@ -58,7 +58,7 @@ class MapsStep:
                 self._give(path, entries)
 
     def undo(self) -> None:
-        from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+        from ..toolbox import files
 
         for path, entries in self._given.items():
             self._give(path, entries)
@@ -95,7 +95,7 @@ class MapsStep:
 
 
 def _read(path: str) -> Optional[str]:
-    from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import files
+    from ..toolbox import files
 
     found = files.read_regular(path, 64 << 20)
     return None if found is None else found.decode("utf-8", "surrogateescape")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option
+from ..serving.options import Option
 
 OPTIONS = (
     Option(

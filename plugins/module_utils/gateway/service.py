@@ -8,28 +8,24 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge import run as convergence
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
-    Change,
-    Fault,
-    Outcome,
-    Running,
-    Verdict,
-)
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.maps import MapsStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import is_loopback, reachable
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.http_stream import HttpError, Stream
+from ..converge import run as convergence
+from ..converge.model import Change, Fault, Outcome, Running, Verdict
+from ..converge.override import DIRECTORY
+from ..serving.template import TemplateStep
+from ..systemd.manager import System
+from ..toolbox.addresses import is_loopback, reachable
+from ..toolbox.errors import Needed, Refused
+from ..toolbox.http_stream import HttpError, Stream
+from . import haproxy, keys, runtime
+from .maps import MapsStep
 
 UNIT = "gpufleet-gateway.service"
 PROGRAM = "/usr/sbin/haproxy"
+PYTHON = "/usr/bin/python3"
+"""Not the one that runs this: the check and the module may be run by two."""
 STUB = """\
 # Written by the Ansible collection gpufleet.inference. What it runs is in its drop-in.
 [Unit]
@@ -232,7 +228,7 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
     config = "%s/%s" % (place.folder, haproxy.CONFIG)
     test = "%s -Ws -c -q -f %s" % (PROGRAM, config)
     code = SAVE.format(socket=place.run + "/admin.sock", state=place.state)
-    save = '-%s -I -c "%s"' % (sys.executable or "/usr/bin/python3", code)
+    save = '-%s -I -c "%s"' % (PYTHON, code)
     return {
         "Type": ["notify"],
         "ExecStartPre": ["", test],
@@ -276,6 +272,9 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
 
 def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
     """Stop and disable the gateway, and remove its files."""
+    from ..converge import install_record
+    from ..toolbox import files
+
     place = haproxy.Place()
     names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT)]
     names += [place.map(name) for name in (*haproxy.LIVE, *haproxy.STATIC)]
@@ -284,6 +283,14 @@ def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
     if there:
         change = Change(unit=UNIT, files=dict.fromkeys(names), enabled=False, started=False)
     outcome = convergence.converge(change, check_mode=check_mode, system=system)
+    stub = "%s/%s" % (DIRECTORY, UNIT)
+    if system.read(stub) == STUB.encode():
+        outcome.changed = True
+        outcome.planned.append("remove %s" % stub)
+        if not check_mode:
+            files.remove(system.root + stub)
+            install_record.drop("units", system.root + stub)
+            system.reload()
     return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
 
 
