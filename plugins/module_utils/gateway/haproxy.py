@@ -35,6 +35,8 @@ PATHS = {
 """What reaches an engine, and the API that it belongs to. Everything else does not exist for clients."""
 LONGEST_HEADER = 16 << 10
 """Bytes of all header lines of a request."""
+EARLY = 16 << 10
+"""Bytes of a body that are read before anything is refused."""
 OLD_WORKERS = "1h"
 """How long a worker may finish its requests after a reload."""
 DROPPED = (
@@ -176,6 +178,8 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
         "http-after-response set-header x-request-id %[unique-id]",
         "http-request set-var(txn.path) path",
         "http-request return status 200 content-type text/plain string ok if METH_GET { var(txn.path) -m str /health }",
+        # a client of HTTP/2 that is answered before its body is there sees a cancelled stream, and not the answer
+        "http-request wait-for-body time %ds at-least %d" % (min(5, options["client_timeout"]), EARLY),
         *_limits(options),
         *_key(place),
         *_route(place),
@@ -324,11 +328,16 @@ def _pool(model: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, A
     return _section("backend %s" % runtime.slug(model), lines)
 
 
+def server(row: Mapping[str, Any]) -> str:
+    """Name of a server."""
+    return "%s:%d" % (runtime.server_name(row["host"], row["unit"]), int(row["port"]))
+
+
 def _server(model: str, row: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     unit = str(row["unit"])
     unit = unit[: -len(".service")] if unit.endswith(".service") else unit
     address = str(row["address"])
-    words = ["server", runtime.server_name(row["host"], unit), host_port(address, int(row["port"]))]
+    words = ["server", server(row), host_port(address, int(row["port"]))]
     if row.get("max_concurrent"):
         words.append("maxconn %d" % int(row["max_concurrent"]))
     if row.get("tls"):

@@ -37,7 +37,12 @@ def slug(text: str) -> str:
 
 
 def server_name(host: str, unit: str) -> str:
-    """Name of a server in the backend of each model that it serves; ``unit`` with or without ``.service``."""
+    """What the name of a server begins with in the backend of each model that it serves: its port follows.
+
+    From the saved state of a server of the same name, HAProxy would also take its previous port.
+
+    :param unit: with or without ``.service``.
+    """
     return slug("%s.%s" % (host, unit[: -len(".service")] if unit.endswith(".service") else unit))
 
 
@@ -67,6 +72,15 @@ def info(path: str = SOCKET) -> Dict[str, str]:
     """What ``show info`` prints, by name."""
     lines = (line.partition(": ") for line in ask("show info", path).split("\n"))
     return {name: value for name, _colon, value in lines}
+
+
+def failed_reloads(path: str = MASTER) -> int:
+    """How many reloads have failed since the last one that did not: the workers of before go on."""
+    try:
+        found = re.search(r"\[failed: (\d+)\]", ask("show proc", path))
+    except RuntimeFault:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def servers(path: str = SOCKET) -> List[Dict[str, str]]:

@@ -97,7 +97,7 @@ def converge(
         outcome.as_result(),
         msg=_line(outcome, pools, params, check_mode),
         url="%s://%s:%d" % (scheme, reachable(params["host"]), params["port"]),
-        pools={model: [runtime.server_name(row["host"], row["unit"]) for row in rows] for model, rows in pools.items()},
+        pools={model: [haproxy.server(row) for row in rows] for model, rows in pools.items()},
     )
 
 
@@ -118,10 +118,10 @@ class Gate:
 
     def __init__(self, params: Mapping[str, Any], pools: keys.Pools, digest: str, place: haproxy.Place) -> None:
         self.params, self.digest, self.socket = params, digest, place.run + "/admin.sock"
+        self.master = place.run + "/master.sock"
+        self.failed = runtime.failed_reloads(self.master)
         self.wanted = {
-            "%s/%s" % (runtime.slug(model), runtime.server_name(row["host"], row["unit"]))
-            for model, rows in pools.items()
-            for row in rows
+            "%s/%s" % (runtime.slug(model), haproxy.server(row)) for model, rows in pools.items() for row in rows
         }
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
@@ -130,7 +130,8 @@ class Gate:
                 return self._look()
             except Fault as fault:
                 # a reload takes force a moment after systemd has asked for it
-                if not changed or time.monotonic() > running.deadline or running.dying():
+                hopeless = fault.verdict.name == "not_reloaded"
+                if hopeless or not changed or time.monotonic() > running.deadline or running.dying():
                     return fault.verdict
                 time.sleep(0.1)
 
@@ -140,6 +141,8 @@ class Gate:
         except runtime.RuntimeFault as error:
             raise Fault("not_ready", str(error)) from None
         if info.get("description") != self.digest:
+            if runtime.failed_reloads(self.master) > self.failed:
+                raise Fault("not_reloaded", "HAProxy cannot use the new configuration and keeps the previous one")
             raise Fault("old_configuration", "HAProxy runs another configuration than the one on disk", remedy="reload")
         found = {"%s/%s" % (row["pxname"], row["svname"]): row["status"] for row in rows}
         if set(found) != self.wanted:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from threading import Semaphore
 from typing import Any, Callable, Iterator, List
 
 import pytest
@@ -49,6 +50,7 @@ def gateway(shared: Gateway, engines: List[Engine]) -> Iterator[Gateway]:
         engine.stepwise, engine.healthy = False, True
         engine.go.set()
         engine.cut.clear()
+        engine.step, engine.arrived = Semaphore(0), Semaphore(0)
     options, pools = dict(shared.options), dict(shared.pools)
     yield shared
     if (shared.options, shared.pools) != (options, pools):

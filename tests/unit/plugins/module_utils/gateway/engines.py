@@ -15,7 +15,7 @@ class Engine(ThreadingHTTPServer):
     """One engine on a free port of loopback.
 
     A request's body may hold ``pieces``, how many events the answer has, each sent once ``go`` is set and the one
-    before it was taken; and ``wait``: the answer begins once ``go`` is set.
+    before it was taken; ``wait``: the answer begins once ``go`` is set; ``drop``: there is none, the connection ends.
     """
 
     daemon_threads = True
@@ -63,6 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
         engine.arrived.release()
         if body.get("wait"):
             engine.go.wait(30)
+        if body.get("drop"):
+            self.close_connection = True
+            return None
         if body.get("pieces"):
             return self._stream(int(body["pieces"]))
         self._answer(200, json.dumps({"engine": engine.name, "path": self.path, "model": body.get("model")}).encode())

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from engines import Engine
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime, service
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.options import OPTIONS
 
-ALICE, BOB = "alice-sesame-4711-open", "bob-sesame-4711-open!"
+ALICE, BOB, EVE = "alice-sesame-4711-open", "bob-sesame-4711-open!", "eve-sesame-4711-open!"
 KEYS = [{"name": "alice", "key": ALICE, "pools": ["*"]}, {"name": "bob", "key": BOB, "pools": ["chat"]}]
 ENGINE_KEY = "the-engines-own-key"
 
@@ -65,6 +66,14 @@ class Gateway:
     def socket(self) -> str:
         return self.place.run + "/admin.sock"
 
+    @property
+    def worker(self) -> str:
+        """The process that takes new requests; empty while one takes the other's place."""
+        try:
+            return runtime.info(self.socket).get("Pid", "")
+        except runtime.RuntimeFault:
+            return ""
+
     def write(self) -> str:
         """Write all files; gives the digest."""
         keys.check(self.pools)
@@ -101,23 +110,24 @@ class Gateway:
     def reload(self) -> None:
         """As the unit does it."""
         assert self.process
-        digest = self.write()
+        worker, digest = self.worker, self.write()
         self.save()
         self.process.send_signal(signal.SIGUSR2)
+        until(lambda: self.worker not in ("", worker))
         self.await_digest(digest)
 
     def kill(self) -> None:
         if self.process and self.process.poll() is None:
-            workers = runtime.ask("show proc", str(self.folder / "master.sock"))
+            found = subprocess.run(
+                ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+            )
             self.process.kill()
             self.process.wait()
-            for line in workers.split("\n"):
-                words = line.split()
-                if len(words) > 1 and words[1] == "worker":
-                    try:
-                        os.kill(int(words[0]), signal.SIGKILL)
-                    except ProcessLookupError:
-                        pass
+            for worker in found.stdout.split():
+                try:
+                    os.kill(int(worker), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
 
     def states(self) -> Dict[str, str]:
         return {"%s/%s" % (row["pxname"], row["svname"]): row["status"] for row in runtime.servers(self.socket)}
@@ -135,7 +145,7 @@ class Gateway:
             sent = {name.replace("_", "-"): value for name, value in headers.items()}
             if key:
                 sent["Authorization"] = "Bearer " + key
-            data = body if isinstance(body, (bytes, str, type(None))) else json.dumps(body)
+            data = json.dumps(body) if isinstance(body, dict) else body
             connection.request(method, path, data, sent)
             answer = connection.getresponse()
             return Answer(answer.status, {n.lower(): v for n, v in answer.getheaders()}, answer.read().decode())
@@ -167,3 +177,27 @@ def until(condition: Callable[[], Any], limit: float = 20) -> Any:
 def row(server: Engine, unit: str, **more: Any) -> Dict[str, Any]:
     found = {"host": server.name, "address": "127.0.0.1", "port": server.port, "unit": unit}
     return {**found, "engine": "vllm", "api": "openai", "max_concurrent": None, "tls": False, "key": "", **more}
+
+
+LAST = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def exchange(gateway: Gateway, raw: bytes, last: bytes = LAST) -> bytes:
+    """What comes back for these bytes, and for a last request after which the connection is closed."""
+    found = b""
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        try:
+            connection.sendall(raw + last)
+            while True:
+                piece = connection.recv(1 << 16)
+                if not piece:
+                    break
+                found += piece
+        except OSError:
+            pass
+    return found
+
+
+def status_of(gateway: Gateway, raw: bytes) -> int:
+    """The status of the first answer to these bytes."""
+    return int(exchange(gateway, raw).split(b" ", 2)[1])
