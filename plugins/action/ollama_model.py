@@ -109,8 +109,9 @@ class ActionModule(CheckFirstAction):
 
 
 def named(models: Any) -> Any:
-    """The list of models, each one a dictionary."""
-    return [{"name": one} if isinstance(one, str) else one for one in models] if isinstance(models, list) else models
+    """The list of models, each one a dictionary; a name alone is a list of one."""
+    listed = [models] if isinstance(models, str) else models
+    return [{"name": one} if isinstance(one, str) else one for one in listed] if isinstance(listed, list) else models
 
 
 def sentence(progress: Dict[str, Any]) -> str:

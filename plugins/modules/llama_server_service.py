@@ -210,6 +210,15 @@ options:
         a variable as well; C(llama-server --help) names them. A name that this version does not know is rejected.
     type: dict
     default: {}
+  prove:
+    description:
+      - When the model of a service has to answer a request.
+      - >-
+        V(change) has it answer after a change. V(now) also where nothing changes, in check mode too: the model is
+        loaded if it is not, and nothing is restarted. It fails if the model does not answer.
+    type: str
+    choices: [change, now]
+    default: change
   facts_timeout:
     description: Seconds that reading the GPUs may take.
     type: float
@@ -371,6 +380,12 @@ verdict:
   returned: when a service was inspected
   type: str
   sample: ok
+unproven:
+  description:
+    - Why the model was not asked to answer in this run, such as V(nothing changed). Empty if it answered.
+    - With O(prove=now) it is always asked.
+  returned: when a service was inspected
+  type: str
 evidence:
   description: The measurements behind the verdict, and the last lines of the journal.
   returned: when a service was inspected

@@ -257,6 +257,17 @@ options:
         does not know but that resembles a known one causes a warning.
     type: dict
     default: {}
+  prove:
+    description:
+      - When O(prove_model) has to generate a token.
+      - >-
+        V(change) has it do so after a change. V(now) also where nothing changes, in check mode too: the model is loaded
+        if it is not, and nothing is restarted.
+      - V(later) is V(change), except that the model may still be missing. The service is then configured without it,
+        and RV(proof_due) says that the model must be downloaded and proven with V(now).
+    type: str
+    choices: [change, now, later]
+    default: change
   facts_timeout:
     description: Seconds that reading the GPUs may take.
     type: float
@@ -526,7 +537,7 @@ msg:
   description: The outcome in one line, or what failed, what was expected and what to do.
   returned: always
   type: str
-  sample: ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · restart 1.9 s
+  sample: ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · Ollama 0.32.15 · restart 1.9 s
 verdict:
   description:
     - The result of the verification. V(ok), or one of V(crash_loop), V(not_ready), V(port_taken), V(wrong_version),
@@ -536,6 +547,16 @@ verdict:
   returned: when a service was inspected
   type: str
   sample: ok
+unproven:
+  description:
+    - Why the model was not asked to answer in this run, such as V(nothing changed). Empty if it answered.
+    - With O(prove=now) it is always asked.
+  returned: when a service was inspected
+  type: str
+proof_due:
+  description: Whether O(prove_model) has to be downloaded, and then proven with O(prove=now).
+  returned: success
+  type: bool
 evidence:
   description: The measurements behind the verdict, and the last lines of the journal.
   returned: when a service was inspected

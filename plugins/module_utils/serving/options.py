@@ -131,6 +131,18 @@ COMMON = (
         default=False,
     ),
     Option("environment", "dict", "Further variables of the process.", default={}),
+    Option(
+        "prove",
+        "str",
+        """When the model of a service has to answer a request.
+
+        V(change) has it answer after a change. V(now) also where nothing changes, in check mode too: the model is
+        loaded if it is not, and nothing is restarted. It fails if the model does not answer.""",
+        choices=("change", "now"),
+        default="change",
+        only="module",
+        per_host=True,
+    ),
     Option("facts_timeout", "float", "Seconds that reading the GPUs may take.", default=10.0, per_host=True),
 )
 """What every engine has."""

@@ -131,6 +131,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         enabled=options["enabled"],
         started=True,
         restart=declared.restart,
+        prove=options["prove"] == "now",
+        install_hint=declared.install_hint,
         timeout=declared.timeout,
         unit_check=isolation.check(),
         pre_change_check=declared.pre_change_check,
@@ -190,8 +192,21 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     finish(plan.declared.steps, outcome, host)
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
-    message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode)
-    return dict(outcome.as_result(), msg=message, gpus=gpus, **more)
+    unproven = _unproven(plan, outcome, host)
+    program = summary.Program(engine.title, more.get("version"), plan.declared.installs)
+    parts += ["not proven (%s)" % unproven] if unproven else []
+    message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
+    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, **more)
+
+
+def _unproven(plan: Plan, outcome: Outcome, host: Host) -> str:
+    """Why the service's model did not answer in this run; empty where it did, or was about to."""
+    proof, declared = plan.gate.proof, plan.declared
+    if "answer" in proof.figures or not declared.listen or (host.check_mode and (outcome.changed or outcome.remedied)):
+        return ""
+    if proof.figures.get("asleep"):
+        return "asleep"
+    return declared.unproven or ("" if proof.changed else "nothing changed")
 
 
 def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
@@ -206,6 +221,8 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
     finish(leaving.steps, outcome, host)
     if not outcome.changed:
         said = "not there" if service.name else "no override"
+    elif host.check_mode:
+        said = "would be stopped and removed" if service.name else "would remove the override"
     else:
         said = "stopped and removed" if service.name else "override removed"
     return dict(outcome.as_result(), msg="%s: %s" % (service.unit, said))
@@ -233,4 +250,5 @@ def together(results: Mapping[str, Dict[str, Any]]) -> Dict[str, Any]:
         "msg": " | ".join(said),
         "diff": [result["diff"] for result in results.values() if result["diff"]],
         "instances": dict(results),
+        "proof_due": any(result.get("proof_due") for result in results.values()),
     }

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, Dict
 
 import pytest
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import ollama_model
@@ -94,8 +95,10 @@ def test_not_watched_when_told_not_to_pull(act: Any) -> None:
 def test_a_name_alone_is_a_model(act: Any) -> None:
     act({"models": ["a", {"name": "b"}]}, {"changed": False})
     assert act.calls[0][1]["models"] == [{"name": "a"}, {"name": "b"}]
-    act({}, {"failed": True})
-    assert act.calls[0][1]["models"] is None, "Ansible itself says what is missing"
+    act({"models": "llama3.3:70b"}, {"changed": False})
+    assert act.calls[0][1]["models"] == [{"name": "llama3.3:70b"}]
+    with pytest.raises(AnsibleActionFail, match="^models is missing"):
+        act({}, {})
 
 
 def test_a_pull_is_watched(act: Any) -> None:

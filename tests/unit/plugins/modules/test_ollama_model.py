@@ -60,7 +60,7 @@ def test_the_roles_variables_are_options() -> None:
     role = Path(__file__).resolve().parents[4] / "roles/ollama"
     spec = yaml.safe_load((role / "meta/argument_specs.yml").read_text(encoding="utf-8"))
     variables, options = spec["argument_specs"]["main"]["options"], ollama_model.argument_spec()
-    block = yaml.safe_load((role / "tasks/main.yml").read_text(encoding="utf-8"))[1]
+    block = yaml.safe_load((role / "tasks/main.yml").read_text(encoding="utf-8"))[0]
     for name, template in block["module_defaults"]["gpufleet.inference.ollama_model"].items():
         if name == "name":
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import gpu_facts as gpu_facts_action
@@ -376,8 +377,6 @@ def test_in_check_mode_a_host_keeps_nothing(act, tmp_path):
 @pytest.mark.parametrize(
     "arguments, how",
     [
-        ({"count": "many"}, {}),
-        ({"word": "a", "unknown": 1}, {}),
         ({"folder": "~/models"}, {}),
         ({"folder": "$HOME/models"}, {}),
         ({}, {"background": 60}),
@@ -387,6 +386,20 @@ def test_in_check_mode_a_host_keeps_nothing(act, tmp_path):
 )
 def test_nothing_is_asked_where_only_the_module_can_tell(act, arguments, how):
     assert act(arguments, **how)["msg"] == "by the module"
+    assert act.commands == []
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"count": "many"}, "count is 'many'; expected a whole number"),
+        ({"word": "a", "wrod": 1}, "wrod is not an option; did you mean word?"),
+    ],
+)
+def test_wrong_input_ends_on_the_controller(act, arguments, sentence):
+    with pytest.raises(AnsibleActionFail) as error:
+        act(arguments)
+    assert str(error.value) == sentence + " (nothing was changed)"
     assert act.commands == []
 
 

@@ -619,7 +619,7 @@ def test_nothing_runs_yet_in_check_mode(world: Any) -> None:
     world.system.pid = 0
     look = world.run({"name": "big:v1"}, check=True)
     assert look["changed"]
-    assert "not compared: ollama.service does not run" in look["msg"]
+    assert look["msg"] == "not compared, as ollama.service does not run yet: big:v1"
     with pytest.raises(Refused, match="does not run"):
         world.run({"name": "big:v1"})
 
@@ -980,7 +980,7 @@ def test_no_gpu_answers(world: Any) -> None:
 
 @pytest.mark.parametrize("value, spread", [("1", True), ("off", True), ("0", False), ("false", False), ("", False)])
 def test_spread_as_ollama_reads_it(world: Any, value: str, spread: bool) -> None:
-    assert server.Server(world.api, UNIT, {"OLLAMA_SCHED_SPREAD": value}).spread is spread
+    assert server.Server(world.api, UNIT, {"OLLAMA_SCHED_SPREAD": value}).serving[1] is spread
 
 
 def test_the_worker_by_its_command_line(tmp_path: Path, fakes: Any) -> None:
