@@ -178,8 +178,6 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
         "http-after-response set-header x-request-id %[unique-id]",
         "http-request set-var(txn.path) path",
         "http-request return status 200 content-type text/plain string ok if METH_GET { var(txn.path) -m str /health }",
-        # a client of HTTP/2 that is answered before its body is there sees a cancelled stream, and not the answer
-        "http-request wait-for-body time %ds at-least %d" % (min(5, options["client_timeout"]), EARLY),
         *_limits(options),
         *_key(place),
         *_route(place),
@@ -207,9 +205,11 @@ def _limits(options: Mapping[str, Any]) -> List[str]:
     """What is refused before anybody asks whose request it is."""
     rate, largest = options["address_rate"], options["max_body_mib"]
     return [
+        _deny(413, "body_too_large", "the body is too long", "{ req.body_size gt %d }" % (largest << 20)),
+        # a client of HTTP/2 that is answered before its body is there sees a cancelled stream, and not the answer
+        "http-request wait-for-body time %ds at-least %d" % (min(5, options["client_timeout"]), EARLY),
         _deny(429, "rate_limit_exceeded", "too many requests from this address", "{ sc1_http_req_rate gt %d }" % rate),
         _deny(431, "header_too_large", "the header is too long", "{ req.hdrs,length gt %d }" % LONGEST_HEADER),
-        _deny(413, "body_too_large", "the body is too long", "{ req.body_size gt %d }" % (largest << 20)),
         _deny(415, "bad_encoding", "the body must not be encoded", "{ req.fhdr(content-encoding) -m found }"),
         _deny(400, "bad_request", "there is more than one Authorization", "{ req.fhdr_cnt(authorization) gt 1 }"),
     ]
@@ -263,13 +263,12 @@ def _route(place: Place) -> List[str]:
 
 def _model(options: Mapping[str, Any], place: Place) -> List[str]:
     """Which model is asked for, and whether this key may use it."""
-    size = options["buffer_kib"] << 10
     part, unnamed = "{ var(txn.body) -m str part }", "!{ var(txn.model) -m found }"
     longer = "the body is longer than %d KiB, and " % options["buffer_kib"]
     unseen = longer + "no model is named before that: put model first, or into the header X-Model"
     mixed = longer + "this key may use only some models of the servers that serve this one"
     return [
-        "http-request wait-for-body time %ds at-least %d" % (options["client_timeout"], size),
+        "http-request wait-for-body time %ds at-least %d" % (options["client_timeout"], options["buffer_kib"] << 10),
         "http-request lua.gpufleet_body",
         _deny(400, "bad_request", BAD_BODY, "!{ var(txn.body) -m found } || { var(txn.body) -m str bad }"),
         _deny(
@@ -277,9 +276,6 @@ def _model(options: Mapping[str, Any], place: Place) -> List[str]:
         ),
         _set("seen", "req.body_len"),
         _deny(400, "bad_request", BAD_BODY, part + " { req.body_size,sub(txn.seen) eq 0 }"),
-        _deny(
-            408, "timeout", "the body did not arrive in time", part + " { var(txn.seen) -m int lt %d }" % (size // 2)
-        ),
         _set("model", "req.fhdr(x-model)", part + " " + unnamed),
         _deny(413, "model_not_seen", unseen, part + " " + unnamed),
         _deny(400, "bad_request", BAD_BODY, unnamed),

@@ -164,7 +164,7 @@ class Gateway:
         return [json.loads(line) for line in found]
 
 
-def until(condition: Callable[[], Any], limit: float = 20) -> Any:
+def until(condition: Callable[[], Any], limit: float = 60) -> Any:
     end = time.monotonic() + limit
     while True:
         found = condition()
