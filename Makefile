@@ -40,6 +40,7 @@ lint: deps docs ## check formatting, style and types of Python, YAML, playbooks,
 	mypy
 	yamllint --strict .
 	ansible-lint --offline --profile production
+	reuse lint --quiet
 	antsibull-changelog lint
 	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
 

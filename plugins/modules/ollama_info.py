@@ -23,6 +23,9 @@ extends_documentation_fragment:
   - gpufleet.inference.attributes
   - gpufleet.inference.ollama_server
   - gpufleet.inference.attributes.info
+attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.ollama]
 options:
   facts_timeout:
     description: Seconds that reading the GPUs may take.

@@ -20,10 +20,15 @@ extends_documentation_fragment:
   - gpufleet.inference.attributes
   - gpufleet.inference.ollama_server
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.ollama]
   check_mode:
     support: none
   diff_mode:
     support: none
+  idempotent:
+    support: N/A
+    details: It measures, and changes nothing that is declared.
 options:
   models:
     description: Models to ask. Users take them in turn, so that with two of them each has half of the users.

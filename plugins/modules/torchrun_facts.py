@@ -21,6 +21,9 @@ author:
 extends_documentation_fragment:
   - gpufleet.inference.attributes
   - gpufleet.inference.attributes.facts
+attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.torchrun]
 notes:
   - Run it as root (C(become)).
   - The listener is a transient unit, C(gpufleet-torchrun-listen.service), on O(master_port) and a free port. It answers

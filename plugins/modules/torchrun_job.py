@@ -25,12 +25,17 @@ author:
 extends_documentation_fragment:
   - gpufleet.inference.attributes
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.torchrun]
   check_mode:
     support: full
   diff_mode:
     support: full
     details:
       - Secrets are never part of the difference.
+  idempotent:
+    support: partial
+    details: With O(restart=true) the job is started again on each run.
 notes:
   - Run it as root (C(become)).
   - With more hosts than forks, wait in a task of its own (O(state=joined), O(state=finished)) after one that starts

@@ -38,6 +38,8 @@ author:
 extends_documentation_fragment:
   - gpufleet.inference.attributes
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.services]
   check_mode:
     support: full
     details: vLLM's own parser reads the configuration in check mode too; it starts nothing.
@@ -68,8 +70,8 @@ options:
     description:
       - The vLLM instances of the host. Each is a unit C(vllm@NAME.service). An instance that is not in the list is left
         alone.
-      - An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
-        merged over O(environment).
+      - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
+        O(environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both. Absent instances go first.
     type: list

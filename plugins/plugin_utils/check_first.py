@@ -53,6 +53,8 @@ KEPT = "/run/gpufleet-code"
 #: each start of Ansible.
 _IMPORT = re.compile(r"^ *from (\.+)([\w.]*) import (\([^)]*\)|[^\n]+)", re.MULTILINE)
 
+_NO_SUDO = re.compile("^.*(?:not in the sudoers file|is not allowed to execute|may not run sudo).*$", re.MULTILINE)
+
 #: What a result of ours never has: Ansible itself acts on it.
 _RESERVED_KEYS = {
     *("add_group", "add_host", "ansible_job_id", "attempts", "deprecations", "exception", "failed", "include"),
@@ -161,7 +163,10 @@ class CheckFirstAction(ActionBase):
         except AnsibleActionFail as error:
             raise AnsibleActionFail(translated(str(error.message), self.FUNCTION.argument_spec, label)) from None
         if found.get("failed") and isinstance(found.get("msg"), str):
-            found["msg"] = translated(found["msg"], self.FUNCTION.argument_spec, label)
+            said = _without_root(found) or translated(found["msg"], self.FUNCTION.argument_spec, label)
+            if said != found["msg"]:
+                found.pop("exception", None)  # since ansible-core 2.19 it is printed, and has the old message
+            found["msg"] = said
         result.update(found)
         return result
 
@@ -268,6 +273,14 @@ class CheckFirstAction(ActionBase):
         return (variables.get("ansible_facts") or {}).get("discovered_interpreter_python") or "python3"
 
 
+def _without_root(failed: Mapping[str, Any]) -> str:
+    """Why no module ran, where sudo refused to run it; Ansible speaks of a result without JSON. Else empty."""
+    said = _NO_SUDO.search(str(failed.get("module_stderr")))
+    if not said:
+        return ""
+    return "%s Let this user become root by sudo, or set ansible_user to one that may." % one_line(said.group())
+
+
 class WrongInput(AnsibleActionFail):
     """Its message has the names that the user knows."""
 
@@ -300,7 +313,7 @@ def _accepts_input(connection: Any) -> bool:
         return bool(connection.has_pipelining)
     name = str(become.name).rpartition(".")[2]
     return name == "su" or bool(
-        become.pipelining and not getattr(become, "require_tty", False) and name != "machinectl"
+        getattr(become, "pipelining", True) and not getattr(become, "require_tty", False) and name != "machinectl"
     )
 
 

@@ -29,8 +29,8 @@ TOOL = Path(sys.executable).parent / "ansible-test"
 # The workshop around the collection is not shipped: ruff looks after that.
 WORKSHOP = re.compile(r"tests/(?!config|sanity/ignore)|benchmarks/|\.")
 
-# ansible-core 2.19 asks for the script of pip 24.2, 2.20 and 2.21 for that of 25.2.
-PIPS = ("24_2", "25_2")
+# ansible-core 2.16 asks for the script of pip 23.1.2, 2.18 and 2.19 for that of 24.2, 2.20 and later for that of 25.2.
+PIPS = ("23_1_2", "24_2", "25_2")
 GET_PIP = """
 import subprocess, sys
 subprocess.check_call([sys.executable, "-m", "ensurepip", "--default-pip"])

@@ -13,7 +13,6 @@ from typing import Any, Callable, Dict, Optional
 
 import pytest
 from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
@@ -43,7 +42,9 @@ def run_module(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -
         values = dict(args or {}, _ansible_check_mode=check, _ansible_diff=diff)
         seen.clear()
         capsys.readouterr()
-        with patch_module_args(values), pytest.raises(SystemExit):
+        monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": values}).encode())
+        monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)  # since ansible-core 2.19
+        with pytest.raises(SystemExit):
             main()
         result = json.loads(capsys.readouterr().out)
         result.setdefault("failed", False)

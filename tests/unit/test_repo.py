@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -18,11 +19,13 @@ MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
 PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
 
+# REUSE-IgnoreStart: this is not the licence of this file
 LICENCE = [
     "# Copyright: (c) The gpufleet developers",
     "# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)",
     "# SPDX-License-Identifier: GPL-3.0-or-later",
 ]
+# REUSE-IgnoreEnd
 
 # Hosts that a file may name in a URL: our own home, standards, the makers' documentation, the makers' own places of
 # wheels and models, and names for examples.
@@ -62,8 +65,25 @@ def test_module_is_complete(module: str) -> None:
     assert module in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_action_group_names_modules_only() -> None:
-    assert load(ROOT / "meta/runtime.yml")["action_groups"]["all"] == MODULES
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_documents_its_action_groups(module: str) -> None:
+    """`attributes.action_group` of its documentation names the groups of meta/runtime.yml that it is in, and no others."""
+    plugins = ROOT / "plugins"
+    tree = ast.parse((plugins / "modules" / ("%s.py" % module)).read_text(encoding="utf-8"))
+    texts = [
+        node.value.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "DOCUMENTATION"
+    ]
+    attributes = yaml.safe_load(texts[0]).get("attributes", {})
+    documented = attributes.get("action_group", {}).get("membership", ["gpufleet.inference.all"])
+    groups = load(ROOT / "meta/runtime.yml")["action_groups"]
+    assert documented == ["gpufleet.inference." + name for name in sorted(groups) if module in groups[name]]
+
+
+def test_action_groups_name_modules_only() -> None:
+    groups = load(ROOT / "meta/runtime.yml")["action_groups"]
+    assert groups["all"] == MODULES
+    assert {module for group in groups.values() for module in group} == set(MODULES)
+    assert [name for name, group in groups.items() if group != sorted(group)] == []
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -88,13 +108,14 @@ def test_playbook_is_documented(playbook: str) -> None:
     assert playbook in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_files_begin_with_the_licence() -> None:
+def test_programs_begin_with_the_licence() -> None:
+    """What runs names its licence itself; REUSE.toml names that of all other files, and `reuse lint` looks at both."""
     without = []
     for path in tracked():
-        if path.suffix == ".py" and path.stat().st_size:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            if lines[lines[0].startswith("#!") :][:3] != LICENCE:
-                without.append(str(path.relative_to(ROOT)))
+        lines = text_of(path).splitlines()
+        program = lines and (path.suffix in (".py", ".sh") or lines[0].startswith("#!"))
+        if program and lines[lines[0].startswith("#!") :][:3] != LICENCE:
+            without.append(str(path.relative_to(ROOT)))
     assert without == []
 
 
@@ -102,7 +123,7 @@ def test_nothing_names_one_machine() -> None:
     """No path of a developer's or a build machine, and no URL of a host that the project does not answer for."""
     found = []
     for path in tracked():
-        if path in (Path(__file__), ROOT / "LICENSE"):
+        if path.resolve() in (Path(__file__), ROOT / "LICENSE"):
             continue
         for number, line in enumerate(text_of(path).splitlines(), 1):
             hosts = re.findall(r"https?://(\[[^\]]*\]?|[^\s/\"'`)>\]:,;\\]+)", line)

@@ -1,4 +1,7 @@
 #!/bin/sh
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 # Sets up Ollama as an administrator does manually: manual-setup.sh KIND ARCHIVE. KIND nothing removes it again.
 set -e
 systemctl disable --quiet --now ollama 2>/dev/null || :

@@ -1,4 +1,7 @@
 #!/usr/bin/env bash
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 # Prints the GPUs that nvidia-smi sees from inside the unit $1, and those on which, seen from outside, the unit's processes
 # hold memory. A process that is moved into the cgroup of a unit has exactly the device access of that unit.
 set -euo pipefail

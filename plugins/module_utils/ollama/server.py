@@ -82,7 +82,7 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
         environ = main_environ(system, unit, _PASSING)[1]
     except ManagerError as error:
         if host is None:
-            raise Failed("%s; run this with become: true, or name the server by host" % error) from None
+            raise Failed("%s, or name the server by host" % error) from None
     if not environ and host is None:
         raise Failed(
             "%s does not run on this host; expected a running Ollama. Start it (ollama_service), or name the server by "

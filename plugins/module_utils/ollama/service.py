@@ -17,6 +17,7 @@ from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Servic
 from ..serving.stop import AwaitMemory
 from ..systemd.manager import System
 from ..toolbox.errors import Refused
+from ..toolbox.text import near
 from . import checks, install, names, settings, storage
 from . import store as stores
 from .fit import Fit
@@ -110,8 +111,11 @@ class Ollama:
         options, own, gpus = plan.service.options, plan.declared.own, plan.gate.gpus()
         spread, visible = " spread" if own.spread else "", plan.declared.environment.get("CUDA_VISIBLE_DEVICES")
         parts = []
+        indexes = ",".join(str(gpu["index"]) for gpu in gpus)
         if options["isolate"]:
-            parts.append("alone with GPU %s%s" % (",".join(str(gpu["index"]) for gpu in gpus), spread))
+            parts.append("alone with GPU %s%s" % (indexes, spread))
+        elif visible and visible.startswith("GPU-"):
+            parts.append("CUDA_VISIBLE_DEVICES by UUID, GPU %s%s" % (indexes, spread))
         elif visible is not None:
             parts.append("CUDA_VISIBLE_DEVICES=%s%s" % (visible, spread))
         used = [gpu["used_bytes"] for gpu in gpus if gpu["used_bytes"]]
@@ -215,6 +219,9 @@ def _has_model(options: Mapping[str, Any], places: Sequence[str], user: str) -> 
         return False
     raise Refused(
         "prove_model: the store of this host, %s, has no model %s%s; expected one that is there, or among the declared "
-        "models (ollama_models): add it to them, download it first, or leave prove_model out"
-        % (store or "of user %s" % user, model, " (no file %s)" % found[0] if store else "")
+        "models (ollama_models): add it to them, download it first, or leave prove_model out%s"
+        % (
+            *(store or "of user %s" % user, model, " (no file %s)" % found[0] if store else ""),
+            near(model, stores.names_in(store, user)) if store else "",
+        )
     )

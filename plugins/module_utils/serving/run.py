@@ -103,7 +103,10 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     options = service.options
     facts: Dict[str, Any] = {"devices": [], "count": 0} if options["visible_devices"] == "none" else host.facts
     placed = choice.place(options, facts, service.unit, engine.counts_visible)
-    declared = engine.declare(service, placed, host)
+    try:
+        declared = engine.declare(service, placed, host)
+    except Refused as error:  # with fewer GPUs a model may not fit, or not be split
+        raise Refused("; ".join([str(error), *_sick(options["visible_devices"], placed, facts)])) from None
     if declared.listen:
         exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
     used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
@@ -193,10 +196,22 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
     unproven = _unproven(plan, outcome, host)
+    parts = [*_sick(plan.service.options["visible_devices"], plan.placed, plan.gate.proof.facts), *parts]
     program = summary.Program(engine.title, more.get("version"), plan.declared.installs)
     parts += ["not proven (%s)" % unproven] if unproven else []
     message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
     return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, **more)
+
+
+def _sick(wanted: Any, placed: choice.Placed, facts: Mapping[str, Any]) -> List[str]:
+    """What is known against the GPUs of a service, and against those that its wish has left out."""
+    used = [] if placed.cpu else placed.devices or facts["devices"]
+    return [
+        "GPU %s %s: %s"
+        % (gpu["index"], "is not healthy" if gpu in used else "left out", ", ".join(gpu["health"]["reasons"]))
+        for gpu in facts["devices"]
+        if not gpu["health"]["ok"] and (gpu in used or wanted == "all" or isinstance(wanted, dict))
+    ]
 
 
 def _unproven(plan: Plan, outcome: Outcome, host: Host) -> str:

@@ -30,13 +30,14 @@ class CallbackModule(CallbackBase):
             out.write(json.dumps(line, default=str) + "\n")
 
     def _result(self, status, result):
+        # The underscored names: ansible-core before 2.19 has no others.
         line = {
-            "host": result.host.get_name(),
-            "task": result.task.get_name(),
-            "action": result.task.resolved_action or result.task.action,
+            "host": result._host.get_name(),
+            "task": result._task.get_name(),
+            "action": result._task.resolved_action or result._task.action,
             "status": status,
             # _dump_results is what the stock callbacks print: no_log and internal keys are already cared for.
-            "result": json.loads(self._dump_results(result.result, indent=0, serialize=True)),
+            "result": json.loads(self._dump_results(result._result, indent=0, serialize=True)),
         }
         self._write(line)
 

@@ -346,6 +346,27 @@ def test_what_takes_its_time_is_not_asked(arguments):
     assert plugin.checks_first({"name": "train", **arguments}, {}) is False
 
 
+@pytest.mark.parametrize(
+    "stderr, said",
+    [
+        (
+            "\nbob is not in the sudoers file.\nSorry.\n",
+            "bob is not in the sudoers file. Let this user become root by sudo",
+        ),
+        (
+            "Sorry, user bob is not allowed to execute '/bin/sh' as root on a.",
+            "Sorry, user bob is not allowed to execute",
+        ),
+        ("Traceback ...", "by the module"),
+        (None, "by the module"),
+    ],
+)
+def test_a_user_who_may_not_become_root(act, monkeypatch, stderr, said):
+    failed = {"failed": True, "module_stderr": stderr, "msg": "by the module"}
+    monkeypatch.setattr(check_first.CheckFirstAction, "send", lambda self, arguments, variables: dict(failed))
+    assert act({"word": "fail"})["msg"].startswith(said)
+
+
 def test_secrets_are_masked(act):
     result = act({"key": "sesame"})
     assert "sesame" not in str(result) and result["params"]["key"] == "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"

@@ -147,6 +147,32 @@ def test_one_service(converge):
     assert change.settings["X-Gpufleet"]["Port"] == ["80"] and change.enabled and change.started
 
 
+SICK = {"ok": False, "lost": False, "reasons": ["3 memory errors", "reset it"]}
+
+
+@pytest.mark.parametrize(
+    "wanted, said",
+    [
+        ("all", "3× H200 · GPU 2 left out: 3 memory errors, reset it · at"),
+        ({"count": 2}, "2× H200 · GPU 2 left out: 3 memory errors, reset it · at"),
+        ([0, 1], "2× H200 · at"),
+        ([2], "1× H200 · GPU 2 is not healthy: 3 memory errors, reset it · at"),
+        (None, "4× H200 · GPU 2 is not healthy: 3 memory errors, reset it · at"),
+        ("none", "CPU · at"),
+    ],
+)
+def test_a_sick_gpu_is_named(converge, wanted, said):
+    converge.facts["devices"][2]["health"] = SICK
+    assert converge(visible_devices=wanted)["msg"].startswith("ok · %s" % said)
+
+
+def test_what_is_refused_for_want_of_gpus_names_those_left_out(converge):
+    converge.facts["devices"][2]["health"] = SICK
+    converge.engine.refuses["e.service"] = Refused("it cannot be split over 3 GPUs")
+    with pytest.raises(Refused, match="over 3 GPUs; GPU 2 left out: 3 memory errors, reset it"):
+        converge(visible_devices="all")
+
+
 def test_everything_is_decided_and_checked_before_the_first_change(converge):
     result = converge(A, B)
     assert converge.does == [what + unit for what in ("declare ", "preflight ", "converge ") for unit in UNITS]
