@@ -23,8 +23,8 @@ OUR_PAGE = re.compile(r"https://github\.com/gpufleet/inference/(?:blob|tree|raw)
 
 SHORTER = [
     (re.compile(r"^\.\. contents::\n(?:   .*\n)*", re.MULTILINE), ""),  # the theme has a table of contents
-    (re.compile(r"^gpufleet\.inference\.(?=\w+ (?:module|role|filter|lookup) )", re.MULTILINE), ""),
-    (re.compile(r"(module|role|filter|lookup|``main``) -- "), r"\1 – "),
+    (re.compile(r"^gpufleet\.inference\.(?=\w+ (?:module|role|filter|lookup|callback) )", re.MULTILINE), ""),
+    (re.compile(r"(module|role|filter|lookup|callback|``main``) -- "), r"\1 – "),
     (re.compile(r"^Gpufleet\.Inference$", re.MULTILINE), "Modules and roles"),
 ]
 

@@ -11,12 +11,12 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 from ..converge.account import DirectoryStep
 from ..converge.model import Outcome
 from ..placement.choice import Placed
-from ..serving import instances, release, run
+from ..serving import instances, release, run, stop
 from ..serving.gate import Proof
 from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Service
-from ..serving.stop import AwaitMemory
 from ..systemd.manager import System
 from ..toolbox.errors import Refused
+from ..toolbox.text import near
 from . import checks, install, names, settings, storage
 from . import store as stores
 from .fit import Fit
@@ -81,7 +81,7 @@ class Ollama:
                 uneven=options["uneven_spread"],
                 warn=host.warn,
             ),
-            hooks=AwaitMemory(gather=host.gather, gpus=True, release=RELEASE) if placed.devices else None,
+            hooks=stop.hook(options, host, gpus=bool(placed.devices), release=RELEASE),
             writable=[home] if not store or (store + "/").startswith(home + "/") else [home, store],
             readable=[options["prefix"]],
             timeout=options["timeout"],
@@ -100,7 +100,7 @@ class Ollama:
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """What a killed run has left of a move of its models is cleaned up."""
-        hooks = AwaitMemory(gather=host.gather, gpus=True, release=RELEASE) if service.replaced else None
+        hooks = stop.hook(service.options, host, gpus=service.replaced, release=RELEASE)
         return Leaving(steps=storage.abandoning(service.unit, host.system), hooks=hooks)
 
     def explain(self, lines: Sequence[str]) -> Cause:
@@ -220,6 +220,9 @@ def _has_model(options: Mapping[str, Any], places: Sequence[str], user: str) -> 
         return False
     raise Refused(
         "prove_model: the store of this host, %s, has no model %s%s; expected one that is there, or among the declared "
-        "models (ollama_models): add it to them, download it first, or leave prove_model out"
-        % (store or "of user %s" % user, model, " (no file %s)" % found[0] if store else "")
+        "models (ollama_models): add it to them, download it first, or leave prove_model out%s"
+        % (
+            *(store or "of user %s" % user, model, " (no file %s)" % found[0] if store else ""),
+            near(model, stores.names_in(store, user)) if store else "",
+        )
     )

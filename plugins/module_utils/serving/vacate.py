@@ -8,11 +8,13 @@ Two services that swap their GPUs could else never start: each would find the me
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from ..converge.model import Outcome, Running, ServiceError, StopHooks, Verdict
 from ..gpu.processes import held_by_unit
 from ..systemd.manager import ManagerError, seconds
+from ..toolbox.errors import Failed
+from . import agent, drain
 from .model import Host, Plan
 
 _DOWN = ("inactive", "failed")
@@ -33,8 +35,8 @@ class Vacated:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.units: Dict[str, float] = {}
-        """Unit to the seconds that its start may take."""
+        self.units: Dict[str, Tuple[float, Any]] = {}
+        """Unit to the seconds that its start may take, and its ``undrain_command``."""
 
     def make_room(self, plan: Plan, later: Sequence[Plan]) -> None:
         """Stop those of ``later`` that are in the way of ``plan``; their requests end before.
@@ -43,20 +45,23 @@ class Vacated:
         """
         for other in later:
             if other.unit not in self.units and in_the_way(other, plan, self.host):
-                other.change.was_up = self.stop(other.unit, other.declared.hooks, other.change.timeout)
+                other.change.was_up = self.stop(
+                    other.unit, other.declared.hooks, other.change.timeout, other.service.options["undrain_command"]
+                )
 
-    def stop(self, unit: str, hooks: Optional[StopHooks], timeout: float) -> bool:
+    def stop(self, unit: str, hooks: Optional[StopHooks], timeout: float, undrain: Sequence[str]) -> bool:
         """Stop a service; whether it ran.
 
         :param timeout: seconds that its start may take.
+        :param undrain: its ``undrain_command``, for the case that it is started again.
         :raises ServiceError: it cannot be stopped, or its memory is not free afterwards.
         """
         try:
-            return self._stop(unit, hooks, timeout)
+            return self._stop(unit, hooks, timeout, undrain)
         except ManagerError as error:
             raise ServiceError("%s: %s" % (unit, error)) from None
 
-    def _stop(self, unit: str, hooks: Optional[StopHooks], timeout: float) -> bool:
+    def _stop(self, unit: str, hooks: Optional[StopHooks], timeout: float, undrain: Sequence[str]) -> bool:
         system = self.host.system
         with system.lock(unit, timeout):
             state = system.show(unit)
@@ -64,7 +69,7 @@ class Vacated:
                 return False
             if hooks and int(state.get("MainPID") or 0):
                 hooks.before_stop(_running(unit, state, system))
-            self.units[unit] = timeout
+            self.units[unit] = (timeout, undrain)
             failure = system.stop(unit, (seconds(state.get("TimeoutStopUSec", "")) or timeout) + 5)
             released = hooks.after_stop() if hooks else Verdict("ok")
         if failure:
@@ -76,12 +81,14 @@ class Vacated:
     def start_again(self) -> str:
         """Start those that are down still, as they were; a sentence that says which, or nothing."""
         said = []
-        for unit, timeout in self.units.items():
+        for unit, (timeout, undrain) in self.units.items():
             try:
                 if self.host.system.show(unit).get("ActiveState") not in _DOWN:
                     continue
                 failure = self.host.system.start(unit, timeout)
-            except ManagerError as error:
+                if not failure and agent.marked(unit):
+                    drain.put_back(unit, undrain)
+            except (ManagerError, Failed, OSError) as error:
                 failure = str(error)
             said.append(" %s %s." % (unit, "DOES NOT START AGAIN: %s" % failure if failure else "runs again"))
         return "".join(said)

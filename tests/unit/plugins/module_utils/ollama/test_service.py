@@ -219,7 +219,7 @@ def test_absent_reads_no_gpu(bring):
 
 def test_memory_is_awaited_between_stop_and_start_where_gpus_are_declared(bring):
     bring()
-    assert bring.asked["hooks"] is None
+    assert not bring.asked["hooks"].gpus
     bring(visible_devices=[0])
     hooks = bring.asked["hooks"]
     assert (hooks.gpus, hooks.release) == (True, 60)
@@ -545,7 +545,7 @@ def test_a_model_that_comes_later(bring):
 
 def test_what_the_replaced_service_holds_counts_as_free(host, monkeypatch):
     put_model(host.bring.store)
-    monkeypatch.setattr(vacate.Vacated, "stop", lambda self, unit, hooks, timeout: True)
+    monkeypatch.setattr(vacate.Vacated, "stop", lambda self, unit, *more: True)
     for given, unit in (({"main": "disabled"}, "ollama.service"), ({}, "")):
         host({"name": "chat", "prove_model": "m70b"}, **given)
         assert host.changes[0].pre_change_check.replaces == unit
