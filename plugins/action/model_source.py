@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first imp
 )
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role
 
-NOT_OF_AN_ENTRY = ("defer", "seeds", "token")
+NOT_OF_AN_ENTRY = ("defer_downloads", "seeds", "token")
 """Options of the module that a role sets itself."""
 
 

@@ -49,10 +49,10 @@ class ActionModule(CheckFirstAction):
     def send(self, arguments: Mapping[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
         """The result of the module, whose pulls run in the background and are watched."""
         watched = boolean(arguments.get("progress", True), strict=False) and "progress_file" not in arguments
-        deferred = boolean(arguments.get("defer_pulls", False), strict=False)
+        deferred = boolean(arguments.get("defer_downloads", False), strict=False)
         if not watched or deferred or self._task.async_val or self._task.check_mode:
             return super().send(arguments, variables)
-        result = super().send(dict(arguments, defer_pulls=True), variables)
+        result = super().send(dict(arguments, defer_downloads=True), variables)
         pulls = result.get("needs") and not result.get("failed")
         return self._watched(arguments, variables) if pulls else result
 

@@ -162,7 +162,7 @@ class CheckFirstAction(ActionBase):
             raise
         except AnsibleActionFail as error:
             raise AnsibleActionFail(translated(str(error.message), self.FUNCTION.argument_spec, label)) from None
-        if found.get("failed") and isinstance(found.get("msg"), str):
+        if isinstance(found.get("msg"), str):
             said = _without_root(found) or translated(found["msg"], self.FUNCTION.argument_spec, label)
             if said != found["msg"]:
                 found.pop("exception", None)  # since ansible-core 2.19 it is printed, and has the old message

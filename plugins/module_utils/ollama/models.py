@@ -55,7 +55,7 @@ def converge(
     run = _Run(catalog, declared, gather or partial(gpu_facts.gather_for, params["facts_timeout"]))
     try:
         run.begin()
-        deferred = run.deferred() if params["defer_pulls"] and not check_mode else None
+        deferred = run.deferred() if params["defer_downloads"] and not check_mode else None
         if deferred:
             return deferred
         if not check_mode:

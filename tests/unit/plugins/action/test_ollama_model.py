@@ -72,7 +72,7 @@ def test_a_host_that_is_as_declared_is_sent_no_module(act: Any) -> None:
 
 def test_without_a_pull_it_is_one_call(act: Any) -> None:
     assert act(ARGUMENTS, {"changed": False, "msg": "1 unchanged"})["msg"] == "1 unchanged"
-    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_pulls=True))]
+    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_downloads=True))]
     assert act.said == []
 
 
@@ -88,8 +88,8 @@ def test_not_watched_when_not_wanted(act: Any) -> None:
 
 
 def test_not_watched_when_told_not_to_pull(act: Any) -> None:
-    act(dict(ARGUMENTS, defer_pulls=True), {"needs": ["big"]})
-    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_pulls=True))]
+    act(dict(ARGUMENTS, defer_downloads=True), {"needs": ["big"]})
+    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_downloads=True))]
 
 
 def test_a_name_alone_is_a_model(act: Any) -> None:

@@ -88,7 +88,12 @@ def act(monkeypatch, tmp_path):
             become=None, change=None, cwd=None, no_log=False):  # fmt: skip
         plugin = Action.__new__(Action)
         plugin._task = SimpleNamespace(
-            args=arguments, async_val=background, delegate_to=delegate, check_mode=check, no_log=no_log
+            get_path=lambda: "/play.yml:1",
+            args=arguments,
+            async_val=background,
+            delegate_to=delegate,
+            check_mode=check,
+            no_log=no_log,
         )
         plugin._templar = SimpleNamespace(template=template)
         plugin._connection = SimpleNamespace(has_pipelining=pipelining, become=become)
@@ -365,6 +370,22 @@ def test_a_user_who_may_not_become_root(act, monkeypatch, stderr, said):
     failed = {"failed": True, "module_stderr": stderr, "msg": "by the module"}
     monkeypatch.setattr(check_first.CheckFirstAction, "send", lambda self, arguments, variables: dict(failed))
     assert act({"word": "fail"})["msg"].startswith(said)
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_messages_name_the_variables_of_the_role(act, monkeypatch, tmp_path, failed):
+    role = tmp_path / "example"
+    for name, text in (
+        ("meta/argument_specs.yml", "      example_the_word:\n        type: str\n"),
+        ("tasks/main.yml", "- gpufleet.inference.example:\n    word: '{{ example_the_word | default(omit) }}'\n"),
+    ):
+        (role / name).parent.mkdir(parents=True)
+        (role / name).write_text(text)
+    said = {"failed": failed, "msg": "word: is odd", "exception": "of the old message"}
+    monkeypatch.setattr(check_first.CheckFirstAction, "_found", lambda self, *words: dict(said))
+    variables = {"ansible_role_name": "gpufleet.inference.example", "role_path": str(role)}
+    assert act({}, variables=variables) == {"failed": failed, "msg": "example_the_word: is odd"}
+    assert act({})["msg"] == "word: is odd", "a task of somebody else"
 
 
 def test_secrets_are_masked(act):

@@ -310,14 +310,14 @@ def test_a_failed_pull_keeps_what_was_done(world: Any) -> None:
 def test_told_before_a_pull(world: Any) -> None:
     world.api.have("a:latest")
     result = world.run(
-        {"name": "a", "state": "absent"}, {"name": "big:v1"}, {"name": "c", "digest": "a" * 12}, defer_pulls=True
+        {"name": "a", "state": "absent"}, {"name": "big:v1"}, {"name": "c", "digest": "a" * 12}, defer_downloads=True
     )
     assert world.api.done == []
     assert result["needs"] == ["big:v1", "c@sha256:" + "a" * 12] and not result["changed"]
     assert result["models"] == [{"name": "a", "digest": digest("a:latest")}]
     assert result["unit"] == UNIT
-    assert world.run({"name": "a"}, defer_pulls=True)["changed"] is False
-    assert world.run({"name": "big:v1"}, defer_pulls=True, check=True)["changed"]
+    assert world.run({"name": "a"}, defer_downloads=True)["changed"] is False
+    assert world.run({"name": "big:v1"}, defer_downloads=True, check=True)["changed"]
 
 
 # --- from elsewhere than the registry
