@@ -25,7 +25,7 @@ ALICE, BOB, EVE = "alice-sesame-4711-open", "bob-sesame-4711-open!", "eve-sesame
 GATEWAYS, HOSTS = ("gpu1", "gpu3"), ("gpu2", "gpu3")
 PORT = 8443
 UP = "curl -s 127.0.0.1:8404/metrics | grep -c '^haproxy_server_status.*UP.* 1$'"
-ANSWERS = "until curl -sf 127.0.0.1:%d/health; do sleep 0.1; done" % PORT
+ANSWERS = "until curl -sf 127.0.0.1:%d/health; do sleep 0.5; done" % PORT
 CONFIG = "/etc/gpufleet/gateway/haproxy.cfg"
 PLAY = [{"hosts": "gateway", "gather_facts": False, "roles": [{"role": "gpufleet.inference.gateway"}]}]
 VARIABLES = {
@@ -93,7 +93,9 @@ def gateways(lab: Any, tmp_path_factory: Any) -> Iterator[Gateways]:
     yield found
     for gateway in GATEWAYS:
         assert not lab.module(gateway, "gateway_service", {"state": "absent"})["failed"]
-        left = "ls /etc/gpufleet 2>/dev/null; systemctl list-unit-files --no-legend 'gpufleet*' || :"
+        left = (
+            "ls -d /etc/gpufleet /var/lib/gpufleet-gateway 2>/dev/null; systemctl list-unit-files --no-legend 'gpufleet*' || :"
+        )
         assert lab.sh(gateway, left) == ""
     for host in HOSTS:
         hostsetup.uninstall(host)
@@ -108,7 +110,7 @@ def running(gateways: Gateways, lab: Any) -> Gateways:
     run = gateways.run()
     assert [result["verdict"] for result in gateways.results(run) if "needs" not in result] == ["ok", "ok"]
     for gateway in GATEWAYS:
-        lab.sh(gateway, "until [ $(%s) = 4 ]; do sleep 0.1; done" % UP, timeout=30)
+        lab.sh(gateway, "until [ $(%s) = 4 ]; do sleep 0.5; done" % UP, timeout=120)
     return gateways
 
 
