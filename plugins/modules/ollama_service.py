@@ -69,7 +69,7 @@ options:
   instances:
     description:
       - Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template C(NAME@.service),
-        which is created if it does not exist. C(NAME.service) itself is left alone.
+        which is created if it does not exist. For C(NAME.service) itself see O(main).
       - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
         O(environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
@@ -231,6 +231,14 @@ options:
         description: Overrides O(uneven_spread) for this instance.
         type: str
         choices: [fail, warn]
+  main:
+    description:
+      - What happens to C(NAME.service) itself when there are O(instances).
+      - V(kept) leaves it alone. V(disabled) stops it before the first instance starts, and disables it and removes its
+        drop-in once all instances are verified. If one fails, C(NAME.service) is started again.
+    type: str
+    choices: [kept, disabled]
+    default: kept
   visible_devices:
     description:
       - The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
