@@ -12,6 +12,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gpufleet.inference.plugins.action import (
+    gateway_agent,
     gpu_facts,
     llama_server_service,
     model_source,
@@ -32,8 +33,8 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.role_walk impor
 QUESTIONS = {
     plugin.ActionModule.MODULE: plugin.ActionModule
     for plugin in (
-        *(gpu_facts, llama_server_service, model_source, ollama_model),
-        *(ollama_service, python_environment, vllm_service),
+        *(gateway_agent, gpu_facts, llama_server_service, model_source),
+        *(ollama_model, ollama_service, python_environment, vllm_service),
     )
 }
 if role_walk.POSSIBLE:
@@ -124,7 +125,7 @@ def lines(registered: Dict[str, Any]) -> List[str]:
     """What the services say of themselves, and of their models."""
     said: List[str] = []
     for name, result in registered.items():
-        if "msg" in result and not result.get("skipped"):
+        if "msg" in result and not result.get("skipped") and not name.startswith("gpu_host_"):
             if name.endswith("_models_result") and said:
                 said[-1] += " · models: " + result["msg"]
             else:
