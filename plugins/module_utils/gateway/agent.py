@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional
@@ -144,9 +145,10 @@ def _settings(config: Mapping[str, Any]) -> Dict[str, List[str]]:
     """Keys of ``[Service]``. Where the kernel can, nobody but the gateways and this host gets a packet through."""
     peers = {address for listed in config["gateways"].values() for address in listed}
     own = {service["address"] for service in config["services"].values()}
+    python = os.path.realpath(sys.executable)  # a check and a module may have it by different names
     return dict(
         {key: [value] for key, value in _SANDBOX.items()},
-        ExecStart=["", " ".join(map(argument, [sys.executable, "-I", PROGRAM, agent.CONFIG]))],
+        ExecStart=["", " ".join(map(argument, [python, "-I", PROGRAM, agent.CONFIG]))],
         IPAddressDeny=["any"],
         IPAddressAllow=["localhost " + " ".join(sorted(peers | own))],
     )
