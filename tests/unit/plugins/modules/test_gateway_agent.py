@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
@@ -57,6 +58,16 @@ def test_what_it_reads_and_who_may_reach_it(bring):
     assert service["IPAddressAllow"] == ["localhost 127.0.0.1 192.0.2.10 192.0.2.11 192.0.2.21"]
     assert service["DynamicUser"] == ["yes"] and service["ProtectSystem"] == ["strict"]
     assert change.enabled and change.started
+
+
+def test_a_check_and_a_module_may_have_their_python_by_different_names(bring, monkeypatch, tmp_path):
+    bring()
+    command = bring.asked["change"].settings["Service"]["ExecStart"]
+    link = tmp_path / "python3"
+    link.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(link))
+    bring()
+    assert bring.asked["change"].settings["Service"]["ExecStart"] == command
 
 
 def test_a_name_is_resolved_on_the_host(bring, monkeypatch):
