@@ -83,7 +83,7 @@ options:
             The key: at least 20 characters that nobody can guess, such as C(openssl rand -hex 32) prints.
         type: str
       sha256:
-        description: Instead of O(keys[].key), its SHA-256 in hexadecimal digits.
+        description: Instead of C(key), its SHA-256 in hexadecimal digits.
         type: str
       pools:
         description: The models that it may use; V(*) means all.

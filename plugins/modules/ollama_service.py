@@ -69,7 +69,7 @@ options:
   instances:
     description:
       - Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template C(NAME@.service),
-        which is created if it does not exist. C(NAME.service) itself is left alone.
+        which is created if it does not exist. For C(NAME.service) itself see O(main).
       - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
         O(environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
@@ -113,6 +113,21 @@ options:
       allow_unauthenticated:
         description: Overrides O(allow_unauthenticated) for this instance.
         type: bool
+      clients:
+        description: Overrides O(clients) for this instance.
+        type: list
+        elements: str
+      drain_timeout:
+        description: Overrides O(drain_timeout) for this instance.
+        type: float
+      drain_command:
+        description: Overrides O(drain_command) for this instance.
+        type: list
+        elements: str
+      undrain_command:
+        description: Overrides O(undrain_command) for this instance.
+        type: list
+        elements: str
       host:
         description: Overrides O(host) for this instance.
         type: str
@@ -216,6 +231,14 @@ options:
         description: Overrides O(uneven_spread) for this instance.
         type: str
         choices: [fail, warn]
+  main:
+    description:
+      - What happens to C(NAME.service) itself when there are O(instances).
+      - V(kept) leaves it alone. V(disabled) stops it before the first instance starts, and disables it and removes its
+        drop-in once all instances are verified. If one fails, C(NAME.service) is started again.
+    type: str
+    choices: [kept, disabled]
+    default: kept
   visible_devices:
     description:
       - The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
@@ -254,6 +277,40 @@ options:
       - Whether O(host) may be an address that other hosts can reach. Anyone there can then use, pull and delete models.
     type: bool
     default: false
+  clients:
+    description:
+      - Addresses or networks that alone exchange packets with the service (C(IPAddressAllow=)), such as those of the
+        gateways. The service may then listen, without authentication, on an address that other hosts can reach.
+      - It must listen on one IPv4 address of the host. The verification includes that another address is kept out; it
+        fails where the kernel cannot filter the packets of a unit.
+      - The service itself reaches no other address either. So Ollama can pull from a registry, and a vLLM on several
+        hosts can reach the others, only if they are listed.
+    type: list
+    elements: str
+    default: []
+  drain_timeout:
+    description:
+      - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
+        that are still running then are cut, with a warning.
+      - On a host with M(gpufleet.inference.gateway_agent), all gateways first send new requests elsewhere; they send
+        requests again once the service is verified.
+    type: float
+    default: 120.0
+  drain_command:
+    description:
+      - Command and arguments that take the service out of another load balancer before it is stopped. It is run on the
+        host as root, without a shell, with the name of the unit in E(GPUFLEET_UNIT), and must end within 60 seconds. If
+        it fails, nothing is stopped.
+    type: list
+    elements: str
+    default: []
+  undrain_command:
+    description:
+      - Command and arguments that put the service back after O(drain_command), once it is verified or was rolled back.
+        If it fails, so does the run, and the next one tries again.
+    type: list
+    elements: str
+    default: []
   environment:
     description:
       - Further variables of the process. A variable that Ollama reads is checked like its option. A name that Ollama
@@ -661,6 +718,30 @@ version:
   returned: success
   type: str
   sample: 0.32.15
+drain:
+  description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
+  returned: success, with O(state=present)
+  type: dict
+  contains:
+    seconds:
+      description: How long it took until nothing was running any more.
+      returned: always
+      type: float
+    gateways:
+      description: Gateways that sent new requests elsewhere by then.
+      returned: always
+      type: list
+      elements: str
+    silent:
+      description: Gateways that did not ask this host in time, and could not be told.
+      returned: always
+      type: list
+      elements: str
+    cut:
+      description: What was still running at the end, and was cut; empty for nothing.
+      returned: always
+      type: str
+      sample: 2 connections from 192.0.2.10 are open
 instances:
   description: The result of each service as described here, by the name of its unit. RV(msg) has one part for each.
   returned: success, with O(instances)

@@ -60,7 +60,7 @@ OPTIONS = (
                 "The key: at least 20 characters that nobody can guess, such as C(openssl rand -hex 32) prints.",
                 no_log=True,
             ),
-            Option("sha256", "str", "Instead of O(keys[].key), its SHA-256 in hexadecimal digits."),
+            Option("sha256", "str", "Instead of C(key), its SHA-256 in hexadecimal digits."),
             Option("pools", "list", "The models that it may use; V(*) means all.", elements="str", default=[]),
             Option("rate", "int", "Requests per minute. Left out, any number."),
             Option("concurrent", "int", "Requests at the same time. Left out, any number."),

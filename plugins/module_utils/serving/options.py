@@ -62,7 +62,7 @@ COMMON = (
         "instances",
         "list",
         """Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template
-        C(NAME@.service), which is created if it does not exist. C(NAME.service) itself is left alone.
+        C(NAME@.service), which is created if it does not exist. For C(NAME.service) itself see O(main).
 
         An instance takes the options that it leaves out from those next to this one. Its C(environment) is
         merged over O(environment).
@@ -82,6 +82,17 @@ COMMON = (
             ),
             Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
         ),
+        per_host=True,
+    ),
+    Option(
+        "main",
+        "str",
+        """What happens to C(NAME.service) itself when there are O(instances).
+
+        V(kept) leaves it alone. V(disabled) stops it before the first instance starts, and disables it and removes its
+        drop-in once all instances are verified. If one fails, C(NAME.service) is started again.""",
+        choices=("kept", "disabled"),
+        default="kept",
         per_host=True,
     ),
     Option(
@@ -132,6 +143,47 @@ COMMON = (
         "Whether the service may listen, without authentication, on an address that other hosts can reach.",
         default=False,
     ),
+    Option(
+        "clients",
+        "list",
+        """Addresses or networks that alone exchange packets with the service (C(IPAddressAllow=)), such as those of the
+        gateways. The service may then listen, without authentication, on an address that other hosts can reach.
+
+        It must listen on one IPv4 address of the host. The verification includes that another address is kept out; it
+        fails where the kernel cannot filter the packets of a unit.
+
+        The service itself reaches no other address either. So Ollama can pull from a registry, and a vLLM on several
+        hosts can reach the others, only if they are listed.""",
+        default=[],
+        elements="str",
+    ),
+    Option(
+        "drain_timeout",
+        "float",
+        """Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait.
+        Those that are still running then are cut, with a warning.
+
+        On a host with M(gpufleet.inference.gateway_agent), all gateways first send new requests elsewhere; they send
+        requests again once the service is verified.""",
+        default=120.0,
+    ),
+    Option(
+        "drain_command",
+        "list",
+        """Command and arguments that take the service out of another load balancer before it is stopped. It is run on
+        the host as root, without a shell, with the name of the unit in E(GPUFLEET_UNIT), and must end within 60
+        seconds. If it fails, nothing is stopped.""",
+        default=[],
+        elements="str",
+    ),
+    Option(
+        "undrain_command",
+        "list",
+        """Command and arguments that put the service back after O(drain_command), once it is verified or was rolled
+        back. If it fails, so does the run, and the next one tries again.""",
+        default=[],
+        elements="str",
+    ),
     Option("environment", "dict", "Further variables of the process.", default={}),
     Option(
         "prove",
@@ -180,13 +232,6 @@ ONE_MODEL = (
         "Seconds that the token, embedding, score or class of the verification may take.",
         default=120.0,
         no_log=False,
-    ),
-    Option(
-        "drain_timeout",
-        "float",
-        """Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait.
-        Those that are still running then are cut, with a warning.""",
-        default=60.0,
     ),
     Option(
         "release_timeout",

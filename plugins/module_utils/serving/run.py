@@ -19,8 +19,8 @@ from ..gpu.processes import held_by_unit
 from ..gpu.select import label
 from ..placement import choice, claims
 from ..systemd.manager import System
-from ..toolbox.errors import Refused
-from . import digest, exposure, gate, instances, summary
+from ..toolbox.errors import Failed, Refused
+from . import agent, digest, exposure, gate, instances, summary
 from .isolation import Isolation
 from .model import Engine, Host, Leaving, Plan, Service
 
@@ -54,6 +54,7 @@ def converge(
     host = Host(system or System(), check_mode, warn, params["facts_timeout"], thorough)
     services = instances.services(params, base)
     leaving = [service for service in services if service.options["state"] == "absent"]
+    replaced = [service for service in leaving if service.replaced]  # goes for good once the instances are proven
     staying = [service for service in services if service.options["state"] == "present"]
     plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
     _check_claims(plans, [service.unit for service in leaving], host)
@@ -74,11 +75,17 @@ def converge(
     results: Dict[str, Dict[str, Any]] = {}
     try:
         for service in leaving:
-            results[service.unit] = leave(engine.leave(service, host), service, host)
+            if not service.replaced:
+                results[service.unit] = leave(engine.leave(service, host), service, host)
+            elif starting and not check_mode:
+                hooks, options = engine.leave(service, host).hooks, service.options
+                stopped.stop(service.unit, hooks, options["timeout"] or 60, options["undrain_command"])
         for number, plan in enumerate(plans):
             if plan in starting and not check_mode:
                 stopped.make_room(plan, plans[number + 1 :])
             results[plan.unit] = _carry_out(engine, plan, host)
+        for service in replaced:
+            results[service.unit] = leave(engine.leave(service, host), service, host)
     except ServiceError as error:
         outcome = error.outcome
         outcome.changed = outcome.changed or any(result["changed"] for result in results.values())
@@ -107,8 +114,13 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         declared = engine.declare(service, placed, host)
     except Refused as error:  # with fewer GPUs a model may not fit, or not be split
         raise Refused("; ".join([str(error), *_sick(options["visible_devices"], placed, facts)])) from None
+    if agent.marked(service.unit):  # a run was killed, or found it unfit
+        from .drain import MarkStep
+
+        declared.steps.append(MarkStep(service.unit))
     if declared.listen:
-        exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
+        allowed = options["allow_unauthenticated"] or bool(options["clients"])
+        exposure.check(declared.listen, engine.open_to, allowed, host.warn)
     used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
     claim = claims.Claim(
         service.unit,
@@ -118,6 +130,9 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     )
     isolation = Isolation(options, used, bool(facts["count"]) and not placed.cpu, engine.title)
     settings = dict(declared.settings, **isolation.settings(service.unit, declared))
+    if options["clients"] and declared.listen:
+        settings.update(exposure.settings(declared.listen, options["clients"]))
+        declared.checks.append(exposure.closed(declared.listen, options["clients"]))
     environment = dict(declared.environment)
     texts = {path: text for path, text in declared.files.items() if text is not None}
     if texts and "ExecStart" in settings:
@@ -159,7 +174,7 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], host: Host) -> 
             return _check_claims(there, leaving, host)
         raise Refused(str(conflict)) from None
     for number, plan in enumerate(plans):
-        later = [other.unit for other in plans[number + 1 :]]  # their claims still change
+        later = [*leaving, *(other.unit for other in plans[number + 1 :])]  # their claims still change
         plan.change.while_writing = partial(claims.claiming, plan.claim, host.system, later, named)
 
 
@@ -184,14 +199,19 @@ def _starts(engine: Engine, plan: Plan, host: Host) -> bool:
 
 def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     """Have the convergence change what differs, and prove it."""
-    outcome = convergence.converge(
-        plan.change,
-        gate=plan.gate,
-        steps=plan.declared.steps,
-        hooks=plan.declared.hooks,
-        check_mode=host.check_mode,
-        system=host.system,
-    )
+    try:
+        outcome = convergence.converge(
+            plan.change,
+            gate=plan.gate,
+            steps=plan.declared.steps,
+            hooks=plan.declared.hooks,
+            check_mode=host.check_mode,
+            system=host.system,
+        )
+    except ServiceError as error:
+        raise _settled(plan, error, host) from error
+    if agent.marked(plan.unit) and not host.check_mode:
+        _put_back(plan, outcome)
     finish(plan.declared.steps, outcome, host)
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
@@ -200,7 +220,33 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     program = summary.Program(engine.title, more.get("version"), plan.declared.installs)
     parts += ["not proven (%s)" % unproven] if unproven else []
     message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
-    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, **more)
+    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, drain=_drained(plan), **more)
+
+
+def _drained(plan: Plan) -> Dict[str, Any]:
+    """What came of the drain of a service; empty where there was none."""
+    return dict(getattr(plan.declared.hooks, "drained", {}))
+
+
+def _put_back(plan: Plan, outcome: Outcome) -> None:
+    """Have a service that is proven take requests again."""
+    from . import drain
+
+    try:
+        drain.put_back(plan.unit, plan.service.options["undrain_command"])
+    except (Failed, OSError) as error:
+        raise ServiceError(str(error), outcome) from error
+
+
+def _settled(plan: Plan, error: ServiceError, host: Host) -> ServiceError:
+    """The error of a service, once its load balancers know what has become of it."""
+    if host.check_mode:
+        return error
+    from . import drain
+
+    command, drained = plan.service.options["undrain_command"], getattr(plan.declared.hooks, "draining", False)
+    problem = drain.after_failure(plan.unit, error.outcome, plan.gate.said, drained, command)
+    return ServiceError("%s %s." % (error.message, problem), error.outcome) if problem else error
 
 
 def _sick(wanted: Any, placed: choice.Placed, facts: Mapping[str, Any]) -> List[str]:
@@ -225,21 +271,29 @@ def _unproven(plan: Plan, outcome: Outcome, host: Host) -> str:
 
 
 def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
-    """Stop and disable an instance and remove its files; remove our override of a service that is not an instance."""
+    """Stop and disable an instance, or a service that instances replace, and remove its files.
+
+    Of a service that is neither, our override is removed.
+    """
     change = Change(unit=service.unit, state="absent", files=leaving.files)
-    if service.name and host.system.show(service.unit).get("LoadState") == "loaded":
+    stops = bool(service.name or service.replaced)
+    if stops and host.system.show(service.unit).get("LoadState") == "loaded":
         # without its override it would be one more server at the default port: it is stopped, too
         change = Change(unit=service.unit, files=leaving.files, enabled=False, started=False)
     outcome = convergence.converge(
         change, steps=leaving.steps, hooks=leaving.hooks, check_mode=host.check_mode, system=host.system
     )
+    if agent.marked(service.unit) and not host.check_mode:  # no load balancer is to get it back
+        from . import drain
+
+        drain.put_back(service.unit, [])
     finish(leaving.steps, outcome, host)
     if not outcome.changed:
-        said = "not there" if service.name else "no override"
-    elif host.check_mode:
-        said = "would be stopped and removed" if service.name else "would remove the override"
+        said = "disabled" if service.replaced else "not there" if service.name else "no override"
     else:
-        said = "stopped and removed" if service.name else "override removed"
+        done = "disabled" if service.replaced else "removed"
+        said = "stopped and %s" % done if stops else "override removed"
+        said = "would be " + said if host.check_mode else said
     return dict(outcome.as_result(), msg="%s: %s" % (service.unit, said))
 
 
