@@ -91,7 +91,7 @@ class Gateway:
 
     def start(self) -> "Gateway":
         digest = self.write()
-        words = ["haproxy", "-Ws", "-f", str(self.folder / "haproxy.cfg"), "-S", str(self.folder / "master.sock")]
+        words = [service.PROGRAM, "-Ws", "-f", str(self.folder / "haproxy.cfg"), "-S", str(self.folder / "master.sock")]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.await_digest(digest)
@@ -123,14 +123,12 @@ class Gateway:
 
     def kill(self) -> None:
         if self.process and self.process.poll() is None:
-            found = subprocess.run(
-                ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
-            )
+            workers = children(self.process.pid)
             self.process.kill()
             self.process.wait()
-            for worker in found.stdout.split():
+            for worker in workers:
                 try:
-                    os.kill(int(worker), signal.SIGKILL)
+                    os.kill(worker, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
 
@@ -167,6 +165,19 @@ class Gateway:
         lines = self.log.read_text(errors="replace").splitlines()
         found = [line[line.index("{") :] for line in lines if '{"time"' in line]
         return [json.loads(line) for line in found]
+
+
+def children(pid: int) -> List[int]:
+    """The processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = path.read_text().rpartition(")")[2].split()[1]
+        except OSError:  # it has ended meanwhile
+            continue
+        if parent == str(pid):
+            found.append(int(path.parent.name))
+    return found
 
 
 def until(condition: Callable[[], Any], limit: float = 60) -> Any:
