@@ -55,9 +55,14 @@ options:
     description:
       - >-
         The models, and the servers of each: a list of dictionaries with C(host), C(address), C(port), C(engine),
-        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and maybe C(max_concurrent), C(tls) and C(key), the
-        engine's own API key.
+        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and maybe C(max_concurrent) and C(tls). An engine's own
+        API key may be given as C(key); it is passed to the host as O(engine_keys).
       - P(gpufleet.inference.gateway_pools#lookup) makes it of the inventory.
+    type: dict
+    default: {}
+  engine_keys:
+    description:
+      - The API keys of engines, by C(HOST UNIT). Clients never see them. All servers of a model must have the same.
     type: dict
     default: {}
   keys:
@@ -301,7 +306,7 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), service.converge, secrets=service.secrets)
+    run(argument_spec(), service.converge)
 
 
 if __name__ == "__main__":

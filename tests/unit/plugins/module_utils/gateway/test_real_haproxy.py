@@ -81,8 +81,7 @@ def test_an_expired_key(gateway: Gateway) -> None:
 
 def test_a_key_is_rotated_without_a_reload(gateway: Gateway) -> None:
     worker = runtime.info(gateway.socket)["Pid"]
-    new = haproxy.maps(dict(gateway.options, keys=[{"name": "alice", "key": EVE, "pools": ["*"]}]), gateway.pools)
-    old = haproxy.maps(gateway.options, gateway.pools)
+    new, old = gateway.maps(keys=[{"name": "alice", "key": EVE, "pools": ["*"]}]), gateway.maps()
     try:
         for name in haproxy.LIVE:
             runtime.replace_map(gateway.place.map(name), new[name], gateway.socket)
@@ -104,7 +103,7 @@ def test_the_limits_of_a_key(gateway: Gateway, engines: List[Engine]) -> None:
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(gateway.chat, "tiny", EVE, wait=True) for _ in range(2)]
         for _ in waiting:
-            assert engines[2].arrived.acquire(timeout=20)
+            assert engines[2].arrived.acquire(timeout=60)
         third = gateway.chat("tiny", key=EVE)
         engines[2].go.set()
         assert [answer.result().status for answer in waiting] == [200, 200]
