@@ -144,6 +144,20 @@ COMMON = (
         default=False,
     ),
     Option(
+        "clients",
+        "list",
+        """Addresses or networks that alone exchange packets with the service (C(IPAddressAllow=)), such as those of the
+        gateways. The service may then listen, without authentication, on an address that other hosts can reach.
+
+        It must listen on one IPv4 address of the host. The verification includes that another address is kept out; it
+        fails where the kernel cannot filter the packets of a unit.
+
+        The service itself reaches no other address either. So Ollama can pull from a registry, and a vLLM on several
+        hosts can reach the others, only if they are listed.""",
+        default=[],
+        elements="str",
+    ),
+    Option(
         "drain_timeout",
         "float",
         """Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait.

@@ -119,7 +119,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
 
         declared.steps.append(MarkStep(service.unit))
     if declared.listen:
-        exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
+        allowed = options["allow_unauthenticated"] or bool(options["clients"])
+        exposure.check(declared.listen, engine.open_to, allowed, host.warn)
     used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
     claim = claims.Claim(
         service.unit,
@@ -129,6 +130,9 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     )
     isolation = Isolation(options, used, bool(facts["count"]) and not placed.cpu, engine.title)
     settings = dict(declared.settings, **isolation.settings(service.unit, declared))
+    if options["clients"] and declared.listen:
+        settings.update(exposure.settings(declared.listen, options["clients"]))
+        declared.checks.append(exposure.closed(declared.listen, options["clients"]))
     environment = dict(declared.environment)
     texts = {path: text for path, text in declared.files.items() if text is not None}
     if texts and "ExecStart" in settings:

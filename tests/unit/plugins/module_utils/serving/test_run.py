@@ -104,6 +104,7 @@ OPTIONS = {
     "timeout": None,
     "instances": None,
     "undrain_command": [],
+    "clients": [],
 }
 
 
