@@ -124,6 +124,16 @@ def test_a_service_as_before_and_changed() -> None:
     assert run(would, CHANGED, check=True) == HostRun("gpu1", "would change", "remove A · 4× H200")
 
 
+def test_a_host_of_which_all_was_asked_at_once() -> None:
+    said = {"msg": "ok · 4× H200 · not proven (nothing changed)", "changed": False, "unproven": "nothing changed"}
+    asked = {"registered": {"ollama_result": said}, "modules": {"ollama_result": SERVICE}, "changed": False}
+    results = Results()
+    results.ok("Check", "gpufleet.inference.host_check", "Ask", {"msg": "the roles are run: it differs"})
+    assert run(results, OK, missed=["Serve"]).state == "not touched"
+    results.ok("Check", "gpufleet.inference.host_check", "Ask", asked)
+    assert run(results, OK) == HostRun("gpu1", "as before", "4× H200 · not proven (nothing changed)", True)
+
+
 def test_only_a_proof_that_a_switch_would_make_is_offered() -> None:
     assert not run(serves("ok", unproven="prove_model is not set"), OK).unproven
     instances = {"a": {"unproven": ""}, "b": {"unproven": "nothing changed"}}
