@@ -39,7 +39,7 @@ def test_no_host() -> None:
 def test_fifty_hosts_fit_a_screen() -> None:
     failed = "ollama.service: load_failed: m70b: out of memory. The unit runs again; it was not serving for %.1f s."
     hosts = [
-        *(one for number in (7, 19, 31) for one in fleet("put back", failed % (number / 10.0), number)),
+        *(one for number in (31, 7, 19) for one in fleet("put back", failed % (number / 10.0), number)),
         *fleet("unreachable", "No route to host", 44),
         *fleet("changed", "4× H200 · changed OLLAMA_KEEP_ALIVE · restart 0.6 s", *range(1, 7)),
         *fleet("changed", "4× H200 · changed OLLAMA_KEEP_ALIVE · restart 1.1 s", *range(8, 14)),
