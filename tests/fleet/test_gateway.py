@@ -93,8 +93,8 @@ def gateways(lab: Any, tmp_path_factory: Any) -> Iterator[Gateways]:
     yield found
     for gateway in GATEWAYS:
         assert not lab.module(gateway, "gateway_service", {"state": "absent"})["failed"]
-        left = "ls -d /etc/gpufleet /var/lib/gpufleet-gateway 2>/dev/null; systemctl list-unit-files --no-legend 'gpufleet*' || :"
-        assert lab.sh(gateway, left) == ""
+        assert lab.sh(gateway, "ls -d /etc/gpufleet /var/lib/gpufleet-gateway 2>/dev/null || :") == ""
+        assert lab.sh(gateway, "systemctl list-unit-files --no-legend 'gpufleet*' || :") == ""
     for host in HOSTS:
         hostsetup.uninstall(host)
 
