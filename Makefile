@@ -41,13 +41,15 @@ lint: deps docs ## check formatting, style and types of Python, YAML, playbooks,
 	yamllint --strict .
 	ansible-lint --offline --profile production
 	reuse lint --quiet
+	ansible-builder introspect .collections
+	ansible-builder create --file docs/execution-environment.yml --context $(CACHE)/ee-$(CHECKOUT)
 	antsibull-changelog lint
 	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
 
-unit: deps ## run the unit tests with coverage of plugins/, also with a second ansible-core if its Python is installed
+unit: deps ## run the unit tests with coverage of plugins/, also with the newest ansible-core if its Python is installed
 	pytest -q -n 2 --cov --cov-fail-under=90
 	@if [ -d .venv-next ]; then set -x; .venv-next/bin/pytest -q -n 2; \
-	else echo "0 passed, 0 failed, 1 skipped (second ansible-core: no Python >= 3.12 here)"; fi
+	else echo "0 passed, 0 failed, 1 skipped (newest ansible-core: no Python >= 3.12 here)"; fi
 
 sanity: deps ## run ansible-test sanity
 	python tests/sanity/run.py
@@ -57,6 +59,9 @@ fleet: deps ## test modules, roles and playbooks on lab hosts, over SSH (KEEP_LA
 
 molecule: deps ## run the molecule scenarios of the roles, on two labs in parallel
 	python tests/scenarios.py molecule-$(CHECKOUT)-
+
+# Scenarios run on the newest ansible-core, the fleet tests on the lowest one.
+molecule molecule-vllm molecule-rest: export PATH := $(CURDIR)/.venv-next/bin:$(PATH)
 
 # The scenario with a real vLLM spends most of its time waiting, so it runs in parallel with the fleet tests.
 molecule-vllm: deps
