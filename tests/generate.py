@@ -41,6 +41,21 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 WIDTH = 120
+SENTENCES = {
+    ("bool", None): "A boolean.",
+    ("int", None): "A whole number.",
+    ("float", None): "A number.",
+    ("list", "str"): "A list of texts.",
+    ("list", "int"): "A list of whole numbers.",
+    ("list", "dict"): "A list of dictionaries.",
+    ("list", "raw"): "A list.",
+    ("dict", None): "A dictionary.",
+}
+"""What the description of a role's variable says of its type.
+
+In the argument specs its type is raw: Ansible prints the whole specification of a role where one value is of another
+type. The action plugins check the types (``plugin_utils/arguments.py``, ``role.py``).
+"""
 Block = Callable[[int], str]
 """The lines of a block that may be so many characters wide."""
 
@@ -86,11 +101,13 @@ def documentation(options: Sequence[Option], width: int, prefix: str = "", neste
     others = "module" if prefix else "role"
 
     def entry(option: Option, width: int) -> str:
-        lines = described(re.sub(r"\bO\((?![^)]*#)", "O(" + prefix, option.description), width)
-        lines += "type: %s\n" % option.type
-        if option.elements:
+        text = re.sub(r"\bO\((?![^)]*#)", "O(" + prefix, option.description)
+        kind = sentence(option) if prefix else ""
+        lines = described("%s\n\n%s" % (text, kind) if kind else text, width)
+        lines += "type: %s\n" % ("raw" if kind else option.type)
+        if option.elements and not kind:
             lines += "elements: %s\n" % option.elements
-        if option.choices:
+        if option.choices and not kind:
             lines += "choices: %s\n" % scalar(list(option.choices))
         if option.default is not None:
             lines += "default: %s\n" % scalar(option.default)
@@ -110,6 +127,13 @@ def documentation(options: Sequence[Option], width: int, prefix: str = "", neste
         )
 
     return entries(options, prefix, width)
+
+
+def sentence(option: Option) -> str:
+    """What its description says of the type of a variable; empty where Ansible takes every value for it."""
+    if option.choices:
+        return "One of %s." % ", ".join("V(%s)" % choice for choice in option.choices)
+    return SENTENCES.get((option.type, option.elements), "")
 
 
 def described(text: str, width: int) -> str:
@@ -156,11 +180,21 @@ def table(variables: Mapping[str, Any], width: int) -> str:
     """The variables of a role as a table in Markdown."""
     rows = ["| name | type | default | description |", "| --- | --- | --- | --- |"]
     for name, row in variables.items():
-        kind = ", ".join("`%s`" % choice for choice in row.get("choices", ())) or row["type"]
-        kind += " of %s" % row["elements"] if row.get("elements", "raw") != "raw" else ""
+        kind, description = typed(row)
         default = "`%s`" % scalar(row["default"]) if "default" in row else ""
-        rows.append("| `%s` | %s | %s | %s |" % (name, kind, default, markdown(row["description"])))
+        rows.append("| `%s` | %s | %s | %s |" % (name, kind, default, markdown(description)))
     return "\n".join(rows) + "\n"
+
+
+def typed(row: Mapping[str, Any]) -> "tuple[str, List[str]]":
+    """The type of a variable, and its description without the sentence about it."""
+    paragraphs = [row["description"]] if isinstance(row["description"], str) else list(row["description"])
+    for (kind, elements), words in SENTENCES.items():
+        if paragraphs[-1] == words:
+            return (kind if elements in (None, "raw") else "%s of %s" % (kind, elements)), paragraphs[:-1]
+    if re.match(r"One of V\(", paragraphs[-1]):
+        return ", ".join("`%s`" % choice for choice in re.findall(r"V\(([^)]*)\)", paragraphs[-1])), paragraphs[:-1]
+    return row["type"], paragraphs
 
 
 def markdown(description: Union[str, List[str]]) -> str:

@@ -19,11 +19,12 @@ SITE = Path(__file__).resolve().parent
 ROOT = SITE.parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*.svg", "roles/*/README.md", "tests/lab/README.md"]
 #: README is read on Galaxy too, so its links are whole URLs; on the site they lead to the site's own pages.
-OUR_PAGE = re.compile(r"https://github\.com/gpufleet/inference/(?:blob|tree)/main/([\w/-]+\.md|docs/[\w-]+\.svg)")
+OUR_PAGE = re.compile(r"https://github\.com/gpufleet/inference/(?:blob|tree|raw)/main/([\w/-]+\.md|docs/[\w-]+\.svg)")
 
 SHORTER = [
     (re.compile(r"^\.\. contents::\n(?:   .*\n)*", re.MULTILINE), ""),  # the theme has a table of contents
-    (re.compile(r"^gpufleet\.inference\.(?=\w+ (?:module|role|filter|lookup) )", re.MULTILINE), ""),
+    (re.compile(r"^gpufleet\.inference\.(?=\w+ (?:module|role|filter|lookup|callback) )", re.MULTILINE), ""),
+    (re.compile(r"(module|role|filter|lookup|callback|``main``) -- "), r"\1 – "),
     (re.compile(r"^Gpufleet\.Inference$", re.MULTILINE), "Modules and roles"),
 ]
 

@@ -33,6 +33,7 @@ ANSIBLE = "https://docs.ansible.com/projects/ansible/latest/"
 #: Labels of Ansible's documentation. Its index is not fetched, so that the site can be built without a network.
 ANSIBLE_PAGES = {
     "action_plugins": "plugins/action.html",
+    "callback_plugins": "plugins/callback.html",
     "ansible_configuration_settings": "reference_appendices/config.html",
     "common_return_values": "reference_appendices/common_return_values.html",
 }

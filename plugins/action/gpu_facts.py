@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Dict, Optional
+
 from ansible_collections.gpufleet.inference.plugins.modules import gpu_facts
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
 
@@ -12,3 +14,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first imp
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.gpu_facts"
     FUNCTION = RemoteFunction("gpu.facts", "report", gpu_facts.argument_spec())
+
+    def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+        """The facts; ``-v`` does not print them, 70 lines for each GPU."""
+        return dict(super().run(tmp, task_vars), _ansible_verbose_override=True)

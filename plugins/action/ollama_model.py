@@ -49,10 +49,10 @@ class ActionModule(CheckFirstAction):
     def send(self, arguments: Mapping[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
         """The result of the module, whose pulls run in the background and are watched."""
         watched = boolean(arguments.get("progress", True), strict=False) and "progress_file" not in arguments
-        deferred = boolean(arguments.get("defer_pulls", False), strict=False)
+        deferred = boolean(arguments.get("defer_downloads", False), strict=False)
         if not watched or deferred or self._task.async_val or self._task.check_mode:
             return super().send(arguments, variables)
-        result = super().send(dict(arguments, defer_pulls=True), variables)
+        result = super().send(dict(arguments, defer_downloads=True), variables)
         pulls = result.get("needs") and not result.get("failed")
         return self._watched(arguments, variables) if pulls else result
 
@@ -109,8 +109,9 @@ class ActionModule(CheckFirstAction):
 
 
 def named(models: Any) -> Any:
-    """The list of models, each one a dictionary."""
-    return [{"name": one} if isinstance(one, str) else one for one in models] if isinstance(models, list) else models
+    """The list of models, each one a dictionary; a name alone is a list of one."""
+    listed = [models] if isinstance(models, str) else models
+    return [{"name": one} if isinstance(one, str) else one for one in listed] if isinstance(listed, list) else models
 
 
 def sentence(progress: Dict[str, Any]) -> str:

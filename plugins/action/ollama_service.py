@@ -30,6 +30,8 @@ class ActionModule(CheckFirstAction):
         elsewhere = boolean(arguments.get("remote_src", False), strict=False)
         if elsewhere or arguments.get("state", "present") != "present":
             return arguments
+        if arguments.get("version"):
+            arguments["version"] = re.sub(r"\Av(?=\d)", "", str(arguments["version"]))  # as the release's page has it
         self.files = self._find(arguments)
         given = arguments.get("archive_checksum")
         if self.files and (not given or isinstance(given, dict)):

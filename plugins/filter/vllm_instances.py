@@ -67,12 +67,14 @@ def instances(
     planned: Optional[Mapping[str, Mapping[str, Any]]] = None,
 ) -> List[Dict[str, Any]]:
     """See DOCUMENTATION."""
+    if not isinstance(declared, list) or not all(isinstance(given, dict) for given in declared):
+        return declared if planned is None else []  # type: ignore[return-value]  # the module says what is wrong
     found = []
     for given in declared:
         shared = "hosts" in given and given.get("state", state) == "present"
         if shared != (planned is not None) or (shared and host not in given["hosts"]):
             continue
-        plan = (planned or {}).get(given["name"])
+        plan = (planned or {}).get(given.get("name"))
         own = dict(given)
         if plan or not shared:
             own = {option: value for option, value in given.items() if option not in SHARING}

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: model_seed
-short_description: Offer models of a hub to other hosts
+short_description: Offer models to other hosts
 version_added: 0.1.0
 description:
-  - Lets a host offer models that M(gpufleet.inference.model_source) has downloaded, so that the other hosts need not
-    download them, too. They get them with the option O(gpufleet.inference.model_source#module:seeds).
-  - The role P(gpufleet.inference.vllm#role) does both, with C(vllm_seeding).
-  - The other hosts trust it for the content of the files, as it reports their checksums.
+  - Lets a host offer models over the network, so that the other hosts need not download them, too. These are models
+    that M(gpufleet.inference.model_source) has downloaded, or models of an Ollama store.
+  - The other hosts get them with the option O(gpufleet.inference.model_source#module:seeds) or
+    O(gpufleet.inference.ollama_model#module:seeds). The roles P(gpufleet.inference.vllm#role) and
+    P(gpufleet.inference.ollama#role) do both, with C(vllm_seeding) and C(ollama_seeding).
   - It offers the files of these models and nothing else, only to clients that know the token, over plain HTTP. Ansible
-    passes the checksum of each file to the peers.
-  - A small program does it, as a unit of systemd that exists in memory only, in a sandbox, as a user without rights. It
-    ends when it is stopped, or by itself when nobody has requested anything for O(idle_timeout). So all must be able
-    to read the files, as M(gpufleet.inference.model_source) leaves them.
-  - Seeding helps, but nothing depends on it. A host that cannot seed gives a warning, and RV(models) is empty. A host
-    whose record of a model names a file outside of it, or something other than a regular file, cannot.
+    passes the checksum of each file, or of an Ollama model's manifest, to the peers, which check what they get.
+    For the content of a hub's model they trust this host, as it reports the checksums.
+  - A small program does it, as a unit of systemd that exists in memory only, in a sandbox, as the Ollama server's user
+    or as a user without rights. Models of a hub must therefore be readable for all, as
+    M(gpufleet.inference.model_source) leaves them. It ends when it is stopped, or by itself when nobody has requested
+    anything for O(idle_timeout). Nothing of it stays.
+  - Nothing depends on seeding. A host that cannot seed gives a warning, and RV(models) is empty. A host whose record of
+    a model names a file outside of it, or something other than a regular file, cannot.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
-  - gpufleet.inference.seeding
 attributes:
   action_group:
     membership: [gpufleet.inference.all, gpufleet.inference.models]
@@ -37,7 +39,7 @@ attributes:
     details: Nothing of the host is changed.
 options:
   models:
-    description: Models, as declared for M(gpufleet.inference.model_source). Required with O(state=started).
+    description: Models, all of Ollama or all of hubs. Required with O(state=started).
     type: list
     elements: dict
     suboptions:
@@ -46,9 +48,9 @@ options:
         type: str
         required: true
       source:
-        description: Hub that it was downloaded from.
+        description: Hub that it was downloaded from; V(ollama) for a model of an Ollama store.
         type: str
-        choices: [huggingface, modelscope]
+        choices: [huggingface, modelscope, ollama]
         default: huggingface
       revision:
         description: The declared revision.
@@ -60,8 +62,40 @@ options:
   port:
     description: TCP port to listen on. Peers must be able to reach it.
     type: int
-    default: 11436
+    default: 11435
+  unit:
+    description: Unit of the Ollama server whose models are offered.
+    type: str
+    default: ollama
+  host:
+    description: Where that server listens, as C(ADDRESS:PORT). Left out, what the unit's process has in
+      E(OLLAMA_HOST).
+    type: str
+  state:
+    description: Whether models are offered.
+    type: str
+    choices: [started, stopped]
+    default: started
+  token:
+    description:
+      - What peers have to ask for, 32 hexadecimal digits in small letters, new for each run. Required with
+        O(state=started).
+    type: str
+  peers:
+    description:
+      - Names or addresses of hosts that will ask. The IPv4 address by which this host reaches the first of them that it
+        finds is the one that it listens at. With O(state=started) either this or O(address) is needed.
+    type: list
+    elements: str
+  address:
+    description: IPv4 address of this host to listen at. Left out, it is found by O(peers).
+    type: str
+  idle_timeout:
+    description: Seconds without a request after which it ends by itself.
+    type: int
+    default: 600
 seealso:
+  - module: gpufleet.inference.ollama_model
   - module: gpufleet.inference.model_source
 """
 
@@ -83,6 +117,13 @@ EXAMPLES = r"""
         models: "{{ hostvars['gpu1'].seed.models }}"
   become: true
 
+- name: Offer a model of Ollama
+  gpufleet.inference.model_seed:
+    models: [{name: "llama3.3:70b", source: ollama}]
+    token: "{{ token }}"
+    peers: [gpu2.example.com]
+  become: true
+
 - name: Stop offering
   gpufleet.inference.model_seed:
     state: stopped
@@ -94,14 +135,16 @@ msg:
   description: What is offered, and where.
   returned: always
   type: str
-  sample: http://192.0.2.7:11436 offers huggingface Qwen/Qwen3-8B main
+  sample: http://192.0.2.7:11435 offers huggingface Qwen/Qwen3-8B main
 url:
   description: Where it is offered.
   returned: when something is offered
   type: str
-  sample: http://192.0.2.7:11436
+  sample: http://192.0.2.7:11435
 models:
-  description: Commit and files with size and SHA-256 of each model, by source, name and revision.
+  description:
+    - Of hubs, commit and files with size and SHA-256 of each model, by source, name and revision. Of Ollama, digests by
+      the names of the models.
   returned: always
   type: dict
   sample:
@@ -113,17 +156,16 @@ unit:
   description: The unit that offers them.
   returned: always
   type: str
-  sample: gpufleet-seed-11436.service
+  sample: gpufleet-seed-11435.service
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
     model = dict(
         name=dict(type="str", required=True),
-        source=dict(type="str", choices=["huggingface", "modelscope"], default="huggingface"),
+        source=dict(type="str", choices=["huggingface", "modelscope", "ollama"], default="huggingface"),
         revision=dict(type="str"),
         root=dict(type="path", default="/var/lib/gpufleet/models"),
     )
@@ -133,13 +175,23 @@ def argument_spec():
         token=dict(type="str", no_log=True),
         peers=dict(type="list", elements="str"),
         address=dict(type="str"),
-        port=dict(type="int", default=11436),
+        port=dict(type="int", default=11435),
         idle_timeout=dict(type="int", default=600),
+        unit=dict(type="str", default="ollama"),
+        host=dict(type="str"),
     )
 
 
 def main():
-    run(argument_spec(), model.converge, required_if=[("state", "started", ("models", "token"))])
+    from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
+    from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model, offer
+
+    readers = {"huggingface": model.read, "modelscope": model.read, "ollama": seeding.read}
+    run(
+        argument_spec(),
+        lambda *given: offer.converge(*given, readers),
+        required_if=[("state", "started", ("models", "token"))],
+    )
 
 
 if __name__ == "__main__":

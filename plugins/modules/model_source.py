@@ -90,7 +90,7 @@ options:
     description: Do not use the network. A model that is not present is then an error.
     type: bool
     default: false
-  defer:
+  defer_downloads:
     description: Only report whether the model is present. A model that is not is named in RV(needs), without an error.
     type: bool
     default: false
@@ -169,7 +169,7 @@ path:
   sample: /var/lib/gpufleet/models/huggingface/Qwen/Qwen3-8B/b968826d9c46dd6066d109eabc6255188de91218
 needs:
   description: The model, as source, name and revision.
-  returned: with O(defer), when it is not present
+  returned: with O(defer_downloads), when it is not present
   type: list
   elements: str
   sample: [huggingface Qwen/Qwen3-8B main]
@@ -205,7 +205,7 @@ def argument_spec():
         exclude=dict(type="list", elements="str", default=[]),
         update=dict(type="bool", default=False),
         offline=dict(type="bool", default=False),
-        defer=dict(type="bool", default=False),
+        defer_downloads=dict(type="bool", default=False),
         seeds=dict(
             type="list",
             elements="dict",

@@ -113,7 +113,7 @@ options:
     default: false
   seeds:
     description:
-      - Hosts that offer models over the network, as the module M(gpufleet.inference.ollama_seed) returns them. What
+      - Hosts that offer models over the network, as the module M(gpufleet.inference.model_seed) returns them. What
         they have is pulled from them, and from the registry only where that does not work, with a warning.
       - The server checks every file against the digest that is named here.
     type: list
@@ -131,7 +131,7 @@ options:
         description: Digests by the names of the models.
         type: dict
         required: true
-  defer_pulls:
+  defer_downloads:
     description:
       - If a model must be pulled, change nothing and return its name in RV(needs). Has no effect when nothing must be
         pulled, and in check mode.
@@ -182,7 +182,7 @@ notes:
   - The proxy for pulls is the server's own, see O(gpufleet.inference.ollama_service#module:https_proxy).
 seealso:
   - module: gpufleet.inference.ollama_info
-  - module: gpufleet.inference.ollama_seed
+  - module: gpufleet.inference.model_seed
   - module: gpufleet.inference.ollama_service
   - module: gpufleet.inference.gpu_facts
 """
@@ -343,7 +343,7 @@ needs:
   description:
     - The models that must be pulled, each with C(@sha256:) and its digest where one is declared. Nothing was changed,
       and RV(models) lists the other declared models that are present.
-  returned: with O(defer_pulls), when a model must be pulled
+  returned: with O(defer_downloads), when a model must be pulled
   type: list
   elements: str
   sample: [llama3.3:70b]
@@ -383,7 +383,7 @@ def argument_spec():
                 models=dict(type="dict", required=True),
             ),
         ),
-        defer_pulls=dict(type="bool", default=False),
+        defer_downloads=dict(type="bool", default=False),
         fit=dict(type="str", choices=["refuse", "warn", "ignore"], default="refuse"),
         free_space_margin=dict(type="str", default="2GiB"),
         stall_timeout=dict(type="int", default=120),

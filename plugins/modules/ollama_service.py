@@ -70,8 +70,8 @@ options:
     description:
       - Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template C(NAME@.service),
         which is created if it does not exist. C(NAME.service) itself is left alone.
-      - An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
-        merged over O(environment).
+      - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
+        O(environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both.
     type: list
@@ -219,11 +219,12 @@ options:
   visible_devices:
     description:
       - The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
-      - V(all), a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with any of the keys
-        C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in the GPU's name),
-        C(healthy) (default true) and C(exclude_display).
-      - A GPU that does not exist is rejected before anything is changed. So are an unhealthy GPU under V(all) and a
-        policy that selects no GPU.
+      - V(all) that are healthy, a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with any
+        of the keys C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in the
+        GPU's name), C(healthy) (default true) and C(exclude_display).
+      - V(all) leaves out a GPU that is lost or has memory errors, and the result says so. One that is only slowed down
+        stays. A run after the repair takes the GPU in again.
+      - A GPU that does not exist is rejected before anything is changed, and so is a policy that selects no GPU.
     type: raw
   share_gpus:
     description:
@@ -259,6 +260,17 @@ options:
         does not know but that resembles a known one causes a warning.
     type: dict
     default: {}
+  prove:
+    description:
+      - When O(prove_model) has to generate a token.
+      - >-
+        V(change) has it do so after a change. V(now) also where nothing changes, in check mode too: the model is loaded
+        if it is not, and nothing is restarted.
+      - V(later) is V(change), except that the model may still be missing. The service is then configured without it,
+        and RV(proof_due) says that the model must be downloaded and proven with V(now).
+    type: str
+    choices: [change, now, later]
+    default: change
   facts_timeout:
     description: Seconds that reading the GPUs may take.
     type: float
@@ -528,7 +540,7 @@ msg:
   description: The outcome in one line, or what failed, what was expected and what to do.
   returned: always
   type: str
-  sample: ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · restart 1.9 s
+  sample: ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · Ollama 0.32.15 · restart 1.9 s
 verdict:
   description:
     - The result of the verification. V(ok), or one of V(crash_loop), V(not_ready), V(port_taken), V(wrong_version),
@@ -538,6 +550,16 @@ verdict:
   returned: when a service was inspected
   type: str
   sample: ok
+unproven:
+  description:
+    - Why the model was not asked to answer in this run, such as V(nothing changed). Empty if it answered.
+    - With O(prove=now) it is always asked.
+  returned: when a service was inspected
+  type: str
+proof_due:
+  description: Whether O(prove_model) has to be downloaded, and then proven with O(prove=now).
+  returned: success
+  type: bool
 evidence:
   description: The measurements behind the verdict, and the last lines of the journal.
   returned: when a service was inspected

@@ -70,8 +70,8 @@ options:
     description:
       - The vLLM instances of the host. Each is a unit C(vllm@NAME.service). An instance that is not in the list is left
         alone.
-      - An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
-        merged over O(environment).
+      - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
+        O(environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both. Absent instances go first.
     type: list
@@ -292,6 +292,15 @@ options:
       - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning.
     type: dict
     default: {}
+  prove:
+    description:
+      - When the model of a service has to answer a request.
+      - >-
+        V(change) has it answer after a change. V(now) also where nothing changes, in check mode too: the model is
+        loaded if it is not, and nothing is restarted. It fails if the model does not answer.
+    type: str
+    choices: [change, now]
+    default: change
   facts_timeout:
     description: Seconds that reading the GPUs may take.
     type: float
@@ -581,6 +590,12 @@ instances:
       returned: when the instance was inspected
       type: str
       sample: ok
+    unproven:
+      description:
+        - Why the model was not asked to answer in this run, such as V(nothing changed). Empty if it answered.
+        - With O(prove=now) it is always asked.
+      returned: when a instance was inspected
+      type: str
     evidence:
       description: The measurements behind the verdict, and the last lines of the journal.
       returned: when the instance was inspected

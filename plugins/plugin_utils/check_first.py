@@ -33,7 +33,8 @@ from ansible.utils.display import Display
 from ..module_utils.programs import kept_check, state_check
 from ..module_utils.toolbox.source import source_of
 from ..module_utils.toolbox.text import one_line, printable
-from .spelling import misspelled
+from .arguments import Label, problems
+from .role import Role, labels, translated
 
 ROOM = "ansible_collections.gpufleet.inference.plugins.module_utils"
 FOLDER = Path(__file__).resolve().parent.parent / "module_utils"
@@ -51,6 +52,8 @@ KEPT = "/run/gpufleet-code"
 #: An import from there, wherever it stands: all of them are relative. To parse all sources takes 40 times as long, at
 #: each start of Ansible.
 _IMPORT = re.compile(r"^ *from (\.+)([\w.]*) import (\([^)]*\)|[^\n]+)", re.MULTILINE)
+
+_NO_SUDO = re.compile("^.*(?:not in the sudoers file|is not allowed to execute|may not run sudo).*$", re.MULTILINE)
 
 #: What a result of ours never has: Ansible itself acts on it.
 _RESERVED_KEYS = {
@@ -74,7 +77,8 @@ class RemoteFunction:
     def __init__(self, module: str, function: str, argument_spec: Mapping[str, Any]) -> None:
         self.name = module
         self.call = ["%s.%s" % (ROOM, module), function]
-        self.validator = ArgumentSpecValidator(dict(argument_spec))
+        self.argument_spec = dict(argument_spec)
+        self.validator = ArgumentSpecValidator(self.argument_spec)
         self.sources = sources(self.call[0])
         text = json.dumps([source_of(state_check), self.sources])
         self.key = hashlib.sha256(text.encode()).hexdigest()
@@ -140,9 +144,37 @@ class CheckFirstAction(ActionBase):
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
-        for sentence in misspelled(variables):
-            display.warning(one_line(sentence))
-        arguments = self.prepare(dict(self._task.args), variables)
+        given = dict(self._task.args)
+        role = Role.of(variables)
+        if role:
+            for sentence in role.misspelled(variables):
+                display.warning(one_line(sentence))
+            refuse(list(role.mistyped(variables, self._templar.template)))
+
+        def label(option: str) -> str:
+            """What the user calls an option; only a message needs it, as it reads the role's tasks."""
+            names = role.names(self.MODULE, str(self._task.get_path()).rpartition(":")[0]) if role else {}
+            return labels(names, given)(option)
+
+        try:
+            found = self._found(given, variables, label)
+        except WrongInput:
+            raise
+        except AnsibleActionFail as error:
+            raise AnsibleActionFail(translated(str(error.message), self.FUNCTION.argument_spec, label)) from None
+        if found.get("failed") and isinstance(found.get("msg"), str):
+            said = _without_root(found) or translated(found["msg"], self.FUNCTION.argument_spec, label)
+            if said != found["msg"]:
+                found.pop("exception", None)  # since ansible-core 2.19 it is printed, and has the old message
+            found["msg"] = said
+        result.update(found)
+        return result
+
+    def _found(self, given: Dict[str, Any], variables: Mapping[str, Any], label: Label) -> Dict[str, Any]:
+        """The result of the host, or of the module."""
+        arguments = self.prepare(given, variables)
+        if any(problems(self.FUNCTION.argument_spec, arguments)):
+            refuse(list(problems(self.FUNCTION.argument_spec, arguments, label)))
         if self.files and self._task.async_val:
             raise AnsibleActionFail(
                 "%s on the controller cannot be sent in the background: run the task without async, or copy it to the "
@@ -155,8 +187,7 @@ class CheckFirstAction(ActionBase):
             if needs and self.files and not found.get("failed"):
                 self._refuse_foreign(needs)
                 found = self.send(dict(arguments, **self.provide(needs)), variables)
-        result.update(found)
-        return result
+        return found
 
     def prepare(self, arguments: Dict[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
         """The arguments of the module, made of those of the task."""
@@ -240,6 +271,24 @@ class CheckFirstAction(ActionBase):
         if not named.startswith("auto"):
             return named
         return (variables.get("ansible_facts") or {}).get("discovered_interpreter_python") or "python3"
+
+
+def _without_root(failed: Mapping[str, Any]) -> str:
+    """Why no module ran, where sudo refused to run it; Ansible speaks of a result without JSON. Else empty."""
+    said = _NO_SUDO.search(str(failed.get("module_stderr")))
+    if not said:
+        return ""
+    return "%s Let this user become root by sudo, or set ansible_user to one that may." % one_line(said.group())
+
+
+class WrongInput(AnsibleActionFail):
+    """Its message has the names that the user knows."""
+
+
+def refuse(wrong: Sequence[str]) -> None:
+    """End the task with these sentences, if there are any."""
+    if wrong:
+        raise WrongInput(one_line("%s (nothing was changed)" % "; ".join(wrong), 1000))
 
 
 def on_controller(path: str) -> bool:

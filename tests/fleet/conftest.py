@@ -56,11 +56,13 @@ class Run:
         return sum(host["changed"] for host in self.stats.values())
 
     def of(self, action: str, host: Optional[str] = None) -> List[Dict[str, Any]]:
-        """Results of one action, by its short name or its FQCN, of one host or all; `failed` is always in them."""
+        """Results of one action that was not skipped, by its short name or FQCN, of one host or all, with `failed`."""
         return [
             dict(line["result"], failed=line["status"] in ("failed", "ignored", "unreachable"))
             for line in self.results
-            if action in (line["action"], line["action"].rpartition(".")[2]) and host in (None, line["host"])
+            if action in (line["action"], line["action"].rpartition(".")[2])
+            and host in (None, line["host"])
+            and line["status"] != "skipped"
         ]
 
 

@@ -107,7 +107,7 @@ def test_three_hosts_cost_one_download(house: house_registry.Registry, bring: An
 
     again = bring([MODEL])
     assert again.changed == 0
-    calls = [line for line in again.results if line["action"].endswith(("ollama_model", "ollama_seed"))]
+    calls = [line for line in again.results if line["action"].endswith(("ollama_model", "model_seed"))]
     assert len([line for line in calls if line["status"] != "skipped"]) == len(HOSTS), "one call a host"
     assert house.sent() == 0
 
@@ -153,8 +153,13 @@ def test_site_brings_them_and_verify_misses_them(bring: Any) -> None:
 
 def test_what_a_killed_run_leaves_ends_by_itself(house: house_registry.Registry, bring: Any, lab: Any) -> None:
     bring([MODEL], "--limit", "gpu1")
-    offer = {"models": [MODEL], "token": "0" * 32, "peers": [address("gpu2")], "idle_timeout": 15}
-    seeding = lab.module("gpu1", "ollama_seed", offer)
+    offer = {
+        "models": [{"name": MODEL, "source": "ollama"}],
+        "token": "0" * 32,
+        "peers": [address("gpu2")],
+        "idle_timeout": 15,
+    }
+    seeding = lab.module("gpu1", "model_seed", offer)
     assert seeding["url"] == "http://%s:%d" % (address("gpu1"), PORT)
     look = "tr '\\0' ' ' </proc/$(systemctl show -p MainPID --value %s)/cmdline" % seeding["unit"]
     command = hostsetup.sh("gpu1", look)

@@ -75,10 +75,10 @@ def test_before_and_after(by_hand, lab, sh):
 
     run = lab.playbook("site.yml", "-e", "ollama_prove_model=m70b", "--limit", "gpu1,gpu2")
     print(run.output)
+    said = " ".join(run.output.split())
     for host in by_hand:
-        assert re.search(
-            r"%s: ok · 4× \S.* · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m70b on 4 GPUs · restart" % host, run.output
-        )
+        gpus = "4× [^·]* · CUDA_VISIBLE_DEVICES=0,1,2,3 spread"
+        assert re.search(r"%s: ok · %s · m70b on 4 GPUs · Ollama 0[^']* · restart" % (host, gpus), said)
         environment = sh(host, "systemctl show ollama -p Environment --value")
         assert set(ENVIRONMENT.split()) <= set(environment.split())
         ask(host, "m70b")
@@ -182,12 +182,48 @@ def test_preflight_names_what_is_wrong(managed, lab, sh, fault, verdict):
     before = everything(sh, "gpu1")
     lab.state("gpu1", None, fault)
     try:
-        run = lab.playbook("site.yml", "--limit", "gpu1", ok=False, warnings=True)
+        run = lab.playbook(
+            "site.yml", "--limit", "gpu1", "-e", "gpu_host_allow_degraded=false", ok=False, warnings=True
+        )
         assert run.rc == 2
         assert "gpu1: %s: " % verdict in " ".join(run.output.split())
         assert run.of("ollama_service") == []
     finally:
         lab.state("gpu1")
+    assert everything(sh, "gpu1") == before
+
+
+def test_a_host_with_a_sick_gpu_serves_on_the_others(managed, lab):
+    def said():
+        return lab.playbook(*words).of("ollama_service")[-1]["msg"]
+
+    words = ["site.yml", "--limit", "gpu1", "-e", "ollama_prove_model=m8b"]
+
+    lab.state("gpu1", None, "ecc-uncorrectable:2")
+    try:
+        sick = said()
+        assert sick.startswith("ok · 3× RTX 4090 · GPU 2 left out: 3 uncorrectable memory errors"), sick
+        assert "CUDA_VISIBLE_DEVICES=0,1,3 spread · m8b on 3 GPUs" in sick
+        assert lab.playbook(*words).changed == 0
+    finally:
+        lab.state("gpu1")
+    assert said().startswith("ok · 4× RTX 4090 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · m8b on 4 GPUs")
+
+
+def test_a_proof_on_request_loads_the_model_and_restarts_nothing(managed, lab, sh):
+    """In site.yml, and in verify.yml, which otherwise only reads."""
+    words = ["--limit", "gpu1", "-e", "ollama_prove_model=m8b"]
+    lab.playbook("site.yml", *words)
+    hostsetup.wait_for_api("gpu1")
+    before = everything(sh, "gpu1")
+    hostsetup.api("gpu1", "/api/generate", {"model": "m8b", "keep_alive": 0})
+    run = lab.playbook("playbooks/verify.yml", *words)
+    assert "not proven (nothing changed)" in run.of("ollama_service")[-1]["msg"]
+    for playbook in ("playbooks/verify.yml", "site.yml"):
+        hostsetup.api("gpu1", "/api/generate", {"model": "m8b", "keep_alive": 0})
+        run = lab.playbook(playbook, *words, "-e", "gpufleet_prove=now")
+        assert run.changed == 0
+        assert "m8b on 4 GPUs · Ollama" in run.of("ollama_service")[-1]["msg"]
     assert everything(sh, "gpu1") == before
 
 

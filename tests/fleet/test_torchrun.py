@@ -139,7 +139,7 @@ def test_who_reaches_whom_and_how_fast(play, lab):
     assert sorted((pair["a"], pair["b"]) for one in ended for pair in one["pairs"]) == [(0, 1), (0, 2), (1, 2)]
     # nothing stays
     for host in HOSTS:
-        assert "check" not in lab.sh(host, "ls /etc/systemd/system /etc/gpufleet/torchrun 2>&1 || :")
+        assert "check" not in lab.sh(host, "ls /etc/systemd/system /etc/gpufleet/torchrun /var/log/torchrun 2>&1 || :")
 
 
 def test_below_the_floor_the_slow_host_is_named(play, net, seen):

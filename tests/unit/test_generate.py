@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Sequence
 
 import pytest
 import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option, argument_spec
 
@@ -30,7 +31,7 @@ MAIN = "tasks/main.yml"
 
 @pytest.mark.parametrize("role", TOOL["ENGINES"])
 def test_the_variables_of_an_engines_role_are_the_options_of_its_module(role: str) -> None:
-    """One to one: names, types, choices, defaults; and the role hands each on."""
+    """One to one: names, documented types and choices, defaults; and the role hands each on."""
     module, options = TOOL["ENGINES"][role]
     both = {name: argument for name, argument in argument_spec(options).items() if not only(options, name)}
     folder = ROOT / "roles" / role
@@ -38,8 +39,10 @@ def test_the_variables_of_an_engines_role_are_the_options_of_its_module(role: st
     variables = specs["argument_specs"]["main"]["options"]
     assert list(variables)[: len(both)] == ["%s_%s" % (role, name) for name in both]  # those of the role alone follow
     for name, argument in both.items():
-        for key in ("type", "elements", "choices", "default"):
-            assert variables["%s_%s" % (role, name)].get(key) == argument.get(key), (name, key)
+        variable = variables["%s_%s" % (role, name)]
+        kind = "%s of %s" % (argument["type"], argument["elements"]) if "elements" in argument else argument["type"]
+        kind = ", ".join("`%s`" % choice for choice in argument["choices"]) if "choices" in argument else kind
+        assert (variable.get("default"), TOOL["typed"](variable)[0]) == (argument.get("default"), kind), name
     (given,) = with_all(tasks, "gpufleet.inference." + module)
     handed_on = {name: template for name, template in given.items() if not only(options, name)}
     assert list(handed_on) == list(both)
@@ -121,7 +124,16 @@ def test_the_variables_of_a_role() -> None:
     assert variables["house_key"]["description"].endswith("O(gpufleet.inference.ollama_model#module:models).")
     assert variables["house_key"]["no_log"] is True and "no_log" not in variables["house_keep"]
     assert list(variables["house_sizes"]["options"]) == ["mode", "hosts"]
-    assert variables["house_sizes"]["options"]["mode"]["description"] == "Overrides O(house_keep)."
+    assert variables["house_sizes"]["options"]["mode"]["description"][0] == "Overrides O(house_keep)."
+
+
+@pytest.mark.parametrize("role", TOOL["ROLES"])
+@pytest.mark.parametrize("value", ["x", 5, True, {"a": 1}, ["a"], [{"b": 1}]])
+def test_ansibles_own_check_of_a_role_rejects_no_value(role: str, value: Any) -> None:
+    """It would print the whole specification for each host; ours prints one line."""
+    specs = yaml.safe_load((ROOT / "roles" / role / "meta/argument_specs.yml").read_text("utf-8"))
+    options = specs["argument_specs"]["main"]["options"]
+    assert not ArgumentSpecValidator(options).validate(dict.fromkeys(options, value)).error_messages
 
 
 def test_the_task_of_a_role() -> None:
@@ -141,10 +153,11 @@ def test_defaults_are_read_back(value: Any) -> None:
 @pytest.mark.parametrize(
     "row, cells",
     [
-        ({"type": "int", "default": 5, "description": "So V(many)."}, "int | `5` | So `many`."),
-        ({"type": "list", "elements": "str", "description": ["One.", "Two."]}, "list of str |  | One. Two."),
-        ({"type": "list", "elements": "raw", "default": [], "description": "Any."}, "list | `[]` | Any."),
-        ({"type": "str", "choices": ["a", "b"], "description": "A E(B), O(c=d)."}, "`a`, `b` |  | A `B`, `c: d`."),
+        ({"type": "raw", "default": 5, "description": ["So V(many).", "A whole number."]}, "int | `5` | So `many`."),
+        ({"type": "raw", "description": ["One.", "Two.", "A list of texts."]}, "list of str |  | One. Two."),
+        ({"type": "raw", "default": [], "description": ["Any.", "A list."]}, "list | `[]` | Any."),
+        ({"type": "raw", "description": ["A E(B), O(c=d).", "One of V(a), V(b)."]}, "`a`, `b` |  | A `B`, `c: d`."),
+        ({"type": "raw", "description": "Anything."}, "raw |  | Anything."),
         (
             {"type": "str", "description": "O(gpufleet.inference.m#module:o) of P(gpufleet.inference.p#lookup) | x"},
             "str |  | `o` of `m` of `p` \\| x",

@@ -7,6 +7,7 @@ and each command exists. tests/fleet/test_readme.py runs the way from nothing to
 
 from __future__ import annotations
 
+import configparser
 import importlib
 import json
 import re
@@ -17,6 +18,7 @@ from typing import Any, Dict, Iterator, List, Mapping
 
 import pytest
 import yaml
+from ansible import constants as C
 from ansible.inventory.manager import InventoryManager
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.parsing.dataloader import DataLoader
@@ -133,6 +135,23 @@ def test_yaml_is_valid(snippet: str, tmp_path: Path) -> None:
         check_play(part) if "hosts" in part else check_task(part)
 
 
+# --- settings
+
+
+@pytest.mark.parametrize("snippet", snippets("ini"))
+def test_settings_are_known(snippet: str) -> None:
+    """Settings of Ansible are some that it has, and name callbacks of this collection; units are not checked."""
+    settings = configparser.ConfigParser()
+    settings.read_string(snippet)
+    if "defaults" in settings:
+        rows = C.config.get_configuration_definitions(ignore_private=False).values()
+        known = {(place["section"], place["key"]) for row in rows for place in row.get("ini", ())}
+        known.add(("defaults", "callback_result_format"))  # of the callback plugins
+        assert {(name, key) for name in settings.sections() for key in settings[name]} <= known
+        for name in settings["defaults"]["callbacks_enabled"].split(","):
+            assert exists("plugins/callback/%s.py" % name.strip()[len(COLLECTION) :])
+
+
 # --- commands
 
 #: Commands that no test runs, and why.
@@ -143,7 +162,7 @@ NOT_RUN = {
     ),
     "ansible-vault create": "asks for a password and opens an editor",
     "git clone https://github.com/gpufleet/inference.git": "needs the network",
-    "pipx install ansible-core": "needs the network",
+    "pipx": "needs the network",
     "cd": "goes into the clone",
     "podman": "makes the image of the lab where there is no mirror of Debian",
     "mkdir ROOT": "the same",

@@ -40,6 +40,10 @@ class Change:
     started: Optional[bool] = None
     restart: str = ""
     """Why a running unit is restarted in any case."""
+    install_hint: str = "install it first"
+    """What to do where there is no such unit, for the message."""
+    prove: bool = False
+    """Ask the gate as after a change, even where nothing is changed, in check mode too."""
     was_up: bool = False
     """It ran until this run stopped it: a rollback starts it again."""
     timeout: float = 60

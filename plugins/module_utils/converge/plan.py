@@ -263,7 +263,7 @@ def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
     if state.get("LoadState") == "masked":
         why = "%s is masked, so it cannot start: systemctl unmask it first" % unit
     elif state.get("LoadState") == "not-found" and not observed.steps:
-        why = "there is no unit %s on this host: install it first, or correct the name" % unit
+        why = "there is no unit %s on this host: %s, or correct the name" % (unit, change.install_hint)
     elif state.get("Transient") == "yes":
         why = "%s is transient: it has no unit file, and is gone once it stops; create a unit file for it" % unit
     elif change.enabled and not brings_install and file_state in ("static", "generated"):

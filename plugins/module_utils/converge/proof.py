@@ -75,7 +75,8 @@ class Proof:
         if not running:
             return None
         environment = self._environment(observed, running, running.environ)
-        return Proven(self._ask(running, changed=False), environment)
+        verdict = self._ask(running, changed=False)
+        return Proven(self._ask(running, changed=True) if self.change.prove else verdict, environment)
 
     def remedy(self, verdict: Verdict) -> str:
         """What may fix a unit in its declared state; empty where nothing may, or the unit is not to be touched."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Dict, Optional
 
 #: Event reasons that mean trouble; gpu_idle and sw_power_cap are everyday, sw_thermal_slowdown is warm weather.
-_BAD_EVENT_REASONS = {
+SLOWDOWNS = {
     "hw_slowdown": "the hardware holds the clocks down (hw_slowdown)",
     "hw_thermal_slowdown": "the hardware holds the clocks down because of heat (hw_thermal_slowdown)",
     "hw_power_brake_slowdown": "the power supply holds the clocks down (hw_power_brake_slowdown)",
@@ -40,11 +40,19 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
     if device["recovery_action"] not in (None, "none"):
         reasons.append("the driver asks for recovery: %s" % device["recovery_action"])
     for name in device["clocks_event_reasons"] or ():
-        if name in _BAD_EVENT_REASONS:
-            reasons.append(_BAD_EVENT_REASONS[name])
+        if name in SLOWDOWNS:
+            reasons.append(SLOWDOWNS[name])
     state, status = device["fabric"]["state"], device["fabric"]["status"]
     if state in ("not_started", "in_progress"):
         reasons.append("its NVLink fabric is not up (state %s): check the nvidia-fabricmanager service" % state)
     elif state == "completed" and status not in (None, "success"):
         reasons.append("its NVLink fabric has failed (%s): check the nvidia-fabricmanager service" % status)
     return {"ok": not reasons, "lost": bool(lost), "reasons": reasons}
+
+
+def fit(device: Dict[str, Any]) -> bool:
+    """Whether a GPU can serve: it answers, and nothing is known against it but that its clocks are held down.
+
+    A slow GPU gives right answers, and is slow for a while. A service that left it would be restarted twice.
+    """
+    return set(device["health"]["reasons"]) <= set(SLOWDOWNS.values())

@@ -9,13 +9,13 @@ Held to recorded failures of b10488 (tests/unit/fixtures/llama_server/failures.j
 from __future__ import annotations
 
 import re
-from typing import Sequence, Tuple
+from typing import Sequence
 
-from ..serving.model import Cause
+from ..serving.model import Cause, CauseTable, known_cause
 from ..toolbox.text import printable
 
 _PREFIX = re.compile(r"\A\d+\.\d\d\.\d{3}\.\d{3} ([A-Z]) ")
-_CAUSES: Tuple[Tuple[str, str, str], ...] = (
+_CAUSES: CauseTable = (
     ("invalid argument:", "bad_config", "this version has no such argument: correct extra_args"),
     ("error while handling", "bad_config", "correct the option or variable that it names"),
     ("V cache quantization requires", "bad_config", "set extra_args: {flash-attn: 'on'}, or another cache_type_v"),
@@ -44,9 +44,6 @@ def explain(lines: Sequence[str]) -> Cause:
     """Why a server ended, from the last lines that it logged, oldest first."""
     said = [(_PREFIX.match(line), printable(line)) for line in lines]
     bare = [(text[found.end() :] if found else text).strip()[:500] for found, text in said]
-    for words, verdict, advice in _CAUSES:
-        for text in reversed(bare):
-            if words in text:
-                return Cause(verdict, text, advice)
     errors = [text for (found, _text), text in zip(said, bare) if found and found[1] == "E"]
-    return Cause("crash_loop", (errors or [text for text in reversed(bare) if text] or [""])[0])
+    first = (errors or [text for text in reversed(bare) if text] or [""])[0]
+    return known_cause(_CAUSES, bare) or Cause("crash_loop", first)

@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional
 from urllib.parse import urlsplit
 
 from ..toolbox.errors import Failed, Refused
-from ..toolbox.users import home
+from ..toolbox.users import end_with_parent, home
 from ..toolbox.values import gib, size
 from . import hub
 from .place import MARKER, Place, check_space, empty, result
@@ -206,11 +206,10 @@ class _Git:
             cwd=self.at,
             env=self.environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             pass_fds=[] if self.held is None else [self.held],
             start_new_session=True,  # ssh asks nobody at a terminal
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
             check=False,
         )
         if done.returncode:
@@ -220,11 +219,3 @@ class _Git:
                 text = text.replace(self.hidden, "***")
             raise Failed("%s: git %s: exit status %d: %s" % (self.place.shown, words[0], done.returncode, text))
         return done.stdout.decode("utf-8", "surrogateescape")
-
-
-def _end_with_parent() -> None:
-    """In a child before it is executed: it must not continue when the run that waits for it is killed."""
-    import ctypes
-    import signal
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -38,8 +38,8 @@ def converge(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str
     commit = place.commit()
     if commit and place.whole(commit) and not (params["update"] and not params["offline"]):
         found = result(place, commit, False, "%s is there" % place.shown)
-        return found if params["defer"] else _tidied(place, found, check_mode)
-    if params["defer"]:
+        return found if params["defer_downloads"] else _tidied(place, found, check_mode)
+    if params["defer_downloads"]:
         said = "%s is not there yet" % place.shown
         return dict(result(place, commit or "", False, said), path=None, needs=[place.key])
     _check_token(params["token"])

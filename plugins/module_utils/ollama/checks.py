@@ -251,6 +251,7 @@ def _generates(model: str) -> Check:
                 "%s answered with HTTP 200 but generated nothing (done: %s, eval_count: %s); expected one token"
                 % (model, answer.body.get("done"), answer.body.get("eval_count")),
             )
+        proof.figures["answer"] = "a token"
 
     return check
 
@@ -269,6 +270,7 @@ def _loaded(model: Optional[str], spread: bool) -> Callable[[Proof], Expected]:
         entry: Optional[Dict] = next((one for one in listed if names.same(str(one.get("name", "")), model)), None)
         if entry is None:
             return idle
+        proof.figures["loaded"] = model
         size, on_gpu = number(entry.get("size")), number(entry.get("size_vram"))
         if not on_gpu:
             message = "%s is loaded, but runs on the CPU alone; %s" % (model, CPU_REASONS)

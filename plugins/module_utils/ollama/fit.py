@@ -79,10 +79,7 @@ class Fit:
             sizing.contexts(
                 stored.context or self.server.context, stored.header, sum(each["total_bytes"] or 0 for each in memory)
             ),
-            parallel=self.server.parallel,
-            spread=self.server.spread,
-            cache_type=self.server.cache_type,
-            flash_attention=self.server.flash_attention,
+            sizing.Serving(*self.server.serving),
         )
         self.estimate = sizing.describe(found, [device["index"] for device in devices])
         if found.fits:

@@ -102,12 +102,9 @@ class Header(NamedTuple):
     key_length: int
     value_length: int
     vocabulary: int
-    embeds_only: bool
     layer_bytes: Tuple[int, ...]
     output_bytes: int
     """The output layer, the token embedding where the file has no own matrix for the output."""
-    input_bytes: int
-    """What stays in the host's memory."""
 
     @property
     def layers(self) -> int:
@@ -241,15 +238,13 @@ def _header(
         )
     heads = max(per_layer("attention.head_count", 1)) or 1
     layer_bytes = [0] * layers
-    output = rest = 0
+    output = 0
     for name, size in sizes.items():
         part = re.match(r"blk\.([0-9]{1,5})\.", name)
         if part and int(part.group(1)) < layers:
             layer_bytes[int(part.group(1))] += size
         elif name.startswith("output"):
             output += size
-        else:
-            rest += size
     if "output.weight" not in sizes:  # the output layer uses the token embedding, and then it lies on a GPU, too
         output += sizes.get("token_embd.weight", 0)
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -269,10 +264,8 @@ def _header(
         key_length=of("attention.key_length", embedding // heads),
         value_length=of("attention.value_length", embedding // heads),
         vocabulary=of("vocab_size") or (tokens if isinstance(tokens, int) else 0),
-        embeds_only="%s.pooling_type" % architecture in metadata,
         layer_bytes=tuple(layer_bytes),
         output_bytes=output,
-        input_bytes=rest,
     )
 
 

@@ -15,13 +15,13 @@ from typing import Any, List, Mapping, Optional, Sequence
 
 from ..converge import account
 from ..converge.model import Step
-from ..serving.model import Service
+from ..serving.model import Installs, Service
 from ..serving.release import BackStep, ProgramStep, ReleaseStep, with_checksums
 from ..serving.sources import Release
 from ..serving.switch import Layout
 from ..serving.template import TemplateStep
 from ..toolbox.errors import Refused
-from . import releases
+from . import releases, settings
 from .storage import USER
 
 HOME = "/usr/share/ollama"
@@ -105,6 +105,22 @@ def _release(options: Mapping[str, Any]) -> Optional[Release]:
         os.uname().machine,
     )
     return found and with_checksums(found, options["remote_src"])
+
+
+def installs(options: Mapping[str, Any], listen: Any) -> Installs:
+    """Which release takes the place of which; the one in use is asked for its version, if it runs.
+
+    :param listen: where the service will listen, which is rarely another address than until now.
+    """
+    if not os.path.lexists(os.path.join(options["prefix"], "bin", "ollama")):
+        return Installs(options["version"], first=True)
+    from .api import Api, ApiError
+
+    try:
+        before = Api(*settings.reachable_at("%s:%d" % (listen.address, listen.port))).version(timeout=2)
+    except (ApiError, ValueError):
+        before = None
+    return Installs(options["version"], before)
 
 
 def check_library(library: Optional[str], prefix: str, needed: Sequence[Step]) -> None:

@@ -112,15 +112,7 @@ class Loader:
         contexts = self._contexts(item, shown, header, total)
 
         def estimate(room: List[int]) -> sizing.Estimate:
-            return sizing.estimate(
-                header,
-                room,
-                contexts,
-                parallel=self.catalog.server.parallel,
-                spread=self.catalog.server.spread,
-                cache_type=self.catalog.server.cache_type,
-                flash_attention=self.catalog.server.flash_attention,
-            )
+            return sizing.estimate(header, room, contexts, sizing.Serving(*self.catalog.server.serving))
 
         # what this model itself holds is freed when it is loaded again
         own = server.held_by_worker(facts, self.catalog.server.unit, blob)[0]

@@ -47,14 +47,15 @@ def converge(
         found = server.find(unit, params["host"], system)
     except Failed as error:
         if check_mode and params["host"] is None:  # what would start it may have been skipped in check mode, too
-            return {"changed": bool(declared), "unit": unit, "models": [], "msg": "not compared: %s" % error}
+            said = "not compared, as %s does not run yet: %s" % (unit, ", ".join(item["name"] for item in declared))
+            return {"changed": bool(declared), "unit": unit, "models": [], "msg": said}
         raise Refused(str(error)) from None
     limits = Limits(float(params["timeout"]), float(params["stall_timeout"]), margin)
     catalog = Catalog(found, system, params, limits, check_mode, warn)
     run = _Run(catalog, declared, gather or partial(gpu_facts.gather_for, params["facts_timeout"]))
     try:
         run.begin()
-        deferred = run.deferred() if params["defer_pulls"] and not check_mode else None
+        deferred = run.deferred() if params["defer_downloads"] and not check_mode else None
         if deferred:
             return deferred
         if not check_mode:

@@ -233,6 +233,21 @@ OPTIONS = table(
         If nothing changed, nothing is loaded. The model is then checked only if it is already loaded.""",
     ),
     Option(
+        "prove",
+        "str",
+        """When O(prove_model) has to generate a token.
+
+        V(change) has it do so after a change. V(now) also where nothing changes, in check mode too: the model is loaded
+        if it is not, and nothing is restarted.
+
+        V(later) is V(change), except that the model may still be missing. The service is then configured without it,
+        and RV(proof_due) says that the model must be downloaded and proven with V(now).""",
+        choices=("change", "now", "later"),
+        default="change",
+        only="module",
+        per_host=True,
+    ),
+    Option(
         "prove_fit",
         "str",
         """What to do if O(prove_model) does not fit, as estimated from the header of its file and the free memory of

@@ -84,8 +84,8 @@ def _checksum(place: str, given: Any, several: bool) -> Optional[str]:
         written = given
     if not written and is_url(place):
         raise Refused(
-            "%s needs archive_checksum, the SHA-256 of the file, which sha256sum.txt of the release lists;"
-            " the word %s does without" % (without_secrets(place), UNVERIFIED)
+            "%s needs archive_checksum, the SHA-256 of the file, which %s/sha256sum.txt lists; the word %s does without"
+            % (without_secrets(place), without_secrets(place).rpartition("/")[0], UNVERIFIED)
         )
     return parse_checksum(str(written)) if written else None
 

@@ -12,7 +12,6 @@ import re
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from ..seeding import offer
-from ..systemd.manager import System
 from ..systemd.unit import unit_name
 from ..toolbox import users
 from ..toolbox.errors import Failed
@@ -24,19 +23,17 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _LARGEST = 16 << 20  # bytes of a manifest
 
 
-def converge(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
-    """Start or stop offering models; see :func:`offer.converge`."""
-    system = system or System()
-    return offer.converge(params, check_mode, warn, system, lambda: _read_offer(params, system))
+def read(params: Mapping[str, Any], system: Any) -> offer.Offer:
+    """What is offered of the store of a running server.
 
-
-def _read_offer(params: Mapping[str, Any], system: Any) -> offer.Offer:
-    unit = unit_name(params["name"])
+    :raises Failed: the server or a model is not there, or may not be read.
+    """
+    unit, wanted = unit_name(params["unit"]), [model["name"] for model in params["models"]]
     store, ids = _store(unit, params["host"], system)
     found = offer.Offer({}, {}, ids.uid, {}, _MANIFEST)
     # the store is its user's, who must not have root read other files
-    told = users.as_user(ids, lambda: [_read(store, name) for name in params["models"]])
-    for name, (content, blobs) in zip(params["models"], told):
+    told = users.as_user(ids, lambda: [_read(store, name) for name in wanted])
+    for name, (content, blobs) in zip(wanted, told):
         digest = hashlib.sha256(content.encode("utf-8")).hexdigest()
         found.manifests["sha256:" + digest] = content
         found.blobs.update(blobs)

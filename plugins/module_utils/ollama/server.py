@@ -32,25 +32,19 @@ class Server(NamedTuple):
         return self.environ.get("OLLAMA_MODELS") or (os.path.join(home, ".ollama", "models") if home else None)
 
     @property
-    def spread(self) -> bool:
-        return self._flag("OLLAMA_SCHED_SPREAD", False)
-
-    @property
-    def flash_attention(self) -> bool:
-        return self._flag("OLLAMA_FLASH_ATTENTION", True)
-
-    @property
-    def parallel(self) -> int:
-        return self._number("OLLAMA_NUM_PARALLEL") or 1
+    def serving(self) -> Tuple[int, bool, str, bool]:
+        """How it loads and serves models, for sizing.Serving."""
+        return (
+            self._number("OLLAMA_NUM_PARALLEL") or 1,
+            self._flag("OLLAMA_SCHED_SPREAD", False),
+            self.environ.get("OLLAMA_KV_CACHE_TYPE") or "f16",
+            self._flag("OLLAMA_FLASH_ATTENTION", True),
+        )
 
     @property
     def context(self) -> int:
         """Tokens where neither request nor model name them; 0: chosen by the memory of the GPUs."""
         return self._number("OLLAMA_CONTEXT_LENGTH")
-
-    @property
-    def cache_type(self) -> str:
-        return self.environ.get("OLLAMA_KV_CACHE_TYPE") or "f16"
 
     def devices(self, facts: Dict[str, Any]) -> List[Dict[str, Any]]:
         """The GPUs that it may use, out of the facts.
@@ -88,7 +82,7 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
         environ = main_environ(system, unit, _PASSING)[1]
     except ManagerError as error:
         if host is None:
-            raise Failed("%s; run this with become: true, or name the server by host" % error) from None
+            raise Failed("%s, or name the server by host" % error) from None
     if not environ and host is None:
         raise Failed(
             "%s does not run on this host; expected a running Ollama. Start it (ollama_service), or name the server by "

@@ -17,6 +17,7 @@ from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Servic
 from ..serving.stop import AwaitMemory
 from ..systemd.manager import System
 from ..toolbox.errors import Refused
+from ..toolbox.text import near
 from . import checks, install, names, settings, storage
 from . import store as stores
 from .fit import Fit
@@ -59,12 +60,13 @@ class Ollama:
         moves = storage.moving(service, host.system, user, store)
         steps += moves
         places = [store or "", *(step.old for step in moves if hasattr(step, "old"))]
-        _check_model(options["prove_model"], places, user)
+        model = options["prove_model"]
+        there = _has_model(options, places, user)
         install.check_library(options["llm_library"], options["prefix"], steps)
         fit = None
-        if options["prove_model"] and store:
+        if there and store:
             environ = dict(others, **wanted.environment)
-            fit = Fit(options["prove_model"], places, environ, host.facts, unit, user, options["prove_fit"], host.warn)
+            fit = Fit(model, places, environ, host.facts, unit, user, options["prove_fit"], host.warn)
         spread = wanted.effective.get("OLLAMA_SCHED_SPREAD") == "true"
         home = install.home(user)
         return Declared(
@@ -74,7 +76,7 @@ class Ollama:
             steps=steps,
             checks=checks.checks(
                 wanted.effective,
-                model=options["prove_model"],
+                model=model if there else None,
                 version=options["version"],
                 uneven=options["uneven_spread"],
                 warn=host.warn,
@@ -85,12 +87,16 @@ class Ollama:
             timeout=options["timeout"],
             pre_change_check=fit,
             warnings=wanted.warnings,
+            install_hint="set ollama_version, with ollama_archive_checksum or ollama_mirror, to have it installed",
+            unproven="" if there else "%s is not in the store yet" % model if model else "prove_model is not set",
             own=Own(spread, fit),
         )
 
     def preflight(self, plan: Plan, host: Host) -> None:
         """:raises Refused, Needed: its release cannot be installed, or lies on the controller."""
         release.preflight(plan.declared.steps, plan.service.options["remote_src"], host)
+        if any(isinstance(step, release.ReleaseStep) and step.needed() for step in plan.declared.steps):
+            plan.declared.installs = install.installs(plan.service.options, plan.declared.listen)
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """What a killed run has left of a move of its models is cleaned up."""
@@ -105,14 +111,18 @@ class Ollama:
         options, own, gpus = plan.service.options, plan.declared.own, plan.gate.gpus()
         spread, visible = " spread" if own.spread else "", plan.declared.environment.get("CUDA_VISIBLE_DEVICES")
         parts = []
+        indexes = ",".join(str(gpu["index"]) for gpu in gpus)
         if options["isolate"]:
-            parts.append("alone with GPU %s%s" % (",".join(str(gpu["index"]) for gpu in gpus), spread))
+            parts.append("alone with GPU %s%s" % (indexes, spread))
+        elif visible and visible.startswith("GPU-"):
+            parts.append("CUDA_VISIBLE_DEVICES by UUID, GPU %s%s" % (indexes, spread))
         elif visible is not None:
             parts.append("CUDA_VISIBLE_DEVICES=%s%s" % (visible, spread))
         used = [gpu["used_bytes"] for gpu in gpus if gpu["used_bytes"]]
-        if options["prove_model"] and used and (proof.changed or not outcome.remedied):  # else it is what is wrong
+        if used and proof.figures.get("loaded") and (proof.changed or not outcome.remedied):  # else it is what is wrong
             parts.append("%s on %d GPU%s" % (options["prove_model"], len(used), "s"[: len(used) != 1]))
         more: Dict[str, Any] = {"version": proof.figures.get("version"), "visible_devices": plan.placed.visible}
+        more["proof_due"] = bool(options["prove_model"] and plan.declared.unproven)
         if own.fit and own.fit.estimate is not None:
             ratio = own.fit.ratio(sum(used))
             more.update({"estimate": own.fit.estimate}, **({"estimate_ratio": ratio} if ratio else {}))
@@ -190,17 +200,28 @@ def _listen(wanted: settings.Declared, others: Mapping[str, str]) -> Listen:
         return Listen(settings.DEFAULT_HOST, settings.DEFAULT_PORT, declared=False)
 
 
-def _check_model(model: Optional[str], places: Sequence[str], user: str) -> None:
-    """:raises Refused: no store has the model that is to prove the service."""
+def _has_model(options: Mapping[str, Any], places: Sequence[str], user: str) -> bool:
+    """Whether there is a model to prove the service with: it is declared, and in a store.
+
+    :raises Refused: it is declared, and no store has it, although nobody is about to put it there (``prove: later``).
+    """
+    model = options["prove_model"]
     if not model:
-        return
+        return False
     try:
         found = [names.manifest(place, model) for place in places]
     except ValueError as error:
         raise Refused("prove_model: %s" % error) from None
     store = places[0]
-    if not (store and any(os.path.isfile(manifest) for manifest in found)):
-        raise Refused(
-            "prove_model: the store of this host, %s, has no model %s%s; pull it first, or leave prove_model out"
-            % (store or "of user %s" % user, model, " (no file %s)" % found[0] if store else "")
+    if store and any(os.path.isfile(manifest) for manifest in found):
+        return True
+    if options["prove"] == "later":
+        return False
+    raise Refused(
+        "prove_model: the store of this host, %s, has no model %s%s; expected one that is there, or among the declared "
+        "models (ollama_models): add it to them, download it first, or leave prove_model out%s"
+        % (
+            *(store or "of user %s" % user, model, " (no file %s)" % found[0] if store else ""),
+            near(model, stores.names_in(store, user)) if store else "",
         )
+    )

@@ -35,6 +35,19 @@ _ELEMENTS = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 
 _ELEMENTS.update({"q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32})
 
 
+class Serving(NamedTuple):
+    """How a server loads and serves a model."""
+
+    parallel: int = 1
+    spread: bool = False
+    cache_type: str = "f16"
+    flash_attention: bool = True
+    """Whether it may use it."""
+
+
+_DEFAULTS = Serving()
+
+
 class Share(NamedTuple):
     """What one GPU takes, in bytes."""
 
@@ -106,42 +119,21 @@ def cache_bytes(header: Header, context: int, parallel: int = 1, cache_type: str
     return [int(context * parallel * per_head * heads) for heads in header.kv_heads]
 
 
-def estimate(
-    header: Header,
-    free: Sequence[int],
-    contexts: Sequence[int],
-    *,
-    parallel: int = 1,
-    spread: bool = False,
-    cache_type: str = "f16",
-    flash_attention: bool = True,
-    margin: int = MARGIN_BYTES,
-) -> Estimate:
+def estimate(header: Header, free: Sequence[int], contexts: Sequence[int], serving: Serving = _DEFAULTS) -> Estimate:
     """Where the model will go.
 
     :param free: free bytes of each GPU that the server may use; at least one.
     :param contexts: tokens of context to try in turn, at least one; the first that fits is taken, else the last.
-    :param spread: OLLAMA_SCHED_SPREAD.
-    :param flash_attention: whether the server may use it.
-    :param margin: bytes that stay free on each GPU.
     """
     for context in contexts:
-        found = _estimate(header, list(free), context, parallel, spread, cache_type, flash_attention, margin)
+        found = _estimate(header, list(free), context, serving)
         if found.fits or context == contexts[-1]:
             break
     return found
 
 
-def _estimate(
-    header: Header,
-    free: List[int],
-    context: int,
-    parallel: int,
-    spread: bool,
-    cache_type: str,
-    flash_attention: bool,
-    margin: int,
-) -> Estimate:
+def _estimate(header: Header, free: List[int], context: int, serving: Serving) -> Estimate:
+    parallel, spread, cache_type, flash_attention = serving
     cache = cache_bytes(header, context, parallel, cache_type)
     least_heads = min([heads for heads in header.kv_heads if heads] or [0])
     # Ollama's own prediction: always f16, always the smallest number of heads
@@ -158,7 +150,7 @@ def _estimate(
     cells = context * parallel
     batch = _batch(cells, predicted, sum(free[index] for index in places)) if flash_attention else BATCH
     shares = _split(header, cache, cells, batch, places, room)
-    missing = max([share.buffers + margin - left for share, left in zip(shares, room)] + [0])
+    missing = max([share.buffers + MARGIN_BYTES - left for share, left in zip(shares, room)] + [0])
     return Estimate(
         fits=missing <= 0,
         spread=len(places) > 1,

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from ..converge import account
 from ..converge.model import Step, StepError
 from ..converge.override import DROP_IN
+from ..serving import access
 from ..serving.foreign import foreign
 from ..serving.model import Service
 from ..toolbox.errors import Refused
@@ -39,10 +40,10 @@ def check(user: str, store: Optional[str], steps: Sequence[Step]) -> None:
     why = stores.refused(store, user, to_be_made=creates is not None) if store else None
     if why and creates and store:
         why = _prepared(user, store, steps, why)
-    if why and creates and not account.exists(user):
+    if why and creates and not account.exists(user) and access.OTHER_FOLDER not in why:
         why += ", after %s, as there is no such user yet" % " ".join(creates.command)
     if why:
-        raise Refused("the models' directory: %s" % why)
+        raise Refused("models_dir: %s" % why)
 
 
 def _prepared(user: str, store: str, steps: Sequence[Step], why: str) -> Optional[str]:

@@ -16,7 +16,9 @@ import stat
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from ..converge import install_record
+from ..converge.model import StepError
 from ..serving import access
+from .names import REGISTRY
 
 TOPS = ("blobs", "manifests")
 BLOB = re.compile(r"blobs/sha256-([0-9a-f]{64})\Z")
@@ -58,6 +60,16 @@ def holding(path: str, strict: bool = False) -> Holding:
                     if size is not None and (top == "blobs" or size <= _LARGEST):
                         files[relative] = size
     return Holding(path, files)
+
+
+def names_in(path: str, user: str) -> List[str]:
+    """The models of a store as people call them, found with the rights of a user; none where it may not look."""
+    try:
+        found = access.with_rights_of(user, lambda: holding(path).models)
+    except StepError:
+        return []
+    called = (":".join(file[len("manifests/") :].rsplit("/", 1)) for file in found)
+    return [re.sub("^%s/(library/)?|:latest$" % re.escape(REGISTRY), "", name) for name in called]
 
 
 def _size(path: str) -> Optional[int]:

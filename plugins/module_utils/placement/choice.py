@@ -40,9 +40,10 @@ def place(options: Mapping[str, Any], facts: Dict[str, Any], unit: str, counts_v
             raise Refused("isolate requires GPUs, but visible_devices is none")
         return Placed([], None, cpu=True)
     fault = facts["fault"]
-    if fault and (wanted is None or all(device["health"]["lost"] for device in facts["devices"])):
-        # GPUs that still answer may be chosen by a list or a policy while another one is lost
-        raise Refused("%s: %s; %s" % (fault["code"], fault["text"], fault["remedy"]))
+    dead = all(device["health"]["lost"] for device in facts["devices"])
+    if fault and (wanted is None or dead):
+        others = "" if dead else ", or set visible_devices: all to serve on the others"
+        raise Refused("%s: %s; %s%s" % (fault["code"], fault["text"], fault["remedy"], others))
     by_hand = environment.get(VARIABLE)
     if VARIABLE in environment:
         wish: Any = _by_variable(wanted, by_hand, isolate)

@@ -14,6 +14,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from ..toolbox import record
 from ..toolbox.errors import Failed
 from .interpreters import find_uv
 from .wheels import Choice
@@ -145,21 +146,17 @@ class Builder:
         device = "cpu" if choice.cuda == "cpu" else "cuda"
         names = IMPORTS.get(choice.engine, (choice.engine,))
         said = self._run([self.python, "-c", source_of(environment_check), device, *names], hint=_test_hint)
-        record = json.loads(said.rstrip("\n").rpartition("\n")[2])
-        record.update(
+        found = json.loads(said.rstrip("\n").rpartition("\n")[2])
+        found.update(
             hash=asked(choice, self.interpreter), asked=_as_asked(choice, self.interpreter), python=self.interpreter
         )
-        record_file = os.path.join(self.path, "." + MARKER)
-        with open(record_file, "w", encoding="utf-8") as file:
-            json.dump(record, file, sort_keys=True, indent=1)
         os.chmod(self.path, 0o755)
         files.sync_all(self.path)
-        os.rename(record_file, os.path.join(self.path, MARKER))
-        files.sync_folder(self.path)
+        record.write(os.path.join(self.path, MARKER), found)
 
     def _run(self, command: Sequence[str], hint: Any = None) -> str:
         """Standard output of a program; Failed with its last words when it fails."""
-        from ..toolbox.users import home
+        from ..toolbox.users import end_with_parent, home
 
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA"))
@@ -172,11 +169,10 @@ class Builder:
             done = subprocess.run(
                 list(command),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 env=environment,
                 cwd="/",
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
                 timeout=self.sources.timeout,
                 check=False,
             )
@@ -213,12 +209,7 @@ def _as_asked(choice: Choice, interpreter: str) -> Dict[str, Any]:
 
 def read_record(path: str) -> Dict[str, Any]:
     """What was written when an environment was whole; nothing when it is not."""
-    try:
-        with open(os.path.join(path, MARKER), encoding="utf-8") as file:
-            record = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return record.read(os.path.join(path, MARKER))
 
 
 def _dist_name(requirement: str) -> str:
@@ -241,14 +232,6 @@ def masked(text: str) -> str:
     import re
 
     return re.sub(r"(://)[^/@\s]*@", r"\1***@", text)
-
-
-def _end_with_parent() -> None:
-    """In a child before it is executed: it must stop writing when the one that waits for it is killed."""
-    import ctypes
-    import signal
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _venv_hint(words: str, builder: Builder) -> str:

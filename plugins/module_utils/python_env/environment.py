@@ -16,9 +16,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from contextlib import contextmanager, suppress
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from ..toolbox import files
 from ..toolbox.errors import Failed
 from .build import MARKER, Builder, Sources, asked, masked, read_record
 from .interpreters import find_interpreter
@@ -26,7 +27,7 @@ from .wheels import Choice
 
 ROOT = "/opt/gpufleet"
 UNITS = "/etc/systemd/system"
-_NEW, _ASIDE = "%s.new", ".aside"
+_ASIDE = ".aside"
 
 
 class EnvironmentStep:
@@ -60,19 +61,14 @@ class EnvironmentStep:
         return self.link("current") != self.name or not self.built()
 
     def diff(self) -> Dict[str, str]:
-        def shown(name: Optional[str]) -> str:
-            if not name:
-                return ""
-            record = read_record(os.path.join(self.folder, name))
-            packages = " ".join(record.get("asked", {}).get("packages", [])) if record else "not whole"
-            return "%s -> %s (%s)\n" % (os.path.join(self.folder, "current"), name, packages)
+        def shown(name: str, packages: Sequence[str]) -> str:
+            return "%s -> %s (%s)\n" % (self._in("current"), name, " ".join(packages))
 
-        after = "%s -> %s (%s)\n" % (
-            os.path.join(self.folder, "current"),
-            self.name,
-            masked(" ".join(self.choice.packages)),
-        )
-        return {"before": shown(self.link("current")), "after": after}
+        before = self.link("current")
+        record = read_record(self._in(before)) if before else {}
+        packages = record.get("asked", {}).get("packages", []) if record else ["not whole"]
+        after = shown(self.name, [masked(package) for package in self.choice.packages])
+        return {"before": shown(before, packages) if before else "", "after": after}
 
     def apply(self) -> None:
         """Build what is missing, then switch.
@@ -98,8 +94,9 @@ class EnvironmentStep:
         if self._made:
             _remove(self.path)
             self._made = False
-            for folder in (self.folder, os.path.dirname(self.folder)):
-                _remove_empty(folder)
+            with suppress(OSError):  # it has something of someone else's, or is gone
+                os.rmdir(self.folder)
+                os.rmdir(os.path.dirname(self.folder))
 
     # --- by itself
 
@@ -113,10 +110,7 @@ class EnvironmentStep:
 
     def link(self, name: str) -> Optional[str]:
         """Name of the environment that ``current`` or ``previous`` points to."""
-        try:
-            return os.readlink(os.path.join(self.folder, name))
-        except OSError:
-            return None
+        return files.link(self._in(name))
 
     def build(self) -> None:
         """Build and test the environment next to the one in use, unless it exists.
@@ -174,7 +168,8 @@ class EnvironmentStep:
 
     def leftovers(self) -> List[str]:
         """Names of what killed runs have left and no run is working on."""
-        links = [name for name in (_NEW % "current", _NEW % "previous") if os.path.lexists(self._in(name))]
+        beside = [name + files.BESIDE for name in ("current", "previous")]
+        links = [name for name in beside if os.path.lexists(self._in(name))]
         left = [name for name in self._environments() if self._outlived(name)]
         return links + [name for name in left if _free(self._in(name)) and not _writer(self._in(name))]
 
@@ -212,11 +207,7 @@ class EnvironmentStep:
             names = sorted(os.listdir(self.folder))
         except OSError:
             return []
-        return [
-            name
-            for name in names
-            if os.path.isdir(os.path.join(self.folder, name)) and not os.path.islink(os.path.join(self.folder, name))
-        ]
+        return [name for name in names if os.path.isdir(self._in(name)) and not self.link(name)]
 
     def _build_whole(self) -> None:
         """Build, or leave everything as it was."""
@@ -245,19 +236,10 @@ class EnvironmentStep:
         _remove(aside)
 
     def _point(self, name: str, target: Optional[str]) -> None:
-        from ..toolbox import files
-
-        path = os.path.join(self.folder, name)
-        if target is None:
-            if os.path.islink(path):
-                os.unlink(path)
-            return
-        link = self._in(_NEW % name)
-        if os.path.lexists(link):
-            os.unlink(link)
-        os.symlink(target, link)
-        os.replace(link, path)
-        files.sync_folder(self.folder)
+        if target is not None:
+            files.point(self._in(name), target)
+        elif self.link(name):
+            os.unlink(self._in(name))
 
 
 def _await_idle(path: str, timeout: float) -> None:
@@ -307,13 +289,9 @@ def _texts(folder: str) -> List[str]:
 
 def _remove(path: str) -> None:
     """Remove an environment, if there is one: first what says that it is whole, as a kill may leave the rest."""
-    from ..toolbox import files
-
-    try:
+    with suppress(OSError):
         os.unlink(os.path.join(path, MARKER))
         files.sync_folder(path)
-    except OSError:
-        pass
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -336,10 +314,3 @@ def _free(path: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def _remove_empty(folder: str) -> None:
-    try:
-        os.rmdir(folder)
-    except OSError:
-        pass  # it has something of someone else's, or is gone

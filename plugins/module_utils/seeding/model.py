@@ -6,25 +6,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Mapping
 
 from ..model_source import hub
 from ..model_source.place import Place
-from ..systemd.manager import System
 from ..toolbox.errors import Failed
 from . import offer
 
 _NOBODY = 65534  # the files are readable by all
 
 
-def converge(params: Mapping[str, Any], check_mode: bool, warn: Any, system: Optional[Any] = None) -> Dict[str, Any]:
-    """Start or stop offering models; see :func:`offer.converge`."""
-    return offer.converge(params, check_mode, warn, system or System(), lambda: _read_offer(params["models"]))
+def read(params: Mapping[str, Any], system: Any) -> offer.Offer:
+    """What is offered of the models that model_source has downloaded.
 
-
-def _read_offer(models: List[Dict[str, Any]]) -> offer.Offer:
+    :raises Failed: one of them is not there, or not whole.
+    """
     found = offer.Offer({}, {}, _NOBODY)
-    for model in models:
+    for model in params["models"]:
         place = Place(model)
         found.models[place.key] = _told(place, found.blobs)
     return found

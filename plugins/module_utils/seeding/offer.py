@@ -10,9 +10,10 @@ import re
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from ..programs import seed_server
+from ..systemd.manager import System
 from ..toolbox.errors import Failed, Refused
 from ..toolbox.source import source_of
 
@@ -46,27 +47,34 @@ class Offer(NamedTuple):
     type: str = ""
 
 
+Readers = Mapping[str, Callable[[Mapping[str, Any], Any], Offer]]
+"""By the source of models ``(params, system) -> Offer``: what is offered of them."""
+
+
 def converge(
-    params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Any, read: Callable[[], Offer]
+    params: Mapping[str, Any],
+    check_mode: bool,
+    warn: Callable[[str], None],
+    readers: Readers,
+    system: Optional[Any] = None,
 ) -> Dict[str, Any]:
     """Start or stop offering models at a port.
 
     A host that cannot seed is not a failure: its peers then use the registry or the hub.
 
     :param warn: called where this host cannot seed.
-    :param read: returns what is to be offered.
     :returns: the module's result.
     :raises Refused: the declaration is wrong.
     """
     try:
-        return _converge(params, check_mode, system, read)
+        return _converge(params, check_mode, readers, system or System())
     except (Failed, OSError) as error:
         message = "does not seed: %s" % error
         warn(message)
         return {"changed": False, "models": {}, "unit": "", "msg": message}
 
 
-def _converge(params: Mapping[str, Any], check_mode: bool, system: Any, read: Callable[[], Offer]) -> Dict[str, Any]:
+def _converge(params: Mapping[str, Any], check_mode: bool, readers: Readers, system: Any) -> Dict[str, Any]:
     own = "gpufleet-seed-%d.service" % params["port"]
     runs = system.show(own).get("ActiveState") in ("active", "activating", "deactivating")
     if params["state"] == "stopped":
@@ -77,7 +85,10 @@ def _converge(params: Mapping[str, Any], check_mode: bool, system: Any, read: Ca
         raise Refused("token: expected 32 hexadecimal digits in small letters, new for each run")
     if not params["models"]:
         raise Refused("models: is empty; expected what is to be offered")
-    offered = read()
+    read = {readers[model["source"]] for model in params["models"]}
+    if len(read) > 1:
+        raise Refused("models: those of Ollama and those of a hub need a call, and a port, each")
+    offered = read.pop()(params, system)
     address = params["address"] or local_address_towards(params["peers"] or ())
     if not check_mode:
         if runs:

@@ -17,6 +17,9 @@ from ..toolbox.users import STRANGERS, Ids, as_user, ids_of
 LIMIT = 60
 """Seconds to look through a folder."""
 
+OTHER_FOLDER = "choose a folder that is in no home"
+"""Advice for a folder in a home: nobody should open a home to a service."""
+
 
 def ids(user: str) -> Ids:
     """The ids of a user; of one that does not exist yet, ids that nothing belongs to."""
@@ -68,6 +71,11 @@ def refused(
     if mode == os.F_OK:
         return "%s is not a directory" % path
     owner = "%s, mode %04o" % (_name_of(uid), permissions)
+    if mode == os.X_OK and (place + "/").startswith(("/root/", "/home/")):
+        return "%s cannot enter %s (owner %s), a parent of %s; %s, such as /srv/%s" % (
+            *(user, place, owner, path),
+            *(OTHER_FOLDER, user),
+        )
     if mode == os.X_OK:
         return "%s cannot enter %s (owner %s), a parent of %s; chmod o+x %s, or setfacl -m u:%s:x %s" % (
             user,

@@ -67,6 +67,17 @@ class Listen(NamedTuple):
     """The address as it was written, for messages."""
 
 
+class Installs(NamedTuple):
+    """A release that takes the place of another one."""
+
+    after: Optional[str] = None
+    """Its version; None where that is not declared."""
+    before: Optional[str] = None
+    """The version in use until then; None where it is unknown."""
+    first: bool = False
+    """Whether there was none."""
+
+
 @dataclass
 class Declared:
     """What an engine wants of one service. The serving floor adds its claim, isolation and the sandbox."""
@@ -101,6 +112,12 @@ class Declared:
     pre_change_check: Optional[Callable[[], Optional[str]]] = None
     warnings: List[str] = field(default_factory=list)
     """Reported where the service is going to be started, not on every run."""
+    installs: Optional[Installs] = None
+    """Set by ``preflight`` where another release is going to be installed."""
+    install_hint: str = "install it first"
+    """What to do where its unit does not exist, for the message."""
+    unproven: str = ""
+    """Why its model is not going to answer even after a change, in a few words."""
     own: Any = None
     """What the engine keeps of its decisions, for ``preflight`` and ``describe``."""
 
@@ -143,6 +160,19 @@ class Cause(NamedTuple):
         return self.line + (": " + self.advice if self.advice else "")
 
 
+CauseTable = Sequence[Tuple[str, str, str]]
+"""Words of a line, the verdict that they mean, and the advice; the first row that any line has is the cause."""
+
+
+def known_cause(table: CauseTable, lines: Sequence[str]) -> Optional[Cause]:
+    """The cause out of a table; its line is the last one that has the words. None where no line has any."""
+    for words, verdict, advice in table:
+        for text in reversed(lines):
+            if words in text:
+                return Cause(verdict, text.strip(), advice)
+    return None
+
+
 class Engine(Protocol):
     """What an engine has of its own. Everything else is the serving floor's."""
 
@@ -163,6 +193,7 @@ class Engine(Protocol):
 
     def preflight(self, plan: Plan, host: Host) -> None:
         """Look at what a start would run into; called only where there will be one, before anything is written.
+        Notes in ``plan.declared.installs`` which release it brings.
 
         :raises Refused: it would fail.
         """
@@ -174,4 +205,5 @@ class Engine(Protocol):
         """Why a process ended, from the last lines that it logged, oldest first."""
 
     def describe(self, plan: Plan, proof: Proof, outcome: Outcome) -> Tuple[List[str], Dict[str, Any]]:
-        """The engine's parts of the summary line, and its keys of the result."""
+        """The engine's parts of the summary line, and its keys of the result, ``version`` among them where it is known.
+        A check that had the model answer has put ``answer`` into the proof's figures."""

@@ -64,7 +64,7 @@ COMMON = (
         """Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template
         C(NAME@.service), which is created if it does not exist. C(NAME.service) itself is left alone.
 
-        An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
+        An instance takes the options that it leaves out from those next to this one. Its C(environment) is
         merged over O(environment).
 
         All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
@@ -89,12 +89,14 @@ COMMON = (
         "raw",
         """The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
 
-        V(all), a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with any of the keys
-        C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in the GPU's name),
-        C(healthy) (default true) and C(exclude_display).
+        V(all) that are healthy, a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with any
+        of the keys C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in the
+        GPU's name), C(healthy) (default true) and C(exclude_display).
 
-        A GPU that does not exist is rejected before anything is changed. So are an unhealthy GPU under V(all) and a
-        policy that selects no GPU.""",
+        V(all) leaves out a GPU that is lost or has memory errors, and the result says so. One that is only slowed down
+        stays. A run after the repair takes the GPU in again.
+
+        A GPU that does not exist is rejected before anything is changed, and so is a policy that selects no GPU.""",
     ),
     Option(
         "share_gpus",
@@ -131,6 +133,18 @@ COMMON = (
         default=False,
     ),
     Option("environment", "dict", "Further variables of the process.", default={}),
+    Option(
+        "prove",
+        "str",
+        """When the model of a service has to answer a request.
+
+        V(change) has it answer after a change. V(now) also where nothing changes, in check mode too: the model is
+        loaded if it is not, and nothing is restarted. It fails if the model does not answer.""",
+        choices=("change", "now"),
+        default="change",
+        only="module",
+        per_host=True,
+    ),
     Option("facts_timeout", "float", "Seconds that reading the GPUs may take.", default=10.0, per_host=True),
 )
 """What every engine has."""

@@ -15,10 +15,11 @@ import os
 from typing import Any, Dict, Optional, Sequence
 
 from ..converge.model import Step, StepError
+from ..toolbox import files
 from ..toolbox.errors import Needed, Refused
 from .model import Host
 from .sources import UNVERIFIED, Release, Source, is_url, without_secrets
-from .switch import MARKER, Layout, Switch, discard, link
+from .switch import MARKER, Layout, Switch, discard
 
 
 def with_checksums(release: Release, remote_src: bool) -> Release:
@@ -62,7 +63,7 @@ class ReleaseStep:
 
         links = self.switch.links(self.name)
         return {
-            "before": "".join(shown(link(path), path) for path in links),
+            "before": "".join(shown(files.link(path), path) for path in links),
             "after": "".join(shown(to, path) for path, to in links.items()),
         }
 
@@ -104,7 +105,6 @@ class ReleaseStep:
             return marker.read(100).strip() == self.key.encode()
 
     def _unpack(self) -> None:
-        from ..toolbox import files
         from . import archives
 
         program, *others = (path for _place, path in self.switch.layout.links)
@@ -148,7 +148,7 @@ class BackStep:
         switch.begin()
         switch.before = {path: unproven[path] for path in switch.places if path in unproven}
         switch.back()
-        used = {path: link(path) for path in switch.places}
+        used = {path: files.link(path) for path in switch.places}
         switch.sweep({*switch.names_in(used), *switch.names_in(switch.aside())})
         switch.end()
 

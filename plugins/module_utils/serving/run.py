@@ -103,7 +103,10 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     options = service.options
     facts: Dict[str, Any] = {"devices": [], "count": 0} if options["visible_devices"] == "none" else host.facts
     placed = choice.place(options, facts, service.unit, engine.counts_visible)
-    declared = engine.declare(service, placed, host)
+    try:
+        declared = engine.declare(service, placed, host)
+    except Refused as error:  # with fewer GPUs a model may not fit, or not be split
+        raise Refused("; ".join([str(error), *_sick(options["visible_devices"], placed, facts)])) from None
     if declared.listen:
         exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
     used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
@@ -131,6 +134,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         enabled=options["enabled"],
         started=True,
         restart=declared.restart,
+        prove=options["prove"] == "now",
+        install_hint=declared.install_hint,
         timeout=declared.timeout,
         unit_check=isolation.check(),
         pre_change_check=declared.pre_change_check,
@@ -190,8 +195,33 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     finish(plan.declared.steps, outcome, host)
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
-    message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode)
-    return dict(outcome.as_result(), msg=message, gpus=gpus, **more)
+    unproven = _unproven(plan, outcome, host)
+    parts = [*_sick(plan.service.options["visible_devices"], plan.placed, plan.gate.proof.facts), *parts]
+    program = summary.Program(engine.title, more.get("version"), plan.declared.installs)
+    parts += ["not proven (%s)" % unproven] if unproven else []
+    message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
+    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, **more)
+
+
+def _sick(wanted: Any, placed: choice.Placed, facts: Mapping[str, Any]) -> List[str]:
+    """What is known against the GPUs of a service, and against those that its wish has left out."""
+    used = [] if placed.cpu else placed.devices or facts["devices"]
+    return [
+        "GPU %s %s: %s"
+        % (gpu["index"], "is not healthy" if gpu in used else "left out", ", ".join(gpu["health"]["reasons"]))
+        for gpu in facts["devices"]
+        if not gpu["health"]["ok"] and (gpu in used or wanted == "all" or isinstance(wanted, dict))
+    ]
+
+
+def _unproven(plan: Plan, outcome: Outcome, host: Host) -> str:
+    """Why the service's model did not answer in this run; empty where it did, or was about to."""
+    proof, declared = plan.gate.proof, plan.declared
+    if "answer" in proof.figures or not declared.listen or (host.check_mode and (outcome.changed or outcome.remedied)):
+        return ""
+    if proof.figures.get("asleep"):
+        return "asleep"
+    return declared.unproven or ("" if proof.changed else "nothing changed")
 
 
 def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
@@ -206,6 +236,8 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
     finish(leaving.steps, outcome, host)
     if not outcome.changed:
         said = "not there" if service.name else "no override"
+    elif host.check_mode:
+        said = "would be stopped and removed" if service.name else "would remove the override"
     else:
         said = "stopped and removed" if service.name else "override removed"
     return dict(outcome.as_result(), msg="%s: %s" % (service.unit, said))
@@ -233,4 +265,5 @@ def together(results: Mapping[str, Dict[str, Any]]) -> Dict[str, Any]:
         "msg": " | ".join(said),
         "diff": [result["diff"] for result in results.values() if result["diff"]],
         "instances": dict(results),
+        "proof_due": any(result.get("proof_due") for result in results.values()),
     }

@@ -15,6 +15,7 @@ import shutil
 from typing import Any, Callable, Collection, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from ..converge.model import StepError
+from ..toolbox import files
 
 STORE = "lib/gpufleet"
 """Where releases lie, below the prefix."""
@@ -73,7 +74,7 @@ class Switch:
         return {place: os.path.relpath(to, os.path.dirname(place)) for place, to in zip(self.places, paths)}
 
     def in_use(self, name: str) -> bool:
-        return all(link(path) == to for path, to in self.links(name).items())
+        return all(files.link(path) == to for path, to in self.links(name).items())
 
     def aside(self) -> Dict[str, str]:
         """Where the vendor's files of each place were last set aside."""
@@ -90,7 +91,7 @@ class Switch:
         """What a run that was killed may have left, the record last."""
         names = [name for name in self._names() if name.startswith(("." + self.beginning, ".." + self.beginning))]
         names.sort(key=lambda name: name == os.path.basename(self.record))
-        beside = [place + ".gpufleet" for place in self.places if os.path.lexists(place + ".gpufleet")]
+        beside = [place + files.BESIDE for place in self.places if os.path.lexists(place + files.BESIDE)]
         return [*beside, *(os.path.join(self.store, name) for name in names)]
 
     def releases(self) -> List[str]:
@@ -121,8 +122,6 @@ class Switch:
 
     def begin(self) -> None:
         """Have a record before anything else; one that is there stays."""
-        from ..toolbox import files
-
         self.check()
         self._lock()
         self._made = files.make_folders(self.store)
@@ -133,8 +132,6 @@ class Switch:
 
     def to(self, name: str) -> None:
         """Put a release in use; what is in the places now can be restored."""
-        from ..toolbox import files
-
         found = self._read()
         self.kept = found if isinstance(found, list) else []
         interrupted = found if isinstance(found, dict) else {}
@@ -143,7 +140,7 @@ class Switch:
         def previous(path: str) -> Optional[str]:
             if os.path.lexists(path) and not os.path.islink(path):  # whatever was recorded, this is to come back
                 return os.path.join(aside, os.path.relpath(path, self.prefix))
-            to = link(path)
+            to = files.link(path)
             return interrupted.get(path, "@" + to if to is not None else None)
 
         self.before = {path: previous(path) for path in self.places}
@@ -152,7 +149,7 @@ class Switch:
             self._made += files.make_folders(os.path.dirname(path))
             if os.path.lexists(path) and not os.path.islink(path):
                 self._set_aside(path, str(self.before[path]))
-            point(path, to)
+            files.point(path, to)
 
     def restore(self, before: Mapping[str, Optional[str]]) -> None:
         """Put something else in the places, in the words of ``before``."""
@@ -169,7 +166,7 @@ class Switch:
                 if os.path.lexists(path):
                     os.unlink(path)
             elif before.startswith("@"):
-                point(path, before[1:])
+                files.point(path, before[1:])
             elif os.path.lexists(before):
                 if os.path.lexists(path):
                     os.unlink(path)
@@ -221,8 +218,6 @@ class Switch:
         self._unlock = stack.close
 
     def _set_aside(self, path: str, aside: str) -> None:
-        from ..toolbox import files
-
         discard(aside)
         files.make_folders(os.path.dirname(aside))
         os.rename(path, aside)
@@ -240,8 +235,6 @@ class Switch:
     def _write(self, found: Any) -> None:
         import json
 
-        from ..toolbox import files
-
         files.write_whole(self.record, json.dumps(found).encode())
 
 
@@ -254,27 +247,6 @@ def discard(path: str) -> None:
         if os.path.lexists(marker):
             os.unlink(marker)
         shutil.rmtree(path, ignore_errors=True)
-
-
-def link(path: str) -> Optional[str]:
-    """Where a link leads; None when there is none."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
-
-
-def point(path: str, to: str) -> None:
-    """Have a link lead somewhere, in place of the one that is there."""
-    from ..toolbox import files
-
-    beside = path + ".gpufleet"
-    if os.path.lexists(beside):
-        os.unlink(beside)
-    os.symlink(to, beside)
-    os.replace(beside, path)
-    with files.folder(os.path.dirname(path)) as folder:
-        files.sync(folder)
 
 
 def remove_empty(folder: str, stop: str) -> None:

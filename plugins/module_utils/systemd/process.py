@@ -112,7 +112,7 @@ class Processes:
         except (FileNotFoundError, ProcessLookupError):
             return None
         except PermissionError as error:
-            raise ManagerError("%s: only root, with CAP_SYS_PTRACE in a container, may read it" % error) from error
+            raise ManagerError("%s: only root may read it; run this with become: true" % error) from error
         items = content.split("\0")
         found = dict(item.split("=", 1) for item in items if "=" in item and "=" in items[0])
         return None if between_fork_and_exec and "INVOCATION_ID" not in found else found

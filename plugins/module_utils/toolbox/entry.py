@@ -36,5 +36,6 @@ def run(
     except Refused as error:
         module.fail_json(changed=False, msg="%s (nothing was changed)" % error)
     except Failed as error:
-        module.fail_json(**dict(error.result, msg=str(error)))
+        told = {key: value for key, value in error.result.items() if value not in ({}, [], "", None)}
+        module.fail_json(**dict(told, msg=str(error)))
     module.exit_json(**result)

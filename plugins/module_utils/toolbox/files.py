@@ -292,6 +292,28 @@ def write_whole(path: str, content: bytes, mode: int = 0o644, owner: Tuple[int, 
         sync(parent)
 
 
+BESIDE = ".gpufleet"
+"""Ends the name of a link that is to replace another one; a killed run may leave it."""
+
+
+def link(path: str) -> Optional[str]:
+    """Where a link leads; None when there is none."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def point(path: str, to: str) -> None:
+    """Have a link lead somewhere, in place of the one that is there, in a folder that only root may write into."""
+    beside = path + BESIDE
+    if os.path.lexists(beside):
+        os.unlink(beside)
+    os.symlink(to, beside)
+    os.replace(beside, path)
+    sync_folder(os.path.dirname(path))
+
+
 def sync(descriptor: int) -> None:
     """Make the names in an opened folder survive a power cut."""
     listing = os.open(".", _FOLDER, dir_fd=descriptor)

@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from typing import Any, Callable, Generator, List, NamedTuple, NoReturn, Optional, Tuple
+from typing import Any, Callable, Generator, List, Mapping, NamedTuple, NoReturn, Optional, Tuple
 
 from .errors import Failed
 
@@ -107,10 +107,25 @@ def beginning(ids: Ids, path: str, size: int) -> bytes:
     return bytes.fromhex(as_user(ids, read, 20))
 
 
-def output_of(ids: Ids, command: List[str], limit: int, largest: int) -> Tuple[int, str]:
-    """Exit status and output of a command that runs with a user's rights and an environment without anything of root's.
+_CLEAN = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+"""An environment without anything of root's."""
 
-    :param limit: seconds; ``largest``: bytes of output, with more of which the command is ended.
+
+def end_with_parent() -> None:
+    """In a child before it is executed: it must not continue when the run that waits for it is killed."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+
+
+def output_of(
+    ids: Ids, command: List[str], limit: float, largest: int, environment: Mapping[str, str] = _CLEAN, folder: str = "/"
+) -> Tuple[int, str]:
+    """Exit status and output, errors included, of a command that runs with a user's rights.
+
+    :param limit: seconds, after which it is ended with all that it has started in its session.
+    :param largest: bytes of its output, and of each file that it writes; with more it is ended.
+    :param folder: where it runs.
     :raises OSError: it cannot be run.
     :raises Failed: it took too long.
     """
@@ -118,15 +133,24 @@ def output_of(ids: Ids, command: List[str], limit: int, largest: int) -> Tuple[i
     import subprocess
     import tempfile
 
-    clean = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
     with tempfile.TemporaryFile() as out:
 
-        def run() -> int:
+        def run() -> Optional[int]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
             streams: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
-            return subprocess.run(command, env=clean, timeout=limit, check=False, **streams).returncode
+            process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True, **streams)
+            try:
+                return process.wait(limit)
+            except subprocess.TimeoutExpired:
+                return None
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
 
         status = as_user(ids, run, limit + 5)
+        if status is None:
+            raise Failed("it did not end within %d s" % limit)
         out.seek(0)
         return status, out.read(largest).decode("utf-8", "replace")
 

@@ -375,7 +375,7 @@ class _Running(_Part):
             if not left:
                 self.result["running"] = True
                 what = "its hosts have not met" if joined else "it has not ended"
-                self._fail("%s within %d s; it keeps running" % (what, self.params["timeout"]), running=True)
+                self._fail("%s in time; it keeps running" % what, running=True)
         self.state = self.system.show(self.unit)
         self._settle("active", "deactivating")
         self.result["running"] = self.up()

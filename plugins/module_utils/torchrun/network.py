@@ -316,17 +316,9 @@ def _line(connection: socket.socket, until: float) -> str:
 
 
 def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    streams: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     try:
-        return subprocess.run(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            universal_newlines=True,
-            timeout=30,
-            check=False,
-            env=dict(os.environ, LC_ALL="C", PATH=PATH),
-        )
+        return subprocess.run(command, **streams, timeout=30, check=False, env=dict(os.environ, LC_ALL="C", PATH=PATH))
     except FileNotFoundError:
         raise Failed("there is no %s on this host" % command[0]) from None
     except subprocess.TimeoutExpired:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Sequence, Tuple
 
-from ..serving.model import Cause
+from ..serving.model import Cause, CauseTable, known_cause
 from ..toolbox.text import printable
 
 _PREFIX = re.compile(
@@ -24,7 +24,7 @@ _INVALID = re.compile(r"\A[\w.]+ValidationError: \d+ validation error")
 _WIDTH = 500
 """Characters of a line; a process can log megabytes."""
 
-_CAUSES: Tuple[Tuple[str, str, str], ...] = (
+_CAUSES: CauseTable = (
     (
         "Free memory on device",
         "out_of_memory",
@@ -71,7 +71,7 @@ _CAUSES: Tuple[Tuple[str, str, str], ...] = (
     ),
 )
 
-_CONSEQUENCES: Tuple[Tuple[str, str, str], ...] = (
+_CONSEQUENCES: CauseTable = (
     ("died unexpectedly, shutting down executor", "crash_loop", "the journal of the host with that rank may say why"),
     ("Executor failed", "crash_loop", "the journal may say why"),
     ("EngineCore encountered an issue", "crash_loop", "the journal may say why"),
@@ -102,16 +102,12 @@ def last_words(lines: Sequence[str]) -> Cause:
     split = [_split(line) for line in lines]
     said = [text.strip() for _level, text in split]
     serious = [text for level, text in split if level not in ("INFO", "WARNING", "DEBUG")]
-    for words, verdict, advice in _CAUSES:
-        for text in reversed(serious):
-            if words in text:
-                return Cause(verdict, text.strip(), advice)
+    known = known_cause(_CAUSES, serious)
+    if known:
+        return known
     for number, text in enumerate(serious):
         if _ERROR.search(text) and not any(words in text for words, _verdict, _advice in _CONSEQUENCES):
             counted = _INVALID.match(text) and serious[number + 1 : number + 2]
             return Cause("crash_loop", (counted[0] if counted else text).strip(), "")
-    for words, verdict, advice in _CONSEQUENCES:
-        for text in reversed(serious):
-            if words in text:
-                return Cause(verdict, text.strip(), advice)
-    return Cause("crash_loop", next((line for line in reversed(said) if line), ""), "")
+    last = Cause("crash_loop", next((line for line in reversed(said) if line), ""))
+    return known_cause(_CONSEQUENCES, serious) or last

@@ -30,13 +30,15 @@ def leader_serves(proof: Proof) -> None:
     running = proof.running
     if not running.alive():
         raise proof.died()
-    if proof.changed:
+    if proof.started:
         _wait(proof, "serving")
         proof.figures["ready_seconds"] = round(time.monotonic() - running.started_monotonic, 1)
 
 
 def all_proven(proof: Proof) -> None:
-    """This host is proven, and waits until all are; verdicts ``peer_lost``, ``not_ready``."""
+    """A host that has just started is proven, and waits until all are; verdicts ``peer_lost``, ``not_ready``."""
+    if not proof.started:
+        return
     try:
         os.kill(proof.running.main_pid, signal.SIGUSR1)
     except ProcessLookupError:

@@ -17,7 +17,7 @@ OPTIONS = table(
         """The vLLM instances of the host. Each is a unit C(vllm@NAME.service). An instance that is not in the list is
         left alone.
 
-        An instance takes the options that it leaves out from those next to this one. Its O(instances[].environment) is
+        An instance takes the options that it leaves out from those next to this one. Its C(environment) is
         merged over O(environment).
 
         All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
@@ -39,7 +39,7 @@ OPTIONS = table(
             Option(
                 "network",
                 "str",
-                "The subnet that the O(instances[].hosts) use, such as V(10.1.0.0/16). Left out, it is chosen.",
+                "The subnet that the C(hosts) use, such as V(10.1.0.0/16). Left out, it is chosen.",
                 only="role",
             ),
         ),

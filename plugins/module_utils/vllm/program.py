@@ -12,13 +12,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-import signal
-import subprocess
 import tempfile
-from typing import IO, Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, List, Mapping, Sequence, Tuple
 
-from ..toolbox.errors import Refused
+from ..toolbox.errors import Failed, Refused
 from ..toolbox.files import read_regular
+from ..toolbox.text import near
 from .settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -92,17 +91,18 @@ class Program:
             own = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
             own.update(USER=self.user, LOGNAME=self.user)  # torch asks, and ends where an id has no name
             own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", TMPDIR=home, COLUMNS="200")
-            command = [self.python, "-W", "ignore", "-c", source_of(parser_probe), *target]
-            with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-                status = _run(
-                    [*command, "--config", path], dict(environment, **own), home, out, err, _become(ids, root)
-                )
-                said, complaint = _beginning(out), _beginning(err)
+            command = [self.python, "-W", "ignore", "-c", source_of(parser_probe), *target, "--config", path]
+            status, said = users.output_of(ids, command, PARSE_LIMIT, _SAYS, dict(environment, **own), home)
+        except OSError as error:
+            raise Refused("venv: %s cannot be run by the user of the service: %s" % (self.python, error)) from None
+        except Failed as error:
+            raise Refused("vLLM's own parser did not judge the configuration: %s" % error) from None
         finally:
             files.remove_tree(scratch)
         lines = said.split("\n")
         names = [name for line in lines if line.startswith("OPTIONS ") for name in line.split()[1:]]
-        return status == 0 and "PARSED" in lines, complaint, [name for name in names if name.isprintable()]
+        words = [line for line in lines if not line.startswith("OPTIONS ")]
+        return status == 0 and "PARSED" in lines, "\n".join(words), [name for name in names if name.isprintable()]
 
     def variables(self) -> List[str]:
         """Names of the variables that this version reads, out of its envs.py; none when that is not to be read."""
@@ -128,58 +128,6 @@ class Program:
         return sorted(glob.glob(folders + pattern))
 
 
-def _run(
-    words: Sequence[str],
-    environment: Mapping[str, str],
-    folder: str,
-    out: IO[bytes],
-    err: IO[bytes],
-    become: Callable[[], None],
-) -> int:
-    """Exit status of a command that is ended when it takes too long."""
-    try:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            env=environment,
-            cwd=folder,
-            preexec_fn=become,
-            start_new_session=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise Refused("venv: %s cannot be run by the user of the service: %s" % (words[0], error)) from None
-    try:
-        return process.wait(PARSE_LIMIT)
-    except subprocess.TimeoutExpired:
-        raise Refused("vLLM's own parser did not read the configuration within %d s" % PARSE_LIMIT) from None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _become(ids: Any, root: bool) -> Callable[[], None]:
-    """What the child does before it executes the parser: take a user's ids, and a limit to the files that it writes."""
-    import resource
-
-    def become() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (_SAYS, _SAYS))
-        if root:
-            os.setgroups(ids.groups)
-            os.setgid(ids.gid)
-            os.setuid(ids.uid)
-        os.umask(0o022)
-
-    return become
-
-
-def _beginning(stream: IO[bytes]) -> str:
-    stream.seek(0)
-    return stream.read(_SAYS).decode("utf-8", "replace")
-
-
 def refusal(said: str, options: Sequence[str]) -> str:
     """argparse's last words, with the nearest option for each that it does not know. Pure."""
     from .log import bare
@@ -188,27 +136,16 @@ def refusal(said: str, options: Sequence[str]) -> str:
     last = next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "it says nothing")
     last = last.partition("error: ")[2] or last
     if last.startswith("unrecognized arguments: "):
-        import difflib
-
+        names = [option[2:] for option in options]
         for word in last.split()[2:]:
-            if word.startswith("--no-") and "--" + word[5:] in options:
+            if word.startswith("--no-") and word[5:] in names:
                 last += "; this version does not take %s: false, leave it out" % word[5:]
-                continue
-            near = difflib.get_close_matches(word, options, cutoff=0.7) if word.startswith("--") else []
-            if near:
-                last += "; did you mean %s?" % near[0][2:]
+            elif word.startswith("--"):
+                last += near(word[2:], names)
     return last
 
 
 def unknown_variables(environment: Mapping[str, Any], known: Sequence[str]) -> List[str]:
     """A warning for each VLLM_ variable that this version does not read. Pure."""
-    import difflib
-
-    warnings: List[str] = []
-    names: Dict[str, None] = dict.fromkeys(known)
-    for name in sorted(environment) if known else ():
-        if name.startswith("VLLM_") and name not in names:
-            near = difflib.get_close_matches(name, known, cutoff=0.8)
-            hint = "; did you mean %s?" % near[0] if near else ""
-            warnings.append("environment.%s: this vLLM does not read it%s" % (name, hint))
-    return warnings
+    strange = [name for name in sorted(environment) if name.startswith("VLLM_") and known and name not in known]
+    return ["environment.%s: this vLLM does not read it%s" % (name, near(name, known)) for name in strange]

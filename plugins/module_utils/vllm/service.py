@@ -245,7 +245,7 @@ def _listen(options: Mapping[str, Any], configuration: settings.Declared) -> Lis
 def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit: float) -> List[Check]:
     """/health answers 200 for as long as the front end lives, so it is not asked."""
     if options["node_rank"]:
-        return [multinode.leader_serves, checks.UsesGpus(), checks.after_change(multinode.all_proven)]
+        return [multinode.leader_serves, checks.UsesGpus(), multinode.all_proven]
     endpoint = Endpoint(configuration.url, options["api_key"], verify=False)
     served = configuration.served
     found: List[Check] = [
@@ -258,7 +258,7 @@ def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit:
     else:
         found.append(answers)
     found.append(checks.UsesGpus())
-    return [*found, checks.after_change(multinode.all_proven)] if options["nodes"] else found
+    return [*found, multinode.all_proven] if options["nodes"] else found
 
 
 def _stop_hooks(service: Service, host: Host) -> Drain:
@@ -304,6 +304,4 @@ def _parts(own: unit.Own, proof: Proof) -> List[str]:
         parts.append("node %d of %d hosts" % (rank, len(hosts)))
         where = hosts[0] if rank else where
     parts += summary.served(own.configuration.served, where, proof)
-    if proof.figures.get("asleep"):
-        parts.append("asleep")
     return parts

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ..hf_model.parallel import Parallel
 from ..serving.variables import variables
@@ -25,37 +25,15 @@ HOST = "127.0.0.1"
 GUARD = "gpufleet_guard"
 """Name of the module whose class ``Guard`` asks for the key on every path."""
 
-FLAGS: Tuple[Tuple[str, str], ...] = (
-    ("model", "model"),
-    ("served_model_name", "served-model-name"),
-    ("host", "host"),
-    ("port", "port"),
-    ("revision", "revision"),
-    ("download_dir", "download-dir"),
-    ("load_format", "load-format"),
-    ("trust_remote_code", "trust-remote-code"),
-    ("chat_template", "chat-template"),
-    ("dtype", "dtype"),
-    ("quantization", "quantization"),
-    ("max_model_len", "max-model-len"),
-    ("max_num_seqs", "max-num-seqs"),
-    ("max_num_batched_tokens", "max-num-batched-tokens"),
-    ("gpu_memory_utilization", "gpu-memory-utilization"),
-    ("kv_cache_dtype", "kv-cache-dtype"),
-    ("cpu_offload_gb", "cpu-offload-gb"),
-    ("enable_prefix_caching", "enable-prefix-caching"),
-    ("enforce_eager", "enforce-eager"),
-    ("ssl_keyfile", "ssl-keyfile"),
-    ("ssl_certfile", "ssl-certfile"),
-    ("shutdown_timeout", "shutdown-timeout"),
+FLAGS = (
+    *("model", "served_model_name", "host", "port", "revision", "download_dir", "load_format", "trust_remote_code"),
+    *("chat_template", "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens"),
+    *("gpu_memory_utilization", "kv_cache_dtype", "cpu_offload_gb", "enable_prefix_caching", "enforce_eager"),
+    *("ssl_keyfile", "ssl_certfile", "shutdown_timeout"),
 )
-"""Option of ours, and the option of vLLM's command line that it is."""
+"""Options that vLLM's command line has under the same name, with dashes."""
 
-_SIZES = (
-    ("tensor_parallel_size", "tensor-parallel-size"),
-    ("pipeline_parallel_size", "pipeline-parallel-size"),
-    ("data_parallel_size", "data-parallel-size"),
-)
+_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 _ELSEWHERE = {
     "api-key": "it would stand in the file, and older versions log it; use api_key",
     "hf-token": "it would stand in the file; use hf_token",
@@ -116,14 +94,15 @@ def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[st
     :param visible: value of CUDA_VISIBLE_DEVICES; None where the instance uses no GPU.
     :raises Refused: vLLM would misread or refuse values.
     """
-    declared, problems = Declared(), []  # type: Tuple[Declared, List[str]]
+    declared = Declared()
+    problems: List[str] = []
     given = dict(options, host=options.get("host") or HOST, port=options.get("port") or PORT)
-    for option, flag in FLAGS:
+    for option in FLAGS:
         if given.get(option) is not None:
-            _put(declared.config, flag, given[option])
-    for (_option, flag), size in zip(_SIZES, (parallel.tensor, parallel.pipeline, parallel.data)):
+            _put(declared.config, _flag(option), given[option])
+    for option, size in zip(_SIZES, (parallel.tensor, parallel.pipeline, parallel.data)):
         if size != 1:
-            declared.config[flag] = size
+            declared.config[_flag(option)] = size
     nodes, rank = options.get("nodes") or (), options.get("node_rank") or 0
     if nodes:
         problems += _take_nodes(declared, options, nodes, rank)
@@ -248,6 +227,10 @@ def definition(declared: Declared, version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _flag(option: str) -> str:
+    return option.replace("_", "-")
+
+
 def _put(config: Dict[str, Any], flag: str, value: Any) -> None:
     """Add an option in the spelling that takes effect in every version."""
     if isinstance(value, bool) and "." in flag:  # part of an option whose value is JSON
@@ -260,7 +243,7 @@ def _put(config: Dict[str, Any], flag: str, value: Any) -> None:
 
 def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
     problems = []
-    typed = {flag: option for option, flag in FLAGS + _SIZES}
+    typed = {_flag(option): option for option in FLAGS + _SIZES}
     for name in sorted(extra):
         first, dot, rest = str(name).lstrip("-").partition(".")  # vLLM, too, replaces underscores only before the dot
         flag = first.replace("_", "-") + dot + rest

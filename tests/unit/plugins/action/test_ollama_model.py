@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, Dict
 
 import pytest
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import ollama_model
@@ -71,7 +72,7 @@ def test_a_host_that_is_as_declared_is_sent_no_module(act: Any) -> None:
 
 def test_without_a_pull_it_is_one_call(act: Any) -> None:
     assert act(ARGUMENTS, {"changed": False, "msg": "1 unchanged"})["msg"] == "1 unchanged"
-    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_pulls=True))]
+    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_downloads=True))]
     assert act.said == []
 
 
@@ -87,15 +88,17 @@ def test_not_watched_when_not_wanted(act: Any) -> None:
 
 
 def test_not_watched_when_told_not_to_pull(act: Any) -> None:
-    act(dict(ARGUMENTS, defer_pulls=True), {"needs": ["big"]})
-    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_pulls=True))]
+    act(dict(ARGUMENTS, defer_downloads=True), {"needs": ["big"]})
+    assert act.calls == [("ollama_model", dict(ARGUMENTS, defer_downloads=True))]
 
 
 def test_a_name_alone_is_a_model(act: Any) -> None:
     act({"models": ["a", {"name": "b"}]}, {"changed": False})
     assert act.calls[0][1]["models"] == [{"name": "a"}, {"name": "b"}]
-    act({}, {"failed": True})
-    assert act.calls[0][1]["models"] is None, "Ansible itself says what is missing"
+    act({"models": "llama3.3:70b"}, {"changed": False})
+    assert act.calls[0][1]["models"] == [{"name": "llama3.3:70b"}]
+    with pytest.raises(AnsibleActionFail, match="^models is missing"):
+        act({}, {})
 
 
 def test_a_pull_is_watched(act: Any) -> None:

@@ -131,6 +131,13 @@ def test_of_a_mirror_on_the_controller_only_what_the_host_needs_is_sent(act, mir
     assert act.calls[1]["version"] == "0.32.15"
 
 
+def test_a_version_as_the_page_of_the_release_has_it(act, mirror):
+    act({"version": "v0.32.15", "mirror": str(mirror.parent)}, [{}])
+    assert act.calls[0]["version"] == "0.32.15" and len(act.calls[0]["archive_checksum"]) == 3
+    act({"version": "v0.32.15"}, [{}])
+    assert act.calls[0]["version"] == "0.32.15"
+
+
 def test_a_folder_or_a_pipe_beside_the_archives_is_not_read(act, mirror):
     (mirror / "ollama-linux-amd64").mkdir()
     os.mkfifo(mirror / "ollama-linux-pipe")

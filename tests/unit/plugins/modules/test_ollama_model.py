@@ -56,17 +56,18 @@ def test_told_before_a_pull(outcome: Any, run_module: Any) -> None:
 
 
 def test_the_roles_variables_are_options() -> None:
-    """Those of the role that the module's calls share have its types, choices and defaults."""
+    """Those of the role that the module's calls share have its types, choices and defaults; the module checks a raw one."""
     role = Path(__file__).resolve().parents[4] / "roles/ollama"
     spec = yaml.safe_load((role / "meta/argument_specs.yml").read_text(encoding="utf-8"))
     variables, options = spec["argument_specs"]["main"]["options"], ollama_model.argument_spec()
-    block = yaml.safe_load((role / "tasks/main.yml").read_text(encoding="utf-8"))[1]
-    for name, template in block["module_defaults"]["gpufleet.inference.ollama_model"].items():
+    block = yaml.safe_load((role / "tasks/main.yml").read_text(encoding="utf-8"))[0]
+    models = next(task for task in block["block"] if task["name"] == "Ensure the models")
+    for name, template in models["module_defaults"]["gpufleet.inference.ollama_model"].items():
         if name == "name":
             continue
         variable = re.match(r"{{ (ollama_\w+)( \| default\(omit\))? }}\Z", template)
         assert variable, template
         of_role, option = variables[variable.group(1)], options[name]
         assert bool(variable.group(2)) == ("default" not in option), template
-        for key in ("type", "choices", "default"):
+        for key in ("default",) if of_role["type"] == "raw" else ("type", "choices", "default"):
             assert of_role.get(key) == option.get(key), (name, key)

@@ -152,8 +152,8 @@ def test_the_role_of_vllm_gives_every_option_of_a_model_on():
     assert set(given) == set(model_source.argument_spec()) - {"seeds"}
     sharing = yaml.safe_load((ROOT / "roles/vllm/tasks/seed.yml").read_text(encoding="utf-8"))[1]["block"]
     download, helped = [task[name] for task in sharing for name in task if name.endswith(".model_source")]
-    assert download == {name: text for name, text in given.items() if name != "defer"}
+    assert download == {name: text for name, text in given.items() if name != "defer_downloads"}
     assert {name: text for name, text in helped.items() if name != "seeds"} == download
     spec = yaml.safe_load((ROOT / "roles/vllm/meta/argument_specs.yml").read_text(encoding="utf-8"))
     models = spec["argument_specs"]["main"]["options"]["vllm_models"]["options"]
-    assert set(models) == set(given) - {"token", "defer"}
+    assert set(models) == set(given) - {"token", "defer_downloads"}

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.inference.plugins.action import gpu_facts as gpu_facts_action
@@ -345,6 +346,27 @@ def test_what_takes_its_time_is_not_asked(arguments):
     assert plugin.checks_first({"name": "train", **arguments}, {}) is False
 
 
+@pytest.mark.parametrize(
+    "stderr, said",
+    [
+        (
+            "\nbob is not in the sudoers file.\nSorry.\n",
+            "bob is not in the sudoers file. Let this user become root by sudo",
+        ),
+        (
+            "Sorry, user bob is not allowed to execute '/bin/sh' as root on a.",
+            "Sorry, user bob is not allowed to execute",
+        ),
+        ("Traceback ...", "by the module"),
+        (None, "by the module"),
+    ],
+)
+def test_a_user_who_may_not_become_root(act, monkeypatch, stderr, said):
+    failed = {"failed": True, "module_stderr": stderr, "msg": "by the module"}
+    monkeypatch.setattr(check_first.CheckFirstAction, "send", lambda self, arguments, variables: dict(failed))
+    assert act({"word": "fail"})["msg"].startswith(said)
+
+
 def test_secrets_are_masked(act):
     result = act({"key": "sesame"})
     assert "sesame" not in str(result) and result["params"]["key"] == "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
@@ -376,8 +398,6 @@ def test_in_check_mode_a_host_keeps_nothing(act, tmp_path):
 @pytest.mark.parametrize(
     "arguments, how",
     [
-        ({"count": "many"}, {}),
-        ({"word": "a", "unknown": 1}, {}),
         ({"folder": "~/models"}, {}),
         ({"folder": "$HOME/models"}, {}),
         ({}, {"background": 60}),
@@ -387,6 +407,20 @@ def test_in_check_mode_a_host_keeps_nothing(act, tmp_path):
 )
 def test_nothing_is_asked_where_only_the_module_can_tell(act, arguments, how):
     assert act(arguments, **how)["msg"] == "by the module"
+    assert act.commands == []
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"count": "many"}, "count is 'many'; expected a whole number"),
+        ({"word": "a", "wrod": 1}, "wrod is not an option; did you mean word?"),
+    ],
+)
+def test_wrong_input_ends_on_the_controller(act, arguments, sentence):
+    with pytest.raises(AnsibleActionFail) as error:
+        act(arguments)
+    assert str(error.value) == sentence + " (nothing was changed)"
     assert act.commands == []
 
 

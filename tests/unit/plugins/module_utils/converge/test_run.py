@@ -652,6 +652,23 @@ def test_without_a_change_the_gate_reads_alone(system: Any) -> None:
     assert not error.outcome.rolled_back and "restart" not in system.calls
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_a_proof_on_request_restarts_nothing(system: Any, check: bool) -> None:
+    calls: List[bool] = []
+    verdicts = [Verdict("ok"), Verdict("ok"), Verdict("ok"), Verdict("stalled", "no token")]
+
+    def gate(running: Running, changed: bool) -> Verdict:
+        calls.append(changed)
+        return verdicts.pop(0)
+
+    go(system)
+    system.calls.clear()
+    assert not go(system, check=check, gate=gate, prove=True).changed
+    error = fails(system, check=check, gate=gate, prove=True)
+    assert calls == [False, True, False, True] and "stalled: no token" in error.message
+    assert not {"restart", "stop", "start"} & set(system.calls)
+
+
 class Unhealthy:
     """A gate that finds a fault until the unit is fixed in the way that its verdict asks for."""
 

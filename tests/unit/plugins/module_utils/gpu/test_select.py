@@ -34,6 +34,7 @@ def gpu(index, name="NVIDIA H200", total=140, free=140, lost=None, **leaves):
 
 
 SICK = {"remapped_rows__pending": True}
+SLOW = {"clocks_event_reasons": ["hw_thermal_slowdown"]}
 FOUR = [gpu(0), gpu(1), gpu(2), gpu(3)]
 MIXED = [
     gpu(0, name="NVIDIA GeForce RTX 4090", total=24, free=20, display_active=True),
@@ -52,6 +53,11 @@ def indexes(devices):
     "devices, wanted, expected",
     [
         pytest.param(FOUR, "all", [0, 1, 2, 3], id="all"),
+        pytest.param(MIXED, "all", [0, 1, 2], id="all that are healthy"),
+        pytest.param([gpu(0, lost="GPU is lost"), gpu(1)], "all", [1], id="all that answer"),
+        pytest.param([gpu(0), gpu(1, **SLOW)], "all", [0, 1], id="all, one of them slow"),
+        pytest.param([gpu(0), gpu(1, **SLOW)], {}, [0], id="a policy passes over a slow one"),
+        pytest.param([gpu(0), gpu(1, **SLOW, **SICK)], "all", [0], id="slow and sick"),
         pytest.param(FOUR, [2, 0], [2, 0], id="the order of a list is kept"),
         pytest.param(FOUR, ["3", 1], [3, 1], id="an index as text, as templates give it"),
         pytest.param(FOUR, [UUID % (2, 2)], [1], id="a UUID"),
@@ -115,11 +121,11 @@ LABEL_0, LABEL_1 = FOUR_NAMED.split("), ")[0] + ")", FOUR_NAMED.split("), ")[1] 
             id="some other text",
         ),
         pytest.param(
-            [gpu(0), gpu(1, **SICK)],
+            [gpu(0, lost="GPU is lost"), gpu(1, **SICK)],
             "all",
-            "all GPUs are wanted, but GPU %s is not healthy: remapping of memory rows is pending: reset the GPU; "
-            "repair it, or choose with the policy {healthy: true} or a list of the others" % LABEL_1,
-            id="all, but one is unhealthy",
+            "no GPU of this host is healthy: GPU %s: GPU is lost | GPU %s: remapping of memory rows is pending: reset "
+            "the GPU; repair one, or name what to use anyway" % (LABEL_0, LABEL_1),
+            id="all, but none is healthy",
         ),
         pytest.param(
             [gpu(0, lost="GPU is lost"), gpu(1)],

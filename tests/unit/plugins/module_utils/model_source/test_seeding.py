@@ -15,7 +15,7 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import download, source
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import seed_server
-from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model as seeding
+from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model, offer
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 
 COMMIT, TOKEN = "a" * 40, "5" * 32
@@ -23,10 +23,14 @@ PARAMETERS = {"state": "started", "token": TOKEN, "address": "127.0.0.1", "peers
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 300000}
 
 
+def converge(params: Any, check_mode: bool, warn: Any, system: Any) -> Any:
+    return offer.converge(params, check_mode, warn, {"huggingface": model.read, "modelscope": model.read}, system)
+
+
 def unable(params: Any, check_mode: bool, system: Any) -> str:
     """What a host that cannot seed warns of."""
     warnings: List[str] = []
-    result = seeding.converge(params, check_mode, warnings.append, system)
+    result = converge(params, check_mode, warnings.append, system)
     assert (result["changed"], result["models"], result["unit"]) == (False, {}, "")
     assert warnings == [result["msg"]] and warnings[0].startswith("does not seed: ")
     return warnings[0]
@@ -56,12 +60,12 @@ def offered(owner, monkeypatch, free_port):
         running.append(seed_server.make(config))
         threading.Thread(target=running[0].serve_forever, args=(0.01,), daemon=True).start()
 
-    monkeypatch.setattr(seeding.offer, "_start", start)
+    monkeypatch.setattr(offer, "_start", start)
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     model = {"name": "o/m", "source": "huggingface", "revision": None, "root": str(owner)}
-    yield seeding.converge(asked(free_port(), [model]), False, print, NoUnit())
+    yield converge(asked(free_port(), [model]), False, print, NoUnit())
     running[0].shutdown()
     running[0].server_close()
 
@@ -81,7 +85,7 @@ def peer(tmp_path, offered, warnings, token=TOKEN, check=False, **more):
     others = {"url": "http://127.0.0.1:9", "token": token, "models": {"huggingface o/others main": {}}}
     seeds = [others, {"url": offered["url"], "token": token, "models": offered["models"]}]
     params = {"name": "o/m", "source": "huggingface", "revision": None, "url": "http://127.0.0.1:9", "token": None}
-    params.update(include=[], exclude=[], update=False, offline=False, defer=False, seeds=seeds)
+    params.update(include=[], exclude=[], update=False, offline=False, defer_downloads=False, seeds=seeds)
     params.update({"free_space_margin": "0", "root": str(tmp_path / "peer"), **more})
     return source.converge(params, check, warnings.append)
 
@@ -122,10 +126,10 @@ def test_who_does_not_know_the_token_gets_nothing(tmp_path, offered):
 
 
 def test_only_told_whether_it_is_there(tmp_path, offered):
-    told = peer(tmp_path, offered, [], defer=True)
+    told = peer(tmp_path, offered, [], defer_downloads=True)
     assert (told["changed"], told["needs"], told["path"]) == (False, ["huggingface o/m main"], None)
     peer(tmp_path, offered, [])
-    assert "needs" not in peer(tmp_path, offered, [], defer=True)
+    assert "needs" not in peer(tmp_path, offered, [], defer_downloads=True)
 
 
 def test_one_that_is_to_be_updated_and_is_as_it_was(tmp_path, offered):
@@ -168,7 +172,7 @@ def test_what_cannot_be_offered(owner, free_port):
     assert re.search("is not in", unable(asked(free_port(), [dict(model, revision=COMMIT)]), False, NoUnit()))
     for wrong in ({"token": "short"}, {"models": []}, {"models": [dict(model, name="no-slash")]}):
         with pytest.raises(Refused, match="expected"):
-            seeding.converge({**asked(free_port(), [model]), **wrong}, False, print, NoUnit())
+            converge({**asked(free_port(), [model]), **wrong}, False, print, NoUnit())
 
 
 def test_a_checksum_that_is_known_is_not_counted_again(owner, free_port):
@@ -176,7 +180,7 @@ def test_a_checksum_that_is_known_is_not_counted_again(owner, free_port):
     known = {"config.json": "0" * 64}
     marker.write_text(json.dumps({"sha256": known, **json.loads(marker.read_text())}))
     model = {"name": "o/m", "source": "huggingface", "revision": COMMIT, "root": str(owner)}
-    told = seeding.converge(asked(free_port(), [model]), True, print, NoUnit())
+    told = converge(asked(free_port(), [model]), True, print, NoUnit())
     weights = {"path": "model.safetensors", "size": 300000, "sha256": hashlib.sha256(b"w" * 300000).hexdigest()}
     files = [{"path": "config.json", "size": 2, "sha256": "0" * 64}, weights]
     key = "huggingface o/m " + COMMIT

@@ -412,7 +412,7 @@ def test_a_damaged_one_is_loaded_again(bring):
     with open(result["path"] + "/config.json", "rb") as file:
         assert file.read() == FILES["config.json"]
     os.unlink(result["path"] + "/config.json")
-    told = bring(defer=True)
+    told = bring(defer_downloads=True)
     assert (told["needs"], told["commit"]) == (["huggingface o/m main"], "a" * 40)
     assert bring()["changed"]
     for text in ("[]", "{", "{}"):

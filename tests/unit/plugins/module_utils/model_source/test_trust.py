@@ -222,7 +222,7 @@ def test_what_is_read_of_a_users_folder_waits_for_nothing_and_shows_nothing(brin
             with open(path, "wb") as file:
                 file.truncate(1 << 40)
     os.chown(folder, ALICE, ALICE)
-    for arguments in ({"check": True}, {"defer": True}, {"revision": COMMIT, "check": True}):
+    for arguments in ({"check": True}, {"defer_downloads": True}, {"revision": COMMIT, "check": True}):
         assert "root's own" not in json.dumps(bring(root=str(home / "models"), **arguments))
 
 
@@ -293,7 +293,7 @@ def test_what_nobody_continues_for_a_week_is_removed(bring, tmp_path):
         os.utime(part, (time.time() - place.STALE - 9,) * 2)
     held = os.open(folder / ".held.part", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    assert not bring(defer=True)["changed"]
+    assert not bring(defer_downloads=True)["changed"]
     would, done = bring(check=True), bring()
     os.close(held)
     assert would["changed"] and "would remove" in would["msg"] and "b" * 40 in would["diff"]["before"]
@@ -669,7 +669,7 @@ def test_who_seeds_offers_nothing_from_outside_of_the_model(home, tmp_path, what
     (folder / COMMIT / "gpufleet.json").write_text(json.dumps({"files": {name: size}}))
     model = {"name": "o/m", "source": "huggingface", "revision": None, "root": str(home / "models")}
     with pytest.raises((Failed, OSError), match="unsafe name|expected a regular file"):
-        seeding_model._read_offer([model])
+        seeding_model.read({"models": [model]}, None)
 
 
 @pytest.mark.parametrize(

@@ -86,19 +86,16 @@ def test_a_model_by_its_header() -> None:
     assert (found.key_length, found.value_length) == (16, 16)
     assert found.layer_bytes == (2304, 4352)
     assert found.output_bytes == 256 + 768, "without output.weight the embedding is the output"
-    assert found.input_bytes == 768
     assert found.vocabulary == 3
-    assert found.embeds_only is False
 
 
 def test_what_the_file_does_not_say() -> None:
-    keys = {"general.architecture": "bert", "bert.block_count": 3, "bert.embedding_length": 8, "bert.pooling_type": 1}
+    keys = {"general.architecture": "bert", "bert.block_count": 3, "bert.embedding_length": 8}
     found = read(made(keys, [("output.weight", (32,), 2, 18), ("blk.9.x", (32,), 2, 18)], version=2))
     assert found.quantization == "Q4_0", "of the tensors"
-    assert found.embeds_only is True
     assert (found.heads, found.kv_heads, found.context, found.vocabulary) == (1, (1, 1, 1), 0, 0)
     assert found.forward == 32
-    assert (found.output_bytes, found.input_bytes) == (18, 18)
+    assert found.output_bytes == 18
 
 
 def test_a_list_that_is_too_short_goes_on() -> None:

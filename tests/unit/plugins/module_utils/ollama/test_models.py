@@ -155,7 +155,7 @@ class FakeSystem:
 
     def environ(self, pid: int) -> Optional[Dict[str, str]]:
         if self.refuses:
-            raise ManagerError("/proc/10/environ: only root may read it")
+            raise ManagerError("/proc/10/environ: only root may read it; run this with become: true")
         if self.not_yet:
             self.not_yet -= 1
             return None
@@ -310,14 +310,14 @@ def test_a_failed_pull_keeps_what_was_done(world: Any) -> None:
 def test_told_before_a_pull(world: Any) -> None:
     world.api.have("a:latest")
     result = world.run(
-        {"name": "a", "state": "absent"}, {"name": "big:v1"}, {"name": "c", "digest": "a" * 12}, defer_pulls=True
+        {"name": "a", "state": "absent"}, {"name": "big:v1"}, {"name": "c", "digest": "a" * 12}, defer_downloads=True
     )
     assert world.api.done == []
     assert result["needs"] == ["big:v1", "c@sha256:" + "a" * 12] and not result["changed"]
     assert result["models"] == [{"name": "a", "digest": digest("a:latest")}]
     assert result["unit"] == UNIT
-    assert world.run({"name": "a"}, defer_pulls=True)["changed"] is False
-    assert world.run({"name": "big:v1"}, defer_pulls=True, check=True)["changed"]
+    assert world.run({"name": "a"}, defer_downloads=True)["changed"] is False
+    assert world.run({"name": "big:v1"}, defer_downloads=True, check=True)["changed"]
 
 
 # --- from elsewhere than the registry
@@ -619,7 +619,7 @@ def test_nothing_runs_yet_in_check_mode(world: Any) -> None:
     world.system.pid = 0
     look = world.run({"name": "big:v1"}, check=True)
     assert look["changed"]
-    assert "not compared: ollama.service does not run" in look["msg"]
+    assert look["msg"] == "not compared, as ollama.service does not run yet: big:v1"
     with pytest.raises(Refused, match="does not run"):
         world.run({"name": "big:v1"})
 
@@ -980,7 +980,7 @@ def test_no_gpu_answers(world: Any) -> None:
 
 @pytest.mark.parametrize("value, spread", [("1", True), ("off", True), ("0", False), ("false", False), ("", False)])
 def test_spread_as_ollama_reads_it(world: Any, value: str, spread: bool) -> None:
-    assert server.Server(world.api, UNIT, {"OLLAMA_SCHED_SPREAD": value}).spread is spread
+    assert server.Server(world.api, UNIT, {"OLLAMA_SCHED_SPREAD": value}).serving[1] is spread
 
 
 def test_the_worker_by_its_command_line(tmp_path: Path, fakes: Any) -> None:

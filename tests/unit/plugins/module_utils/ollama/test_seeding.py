@@ -40,10 +40,15 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def converge(params: Any, check_mode: bool, warn: Any, system: Any) -> Dict[str, Any]:
+    models = [{"name": name, "source": "ollama"} for name in params.get("models") or ()]
+    return offer.converge(dict(params, models=models), check_mode, warn, {"ollama": seeding.read}, system)
+
+
 def unable(params: Any, check_mode: bool, system: Any) -> str:
     """What a host that cannot seed warns of."""
     warnings: List[str] = []
-    result = seeding.converge(params, check_mode, warnings.append, system)
+    result = converge(params, check_mode, warnings.append, system)
     assert (result["changed"], result["models"], result["unit"]) == (False, {}, "")
     assert warnings == [result["msg"]] and warnings[0].startswith("does not seed: ")
     return warnings[0]
@@ -114,7 +119,7 @@ def system(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def declared(port: int, **more: Any) -> Dict[str, Any]:
     found = {"state": "started", "models": ["big:v1"], "token": TOKEN, "peers": None, "address": "127.0.0.1"}
-    return dict(dict(found, port=port, idle_timeout=600, name="ollama", host=None), **more)
+    return dict(dict(found, port=port, idle_timeout=600, unit="ollama", host=None), **more)
 
 
 def get(url: str, method: str = "GET", span: str = "") -> Tuple[int, Any, bytes]:
@@ -131,7 +136,7 @@ def get(url: str, method: str = "GET", span: str = "") -> Tuple[int, Any, bytes]
 
 
 def test_a_peer_gets_what_is_offered_and_nothing_else(system: FakeSystem, store: Path, port: int) -> None:
-    result = seeding.converge(declared(port), False, print, system)
+    result = converge(declared(port), False, print, system)
     manifest = (store / "manifests/registry.ollama.ai/library/big/v1").read_bytes()
     assert result["models"] == {"big:v1": sha256(manifest)}
     assert result["url"] == "http://127.0.0.1:%d" % port
@@ -167,7 +172,7 @@ def test_a_peer_gets_what_is_offered_and_nothing_else(system: FakeSystem, store:
 
 
 def test_the_token_is_in_no_command_line_and_no_file(system: FakeSystem, port: int, tmp_path: Path) -> None:
-    seeding.converge(declared(port), False, print, system)
+    converge(declared(port), False, print, system)
     assert system.command == [sys.executable, "-I", "-"]
     assert TOKEN not in json.dumps(system.properties)
     assert list((tmp_path / "run").iterdir()) == []
@@ -182,37 +187,37 @@ def test_the_token_is_in_no_command_line_and_no_file(system: FakeSystem, port: i
     assert system.properties["StandardInput"] == "file:%s/run/gpufleet-seed-%d.service.py" % (tmp_path, port)
     own, end = "gpufleet-seed-%d.service" % port, {"state": "stopped", "port": port}
     ended = {"changed": True, "unit": own, "models": {}, "msg": own + " ended"}
-    assert seeding.converge(end, True, print, system) == ended and system.stopped == []
-    assert seeding.converge(end, False, print, system) == ended and system.stopped == [own]
-    assert seeding.converge(end, False, print, system) == {**ended, "changed": False, "msg": "no " + own}
+    assert converge(end, True, print, system) == ended and system.stopped == []
+    assert converge(end, False, print, system) == ended and system.stopped == [own]
+    assert converge(end, False, print, system) == {**ended, "changed": False, "msg": "no " + own}
     assert system.stopped == [own]
     for state in ("activating", "deactivating"):
         system.state = state
-        assert seeding.converge(end, True, print, system)["changed"], "its port is not free yet"
+        assert converge(end, True, print, system)["changed"], "its port is not free yet"
 
 
 def test_check_mode_starts_nothing(system: FakeSystem, port: int) -> None:
-    result = seeding.converge(declared(port, name="ollama.service"), True, print, system)
+    result = converge(declared(port, unit="ollama.service"), True, print, system)
     assert result["changed"] and result["url"] and result["models"]
     assert system.process is None
 
 
 def test_one_of_a_killed_run_makes_room(system: FakeSystem, port: int) -> None:
-    seeding.converge(declared(port), False, print, system)
-    seeding.converge(declared(port, token="f" * 32), False, print, system)
+    converge(declared(port), False, print, system)
+    converge(declared(port, token="f" * 32), False, print, system)
     assert system.stopped == ["gpufleet-seed-%d.service" % port]
 
 
 def test_a_port_on_which_there_was_one_just_now(system: FakeSystem, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)) as former, socket.create_connection(("127.0.0.1", port)):
         former.accept()[0].close()  # which waits in the kernel for a minute
-    assert seeding.converge(declared(port), False, print, system)["url"]
+    assert converge(declared(port), False, print, system)["url"]
 
 
 @pytest.mark.parametrize("wrong", [{"token": "short"}, {"token": None}, {"models": []}])
 def test_a_wrong_declaration(system: FakeSystem, port: int, wrong: Dict[str, Any]) -> None:
     with pytest.raises(Refused, match="expected"):
-        seeding.converge(declared(port, **wrong), False, print, system)
+        converge(declared(port, **wrong), False, print, system)
 
 
 def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,9 @@ def test_the_how_to(bring):
     assert len(gate.proof.devices) == 4
     assert bring.checks["effective"]["OLLAMA_SCHED_SPREAD"] == "true"
     assert bring.checks["effective"]["OLLAMA_KEEP_ALIVE"] == "2562047h47m16.854775807s"
-    assert result["msg"] == "ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread"
+    assert result["msg"] == (
+        "ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread · not proven (prove_model is not set) · Ollama 0.32.15"
+    )
     assert result["visible_devices"] == "0,1,2,3"
     assert result["version"] == "0.32.15"
     assert [gpu["index"] for gpu in result["gpus"]] == [0, 1, 2, 3]
@@ -130,7 +132,7 @@ def test_nothing_declared(bring):
     assert bring.asked["change"].environment == {}
     assert bring.asked["gate"].proof.devices == []
     assert result["visible_devices"] is None
-    assert result["msg"] == "ok · 4× H200"
+    assert result["msg"] == "ok · 4× H200 · not proven (prove_model is not set) · Ollama 0.32.15"
 
 
 @pytest.mark.parametrize(
@@ -175,15 +177,15 @@ def test_refused_before_the_engine_is_asked(bring, given, words):
     assert bring.asked is None
 
 
-@pytest.mark.parametrize("wanted, goes_on", [(None, False), ("all", False), ([0, 1], True), ({"healthy": True}, True)])
-def test_with_a_lost_gpu_the_others_must_be_chosen(bring, wanted, goes_on):
+@pytest.mark.parametrize("wanted, goes_on", [(None, False), ("all", True), ([0, 1], True), ({"healthy": True}, True)])
+def test_with_a_lost_gpu_the_others_are_chosen(bring, wanted, goes_on):
     lost = bring.facts["devices"][2]
     lost["health"] = {"ok": False, "lost": True, "reasons": ["GPU is lost"]}
     bring.facts["fault"] = {"code": "gpu_lost", "text": "GPU 2 does not answer", "remedy": "power-cycle the host"}
     if goes_on:
         assert lost["uuid"] not in bring(visible_devices=wanted)["visible_devices"]
     else:
-        with pytest.raises(Refused, match="lost"):
+        with pytest.raises(Refused, match="lost.*set visible_devices: all to serve on the others"):
             bring(visible_devices=wanted)
         assert bring.asked is None
 
@@ -355,7 +357,7 @@ def test_the_estimate_is_of_the_service_as_it_will_be(bring, monkeypatch):
     bring.system.files.append(("/etc/systemd/system/ollama.service.d/override.conf", override))
     bring(prove_model="m70b", context_length=8192, num_parallel=2, visible_devices=[1], prove_fit="warn")
     asked = bring.asked["change"].pre_change_check
-    assert (asked.server.context, asked.server.parallel, asked.server.cache_type) == (8192, 2, "q8_0")
+    assert (asked.server.context, asked.server.serving) == (8192, (2, False, "q8_0", True))
     assert [device["index"] for device in asked.server.devices(bring.facts)] == [1]
     assert asked.policy == "warn"
     bring()
@@ -387,7 +389,7 @@ def test_the_store_is_the_one_in_force(bring, tmp_path):
 def test_a_store_that_refuses_the_user(bring, monkeypatch):
     bring.store.mkdir()
     monkeypatch.setattr(stores, "refused", lambda path, user, **_more: "%s cannot write into %s" % (user, path))
-    with pytest.raises(Refused, match="the models' directory: nobody cannot write into %s" % bring.store):
+    with pytest.raises(Refused, match="models_dir: nobody cannot write into %s" % bring.store):
         bring()
 
 
@@ -400,7 +402,7 @@ def test_a_store_that_refuses_the_user_who_is_to_be_made(bring, monkeypatch, rel
     with pytest.raises(Refused) as refused:
         bring(archive=release[0], remote_src=True, prefix=str(tmp_path), models_dir="/srv/models")
     assert str(refused.value) == (
-        "the models' directory: ollama cannot, after useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama, as"
+        "models_dir: ollama cannot, after useradd -r -s /bin/false -U -m -d /usr/share/ollama ollama, as"
         " there is no such user yet"
     )
     assert asked == [{"to_be_made": True}, {"to_be_made": True, "parents_only": True}]
@@ -530,6 +532,27 @@ def test_a_library_that_is_not_there(bring, release, tmp_path):
     bring(llm_library="cuda_v99", prefix=str(tmp_path), archive=release[0], remote_src=True)
 
 
+def test_a_model_that_comes_later(bring):
+    result = bring(prove_model="m70b", prove="later")
+    assert result["proof_due"] and result["unproven"] == "m70b is not in the store yet"
+    assert bring.checks["model"] is None and not bring.asked["change"].prove
+    put_model(bring.store)
+    assert not bring(prove_model="m70b", prove="later")["proof_due"]
+    assert bring.checks["model"] == "m70b"
+    bring(prove_model="m70b", prove="now")
+    assert bring.asked["change"].prove
+
+
+def test_one_of_several_models_is_due(host):
+    chat, code = (
+        {"name": "chat"},
+        {"name": "code", "host": "127.0.0.1:11440", "share_gpus": True, "prove_model": "m70b"},
+    )
+    chat["share_gpus"] = True
+    assert host(chat, code, prove="later")["proof_due"]
+    assert not host(chat, prove="later")["proof_due"]
+
+
 # --- the line for a person
 
 
@@ -540,7 +563,15 @@ def line(bring, monkeypatch):
 
     def run(used=(5, 5), changed=True, check_mode=False, **outcome):
         gpus = [{"index": index, "name": "NVIDIA H200", "used_bytes": size} for index, size in enumerate(used)]
-        monkeypatch.setattr(Gate, "gpus", lambda gate: setattr(gate.proof, "changed", changed) or gpus)
+
+        def proven(gate):
+            gate.proof.changed = changed
+            gate.proof.figures.update(
+                {"loaded": "m70b"} if any(used) else {}, **({"answer": "a token"} if changed else {})
+            )
+            return gpus
+
+        monkeypatch.setattr(Gate, "gpus", proven)
         bring.outcome = Outcome(**outcome)
         return bring(check_mode, prove_model="m70b", visible_devices=[0, 1], sched_spread=True)["msg"]
 
@@ -549,10 +580,11 @@ def line(bring, monkeypatch):
 
 def test_the_line_names_the_gpus_and_the_model(line):
     assert line(restarted=True, downtime_ms=1896) == (
-        "ok · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread · m70b on 2 GPUs · restart 1.9 s"
+        "ok · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread · m70b on 2 GPUs · Ollama 0.32.15 · restart 1.9 s"
     )
-    assert line((5, 0), changed=False) == "ok · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread · m70b on 1 GPU"
-    assert line((0, 0), changed=False) == "ok · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread"
+    gpus, unchanged = "ok · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread", "not proven (nothing changed) · Ollama 0.32.15"
+    assert line((5, 0), changed=False) == "%s · m70b on 1 GPU · %s" % (gpus, unchanged)
+    assert line((0, 0), changed=False) == "%s · %s" % (gpus, unchanged)
 
 
 def test_what_is_wrong_is_not_reported_as_if_it_were_right(line):
@@ -560,7 +592,7 @@ def test_what_is_wrong_is_not_reported_as_if_it_were_right(line):
     assert line((5, 0), changed=False, check_mode=True, **remedied) == (
         "would load it again: vram_missing: its worker is dead · 2× H200 · CUDA_VISIBLE_DEVICES=0,1 spread"
     )
-    assert line(**remedied).endswith(" · m70b on 2 GPUs · was vram_missing")
+    assert line(**remedied).endswith(" · m70b on 2 GPUs · Ollama 0.32.15 · was vram_missing")
 
 
 # --- claims, instances, isolation
@@ -742,7 +774,7 @@ def test_isolated_gpus_are_given_by_uuid_and_their_nodes_alone_allowed(bring):
         "/dev/nvidia-uvm rw",
         "/dev/nvidia-uvm-tools rw",
     ]
-    assert result["msg"] == "ok · 2× H200 · alone with GPU 2,3"
+    assert result["msg"] == ("ok · 2× H200 · alone with GPU 2,3 · not proven (prove_model is not set) · Ollama 0.32.15")
 
 
 @pytest.mark.parametrize(

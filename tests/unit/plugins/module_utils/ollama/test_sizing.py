@@ -66,7 +66,7 @@ def test_as_recorded_on_h200s(
     row: Dict[str, Any], model: str, free: List[int], usable: List[int], held: List[int], ps: Dict[str, Any]
 ) -> None:
     spread = row["environment"].get("OLLAMA_SCHED_SPREAD") == "1"
-    found = sizing.estimate(header(model), [mib * MIB for mib in free], [4096], spread=spread)
+    found = sizing.estimate(header(model), [mib * MIB for mib in free], [4096], sizing.Serving(spread=spread))
     assert found.fits
     mine = [0] * 4
     for share in found.shares:
@@ -99,7 +99,7 @@ def test_eighty_percent_of_one_gpu() -> None:
     just, short = int(predicted / 0.8) + 1, int(predicted / 0.8) - 1
     assert not sizing.estimate(model, [just, just], [4096]).spread
     assert sizing.estimate(model, [short, short], [4096]).spread
-    assert sizing.estimate(model, [just, just], [4096], spread=True).spread
+    assert sizing.estimate(model, [just, just], [4096], sizing.Serving(spread=True)).spread
     assert [share.gpu for share in sizing.estimate(model, [just, just + 1], [4096]).shares] == [1]
     assert [share.gpu for share in sizing.estimate(model, [just, just], [4096]).shares] == [0]
 
@@ -132,7 +132,9 @@ def test_an_automatic_context_falls_until_it_fits() -> None:
 def test_a_large_vocabulary_counts_where_the_output_is() -> None:
     plain = header("m8b")
     large = plain._replace(vocabulary=262144)
-    one, other = (sizing.estimate(model, [140 * GIB] * 2, [4096], spread=True) for model in (plain, large))
+    one, other = (
+        sizing.estimate(model, [140 * GIB] * 2, [4096], sizing.Serving(spread=True)) for model in (plain, large)
+    )
     assert one.shares[0].compute == other.shares[0].compute
     assert other.shares[1].compute > one.shares[1].compute + 300 * MIB
 
@@ -161,7 +163,7 @@ def test_a_long_context_is_computed_in_larger_batches(
 ) -> None:
     """As server 0.32.15 chooses; the compute buffer of a GPU grows with it."""
     found = sizing.estimate(
-        header("m8b"), [int(free * GIB)] * 4, [context], parallel=parallel, spread=True, flash_attention=flash
+        header("m8b"), [int(free * GIB)] * 4, [context], sizing.Serving(parallel, True, flash_attention=flash)
     )
     row, mask = batch * 4, context * parallel * batch * 2
     assert found.shares[0].compute == 3 * (14336 + 4096) * row + mask + 4 * 4096 * row + 3 * mask

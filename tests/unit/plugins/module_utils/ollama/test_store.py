@@ -136,6 +136,29 @@ def test_a_store_that_the_user_may_not_write(models):
 
 
 @as_root
+def test_the_models_of_a_store_as_people_call_them(models):
+    for name in ("registry.ollama.ai/library/m70b/latest", "registry.ollama.ai/jane/code/7b", "hub.example/a/b/latest"):
+        place = models / "manifests" / name
+        place.parent.mkdir(parents=True)
+        place.write_text("{}")
+    give(models)
+    assert sorted(store.names_in(str(models), "nobody")) == ["hub.example/a/b", "jane/code:7b", "m70b"]
+    models.chmod(0o700)
+    os.chown(models, 0, 0)
+    assert store.names_in(str(models), "nobody") == []
+
+
+@pytest.mark.parametrize("place", ["/root", "/home/alice"])
+def test_nobody_is_told_to_open_a_home(monkeypatch, place):
+    monkeypatch.setattr(access.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(access, "with_rights_of", lambda user, work: [place, os.X_OK, 0, 0o700])
+    assert store.refused(place + "/models", "nobody") == (
+        "nobody cannot enter %s (owner root, mode 0700), a parent of %s/models; choose a folder that is in no home, such "
+        "as /srv/nobody" % (place, place)
+    )
+
+
+@as_root
 def test_a_user_that_is_yet_to_be_made_owns_nothing(models):
     """Else the first run would go well, and the second one, when the user is there, be refused."""
     assert store.refused(str(models), "nosuchuser") is None

@@ -218,7 +218,7 @@ def test_it_is_whole_once_all_of_it_is_on_the_disk(host, monkeypatch):
     done, rename = [], os.rename
     monkeypatch.setattr(files, "sync_all", lambda path: done.append(("all", content(path) == PARTS)))
     monkeypatch.setattr(
-        environment.os, "rename", lambda old, new: (done.append(os.path.basename(new)), rename(old, new))
+        environment.os, "rename", lambda old, new, **at: (done.append(os.path.basename(new)), rename(old, new, **at))
     )
     monkeypatch.setattr(environment.os, "fsync", lambda descriptor: done.append("sync"))
     replace = os.replace
@@ -226,4 +226,4 @@ def test_it_is_whole_once_all_of_it_is_on_the_disk(host, monkeypatch):
         environment.os, "replace", lambda old, new: (done.append(os.path.basename(new)), replace(old, new))
     )
     host.bring("1.0")
-    assert done == [("all", True), "gpufleet.json", "sync", "current", "sync"]
+    assert done == [("all", True), "sync", "gpufleet.json", "sync", "current", "sync"]

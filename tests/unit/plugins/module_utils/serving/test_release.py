@@ -583,7 +583,7 @@ def test_undo_after_half_an_apply(archive, prefix, monkeypatch):
     def full(path, to):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(switch, "point", full)
+    monkeypatch.setattr(switch.files, "point", full)
     release = step(archive(), prefix)
     with pytest.raises(OSError, match="No space"):
         release.apply()

@@ -93,6 +93,7 @@ OPTIONS = {
     "enabled": True,
     "environment": {},
     "facts_timeout": 1.0,
+    "prove": "change",
     "instances": None,
 }
 
@@ -136,16 +137,49 @@ def test_one_service(converge):
     result = converge(visible_devices=[0])
     assert converge.does == ["declare e.service", "preflight e.service", "converge e.service"]
     assert converge.warnings == ["look out"]
-    assert (result["msg"], result["own"], result["changed"]) == ("ok · 1× H200 · at :80", True, False)
+    assert (result["msg"], result["own"], result["changed"]) == (
+        "ok · 1× H200 · at :80 · not proven (nothing changed)",
+        True,
+        False,
+    )
     assert [gpu["index"] for gpu in result["gpus"]] == [0]
     change = converge.changes["e.service"]
     assert change.settings["X-Gpufleet"]["Port"] == ["80"] and change.enabled and change.started
 
 
+SICK = {"ok": False, "lost": False, "reasons": ["3 memory errors", "reset it"]}
+
+
+@pytest.mark.parametrize(
+    "wanted, said",
+    [
+        ("all", "3× H200 · GPU 2 left out: 3 memory errors, reset it · at"),
+        ({"count": 2}, "2× H200 · GPU 2 left out: 3 memory errors, reset it · at"),
+        ([0, 1], "2× H200 · at"),
+        ([2], "1× H200 · GPU 2 is not healthy: 3 memory errors, reset it · at"),
+        (None, "4× H200 · GPU 2 is not healthy: 3 memory errors, reset it · at"),
+        ("none", "CPU · at"),
+    ],
+)
+def test_a_sick_gpu_is_named(converge, wanted, said):
+    converge.facts["devices"][2]["health"] = SICK
+    assert converge(visible_devices=wanted)["msg"].startswith("ok · %s" % said)
+
+
+def test_what_is_refused_for_want_of_gpus_names_those_left_out(converge):
+    converge.facts["devices"][2]["health"] = SICK
+    converge.engine.refuses["e.service"] = Refused("it cannot be split over 3 GPUs")
+    with pytest.raises(Refused, match="over 3 GPUs; GPU 2 left out: 3 memory errors, reset it"):
+        converge(visible_devices="all")
+
+
 def test_everything_is_decided_and_checked_before_the_first_change(converge):
     result = converge(A, B)
     assert converge.does == [what + unit for what in ("declare ", "preflight ", "converge ") for unit in UNITS]
-    assert result["msg"] == "e@a: ok · 1× H200 · at :80 | e@b: ok · 1× H200 · at :81"
+    assert result["msg"] == (
+        "e@a: ok · 1× H200 · at :80 · not proven (nothing changed)"
+        " | e@b: ok · 1× H200 · at :81 · not proven (nothing changed)"
+    )
     assert list(result["instances"]) == UNITS
 
 
@@ -270,5 +304,5 @@ def test_what_cannot_be_cleaned_up_after_the_proof_is_a_warning(converge):
 def test_without_gpus_no_facts_are_read(converge):
     converge.facts = None
     result = converge(visible_devices="none")
-    assert result["msg"] == "ok · CPU · at :80" and result["gpus"] == []
+    assert result["msg"] == "ok · CPU · at :80 · not proven (nothing changed)" and result["gpus"] == []
     assert "GPU" not in converge.changes["e.service"].settings["X-Gpufleet"]

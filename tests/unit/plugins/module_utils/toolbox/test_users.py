@@ -212,5 +212,18 @@ def test_the_output_of_a_command_of_the_user(monkeypatch: pytest.MonkeyPatch) ->
     assert status != 0 and len(said) == 4096, "one that says too much is ended"
     with pytest.raises(FileNotFoundError):
         output_of(USER, ["/nosuch"], 60, 4096)
-    with pytest.raises(Failed):
-        output_of(USER, ["sleep", "60"], 0, 4096)
+    status, said = output_of(USER, ["sh", "-c", "pwd; echo $A $SECRET"], 60, 4096, {"A": "b"}, "/tmp")
+    assert said == "/tmp\nb\n"
+
+
+def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        script = "sleep 600 & echo $! >%s/pid; wait" % folder
+        with pytest.raises(Failed, match="it did not end within 1 s"):
+            output_of(USER, ["sh", "-c", script], 1, 4096)
+        child = Path("/proc", Path(folder, "pid").read_text().strip(), "stat")
+        until = time.monotonic() + 20
+        while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < until, "it is still there"
+            time.sleep(0.01)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint, shape
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
@@ -77,13 +78,14 @@ def test_the_interpreter_of_an_environment_runs_without_roots_rights(place, secr
     program.user = user
     (place / "mine").write_text("theirs")
     seen = []
-    real = program_file._beginning
-    monkeypatch.setattr(program_file, "_beginning", lambda stream: seen.append(real(stream)) or seen[-1])
+    real = users.output_of
+    monkeypatch.setattr(users, "output_of", lambda *given: seen.append(real(*given)) or seen[-1])
     with pytest.raises(Refused):
         program.parse({}, {"A": "b"})
-    said = seen[1].splitlines()
+    ((status, text),) = seen
+    said = text.splitlines()
     assert said[0] == said[1] == said[2] == str(uid), said
-    assert "4711" not in seen[1] and "hush" not in seen[1] and "A=b" in said
+    assert "4711" not in text and "hush" not in text and "A=b" in said
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
 
@@ -120,27 +121,16 @@ def test_a_vllm_that_does_not_import(venv, monkeypatch):
 
 @pytest.fixture
 def answered(venv, monkeypatch):
-    """`answered(status, out, err)`: how a parser was run that ended so, by `.parse()`."""
+    """`answered(status, said)`: how a parser was run that ended so, by `.parse()`; a status may be an exception."""
 
-    def answered(status, out, err=b""):
-        class Process:
-            def __init__(self, words, **more):
-                self.words, self.pid = words, 1 << 30
-                answered.run = dict(more, words=words, there=os.listdir(more["cwd"]))
-                more["stdout"].write(out)
-                more["stderr"].write(err)
+    def answered(status, said=""):
+        def output_of(ids, command, limit, largest, environment, folder):
+            answered.run = dict(words=command, limit=limit, env=environment, cwd=folder, there=os.listdir(folder))
+            if isinstance(status, Exception):
+                raise status
+            return status, said
 
-            def wait(self, limit=None):
-                answered.run["limit"] = limit
-                if status is None and limit:
-                    raise subprocess.TimeoutExpired(self.words, limit)
-                return status
-
-            def poll(self):
-                return status
-
-        monkeypatch.setattr(program_file.subprocess, "Popen", Process)
-        monkeypatch.setattr(program_file.os, "killpg", lambda pid, number: answered.run.update(killed=pid))
+        monkeypatch.setattr(users, "output_of", output_of)
         Program(venv, USER).parse({}, {"HOME": "/declared", "HTTPS_PROXY": "http://proxy"})
         return answered.run
 
@@ -148,29 +138,36 @@ def answered(venv, monkeypatch):
 
 
 def test_the_parser_is_asked_apart_from_all_that_serves(venv, answered):
-    run = answered(0, b"PARSED\n")
+    run = answered(0, "PARSED\n")
     home, path = run["cwd"], os.environ["PATH"]
     scratch = os.path.dirname(home)
     own = {"HOME": home, "TMPDIR": home, "PATH": path, "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
     own.update(USER=USER, LOGNAME=USER)
     own.update(VLLM_NO_USAGE_STATS="1", VLLM_CONFIGURE_LOGGING="0", HTTPS_PROXY="http://proxy")
     assert run["env"] == own
-    assert (run["stdin"], run["limit"], os.path.exists(scratch)) == (subprocess.DEVNULL, 300, False)
+    assert (run["limit"], os.path.exists(scratch)) == (300, False)
     (file,) = run["there"]
     assert run["words"][1:4] == ["-W", "ignore", "-c"]
     assert run["words"][-4:] == [venv + "/bin/vllm", "serve", "--config", "%s/%s" % (home, file)]
 
 
-@pytest.mark.parametrize("status, out", [(1, b"PARSED\n"), (0, b""), (0, b"it is PARSED\n")])
+@pytest.mark.parametrize("status, out", [(1, "PARSED\n"), (0, ""), (0, "it is PARSED\n")])
 def test_a_parser_that_does_not_say_that_it_takes_it(answered, status, out):
-    with pytest.raises(Refused, match="refuses the configuration: of no use \ufffd$"):
-        answered(status, out + b"\xff\n", b"of no use \xff\n")
+    with pytest.raises(Refused, match="refuses the configuration: of no use$"):
+        answered(status, "OPTIONS --of-use\n" + out + "of no use \n")
 
 
-def test_a_parser_that_does_not_end(answered):
-    with pytest.raises(Refused, match="did not read the configuration within 300 s"):
-        answered(None, b"")
-    assert answered.run["killed"] == 1 << 30
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (Failed("it did not end within 300 s"), "parser did not judge the configuration: it did not end within 300 s"),
+        (PermissionError(13, "Permission denied"), "bin/python cannot be run by the user of the service: .*denied"),
+    ],
+)
+def test_a_parser_that_does_not_run_to_its_end(answered, error, words):
+    with pytest.raises(Refused, match=words):
+        answered(error)
+    assert not os.path.exists(answered.run["cwd"])
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,9 @@ def test_the_how_to(bring):
     assert (bring.asked["check_mode"], bring.asked["system"]) == (False, bring.system)
     assert checks_of(bring.asked) == ["ComesUp", "after_change", "after_change", "UsesGpus"]
     assert bring.parsed == [settings.read_back(change.files[CONFIG])]
-    assert result["msg"] == "ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000"
+    assert result["msg"] == (
+        "ok · 4× H200 · TP4 · chat at http://127.0.0.1:8000 · not proven (nothing changed) · vLLM 0.33.0"
+    )
     assert (result["version"], result["model"], result["parallel"]["tensor"]) == ("0.33.0", "chat", 4)
     assert (result["fit"]["budget_bytes"], result["fit"]["cache_tokens"]) == (138297946932, 4032102)
     assert (result["fit"]["weight_bytes"], result["fit"]["request_cache_bytes"]) == (15 * GIB // 4, GIB // 4)
@@ -447,7 +449,7 @@ def test_absent(bring):
     assert (bring.asked["check_mode"], bring.asked["system"]) == (True, bring.system)
     assert type(bring.asked["hooks"]) is service.Drain
     assert (change.state, change.enabled, change.started) == ("present", False, False)
-    assert result["msg"] == "vllm@chat.service: stopped and removed"
+    assert result["msg"] == "vllm@chat.service: would be stopped and removed"
 
 
 def test_who_is_asked_to_end_its_requests(bring):
@@ -483,7 +485,7 @@ def test_a_person_is_told(bring):
     bring.figures = {}
     assert bring(check_mode=True)["msg"].endswith(", 1.5 GiB in use")
     bring.figures = {"answer": "a token", "latency_seconds": 0.214}
-    assert bring()["msg"].endswith(", 1.5 GiB in use · a token in 0.21 s · restart 0.0 s")
+    assert bring()["msg"].endswith(", 1.5 GiB in use · a token in 0.21 s · vLLM 0.33.0 · restart 0.0 s")
     bring.outcome = None
     assert bring(check_mode=True)["msg"].startswith("ok ·")
     for device, name in zip(bring.facts["devices"], ("NVIDIA GeForce RTX 4090", None)):
@@ -501,19 +503,25 @@ def test_one_model_on_two_hosts(bring):
     assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501"]
     assert head.settings["Service"]["NotifyAccess"] == ["main"] and checks_of(bring.asked)[-2:] == [
         "UsesGpus",
-        "after_change",
+        "all_proven",
     ]
     assert head.environment["VLLM_HOST_IP"] == "192.0.2.1"
     assert "headless" not in head.files[CONFIG] and 'master-addr: "192.0.2.1"' in head.files[CONFIG]
     assert result["url"] == "http://127.0.0.1:8000" and "TP4 PP2 · node 0 of 2 hosts" in result["msg"]
-    assert result["msg"].endswith("at http://127.0.0.1:8000") and "pipeline-parallel-size: 2" in head.files[CONFIG]
+    assert (
+        "at http://127.0.0.1:8000 · not proven" in result["msg"] and "pipeline-parallel-size: 2" in head.files[CONFIG]
+    )
     assert head.files["/etc/gpufleet/vllm/chat.d/gpufleet_supervisor.py"] == source_of(supervisor)
     result = bring(nodes=NODES, node_rank=1, restart=True)
     other = bring.asked["change"]
     assert "Port" not in other.settings[claims.SECTION] and checks_of(bring.asked)[0] == "leader_serves"
     assert other.environment["VLLM_HOST_IP"] == "192.0.2.2" and other.restart
     assert "headless: true" in other.files[CONFIG] and "node-rank: 1" in other.files[CONFIG]
-    assert result["url"] is None and "node 1 of 2 hosts · %s at 192.0.2.1" % bring.model in result["msg"]
+    assert (
+        result["url"] is None
+        and not result["unproven"]
+        and "node 1 of 2 hosts · %s at 192.0.2.1" % bring.model in result["msg"]
+    )
     commands = [words_of(change) for change in (head, other)]
     assert commands[0][:2] == [bring.venv + "/bin/python", "-I"]
     assert commands[0][2:5] == ["/etc/gpufleet/vllm/chat.d/gpufleet_supervisor.py", "192.0.2.1:29501", "0"]
@@ -552,7 +560,7 @@ def test_sleep_is_looked_for_only_where_it_is_possible(bring, asleep):
     bring.figures = {"asleep": True}
     result = bring(asleep=asleep, extra_args={"enable-sleep-mode": True})
     assert checks_of(bring.asked) == ["ComesUp", "after_change", "awake", "unless_asleep", "UsesGpus"]
-    assert result["msg"].endswith(" · asleep")
+    assert result["msg"].endswith(" · not proven (asleep) · vLLM 0.33.0")
 
 
 @pytest.mark.parametrize(
