@@ -15,7 +15,7 @@ STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help link deps generate docs $(STAGES) molecule-vllm molecule-rest test demo clean
+.PHONY: help link deps generate docs $(STAGES) platforms molecule-vllm molecule-rest test demo clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,14 @@ sanity: deps ## run ansible-test sanity
 
 fleet: deps ## test modules, roles and playbooks on lab hosts, over SSH (KEEP_LAB=1 keeps the lab running)
 	GPUFLEET_LAB=test-$(CHECKOUT) pytest -v $(FLEET) --durations=15 tests/fleet
+
+# Ollama's server is built here, and a program of this machine does not start on the older glibc of Debian 11.
+SERVICES := tests/fleet/test_systemd_override.py::test_the_ladder tests/fleet/test_systemd_override_faults.py::test_port_taken
+ENGINES := tests/fleet/test_ollama_life.py::test_uninstalling_brings_back_what_a_person_had_installed \
+tests/fleet/test_site.py::test_before_and_after
+platforms: deps ## run some fleet tests on Debian 11 and 13: install, change, verify, roll back, uninstall
+	GPUFLEET_RELEASE=bullseye GPUFLEET_LAB=debian11-$(CHECKOUT) FLEET_HOSTS=1 pytest -v $(SERVICES)
+	GPUFLEET_RELEASE=trixie GPUFLEET_LAB=debian13-$(CHECKOUT) FLEET_HOSTS=2 pytest -v $(SERVICES) $(ENGINES)
 
 molecule: deps ## run the molecule scenarios of the roles, on two labs in parallel
 	python tests/scenarios.py molecule-$(CHECKOUT)-
