@@ -10,11 +10,8 @@ from typing import Any, Dict, Iterable, Mapping
 from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import source
 from ansible_collections.gpufleet.inference.plugins.modules import model_source
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import (
-    CheckFirstAction,
-    RemoteFunction,
-    refuse,
-)
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, refuse
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import RemoteFunction
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role
 
 NOT_OF_AN_ENTRY = ("defer_downloads", "seeds", "token")

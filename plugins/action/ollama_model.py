@@ -15,7 +15,8 @@ from ansible.utils.display import Display
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_model
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import RemoteFunction
 
 FIRST = 0.5  # seconds to the first check; the pause doubles
 EVERY = 3.0  # seconds between two later checks

@@ -15,11 +15,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
 
 from ansible_collections.gpufleet.inference.plugins.modules import ollama_service
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import (
-    CheckFirstAction,
-    RemoteFunction,
-    on_controller,
-)
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, on_controller
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import RemoteFunction
 
 
 class ActionModule(CheckFirstAction):

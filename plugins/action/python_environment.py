@@ -15,7 +15,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
 
 from ansible_collections.gpufleet.inference.plugins.modules import python_environment
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import RemoteFunction
 
 
 class ActionModule(CheckFirstAction):

@@ -9,7 +9,8 @@ from typing import Any, Dict, List, Mapping
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import fabric
 from ansible_collections.gpufleet.inference.plugins.modules import torchrun_facts
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import RemoteFunction
 
 
 class ActionModule(CheckFirstAction):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, Mapping
 
 from ansible_collections.gpufleet.inference.plugins.modules import torchrun_job
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import RemoteFunction
 
 
 class ActionModule(CheckFirstAction):

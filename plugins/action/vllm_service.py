@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, RemoteFunction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import RemoteFunction
 
 
 class ActionModule(CheckFirstAction):

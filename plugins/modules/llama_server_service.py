@@ -105,6 +105,17 @@ options:
       allow_unauthenticated:
         description: Overrides O(allow_unauthenticated) for this instance.
         type: bool
+      drain_timeout:
+        description: Overrides O(drain_timeout) for this instance.
+        type: float
+      drain_command:
+        description: Overrides O(drain_command) for this instance.
+        type: list
+        elements: str
+      undrain_command:
+        description: Overrides O(undrain_command) for this instance.
+        type: list
+        elements: str
       program:
         description: Overrides O(program) for this instance.
         type: path
@@ -165,9 +176,6 @@ options:
       token_timeout:
         description: Overrides O(token_timeout) for this instance.
         type: float
-      drain_timeout:
-        description: Overrides O(drain_timeout) for this instance.
-        type: float
       release_timeout:
         description: Overrides O(release_timeout) for this instance.
         type: float
@@ -207,6 +215,29 @@ options:
     description: Whether the service may listen, without authentication, on an address that other hosts can reach.
     type: bool
     default: false
+  drain_timeout:
+    description:
+      - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
+        that are still running then are cut, with a warning.
+      - On a host with M(gpufleet.inference.gateway_agent), all gateways first send new requests elsewhere; they send
+        requests again once the service is verified.
+    type: float
+    default: 120.0
+  drain_command:
+    description:
+      - Command and arguments that take the service out of another load balancer before it is stopped. It is run on the
+        host as root, without a shell, with the name of the unit in E(GPUFLEET_UNIT), and must end within 60 seconds. If
+        it fails, nothing is stopped.
+    type: list
+    elements: str
+    default: []
+  undrain_command:
+    description:
+      - Command and arguments that put the service back after O(drain_command), once it is verified or was rolled back.
+        If it fails, so does the run, and the next one tries again.
+    type: list
+    elements: str
+    default: []
   environment:
     description:
       - Further variables of the process, such as E(LLAMA_ARG_FLASH_ATTN). llama-server reads nearly every argument from
@@ -327,12 +358,6 @@ options:
     description: Seconds that the token, embedding, score or class of the verification may take.
     type: float
     default: 120.0
-  drain_timeout:
-    description:
-      - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
-        that are still running then are cut, with a warning.
-    type: float
-    default: 60.0
   release_timeout:
     description: Seconds to wait after a stop until the GPU memory of the previous processes is free.
     type: float
@@ -479,6 +504,30 @@ model:
   returned: success, with O(state=present)
   type: str
   sample: chat
+drain:
+  description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
+  returned: success, with O(state=present)
+  type: dict
+  contains:
+    seconds:
+      description: How long it took until nothing was running any more.
+      returned: always
+      type: float
+    gateways:
+      description: Gateways that sent new requests elsewhere by then.
+      returned: always
+      type: list
+      elements: str
+    silent:
+      description: Gateways that did not ask this host in time, and could not be told.
+      returned: always
+      type: list
+      elements: str
+    cut:
+      description: What was still running at the end, and was cut; empty for nothing.
+      returned: always
+      type: str
+      sample: 2 connections from 192.0.2.10 are open
 instances:
   description: The result of each service as described here, by the name of its unit. RV(msg) has one part for each.
   returned: success, with O(instances)

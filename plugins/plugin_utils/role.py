@@ -17,6 +17,8 @@ import yaml
 from .arguments import Label, nearest, wrong_type
 
 OURS = "gpufleet.inference."
+SHARED = "gpufleet_prove"
+"""A variable of all roles of engines."""
 _NEAR = 0.85  # of 1, as difflib counts; visible_device and keepalive have 0.97 and 0.95
 
 #: A default of a role as `make generate` writes it, and the kind of value that it stands for. A text can be anything.
@@ -77,13 +79,13 @@ class Role:
 
         :param file: the path of the task file that counts more than the others.
         """
-        known = {self.prefix + name for name in self.variables()}
+        known = {SHARED, *(self.prefix + name for name in self.variables())}
         found: Dict[str, str] = {}
         for path in sorted(self.folder.glob("tasks/*.yml"), key=lambda path: (str(path) != file, path)):
             for arguments, task in _calls(yaml.safe_load(path.read_text(encoding="utf-8")), module):
-                for option, value in arguments.items():
-                    name = _variable(value, _variable(task.get("loop")))
-                    if name.partition("[")[0] in known:
+                for option, template in arguments.items():
+                    name = _variable(str(template), known, _variable(str(task.get("loop")), known))
+                    if name:
                         found.setdefault(option, name)
         return found
 
@@ -148,9 +150,9 @@ def _calls(node: Any, module: str) -> Iterator[Tuple[Mapping[str, Any], Mapping[
         yield from _calls(child, module)
 
 
-def _variable(value: Any, loop: str = "") -> str:
-    """The variable with which a template begins, or the key of an item of the variable over which its task loops."""
-    found = re.match(r"\{\{-?\s*(\w+)(?:\.(?:get\(')?(\w+))?", value) if isinstance(value, str) else None
-    if found and found.group(1) == "item" and loop:
-        return "%s[].%s" % (loop, found.group(2))
-    return found.group(1) if found else ""
+def _variable(template: str, known: Collection[str], loop: str = "") -> str:
+    """The first known variable of a template, or the key of an item of the variable over which its task loops."""
+    item = re.match(r"\{\{\s*item\.(?:get\(')?(\w+)", template)
+    if item and loop:
+        return "%s[].%s" % (loop, item.group(1))
+    return next((word for word in re.findall(r"\w+", template) if word in known), "")

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -56,14 +56,22 @@ class Run:
         return sum(host["changed"] for host in self.stats.values())
 
     def of(self, action: str, host: Optional[str] = None) -> List[Dict[str, Any]]:
-        """Results of one action that was not skipped, by its short name or FQCN, of one host or all, with `failed`."""
+        """Results of one action, by its short name or its FQCN, of one host or all; `failed` is always in them.
+
+        What was skipped has none. What host_check was told in place of an action counts as its result.
+        """
         return [
-            dict(line["result"], failed=line["status"] in ("failed", "ignored", "unreachable"))
+            dict(result, failed=line["status"] in ("failed", "ignored", "unreachable"))
             for line in self.results
-            if action in (line["action"], line["action"].rpartition(".")[2])
-            and host in (None, line["host"])
-            and line["status"] != "skipped"
+            if host in (None, line["host"]) and line["status"] != "skipped"
+            for name, result in [(line["action"], line["result"]), *_told(line["result"])]
+            if action in (name, name.rpartition(".")[2])
         ]
+
+
+def _told(result: Dict[str, Any]) -> List[Tuple[str, Dict[str, Any]]]:
+    """Module and result of each question of host_check."""
+    return [(module, result["registered"][name]) for name, module in result.get("modules", {}).items()]
 
 
 class Lab:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS / "lab/ollama"))
+sys.path[:0] = [str(TESTS / "lab/ollama"), str(TESTS / "fleet")]
 
 import archive  # noqa: E402
+import drift  # noqa: E402
 import hostsetup  # noqa: E402
 
 ENVIRONMENT = "CUDA_VISIBLE_DEVICES=0,1,2,3 OLLAMA_KEEP_ALIVE=-1 OLLAMA_NO_CLOUD=1 OLLAMA_SCHED_SPREAD=1"
@@ -92,16 +93,18 @@ def test_before_and_after(by_hand, lab, sh):
         assert max(held) < 1.3 * min(held), held
 
 
-def test_second_run_changes_nothing_and_costs_two_calls(managed, lab, sh):
+def test_second_run_changes_nothing_and_costs_one_call(managed, lab, sh):
     before = [everything(sh, host) for host in managed]
+    lab.playbook("site.yml", "--limit", "gpu1,gpu2")  # the hosts keep the compiled code of the question
     run = lab.playbook("site.yml", "--limit", "gpu1,gpu2", "-vvv", warnings=True)
     assert run.changed == 0
     assert [everything(sh, host) for host in managed] == before
     for name in ("gpu1", "gpu2"):
         done = [line for line in run.results if line["host"] == name and line["status"] != "skipped"]
         modules = [line["action"] for line in done if "gpufleet" in line["action"]]
-        assert modules == ["gpufleet.inference.gpu_facts", "gpufleet.inference.ollama_service"]
-    assert len(re.findall(r"^<[0-9.]+> SSH: EXEC", run.output, re.MULTILINE)) == 4, "two calls a host, nothing beside"
+        assert modules == ["gpufleet.inference.host_check"]
+        assert re.search(r"%s: ok · 4× \S.* · CUDA_VISIBLE_DEVICES=0,1,2,3 spread" % name, run.output)
+    assert len(re.findall(r"^<[0-9.]+> SSH: EXEC", run.output, re.MULTILINE)) == 2, "one call a host, nothing beside"
 
 
 def test_check_and_diff_show_exactly_the_change(managed, lab, sh):
@@ -116,6 +119,10 @@ def test_check_and_diff_show_exactly_the_change(managed, lab, sh):
         "+active: active, restarted",
     ]
     assert "gpu1: would change OLLAMA_KEEP_ALIVE" in run.output
+    done = [
+        line["action"].rpartition(".")[2] for line in run.results if line["host"] == "gpu1" and line["status"] == "ok"
+    ]
+    assert [name for name in done if "gpu" in name or "check" in name] == ["host_check", "gpu_facts"], "then the roles"
     assert [everything(sh, host) for host in managed] == before
 
 
@@ -139,6 +146,11 @@ def test_verify_tells_by_its_exit_status(managed, lab, sh):
     assert "Disabled" in sh("gpu2", "nvidia-smi --query-gpu=persistence_mode --format=csv,noheader")
     sh("gpu2", "nvidia-smi --persistence-mode=1")
     assert [everything(sh, host) for host in managed] == before
+
+
+def test_question_and_roles_agree_on_random_drift(managed, lab):
+    lab.playbook("site.yml", "--limit", "gpu1")
+    assert drift.disagreements(lab, "gpu1", "ollama", 5, lambda: hostsetup.wait_for_api("gpu1")) == []
 
 
 def test_upstreams_installer_over_ours_and_back(managed, lab, sh):

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab/vllm"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "lab/vllm"), str(Path(__file__).resolve().parent)]
 
-import vllmdouble
-from vllmdouble import sh
+import drift  # noqa: E402
+import vllmdouble  # noqa: E402
+from vllmdouble import sh  # noqa: E402
 
 KEY = "open-sesame-4711"
 UNIT = "vllm@chat"
@@ -407,6 +408,8 @@ def test_site_and_verify_of_an_inventory_with_vllm_alone(ready, lab, tmp_path, m
     before = processes(ready)
     run = lab.playbook("site.yml", warnings=True)
     assert run.changed == 0 and processes(ready) == before
+    answers = "for i in $(seq 300); do curl -sf http://127.0.0.1:8000/v1/models && break; sleep 0.1; done"
+    assert drift.disagreements(lab, ready, UNIT, 3, lambda: sh(ready, answers)) == []
     assert "ok · 4× H200" in lab.playbook("playbooks/verify.yml").output
     instance["max_num_seqs"] = 64
     path.write_text(json.dumps(inventory))

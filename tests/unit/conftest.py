@@ -15,9 +15,16 @@ import pytest
 from ansible.module_utils import basic
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import install_record
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_facts_of_another_test() -> None:
+    """In a process of its own, a module or a check reads them once."""
+    facts._reported.clear()
 
 
 @pytest.fixture

@@ -40,6 +40,10 @@ _DRIVER = (
 )
 
 
+#: What report() has found in this process, where others follow it only in a check of several functions.
+_reported: List[Dict[str, Any]] = []
+
+
 def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The result of the module `gpu_facts`.
 
@@ -61,6 +65,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     if venv:
         _refuse_code_of_others(venv, python_paths)
     gpu = gather(timeout=timeout, python_paths=python_paths)
+    _reported.append(gpu)
     fault = gpu["fault"]
     trouble = "GPU fault %s: %s. What to do: %s" % (fault["code"], fault["text"], fault["remedy"]) if fault else None
     if params["required"] and (trouble or not gpu["count"]):
@@ -85,7 +90,7 @@ def _refuse_code_of_others(venv: str, python_paths: Sequence[str]) -> None:
 
 def gather_for(timeout: float) -> Dict[str, Any]:
     """The facts for other modules, read with the collection's own pynvml where it is installed."""
-    return gather(timeout=timeout, python_paths=site_packages(VENV))
+    return _reported[-1] if _reported else gather(timeout=timeout, python_paths=site_packages(VENV))
 
 
 def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/") -> Dict[str, Any]:

@@ -13,7 +13,7 @@ from ..converge.model import Outcome
 from ..endpoint.client import Endpoint
 from ..placement.choice import Placed
 from ..placement.memory import check_weights
-from ..serving import checks, openai, run, summary, template
+from ..serving import checks, openai, run, stop, summary, template
 from ..serving.foreign import Foreign, foreign
 from ..serving.gate import Proof
 from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Service
@@ -95,7 +95,7 @@ class LlamaServer:
                 checks.after_change(openai.answers(endpoint, instance.served, options["token_timeout"], settled.task)),
                 checks.UsesGpus(),
             ],
-            hooks=openai.drain(options, host, _endpoint_of),
+            hooks=stop.hook(options, host, _endpoint_of),
             writable=[home],
             readable=[os.path.dirname(file) for file in (name, *settled.files.values())],
             timeout=limit,
@@ -115,7 +115,7 @@ class LlamaServer:
             check_weights(plan.placed.devices, [plan.unit, *plan.vacated], size, advice)
 
     def leave(self, service: Service, host: Host) -> Leaving:
-        return Leaving(hooks=openai.drain(service.options, host, _endpoint_of))
+        return Leaving(hooks=stop.hook(service.options, host, _endpoint_of))
 
     def explain(self, lines: Sequence[str]) -> Cause:
         return log.explain(lines)

@@ -11,10 +11,9 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 from ..converge.account import DirectoryStep
 from ..converge.model import Outcome
 from ..placement.choice import Placed
-from ..serving import instances, release, run
+from ..serving import instances, release, run, stop
 from ..serving.gate import Proof
 from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Service
-from ..serving.stop import AwaitMemory
 from ..systemd.manager import System
 from ..toolbox.errors import Refused
 from ..toolbox.text import near
@@ -81,7 +80,7 @@ class Ollama:
                 uneven=options["uneven_spread"],
                 warn=host.warn,
             ),
-            hooks=AwaitMemory(gather=host.gather, gpus=True, release=RELEASE) if placed.devices else None,
+            hooks=stop.hook(options, host, gpus=bool(placed.devices), release=RELEASE),
             writable=[home] if not store or (store + "/").startswith(home + "/") else [home, store],
             readable=[options["prefix"]],
             timeout=options["timeout"],
@@ -100,7 +99,8 @@ class Ollama:
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """What a killed run has left of a move of its models is cleaned up."""
-        return Leaving(steps=storage.abandoning(service.unit, host.system))
+        hooks = stop.hook(service.options, host, gpus=False, release=RELEASE)
+        return Leaving(steps=storage.abandoning(service.unit, host.system), hooks=hooks)
 
     def explain(self, lines: Sequence[str]) -> Cause:
         """Why a server ended."""

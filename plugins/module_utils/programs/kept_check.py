@@ -25,22 +25,22 @@ def kept(folder, name, key):
     return (program, texts) if (there, version) == (key, sys.version) else None
 
 
-def main(folder, name, key, writes, params, mark):
-    """Print the mark and the answer as one line.
+def main(folder, name, key, writes, calls, mark):
+    """Print the mark and the list of answers as one line.
 
     :param folder: where it is kept, under ``name``.
     :param key: what was kept must have the same.
     :param writes: whether what is compiled may be kept.
-    :param params: module, function and parameters, as JSON.
+    :param calls: see state_check.py; as JSON.
     """
     sys.path[:] = [path for path in sys.path if path not in ("", ".")]  # see state_check.py
     found = kept(folder, name, key)
     if found is None:
-        sys.stdout.write(mark + '{"state": "lacks", "why": "", "result": null}\n')
+        sys.stdout.write(mark + '[{"state": "lacks", "why": "", "result": null}]\n')
         return
     import json
     import marshal
 
     program: dict = {"__name__": "state_check"}
     exec(marshal.loads(found[0]), program)
-    program["main"]((folder, name, key) if writes else None, found[0], found[1], *json.loads(params), mark)
+    program["main"]((folder, name, key) if writes else None, found[0], found[1], json.loads(calls), mark)

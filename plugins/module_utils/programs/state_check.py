@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks whether this host is in its declared state: runs a function of the collection in check mode.
+"""Checks whether this host is in its declared state: runs functions of the collection in check mode.
 
 Passed to ``python -`` as its standard input, followed by a call of :func:`main`. Before that call nothing may be
 imported that is not built in: the folder where the connection starts is still on the path.
@@ -108,19 +108,29 @@ def trace():
     return traceback.format_exc()
 
 
-def main(kept, program, texts, module, function, params, mark):
-    """Print the mark and the answer as one line, then keep what was compiled.
+def check_all(calls):
+    """The answers, up to the first that is not converged."""
+    answers = []
+    for call in calls:
+        answers.append(check(*call))
+        if answers[-1]["state"] != "converged":
+            break
+    return answers
+
+
+def main(kept, program, texts, calls, mark):
+    """Print the mark and the list of answers as one line, then keep what was compiled.
 
     :param kept: folder, name and key to keep it under; None in check mode, which writes nothing.
     :param program: this program, compiled and as bytes.
     :param texts: see :class:`Sources`.
-    :param function: the name of a function of ``module``.
+    :param calls: the name of a module, of a function in it, and the parameters, for each function.
     """
     import json
 
     sources = Sources(texts)
     sys.meta_path.insert(0, sources)
-    sys.stdout.write("%s%s\n" % (mark, json.dumps(check(module, function, params))))
+    sys.stdout.write("%s%s\n" % (mark, json.dumps(check_all(calls))))
     sys.stdout.flush()
     if kept and sources.compiled:
         try:
@@ -133,7 +143,7 @@ def main(kept, program, texts, module, function, params, mark):
 def unpack(kept, packed, mark):
     """Call :func:`main` with what the controller has sent.
 
-    :param packed: this program, the sources by name, the name of the module, of its function, and its parameters.
+    :param packed: this program, the sources by name, and the calls.
     """
     # As Ansible's wrapper of modules does, so that both see the same packages: those of root's own included, which -I
     # would hide, and none that lies where the connection happens to start.
@@ -143,6 +153,6 @@ def unpack(kept, packed, mark):
     import marshal
     import zlib
 
-    program, texts, module, function, params = json.loads(zlib.decompress(base64.b64decode(packed)))
+    program, texts, calls = json.loads(zlib.decompress(base64.b64decode(packed)))
     code = marshal.dumps(compile(program, "state_check", "exec")) if kept else b""
-    main(kept, code, texts, module, function, params, mark)
+    main(kept, code, texts, calls, mark)

@@ -63,6 +63,8 @@ class Gate:
 
     def __init__(self, checks: Sequence[Check], proof: Proof) -> None:
         self.checks, self.proof = list(checks), proof
+        self.said: Optional[Verdict] = None
+        """The last verdict; None where it was not asked."""
         self._seen = ""
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
@@ -74,8 +76,10 @@ class Gate:
             for check in self.checks:
                 check(proof)
         except Fault as fault:
-            return fault.verdict
-        return Verdict("ok", evidence=dict(proof.figures))
+            self.said = fault.verdict
+        else:
+            self.said = Verdict("ok", evidence=dict(proof.figures))
+        return self.said
 
     def gpus(self) -> List[Dict[str, Any]]:
         """The declared GPUs, or all, each with what the unit uses there, for the module's result."""

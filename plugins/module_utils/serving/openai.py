@@ -1,20 +1,18 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What holds for any engine with an OpenAI-compatible endpoint: it lists its model, does its work, and is drained."""
+"""What holds for any engine with an OpenAI-compatible endpoint: it lists its model, and does its work."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Mapping, Optional, Type
+from typing import Callable, Optional
 
-from ..converge.model import Fault, Running
+from ..converge.model import Fault
 from ..endpoint.client import Endpoint, EndpointError, Load
 from ..toolbox.http_stream import HttpError
 from ..toolbox.text import one_line
 from .checks import Ask, owns_port
 from .gate import Proof
-from .model import Host
-from .stop import AwaitMemory
 
 
 def lists_model(endpoint: Endpoint, served: str) -> Ask:
@@ -76,56 +74,3 @@ def answers(endpoint: Endpoint, served: str, timeout: float, task: Optional[str]
             proof.figures["latency_seconds"] = round(answered.seconds, 3)
 
     return check
-
-
-class Drain(AwaitMemory):
-    """Lets requests end before the process is stopped, and waits for its GPU memory afterwards.
-
-    :param endpoint_of: gives the endpoint of the running process from its environment, as its key may be about to
-        change; None where there is nothing to drain.
-    :param drain: seconds for which requests are waited for; then they are cut.
-    """
-
-    def __init__(
-        self,
-        *,
-        endpoint_of: Callable[[Mapping[str, str]], Optional[Endpoint]],
-        gather: Callable[[], Dict[str, Any]],
-        gpus: bool,
-        drain: float,
-        release: float,
-        warn: Callable[[str], None],
-    ) -> None:
-        super().__init__(gather=gather, gpus=gpus, release=release)
-        self.endpoint_of, self.drain, self.warn = endpoint_of, drain, warn
-
-    def before_stop(self, running: Running) -> None:
-        super().before_stop(running)
-        endpoint = self.endpoint_of(running.environ)
-        if not endpoint or self.drain <= 0:
-            return
-        try:
-            endpoint.wait_idle(self.drain)
-        except EndpointError as error:
-            if error.name == "busy":
-                self.warn("%s: %s; they were cut" % (running.unit, error))
-
-
-def drain(
-    options: Mapping[str, Any],
-    host: Host,
-    endpoint_of: Callable[[Mapping[str, str]], Optional[Endpoint]],
-    kind: Type[Drain] = Drain,
-) -> Drain:
-    """What happens around a stop of a service, by its options ``drain_timeout`` and ``release_timeout``.
-
-    :param kind: for an engine whose requests end in another way.
-    """
-    return kind(
-        endpoint_of=endpoint_of,
-        gather=host.gather,
-        gpus=options["visible_devices"] != "none",
-        drain=options["drain_timeout"],
-        release=options["release_timeout"],
-        warn=host.warn,
-    )

@@ -132,6 +132,33 @@ COMMON = (
         "Whether the service may listen, without authentication, on an address that other hosts can reach.",
         default=False,
     ),
+    Option(
+        "drain_timeout",
+        "float",
+        """Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait.
+        Those that are still running then are cut, with a warning.
+
+        On a host with M(gpufleet.inference.gateway_agent), all gateways first send new requests elsewhere; they send
+        requests again once the service is verified.""",
+        default=120.0,
+    ),
+    Option(
+        "drain_command",
+        "list",
+        """Command and arguments that take the service out of another load balancer before it is stopped. It is run on
+        the host as root, without a shell, with the name of the unit in E(GPUFLEET_UNIT), and must end within 60
+        seconds. If it fails, nothing is stopped.""",
+        default=[],
+        elements="str",
+    ),
+    Option(
+        "undrain_command",
+        "list",
+        """Command and arguments that put the service back after O(drain_command), once it is verified or was rolled
+        back. If it fails, so does the run, and the next one tries again.""",
+        default=[],
+        elements="str",
+    ),
     Option("environment", "dict", "Further variables of the process.", default={}),
     Option(
         "prove",
@@ -180,13 +207,6 @@ ONE_MODEL = (
         "Seconds that the token, embedding, score or class of the verification may take.",
         default=120.0,
         no_log=False,
-    ),
-    Option(
-        "drain_timeout",
-        "float",
-        """Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait.
-        Those that are still running then are cut, with a warning.""",
-        default=60.0,
     ),
     Option(
         "release_timeout",

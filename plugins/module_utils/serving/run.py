@@ -19,8 +19,8 @@ from ..gpu.processes import held_by_unit
 from ..gpu.select import label
 from ..placement import choice, claims
 from ..systemd.manager import System
-from ..toolbox.errors import Refused
-from . import digest, exposure, gate, instances, summary
+from ..toolbox.errors import Failed, Refused
+from . import agent, digest, exposure, gate, instances, summary
 from .isolation import Isolation
 from .model import Engine, Host, Leaving, Plan, Service
 
@@ -107,6 +107,10 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         declared = engine.declare(service, placed, host)
     except Refused as error:  # with fewer GPUs a model may not fit, or not be split
         raise Refused("; ".join([str(error), *_sick(options["visible_devices"], placed, facts)])) from None
+    if agent.marked(service.unit):  # a run was killed, or found it unfit
+        from .drain import MarkStep
+
+        declared.steps.append(MarkStep(service.unit))
     if declared.listen:
         exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
     used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
@@ -184,14 +188,19 @@ def _starts(engine: Engine, plan: Plan, host: Host) -> bool:
 
 def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     """Have the convergence change what differs, and prove it."""
-    outcome = convergence.converge(
-        plan.change,
-        gate=plan.gate,
-        steps=plan.declared.steps,
-        hooks=plan.declared.hooks,
-        check_mode=host.check_mode,
-        system=host.system,
-    )
+    try:
+        outcome = convergence.converge(
+            plan.change,
+            gate=plan.gate,
+            steps=plan.declared.steps,
+            hooks=plan.declared.hooks,
+            check_mode=host.check_mode,
+            system=host.system,
+        )
+    except ServiceError as error:
+        raise _settled(plan, error, host) from error
+    if agent.marked(plan.unit) and not host.check_mode:
+        _put_back(plan, outcome)
     finish(plan.declared.steps, outcome, host)
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
@@ -200,7 +209,33 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     program = summary.Program(engine.title, more.get("version"), plan.declared.installs)
     parts += ["not proven (%s)" % unproven] if unproven else []
     message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
-    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, **more)
+    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, drain=_drained(plan), **more)
+
+
+def _drained(plan: Plan) -> Dict[str, Any]:
+    """What came of the drain of a service; empty where there was none."""
+    return dict(getattr(plan.declared.hooks, "drained", {}))
+
+
+def _put_back(plan: Plan, outcome: Outcome) -> None:
+    """Have a service that is proven take requests again."""
+    from . import drain
+
+    try:
+        drain.put_back(plan.unit, plan.service.options["undrain_command"])
+    except (Failed, OSError) as error:
+        raise ServiceError(str(error), outcome) from error
+
+
+def _settled(plan: Plan, error: ServiceError, host: Host) -> ServiceError:
+    """The error of a service, once its load balancers know what has become of it."""
+    if host.check_mode:
+        return error
+    from . import drain
+
+    command, drained = plan.service.options["undrain_command"], getattr(plan.declared.hooks, "draining", False)
+    problem = drain.after_failure(plan.unit, error.outcome, plan.gate.said, drained, command)
+    return ServiceError("%s %s." % (error.message, problem), error.outcome) if problem else error
 
 
 def _sick(wanted: Any, placed: choice.Placed, facts: Mapping[str, Any]) -> List[str]:
@@ -233,6 +268,10 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
     outcome = convergence.converge(
         change, steps=leaving.steps, hooks=leaving.hooks, check_mode=host.check_mode, system=host.system
     )
+    if agent.marked(service.unit) and not host.check_mode:  # no load balancer is to get it back
+        from . import drain
+
+        drain.put_back(service.unit, [])
     finish(leaving.steps, outcome, host)
     if not outcome.changed:
         said = "not there" if service.name else "no override"

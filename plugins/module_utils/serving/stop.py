@@ -1,30 +1,60 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happens around a stop of any engine: its GPU memory is free before another process is started."""
+"""What happens around a stop of any engine: its requests end before it, its GPU memory is free after it."""
 
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Dict, List
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Type
 
 from ..converge.model import Running, Verdict
 
+if TYPE_CHECKING:
+    from ..endpoint.client import Endpoint
+    from .model import Host
 
-class AwaitMemory:
-    """Waits for the GPU memory of a stopped process.
+
+class Stop:
+    """Lets the requests of a process end before it is stopped, and waits for its GPU memory afterwards.
 
     :param gather: reads the GPU facts.
     :param gpus: whether the service uses GPUs.
+    :param drain: seconds for which requests are waited for; then they are cut. 0: it is not drained.
     :param release: seconds for which memory is waited for.
+    :param command: argv that takes the service out of another load balancer; empty for none.
+    :param endpoint_of: gives the endpoint of the running process from its environment, as its key may be about to
+        change; None where it does not report its requests.
+    :param warn: called with each warning.
     """
 
-    def __init__(self, *, gather: Callable[[], Dict[str, Any]], gpus: bool, release: float) -> None:
-        self.gather, self.gpus, self.release = gather, gpus, release
+    def __init__(
+        self,
+        *,
+        gather: Callable[[], Dict[str, Any]],
+        gpus: bool,
+        drain: float,
+        release: float,
+        warn: Callable[[str], None],
+        command: Sequence[str] = (),
+        endpoint_of: Callable[[Mapping[str, str]], "Optional[Endpoint]"] = lambda environ: None,
+    ) -> None:
+        self.gather, self.gpus, self.drain, self.release, self.warn = gather, gpus, drain, release, warn
+        self.command, self.endpoint_of = command, endpoint_of
         self.pids: List[int] = []
+        self.draining = False
+        """Whether a drain was begun."""
+        self.drained: Dict[str, Any] = {}
+        """What came of the drain, for the result."""
 
     def before_stop(self, running: Running) -> None:
         self.pids = running.pids
+        if self.drain > 0:
+            # a converged host does not need it
+            from . import drain
+
+            endpoint, self.draining = self.endpoint_of(running.environ), True
+            self.drained = drain.drain(running, endpoint, self.command, self.drain, self.warn)
 
     def after_stop(self) -> Verdict:
         if not (self.gpus and self.pids):
@@ -54,3 +84,29 @@ class AwaitMemory:
             for process in device["processes"] or ()
             if process["pid"] in self.pids
         ]
+
+
+def hook(
+    options: Mapping[str, Any],
+    host: "Host",
+    endpoint_of: Callable[[Mapping[str, str]], "Optional[Endpoint]"] = lambda environ: None,
+    *,
+    gpus: Optional[bool] = None,
+    release: Optional[float] = None,
+    kind: Type[Stop] = Stop,
+) -> Stop:
+    """What happens around a stop of a service, by its options.
+
+    :param gpus: whether it uses GPUs, where its options do not say.
+    :param release: for an engine without the option ``release_timeout``.
+    :param kind: for an engine whose requests end in another way.
+    """
+    return kind(
+        endpoint_of=endpoint_of,
+        gather=host.gather,
+        gpus=options["visible_devices"] != "none" if gpus is None else gpus,
+        drain=options["drain_timeout"],
+        command=options["drain_command"],
+        release=options["release_timeout"] if release is None else release,
+        warn=host.warn,
+    )

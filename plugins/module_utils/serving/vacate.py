@@ -13,6 +13,8 @@ from typing import Any, List, Sequence
 from ..converge.model import Outcome, Running, ServiceError, Verdict
 from ..gpu.processes import held_by_unit
 from ..systemd.manager import ManagerError, seconds
+from ..toolbox.errors import Failed
+from . import agent, drain
 from .model import Host, Plan
 
 _DOWN = ("inactive", "failed")
@@ -73,7 +75,9 @@ class Vacated:
                 if self.host.system.show(plan.unit).get("ActiveState") not in _DOWN:
                     continue
                 failure = self.host.system.start(plan.unit, plan.change.timeout)
-            except ManagerError as error:
+                if not failure and agent.marked(plan.unit):
+                    drain.put_back(plan.unit, plan.service.options["undrain_command"])
+            except (ManagerError, Failed, OSError) as error:
                 failure = str(error)
             said.append(" %s %s." % (plan.unit, "DOES NOT START AGAIN: %s" % failure if failure else "runs again"))
         return "".join(said)

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Addresses that servers listen on. Pure."""
+"""Addresses: those that servers listen on, and one spelling for each. Pure."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def reachable(host: str) -> str:
 def host_port(host: str, port: int) -> str:
     """``HOST:PORT`` as a URL has it, with brackets around an IPv6 address."""
     return "%s:%d" % ("[%s]" % host if ":" in host else host, port)
+
+
+def plain(address: str) -> str:
+    """An address in one spelling, without a zone; an IPv4 address for one that is written as IPv6.
+
+    :raises ValueError: it is not an address.
+    """
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return str(getattr(found, "ipv4_mapped", None) or found)

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..converge.model import Fault, Running
 from ..serving.gate import Proof
-from ..serving.openai import Drain
+from ..serving.stop import Stop
 
 _POLL = 0.3  # seconds between two looks at the supervisor's state
 _LEADER_STOPS = 15  # seconds that node 0 needs to end when its requests have ended
@@ -72,7 +72,7 @@ def state_of(status: str) -> str:
     return found.group(1) if found else ""
 
 
-class WorkerDrain(Drain):
+class WorkerStop(Stop):
     """A node without an API ends when node 0 does, which first lets its requests end."""
 
     def before_stop(self, running: Running) -> None:

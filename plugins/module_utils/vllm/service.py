@@ -15,11 +15,11 @@ from ..hf_model import checkpoint, shape
 from ..hf_model.parallel import Parallel, choose
 from ..placement import memory
 from ..placement.choice import Placed
-from ..serving import checks, openai, run, summary, template
+from ..serving import checks, openai, run, stop, summary, template
 from ..serving.exposure import is_loopback
 from ..serving.gate import Check, Proof
 from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Service
-from ..serving.openai import Drain
+from ..serving.stop import Stop
 from ..serving.weights import located, start_limit
 from ..toolbox.errors import Refused
 from . import gate, log, multinode, settings, sizing, unit
@@ -261,7 +261,7 @@ def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit:
     return [*found, multinode.all_proven] if options["nodes"] else found
 
 
-def _stop_hooks(service: Service, host: Host) -> Drain:
+def _stop_hooks(service: Service, host: Host) -> Stop:
     """Those for the process that is to be stopped, as the file says with which it was started."""
     options = service.options
     previous = settings.read_back((host.system.read(unit.paths(service.name)[0]) or b"").decode("utf-8", "replace"))
@@ -272,10 +272,10 @@ def _stop_hooks(service: Service, host: Host) -> Drain:
         return Endpoint(settings.Declared(config=previous).url, environ.get("VLLM_API_KEY") or None, verify=False)
 
     if not previous.get("headless"):
-        return openai.drain(options, host, endpoint_of)
+        return stop.hook(options, host, endpoint_of)
     # the server on node 0 takes so much longer to end
     longer = options["drain_timeout"] + int(previous.get("shutdown-timeout", 0))
-    return openai.drain(dict(options, drain_timeout=longer), host, endpoint_of, multinode.WorkerDrain)
+    return stop.hook(dict(options, drain_timeout=longer), host, endpoint_of, kind=multinode.WorkerStop)
 
 
 # --- the result ------------------------------------------------------------------------------------------------------

@@ -46,6 +46,14 @@ def test_facts(run_module, gathered, check):
     assert calls == [{"timeout": 10.0, "python_paths": []}]
 
 
+def test_a_check_of_several_functions_reads_the_gpus_once(gathered):
+    calls = gathered()
+    found = facts.gather_for(3.0)
+    assert found is not facts.gather_for(3.0), "nobody has reported them"
+    reported = facts.report({"timeout": 10.0, "venv": None, "required": False}, True, print)["ansible_facts"]["gpu"]
+    assert facts.gather_for(3.0) is reported and len(calls) == 3
+
+
 @pytest.fixture
 def venv():
     """A virtual environment that only whoever runs the tests can change."""

@@ -26,7 +26,7 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     vllm_service,
 )
 from ansible_collections.gpufleet.inference.plugins.modules import gpu_facts
-from ansible_collections.gpufleet.inference.plugins.plugin_utils import check_first
+from ansible_collections.gpufleet.inference.plugins.plugin_utils import check_first, question
 
 SPEC = {
     "word": {"type": "str", "default": "hello"},
@@ -72,12 +72,12 @@ def act(monkeypatch, tmp_path):
     (tmp_path / "room/deeper/late.py").write_text("NAME = 'Größe'\n")
     (tmp_path / "programs").mkdir()
     (tmp_path / "programs/tool.py").write_text("raise SystemExit('Größe')\n")
-    monkeypatch.setattr(check_first, "FOLDER", tmp_path)
-    monkeypatch.setattr(check_first, "KEPT", str(tmp_path / "kept"))  # below a folder of all users: not trusted
+    monkeypatch.setattr(question, "FOLDER", tmp_path)
+    monkeypatch.setattr(question, "KEPT", str(tmp_path / "kept"))  # below a folder of all users: not trusted
 
     class Action(check_first.CheckFirstAction):
         MODULE = "gpufleet.inference.example"
-        FUNCTION = check_first.RemoteFunction("room.main", "bring", SPEC)
+        FUNCTION = question.RemoteFunction("room.main", "bring", SPEC)
 
     def template(value):
         return (
@@ -88,7 +88,12 @@ def act(monkeypatch, tmp_path):
             become=None, change=None, cwd=None, no_log=False):  # fmt: skip
         plugin = Action.__new__(Action)
         plugin._task = SimpleNamespace(
-            args=arguments, async_val=background, delegate_to=delegate, check_mode=check, no_log=no_log
+            get_path=lambda: "/play.yml:1",
+            args=arguments,
+            async_val=background,
+            delegate_to=delegate,
+            check_mode=check,
+            no_log=no_log,
         )
         plugin._templar = SimpleNamespace(template=template)
         plugin._connection = SimpleNamespace(has_pipelining=pipelining, become=become)
@@ -116,6 +121,11 @@ def saying(text):
     return lambda said: said[: said.index(" ") + 1] + text + "\n"
 
 
+def answering(text):
+    """A host whose only answer is this one."""
+    return saying("[%s]" % text)
+
+
 def converged(result):
     """The text of an answer with this result."""
     return '{"state": "converged", "why": "", "result": %s}' % result
@@ -129,6 +139,21 @@ def converged(result):
         "[" * 1000000,
         '{"a":' * 100000,
         "9" * 5000,
+        "[]",
+        "[[]]",
+        "{}",
+        converged('{"changed": false}'),
+        "[%s, %s]" % (converged('{"changed": false}'), converged('{"changed": false}')),
+    ],
+)
+def test_an_odd_text_is_no_answer(act, text):
+    assert act({}, change=saying(text))["msg"] == "by the module"
+    assert act.shown[0].startswith("the module is sent, as the answer of the host is: silent; its answer")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "[]",
         "null",
         '"text"',
@@ -157,18 +182,25 @@ def converged(result):
         converged('{"changed": false, "deprecations": [1]}'),
         converged('{"changed": false, "exception": "x"}'),
         converged('{"changed": false, "ansible_job_id": "../x"}'),
-        converged('{"changed": false, "msg": "%s"}' % ("x" * check_first.LONGEST)),
+        converged('{"changed": false, "msg": "%s"}' % ("x" * question.LONGEST)),
     ],
 )
 def test_an_odd_answer_is_none(act, text):
-    assert act({}, change=saying(text))["msg"] == "by the module"
+    assert act({}, change=answering(text))["msg"] == "by the module"
     assert act.shown[0].startswith("the module is sent, as the answer of the host is: silent; its answer")
 
 
 def test_the_right_form_is_an_answer():
     """By which each of the odd ones is odd for its own reason."""
-    answer = check_first._answer({"stdout": "mark " + converged('{"changed": false, "msg": "x"}')}, "mark ")
-    assert answer == ("converged", "", {"changed": False, "msg": "x"})
+    one = converged('{"changed": false, "msg": "x"}')
+    answers = question._answers({"stdout": "mark [%s, %s]" % (one, one)}, "mark ", 2)
+    assert answers == 2 * [("converged", "", {"changed": False, "msg": "x"})]
+
+
+def test_every_call_is_answered_unless_an_earlier_one_is_not_converged():
+    one, other = converged('{"changed": false}'), '{"state": "refused", "why": "no", "result": null}'
+    assert question._answers({"stdout": "mark [%s]" % one}, "mark ", 2)[0].state == "silent"
+    assert question._answers({"stdout": "mark [%s, %s]" % (one, other)}, "mark ", 3) == [("refused", "no", None)]
 
 
 def test_a_host_says_nothing_that_is_the_controllers(act):
@@ -177,14 +209,14 @@ def test_a_host_says_nothing_that_is_the_controllers(act):
         ' "discovered_interpreter_python": "/evil", "ansible_facts": {"gpu": 1, "_ansible_x": 1,'
         ' "discovered_interpreter_python": "/evil", "ansible_discovered_interpreter_python": "/evil"}}'
     )
-    result = act({}, change=saying(converged(said)))
+    result = act({}, change=answering(converged(said)))
     assert result.pop("invocation")["module_args"]["word"] == "hello"
     assert result == {"changed": False, "warnings": ["look"], "ansible_facts": {"gpu": 1}}
 
 
 def test_no_start_file_can_answer(act):
     """It does not know the word behind the mark, which is another one each time."""
-    answer = converged('{"changed": false, "msg": "forged"}')
+    answer = "[%s]" % converged('{"changed": false, "msg": "forged"}')
     forged = "gpufleet-answer %s\ngpufleet-answer-%%s %s\n" % (answer, answer)
     marks = set()
 
@@ -220,10 +252,10 @@ def test_the_same_packages_as_the_module_sees(act, monkeypatch, tmp_path):
     (tmp_path / "room/other.py").write_text(
         "def bring(params, check_mode, warn):\n    import of_the_user\n    return dict(changed=False, msg='found')"
     )
-    monkeypatch.setattr(check_first, "FOLDER", tmp_path)
-    function = check_first.RemoteFunction("room.main", "bring", SPEC)
+    monkeypatch.setattr(question, "FOLDER", tmp_path)
+    asked = question.Question([(question.RemoteFunction("room.main", "bring", SPEC), {})])
     done = subprocess.run(
-        [sys.base_prefix + "/bin/python3", "-"], input=function.script({}), capture_output=True, check=False
+        [sys.base_prefix + "/bin/python3", "-"], input=asked.script(), capture_output=True, check=False
     )
     assert b'"msg": "found"' in done.stdout, done.stderr
 
@@ -367,6 +399,22 @@ def test_a_user_who_may_not_become_root(act, monkeypatch, stderr, said):
     assert act({"word": "fail"})["msg"].startswith(said)
 
 
+@pytest.mark.parametrize("failed", [True, False])
+def test_messages_name_the_variables_of_the_role(act, monkeypatch, tmp_path, failed):
+    role = tmp_path / "example"
+    for name, text in (
+        ("meta/argument_specs.yml", "      example_the_word:\n        type: str\n"),
+        ("tasks/main.yml", "- gpufleet.inference.example:\n    word: '{{ example_the_word | default(omit) }}'\n"),
+    ):
+        (role / name).parent.mkdir(parents=True)
+        (role / name).write_text(text)
+    said = {"failed": failed, "msg": "word: is odd", "exception": "of the old message"}
+    monkeypatch.setattr(check_first.CheckFirstAction, "_found", lambda self, *words: dict(said))
+    variables = {"ansible_role_name": "gpufleet.inference.example", "role_path": str(role)}
+    assert act({}, variables=variables) == {"failed": failed, "msg": "example_the_word: is odd"}
+    assert act({})["msg"] == "word: is odd", "a task of somebody else"
+
+
 def test_secrets_are_masked(act):
     result = act({"key": "sesame"})
     assert "sesame" not in str(result) and result["params"]["key"] == "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
@@ -384,7 +432,7 @@ def test_what_goes_wrong_is_told_by_the_module(act, arguments, how, asked):
 
 def test_a_host_that_lacks_the_sources_twice_is_sent_the_module(act):
     lacks = '{"state": "lacks", "why": "", "result": null}'
-    assert act({}, change=saying(lacks))["msg"] == "by the module"
+    assert act({}, change=answering(lacks))["msg"] == "by the module"
     assert len(act.commands) == 2
 
 
@@ -443,10 +491,12 @@ def test_the_hosts_python(act, variables, python):
 @pytest.mark.parametrize("action", [gpu_facts_action, ollama_model, ollama_service, systemd_override, vllm_service])
 def test_every_program_has_all_that_it_imports(action):
     """In a Python that has nothing of ours: every source is imported, and the function is there."""
-    program, _call, packed = action.ActionModule.FUNCTION.script({}).decode().rpartition("unpack")
+    program, _call, packed = (
+        question.Question([(action.ActionModule.FUNCTION, {})]).script().decode().rpartition("unpack")
+    )
     program += """
 import base64, json, zlib
-_program, texts, module, function, _params = json.loads(zlib.decompress(base64.b64decode(%s[1])))
+_program, texts, [[module, function, _params]] = json.loads(zlib.decompress(base64.b64decode(%s[1])))
 sys.meta_path.insert(0, Sources(texts))
 for name in texts: __import__(name)
 print(callable(getattr(sys.modules[module], function)))
@@ -459,22 +509,20 @@ print(callable(getattr(sys.modules[module], function)))
 def test_the_sources_are_those_that_a_parser_finds(action):
     """Imports within functions among them, which no import of the sources themselves would miss."""
     found = action.ActionModule.FUNCTION.sources
-    for name, text in found.items():
-        for node in ast.walk(ast.parse(text)):
+    for name, source in found.items():
+        for node in ast.walk(ast.parse(source.text)):
             if isinstance(node, ast.ImportFrom) and node.level:
                 place = resolve_name("." * node.level + (node.module or ""), name.rpartition(".")[0])
                 wanted = [place, *("%s.%s" % (place, alias.name) for alias in node.names)]
                 there = [
                     one
                     for one in wanted
-                    if check_first.FOLDER.joinpath(*one[len(check_first.ROOM) + 1 :].split("."))
-                    .with_suffix(".py")
-                    .is_file()
+                    if question.FOLDER.joinpath(*one[len(question.ROOM) + 1 :].split(".")).with_suffix(".py").is_file()
                 ]
                 assert there and set(there) <= set(found), (name, wanted)
 
 
 def test_a_script_carries_no_other_room(act):
-    rooms = {name[len(check_first.ROOM) + 1 :].split(".")[0] for name in gpu_facts_action.ActionModule.FUNCTION.sources}
+    rooms = {name[len(question.ROOM) + 1 :].split(".")[0] for name in gpu_facts_action.ActionModule.FUNCTION.sources}
     assert rooms == {"gpu", "toolbox"}
     assert set(gpu_facts.argument_spec()) == {"timeout", "required", "venv"}

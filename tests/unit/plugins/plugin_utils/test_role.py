@@ -83,6 +83,8 @@ def test_a_variable_has_the_type_of_its_default() -> None:
 
 def test_the_variables_of_options_are_read_from_the_tasks() -> None:
     names = Role("ollama", ROOT / "roles/ollama").names(OURS + "ollama_model")
+    service = Role("ollama", ROOT / "roles/ollama").names(OURS + "ollama_service")
+    assert service["prove"] == "gpufleet_prove" and service["host"] == "ollama_host"
     assert names["insecure"] == "ollama_registry_insecure" and names["name"] == "ollama_models_unit"
     vllm = Role("vllm", ROOT / "roles/vllm")
     assert vllm.names(OURS + "model_source")["revision"] == "vllm_models[].revision"

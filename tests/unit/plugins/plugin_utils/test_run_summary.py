@@ -193,3 +193,24 @@ def test_a_host_that_the_run_did_not_get_to() -> None:
     facts.ok("Serve", "gpufleet.inference.gpu_facts", "Gather the GPU facts", {"changed": False})
     assert run(facts, OK, missed=["Serve"]) == untouched, "it was only looked at"
     assert run(serves("ok · 4× H200"), OK, missed=["Serve with vLLM"]).line == "4× H200 | not reached: Serve with vLLM"
+
+
+def test_a_host_that_is_as_declared_has_the_lines_of_its_services() -> None:
+    results = Results()
+    service = {"changed": False, "msg": "ok · 4× H200", "unproven": "nothing changed"}
+    models = {"changed": False, "results": [{"changed": False, "msg": "there"}]}
+    registered = {
+        "ollama_result": service,
+        "models_result": models,
+        "skipped_result": {"changed": False, "skipped": True},
+    }
+    modules = {"ollama_result": SERVICE, "models_result": "gpufleet.inference.model_source"}
+    told = {"changed": False, "as_declared": True, "msg": "as declared", "registered": registered, "modules": modules}
+    results.ok("Check", "gpufleet.inference.host_check", "Ask", told)
+    assert results.run("a", OK, False, []) == HostRun("a", "as before", "4× H200", True)
+
+
+def test_a_host_that_was_only_asked_is_not_touched() -> None:
+    results = Results()
+    results.ok("Check", "gpufleet.inference.host_check", "Ask", {"changed": False, "as_declared": False, "msg": "x"})
+    assert results.run("a", OK, False, ["Serve"]).state == "not touched"

@@ -26,7 +26,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.pl
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import model as seeding_model
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import check_first
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import Answer
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import Answer
 
 ALICE = 12345
 COMMIT = "a" * 40
@@ -471,10 +471,10 @@ def test_the_host_s_answer_shows_no_password(monkeypatch):
     url, shown = "https://me:s3cret@hub", []
     plugin = object.__new__(action.ActionModule)
     plugin._task = SimpleNamespace(check_mode=False, no_log=False)
-    plugin._ask = lambda *_: Answer("converged", "", {"changed": False, "msg": url})
+    plugin.ask = lambda *_: [Answer("converged", "", {"changed": False, "msg": url})]
     result = plugin.check_on_host({"url": url, "name": "a/b"}, {})
     assert result["invocation"]["module_args"]["url"] and "s3cret" not in json.dumps(result)
-    plugin._ask = lambda *_: Answer("failed", "401 at " + url)
+    plugin.ask = lambda *_: [Answer("failed", "401 at " + url)]
     monkeypatch.setattr(check_first.display, "vvv", lambda text, host: shown.append(text))
     assert plugin.check_on_host({"url": url, "name": "a/b"}, {}) is None
     assert "401 at" in shown[0] and "s3cret" not in shown[0]

@@ -219,7 +219,7 @@ def test_absent_reads_no_gpu(bring):
 
 def test_memory_is_awaited_between_stop_and_start_where_gpus_are_declared(bring):
     bring()
-    assert bring.asked["hooks"] is None
+    assert not bring.asked["hooks"].gpus
     bring(visible_devices=[0])
     hooks = bring.asked["hooks"]
     assert (hooks.gpus, hooks.release) == (True, 60)

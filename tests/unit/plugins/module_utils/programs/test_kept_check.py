@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.plugin_utils import check_first
+from ansible_collections.gpufleet.inference.plugins.plugin_utils import question
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root keeps code")
 
@@ -42,20 +42,21 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def ask(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dict[str, Any]]:
     """`ask(long=True)` sends the sources, `ask()` the digest alone; the answer. `ask.name` is the word in a source."""
-    monkeypatch.setattr(check_first, "FOLDER", tmp_path)
-    monkeypatch.setattr(check_first, "KEPT", str(folder))
+    monkeypatch.setattr(question, "FOLDER", tmp_path)
+    monkeypatch.setattr(question, "KEPT", str(folder))
     (tmp_path / "room").mkdir()
     (tmp_path / "room/main.py").write_text(MAIN)
     (tmp_path / "room/late.py").write_text("")
 
     def run(long: bool = False, writes: bool = True, late: bool = False, change: Any = None) -> Dict[str, Any]:
         (tmp_path / "room/other.py").write_text("NAME = %r\n" % run.name)  # type: ignore[attr-defined]
-        function = check_first.RemoteFunction("room.main", "bring", {})
-        script = (function.script if long else function.short_script)({"late": late}, writes, "mark ")
+        asked = question.Question([(question.RemoteFunction("room.main", "bring", {}), {"late": late})], writes)
+        script = (asked.script if long else asked.short_script)("mark ")
         text = change(script.decode()) if change else script.decode()
         done = subprocess.run([sys.executable, "-"], input=text, capture_output=True, text=True, check=False)
         assert done.stdout.startswith("mark ") and not done.stderr, done
-        return dict(json.loads(done.stdout[5:]))
+        (answer,) = json.loads(done.stdout[5:])
+        return dict(answer)
 
     run.name = "first"  # type: ignore[attr-defined]
     return run

@@ -69,6 +69,14 @@ def test_warnings_are_part_of_the_result(ask: Any) -> None:
     assert "warnings" not in ask({"changed": False})["result"]
 
 
+def test_several_calls_end_with_the_first_that_is_not_converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("asked")
+    module.__dict__["report"] = lambda params, check_mode, warn: {"changed": params["changed"]}
+    monkeypatch.setitem(sys.modules, "asked", module)
+    calls = [["asked", "report", {"changed": changed}] for changed in (False, False, True, False)]
+    assert [answer["state"] for answer in state_check.check_all(calls)] == ["converged", "converged", "differs"]
+
+
 def test_the_end_of_the_process_is_not_an_answer(ask: Any) -> None:
     with pytest.raises(SystemExit):
         ask(SystemExit(3))

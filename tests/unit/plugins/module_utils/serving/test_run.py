@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, StepError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
+    Outcome,
+    ServiceError,
+    StepError,
+    Verdict,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import model, run, vacate
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import agent, drain, model, run, vacate
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause, Declared, Leaving, Listen
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 
@@ -95,6 +101,7 @@ OPTIONS = {
     "facts_timeout": 1.0,
     "prove": "change",
     "instances": None,
+    "undrain_command": [],
 }
 
 
@@ -103,6 +110,8 @@ def converge(monkeypatch, fakes):
     """`converge(*instances, **options)` converges; `.does` is what happened, in order, `.changes` those by unit."""
 
     def carry_out(change, steps=(), check_mode=False, **more):
+        if call.converges:
+            return call.converges(change, **more)
         call.does.append("converge " + change.unit)
         call.changes[change.unit] = change
         if change.unit in call.fails:
@@ -117,6 +126,7 @@ def converge(monkeypatch, fakes):
         return run.converge(call.engine, "e", params, check_mode, call.warnings.append, call.system, thorough)
 
     call.does, call.warnings, call.changes, call.fails, call.changed = [], [], {}, (), False
+    call.converges = None
     call.engine, call.system, call.facts = Engine(call.does), System(), fakes.facts()
     monkeypatch.setattr(run.convergence, "converge", carry_out)
     monkeypatch.setattr(model.gpu_facts, "gather", lambda timeout, python_paths: call.facts)
@@ -306,3 +316,69 @@ def test_without_gpus_no_facts_are_read(converge):
     result = converge(visible_devices="none")
     assert result["msg"] == "ok · CPU · at :80 · not proven (nothing changed)" and result["gpus"] == []
     assert "GPU" not in converge.changes["e.service"].settings["X-Gpufleet"]
+
+
+# --- load balancers
+
+
+@pytest.fixture
+def mark(tmp_path, monkeypatch):
+    """The mark of e.service; ``mark.leave(**said)`` writes one, ``mark.said()`` is what it says."""
+    monkeypatch.setattr(agent, "MARKS", str(tmp_path / "marks"))
+    monkeypatch.setattr(agent, "CONFIG", str(tmp_path / "agent.json"))
+
+    class Mark:
+        path = tmp_path / "marks/e.service"
+
+        def leave(self, **said):
+            self.path.parent.mkdir(exist_ok=True)
+            self.path.write_text(json.dumps(said))
+
+        def said(self):
+            return json.loads(self.path.read_text()) if self.path.exists() else None
+
+    (tmp_path / "agent.json").write_text("{}")
+    return Mark()
+
+
+@pytest.mark.parametrize("said", [{"state": "drain"}, {"state": "down", "verdict": "cpu_fallback"}])
+def test_a_service_that_is_proven_takes_requests_again(converge, mark, said):
+    mark.leave(**said)
+    assert converge()["msg"].startswith("ok") and mark.said() is None
+
+
+def test_check_mode_leaves_a_mark_and_says_so(converge, mark):
+    mark.leave(state="drain")
+    converge(check_mode=True)
+    assert mark.said() == {"state": "drain"}
+    with pytest.raises(run.Differs):
+        converge(check_mode=True, thorough=False)
+
+
+def test_a_service_that_is_found_unfit_is_marked_and_no_other_one(converge, mark):
+    def unfit(change, gate=None, **more):
+        gate.said = Verdict("cpu_fallback")
+        raise ServiceError("it serves on the CPU", Outcome(verdict=gate.said))
+
+    converge.converges = unfit
+    with pytest.raises(ServiceError):
+        converge(check_mode=True)
+    assert mark.said() is None
+    with pytest.raises(ServiceError):
+        converge()
+    assert mark.said() == {"state": "down", "verdict": "cpu_fallback"}
+
+
+def test_a_service_that_leaves_is_not_put_back(converge, mark, monkeypatch):
+    mark.leave(state="drain", command=True)
+    monkeypatch.setattr(drain, "run_command", lambda *words: pytest.fail("it is gone"))
+    converge(state="absent", undrain_command=["/bin/true"])
+    assert mark.said() is None
+
+
+def test_a_service_that_cannot_be_put_back_fails_and_stays_marked(converge, mark, monkeypatch):
+    mark.leave(state="drain", command=True)
+    monkeypatch.setattr(drain, "run_command", lambda *words: "status 1")
+    with pytest.raises(ServiceError, match="e.service is proven, but takes no requests yet: undrain_command: status 1"):
+        converge(undrain_command=["/bin/false"])
+    assert mark.said() == {"state": "drain", "command": True}

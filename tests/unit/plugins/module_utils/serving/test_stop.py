@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving.openai import Drain
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import Stop
 
 GIB = 1 << 30
 ALL = (GIB, GIB, GIB, GIB)
@@ -18,7 +18,7 @@ ALL = (GIB, GIB, GIB, GIB)
 def hooks_of(web, fakes):
     def make(*looks, drain=5.0, release=0.5):
         said, left = [], list(looks)
-        hooks = Drain(
+        hooks = Stop(
             endpoint_of=lambda environ: Endpoint(web.url, environ.get("VLLM_API_KEY")),
             gather=lambda: left.pop(0) if len(left) > 1 else left[0],
             gpus=True,

@@ -98,7 +98,7 @@ def test_a_host_without_an_api_lets_the_requests_of_node_0_end(fakes, drain, wai
     running, limits = fakes.FakeRunning(), []
     running.process = type("Process", (), {"ended_within": lambda self, seconds: limits.append(seconds)})()
     more = {"gather": fakes.facts, "gpus": True, "release": 0, "warn": None}
-    hooks = multinode.WorkerDrain(endpoint_of=lambda environ: pytest.fail("it has none"), drain=drain, **more)
+    hooks = multinode.WorkerStop(endpoint_of=lambda environ: pytest.fail("it has none"), drain=drain, **more)
     hooks.before_stop(running)
     assert limits == [waited] and hooks.pids == running.pids
 

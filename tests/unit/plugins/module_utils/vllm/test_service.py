@@ -447,7 +447,7 @@ def test_absent(bring):
     change = bring.asked["change"]
     assert change.files == dict.fromkeys(files)
     assert (bring.asked["check_mode"], bring.asked["system"]) == (True, bring.system)
-    assert type(bring.asked["hooks"]) is service.Drain
+    assert type(bring.asked["hooks"]) is service.Stop
     assert (change.state, change.enabled, change.started) == ("present", False, False)
     assert result["msg"] == "vllm@chat.service: would be stopped and removed"
 
@@ -542,15 +542,15 @@ def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
 
 def test_a_node_without_an_api_waits_for_the_end_of_the_one_that_serves(bring):
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["hooks"]).__name__ == "Drain", "it was none before"
+    assert type(bring.asked["hooks"]).__name__ == "Stop", "it was none before"
     converged(bring)
     bring(nodes=NODES, node_rank=1)
-    assert type(bring.asked["hooks"]).__name__ == "WorkerDrain" and bring.asked["hooks"].drain == 60
+    assert type(bring.asked["hooks"]).__name__ == "WorkerStop" and bring.asked["hooks"].drain == 120
     bring(nodes=NODES, node_rank=1, shutdown_timeout=40)
-    assert bring.asked["hooks"].drain == 60, "of the process that is to be stopped"
+    assert bring.asked["hooks"].drain == 120, "of the process that is to be stopped"
     converged(bring)
     bring(nodes=NODES, node_rank=1, shutdown_timeout=0)
-    assert bring.asked["hooks"].drain == 60 + 40, "so long vLLM itself lets them end"
+    assert bring.asked["hooks"].drain == 120 + 40, "so long vLLM itself lets them end"
 
 
 @pytest.mark.parametrize("asleep", ["refuse", "accept"])

@@ -1,0 +1,132 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asks a host at once all that roles would ask it one by one."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Sequence
+
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ansible_collections.gpufleet.inference.plugins.action import (
+    gpu_facts,
+    llama_server_service,
+    model_source,
+    ollama_model,
+    ollama_service,
+    python_environment,
+    vllm_service,
+)
+from ansible_collections.gpufleet.inference.plugins.filter.still_to_do import AS_DECLARED, SHARING
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.role_walk import Asked, Undecided, Walk
+
+#: Full name of a module to its action plugin.
+QUESTIONS = {
+    plugin.ActionModule.MODULE: plugin.ActionModule
+    for plugin in (
+        *(gpu_facts, llama_server_service, model_source, ollama_model),
+        *(ollama_service, python_environment, vllm_service),
+    )
+}
+if role_walk.POSSIBLE:
+    for _name in ("gpu_host", "llama_server", "ollama", "vllm"):
+        role_walk.load(_name)  # before Ansible forks
+
+display = Display()
+
+
+class ActionModule(CheckFirstAction):
+    MODULE = "gpufleet.inference.host_check"
+
+    def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+        result = dict(ActionBase.run(self, tmp, task_vars), changed=False)
+        self.variables = task_vars or {}
+        roles = [str(name) for name in self._task.args.get("roles", ())]
+        try:
+            walk = self._walked(roles)
+        except (AnsibleError, Undecided) as error:
+            # also of a host that does not answer: the roles report it, in their words
+            why = "the roles are run: " + one_line(str(error))
+            display.vvv(why, host=self.variables.get("inventory_hostname"))
+            return dict(result, as_declared=False, msg=why)
+        shares = any(self._value("%s_seeding" % name) and self._value("%s_models" % name) for name in roles)
+        return dict(
+            result,
+            as_declared=True,
+            msg="as declared",
+            lines=lines(walk.registered),
+            registered=walk.registered,
+            modules=walk.sources,
+            ansible_facts=walk.facts,
+            add_group=SHARING if shares else AS_DECLARED,
+            parent_groups=["all"],
+            _ansible_verbose_override=True,  # `-v` does not print the facts
+        )
+
+    def _walked(self, names: Sequence[str]) -> Walk:
+        """The walk through the roles on a host that is as declared.
+
+        :raises Undecided: it is not, or that is not known.
+        """
+        if not role_walk.POSSIBLE:
+            raise Undecided("this needs ansible-core 2.19")
+        if not self.checks_first({}, self.variables):
+            raise Undecided("this host cannot be asked, or is not to be asked")
+        walk = Walk(self.variables, self._templar, QUESTIONS, self._asked)
+        walk.through([role_walk.load(name) for name in names])
+        for name in names:
+            role = Role(name, role_walk.ROLES / name)
+            wrong = list(role.mistyped(self.variables, self._templar.template))
+            if wrong:
+                raise Undecided(wrong[0])
+            for sentence in role.misspelled(self.variables):
+                display.warning(one_line(sentence))
+        return walk
+
+    def _asked(self, asked: Sequence[Asked]) -> List[Dict[str, Any]]:
+        questions = []
+        for one in asked:
+            plugin = self._shared_loader_obj.action_loader.get(
+                one.module,
+                task=self._task,
+                connection=self._connection,
+                play_context=self._play_context,
+                loader=self._loader,
+                templar=self._templar,
+                shared_loader_obj=self._shared_loader_obj,
+            )
+            arguments = plugin.prepare(one.arguments, self.variables)
+            validated = plugin.FUNCTION.validator.validate(arguments)
+            wrong = [*problems(plugin.FUNCTION.argument_spec, arguments), *validated.error_messages]
+            if wrong or not plugin.checks_first(arguments, self.variables):
+                raise Undecided("%s cannot be asked without its module" % one.task)
+            questions.append((plugin, validated))
+        calls = [(plugin.FUNCTION, validated.validated_parameters) for plugin, validated in questions]
+        answers = self.ask(calls, self.variables)
+        if answers[-1].state != "converged":
+            secret = {text for plugin, validated in questions for text in plugin.secret(validated)}
+            raise Undecided("the host's answer is: %s" % self.reason(answers[-1], secret))
+        return [plugin.shown(validated, answer) for (plugin, validated), answer in zip(questions, answers)]
+
+    def _value(self, name: str) -> Any:
+        return self._templar.template(self.variables.get(name))
+
+
+def lines(registered: Dict[str, Any]) -> List[str]:
+    """What the services say of themselves, and of their models."""
+    said: List[str] = []
+    for name, result in registered.items():
+        if "msg" in result and not result.get("skipped"):
+            if name.endswith("_models_result") and said:
+                said[-1] += " · models: " + result["msg"]
+            else:
+                said.append(result["msg"])
+    return said

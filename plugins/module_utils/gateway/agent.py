@@ -1,0 +1,176 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent that tells gateways about the services of this host: its unit, its sandbox, what it reads."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from typing import Any, Callable, Dict, List, Mapping, Optional
+
+from ..converge import run as convergence
+from ..converge.model import Change, Running, Verdict
+from ..programs import gateway_agent
+from ..serving import agent, template
+from ..systemd.manager import System
+from ..systemd.render import argument
+from ..toolbox.addresses import plain
+from ..toolbox.errors import Refused
+from ..toolbox.source import source_of
+
+UNIT = "gpufleet-agent.service"
+PROGRAM = "/etc/gpufleet/gateway_agent.py"
+_TEXT = (
+    "# Written by the Ansible collection gpufleet.inference where there was none; its settings are in its override.\n"
+    "[Unit]\nDescription=Tells gateways about the GPU services of this host\nWants=network-online.target\n"
+    "After=network-online.target\n\n[Service]\nExecStart=/bin/false\nRestart=always\nRestartSec=1\n\n"
+    "[Install]\nWantedBy=multi-user.target\n"
+)
+_SANDBOX = {
+    "DynamicUser": "yes",
+    "CapabilityBoundingSet": "",
+    "LockPersonality": "yes",
+    "MemoryDenyWriteExecute": "yes",
+    "MemoryMax": "256M",
+    "NoNewPrivileges": "yes",
+    "PrivateDevices": "yes",
+    "PrivateTmp": "yes",
+    "PrivateUsers": "yes",
+    "ProcSubset": "pid",
+    "ProtectClock": "yes",
+    "ProtectControlGroups": "yes",
+    "ProtectHome": "yes",
+    "ProtectHostname": "yes",
+    "ProtectKernelLogs": "yes",
+    "ProtectKernelModules": "yes",
+    "ProtectKernelTunables": "yes",
+    "ProtectProc": "invisible",
+    "ProtectSystem": "strict",
+    "RestrictAddressFamilies": "AF_INET AF_INET6",
+    "RestrictNamespaces": "yes",
+    "RestrictRealtime": "yes",
+    "RestrictSUIDSGID": "yes",
+    "SystemCallArchitectures": "native",
+    "SystemCallFilter": "@system-service",
+    "TasksMax": "16",
+    "UMask": "0077",
+}
+_STARTS = 15
+
+
+def converge(
+    params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Optional[Any] = None
+) -> Dict[str, Any]:
+    """Converge the agent to its declared state.
+
+    :param params: the parameters of the module ``gateway_agent``.
+    :returns: the module's result.
+    :raises Refused: the declaration is wrong; nothing was changed.
+    :raises ServiceError: the previous state is restored.
+    """
+    system = system or System()
+    files: Dict[str, Optional[str]] = {PROGRAM: None, agent.CONFIG: None}
+    if params["state"] == "absent":
+        change = Change(unit=UNIT, state="absent", files=files)
+        if system.show(UNIT).get("LoadState") == "loaded":
+            change = Change(unit=UNIT, files=files, enabled=False, started=False)
+        outcome = convergence.converge(change, check_mode=check_mode, system=system)
+        return dict(
+            outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there")
+        )
+    config = configuration(params)
+    files = {PROGRAM: source_of(gateway_agent), agent.CONFIG: json.dumps(config, indent=1, sort_keys=True) + "\n"}
+    outcome = convergence.converge(
+        Change(
+            unit=UNIT, files=files, settings={"Service": _settings(config)}, enabled=True, started=True, timeout=_STARTS
+        ),
+        gate=_gate(config),
+        steps=[template.TemplateStep(UNIT, _TEXT, system.root)],
+        check_mode=check_mode,
+        system=system,
+    )
+    for warning in outcome.warnings:
+        warn(warning)
+    said = "%d services, %d gateways, port %d" % (len(config["services"]), len(config["gateways"]), config["port"])
+    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, said))
+
+
+def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
+    """What the agent reads.
+
+    :raises Refused: an address is none, or a name has none.
+    """
+    services: Dict[str, Any] = {}
+    for service in params["services"]:
+        unit = service["unit"] if service["unit"].endswith(".service") else service["unit"] + ".service"
+        if unit in services:
+            raise Refused("services: %s is named twice" % unit)
+        services[unit] = {
+            "engine": service["engine"],
+            "address": addresses("services", service["address"])[0],
+            "port": service["port"],
+            "limit": service["max_concurrent"],
+            "tls": service["tls"],
+        }
+    gateways = {name: addresses("gateways", name) for name in params["gateways"]}
+    return {"port": params["port"], "services": services, "gateways": gateways}
+
+
+def addresses(option: str, name: str) -> List[str]:
+    """The addresses of a host by name or address, each in one spelling.
+
+    :raises Refused: it has none.
+    """
+    try:
+        return [plain(name)]
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise Refused(
+            "%s: this host cannot resolve %s (%s); set gateway_address of that host to its IP address"
+            % (option, name, error)
+        ) from None
+    return sorted({plain(str(entry[4][0])) for entry in found})
+
+
+def _settings(config: Mapping[str, Any]) -> Dict[str, List[str]]:
+    """Keys of ``[Service]``. Where the kernel can, nobody but the gateways and this host gets a packet through."""
+    peers = {address for listed in config["gateways"].values() for address in listed}
+    own = {service["address"] for service in config["services"].values()}
+    return dict(
+        {key: [value] for key, value in _SANDBOX.items()},
+        ExecStart=["", " ".join(map(argument, [sys.executable, "-I", PROGRAM, agent.CONFIG]))],
+        IPAddressDeny=["any"],
+        IPAddressAllow=["localhost " + " ".join(sorted(peers | own))],
+    )
+
+
+def _gate(config: Mapping[str, Any]) -> Callable[[Running, bool], Verdict]:
+    """It answers at its port, about the declared services."""
+
+    def gate(running: Running, changed: bool) -> Verdict:
+        import time
+
+        while True:
+            found = agent.ask(config["port"]).get("services") or {}
+            if sorted(found) == sorted(config["services"]):
+                return Verdict("ok")
+            listener = running.system.listener(config["port"])
+            if listener and listener[0] and listener[0] not in running.pids:
+                return Verdict("port_taken", "port %d is used by process %d (%s)" % ((config["port"],) + listener))
+            if not changed or not running.alive() or time.monotonic() >= running.deadline:
+                said = "answers for %s" % ", ".join(sorted(found)) if found else "does not answer"
+                return Verdict("not_ready", "it %s at port %d" % (said, config["port"]), remedy="restart")
+            # it sends no word when it listens
+            time.sleep(0.05)
+
+    return gate
+
+
+def check(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+    """The result in check mode."""
+    return converge(params, True, warn)

@@ -1,0 +1,82 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation alone: the action plugin of the same name does the work on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_check
+short_description: Ask a host at once whether roles of this collection would change it
+version_added: 0.1.0
+description:
+  - Goes through the tasks of the roles on the controller and asks the host in one exchange everything that these tasks
+    would ask it, gate included. Nothing is changed on the host, and no module is sent.
+  - A host on which no role has anything to do joins the group C(gpufleet_as_declared), or
+    C(gpufleet_as_declared_sharing) if it may have to share its models with others. For any other host RV(as_declared)
+    is false, and RV(msg) says why; the roles are then run. So it is wherever the answer cannot be known beforehand.
+  - The playbook C(gpufleet.inference.site) begins with it.
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+  - gpufleet.inference.attributes.facts
+notes:
+  - Run it as root (C(become)), as the tasks of the roles run.
+  - Before ansible-core 2.19 every host is one for which the roles are run.
+  - With C(changed_when=false), joining a group does not count as a change.
+  - Variables of the host such as C(ollama_keep_alive) mean the same as for the roles. C(gpufleet_check_first=false)
+    leaves the question out.
+options:
+  roles:
+    description: Names of roles without the name of the collection, in the order in which they would run.
+    type: list
+    elements: str
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Ask everything that the roles would ask
+  gpufleet.inference.host_check:
+    roles: [gpu_host, ollama]
+  become: true
+  changed_when: false
+  register: gpufleet_check
+
+- name: Print the lines of proof
+  ansible.builtin.debug:
+    msg: "{{ gpufleet_check.lines }}"
+  when: gpufleet_check.as_declared
+"""
+
+RETURN = r"""
+as_declared:
+  description: Whether no role has anything to do.
+  returned: always
+  type: bool
+  sample: true
+msg:
+  description: Why the roles are run, if they are.
+  returned: always
+  type: str
+  sample: as declared
+lines:
+  description: What the services say of themselves.
+  returned: if the host is as declared
+  type: list
+  elements: str
+  sample: ["ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread"]
+registered:
+  description: What the roles would have registered, such as C(ollama_result), by name.
+  returned: if the host is as declared
+  type: dict
+modules:
+  description: The modules that would have said it, by the same names.
+  returned: if the host is as declared
+  type: dict
+ansible_facts:
+  description: The facts that the roles would have gathered.
+  returned: if the host is as declared
+  type: dict
+"""

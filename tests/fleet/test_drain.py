@@ -1,0 +1,212 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A setting is changed under load: two real Ollama servers, a real HAProxy in front of them, clients that stream."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS / "lab/ollama"))
+
+import faults  # noqa: E402
+import hostsetup  # noqa: E402
+
+HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
+PORT = 18480
+UNITS = {"ollama@a": 11441, "ollama@b": 11442}
+MARKS = "ls /run/gpufleet-agent 2>/dev/null || :"
+ASK = json.dumps({"model": "tiny", "prompt": "hello", "options": {"num_predict": 10}})
+CONFIG = """
+global
+  stats socket %(socket)s level admin
+defaults
+  mode http
+  option redispatch
+  option http-server-close
+  timeout connect 2s
+  timeout client 60s
+  timeout server 60s
+  timeout queue 30s
+frontend clients
+  bind 127.0.0.1:%(port)d
+  default_backend tiny
+backend tiny
+  balance leastconn
+"""
+SERVER = '  server %s %s:%d weight 100 check agent-check agent-port 8405 agent-inter 1s agent-send "%s tiny\\n"\n'
+
+
+class Host:
+    """A lab host with two instances and an agent, and a gateway on this machine."""
+
+    def __init__(self, lab: Any, name: str) -> None:
+        self.lab, self.name = lab, name
+        self.address = hostsetup.sh(name, "hostname -I").split()[0]
+        self.gateway = hostsetup.sh(name, "ip route show default").split()[2]
+
+    def bring(self, check: bool = False, **options: Any) -> Dict[str, Any]:
+        instances = [
+            {"name": unit[-1], "host": "0.0.0.0:%d" % port, "visible_devices": [number]}
+            for number, (unit, port) in enumerate(UNITS.items())
+        ]
+        given = {"instances": instances, "allow_unauthenticated": True, "num_parallel": 4, "drain_timeout": 60}
+        return self.lab.module(self.name, "ollama_service", {**given, **options}, check=check)
+
+    def agent(self, *gateways: str, check: bool = False) -> Dict[str, Any]:
+        services = [
+            {"unit": unit, "engine": "ollama", "address": self.address, "port": port, "max_concurrent": 4}
+            for unit, port in UNITS.items()
+        ]
+        given = {"gateways": list(gateways), "services": services}
+        return self.lab.module(self.name, "gateway_agent", given, check=check)
+
+
+@pytest.fixture(scope="module")
+def host(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    name = lab.reset("gpu1")
+    hostsetup.uninstall(name)
+    hostsetup.install(name)
+    hostsetup.add_models(name, "tiny")
+    hostsetup.sh(name, "systemctl disable --quiet --now ollama")
+    faults.worker(name, "slow-token:0.1")
+    made = Host(lab, name)
+    done = made.bring()
+    assert not done["failed"], done["msg"]
+    done = made.agent(made.gateway)
+    assert not done["failed"], done["msg"]
+    folder = tmp_path_factory.mktemp("haproxy")
+    text = CONFIG % {"socket": folder / "admin", "port": PORT}
+    text += "".join(SERVER % (unit.replace("@", "-"), made.address, port, unit) for unit, port in UNITS.items())
+    (folder / "haproxy.cfg").write_text(text)
+    process = subprocess.Popen([HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")])
+    until = time.monotonic() + 60
+    while Load.once(ASK):  # it listens, and both servers have answered its checks
+        assert process.poll() is None and time.monotonic() < until, "see %s" % folder
+        time.sleep(0.1)
+    yield made
+    process.kill()
+    process.wait()
+    gone = [{"name": unit[-1], "state": "absent"} for unit in UNITS]
+    assert not lab.module(name, "ollama_service", {"instances": gone})["failed"]
+    assert not lab.module(name, "gateway_agent", {"state": "absent"})["failed"]
+    faults.clear(name)
+    hostsetup.uninstall(name)
+
+
+class Load:
+    """Clients that stream, one answer after the other, until they are stopped."""
+
+    def __init__(self, clients: int = 6) -> None:
+        self.whole, self.ending = 0, False
+        self.faults: list = []
+        self.threads = [threading.Thread(target=self.client) for _number in range(clients)]
+
+    def client(self) -> None:
+        while not self.ending:
+            fault = self.once(ASK)
+            if fault:
+                self.faults.append(fault)
+                time.sleep(0.1)  # as a person would, not a loop
+            else:
+                self.whole += 1
+
+    @staticmethod
+    def once(ask: str) -> str:
+        """What went wrong with one request, if anything did."""
+        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+        try:
+            connection.request("POST", "/api/generate", ask, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            if answer.status != 200:
+                return "failed: %d" % answer.status
+            last = answer.read().strip().rpartition(b"\n")[2]
+            return "" if json.loads(last or b"{}").get("done") else "cut"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return "cut: %s" % error
+        finally:
+            connection.close()
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        until = time.monotonic() + 60
+        while self.whole < 12:
+            assert time.monotonic() < until, self.faults[:3]
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_words: Any) -> None:
+        self.ending = True
+        for thread in self.threads:
+            thread.join()
+
+
+def test_a_changed_setting_fails_no_request_and_cuts_none(host: Host) -> None:
+    with Load() as load:
+        done = host.bring(keep_alive="11m")
+    assert not done["failed"] and done["changed"], done["msg"]
+    print("with drain: %d whole, faults: %s" % (load.whole, load.faults))
+    for unit in UNITS:
+        result = done["instances"][unit + ".service"]
+        assert result["restarted"], result
+        assert (result["drain"]["gateways"], result["drain"]["silent"]) == ([host.gateway], [])
+        assert result["drain"]["cut"] == ""
+    assert load.faults == []
+    assert hostsetup.sh(host.name, MARKS) == ""
+    assert not host.bring(keep_alive="11m")["changed"]
+
+
+def test_without_a_drain_requests_fail(host: Host) -> None:
+    with Load() as load:
+        done = host.bring(keep_alive="12m", drain_timeout=0)
+    assert not done["failed"], done["msg"]
+    print("without drain: %d whole, faults: %s" % (load.whole, load.faults))
+    assert load.faults, "else the test above proves nothing"
+
+
+def test_a_run_that_was_killed_leaves_no_service_drained(host: Host) -> None:
+    hostsetup.sh(host.name, """echo '{"state": "drain"}' >/run/gpufleet-agent/ollama@a.service""")
+    seen = host.bring(check=True, keep_alive="12m")
+    assert seen["changed"] and hostsetup.sh(host.name, MARKS).split() == ["ollama@a.service"]
+    done = host.bring(keep_alive="12m")
+    assert done["changed"] and not done["instances"]["ollama@a.service"]["restarted"], done["msg"]
+    assert hostsetup.sh(host.name, MARKS) == "" and not host.bring(keep_alive="12m")["changed"]
+
+
+def test_a_service_whose_gate_fails_gets_no_requests_until_it_passes(host: Host) -> None:
+    answer = "printf 'ollama@a x\\n' | timeout 5 python3 -c 'import socket, sys; s = socket.create_connection" + (
+        '(("127.0.0.1", 8405)); s.sendall(sys.stdin.buffer.read()); print(s.recv(99).decode())\''
+    )
+    assert hostsetup.sh(host.name, answer).startswith("up ready")
+    hostsetup.sh(
+        host.name, """echo '{"state": "down", "verdict": "cpu_fallback"}' >/run/gpufleet-agent/ollama@a.service"""
+    )
+    assert hostsetup.sh(host.name, answer).strip() == "down #cpu_fallback"
+    assert not host.bring(keep_alive="12m")["failed"]
+    assert hostsetup.sh(host.name, answer).startswith("up ready")
+
+
+def test_the_agent_runs_without_rights(host: Host) -> None:
+    assert not host.agent(host.gateway, check=True)["changed"]
+    assert not host.agent(host.gateway)["changed"]
+    look = (
+        "systemctl show -p MainPID --value gpufleet-agent; systemd-analyze security --no-pager gpufleet-agent | tail -1"
+    )
+    pid, exposure = hostsetup.sh(host.name, look).splitlines()
+    print(exposure)
+    status = hostsetup.sh(host.name, "cat /proc/%s/status" % pid)
+    found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert "0" not in found["Uid"].split() and int(found["CapEff"], 16) == 0 and found["NoNewPrivs"] == "1"
+    assert int(found["VmRSS"].split()[0]) < 64 << 10

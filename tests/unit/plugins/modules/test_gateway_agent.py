@@ -1,0 +1,121 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent's module: what the agent reads, the unit in which it runs, what is refused."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import agent
+from ansible_collections.gpufleet.inference.plugins.modules import gateway_agent
+
+CHAT = {"unit": "vllm@chat", "engine": "vllm", "address": "192.0.2.21", "port": 8000, "max_concurrent": 256}
+CODE = {"unit": "ollama.service", "engine": "ollama", "port": 11434}
+
+
+@pytest.fixture
+def bring(run_module, monkeypatch):
+    """`bring(**options)` runs the module; `bring.asked` is what the convergence was given."""
+
+    def converge(change, *, check_mode, system, **more):
+        run.asked = dict(more, change=change, check_mode=check_mode)
+        return Outcome(changed=True)
+
+    def run(check=False, **options):
+        return run_module(gateway_agent.main, options, check=check)
+
+    class Unit:
+        root = ""
+        load_state = "loaded"
+
+        def show(self, unit):
+            return {"LoadState": self.load_state}
+
+    run.unit = Unit()
+    monkeypatch.setattr(agent.convergence, "converge", converge)
+    monkeypatch.setattr(agent, "System", lambda: run.unit)
+    return run
+
+
+def test_what_it_reads_and_who_may_reach_it(bring):
+    result = bring(services=[CHAT, CODE], gateways=["192.0.2.10", "::ffff:192.0.2.11"])
+    assert result["msg"] == "gpufleet-agent.service: 2 services, 2 gateways, port 8405"
+    change = bring.asked["change"]
+    config = change.files["/etc/gpufleet/gateway-agent.json"]
+    assert '"vllm@chat.service"' in config and '"limit": 256' in config and '"192.0.2.11"' in config
+    assert change.files["/etc/gpufleet/gateway_agent.py"].startswith("#!/usr/bin/env python3")
+    service = change.settings["Service"]
+    assert service["IPAddressDeny"] == ["any"]
+    assert service["IPAddressAllow"] == ["localhost 127.0.0.1 192.0.2.10 192.0.2.11 192.0.2.21"]
+    assert service["DynamicUser"] == ["yes"] and service["ProtectSystem"] == ["strict"]
+    assert change.enabled and change.started
+
+
+def test_a_name_is_resolved_on_the_host(bring, monkeypatch):
+    def resolve(name, *_words, **_more):
+        assert name == "gw1.example.com"
+        return [(socket.AF_INET, 1, 6, "", ("192.0.2.10", 0)), (socket.AF_INET6, 1, 6, "", ("2001:db8::1", 0, 0, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    bring(gateways=["gw1.example.com"])
+    config = bring.asked["change"].files["/etc/gpufleet/gateway-agent.json"]
+    assert '"192.0.2.10",\n   "2001:db8::1"' in config
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"services": [CODE, dict(CODE, unit="ollama")]}, "services: ollama.service is named twice"),
+        ({"gateways": ["no.such.host.invalid"]}, "cannot resolve no.such.host.invalid"),
+        ({"services": [dict(CODE, engine="tgi")]}, "must be one of: ollama, vllm, llama_server"),
+    ],
+)
+def test_what_is_refused(bring, given, words):
+    result = bring(**given)
+    assert result["failed"] and words in result["msg"]
+
+
+def test_it_goes_with_its_files(bring):
+    files = {"/etc/gpufleet/gateway_agent.py": None, "/etc/gpufleet/gateway-agent.json": None}
+    result = bring(state="absent")
+    change = bring.asked["change"]
+    assert (change.files, change.started, change.enabled) == (files, False, False)
+    assert result["msg"] == "gpufleet-agent.service: stopped and removed"
+    bring.unit.load_state = "not-found"
+    bring(state="absent", check=True)
+    assert bring.asked["change"].state == "absent" and bring.asked["check_mode"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "listener", "verdict"),
+    [
+        ({"ollama.service": {}}, (99, "python3"), "ok"),
+        ({"other.service": {}}, (99, "python3"), "not_ready"),
+        ({}, None, "not_ready"),
+        ({}, (7, "nc"), "port_taken"),
+    ],
+)
+def test_its_proof(monkeypatch, fakes_running, answers, listener, verdict):
+    monkeypatch.setattr(agent.agent, "ask", lambda port: {"services": answers})
+    config = agent.configuration(
+        {"services": [dict(CODE, address="::1", tls=False, max_concurrent=0)], "gateways": [], "port": 8405}
+    )
+    assert agent._gate(config)(fakes_running(listener), False).name == verdict
+
+
+@pytest.fixture
+def fakes_running():
+    class Running:
+        pids, deadline = [99], 0.0
+
+        def __init__(self, listener):
+            self.system = type("System", (), {"listener": lambda self, port: listener})()
+
+        def alive(self):
+            return True
+
+    return Running
