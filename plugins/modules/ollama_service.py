@@ -69,7 +69,7 @@ options:
   instances:
     description:
       - Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template C(NAME@.service),
-        which is created if it does not exist. C(NAME.service) itself is left alone.
+        which is created if it does not exist. For C(NAME.service) itself see O(main).
       - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
         O(environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
@@ -113,6 +113,10 @@ options:
       allow_unauthenticated:
         description: Overrides O(allow_unauthenticated) for this instance.
         type: bool
+      clients:
+        description: Overrides O(clients) for this instance.
+        type: list
+        elements: str
       drain_timeout:
         description: Overrides O(drain_timeout) for this instance.
         type: float
@@ -227,6 +231,14 @@ options:
         description: Overrides O(uneven_spread) for this instance.
         type: str
         choices: [fail, warn]
+  main:
+    description:
+      - What happens to C(NAME.service) itself when there are O(instances).
+      - V(kept) leaves it alone. V(disabled) stops it before the first instance starts, and disables it and removes its
+        drop-in once all instances are verified. If one fails, C(NAME.service) is started again.
+    type: str
+    choices: [kept, disabled]
+    default: kept
   visible_devices:
     description:
       - The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
@@ -265,6 +277,17 @@ options:
       - Whether O(host) may be an address that other hosts can reach. Anyone there can then use, pull and delete models.
     type: bool
     default: false
+  clients:
+    description:
+      - Addresses or networks that alone exchange packets with the service (C(IPAddressAllow=)), such as those of the
+        gateways. The service may then listen, without authentication, on an address that other hosts can reach.
+      - It must listen on one IPv4 address of the host. The verification includes that another address is kept out; it
+        fails where the kernel cannot filter the packets of a unit.
+      - The service itself reaches no other address either. So Ollama can pull from a registry, and a vLLM on several
+        hosts can reach the others, only if they are listed.
+    type: list
+    elements: str
+    default: []
   drain_timeout:
     description:
       - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those

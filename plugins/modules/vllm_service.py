@@ -112,6 +112,10 @@ options:
       allow_unauthenticated:
         description: Overrides O(allow_unauthenticated) for this instance.
         type: bool
+      clients:
+        description: Overrides O(clients) for this instance.
+        type: list
+        elements: str
       drain_timeout:
         description: Overrides O(drain_timeout) for this instance.
         type: float
@@ -295,6 +299,17 @@ options:
     description: Whether the service may listen, without authentication, on an address that other hosts can reach.
     type: bool
     default: false
+  clients:
+    description:
+      - Addresses or networks that alone exchange packets with the service (C(IPAddressAllow=)), such as those of the
+        gateways. The service may then listen, without authentication, on an address that other hosts can reach.
+      - It must listen on one IPv4 address of the host. The verification includes that another address is kept out; it
+        fails where the kernel cannot filter the packets of a unit.
+      - The service itself reaches no other address either. So Ollama can pull from a registry, and a vLLM on several
+        hosts can reach the others, only if they are listed.
+    type: list
+    elements: str
+    default: []
   drain_timeout:
     description:
       - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those

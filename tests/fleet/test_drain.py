@@ -58,10 +58,10 @@ class Host:
 
     def bring(self, check: bool = False, **options: Any) -> Dict[str, Any]:
         instances = [
-            {"name": unit[-1], "host": "0.0.0.0:%d" % port, "visible_devices": [number]}
+            {"name": unit[-1], "host": "%s:%d" % (self.address, port), "visible_devices": [number]}
             for number, (unit, port) in enumerate(UNITS.items())
         ]
-        given = {"instances": instances, "allow_unauthenticated": True, "num_parallel": 4, "drain_timeout": 60}
+        given = {"instances": instances, "clients": [self.gateway], "num_parallel": 4, "drain_timeout": 60}
         return self.lab.module(self.name, "ollama_service", {**given, **options}, check=check)
 
     def agent(self, *gateways: str, check: bool = False) -> Dict[str, Any]:
@@ -196,6 +196,14 @@ def test_a_service_whose_gate_fails_gets_no_requests_until_it_passes(host: Host)
     assert hostsetup.sh(host.name, answer).strip() == "down #cpu_fallback"
     assert not host.bring(keep_alive="12m")["failed"]
     assert hostsetup.sh(host.name, answer).startswith("up ready")
+
+
+def test_nobody_but_the_gateway_and_the_host_reaches_a_service(host: Host) -> None:
+    reach = "timeout 2 curl -fs -o /dev/null --interface %s http://%s:11441/api/version && echo reached || echo no"
+    assert hostsetup.sh(host.name, reach % (host.address, host.address)).strip() == "reached"
+    assert hostsetup.sh(host.name, reach % ("127.0.0.3", host.address)).strip() == "no"
+    done = host.bring(keep_alive="12m", instances=[{"name": "a", "host": "0.0.0.0:11441"}])
+    assert done["failed"] and "expected one IPv4 address of this host" in done["msg"]
 
 
 def test_the_agent_runs_without_rights(host: Host) -> None:

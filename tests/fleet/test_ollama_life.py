@@ -157,6 +157,24 @@ def test_instances_beside_a_persons_service_are_uninstalled(lab, host, bring, mi
     assert not lab.module(host, "ollama_service", gone)["changed"]
 
 
+def test_instances_take_the_place_of_a_persons_service(lab, host, bring):
+    """If one fails, the service runs again; else it is disabled. Tools then name the instance that runs."""
+    look = "systemctl is-active ollama ollama@chat || :; systemctl is-enabled ollama || :"
+    given = {"instances": [{"name": "chat", "visible_devices": [0]}], "main": "disabled", "prove_model": "m8b"}
+    faults.worker(host, "out-of-memory")
+    failed = bring(**given)
+    assert "load_failed" in failed["msg"] and failed["msg"].endswith("ollama.service runs again."), failed["msg"]
+    assert hostsetup.sh(host, look).split() == ["active", "inactive", "enabled"]
+    faults.clear(host)
+    done = bring(**given)
+    assert done["msg"].endswith("ollama.service: stopped and disabled"), done["msg"]
+    assert hostsetup.sh(host, look).split() == ["inactive", "active", "disabled"]
+    assert not bring(**given)["changed"]
+    asked = lab.module(host, "ollama_model", {"models": ["m8b"]})
+    assert "ollama.service does not run on this host" in asked["msg"] and "ollama@chat.service" in asked["msg"]
+    assert not bring(instances=[{"name": "chat", "state": "absent"}])["failed"]
+
+
 # --- the store
 
 

@@ -55,12 +55,12 @@ def only(options: Sequence[Option], name: str) -> str:
 
 
 def with_all(tasks: Any, module: str) -> List[Dict[str, Any]]:
-    """What is given to a module by tasks, or as defaults for several tasks, if it names facts_timeout."""
+    """What is given to a module by tasks, or as defaults for several tasks, if it names timeout."""
     if isinstance(tasks, list):
         return [found for task in tasks for found in with_all(task, module)]
     if not isinstance(tasks, dict):
         return []
-    own = [tasks[module]] if "facts_timeout" in tasks.get(module, ()) else []
+    own = [tasks[module]] if "timeout" in tasks.get(module, ()) else []
     return own + [found for value in tasks.values() for found in with_all(value, module)]
 
 

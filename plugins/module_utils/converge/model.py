@@ -36,6 +36,8 @@ class Change:
     files: Dict[str, Optional[str]] = field(default_factory=dict)
     """Path to text of further files of the unit's own, readable by all, which its process reads at its start: a change
     of one restarts it. None: the file must not exist."""
+    reloads: bool = False
+    """Its process reads ``files`` again at ``systemctl reload``, which then takes the place of a restart."""
     enabled: Optional[bool] = None
     started: Optional[bool] = None
     restart: str = ""
@@ -95,8 +97,8 @@ class Verdict:
     message: str = ""
     evidence: Dict[str, Any] = field(default_factory=dict)
     remedy: str = ""
-    """What may fix a unit in its declared state: ``restart``, ``proof`` (the gate as it is asked after a change, which
-    makes the process do some work), or empty, which is nothing."""
+    """What may fix a unit in its declared state: ``restart``, ``reload``, ``proof`` (the gate as it is asked after a
+    change, which makes the process do some work), or empty, which is nothing."""
 
     @property
     def ok(self) -> bool:

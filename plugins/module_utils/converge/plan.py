@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..systemd.manager import split_items
 from . import compare
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
     unit: str
     action: Optional[str] = None
-    """``start``, ``stop``, ``restart``, ``proof`` (ask the gate as after a change), or None."""
+    """``start``, ``stop``, ``restart``, ``reload``, ``proof`` (ask the gate as after a change), or None."""
     verbs: Tuple[str, ...] = ()
     """What systemctl does for the action."""
     enabling: Tuple[str, ...] = ()
@@ -87,7 +87,7 @@ def plan(observed: Observed, override: Override, change: Change, hooks: bool = F
     shadowed = [] if refusal else shadows(observed, override)
     changed = compare.changed_variables(observed.now, observed.planned)
     reasons = _reasons(observed, override, change, changed)
-    action = _action(observed, change, bool(reasons))
+    action = _action(observed, change, reasons)
     return Plan(
         unit=observed.unit,
         action=action,
@@ -102,7 +102,7 @@ def plan(observed: Observed, override: Override, change: Change, hooks: bool = F
         rubbish=observed.rubbish,
         files=observed.files,
         steps=observed.steps,
-        reasons=tuple(reasons) if action == "restart" else (),
+        reasons=tuple(reasons) if action in ("restart", "reload") else (),
         drift=compare.drift(
             sorted({*override.variables, *changed}),
             override.variables,
@@ -148,12 +148,13 @@ def _reasons(observed: Observed, override: Override, change: Change, changed: Li
     return reasons
 
 
-def _action(observed: Observed, change: Change, reasons: bool) -> Optional[str]:
+def _action(observed: Observed, change: Change, reasons: Sequence[Reason]) -> Optional[str]:
     down, present = observed.active in DOWN, change.state == "present"
     if present and change.started is False:
         return None if down else "stop"
     if reasons and not down:
-        return "restart"
+        only_files = change.reloads and observed.active == "active" and {reason.kind for reason in reasons} == {"files"}
+        return "reload" if only_files else "restart"
     return "start" if present and change.started and down else None
 
 
@@ -163,6 +164,8 @@ def _verbs(action: Optional[str], hooks: bool, failing: bool) -> Tuple[str, ...]
         return ("reset-failed", "stop", "start")
     if action == "restart" and failing:  # else a restart by systemd in just this moment could be taken for ours
         return ("reset-failed", "stop", "restart")
+    if action == "reload":
+        return ("reload",)
     return ("reset-failed", action) if action in ("start", "stop", "restart") else ()
 
 

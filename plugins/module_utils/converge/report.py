@@ -20,6 +20,7 @@ UNIT_AGAIN = {
     "running": "The unit runs again; it was not serving for %.1f s.",
     "failing": "The unit was failing before, and is again.",
     "stopped": "The unit was not running before and is stopped.",
+    "reloaded": "The unit has read its previous files again, and was serving all the time.",
     "kept": "It was restarted, which did not fix it, and keeps running.",
 }
 """By Undone's ``unit``."""
@@ -35,8 +36,8 @@ class Undone(NamedTuple):
     remains: Tuple[str, ...] = ()
     """What steps left on purpose, as the end of a sentence."""
     unit: str = ""
-    """What the unit does again: ``running``, ``failing``, ``stopped``; ``kept`` if it runs on after a restart that did
-    not help; empty where it was not touched or is down."""
+    """What the unit does again: ``running``, ``failing``, ``stopped``, ``reloaded``; ``kept`` if it runs on after a
+    restart that did not help; empty where it was not touched or is down."""
     down: str = ""
     """Why it is down, though it was up before."""
     downtime_ms: int = 0
@@ -84,7 +85,8 @@ def diff(planned: Plan, observed: Observed, override: Override) -> Dict[str, str
         after.append("enabled: %s" % will)
     if planned.action and planned.action != "proof":
         before.append("active: %s" % observed.active)
-        after.append("active: %s" % {"stop": "inactive", "start": "active"}.get(planned.action, "active, restarted"))
+        states = {"stop": "inactive", "start": "active", "reload": "active, reloaded"}
+        after.append("active: %s" % states.get(planned.action, "active, restarted"))
     if planned.remedied:
         before.append("proof: %s" % planned.remedied)
         after.append("proof: ok")

@@ -50,12 +50,14 @@ class Switch:
         return "%s (%s)" % (self.state.get("ActiveState"), self.state.get("SubState"))
 
     def act(self, action: str) -> Optional[Running]:
-        """Start, restart or stop the unit.
+        """Start, restart, reload or stop the unit.
 
         :returns: what runs then; None if it was stopped, or has no main process.
         :raises Fault: it did not do so.
         """
         previous = self.invocation
+        if action == "reload":
+            return self._reload()
         if action != "start":
             self._call_before_stop()
         self.system.reset_failed(self.unit)  # systemd counts regular starts too into StartLimitBurst=
@@ -72,6 +74,18 @@ class Switch:
         if not running and self.down and self.state.get("Type") != "oneshot":
             raise self.fault("it is not running", previous)
         return running
+
+    def _reload(self) -> Optional[Running]:
+        self.acted, self.since = True, time.monotonic()
+        failure = self.reload()
+        self.look()
+        if failure:
+            raise Fault("not_reloaded", "systemctl reload failed: %s" % failure)
+        return self.executed()
+
+    def reload(self) -> Optional[str]:
+        """Have the process read its files again; gives what went wrong, if anything did."""
+        return self.system.reload_unit(self.unit, self.change.timeout)
 
     def start(self) -> Optional[str]:
         return self.system.start(self.unit, self.change.timeout)

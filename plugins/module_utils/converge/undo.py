@@ -105,6 +105,10 @@ class Done:
             switch.look()
             if switch.state.get("ActiveState") == "active":
                 return "kept", 0
+        if self.planned.action == "reload" and not switch.reload():
+            switch.look()
+            if not switch.down:
+                return "reloaded", 0
         self.system.reset_failed(self.planned.unit)
         if self.observed.failing:
             switch.stop()  # the new process may run, though it is not what was wanted

@@ -37,6 +37,7 @@ class Fit:
     :param environ: of the service as it will be.
     :param user: of the service.
     :param policy: ``refuse``, ``warn`` or ``ignore``.
+    :param replaces: a unit that is stopped before.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Fit:
         user: str,
         policy: str,
         warn: Callable[[str], None],
+        replaces: str = "",
     ) -> None:
         self.model, self.stores, self.facts, self.policy, self.warn = model, stores, facts, policy, warn
-        self.user = user
+        self.user, self.replaces = user, replaces
         self.server = server.Server(Api("", 0), unit, environ)
         self.estimate: Optional[Dict[str, Any]] = None
 
@@ -71,8 +73,11 @@ class Fit:
         memory = [device["memory"] for device in devices]
         if any(each["free_bytes"] is None for each in memory):
             return None
-        own = held_by_unit(self.facts["devices"], self.server.unit)  # free after the restart
-        free = [int(device["memory"]["free_bytes"]) + own.get(device["uuid"], 0) for device in devices]
+        stopped = [held_by_unit(self.facts["devices"], unit) for unit in (self.server.unit, self.replaces)]
+        free = [
+            int(device["memory"]["free_bytes"]) + sum(held.get(device["uuid"], 0) for held in stopped)
+            for device in devices
+        ]
         found = sizing.estimate(
             stored.header,
             free,

@@ -84,9 +84,10 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
         if host is None:
             raise Failed("%s, or name the server by host" % error) from None
     if not environ and host is None:
+        others = _running_instances(unit, system)
+        what = "name one of those that do: %s" % ", ".join(others) if others else "start it (ollama_service)"
         raise Failed(
-            "%s does not run on this host; expected a running Ollama. Start it (ollama_service), or name the server by "
-            "host" % unit
+            "%s does not run on this host; expected a running Ollama: %s, or name the server by host" % (unit, what)
         )
     listens = environ.get("OLLAMA_HOST", "").strip().strip("\"'") or settings.DEFAULT_HOST
     try:
@@ -95,6 +96,16 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
     except ValueError as error:
         raise Failed("host: %s" % error) from None
     return Server(Api(address, port), unit, environ if own == (address, port) else {})
+
+
+def _running_instances(unit: str, system: Any) -> List[str]:
+    """The instances that run in place of a unit."""
+    beginning = unit.rpartition(".")[0].partition("@")[0] + "@"
+    names = sorted(name[: -len(".d")] for name in system.names("/etc/systemd/system") if name.endswith(".service.d"))
+    try:
+        return [name for name in names if name.startswith(beginning) and system.show(name).get("MainPID", "0") != "0"]
+    except ManagerError:
+        return []
 
 
 def held_by_worker(facts: Dict[str, Any], unit: str, blob: str, proc: str = "/proc") -> "Tuple[Dict[str, int], bool]":

@@ -65,7 +65,8 @@ class Ollama:
         fit = None
         if there and store:
             environ = dict(others, **wanted.environment)
-            fit = Fit(model, places, environ, host.facts, unit, user, options["prove_fit"], host.warn)
+            main = unit.partition("@")[0] + ".service" if options["main"] == "disabled" else ""
+            fit = Fit(model, places, environ, host.facts, unit, user, options["prove_fit"], host.warn, main)
         spread = wanted.effective.get("OLLAMA_SCHED_SPREAD") == "true"
         home = install.home(user)
         return Declared(
@@ -99,7 +100,7 @@ class Ollama:
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """What a killed run has left of a move of its models is cleaned up."""
-        hooks = stop.hook(service.options, host, gpus=False, release=RELEASE)
+        hooks = stop.hook(service.options, host, gpus=service.replaced, release=RELEASE)
         return Leaving(steps=storage.abandoning(service.unit, host.system), hooks=hooks)
 
     def explain(self, lines: Sequence[str]) -> Cause:

@@ -20,7 +20,7 @@ def services(params: Mapping[str, Any], base: str) -> List[Service]:
 
     Without ``instances`` it is one, ``BASE.service``, with the options as they are. With instances each is
     ``BASE@NAME.service``: what it leaves out is taken from the options next to ``instances``, and its ``environment``
-    is laid over theirs.
+    is laid over theirs. With ``main: disabled`` the last one is ``BASE.service``, whose place they take.
 
     :raises Refused: a name is not valid for an instance, or is listed twice.
     """
@@ -43,6 +43,9 @@ def services(params: Mapping[str, Any], base: str) -> List[Service]:
         options["environment"] = dict(params["environment"], **own.get("environment", {}))
         found[name] = Service("%s@%s.service" % (base, name), name, options)
     staying = [service for service in found.values() if service.options["state"] == "present"]
-    return [
+    services = [
         service._replace(siblings=[other for other in staying if other is not service]) for service in found.values()
     ]
+    if staying and params.get("main") == "disabled":
+        services.append(Service(base + ".service", "", dict(params, state="absent"), replaced=True))
+    return services

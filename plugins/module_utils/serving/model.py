@@ -52,6 +52,8 @@ class Service(NamedTuple):
     """Its options, with the defaults of all instances filled in."""
     siblings: Sequence["Service"] = ()
     """The other services of the run that stay."""
+    replaced: bool = False
+    """Whether instances take the place of this service."""
 
 
 class Listen(NamedTuple):

@@ -62,7 +62,7 @@ COMMON = (
         "instances",
         "list",
         """Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template
-        C(NAME@.service), which is created if it does not exist. C(NAME.service) itself is left alone.
+        C(NAME@.service), which is created if it does not exist. For C(NAME.service) itself see O(main).
 
         An instance takes the options that it leaves out from those next to this one. Its C(environment) is
         merged over O(environment).
@@ -82,6 +82,17 @@ COMMON = (
             ),
             Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
         ),
+        per_host=True,
+    ),
+    Option(
+        "main",
+        "str",
+        """What happens to C(NAME.service) itself when there are O(instances).
+
+        V(kept) leaves it alone. V(disabled) stops it before the first instance starts, and disables it and removes its
+        drop-in once all instances are verified. If one fails, C(NAME.service) is started again.""",
+        choices=("kept", "disabled"),
+        default="kept",
         per_host=True,
     ),
     Option(
@@ -131,6 +142,20 @@ COMMON = (
         "bool",
         "Whether the service may listen, without authentication, on an address that other hosts can reach.",
         default=False,
+    ),
+    Option(
+        "clients",
+        "list",
+        """Addresses or networks that alone exchange packets with the service (C(IPAddressAllow=)), such as those of the
+        gateways. The service may then listen, without authentication, on an address that other hosts can reach.
+
+        It must listen on one IPv4 address of the host. The verification includes that another address is kept out; it
+        fails where the kernel cannot filter the packets of a unit.
+
+        The service itself reaches no other address either. So Ollama can pull from a registry, and a vLLM on several
+        hosts can reach the others, only if they are listed.""",
+        default=[],
+        elements="str",
     ),
     Option(
         "drain_timeout",

@@ -54,6 +54,7 @@ def converge(
     host = Host(system or System(), check_mode, warn, params["facts_timeout"], thorough)
     services = instances.services(params, base)
     leaving = [service for service in services if service.options["state"] == "absent"]
+    replaced = [service for service in leaving if service.replaced]  # goes for good once the instances are proven
     staying = [service for service in services if service.options["state"] == "present"]
     plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
     _check_claims(plans, [service.unit for service in leaving], host)
@@ -74,11 +75,17 @@ def converge(
     results: Dict[str, Dict[str, Any]] = {}
     try:
         for service in leaving:
-            results[service.unit] = leave(engine.leave(service, host), service, host)
+            if not service.replaced:
+                results[service.unit] = leave(engine.leave(service, host), service, host)
+            elif starting and not check_mode:
+                hooks, options = engine.leave(service, host).hooks, service.options
+                stopped.stop(service.unit, hooks, options["timeout"] or 60, options["undrain_command"])
         for number, plan in enumerate(plans):
             if plan in starting and not check_mode:
                 stopped.make_room(plan, plans[number + 1 :])
             results[plan.unit] = _carry_out(engine, plan, host)
+        for service in replaced:
+            results[service.unit] = leave(engine.leave(service, host), service, host)
     except ServiceError as error:
         outcome = error.outcome
         outcome.changed = outcome.changed or any(result["changed"] for result in results.values())
@@ -112,7 +119,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
 
         declared.steps.append(MarkStep(service.unit))
     if declared.listen:
-        exposure.check(declared.listen, engine.open_to, options["allow_unauthenticated"], host.warn)
+        allowed = options["allow_unauthenticated"] or bool(options["clients"])
+        exposure.check(declared.listen, engine.open_to, allowed, host.warn)
     used: List[Dict[str, Any]] = [] if placed.cpu else placed.devices or facts["devices"]
     claim = claims.Claim(
         service.unit,
@@ -122,6 +130,9 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     )
     isolation = Isolation(options, used, bool(facts["count"]) and not placed.cpu, engine.title)
     settings = dict(declared.settings, **isolation.settings(service.unit, declared))
+    if options["clients"] and declared.listen:
+        settings.update(exposure.settings(declared.listen, options["clients"]))
+        declared.checks.append(exposure.closed(declared.listen, options["clients"]))
     environment = dict(declared.environment)
     texts = {path: text for path, text in declared.files.items() if text is not None}
     if texts and "ExecStart" in settings:
@@ -163,7 +174,7 @@ def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], host: Host) -> 
             return _check_claims(there, leaving, host)
         raise Refused(str(conflict)) from None
     for number, plan in enumerate(plans):
-        later = [other.unit for other in plans[number + 1 :]]  # their claims still change
+        later = [*leaving, *(other.unit for other in plans[number + 1 :])]  # their claims still change
         plan.change.while_writing = partial(claims.claiming, plan.claim, host.system, later, named)
 
 
@@ -260,9 +271,13 @@ def _unproven(plan: Plan, outcome: Outcome, host: Host) -> str:
 
 
 def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
-    """Stop and disable an instance and remove its files; remove our override of a service that is not an instance."""
+    """Stop and disable an instance, or a service that instances replace, and remove its files.
+
+    Of a service that is neither, our override is removed.
+    """
     change = Change(unit=service.unit, state="absent", files=leaving.files)
-    if service.name and host.system.show(service.unit).get("LoadState") == "loaded":
+    stops = bool(service.name or service.replaced)
+    if stops and host.system.show(service.unit).get("LoadState") == "loaded":
         # without its override it would be one more server at the default port: it is stopped, too
         change = Change(unit=service.unit, files=leaving.files, enabled=False, started=False)
     outcome = convergence.converge(
@@ -274,11 +289,11 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
         drain.put_back(service.unit, [])
     finish(leaving.steps, outcome, host)
     if not outcome.changed:
-        said = "not there" if service.name else "no override"
-    elif host.check_mode:
-        said = "would be stopped and removed" if service.name else "would remove the override"
+        said = "disabled" if service.replaced else "not there" if service.name else "no override"
     else:
-        said = "stopped and removed" if service.name else "override removed"
+        done = "disabled" if service.replaced else "removed"
+        said = "stopped and %s" % done if stops else "override removed"
+        said = "would be " + said if host.check_mode else said
     return dict(outcome.as_result(), msg="%s: %s" % (service.unit, said))
 
 

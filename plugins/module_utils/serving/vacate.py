@@ -8,9 +8,9 @@ Two services that swap their GPUs could else never start: each would find the me
 
 from __future__ import annotations
 
-from typing import Any, List, Sequence
+from typing import Any, Dict, Optional, Sequence, Tuple
 
-from ..converge.model import Outcome, Running, ServiceError, Verdict
+from ..converge.model import Outcome, Running, ServiceError, StopHooks, Verdict
 from ..gpu.processes import held_by_unit
 from ..systemd.manager import ManagerError, seconds
 from ..toolbox.errors import Failed
@@ -35,7 +35,8 @@ class Vacated:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.plans: List[Plan] = []
+        self.units: Dict[str, Tuple[float, Any]] = {}
+        """Unit to the seconds that its start may take, and its ``undrain_command``."""
 
     def make_room(self, plan: Plan, later: Sequence[Plan]) -> None:
         """Stop those of ``later`` that are in the way of ``plan``; their requests end before.
@@ -43,43 +44,53 @@ class Vacated:
         :raises ServiceError: one cannot be stopped, or its memory is not free afterwards.
         """
         for other in later:
-            if other not in self.plans and in_the_way(other, plan, self.host):
-                try:
-                    self._stop(other)
-                except ManagerError as error:
-                    raise ServiceError("%s: %s" % (other.unit, error)) from None
+            if other.unit not in self.units and in_the_way(other, plan, self.host):
+                other.change.was_up = self.stop(
+                    other.unit, other.declared.hooks, other.change.timeout, other.service.options["undrain_command"]
+                )
 
-    def _stop(self, plan: Plan) -> None:
-        system, hooks = self.host.system, plan.declared.hooks
-        with system.lock(plan.unit, plan.change.timeout):
-            state = system.show(plan.unit)
+    def stop(self, unit: str, hooks: Optional[StopHooks], timeout: float, undrain: Sequence[str]) -> bool:
+        """Stop a service; whether it ran.
+
+        :param timeout: seconds that its start may take.
+        :param undrain: its ``undrain_command``, for the case that it is started again.
+        :raises ServiceError: it cannot be stopped, or its memory is not free afterwards.
+        """
+        try:
+            return self._stop(unit, hooks, timeout, undrain)
+        except ManagerError as error:
+            raise ServiceError("%s: %s" % (unit, error)) from None
+
+    def _stop(self, unit: str, hooks: Optional[StopHooks], timeout: float, undrain: Sequence[str]) -> bool:
+        system = self.host.system
+        with system.lock(unit, timeout):
+            state = system.show(unit)
             if state.get("ActiveState") in _DOWN:
-                return
+                return False
             if hooks and int(state.get("MainPID") or 0):
-                hooks.before_stop(_running(plan.unit, state, system))
-            self.plans.append(plan)
-            plan.change.was_up = True
-            failure = system.stop(plan.unit, (seconds(state.get("TimeoutStopUSec", "")) or plan.change.timeout) + 5)
+                hooks.before_stop(_running(unit, state, system))
+            self.units[unit] = (timeout, undrain)
+            failure = system.stop(unit, (seconds(state.get("TimeoutStopUSec", "")) or timeout) + 5)
             released = hooks.after_stop() if hooks else Verdict("ok")
         if failure:
             released = Verdict("not_stopped", failure)
         if not released.ok:
-            message = "%s: %s: %s" % (plan.unit, released.name, released.message)
-            raise ServiceError(message, Outcome(verdict=released))
+            raise ServiceError("%s: %s: %s" % (unit, released.name, released.message), Outcome(verdict=released))
+        return True
 
     def start_again(self) -> str:
         """Start those that are down still, as they were; a sentence that says which, or nothing."""
         said = []
-        for plan in self.plans:
+        for unit, (timeout, undrain) in self.units.items():
             try:
-                if self.host.system.show(plan.unit).get("ActiveState") not in _DOWN:
+                if self.host.system.show(unit).get("ActiveState") not in _DOWN:
                     continue
-                failure = self.host.system.start(plan.unit, plan.change.timeout)
-                if not failure and agent.marked(plan.unit):
-                    drain.put_back(plan.unit, plan.service.options["undrain_command"])
+                failure = self.host.system.start(unit, timeout)
+                if not failure and agent.marked(unit):
+                    drain.put_back(unit, undrain)
             except (ManagerError, Failed, OSError) as error:
                 failure = str(error)
-            said.append(" %s %s." % (plan.unit, "DOES NOT START AGAIN: %s" % failure if failure else "runs again"))
+            said.append(" %s %s." % (unit, "DOES NOT START AGAIN: %s" % failure if failure else "runs again"))
         return "".join(said)
 
 

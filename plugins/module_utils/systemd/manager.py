@@ -267,6 +267,11 @@ class System(Processes):
     def stop(self, unit: str, stop_limit: float) -> Optional[str]:
         return self._job("stop", unit, stop_limit, stop_limit)
 
+    def reload_unit(self, unit: str, limit: float) -> Optional[str]:
+        """Have the unit's process read its files again; gives None, or what went wrong."""
+        status, _out, said = self._run(["systemctl", "reload", "--", unit], limit)
+        return _shown(said.strip().partition("\n")[0]) or "exit %d" % status if status else None
+
     def reset_failed(self, unit: str) -> None:
         self._run(["systemctl", "reset-failed", "--", unit])  # fails when there is nothing to reset
 

@@ -13,7 +13,7 @@ class Refused(Exception):
 
 
 class Needed(Exception):
-    """Files on the controller are needed on this host; call again when they are here. Nothing was changed."""
+    """Files are needed on this host; call again when they are here. Nothing was changed."""
 
     def __init__(self, files: Sequence[str]) -> None:
         super().__init__(", ".join(files))

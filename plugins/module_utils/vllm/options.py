@@ -267,6 +267,6 @@ OPTIONS = table(
         default={},
     ),
     *ONE_MODEL,
-    without=("name",),
+    without=("name", "main"),
 )
 """Options of the module ``vllm_service``."""

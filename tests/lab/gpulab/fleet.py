@@ -43,10 +43,11 @@ AT_ONCE = 4
 # Of root's, on a booted host: systemd 3, logind 1.
 INOTIFY_PER_HOST = 4
 
-# Waits until systemd has booted and says its state, refreshes what this machine hands in, and says the host's key.
+# Waits until systemd has booted and says its state, lets credentials of units reach them, as on a real host, refreshes
+# what this machine hands in, and says the host's key.
 BOOTED = (
     "until systemctl show --property Version >/dev/null 2>&1; do sleep 0.1; done;"
-    " systemctl is-system-running --wait; cp -rP --remove-destination %s/machine/. / &&"
+    " systemctl is-system-running --wait; mount --make-rshared /; cp -rP --remove-destination %s/machine/. / &&"
     " cat /etc/ssh/ssh_host_ed25519_key.pub"
 ) % podman.HANDED_IN
 

@@ -54,6 +54,7 @@ class FakeSystem(System):
         self.waited: List[float] = []
         self.ignored: List[str] = []
         self.restarts_itself = True
+        self.reload_fails: Optional[str] = None
         self.looks = 0
         self.fails: Callable[[Dict[str, str], Dict[Any, Any]], Optional[str]] = lambda environment, settings: None
         self.changes_environment: Callable[[Dict[str, str]], Dict[str, str]] = lambda environment: environment
@@ -229,6 +230,10 @@ class FakeSystem(System):
     def restart(self, unit: str, stop_limit: float, start_limit: float) -> Optional[str]:
         self._write("restart")
         return self._run_unit()
+
+    def reload_unit(self, unit: str, limit: float) -> Optional[str]:
+        self._write("reload the unit")
+        return self.reload_fails
 
     def start(self, unit: str, start_limit: float) -> Optional[str]:
         self._write("start")

@@ -1544,6 +1544,60 @@ def test_a_file_of_the_unit_is_not_written_in_check_mode(no_writes: Any) -> None
     assert go(no_writes, check=True, files={CONFIG: "port: 8000\n"}).restarted
 
 
+# --- a unit that reads its files again
+
+
+RELOADED = {"files": {CONFIG: "port: 8001\n"}, "reloads": True, "started": True}
+
+
+def test_a_file_is_put_in_force_by_a_reload(system: Any) -> None:
+    go(system, files={CONFIG: "port: 8000\n"})
+    invocation = system.state["InvocationID"]
+    system.calls.clear()
+    outcome = go(system, **RELOADED)
+    assert (outcome.changed, outcome.restarted, outcome.downtime_ms) == (True, False, 0)
+    assert outcome.planned[-1] == "systemctl reload ollama.service"
+    assert outcome.reasons == ["files that it reads change: " + CONFIG]
+    assert "reload the unit" in system.calls and "restart" not in system.calls
+    assert system.state["InvocationID"] == invocation
+    assert not go(system, **RELOADED).changed
+
+
+def test_other_changes_restart_a_unit_that_could_be_reloaded(system: Any) -> None:
+    go(system, files={CONFIG: "port: 8000\n"})
+    assert go(system, environment={"B": "2"}, **RELOADED).restarted
+
+
+@pytest.mark.parametrize("wrong", ["gate", "reload"])
+def test_a_reload_that_fails_is_rolled_back_by_a_reload(system: Any, wrong: str) -> None:
+    go(system, files={CONFIG: "port: 8000\n"})
+    before, invocation = system.tree(), system.state["InvocationID"]
+    gate: Any = None
+    if wrong == "gate":
+        gate = lambda running, changed: Verdict("not_ready", "no answer") if changed else Verdict("ok")  # noqa: E731
+    else:
+        answers = ["exit 1", None]
+        system.reload_unit = lambda unit, limit: answers.pop(0)
+    error = fails(system, gate=gate, **RELOADED)
+    assert error.outcome.verdict.name == {"gate": "not_ready", "reload": "not_reloaded"}[wrong]
+    assert error.outcome.rolled_back and "was serving all the time" in error.message
+    assert system.tree() == before and system.state["InvocationID"] == invocation
+
+
+def test_a_reload_can_be_the_remedy(system: Any) -> None:
+    go(system, **RELOADED)
+    system.calls.clear()
+    old = [True]
+
+    def gate(running: Any, changed: bool) -> Verdict:
+        if not changed and old.pop():
+            return Verdict("old_configuration", "it runs the one before", remedy="reload")
+        return Verdict("ok")
+
+    outcome = go(system, gate=gate, **RELOADED)
+    assert outcome.remedied == "old_configuration" and "reload the unit" in system.calls and not outcome.restarted
+
+
 # --- hooks around a stop
 
 

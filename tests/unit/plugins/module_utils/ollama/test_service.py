@@ -22,7 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     uninstall,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import store as stores
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives, model
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import archives, model, vacate
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving_run
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import uninstall as neutral
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.gate import Gate
@@ -541,6 +541,14 @@ def test_a_model_that_comes_later(bring):
     assert bring.checks["model"] == "m70b"
     bring(prove_model="m70b", prove="now")
     assert bring.asked["change"].prove
+
+
+def test_what_the_replaced_service_holds_counts_as_free(host, monkeypatch):
+    put_model(host.bring.store)
+    monkeypatch.setattr(vacate.Vacated, "stop", lambda self, unit, *more: True)
+    for given, unit in (({"main": "disabled"}, "ollama.service"), ({}, "")):
+        host({"name": "chat", "prove_model": "m70b"}, **given)
+        assert host.changes[0].pre_change_check.replaces == unit
 
 
 def test_one_of_several_models_is_due(host):

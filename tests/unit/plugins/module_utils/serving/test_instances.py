@@ -50,6 +50,14 @@ def test_siblings_are_the_others_that_stay():
     assert [one.name for one in leaving.siblings] == ["a", "b"]
 
 
+def test_the_main_service_goes_where_instances_take_its_place():
+    one = {"name": "a"}
+    assert [service.unit for service in of(one)] == ["engine@a.service"]
+    *_others, main = of(one, main="disabled")
+    assert (main.unit, main.name, main.replaced, main.options["state"]) == ("engine.service", "", True, "absent")
+    assert len(of(dict(one, state="absent"), main="disabled")) == 1, "then nothing would be left"
+
+
 @pytest.mark.parametrize(
     "names, words",
     [

@@ -100,8 +100,11 @@ OPTIONS = {
     "environment": {},
     "facts_timeout": 1.0,
     "prove": "change",
+    "main": "kept",
+    "timeout": None,
     "instances": None,
     "undrain_command": [],
+    "clients": [],
 }
 
 
@@ -230,6 +233,37 @@ def test_a_service_that_is_no_instance_runs_on_without_its_override(converge):
     assert (converge.changes["e.service"].state, converge.changes["e.service"].started) == ("absent", None)
     converge.changed = True
     assert converge(state="absent")["msg"] == "e.service: override removed"
+
+
+MAIN = "e.service"
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_instances_take_the_place_of_the_main_service(converge, monkeypatch, check):
+    does = converge.does
+    monkeypatch.setattr(vacate.Vacated, "stop", lambda self, unit, *more: does.append("stop " + unit))
+    converge.changed = True
+    result = converge(A, main="disabled", check_mode=check)
+    stop = [] if check else ["stop " + MAIN]
+    assert does[2:] == [*stop, "converge e@a.service", "converge " + MAIN]
+    change = converge.changes[MAIN]
+    assert (change.state, change.enabled, change.started, change.environment) == ("present", False, False, {})
+    said = "would be stopped and disabled" if check else "stopped and disabled"
+    assert result["msg"].endswith(" | e.service: " + said)
+    as_on_disk(converge, "e@a.service")
+    converge.engine.loads_at_start = False
+    converge.changed = False
+    assert converge(A, main="disabled")["msg"].endswith(" | e.service: disabled")
+    assert "stop " + MAIN not in does
+
+
+def test_the_main_service_runs_again_where_an_instance_fails(converge, monkeypatch):
+    monkeypatch.setattr(vacate.Vacated, "stop", lambda self, unit, *more: self.units.update({unit: more}))
+    monkeypatch.setattr(vacate.Vacated, "start_again", lambda self: " %s runs again." % ", ".join(self.units))
+    converge.fails = ("e@a.service",)
+    with pytest.raises(ServiceError, match="e@a.service failed e.service runs again"):
+        converge(A, main="disabled")
+    assert MAIN not in converge.changes
 
 
 @pytest.mark.parametrize(

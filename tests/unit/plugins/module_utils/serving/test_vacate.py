@@ -76,6 +76,7 @@ def plan(host):
         devices = [host.facts["devices"][gpu] for gpu in gpus]
         return SimpleNamespace(
             unit=unit,
+            service=SimpleNamespace(options={"undrain_command": []}),
             placed=SimpleNamespace(devices=devices),
             declared=SimpleNamespace(hooks=Hooks(host.system.does, released or Verdict("ok"))),
             change=Change(unit=unit, timeout=99),

@@ -1,0 +1,142 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options of the gateway. Pure."""
+
+from __future__ import annotations
+
+from ..serving.options import Option
+
+OPTIONS = (
+    Option(
+        "state",
+        "str",
+        """
+        V(present) configures the gateway, enables it and starts it.
+
+        V(absent) stops the gateway, disables it and removes its files. The package C(haproxy) stays.
+        """,
+        choices=("present", "absent"),
+        default="present",
+    ),
+    Option("enabled", "bool", "Whether the gateway starts at boot.", default=True),
+    Option("timeout", "int", "Seconds within which the gateway must be up and verified.", default=30),
+    Option(
+        "pools",
+        "dict",
+        """
+        The models, and the servers of each: a list of dictionaries with C(host), C(address), C(port), C(engine),
+        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and maybe C(max_concurrent), C(tls) and C(key), the
+        engine's own API key.
+
+        P(gpufleet.inference.gateway_pools#lookup) makes it of the inventory.
+        """,
+        default={},
+        only="module",
+    ),
+    Option(
+        "keys",
+        "list",
+        """
+        Who may use which models. Stored as SHA-256, in a file that only root can read. A change of keys alone takes
+        force at once, without a reload. Several keys of one name share their limits, so that a key can be rotated.
+        """,
+        default=[],
+        elements="dict",
+        no_log=False,
+        suboptions=(
+            Option("name", "str", "Name of the holder, for the log and the limits.", required=True),
+            Option(
+                "key",
+                "str",
+                "The key: at least 20 characters that nobody can guess, such as C(openssl rand -hex 32) prints.",
+                no_log=True,
+            ),
+            Option("sha256", "str", "Instead of C(key), its SHA-256 in hexadecimal digits."),
+            Option("pools", "list", "The models that it may use; V(*) means all.", elements="str", default=[]),
+            Option("rate", "int", "Requests per minute. Left out, any number."),
+            Option("concurrent", "int", "Requests at the same time. Left out, any number."),
+            Option(
+                "expires",
+                "str",
+                "When it ends, in UTC: V(2027-01-31) (when that day begins) or V(2027-01-31T12:00:00Z).",
+            ),
+        ),
+    ),
+    Option(
+        "host",
+        "str",
+        """
+        Address at which clients reach the gateway. One that other hosts can reach requires O(tls_certificate) or
+        O(allow_plaintext).
+        """,
+        default="127.0.0.1",
+    ),
+    Option("port", "int", "Port of the gateway.", default=8443),
+    Option(
+        "tls_certificate",
+        "path",
+        """
+        A file on the host with the certificate, its chain and its key in PEM, readable by root. The gateway then speaks
+        HTTPS (TLS 1.2 and later) with HTTP/1.1 and HTTP/2.
+        """,
+    ),
+    Option("redirect_port", "int", "Port of plain HTTP that redirects to HTTPS; V(0) for none.", default=0),
+    Option(
+        "allow_plaintext",
+        "bool",
+        "Whether O(host) may be reachable from other hosts without TLS. Keys then cross the network as they are.",
+        default=False,
+    ),
+    Option(
+        "affinity",
+        "list",
+        """
+        Models whose chats go to the server that has seen their beginning before; V(*) means all. A server that has half
+        as much again to do as the others is passed over. All other models go to the server with the fewest requests.
+        """,
+        elements="str",
+        default=[],
+    ),
+    Option(
+        "agent_port",
+        "int",
+        """
+        Port of the agent on each GPU host, which reports what a server can take. V(0) asks none.
+        """,
+        default=8405,
+    ),
+    Option("queue_timeout", "int", "Seconds that a request waits for a server; then it gets 503.", default=60),
+    Option("queue_length", "int", "Requests of one model that may wait; more get 429.", default=256),
+    Option(
+        "answer_timeout",
+        "int",
+        "Seconds without a byte of an answer after which it is given up; the first one may take a load of the model.",
+        default=600,
+    ),
+    Option(
+        "client_timeout",
+        "int",
+        "Seconds that a client may take for its request, and between two of its bytes.",
+        default=30,
+    ),
+    Option("connections", "int", "Connections of all clients.", default=10000),
+    Option("address_connections", "int", "Connections of one address.", default=1000),
+    Option("address_rate", "int", "Requests per minute of one address.", default=6000),
+    Option("max_body_mib", "int", "Largest body of a request, in MiB.", default=32),
+    Option(
+        "buffer_kib",
+        "int",
+        """
+        How much of a body is read before it is routed, in KiB. A model that is named later is not seen: the client then
+        names it in the header C(X-Model).
+        """,
+        default=1024,
+    ),
+    Option(
+        "status_port",
+        "int",
+        "Port on 127.0.0.1 for C(/metrics) (Prometheus) and a status page; V(0) for none.",
+        default=8404,
+    ),
+)

@@ -1,0 +1,141 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""HAProxy's runtime API: what a running gateway knows, and changes of it that need no reload."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import socket
+from typing import Dict, List, Mapping, Optional
+
+RUN = "/run/gpufleet-gateway"
+SOCKET = RUN + "/admin.sock"
+"""Of the worker that takes new requests."""
+MASTER = RUN + "/master.sock"
+"""Of the master process: knows the workers of before a reload, which finish their requests."""
+STATE = "/var/lib/gpufleet-gateway/servers"
+"""The state of all servers, which HAProxy reads whenever it starts or reloads."""
+LIMIT = 5.0
+"""Seconds that an answer may take."""
+LARGEST = 64 << 20
+PIECE = 8 << 10
+"""Bytes of one command; a command must fit into a buffer of HAProxy's."""
+
+
+class RuntimeFault(Exception):
+    """The gateway does not run, or does not answer."""
+
+
+def slug(text: str) -> str:
+    """A name as HAProxy takes it for a backend or a server: the same for the same text, another for another one."""
+    found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
+    return found if found == text else "%s-%s" % (found, hashlib.sha256(text.encode()).hexdigest()[:6])
+
+
+def server_name(host: str, unit: str) -> str:
+    """What the name of a server begins with in the backend of each model that it serves: its port follows.
+
+    From the saved state of a server of the same name, HAProxy would also take its previous port.
+
+    :param unit: with or without ``.service``.
+    """
+    return slug("%s.%s" % (host, unit[: -len(".service")] if unit.endswith(".service") else unit))
+
+
+def ask(command: str, path: str = SOCKET) -> str:
+    """The answer to one command.
+
+    :raises RuntimeFault: there is none within LIMIT.
+    """
+    received = bytearray()
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(LIMIT)
+            connection.connect(path)
+            connection.sendall(command.encode() + b"\n")
+            connection.shutdown(socket.SHUT_WR)  # without it, the master's socket stays open
+            while len(received) < LARGEST:
+                piece = connection.recv(1 << 16)
+                if not piece:
+                    break
+                received += piece
+    except OSError as error:
+        raise RuntimeFault("HAProxy does not answer at %s: %s" % (path, error.strerror or error)) from None
+    return received.decode("utf-8", "surrogateescape").strip("\n")
+
+
+def info(path: str = SOCKET) -> Dict[str, str]:
+    """What ``show info`` prints, by name."""
+    lines = (line.partition(": ") for line in ask("show info", path).split("\n"))
+    return {name: value for name, _colon, value in lines}
+
+
+def failed_reloads(path: str = MASTER) -> int:
+    """How many reloads have failed since the last one that did not: the workers of before go on."""
+    try:
+        found = re.search(r"\[failed: (\d+)\]", ask("show proc", path))
+    except RuntimeFault:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def servers(path: str = SOCKET) -> List[Dict[str, str]]:
+    """A row for each server of each backend, with the columns of ``show stat`` such as ``pxname`` and ``status``."""
+    return rows(ask("show stat -1 4 -1", path))
+
+
+def rows(text: str) -> List[Dict[str, str]]:
+    """The rows of ``show stat``."""
+    lines = text.lstrip("# ").split("\n")
+    return list(csv.DictReader(line for line in lines if line))
+
+
+def save_state(path: str = SOCKET, file: str = STATE) -> None:
+    """Write down the state of all servers, so that a gateway that is killed has it again.
+
+    :raises RuntimeFault: the gateway does not answer.
+    :raises OSError: the file cannot be written.
+    """
+    state = ask("show servers state", path)
+    new = file + ".new"
+    with open(new, "w", encoding="utf-8") as stream:
+        stream.write(state + "\n")
+    os.replace(new, file)
+
+
+# --- maps
+
+
+def read_map(name: str, path: str = SOCKET) -> Optional[Dict[str, str]]:
+    """What a running map holds; None where the gateway has no such map."""
+    text = ask("show map %s" % name, path)
+    if text.startswith("Unknown map"):
+        return None
+    entries = (line.split(" ", 2) for line in text.split("\n") if line)  # address, key, value
+    return {entry[1]: entry[2] for entry in entries if len(entry) == 3}
+
+
+def replace_map(name: str, wanted: Mapping[str, str], path: str = SOCKET) -> None:
+    """Give a running map other content, all at once.
+
+    :raises RuntimeFault: the gateway refuses; the map is as it was.
+    """
+    said = ask("prepare map %s" % name, path)
+    version = re.search(r"New version created: (\d+)", said)
+    if not version:
+        raise RuntimeFault("HAProxy does not replace %s: %s" % (name, said))
+    lines = ["%s %s" % entry for entry in wanted.items()]
+    while lines:
+        piece = [lines.pop(0)]
+        while lines and sum(map(len, piece)) + len(lines[0]) < PIECE:
+            piece.append(lines.pop(0))
+        said = ask("add map @%s %s <<\n%s\n" % (version[1], name, "\n".join(piece)), path)
+        if said:
+            raise RuntimeFault("HAProxy does not take a line of %s: %s" % (name, said))
+    said = ask("commit map @%s %s" % (version[1], name), path)
+    if said:
+        raise RuntimeFault("HAProxy does not replace %s: %s" % (name, said))

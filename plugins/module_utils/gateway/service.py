@@ -1,0 +1,320 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The gateway of a fleet: HAProxy as a unit of our own, which a change of its configuration reloads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import time
+from typing import Any, Callable, Dict, List, Mapping, Optional
+
+from ..converge import run as convergence
+from ..converge.model import Change, Fault, Outcome, Running, Verdict
+from ..converge.override import DIRECTORY
+from ..serving.template import TemplateStep
+from ..systemd.manager import System
+from ..toolbox.addresses import is_loopback, reachable
+from ..toolbox.errors import Needed, Refused
+from ..toolbox.http_stream import HttpError, Stream
+from . import haproxy, keys, runtime
+from .maps import MapsStep
+
+UNIT = "gpufleet-gateway.service"
+PROGRAM = "/usr/sbin/haproxy"
+PYTHON = "/usr/bin/python3"
+"""Not the one that runs this: the check and the module may be run by two."""
+STUB = """\
+# Written by the Ansible collection gpufleet.inference. What it runs is in its drop-in.
+[Unit]
+Description=Gateway of a fleet of inference servers
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart=/bin/false
+
+[Install]
+WantedBy=multi-user.target
+"""
+SAVE = (
+    "import os, socket; s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect('{socket}'); "
+    "s.sendall(b'show servers state\\\\n'); t = b''.join(iter(lambda: s.recv(65536), b'')); "
+    "f = open('{state}.new', 'wb'); f.write(t); f.close(); os.replace('{state}.new', '{state}')"
+)
+"""What systemd runs before a reload and a stop: the state of all servers outlives both."""
+STOP_LIMIT = 30
+"""Seconds that requests get to end when the unit is stopped."""
+FILES = 4096
+"""Open files next to those of connections, each of which may have one to a client and one to a server."""
+
+
+def converge(
+    params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None], system: Optional[System] = None
+) -> Dict[str, Any]:
+    """Bring the gateway of this host to its declared state.
+
+    :param params: the module's parameters.
+    :returns: the module's result.
+    :raises Refused: an option or a pool is wrong; nothing was changed.
+    :raises Needed: HAProxy is not installed; nothing was changed.
+    :raises ServiceError: the previous state is restored.
+    """
+    system = system or System()
+    if params["state"] == "absent":
+        return _leave(system, check_mode)
+    place = haproxy.Place()
+    pools: keys.Pools = params["pools"]
+    keys.check(pools)
+    _check(params)
+    params = dict(params, tls_digest=_digest(params["tls_certificate"]))
+    files = haproxy.files(params, pools, place)
+    maps = haproxy.maps(params, pools)
+    live = all(system.read(path) == text.encode() for path, text in files.items())
+    change = Change(
+        unit=UNIT,
+        settings={"Service": _settings(place, params["connections"])},
+        files=dict(files),
+        reloads=True,
+        enabled=params["enabled"],
+        started=True,
+        timeout=params["timeout"],
+        pre_change_check=lambda: _invalid(params, check_mode),
+    )
+    outcome = convergence.converge(
+        change,
+        gate=Gate(params, pools, haproxy.digest_of(files["%s/%s" % (place.folder, haproxy.CONFIG)]), place),
+        steps=[TemplateStep(UNIT, STUB, system.root), MapsStep(maps, live, place)],
+        check_mode=check_mode,
+        system=system,
+    )
+    for warning in outcome.warnings:
+        warn(warning)
+    scheme = "https" if params["tls_certificate"] else "http"
+    return dict(
+        outcome.as_result(),
+        msg=_line(outcome, pools, params, check_mode),
+        url="%s://%s:%d" % (scheme, reachable(params["host"]), params["port"]),
+        pools={model: [haproxy.server(row) for row in rows] for model, rows in pools.items()},
+    )
+
+
+def check(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+    """The lean question: the module's result, in check mode."""
+    return converge(params, True, warn)
+
+
+def secrets(params: Mapping[str, Any]) -> List[str]:
+    """What of the parameters is shown nowhere."""
+    found = [key.get("key") for key in params.get("keys") or []]
+    found += [row.get("key") for rows in (params.get("pools") or {}).values() for row in rows]
+    return [str(text) for text in found if text]
+
+
+class Gate:
+    """The proof: the port answers, HAProxy runs this configuration, and has the declared servers."""
+
+    def __init__(self, params: Mapping[str, Any], pools: keys.Pools, digest: str, place: haproxy.Place) -> None:
+        self.params, self.digest, self.socket = params, digest, place.run + "/admin.sock"
+        self.master = place.run + "/master.sock"
+        self.failed = runtime.failed_reloads(self.master)
+        self.wanted = {
+            "%s/%s" % (runtime.slug(model), haproxy.server(row)) for model, rows in pools.items() for row in rows
+        }
+
+    def __call__(self, running: Running, changed: bool) -> Verdict:
+        while True:
+            try:
+                return self._look()
+            except Fault as fault:
+                # a reload takes force a moment after systemd has asked for it
+                hopeless = fault.verdict.name == "not_reloaded"
+                if hopeless or not changed or time.monotonic() > running.deadline or running.dying():
+                    return fault.verdict
+                time.sleep(0.1)
+
+    def _look(self) -> Verdict:
+        try:
+            info, rows = runtime.info(self.socket), runtime.servers(self.socket)
+        except runtime.RuntimeFault as error:
+            raise Fault("not_ready", str(error)) from None
+        if info.get("description") != self.digest:
+            if runtime.failed_reloads(self.master) > self.failed:
+                raise Fault("not_reloaded", "HAProxy cannot use the new configuration and keeps the previous one")
+            raise Fault("old_configuration", "HAProxy runs another configuration than the one on disk", remedy="reload")
+        found = {"%s/%s" % (row["pxname"], row["svname"]): row["status"] for row in rows}
+        if set(found) != self.wanted:
+            missing = ", ".join(sorted(self.wanted - set(found))) or "none"
+            raise Fault("wrong_servers", "HAProxy has other servers than declared; missing: %s" % missing)
+        self._ask()
+        up = sum(status.startswith("UP") for status in found.values())
+        return Verdict("ok", evidence={"servers": found, "up": up})
+
+    def _ask(self) -> None:
+        import ssl
+
+        params, tls = self.params, None
+        if params["tls_certificate"]:
+            tls = ssl.create_default_context()  # only whether it answers: clients check its name
+            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+        try:
+            with Stream(reachable(params["host"]), params["port"], "GET", "/health", 5, tls=tls) as answer:
+                if answer.status != 200:
+                    raise Fault("not_ready", "GET /health answers %d, expected 200" % answer.status)
+        except HttpError as error:
+            raise Fault("not_ready", "GET /health: %s" % error) from None
+
+
+# --- what is refused
+
+
+def _check(params: Mapping[str, Any]) -> None:
+    """:raises Refused: who listens in on the network would have the keys, or an option is no value for HAProxy."""
+    if not keys.PLACE.match(params["host"]):
+        raise Refused("host: %r is not an address" % params["host"])
+    certificate = params["tls_certificate"]
+    if certificate and not os.path.isfile(certificate):
+        raise Refused(
+            "tls_certificate: there is no file %s; expected the certificate, its chain and its key" % certificate
+        )
+    if certificate and any(sign in certificate for sign in " \t\n\"'\\$#"):
+        raise Refused("tls_certificate: %r has a sign that HAProxy's configuration would read otherwise" % certificate)
+    if not (certificate or is_loopback(params["host"]) or params["allow_plaintext"]):
+        raise Refused(
+            "host: %s is reachable from other hosts, and keys would cross the network as they are. Set "
+            "tls_certificate, listen on 127.0.0.1 behind a proxy, or set allow_plaintext: true" % params["host"]
+        )
+    if params["redirect_port"] and not certificate:
+        raise Refused("redirect_port: there is no https to redirect to; set tls_certificate, or leave it out")
+
+
+def _digest(certificate: Optional[str]) -> str:
+    """A renewed certificate is another configuration."""
+    if not certificate:
+        return ""
+    with open(certificate, "rb") as stream:
+        return hashlib.sha256(stream.read(1 << 20)).hexdigest()[:16]
+
+
+def _invalid(params: Mapping[str, Any], check_mode: bool) -> Optional[str]:
+    """Why HAProxy itself refuses the configuration, tried in a folder that is gone afterwards."""
+    import tempfile
+
+    if not os.path.exists(PROGRAM):
+        if not check_mode:
+            raise Needed([PROGRAM])
+        return None  # as a run would install it first
+    with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:
+        place = haproxy.Place(folder=scratch)
+        texts = haproxy.files(params, params["pools"], place)
+        texts.update((place.map(name), "") for name in (*haproxy.LIVE, *haproxy.STATIC))
+        for path, text in texts.items():
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write(text)
+        words = [PROGRAM, "-c", "-q", "-f", "%s/%s" % (scratch, haproxy.CONFIG)]
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    if done.returncode:
+        said = [line for line in done.stdout.split("\n") if "[ALERT]" in line]
+        return "HAProxy refuses the configuration: %s" % " | ".join(said or done.stdout.split("\n"))[:2000]
+    return None
+
+
+# --- the unit
+
+
+def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
+    """Keys of ``[Service]``. The master stays root to read root's files again; workers are HAProxy's own user."""
+    config = "%s/%s" % (place.folder, haproxy.CONFIG)
+    test = "%s -Ws -c -q -f %s" % (PROGRAM, config)
+    code = SAVE.format(socket=place.run + "/admin.sock", state=place.state)
+    save = '-%s -I -c "%s"' % (PYTHON, code)
+    return {
+        "Type": ["notify"],
+        "ExecStartPre": ["", test],
+        "ExecStart": ["", "%s -Ws -f %s -S %s/master.sock,mode,600" % (PROGRAM, config, place.run)],
+        "ExecReload": ["", test, save, "/bin/kill -USR2 $MAINPID"],
+        "ExecStop": ["", save],
+        "KillMode": ["mixed"],
+        "KillSignal": ["SIGUSR1"],
+        "TimeoutStopSec": [str(STOP_LIMIT)],
+        "SuccessExitStatus": ["143"],
+        "Restart": ["always"],
+        "RestartSec": ["1"],
+        "SyslogIdentifier": ["gpufleet-gateway"],
+        "LimitNOFILE": [str(2 * connections + FILES)],
+        "RuntimeDirectory": ["gpufleet-gateway"],
+        "RuntimeDirectoryMode": ["0700"],
+        "StateDirectory": ["gpufleet-gateway"],
+        "StateDirectoryMode": ["0700"],
+        "UMask": ["0077"],
+        "NoNewPrivileges": ["yes"],
+        "CapabilityBoundingSet": ["CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID CAP_KILL"],
+        "ProtectSystem": ["strict"],
+        "ProtectHome": ["yes"],
+        "PrivateTmp": ["yes"],
+        "PrivateDevices": ["yes"],
+        "ProtectKernelTunables": ["yes"],
+        "ProtectKernelModules": ["yes"],
+        "ProtectKernelLogs": ["yes"],
+        "ProtectControlGroups": ["yes"],
+        "ProtectClock": ["yes"],
+        "ProtectHostname": ["yes"],
+        "RestrictSUIDSGID": ["yes"],
+        "RestrictRealtime": ["yes"],
+        "RestrictNamespaces": ["yes"],
+        "RestrictAddressFamilies": ["AF_UNIX AF_INET AF_INET6"],
+        "LockPersonality": ["yes"],
+        "SystemCallArchitectures": ["native"],
+        "SystemCallFilter": ["@system-service"],
+    }
+
+
+def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
+    """Stop and disable the gateway, and remove its files."""
+    from ..converge import install_record
+    from ..toolbox import files
+
+    place = haproxy.Place()
+    names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT)]
+    names += [place.map(name) for name in (*haproxy.LIVE, *haproxy.STATIC)]
+    state = system.show(UNIT)
+    change = Change(unit=UNIT, state="absent", files=dict.fromkeys(names))
+    if state.get("LoadState") == "loaded":
+        change = Change(unit=UNIT, files=dict.fromkeys(names), enabled=False, started=False)
+        if state.get("ActiveState") == "active" and not check_mode:
+            system.stop(UNIT, STOP_LIMIT + 5)  # by its own settings, which are about to go: its requests end
+            change.was_up = True
+    outcome = convergence.converge(change, check_mode=check_mode, system=system)
+    stub = "%s/%s" % (DIRECTORY, UNIT)
+    if system.read(stub) == STUB.encode():
+        outcome.changed = True
+        outcome.planned.append("remove %s" % stub)
+        if not check_mode:
+            files.remove(system.root + stub)
+            install_record.drop("units", system.root + stub)
+            system.reload()
+            files.remove_tree(os.path.dirname(place.state))
+    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
+
+
+def _line(outcome: Outcome, pools: keys.Pools, params: Mapping[str, Any], check_mode: bool) -> str:
+    """The result in one line for a person."""
+    servers = {(row["host"], row["unit"]) for rows in pools.values() for row in rows}
+    scheme = "https" if params["tls_certificate"] else "http"
+    parts = [
+        "would change" if check_mode and outcome.changed else outcome.verdict.name,
+        "%d models on %d servers" % (len(pools), len(servers)),
+        "%d keys" % len(params["keys"]),
+        "%s://%s:%d" % (scheme, params["host"], params["port"]),
+    ]
+    if "up" in outcome.verdict.evidence:
+        parts.insert(2, "%d of %d up" % (outcome.verdict.evidence["up"], sum(map(len, pools.values()))))
+    if outcome.restarted:
+        parts.append("restart %.1f s" % (outcome.downtime_ms / 1000.0))
+    elif any(command.startswith("systemctl reload") for command in outcome.planned):
+        parts.append("reloaded")
+    return " · ".join(parts)

@@ -1,0 +1,203 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real HAProxy with the configuration that the module writes, in front of small servers on loopback."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+from engines import Engine
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime, service
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.options import OPTIONS
+
+ALICE, BOB, EVE = "alice-sesame-4711-open", "bob-sesame-4711-open!", "eve-sesame-4711-open!"
+KEYS = [{"name": "alice", "key": ALICE, "pools": ["*"]}, {"name": "bob", "key": BOB, "pools": ["chat"]}]
+ENGINE_KEY = "the-engines-own-key"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Dict[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    @property
+    def code(self) -> str:
+        """Of an error in OpenAI's shape."""
+        return str(self.json["error"]["code"])
+
+
+class Gateway:
+    """A running HAProxy. ``options`` and ``pools`` may be changed; ``apply`` writes them and reloads."""
+
+    def __init__(self, folder: Path, port: int, status_port: int, pools: Dict[str, Any]) -> None:
+        self.place = haproxy.Place(str(folder), str(folder), str(folder / "state"), "")
+        defaults = {row.name: row.default for row in OPTIONS}
+        self.options: Dict[str, Any] = dict(
+            defaults,
+            port=port,
+            status_port=status_port,
+            agent_port=0,
+            keys=KEYS,
+            tls_digest="",
+            client_timeout=5,
+            connections=2000,
+        )
+        self.pools = pools
+        self.folder, self.port = folder, port
+        self.log = folder / "log"
+        self.process: Optional[subprocess.Popen] = None
+
+    @property
+    def socket(self) -> str:
+        return self.place.run + "/admin.sock"
+
+    @property
+    def worker(self) -> str:
+        """The process that takes new requests; empty while one takes the other's place."""
+        try:
+            return runtime.info(self.socket).get("Pid", "")
+        except runtime.RuntimeFault:
+            return ""
+
+    def write(self) -> str:
+        """Write all files; gives the digest."""
+        keys.check(self.pools)
+        files = haproxy.files(self.options, self.pools, self.place)
+        for path, text in files.items():
+            Path(path).write_text(text)
+        for name, entries in haproxy.maps(self.options, self.pools).items():
+            Path(self.place.map(name)).write_text(haproxy.map_text(entries))
+        return haproxy.digest_of(files["%s/haproxy.cfg" % self.folder])
+
+    def start(self) -> "Gateway":
+        digest = self.write()
+        words = ["haproxy", "-Ws", "-f", str(self.folder / "haproxy.cfg"), "-S", str(self.folder / "master.sock")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.await_digest(digest)
+        return self
+
+    def await_digest(self, digest: str) -> None:
+        def runs() -> bool:
+            try:
+                return runtime.info(self.socket).get("description") == digest
+            except runtime.RuntimeFault:
+                assert self.process and self.process.poll() is None, self.log.read_text()
+                return False
+
+        until(runs)
+
+    def save(self) -> None:
+        """What the unit runs before a reload and a stop."""
+        code = service.SAVE.format(socket=self.socket, state=self.place.state).replace("\\\\n", "\\n")
+        subprocess.run([sys.executable, "-I", "-c", code], check=True)
+
+    def reload(self) -> None:
+        """As the unit does it."""
+        assert self.process
+        worker, digest = self.worker, self.write()
+        self.save()
+        self.process.send_signal(signal.SIGUSR2)
+        until(lambda: self.worker not in ("", worker))
+        self.await_digest(digest)
+
+    def kill(self) -> None:
+        if self.process and self.process.poll() is None:
+            found = subprocess.run(
+                ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+            )
+            self.process.kill()
+            self.process.wait()
+            for worker in found.stdout.split():
+                try:
+                    os.kill(int(worker), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+
+    def states(self) -> Dict[str, str]:
+        return {"%s/%s" % (row["pxname"], row["svname"]): row["status"] for row in runtime.servers(self.socket)}
+
+    def ask(
+        self,
+        method: str = "POST",
+        path: str = "/v1/chat/completions",
+        body: Any = None,
+        key: str = ALICE,
+        **headers: str,
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            sent = {name.replace("_", "-"): value for name, value in headers.items()}
+            if key:
+                sent["Authorization"] = "Bearer " + key
+            data = json.dumps(body) if isinstance(body, dict) else body
+            connection.request(method, path, data, sent)
+            answer = connection.getresponse()
+            return Answer(answer.status, {n.lower(): v for n, v in answer.getheaders()}, answer.read().decode())
+        finally:
+            connection.close()
+
+    def chat(self, model: str = "chat", key: str = ALICE, **more: Any) -> Answer:
+        return self.ask(
+            body=dict({"model": model, "messages": [{"role": "user", "content": "hello"}]}, **more), key=key
+        )
+
+    def logged(self) -> List[Dict[str, Any]]:
+        """The requests in the log, without lines of HAProxy's own."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        found = [line[line.index("{") :] for line in lines if '{"time"' in line]
+        return [json.loads(line) for line in found]
+
+
+def until(condition: Callable[[], Any], limit: float = 60) -> Any:
+    end = time.monotonic() + limit
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < end, "not within %d s" % limit
+        time.sleep(0.02)
+
+
+def row(server: Engine, unit: str, **more: Any) -> Dict[str, Any]:
+    found = {"host": server.name, "address": "127.0.0.1", "port": server.port, "unit": unit}
+    return {**found, "engine": "vllm", "api": "openai", "max_concurrent": None, "tls": False, "key": "", **more}
+
+
+LAST = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def exchange(gateway: Gateway, raw: bytes, last: bytes = LAST) -> bytes:
+    """What comes back for these bytes, and for a last request after which the connection is closed."""
+    found = b""
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        try:
+            connection.sendall(raw + last)
+            while True:
+                piece = connection.recv(1 << 16)
+                if not piece:
+                    break
+                found += piece
+        except OSError:
+            pass
+    return found
+
+
+def status_of(gateway: Gateway, raw: bytes) -> int:
+    """The status of the first answer to these bytes."""
+    return int(exchange(gateway, raw).split(b" ", 2)[1])

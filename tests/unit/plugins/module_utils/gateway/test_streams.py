@@ -1,0 +1,295 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Answers as they come, reloads under load, servers that come and go: a real HAProxy with the generated configuration."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import pytest
+from engines import Engine
+from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, exchange, row, until
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime
+
+
+def asked(gateway: Gateway, **body: Any) -> http.client.HTTPResponse:
+    """An answer of which only the header was read."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    headers = {"Authorization": "Bearer " + ALICE}
+    connection.request("POST", "/v1/chat/completions", json.dumps({"model": "chat", **body}), headers)
+    return connection.getresponse()
+
+
+def one_server(gateway: Gateway, engines: List[Engine], **more: Any) -> Engine:
+    """Let the model chat have one server."""
+    gateway.pools["chat"] = [row(engines[0], "vllm@chat", key=ENGINE_KEY, **more)]
+    gateway.reload()
+    return engines[0]
+
+
+# --- streams
+
+
+def test_an_event_is_passed_on_before_the_next_one_exists(gateway: Gateway, engines: List[Engine]) -> None:
+    engine = one_server(gateway, engines)
+    engine.stepwise = True
+    answer = asked(gateway, pieces=5)
+    assert answer.getheader("Content-Type") == "text/event-stream"
+    for number in range(5):
+        engine.step.release()
+        assert b'"piece": %d' % number in answer.readline() + answer.readline()
+    assert answer.read() == b""
+
+
+def test_an_engine_notices_that_the_client_is_gone(gateway: Gateway, engines: List[Engine]) -> None:
+    engine = one_server(gateway, engines)
+    engine.stepwise = True
+    answer = asked(gateway, pieces=1000)
+    engine.step.release()
+    assert answer.readline()
+    answer.close()
+    until(lambda: engine.step.release() or engine.cut.is_set())
+
+
+def test_a_request_whose_client_left_the_queue_never_runs(gateway: Gateway, engines: List[Engine]) -> None:
+    engine = one_server(gateway, engines, max_concurrent=1)
+    engine.go.clear()
+    first = threading.Thread(target=gateway.chat, kwargs={"wait": True})
+    first.start()
+    assert engine.arrived.acquire(timeout=20)
+    body = json.dumps({"model": "chat", "left": True})
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port)) as waiting:
+        waiting.sendall((head % (ALICE, len(body)) + body).encode())
+        until(lambda: queued(gateway))
+    until(lambda: queued(gateway) == 0)
+    engine.go.set()
+    first.join()
+    assert gateway.chat().status == 200
+    assert not any(request["body"].get("left") for request in engine.seen)
+
+
+def queued(gateway: Gateway) -> int:
+    """Requests that wait for the model chat."""
+    backends = runtime.rows(runtime.ask("show stat -1 2 -1", gateway.socket))
+    return next(int(found["qcur"]) for found in backends if found["pxname"] == "chat")
+
+
+def test_a_long_answer_outlasts_the_time_that_a_client_has(gateway: Gateway, engines: List[Engine]) -> None:
+    gateway.options["client_timeout"] = 1
+    engine = one_server(gateway, engines)
+    engine.go.clear()
+    threading.Timer(2.5, engine.go.set).start()
+    assert gateway.chat(wait=True).status == 200
+
+
+# --- what waits, what is sent again
+
+
+def test_a_full_server_a_full_queue_and_a_deadline(gateway: Gateway, engines: List[Engine]) -> None:
+    gateway.options.update(queue_length=1, queue_timeout=1)
+    engine = one_server(gateway, engines, max_concurrent=1)
+    engine.go.clear()
+    first = threading.Thread(target=gateway.chat, kwargs={"wait": True})
+    first.start()
+    assert engine.arrived.acquire(timeout=20)
+    late: List[Any] = []
+    second = threading.Thread(target=lambda: late.append(gateway.chat()))
+    second.start()
+    until(lambda: queued(gateway) == 1)
+    third = gateway.chat()
+    assert (third.status, third.code) == (429, "queue_full") and third.headers["retry-after"] == "5"
+    second.join()
+    assert (late[0].status, late[0].code) == (503, "unavailable") and late[0].headers["retry-after"] == "5"
+    engine.go.set()
+    first.join()
+
+
+def test_only_what_no_engine_has_seen_is_sent_again(gateway: Gateway, engines: List[Engine]) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        gone = dict(row(engines[1], "vllm@gone", key=ENGINE_KEY), port=nobody.getsockname()[1])
+        gateway.pools["chat"] = [gone, row(engines[0], "vllm@chat", key=ENGINE_KEY)]
+        gateway.reload()
+        assert {gateway.chat().status for _ in range(8)} == {200}, "a connection that is refused goes elsewhere"
+    one_server(gateway, engines)
+    engines[0].seen.clear()
+    answer = gateway.chat(drop=True)
+    assert (answer.status, answer.code) == (502, "bad_gateway")
+    assert len(engines[0].seen) == 1
+
+
+def test_no_request_to_a_server_that_is_not_healthy(gateway: Gateway, engines: List[Engine]) -> None:
+    engines[0].healthy = False
+    until(lambda: any(state.startswith("DOWN") for state in gateway.states().values()))
+    assert {gateway.chat().json["engine"] for _ in range(8)} == {"gpu2"}
+    engines[1].healthy = False
+    until(lambda: gateway.chat().status == 503)
+    engines[0].healthy = engines[1].healthy = True
+    until(lambda: set(gateway.states().values()) == {"UP"})
+
+
+def test_chats_with_one_beginning_go_to_one_server(gateway: Gateway, engines: List[Engine]) -> None:
+    gateway.options["affinity"] = ["chat"]
+    gateway.reload()
+    until(lambda: set(gateway.states().values()) == {"UP"})
+    places = set()
+    for number in range(12):
+        system = {"role": "system", "content": "You are number %d" % number}
+        turns = [gateway.chat(messages=[system, {"role": "user", "content": text}]).json["engine"] for text in "abc"]
+        assert len(set(turns)) == 1
+        places.update(turns)
+    assert places == {"gpu1", "gpu2"}
+
+
+# --- reloads
+
+
+def test_twenty_reloads_under_load_fail_no_request(gateway: Gateway, engines: List[Engine]) -> None:
+    ended, statuses = threading.Event(), Counter()  # type: ignore[var-annotated]
+
+    def client(number: int) -> None:
+        while not ended.is_set():
+            try:
+                answer = (
+                    gateway.chat(pieces=40) if number % 2 else gateway.ask(path="/api/chat", body={"model": "tiny"})
+                )
+                whole = number % 2 == 0 or answer.text.count("data: ") == 40
+                statuses[answer.status if whole else "cut"] += 1
+            except Exception as error:
+                statuses[repr(error)] += 1
+            ended.wait(0.02)  # the machine has other work, too
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+    for thread in clients:
+        thread.start()
+    for _ in range(20):
+        gateway.reload()
+    ended.set()
+    for thread in clients:
+        thread.join()
+    assert set(statuses) == {200} and statuses[200] > 4
+
+
+def test_a_stream_outlives_the_reload_and_the_removal_of_its_server(gateway: Gateway, engines: List[Engine]) -> None:
+    engine = one_server(gateway, engines)
+    engine.stepwise = True
+    answer = asked(gateway, pieces=3)
+    engine.step.release()
+    assert b'"piece": 0' in answer.readline()
+    gateway.pools["chat"] = [row(engines[1], "vllm@chat", key=ENGINE_KEY)]
+    gateway.reload()
+    engine.step.release(2)
+    assert b'"piece": 2' in answer.read()
+    assert gateway.chat().json["engine"] == "gpu2"
+
+
+def test_the_state_of_servers_survives(gateway: Gateway, engines: List[Engine]) -> None:
+    name = "chat/" + haproxy.server(gateway.pools["chat"][0])
+    assert runtime.ask("set server %s state drain" % name, gateway.socket) == ""
+    for _ in range(3):
+        gateway.reload()
+        assert gateway.states()[name] == "DRAIN"
+        assert {gateway.chat().json["engine"] for _ in range(4)} == {"gpu2"}
+    gateway.kill()
+    gateway.start()
+    assert gateway.states()[name] == "DRAIN"
+    runtime.ask("set server %s state maint" % name, gateway.socket)
+    runtime.save_state(gateway.socket, gateway.place.state)
+    gateway.kill()
+    gateway.start()
+    assert gateway.states()[name] == "MAINT"
+    assert runtime.ask("set server %s state ready" % name, gateway.socket) == ""
+    until(lambda: set(gateway.states().values()) == {"UP"})
+
+
+def test_a_server_that_moves_is_found_where_it_is_declared(gateway: Gateway, engines: List[Engine]) -> None:
+    """The saved state of a server of the same name holds its previous address and port."""
+    one_server(gateway, engines)
+    assert gateway.chat().json["engine"] == "gpu1"
+    moved = dict(row(engines[0], "vllm@chat", key=ENGINE_KEY), port=engines[1].port)
+    gateway.pools["chat"] = [moved]
+    gateway.reload()
+    assert gateway.chat().json["engine"] == "gpu2"
+
+
+# --- slow and many clients
+
+
+def test_slow_clients_hold_nothing_for_long(gateway: Gateway, engines: List[Engine]) -> None:
+    gateway.options["client_timeout"] = 1
+    gateway.reload()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n" % ALICE.encode()
+    for raw in (head, head + b"Content-Length: 999\r\n\r\n{", head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
+        answer = exchange(gateway, raw, last=b"")
+        assert answer.split(b" ", 2)[1] in (b"408", b"411"), answer
+    assert not any(engine.seen for engine in engines)
+
+
+def test_idle_connections_are_held_as_declared(gateway: Gateway) -> None:
+    gateway.options.update(address_connections=300)
+    gateway.reload()
+    idle = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(290)]
+    assert gateway.chat().status == 200
+    idle += [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(20)]
+    with pytest.raises((OSError, http.client.HTTPException)):
+        gateway.chat()
+    for connection in idle:
+        connection.close()
+    until(lambda: answers(gateway))
+
+
+def answers(gateway: Gateway) -> bool:
+    try:
+        return gateway.chat().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+# --- TLS and HTTP/2
+
+
+@pytest.fixture
+def tls(gateway: Gateway, tmp_path: Path, free_port: Any) -> Iterator[Gateway]:
+    """The gateway with a certificate of its own, and a port that redirects to it."""
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=gateway", "-days", "2"]
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    subprocess.run([*words, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    both = tmp_path / "gateway.pem"
+    both.write_text(certificate.read_text() + key.read_text())
+    gateway.options.update(tls_certificate=str(both), redirect_port=free_port())
+    gateway.reload()
+    yield gateway
+
+
+def curl(gateway: Gateway, path: str, *words: str, port: int = 0) -> str:
+    """``STATUS VERSION LOCATION``."""
+    command = ["curl", "-sk", "-o", "/dev/null", "--path-as-is", "-w", "%{http_code} %{http_version} %{redirect_url}"]
+    scheme, port = ("http", port) if port else ("https", gateway.port)
+    url = "%s://127.0.0.1:%d%s" % (scheme, port, path)
+    return subprocess.run(
+        [*command, *words, url], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_tls_and_http2(tls: Gateway, engines: List[Engine]) -> None:
+    key = ["-H", "Authorization: Bearer " + BOB]
+    chat = ["-d", '{"model":"chat"}', *key]
+    assert curl(tls, "/v1/chat/completions", "--http2", *chat) == "200 2"
+    assert curl(tls, "/v1/chat/completions", "--http1.1", *chat) == "200 1.1"
+    assert curl(tls, "/v1/chat/completions", "--tls-max", "1.1", *chat).startswith("000")
+    assert curl(tls, "/v1/chat/completions", "--http2", "-d", '{"model":"tiny"}', *key) == "403 2"
+    for path in ("/api/pull", "/v1/chat/completions/../../../api/pull", "/api%2fpull"):
+        assert curl(tls, path, "--http2", *chat) == "404 2"
+    moved = curl(tls, "/v1/models?x", port=tls.options["redirect_port"])
+    assert moved == "308 1.1 https://127.0.0.1:%d/v1/models" % tls.port
+    assert exchange(tls, LAST, last=b"").startswith(b"HTTP/1.1 400") or not exchange(tls, LAST, last=b"")

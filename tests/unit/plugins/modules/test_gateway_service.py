@@ -1,0 +1,52 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module: its options, what it hides, what it refuses, and that check mode writes nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import service
+from ansible_collections.gpufleet.inference.plugins.modules import gateway_service
+
+KEY, ENGINE_KEY = "sesame-open-4711-and-more", "engine-sesame-4711"
+ROW = {"host": "gpu1", "address": "192.0.2.1", "port": 8000, "engine": "vllm", "unit": "vllm@chat", "api": "openai"}
+
+
+def test_no_key_is_shown(run_module, monkeypatch):
+    def converge(params, check_mode, warn):
+        assert check_mode
+        return {"changed": True, "msg": "%s %s" % (params["keys"][0]["key"], params["pools"]["m"][0]["key"])}
+
+    monkeypatch.setattr(service, "converge", converge)
+    given = {"keys": [{"name": "a", "key": KEY}], "pools": {"m": [dict(ROW, key=ENGINE_KEY)]}}
+    result = run_module(gateway_service.main, given, check=True)
+    assert result["changed"] and KEY not in str(result) and ENGINE_KEY not in str(result)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"host": "0.0.0.0"}, "tls_certificate"),
+        ({"host": "a b"}, "is not an address"),
+        ({"tls_certificate": "/no/such.pem"}, "there is no file /no/such.pem"),
+        ({"redirect_port": 80}, "no https"),
+        ({"keys": [{"name": "a"}]}, "has neither"),
+        ({"keys": [{"name": "a b", "key": KEY}]}, "is not a name"),
+        ({"keys": [{"name": "a", "key": "short"}]}, "less than 20 characters"),
+        ({"keys": [{"name": "a", "key": KEY, "sha256": "0" * 64}]}, "has both"),
+        ({"keys": [{"name": "a", "sha256": "abc"}]}, "64 lower-case"),
+        ({"keys": [{"name": "a", "key": KEY, "expires": "soon"}]}, "expires of a"),
+        ({"keys": [{"name": "a", "key": KEY, "pools": ["m", "n"]}], "pools": {"m": [ROW]}}, "may use n, which no host"),
+        ({"keys": [{"name": "a", "key": KEY}, {"name": "b", "key": KEY}]}, "b is the same key as a"),
+        ({"pools": {"a b": [ROW]}}, "is not a model's name"),
+        ({"pools": {"m": [dict(ROW, host='g"1')]}}, "host of a server of m"),
+        ({"pools": {"m": [ROW, dict(ROW, key="other")]}}, "different api keys"),
+        ({"nosuch": 1}, "nosuch"),
+    ],
+)
+def test_what_is_refused(run_module, given, words):
+    result = run_module(gateway_service.main, given)
+    assert result["failed"] and not result.get("changed") and words in result["msg"]
+    assert KEY not in str(result)
