@@ -61,8 +61,8 @@ def copy_of_checkout(folder: Path) -> Path:
 def own_home() -> Path:
     """A HOME that holds ansible-test's environments, the bootstrap script and the caller's pip settings."""
     home = CACHE / "home"
-    for version in PIPS:
-        script = home / ".ansible" / "test" / "cache" / ("get_pip_%s.py" % version)
+    for pip in PIPS:
+        script = home / ".ansible" / "test" / "cache" / ("get_pip_%s.py" % pip)
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(GET_PIP)
     # ansible-test hands no PIP_… variable on: they go into pip's own file.
