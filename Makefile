@@ -26,7 +26,7 @@ link: ## link the collection into .collections, where Ansible finds it in this c
 	ln -sfn ../../.. .collections/ansible_collections/gpufleet/inference
 
 deps: link ## install missing Debian packages, the tools in .venv, and the link to the collection
-	@.ci/deps next
+	@.ci/deps cores
 
 generate: deps ## write documentation, role specs, tasks, defaults and README tables from the option tables
 	python tests/generate.py
@@ -46,10 +46,10 @@ lint: deps docs ## check formatting, style and types of Python, YAML, playbooks,
 	antsibull-changelog lint
 	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
 
-unit: deps ## run the unit tests with coverage of plugins/, also with the newest ansible-core if its Python is installed
-	pytest -q -n 2 --cov --cov-fail-under=90
-	@if [ -d .venv-next ]; then set -x; .venv-next/bin/pytest -q -n 2; \
-	else echo "0 passed, 0 failed, 1 skipped (newest ansible-core: no Python >= 3.12 here)"; fi
+unit: deps ## run the unit tests on the newest ansible-core, with coverage of plugins/, and on the lowest
+	@newest=.venv-next/bin/pytest; [ -x $$newest ] || newest=pytest; set -x; $$newest -q -n 2 --cov --cov-fail-under=90
+	@if [ -d .venv-floor ]; then set -x; .venv-floor/bin/pytest -q -n 2; \
+	else echo "0 passed, 0 failed, 1 skipped (lowest ansible-core: no Python 3.10 to 3.12 here)"; fi
 
 sanity: deps ## run ansible-test sanity
 	python tests/sanity/run.py
@@ -67,9 +67,6 @@ platforms: deps ## run some fleet tests on Debian 11 and 13: install, change, ve
 
 molecule: deps ## run the molecule scenarios of the roles, on two labs in parallel
 	python tests/scenarios.py molecule-$(CHECKOUT)-
-
-# Scenarios run on the newest ansible-core, the fleet tests on the lowest one.
-molecule molecule-vllm molecule-rest: export PATH := $(CURDIR)/.venv-next/bin:$(PATH)
 
 # The scenario with a real vLLM spends most of its time waiting, so it runs in parallel with the fleet tests.
 molecule-vllm: deps
