@@ -52,6 +52,7 @@ def problems(spec: Spec, given: Mapping[str, Any], label: Label = str, place: st
 
 def wrong_type(kind: str, value: Any, name: str, secret: bool = False) -> Optional[str]:
     """A sentence where a value is not of a kind, such as ``bool``; a text that can be read as one is."""
+    secret = secret or kind == "dict"  # of variables, whose values may be secrets
     return None if _is(kind, value) else "%s is %s; expected %s" % (name, found(value, secret), EXPECTED[kind])
 
 
@@ -84,20 +85,17 @@ def _wrong(row: Mapping[str, Any], value: Any, name: str) -> Iterator[str]:
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     if kind == "list" and elements == "dict" and not isinstance(value, (list, tuple)):
         yield "%s is %s; expected a list of dictionaries" % (name, found(value, secret))
-    elif kind != "raw" and not _is(kind, value):
-        yield "%s is %s; expected %s" % (name, found(value, secret), one_of(choices) or EXPECTED[kind])
+    elif choices and kind != "list":
+        if not (_is(kind, value) and _is_choice(value, choices)):
+            yield "%s is %s; expected one of %s" % (name, found(value, secret), ", ".join(map(str, choices)))
+    elif not _is(kind, value):
+        yield wrong_type(kind, value, name, secret) or ""
     elif kind == "list":
         for number, item in enumerate(items):
             place = "%s[%s]" % (name, _called(item) or number)
             yield from _wrong({**row, "type": elements or "raw", "elements": None}, item, place)
-    elif choices and not _is_choice(value, choices):
-        yield "%s is %s; expected %s" % (name, found(value, secret), one_of(choices))
     elif kind == "dict" and row.get("options") and isinstance(value, dict):
         yield from problems(row["options"], value, place=name)
-
-
-def one_of(choices: Optional[Collection[Any]]) -> str:
-    return "one of %s" % ", ".join(map(str, choices)) if choices else ""
 
 
 def _called(item: Any) -> str:

@@ -25,7 +25,7 @@ ALICE, BOB, EVE = "alice-sesame-4711-open", "bob-sesame-4711-open!", "eve-sesame
 GATEWAYS, HOSTS = ("gpu1", "gpu3"), ("gpu2", "gpu3")
 PORT = 8443
 UP = "curl -s 127.0.0.1:8404/metrics | grep -c '^haproxy_server_status.*UP.* 1$'"
-ANSWERS = "until curl -sf 127.0.0.1:%d/health; do sleep 0.1; done" % PORT
+ANSWERS = "until curl -sf 127.0.0.1:%d/health; do sleep 0.5; done" % PORT
 CONFIG = "/etc/gpufleet/gateway/haproxy.cfg"
 PLAY = [{"hosts": "gateway", "gather_facts": False, "roles": [{"role": "gpufleet.inference.gateway"}]}]
 VARIABLES = {
@@ -93,8 +93,8 @@ def gateways(lab: Any, tmp_path_factory: Any) -> Iterator[Gateways]:
     yield found
     for gateway in GATEWAYS:
         assert not lab.module(gateway, "gateway_service", {"state": "absent"})["failed"]
-        left = "ls /etc/gpufleet 2>/dev/null; systemctl list-unit-files --no-legend 'gpufleet*' || :"
-        assert lab.sh(gateway, left) == ""
+        assert lab.sh(gateway, "ls -d /etc/gpufleet /var/lib/gpufleet-gateway 2>/dev/null || :") == ""
+        assert lab.sh(gateway, "systemctl list-unit-files --no-legend 'gpufleet*' || :") == ""
     for host in HOSTS:
         hostsetup.uninstall(host)
 
@@ -108,7 +108,7 @@ def running(gateways: Gateways, lab: Any) -> Gateways:
     run = gateways.run()
     assert [result["verdict"] for result in gateways.results(run) if "needs" not in result] == ["ok", "ok"]
     for gateway in GATEWAYS:
-        lab.sh(gateway, "until [ $(%s) = 4 ]; do sleep 0.1; done" % UP, timeout=30)
+        lab.sh(gateway, "until [ $(%s) = 4 ]; do sleep 0.5; done" % UP, timeout=120)
     return gateways
 
 
@@ -190,6 +190,43 @@ def test_a_drain_survives_reload_restart_and_kill(running: Gateways, lab: Any) -
         assert running.generate("gpu1") == 200
     for model in ("m8b", "m32b"):
         runtime("set server %s/gpu2.ollama:11434 state ready" % model)
+
+
+def test_a_host_leaves_all_pools_and_comes_back(running: Gateways, lab: Any) -> None:
+    def declare(state: str, check: bool = False) -> List[bool]:
+        given = {"host": "gpu2", "state": state, "timeout": 60}
+        done = [lab.module(gateway, "gateway_server", given, check=check) for gateway in GATEWAYS]
+        assert not any(one["failed"] for one in done), done
+        return [one["changed"] for one in done]
+
+    with load(lambda number: running.generate(GATEWAYS[number % 2])) as statuses:
+        assert declare("drained", check=True) == declare("drained") == [True, True]
+        lab.sh("gpu2", "systemctl restart ollama")
+        assert declare("drained") == [False, False]
+        hostsetup.wait_for_api("gpu2")
+        assert declare("ready") == [True, True]
+    assert set(statuses) == {200}
+
+
+def test_the_roles_change_all_hosts_and_no_request_fails(running: Gateways, lab: Any, tmp_path: Path) -> None:
+    play = tmp_path / "change.yml"
+    roles = [{"role": "gpufleet.inference." + name} for name in ("gpu_host", "ollama")]
+    play.write_text(yaml.safe_dump([{"hosts": "gpu2:gpu3", "serial": 1, "gather_facts": False, "roles": roles}]))
+    given = {"ollama_allow_unauthenticated": True, "ollama_visible_devices": None, "ollama_sched_spread": False}
+    words = ["-i", str(running.inventory), "-e"]
+    joined = {**VARIABLES, **given, "gateway_agent_port": 8405, "ollama_state": "present", "ollama_num_parallel": 2}
+    lab.playbook(str(play), *words, json.dumps(joined), warnings=True)
+    running.run(gateway_agent_port=8405, ollama_num_parallel=2)
+    with load(lambda number: running.generate(GATEWAYS[number % 2])) as statuses:
+        run = lab.playbook(str(play), *words, json.dumps({**joined, "ollama_keep_alive": "9m"}), warnings=True)
+    drains = [result["drain"] for result in run.of("ollama_service") if result.get("restarted")]
+    assert len(drains) == 2, run.output
+    for drain in drains:
+        assert len(drain["gateways"]) == 2 and not drain["silent"] and not drain["cut"]
+    assert set(statuses) == {200}
+    running.run()
+    for host in HOSTS:
+        assert not lab.module(host, "gateway_agent", {"state": "absent"})["failed"]
 
 
 TELL = (

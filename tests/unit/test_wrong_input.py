@@ -32,10 +32,10 @@ ROWS: List[Row] = [
     ("ollama", {"ollama_kv_cache_type": ["q8_0"]}, "ollama_kv_cache_type is a list; expected one of f16, q8_0, q4_0,"),
     ("ollama", {"ollama_timeout": "3m"}, "ollama_timeout is '3m'; expected a number"),
     ("ollama", {"gpufleet_prove": "yes"}, "gpufleet_prove is 'yes'; expected one of change, now"),
-    ("ollama", {"ollama_environment": "TZ"}, "ollama_environment is 'TZ'; expected a dictionary"),
+    ("ollama", {"ollama_environment": "TZ"}, "ollama_environment is a text; expected a dictionary"),
     ("ollama", {"ollama_instances": {"chat": {}}}, "ollama_instances is a dictionary; expected a list"),
     ("ollama", {"ollama_instances": "chat"}, "ollama_instances is 'chat'; expected a list of dictionaries"),
-    ("ollama", {"ollama_instances": ["chat"]}, "ollama_instances[0] is 'chat'; expected a dictionary"),
+    ("ollama", {"ollama_instances": ["chat"]}, "ollama_instances[0] is a text; expected a dictionary"),
     ("ollama", {"ollama_instances": [{"host": ":1"}]}, "ollama_instances[0].name is missing"),
     (
         "ollama",

@@ -281,10 +281,13 @@ def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
     place = haproxy.Place()
     names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT)]
     names += [place.map(name) for name in (*haproxy.LIVE, *haproxy.STATIC)]
-    there = system.show(UNIT).get("LoadState") == "loaded"
+    state = system.show(UNIT)
     change = Change(unit=UNIT, state="absent", files=dict.fromkeys(names))
-    if there:
+    if state.get("LoadState") == "loaded":
         change = Change(unit=UNIT, files=dict.fromkeys(names), enabled=False, started=False)
+        if state.get("ActiveState") == "active" and not check_mode:
+            system.stop(UNIT, STOP_LIMIT + 5)  # by its own settings, which are about to go: its requests end
+            change.was_up = True
     outcome = convergence.converge(change, check_mode=check_mode, system=system)
     stub = "%s/%s" % (DIRECTORY, UNIT)
     if system.read(stub) == STUB.encode():
@@ -294,6 +297,7 @@ def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
             files.remove(system.root + stub)
             install_record.drop("units", system.root + stub)
             system.reload()
+            files.remove_tree(os.path.dirname(place.state))
     return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
 
 

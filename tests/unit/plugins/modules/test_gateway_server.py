@@ -31,11 +31,11 @@ frontend clients
   bind 127.0.0.1:%(front)d
   default_backend chat
 backend chat
-  server gpu1.ollama 127.0.0.1:%(engine)d weight 100 agent-check agent-port %(agent)d agent-inter 100ms
-  server gpu1.example.ollama 127.0.0.1:1 weight 1 disabled
+  server gpu1.ollama:11434 127.0.0.1:%(engine)d weight 100 agent-check agent-port %(agent)d agent-inter 100ms
+  server gpu1.example.ollama:11434 127.0.0.1:1 weight 1 disabled
 backend code
-  server gpu1.vllm_chat-123456 127.0.0.1:1
-  server gpu2.ollama 127.0.0.1:1
+  server gpu1.vllm_chat-123456:8000 127.0.0.1:1
+  server gpu2.ollama:11434 127.0.0.1:1
 """
 pytestmark = pytest.mark.skipif(not Path(HAPROXY).exists(), reason="HAProxy is not installed")
 
@@ -85,7 +85,7 @@ class Gateway:
         connection = socket.create_connection(("127.0.0.1", self.front), timeout=60)
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         until = time.monotonic() + 30
-        while not any(row["svname"] == "gpu1.ollama" and row["scur"] == "1" for row in runtime.servers()):
+        while not any(row["svname"] == "gpu1.ollama:11434" and row["scur"] == "1" for row in runtime.servers()):
             assert time.monotonic() < until
             time.sleep(0.02)
         return connection
@@ -121,7 +121,7 @@ def bring(run_module):
     )
 
 
-OURS = {"chat/gpu1.ollama", "code/gpu1.vllm_chat-123456"}
+OURS = {"chat/gpu1.ollama:11434", "code/gpu1.vllm_chat-123456:8000"}
 
 
 @pytest.mark.parametrize("state", ["drained", "maintenance"])
@@ -132,7 +132,7 @@ def test_a_host_leaves_all_pools_and_comes_back(gateway, bring, state):
     done = bring(state=state)
     assert done["changed"] and done["msg"] == "gpu1: %s in 2 pools" % state
     assert {name for name, now in gateway.states().items() if now != before[name]} == OURS
-    assert gateway.saved == 1 and "chat/gpu1.ollama: %s" % state in done["diff"]["after"]
+    assert gateway.saved == 1 and "chat/gpu1.ollama:11434: %s" % state in done["diff"]["after"]
     told = gateway.told
     assert not bring(state=state)["changed"] and gateway.told <= told + 1, "its agent has no say meanwhile"
     assert bring()["changed"] and gateway.states() == before
@@ -140,16 +140,16 @@ def test_a_host_leaves_all_pools_and_comes_back(gateway, bring, state):
 
 
 def test_a_unit_alone(gateway, bring):
-    assert bring(state="drained", unit="ollama.service")["servers"] == {"chat/gpu1.ollama": "ready"}
-    assert gateway.states()["code/gpu1.vllm_chat-123456"] == "ready"
+    assert bring(state="drained", unit="ollama.service")["servers"] == {"chat/gpu1.ollama:11434": "ready"}
+    assert gateway.states()["code/gpu1.vllm_chat-123456:8000"] == "ready"
 
 
 def test_running_requests_are_waited_for(gateway, bring):
     with gateway.request() as client:
         result = bring(state="drained", timeout=1)
         assert result["failed"] and result["changed"]
-        assert result["running"] == ["1 requests running and 0 waiting in chat/gpu1.ollama"]
-        assert "it stays out of the pools" in result["msg"] and gateway.states()["chat/gpu1.ollama"] == "drained"
+        assert result["running"] == ["1 requests running and 0 waiting in chat/gpu1.ollama:11434"]
+        assert "it stays out of the pools" in result["msg"] and gateway.states()["chat/gpu1.ollama:11434"] == "drained"
         threading.Timer(0.5, gateway.answers.set).start()
         done = bring(state="drained", timeout=60)
         assert not done["failed"] and not done["changed"] and done["running"] == []

@@ -59,7 +59,7 @@ def test_what_ansible_reads_is_allowed(given: Dict[str, Any]) -> None:
         ({"seconds": "2m"}, ["seconds is '2m'; expected a number"]),
         ({"words": {"a": 1}}, ["words is a dictionary; expected a list"]),
         ({"words": [{"a": 1}]}, ["words[0] is a dictionary; expected a text"]),
-        ({"environment": "nothing"}, ["environment is 'nothing'; expected a dictionary"]),
+        ({"environment": "nothing"}, ["environment is a text; expected a dictionary"]),
         ({"text": ["a"]}, ["text is a list; expected a text"]),
         ({"state": "gone"}, ["state is 'gone'; expected one of present, absent"]),
         ({"fit": "maybe"}, ["fit is 'maybe'; expected one of on, off, auto"]),
@@ -69,7 +69,7 @@ def test_what_ansible_reads_is_allowed(given: Dict[str, Any]) -> None:
         ({"env": {}}, ["env is not an option; did you mean environment?"]),
         ({"instances": {"a": {}}}, ["instances is a dictionary; expected a list of dictionaries"]),
         ({"instances": "a"}, ["instances is 'a'; expected a list of dictionaries"]),
-        ({"instances": ["a"]}, ["instances[0] is 'a'; expected a dictionary"]),
+        ({"instances": ["a"]}, ["instances[0] is a text; expected a dictionary"]),
         ({"instances": [{"port": 1}]}, ["instances[0].name is missing"]),
         (
             {"instances": [{"name": "a", "visble_devices": 1, "port": "b"}]},
