@@ -141,7 +141,7 @@ def lines(registered: Dict[str, Any]) -> List[str]:
     """What the services say of themselves, and of their models."""
     said: List[str] = []
     for name, result in registered.items():
-        if "msg" in result and not result.get("skipped"):
+        if "msg" in result and not result.get("skipped") and not name.startswith("gpu_host_"):
             if name.endswith("_models_result") and said:
                 said[-1] += " · models: " + result["msg"]
             else:
