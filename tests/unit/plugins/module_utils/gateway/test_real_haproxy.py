@@ -287,7 +287,10 @@ def test_bodies_and_headers_that_are_too_long(gateway: Gateway, engines: List[En
     raw = HEAD + b"Content-Length: %d\r\n\r\n" % (33 << 20)
     assert status_of(gateway, raw) == 413
     assert gateway.ask(body={"model": "chat"}, X_Long="x" * (20 << 10)).status == 431
-    assert gateway.ask(body={"model": "chat"}, X_Long="x" * (2 << 20)).status in (400, 431)
+    try:
+        assert gateway.ask(body={"model": "chat"}, X_Long="x" * (2 << 20)).status in (400, 431)
+    except OSError:
+        pass  # the connection ended while more was sent than the gateway reads
     assert gateway.ask(body={"model": "chat"}, Content_Encoding="gzip").status == 415
     assert not any(engine.seen for engine in engines)
 
