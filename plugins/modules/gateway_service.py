@@ -295,7 +295,6 @@ pools:
   sample: {"llama3.3:70b": ["gpu1.ollama:11434", "gpu2.ollama:11434"]}
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
@@ -306,6 +305,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import service
+
     run(argument_spec(), service.converge)
 
 
