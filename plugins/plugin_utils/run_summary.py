@@ -57,6 +57,10 @@ class Results:
             for name, module in result.get("modules", {}).items():
                 self.ok(play, module, task, result["registered"][name])
             return
+        if action == OURS + "host_check":
+            for name, one in (result.get("registered") or {}).items():
+                self.ok(play, str(result["modules"].get(name, "")), name, one)
+            return
         if action.startswith(OURS) and action != OURS + "gpu_facts":
             self.plays.add(play)
         for one in result.get("results") or [result]:

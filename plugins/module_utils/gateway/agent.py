@@ -38,7 +38,6 @@ _SANDBOX = {
     "NoNewPrivileges": "yes",
     "PrivateDevices": "yes",
     "PrivateTmp": "yes",
-    "PrivateUsers": "yes",
     "ProcSubset": "pid",
     "ProtectClock": "yes",
     "ProtectControlGroups": "yes",

@@ -105,13 +105,6 @@ def check(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], Non
     return converge(params, True, warn)
 
 
-def secrets(params: Mapping[str, Any]) -> List[str]:
-    """What of the parameters is shown nowhere."""
-    found = [key.get("key") for key in params.get("keys") or []]
-    found += [row.get("key") for rows in (params.get("pools") or {}).values() for row in rows]
-    return [str(text) for text in found if text]
-
-
 class Gate:
     """The proof: the port answers, HAProxy runs this configuration, and has the declared servers."""
 

@@ -35,7 +35,9 @@ def read(
     unit = unit_name(params["name"])
     state = system.show(unit)
     if params["host"] is None and not int(state.get("MainPID") or 0):
-        return {"changed": False, "running": False, "unit": unit, "msg": "%s is not running" % unit}
+        others = server.running_instances(unit, system)
+        said = "; these are: %s" % ", ".join(others) if others else ""
+        return {"changed": False, "running": False, "unit": unit, "msg": "%s is not running%s" % (unit, said)}
     found = server.find(unit, params["host"], system)
     result: Dict[str, Any] = {"changed": False, "running": True, "unit": unit, "url": found.api.url}
     result["store"] = found.store

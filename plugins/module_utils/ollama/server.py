@@ -84,7 +84,7 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
         if host is None:
             raise Failed("%s, or name the server by host" % error) from None
     if not environ and host is None:
-        others = _running_instances(unit, system)
+        others = running_instances(unit, system)
         what = "name one of those that do: %s" % ", ".join(others) if others else "start it (ollama_service)"
         raise Failed(
             "%s does not run on this host; expected a running Ollama: %s, or name the server by host" % (unit, what)
@@ -98,7 +98,7 @@ def find(unit: str, host: Optional[str], system: Any) -> Server:
     return Server(Api(address, port), unit, environ if own == (address, port) else {})
 
 
-def _running_instances(unit: str, system: Any) -> List[str]:
+def running_instances(unit: str, system: Any) -> List[str]:
     """The instances that run in place of a unit."""
     beginning = unit.rpartition(".")[0].partition("@")[0] + "@"
     names = sorted(name[: -len(".d")] for name in system.names("/etc/systemd/system") if name.endswith(".service.d"))

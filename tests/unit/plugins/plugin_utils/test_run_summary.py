@@ -39,7 +39,7 @@ def test_no_host() -> None:
 def test_fifty_hosts_fit_a_screen() -> None:
     failed = "ollama.service: load_failed: m70b: out of memory. The unit runs again; it was not serving for %.1f s."
     hosts = [
-        *(one for number in (7, 19, 31) for one in fleet("put back", failed % (number / 10.0), number)),
+        *(one for number in (31, 7, 19) for one in fleet("put back", failed % (number / 10.0), number)),
         *fleet("unreachable", "No route to host", 44),
         *fleet("changed", "4× H200 · changed OLLAMA_KEEP_ALIVE · restart 0.6 s", *range(1, 7)),
         *fleet("changed", "4× H200 · changed OLLAMA_KEEP_ALIVE · restart 1.1 s", *range(8, 14)),
@@ -122,6 +122,16 @@ def test_a_service_as_before_and_changed() -> None:
     assert run(serves("ok · restart 1 s", True), CHANGED) == HostRun("gpu1", "changed", "restart 1 s")
     would = serves("would remove A · 4× H200", True)
     assert run(would, CHANGED, check=True) == HostRun("gpu1", "would change", "remove A · 4× H200")
+
+
+def test_a_host_of_which_all_was_asked_at_once() -> None:
+    said = {"msg": "ok · 4× H200 · not proven (nothing changed)", "changed": False, "unproven": "nothing changed"}
+    asked = {"registered": {"ollama_result": said}, "modules": {"ollama_result": SERVICE}, "changed": False}
+    results = Results()
+    results.ok("Check", "gpufleet.inference.host_check", "Ask", {"msg": "the roles are run: it differs"})
+    assert run(results, OK, missed=["Serve"]).state == "not touched"
+    results.ok("Check", "gpufleet.inference.host_check", "Ask", asked)
+    assert run(results, OK) == HostRun("gpu1", "as before", "4× H200 · not proven (nothing changed)", True)
 
 
 def test_only_a_proof_that_a_switch_would_make_is_offered() -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
@@ -22,11 +22,15 @@ UNIT = "ollama.service"
 class FakeSystem:
     def __init__(self, port: int) -> None:
         self.pid, self.log = 10, "h200x4-howto.log"
+        self.instances: Dict[str, int] = {}
         self.environment = {"HOME": "/usr/share/ollama", "OLLAMA_HOST": "127.0.0.1:%d" % port}
 
     def show(self, unit: str) -> Dict[str, str]:
-        assert unit == UNIT
-        return {"MainPID": str(self.pid), "InvocationID": "abc"}
+        assert unit in (UNIT, *self.instances)
+        return {"MainPID": str(self.instances.get(unit, self.pid)), "InvocationID": "abc"}
+
+    def names(self, directory: str) -> List[str]:
+        return [UNIT + ".d", "ollama.service.wants", "sshd.service.d", *(unit + ".d" for unit in self.instances)]
 
     def environ(self, pid: int) -> Dict[str, str]:
         return self.environment
@@ -119,6 +123,8 @@ def test_a_start_that_the_journal_has_lost(world: Any, monkeypatch: pytest.Monke
 def test_a_unit_that_does_not_run(world: Any) -> None:
     world.system.pid = 0
     assert world.read() == {"changed": False, "running": False, "unit": UNIT, "msg": "ollama.service is not running"}
+    world.system.instances = {"ollama@chat.service": 20, "ollama@down.service": 0}
+    assert world.read()["msg"] == "ollama.service is not running; these are: ollama@chat.service"
 
 
 def test_a_server_beside_the_unit(world: Any, ollama: Any) -> None:

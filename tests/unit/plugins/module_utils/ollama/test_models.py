@@ -146,12 +146,16 @@ class FakeServer:
 class FakeSystem:
     def __init__(self, root: Path) -> None:
         self.pid, self.environment, self.refuses = 10, {"HOME": "/nonexistent"}, False
+        self.instances: Dict[str, int] = {}
         self.lock = System(str(root)).lock
         self.not_yet = 0  # looks at a process that is not executed yet
 
     def show(self, unit: str) -> Dict[str, str]:
-        assert unit == UNIT
-        return {"MainPID": str(self.pid)}
+        assert unit in (UNIT, *self.instances)
+        return {"MainPID": str(self.instances.get(unit, self.pid))}
+
+    def names(self, directory: str) -> List[str]:
+        return [UNIT + ".d", "ollama.service.wants", "sshd.service.d", *(unit + ".d" for unit in self.instances)]
 
     def environ(self, pid: int) -> Optional[Dict[str, str]]:
         if self.refuses:
@@ -945,7 +949,12 @@ def test_no_server(world: Any) -> None:
     with pytest.raises(Refused, match="refused; expected Ollama's API at http://127.0.0.1:11434"):
         world.run({"name": "a"})
     world.system.pid = 0
-    with pytest.raises(Refused, match="ollama.service does not run on this host"):
+    with pytest.raises(Refused, match="does not run on this host; expected a running Ollama: start it"):
+        world.run({"name": "a"})
+    world.system.instances = {"ollama@chat.service": 20, "ollama@down.service": 0}
+    with pytest.raises(
+        Refused, match="ollama.service does not run.*: name one of those that do: ollama@chat.service, "
+    ):
         world.run({"name": "a"})
     world.system.pid, world.system.refuses = 10, True
     with pytest.raises(Refused, match="only root may read it; run this with become: true"):
