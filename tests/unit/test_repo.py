@@ -100,6 +100,13 @@ def test_the_declared_versions_of_ansible_core_are_tested() -> None:
     assert set(roles) == {lowest}
 
 
+def test_the_version_is_in_the_changelog() -> None:
+    """Released, or with a summary that waits for its release."""
+    released = load(ROOT / "changelogs/changelog.yaml")["releases"]
+    waiting = [load(path).get("release_summary") for path in (ROOT / "changelogs/fragments").glob("*.yml")]
+    assert load(ROOT / "galaxy.yml")["version"] in released or any(waiting)
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_role_is_complete(role: str) -> None:
     """A role has a README, a molecule scenario, and defaults that are those of its argument specs."""
