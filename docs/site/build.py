@@ -17,7 +17,15 @@ from pathlib import Path
 
 SITE = Path(__file__).resolve().parent
 ROOT = SITE.parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*.svg", "roles/*/README.md", "tests/lab/README.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CODE_OF_CONDUCT.md",
+    "docs/*.md",
+    "docs/*.svg",
+    "roles/*/README.md",
+    "tests/lab/README.md",
+]
 #: README is read on Galaxy too, so its links are whole URLs; on the site they lead to the site's own pages.
 OUR_PAGE = re.compile(r"https://github\.com/gpufleet/inference/(?:blob|tree|raw)/main/([\w/-]+\.md|docs/[\w-]+\.svg)")
 

@@ -8,7 +8,7 @@ screenshot.py FILE.svg COMMAND
 docs/run.svg: after `make demo` and `tests/lab/ollama/faults.py gpu3 worker out-of-memory`,
 
     docs/site/screenshot.py docs/run.svg 'ansible-playbook -i inventories/lab site.yml \
-        -e ollama_prove_model=m70b -e ollama_keep_alive=30m | tail -n 22'
+        -e ollama_prove_model=m70b -e ollama_keep_alive=30m | tail -n 5'
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gpufleet.inference.plugins.action import (
+    gateway_agent,
+    gateway_service,
     gpu_facts,
     llama_server_service,
     model_source,
@@ -25,19 +27,19 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text im
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role, labels, translated
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role_walk import Asked, Undecided, Walk
 
 #: Full name of a module to its action plugin.
 QUESTIONS = {
     plugin.ActionModule.MODULE: plugin.ActionModule
     for plugin in (
-        *(gpu_facts, llama_server_service, model_source, ollama_model),
+        *(gateway_agent, gateway_service, gpu_facts, llama_server_service, model_source, ollama_model),
         *(ollama_service, python_environment, vllm_service),
     )
 }
 if role_walk.POSSIBLE:
-    for _name in ("gpu_host", "llama_server", "ollama", "vllm"):
+    for _name in ("gateway", "gpu_host", "llama_server", "ollama", "vllm"):
         role_walk.load(_name)  # before Ansible forks
 
 display = Display()
@@ -114,17 +116,32 @@ class ActionModule(CheckFirstAction):
         if answers[-1].state != "converged":
             secret = {text for plugin, validated in questions for text in plugin.secret(validated)}
             raise Undecided("the host's answer is: %s" % self.reason(answers[-1], secret))
-        return [plugin.shown(validated, answer) for (plugin, validated), answer in zip(questions, answers)]
+        return [
+            in_words_of_the_role(one, plugin, plugin.shown(validated, answer))
+            for one, (plugin, validated), answer in zip(asked, questions, answers)
+        ]
 
     def _value(self, name: str) -> Any:
         return self._templar.template(self.variables.get(name))
+
+
+def in_words_of_the_role(asked: Asked, plugin: CheckFirstAction, result: Dict[str, Any]) -> Dict[str, Any]:
+    """A result whose message calls options what the user of the role calls them, as the role's own task has it."""
+
+    def label(option: str) -> str:
+        names = Role(asked.role, role_walk.ROLES / asked.role).names(asked.module)
+        return labels(names, asked.arguments)(option)
+
+    if isinstance(result.get("msg"), str):
+        result["msg"] = translated(result["msg"], plugin.FUNCTION.argument_spec, label)
+    return result
 
 
 def lines(registered: Dict[str, Any]) -> List[str]:
     """What the services say of themselves, and of their models."""
     said: List[str] = []
     for name, result in registered.items():
-        if "msg" in result and not result.get("skipped"):
+        if "msg" in result and not result.get("skipped") and not name.startswith("gpu_host_"):
             if name.endswith("_models_result") and said:
                 said[-1] += " · models: " + result["msg"]
             else:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterable, Mapping
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import source
 from ansible_collections.gpufleet.inference.plugins.modules import model_source
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, refuse
@@ -31,4 +30,6 @@ class ActionModule(CheckFirstAction):
         return arguments
 
     def secrets(self, arguments: Mapping[str, Any]) -> Iterable[str]:
-        return source.secrets(arguments)
+        from ansible_collections.gpufleet.inference.plugins.module_utils.model_source.source import secrets
+
+        return secrets(arguments)

@@ -45,7 +45,6 @@ class LookupModule(LookupBase):
     """Entry point for Ansible."""
 
     def run(self, terms: List[Any], variables: Optional[Dict[str, Any]] = None, **kwargs: Any) -> List[Dict[str, Any]]:
-        self.set_options(var_options=variables, direct=kwargs)
         variables = variables or {}
         try:
             return [known(variables["hostvars"], variables["groups"], variables["inventory_hostname"])]

@@ -110,7 +110,6 @@ rolled_back:
   type: bool
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import agent
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
@@ -132,6 +131,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import agent
+
     run(argument_spec(), agent.converge)
 
 

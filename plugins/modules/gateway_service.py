@@ -55,9 +55,14 @@ options:
     description:
       - >-
         The models, and the servers of each: a list of dictionaries with C(host), C(address), C(port), C(engine),
-        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and maybe C(max_concurrent), C(tls) and C(key), the
-        engine's own API key.
+        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and maybe C(max_concurrent) and C(tls). An engine's own
+        API key may be given as C(key); it is passed to the host as O(engine_keys).
       - P(gpufleet.inference.gateway_pools#lookup) makes it of the inventory.
+    type: dict
+    default: {}
+  engine_keys:
+    description:
+      - The API keys of engines, by C(HOST UNIT). Clients never see them. All servers of a model must have the same.
     type: dict
     default: {}
   keys:
@@ -290,7 +295,6 @@ pools:
   sample: {"llama3.3:70b": ["gpu1.ollama:11434", "gpu2.ollama:11434"]}
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import service
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.options import OPTIONS
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
@@ -301,7 +305,9 @@ def argument_spec():
 
 
 def main():
-    run(argument_spec(), service.converge, secrets=service.secrets)
+    from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import service
+
+    run(argument_spec(), service.converge)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,6 @@ diff:
   type: dict
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import source
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
@@ -223,6 +222,8 @@ def argument_spec():
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.model_source import source
+
     run(argument_spec(), source.converge, secrets=source.secrets)
 
 

@@ -208,15 +208,32 @@ needs:
   sample: [files/wheels]
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import step
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
-    return dict(step.OPTIONS, engine=dict(type="str", choices=["vllm", "torch"], required=True))
+    return dict(
+        engine=dict(type="str", choices=["vllm", "torch"], required=True),
+        version=dict(type="str"),
+        cuda=dict(type="str"),
+        interpreter=dict(type="str", default="python3"),
+        package=dict(type="str"),
+        packages=dict(type="list", elements="str", default=[]),
+        without=dict(type="list", elements="str", default=[]),
+        constraints=dict(type="list", elements="str", default=[]),
+        index_url=dict(type="str", no_log=True),
+        extra_index_urls=dict(type="list", elements="str", default=[], no_log=True),
+        wheels=dict(type="str"),
+        remote_src=dict(type="bool", default=False),
+        installer=dict(type="str", choices=["auto", "uv", "pip"], default="auto"),
+        build_timeout=dict(type="int", default=3600),
+        root=dict(type="path", default="/opt/gpufleet"),
+    )
 
 
 def main():
+    from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import step
+
     run(argument_spec(), step.converge)
 
 

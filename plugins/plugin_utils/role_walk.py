@@ -67,6 +67,7 @@ def load(name: str) -> RoleTasks:
 class Asked(NamedTuple):
     """A question to the host: what one task, or one round of its loop, would ask it."""
 
+    role: str
     module: str
     arguments: Dict[str, Any]
     task: str
@@ -79,6 +80,7 @@ class Asked(NamedTuple):
 class _Scope(NamedTuple):
     """What a role, the blocks around a task, and the task itself say of it."""
 
+    role: str
     variables: Mapping[str, Any]
     when: Tuple[Any, ...] = ()
     module_defaults: Mapping[str, Mapping[str, Any]] = {}
@@ -87,6 +89,7 @@ class _Scope(NamedTuple):
     def within(self, task: Mapping[str, Any]) -> "_Scope":
         when = task.get("when", [])
         return _Scope(
+            self.role,
             {**self.variables, **task.get("vars", {})},
             (*self.when, *(when if isinstance(when, list) else [when])),
             {**self.module_defaults, **task.get("module_defaults", {})},
@@ -129,7 +132,8 @@ class Walk:
         """
         for role in roles:
             self._refuse_overridden(role.variables)
-            self._tasks(role.tasks, _Scope({**role.defaults, **self.outside, **role.variables, **role.magic}))
+            variables = {**role.defaults, **self.outside, **role.variables, **role.magic}
+            self._tasks(role.tasks, _Scope(role.name, variables))
         self._flush()
 
     def _tasks(self, tasks: Sequence[Mapping[str, Any]], around: _Scope) -> None:
@@ -163,7 +167,8 @@ class Walk:
         rounds = list(self._rounds(task, scope))
         self._then.append(partial(self._begin, register, bool(rounds), "loop" in task))
         for item, variables in rounds:
-            asked = Asked(module, self._arguments(arguments, variables), str(task.get("name")), register, item)
+            given = self._arguments(arguments, variables)
+            asked = Asked(scope.role, module, given, str(task.get("name")), register, item)
             self._pending.append(asked)
             self._then.append(partial(self._answered, asked))
 

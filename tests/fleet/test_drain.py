@@ -101,6 +101,9 @@ def host(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     gone = [{"name": unit[-1], "state": "absent"} for unit in UNITS]
     assert not lab.module(name, "ollama_service", {"instances": gone})["failed"]
     assert not lab.module(name, "gateway_agent", {"state": "absent"})["failed"]
+    assert not lab.module(name, "gateway_agent", {"state": "absent"})["changed"]
+    left = "ls /etc/gpufleet/gateway* 2>/dev/null; systemctl list-unit-files --no-legend 'gpufleet*' || :"
+    assert hostsetup.sh(name, left) == ""
     faults.clear(name)
     hostsetup.uninstall(name)
 

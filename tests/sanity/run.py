@@ -17,13 +17,15 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import List, Optional
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference") / "sanity"
 PYTHON = "%d.%d" % sys.version_info[:2]
-OLDEST = "3.8"  # of the Pythons on GPU hosts
+# Of the Pythons on GPU hosts. ansible-core 2.20 and later no longer knows 3.8.
+OLDEST = "3.8" if int(version("ansible-core").split(".")[1]) < 20 else "3.9"
 TOOL = Path(sys.executable).parent / "ansible-test"
 
 # The workshop around the collection is not shipped: ruff looks after that.
@@ -59,8 +61,8 @@ def copy_of_checkout(folder: Path) -> Path:
 def own_home() -> Path:
     """A HOME that holds ansible-test's environments, the bootstrap script and the caller's pip settings."""
     home = CACHE / "home"
-    for version in PIPS:
-        script = home / ".ansible" / "test" / "cache" / ("get_pip_%s.py" % version)
+    for pip in PIPS:
+        script = home / ".ansible" / "test" / "cache" / ("get_pip_%s.py" % pip)
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(GET_PIP)
     # ansible-test hands no PIP_… variable on: they go into pip's own file.

@@ -86,6 +86,20 @@ def test_action_groups_name_modules_only() -> None:
     assert [name for name, group in groups.items() if group != sorted(group)] == []
 
 
+def test_the_declared_versions_of_ansible_core_are_tested() -> None:
+    """The lowest one is that of .venv-floor, the newest one that of .venv-next, and CI has all."""
+    declared = load(ROOT / "meta/runtime.yml")["requires_ansible"]
+    (lowest,) = re.findall(r">=(\d+\.\d+)\.0", declared)
+    tested = (ROOT / ".ci/deps").read_text(encoding="utf-8")
+    (first,) = re.findall(r"^FLOOR_CORE=(\d+\.\d+)\.", tested, re.MULTILINE)
+    (newest,) = re.findall(r"^NEXT_CORE=2\.(\d+)", tested, re.MULTILINE)
+    matrix = load(ROOT / ".github/workflows/ci.yml")["jobs"]["cores"]["strategy"]["matrix"]["include"]
+    assert first == lowest
+    assert [one["core"] for one in matrix] == ["2.%d" % n for n in range(int(lowest[2:]), int(newest) + 1)]
+    roles = [load(ROOT / "roles" / role / "meta/main.yml")["galaxy_info"]["min_ansible_version"] for role in ROLES]
+    assert set(roles) == {lowest}
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_role_is_complete(role: str) -> None:
     """A role has a README, a molecule scenario, and defaults that are those of its argument specs."""

@@ -160,6 +160,7 @@ NOT_RUN = {
     "ansible-galaxy collection install git+https://github.com/gpufleet/inference.git": (
         "needs the network; tests/unit/test_package.py installs the built collection"
     ),
+    "antsibull-changelog release": "makes a release",
     "ansible-vault create": "asks for a password and opens an editor",
     "git clone https://github.com/gpufleet/inference.git": "needs the network",
     "pipx": "needs the network",

@@ -37,7 +37,6 @@ _SANDBOX = {
     "NoNewPrivileges": "yes",
     "PrivateDevices": "yes",
     "PrivateTmp": "yes",
-    "PrivateUsers": "yes",
     "ProcSubset": "pid",
     "ProtectClock": "yes",
     "ProtectControlGroups": "yes",
@@ -77,6 +76,9 @@ def converge(
         if system.show(UNIT).get("LoadState") == "loaded":
             change = Change(unit=UNIT, files=files, enabled=False, started=False)
         outcome = convergence.converge(change, check_mode=check_mode, system=system)
+        removed = template.remove(UNIT, _TEXT, system, check_mode)
+        outcome.planned += removed
+        outcome.changed = outcome.changed or bool(removed)
         return dict(
             outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there")
         )

@@ -85,7 +85,7 @@ def maps(options: Mapping[str, Any], pools: keys.Pools) -> Dict[str, Dict[str, s
         **keys.maps(options["keys"], pools),
         "models": keys.models_of(pools),
         "paths": dict(PATHS),
-        "engines": keys.engine_keys(pools),
+        "engines": keys.engine_keys(pools, options["engine_keys"]),
     }
 
 

@@ -72,14 +72,15 @@ def models_of(pools: Pools) -> Dict[str, str]:
     return found
 
 
-def engine_keys(pools: Pools) -> Dict[str, str]:
+def engine_keys(pools: Pools, given: Mapping[str, str]) -> Dict[str, str]:
     """Backend → the key that its engines ask for.
 
+    :param given: the same by ``HOST UNIT``.
     :raises Refused: they ask for several, as HAProxy sets a request's header before it chooses the server.
     """
     found = {}
     for model, rows in pools.items():
-        wanted = {str(row.get("key") or "") for row in rows}
+        wanted = {given.get("%s %s" % (row["host"], row["unit"]), "") for row in rows}
         if len(wanted) > 1:
             units = ", ".join("%s on %s" % (row["unit"], row["host"]) for row in rows)
             raise Refused(

@@ -26,12 +26,20 @@ OPTIONS = (
         "dict",
         """
         The models, and the servers of each: a list of dictionaries with C(host), C(address), C(port), C(engine),
-        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and maybe C(max_concurrent), C(tls) and C(key), the
-        engine's own API key.
+        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and maybe C(max_concurrent) and C(tls). An engine's own
+        API key may be given as C(key); it is passed to the host as O(engine_keys).
 
         P(gpufleet.inference.gateway_pools#lookup) makes it of the inventory.
         """,
         default={},
+        only="module",
+    ),
+    Option(
+        "engine_keys",
+        "dict",
+        "The API keys of engines, by C(HOST UNIT). Clients never see them. All servers of a model must have the same.",
+        default={},
+        no_log=True,
         only="module",
     ),
     Option(

@@ -13,8 +13,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ..converge import run as convergence
 from ..converge.model import Change, Fault, Outcome, Running, Verdict
-from ..converge.override import DIRECTORY
-from ..serving.template import TemplateStep
+from ..serving import template
 from ..systemd.manager import System
 from ..toolbox.addresses import is_loopback, reachable
 from ..toolbox.errors import Needed, Refused
@@ -86,7 +85,7 @@ def converge(
     outcome = convergence.converge(
         change,
         gate=Gate(params, pools, haproxy.digest_of(files["%s/%s" % (place.folder, haproxy.CONFIG)]), place),
-        steps=[TemplateStep(UNIT, STUB, system.root), MapsStep(maps, live, place)],
+        steps=[template.TemplateStep(UNIT, STUB, system.root), MapsStep(maps, live, place)],
         check_mode=check_mode,
         system=system,
     )
@@ -104,13 +103,6 @@ def converge(
 def check(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The lean question: the module's result, in check mode."""
     return converge(params, True, warn)
-
-
-def secrets(params: Mapping[str, Any]) -> List[str]:
-    """What of the parameters is shown nowhere."""
-    found = [key.get("key") for key in params.get("keys") or []]
-    found += [row.get("key") for rows in (params.get("pools") or {}).values() for row in rows]
-    return [str(text) for text in found if text]
 
 
 class Gate:
@@ -275,9 +267,6 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
 
 def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
     """Stop and disable the gateway, and remove its files."""
-    from ..converge import install_record
-    from ..toolbox import files
-
     place = haproxy.Place()
     names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT)]
     names += [place.map(name) for name in (*haproxy.LIVE, *haproxy.STATIC)]
@@ -289,15 +278,13 @@ def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
             system.stop(UNIT, STOP_LIMIT + 5)  # by its own settings, which are about to go: its requests end
             change.was_up = True
     outcome = convergence.converge(change, check_mode=check_mode, system=system)
-    stub = "%s/%s" % (DIRECTORY, UNIT)
-    if system.read(stub) == STUB.encode():
-        outcome.changed = True
-        outcome.planned.append("remove %s" % stub)
-        if not check_mode:
-            files.remove(system.root + stub)
-            install_record.drop("units", system.root + stub)
-            system.reload()
-            files.remove_tree(os.path.dirname(place.state))
+    removed = template.remove(UNIT, STUB, system, check_mode)
+    if removed and not check_mode:
+        from ..toolbox import files
+
+        files.remove_tree(os.path.dirname(place.state))
+    outcome.planned += removed
+    outcome.changed = outcome.changed or bool(removed)
     return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
 
 

@@ -12,30 +12,12 @@ from ..gpu import procfs
 from ..toolbox.errors import Failed, Needed, Refused
 from . import wheels
 from .build import Sources
-from .environment import ROOT, EnvironmentStep
+from .environment import EnvironmentStep
 from .interpreters import find_interpreter, python_version
-
-#: For the argument spec of every module that brings an environment along, at its top or as suboptions.
-OPTIONS: Dict[str, Dict[str, Any]] = dict(
-    version=dict(type="str"),
-    cuda=dict(type="str"),
-    interpreter=dict(type="str", default="python3"),
-    package=dict(type="str"),
-    packages=dict(type="list", elements="str", default=[]),
-    without=dict(type="list", elements="str", default=[]),
-    constraints=dict(type="list", elements="str", default=[]),
-    index_url=dict(type="str", no_log=True),
-    extra_index_urls=dict(type="list", elements="str", default=[], no_log=True),
-    wheels=dict(type="str"),
-    remote_src=dict(type="bool", default=False),
-    installer=dict(type="str", choices=["auto", "uv", "pip"], default="auto"),
-    build_timeout=dict(type="int", default=3600),
-    root=dict(type="path", default=ROOT),
-)
 
 
 def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> EnvironmentStep:
-    """The environment that OPTIONS ask for.
+    """The environment that the options of the module python_environment ask for.
 
     :param root: where /proc and /sys are (for tests).
     :raises Refused: the driver or the interpreter does not run what is asked for.
@@ -83,7 +65,7 @@ def check_wheels(step: EnvironmentStep, params: Mapping[str, Any], check_mode: b
 def converge(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any]:
     """Bring an engine's environment to its declared state.
 
-    :param params: ``engine`` and OPTIONS.
+    :param params: those of the module python_environment.
     :returns: the module's result.
     :raises Refused: nothing was touched.
     :raises Needed: nothing was touched; call again with the wheels on this host.

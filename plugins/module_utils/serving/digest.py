@@ -9,7 +9,6 @@ takes the digest of the files right before it executes the program in its own pl
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Mapping
 
@@ -19,6 +18,8 @@ _DIGITS = 16
 
 def of(files: Mapping[str, str]) -> str:
     """The digest of files, path to text, in the order of their paths."""
+    import hashlib  # only for a service with files
+
     text = "".join(files[path] for path in sorted(files))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS]
 

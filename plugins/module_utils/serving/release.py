@@ -16,7 +16,7 @@ from typing import Any, Dict, Optional, Sequence
 
 from ..converge.model import Step, StepError
 from ..toolbox import files
-from ..toolbox.errors import Needed, Refused
+from ..toolbox.errors import Failed, Needed, Refused
 from .model import Host
 from .sources import UNVERIFIED, Release, Source, is_url, without_secrets
 from .switch import MARKER, Layout, Switch, discard
@@ -105,6 +105,7 @@ class ReleaseStep:
             return marker.read(100).strip() == self.key.encode()
 
     def _unpack(self) -> None:
+        from ..toolbox import labels
         from . import archives
 
         program, *others = (path for _place, path in self.switch.layout.links)
@@ -122,6 +123,10 @@ class ReleaseStep:
             if not os.path.lexists(os.path.join(beside, path)):
                 files.make_folders(os.path.join(beside, path))
         files.write_whole(os.path.join(beside, MARKER), self.key.encode() + b"\n")
+        try:
+            labels.restore(beside)  # the policy has no other labels for it under its final name
+        except Failed as error:
+            raise StepError(str(error)) from None
         sync_tree(beside)  # a marker that outlives a power cut must not stand for files that did not
         discard(self.target)
         os.rename(beside, self.target)

@@ -11,7 +11,6 @@ once the switch is proven, the list of what is to stay. Meanwhile no other run i
 from __future__ import annotations
 
 import os
-import shutil
 from typing import Any, Callable, Collection, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from ..converge.model import StepError
@@ -246,6 +245,8 @@ def discard(path: str) -> None:
         marker = os.path.join(path, MARKER)
         if os.path.lexists(marker):
             os.unlink(marker)
+        import shutil  # only for a change
+
         shutil.rmtree(path, ignore_errors=True)
 
 

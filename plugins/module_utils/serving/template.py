@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import Dict, List
+from typing import Any, Dict, List
 
 from ..converge import install_record
 from ..converge.account import UserStep
@@ -32,6 +32,20 @@ def steps(user: str, home: str, name: str, text: str, root: str = "") -> List[St
     """What an instance needs on the host: its user, but for root, and the template ``name``."""
     template = TemplateStep(name, text, root)
     return [template] if user == "root" else [UserStep(user, home), template]
+
+
+def remove(name: str, text: str, system: Any, check_mode: bool) -> List[str]:
+    """Remove a unit file that TemplateStep wrote and nobody has changed; what is done, as a plan says it."""
+    path = "%s/%s" % (DIRECTORY, name)
+    if system.read(path) != text.encode("ascii"):
+        return []
+    if not check_mode:
+        from ..toolbox import files
+
+        files.remove(system.root + path)
+        install_record.drop("units", system.root + path)
+        system.reload()
+    return ["remove %s" % path]
 
 
 class TemplateStep:

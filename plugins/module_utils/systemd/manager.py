@@ -10,9 +10,7 @@ import json
 import os
 import pwd
 import re
-import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -230,6 +228,9 @@ class System(Processes):
 
     def verify(self, unit: str, drop_in: str, content: bytes) -> List[str]:
         """What systemd would ignore of our drop-in, found in a scratch directory that is gone afterwards."""
+        import shutil  # only before a change
+        import tempfile
+
         if not shutil.which("systemd-analyze"):
             return []
         with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:

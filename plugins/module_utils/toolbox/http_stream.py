@@ -65,7 +65,9 @@ class Stream:
         head = "%s %s HTTP/1.0\r\n%s\r\n" % (method, path, "".join("%s: %s\r\n" % field for field in fields.items()))
         deadline = time.monotonic() + timeout
         try:
-            self.connection = socket.create_connection((address, port), timeout=timeout)
+            # of a text, Python would import its codec for names that are not ASCII
+            place: Any = address.encode() if address.isascii() else address
+            self.connection = socket.create_connection((place, port), timeout=timeout)
             if tls is not None:
                 self.connection = tls.wrap_socket(self.connection, server_hostname=address)
         except socket.timeout:

@@ -33,7 +33,10 @@ def tree_hash(folder: Path) -> str:
 
 def ensure(cache: Path, say: Callable[[str], None]) -> str:
     """Name of the image, which exists afterwards: as podman has it, from the tar in the cache, or built."""
-    key = tree_hash(RECIPE)
+    if machine.RELEASE not in machine.RELEASES:
+        known = ", ".join(machine.RELEASES)
+        raise LabError("GPUFLEET_RELEASE=%s: expected one of %s" % (machine.RELEASE, known))
+    key = tree_hash(RECIPE) + ("" if machine.RELEASE == "bookworm" else "-" + machine.RELEASE)
     name = "localhost/gpufleet-host:" + key
     if podman.image_exists(name):
         return name
@@ -54,7 +57,10 @@ def build(archive: Path, say: Callable[[str], None]) -> None:
             " machine whose apt has a Debian mirror, or make the root file system elsewhere as tests/lab/README.md says"
             " and put its tar to %s" % ("no mmdebstrap found" if sources else "apt here has no Debian mirror", archive)
         )
-    say("building the image of a lab host from %s (once, about two minutes)" % sources[0].split()[1])
+    say(
+        "building the image of a lab host, Debian %d, from %s (once, about two minutes)"
+        % (machine.RELEASES[machine.RELEASE], sources[0].split()[1])
+    )
     archive.parent.mkdir(parents=True, exist_ok=True)
     packages = ",".join((RECIPE / "packages.txt").read_text().split())
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:

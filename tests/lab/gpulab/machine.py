@@ -16,7 +16,9 @@ from typing import Callable, Iterable, List, Mapping, Optional
 
 from gpulab.errors import LabError
 
-RELEASE = "bookworm"
+RELEASES = {"bullseye": 11, "bookworm": 12, "trixie": 13}
+#: The Debian of the hosts
+RELEASE = os.environ.get("GPUFLEET_RELEASE") or "bookworm"
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 # Where a CA bundle may be named, the most particular first; then where distributions keep theirs.
@@ -39,7 +41,7 @@ def ca_bundle(env: Mapping[str, str], is_file: Callable[[str], bool] = os.path.i
 
 
 def apt_sources(indextargets: str, read_text: Callable[[str], str] = lambda path: Path(path).read_text()) -> List[str]:
-    """Lines of a sources.list for Debian 12 from the mirrors that apt uses here.
+    """Lines of a sources.list for the hosts' release from the mirrors that apt uses here.
 
     `indextargets` is the output of `apt-get indextargets --format APT_FORMAT`. A mirror of any Debian release will do,
     as mirrors carry them all; repositories of others are left out. `mirror+file:` lists give their first entry.
@@ -47,7 +49,7 @@ def apt_sources(indextargets: str, read_text: Callable[[str], str] = lambda path
     lines = []
     for target in indextargets.splitlines():
         uri, suite, origin, component = target.split("|")
-        if component != "main" or not (origin == "Debian" or (not origin and suite.startswith(RELEASE))):
+        if component != "main" or not (origin == "Debian" or (not origin and suite.startswith(tuple(RELEASES)))):
             continue
         kind = next(
             (kind for kind in ("-security", "-updates", "-backports", "-proposed-updates") if suite.endswith(kind)), ""

@@ -67,7 +67,7 @@ def cpulist(masks: list) -> str:
     numbers = [64 * i + bit for i, mask in enumerate(masks) for bit in range(64) if mask >> bit & 1]
     starts = [number for number in numbers if number - 1 not in numbers]
     ends = [number for number in numbers if number + 1 not in numbers]
-    return ",".join(str(a) if a == b else "%d-%d" % (a, b) for a, b in zip(starts, ends, strict=True))
+    return ",".join(str(a) if a == b else "%d-%d" % (a, b) for a, b in zip(starts, ends))
 
 
 # -- what a process holds ------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ static struct line *lines;
 static size_t line_count;
 static int scopes[MAX_GPUS * 8], scope_count;
 static int visible[MAX_GPUS], visible_count;
-static struct stat seen;
+static struct statx seen;
 
 static const char *path(char out[PATH_MAX], const char *name)
 {
@@ -116,12 +116,12 @@ void state_look(void)
 void state_refresh(void)
 {
     char file[PATH_MAX];
-    struct stat now = {0};
+    struct statx now = {0};  // not fstat(), whose symbol glibc before 2.33 does not have
     int fd = open(path(file, "/etc/nvidia-sim/state"), O_RDONLY | O_CLOEXEC);
     if (fd >= 0)
-        fstat(fd, &now);
-    if (now.st_ino == seen.st_ino && now.st_size == seen.st_size && now.st_mtim.tv_sec == seen.st_mtim.tv_sec &&
-        now.st_mtim.tv_nsec == seen.st_mtim.tv_nsec) {
+        statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &now);
+    if (now.stx_ino == seen.stx_ino && now.stx_size == seen.stx_size && now.stx_mtime.tv_sec == seen.stx_mtime.tv_sec &&
+        now.stx_mtime.tv_nsec == seen.stx_mtime.tv_nsec) {
         if (fd >= 0)
             close(fd);
         return;
@@ -131,8 +131,8 @@ void state_refresh(void)
     text = NULL, lines = NULL, line_count = 0, scope_count = 0;
     seen = now;
     if (fd >= 0) {
-        text = calloc(1, (size_t)now.st_size + 1);
-        ssize_t n = text ? read(fd, text, (size_t)now.st_size) : 0;
+        text = calloc(1, (size_t)now.stx_size + 1);
+        ssize_t n = text ? read(fd, text, (size_t)now.stx_size) : 0;
         close(fd);
         if (n > 0)
             parse();

@@ -31,6 +31,10 @@ def bring(run_module, monkeypatch):
     class Unit:
         root = ""
         load_state = "loaded"
+        stub = None
+
+        def read(self, path):
+            return self.stub if path == "/etc/systemd/system/gpufleet-agent.service" else None
 
         def show(self, unit):
             return {"LoadState": self.load_state}
@@ -85,6 +89,11 @@ def test_it_goes_with_its_files(bring):
     change = bring.asked["change"]
     assert (change.files, change.started, change.enabled) == (files, False, False)
     assert result["msg"] == "gpufleet-agent.service: stopped and removed"
+    bring.unit.stub = agent._TEXT.encode()
+    removed = "remove /etc/systemd/system/gpufleet-agent.service"
+    assert removed in bring(state="absent", check=True)["planned"]
+    bring.unit.stub = b"[Service]\n# an administrator's\n"
+    assert removed not in bring(state="absent", check=True)["planned"]
     bring.unit.load_state = "not-found"
     bring(state="absent", check=True)
     assert bring.asked["change"].state == "absent" and bring.asked["check_mode"]

@@ -17,10 +17,11 @@ ROW = {"host": "gpu1", "address": "192.0.2.1", "port": 8000, "engine": "vllm", "
 def test_no_key_is_shown(run_module, monkeypatch):
     def converge(params, check_mode, warn):
         assert check_mode
-        return {"changed": True, "msg": "%s %s" % (params["keys"][0]["key"], params["pools"]["m"][0]["key"])}
+        return {"changed": True, "msg": "%s %s" % (params["keys"][0]["key"], params["engine_keys"]["gpu1 vllm@chat"])}
 
     monkeypatch.setattr(service, "converge", converge)
-    given = {"keys": [{"name": "a", "key": KEY}], "pools": {"m": [dict(ROW, key=ENGINE_KEY)]}}
+    given = {"keys": [{"name": "a", "key": KEY}], "pools": {"m": [ROW]}}
+    given["engine_keys"] = {"gpu1 vllm@chat": ENGINE_KEY}
     result = run_module(gateway_service.main, given, check=True)
     assert result["changed"] and KEY not in str(result) and ENGINE_KEY not in str(result)
 
@@ -42,7 +43,7 @@ def test_no_key_is_shown(run_module, monkeypatch):
         ({"keys": [{"name": "a", "key": KEY}, {"name": "b", "key": KEY}]}, "b is the same key as a"),
         ({"pools": {"a b": [ROW]}}, "is not a model's name"),
         ({"pools": {"m": [dict(ROW, host='g"1')]}}, "host of a server of m"),
-        ({"pools": {"m": [ROW, dict(ROW, key="other")]}}, "different api keys"),
+        ({"pools": {"m": [ROW, dict(ROW, host="b")]}, "engine_keys": {"b vllm@chat": KEY}}, "different api keys"),
         ({"nosuch": 1}, "nosuch"),
     ],
 )

@@ -61,7 +61,8 @@ def test_the_roles_variables_are_options() -> None:
     spec = yaml.safe_load((role / "meta/argument_specs.yml").read_text(encoding="utf-8"))
     variables, options = spec["argument_specs"]["main"]["options"], ollama_model.argument_spec()
     block = yaml.safe_load((role / "tasks/main.yml").read_text(encoding="utf-8"))[0]
-    for name, template in block["module_defaults"]["gpufleet.inference.ollama_model"].items():
+    models = next(task for task in block["block"] if task["name"] == "Ensure the models")
+    for name, template in models["module_defaults"]["gpufleet.inference.ollama_model"].items():
         if name == "name":
             continue
         variable = re.match(r"{{ (ollama_\w+)( \| default\(omit\))? }}\Z", template)

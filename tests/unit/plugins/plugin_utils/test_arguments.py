@@ -41,7 +41,7 @@ SPEC: Dict[str, Dict[str, Any]] = {
     [
         {"on": "no", "count": "3", "seconds": "2.5", "words": "a,b", "environment": "a=1", "folder": "~/x"},
         {"on": 1, "count": 3, "seconds": 2, "words": ["a", 1], "environment": {"a": 1}, "text": 5, "any": {}},
-        {"on": True, "count": 3.0, "state": "absent", "fit": False, "instances": [{"name": "a", "port": "1"}]},
+        {"on": True, "count": 3, "state": "absent", "fit": False, "instances": [{"name": "a", "port": "1"}]},
         {"on": None, "instances": [], "text": None},
     ],
 )

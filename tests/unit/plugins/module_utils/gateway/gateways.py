@@ -54,7 +54,7 @@ class Gateway:
             agent_port=0,
             keys=KEYS,
             tls_digest="",
-            client_timeout=5,
+            client_timeout=60,
             connections=2000,
         )
         self.pools = pools
@@ -80,13 +80,18 @@ class Gateway:
         files = haproxy.files(self.options, self.pools, self.place)
         for path, text in files.items():
             Path(path).write_text(text)
-        for name, entries in haproxy.maps(self.options, self.pools).items():
+        for name, entries in self.maps().items():
             Path(self.place.map(name)).write_text(haproxy.map_text(entries))
         return haproxy.digest_of(files["%s/haproxy.cfg" % self.folder])
 
+    def maps(self, **options: Any) -> Dict[str, Dict[str, str]]:
+        """The maps with other options; the keys of engines are in the pools, as the action plugin gets them."""
+        secret = {"%s %s" % (row["host"], row["unit"]): row["key"] for rows in self.pools.values() for row in rows}
+        return haproxy.maps({**self.options, "engine_keys": secret, **options}, self.pools)
+
     def start(self) -> "Gateway":
         digest = self.write()
-        words = ["haproxy", "-Ws", "-f", str(self.folder / "haproxy.cfg"), "-S", str(self.folder / "master.sock")]
+        words = [service.PROGRAM, "-Ws", "-f", str(self.folder / "haproxy.cfg"), "-S", str(self.folder / "master.sock")]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.await_digest(digest)
@@ -118,14 +123,12 @@ class Gateway:
 
     def kill(self) -> None:
         if self.process and self.process.poll() is None:
-            found = subprocess.run(
-                ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
-            )
+            workers = children(self.process.pid)
             self.process.kill()
             self.process.wait()
-            for worker in found.stdout.split():
+            for worker in workers:
                 try:
-                    os.kill(int(worker), signal.SIGKILL)
+                    os.kill(worker, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
 
@@ -140,7 +143,7 @@ class Gateway:
         key: str = ALICE,
         **headers: str,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             sent = {name.replace("_", "-"): value for name, value in headers.items()}
             if key:
@@ -164,6 +167,19 @@ class Gateway:
         return [json.loads(line) for line in found]
 
 
+def children(pid: int) -> List[int]:
+    """The processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = path.read_text().rpartition(")")[2].split()[1]
+        except OSError:  # it has ended meanwhile
+            continue
+        if parent == str(pid):
+            found.append(int(path.parent.name))
+    return found
+
+
 def until(condition: Callable[[], Any], limit: float = 60) -> Any:
     end = time.monotonic() + limit
     while True:
@@ -185,7 +201,7 @@ LAST = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 def exchange(gateway: Gateway, raw: bytes, last: bytes = LAST) -> bytes:
     """What comes back for these bytes, and for a last request after which the connection is closed."""
     found = b""
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as connection:
         try:
             connection.sendall(raw + last)
             while True:
@@ -200,4 +216,7 @@ def exchange(gateway: Gateway, raw: bytes, last: bytes = LAST) -> bytes:
 
 def status_of(gateway: Gateway, raw: bytes) -> int:
     """The status of the first answer to these bytes."""
-    return int(exchange(gateway, raw).split(b" ", 2)[1])
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as connection:
+        connection.sendall(raw)
+        with connection.makefile("rb") as answer:
+            return int(answer.readline().split(b" ", 2)[1])

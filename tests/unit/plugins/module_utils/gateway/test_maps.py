@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors 
 
 
 def wanted(gateway: Gateway, *more: Dict[str, Any]) -> Dict[str, Dict[str, str]]:
-    return haproxy.maps(dict(gateway.options, keys=[*KEYS, *more]), gateway.pools)
+    return gateway.maps(keys=[*KEYS, *more])
 
 
 NEW = {"name": "eve", "key": EVE, "pools": ["chat"]}

@@ -81,8 +81,7 @@ def test_an_expired_key(gateway: Gateway) -> None:
 
 def test_a_key_is_rotated_without_a_reload(gateway: Gateway) -> None:
     worker = runtime.info(gateway.socket)["Pid"]
-    new = haproxy.maps(dict(gateway.options, keys=[{"name": "alice", "key": EVE, "pools": ["*"]}]), gateway.pools)
-    old = haproxy.maps(gateway.options, gateway.pools)
+    new, old = gateway.maps(keys=[{"name": "alice", "key": EVE, "pools": ["*"]}]), gateway.maps()
     try:
         for name in haproxy.LIVE:
             runtime.replace_map(gateway.place.map(name), new[name], gateway.socket)
@@ -104,7 +103,7 @@ def test_the_limits_of_a_key(gateway: Gateway, engines: List[Engine]) -> None:
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(gateway.chat, "tiny", EVE, wait=True) for _ in range(2)]
         for _ in waiting:
-            assert engines[2].arrived.acquire(timeout=20)
+            assert engines[2].arrived.acquire(timeout=60)
         third = gateway.chat("tiny", key=EVE)
         engines[2].go.set()
         assert [answer.result().status for answer in waiting] == [200, 200]
@@ -288,7 +287,10 @@ def test_bodies_and_headers_that_are_too_long(gateway: Gateway, engines: List[En
     raw = HEAD + b"Content-Length: %d\r\n\r\n" % (33 << 20)
     assert status_of(gateway, raw) == 413
     assert gateway.ask(body={"model": "chat"}, X_Long="x" * (20 << 10)).status == 431
-    assert gateway.ask(body={"model": "chat"}, X_Long="x" * (2 << 20)).status in (400, 431)
+    try:
+        assert gateway.ask(body={"model": "chat"}, X_Long="x" * (2 << 20)).status in (400, 431)
+    except OSError:
+        pass  # the connection ended while more was sent than the gateway reads
     assert gateway.ask(body={"model": "chat"}, Content_Encoding="gzip").status == 415
     assert not any(engine.seen for engine in engines)
 

@@ -23,7 +23,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import 
 
 def asked(gateway: Gateway, **body: Any) -> http.client.HTTPResponse:
     """An answer of which only the header was read."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     headers = {"Authorization": "Bearer " + ALICE}
     connection.request("POST", "/v1/chat/completions", json.dumps({"model": "chat", **body}), headers)
     return connection.getresponse()
@@ -65,7 +65,7 @@ def test_a_request_whose_client_left_the_queue_never_runs(gateway: Gateway, engi
     engine.go.clear()
     first = threading.Thread(target=gateway.chat, kwargs={"wait": True})
     first.start()
-    assert engine.arrived.acquire(timeout=20)
+    assert engine.arrived.acquire(timeout=60)
     body = json.dumps({"model": "chat", "left": True})
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n"
     with socket.create_connection(("127.0.0.1", gateway.port)) as waiting:
@@ -101,7 +101,7 @@ def test_a_full_server_a_full_queue_and_a_deadline(gateway: Gateway, engines: Li
     engine.go.clear()
     first = threading.Thread(target=gateway.chat, kwargs={"wait": True})
     first.start()
-    assert engine.arrived.acquire(timeout=20)
+    assert engine.arrived.acquire(timeout=60)
     late: List[Any] = []
     second = threading.Thread(target=lambda: late.append(gateway.chat()))
     second.start()

@@ -84,6 +84,9 @@ class FakeSystem:
         self.command: List[str] = []
         self.fails, self.state = "", ""
 
+    def names(self, directory: str) -> List[str]:
+        return []
+
     def show(self, unit: str) -> Dict[str, str]:
         if unit == "ollama.service":
             return {"MainPID": str(os.getpid())}

@@ -26,7 +26,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.release
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.sources import UNVERIFIED, Release, Source
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.switch import Layout
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.template import TemplateStep
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import unpack
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import labels, unpack
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 LINKS = (("bin/ollama", "bin/ollama"), ("lib/ollama", "lib/ollama"))
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -285,6 +286,29 @@ def test_a_full_disk_is_named(archive, prefix, monkeypatch):
         release.apply()
     release.undo()
     assert "bin/ollama" not in tree(prefix)
+
+
+def test_a_release_is_labelled_before_it_is_taken_for_whole(archive, prefix, monkeypatch):
+    release, seen = step(archive(), prefix), []
+
+    def restored(folder):
+        seen.append(os.access(os.path.join(folder, "bin/ollama"), os.X_OK) and not release.unpacked())
+
+    monkeypatch.setattr(labels, "restore", restored)
+    proven(release)
+    assert seen == [True] and release.unpacked()
+
+
+def test_a_release_that_cannot_be_labelled_is_not_taken(archive, prefix, monkeypatch):
+    def refused(folder):
+        raise Failed("restorecon cannot label it")
+
+    monkeypatch.setattr(labels, "restore", refused)
+    release = step(archive(), prefix)
+    with pytest.raises(StepError, match="restorecon cannot label it"):
+        release.apply()
+    release.undo()
+    assert "bin/ollama" not in tree(prefix) and not release.unpacked()
 
 
 @pytest.fixture

@@ -382,6 +382,9 @@ def test_a_service_that_is_proven_takes_requests_again(converge, mark, said):
 
 
 def test_check_mode_leaves_a_mark_and_says_so(converge, mark):
+    converge(check_mode=True)
+    as_on_disk(converge, "e.service")
+    converge(check_mode=True, thorough=False)
     mark.leave(state="drain")
     converge(check_mode=True)
     assert mark.said() == {"state": "drain"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -342,7 +343,7 @@ def test_a_real_program_that_says_too_much_or_nothing(monkeypatch: pytest.Monkey
 
 
 def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/" + name)
     seen: List[str] = []
 
     def verify(command: List[str], environment: Dict[str, str]) -> Any:
@@ -358,7 +359,7 @@ def test_what_systemd_would_ignore(tools: Tools, monkeypatch: pytest.MonkeyPatch
     found = System().verify("x.service", "zz.conf", b"[Service]\nBad=1\n")
     assert found == ["2: Unknown key 'Bad' in section [Service], ignoring."]
     assert not Path(seen[0]).exists()
-    monkeypatch.setattr(manager.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert System().verify("x.service", "zz.conf", b"") == []
 
 
