@@ -40,7 +40,8 @@ _value:
 """
 
 #: The groups that host_check puts hosts into; the second is for those that may have to share models with others.
-AS_DECLARED, SHARING = "gpufleet_as_declared", "gpufleet_as_declared_sharing"
+AS_DECLARED = "gpufleet_as_declared"
+SHARING = "gpufleet_as_declared_sharing"
 NONE = "all:!all"
 
 
