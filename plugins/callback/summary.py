@@ -5,15 +5,6 @@
 
 from __future__ import annotations
 
-import time
-from itertools import chain
-from typing import Any, Dict, Set
-
-from ansible import constants as C
-from ansible.plugins.callback import CallbackBase
-
-from ansible_collections.gpufleet.inference.plugins.plugin_utils import run_summary
-
 DOCUMENTATION = r"""
 name: summary
 type: aggregate
@@ -30,6 +21,15 @@ requirements:
     C(callbacks_enabled = gpufleet.inference.summary). The playbooks of this collection then leave out their own report
     of each batch.'
 """
+
+import time
+from itertools import chain
+from typing import Any, Dict, Set
+
+from ansible import constants as C
+from ansible.plugins.callback import CallbackBase
+
+from ansible_collections.gpufleet.inference.plugins.plugin_utils import run_summary
 
 COLORS = {"changed": C.COLOR_CHANGED, "would change": C.COLOR_CHANGED, "as before": C.COLOR_OK}  # type: ignore[attr-defined]
 NOT_TOUCHED = "gpufleet_not_touched"

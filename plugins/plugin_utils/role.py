@@ -65,7 +65,7 @@ class Role:
         :param template: resolves the value of a variable.
         """
         for name, *shapes in _DEFAULT.findall(self._read("defaults/main.yml")):
-            kind = next(kind for kind, shape in zip(_KINDS, shapes) if shape)
+            kind = _KINDS[[bool(shape) for shape in shapes].index(True)]
             value = task_vars.get(name)
             if isinstance(value, str):
                 value = template(value)

@@ -207,7 +207,7 @@ def _invalid(params: Mapping[str, Any], check_mode: bool) -> Optional[str]:
                 stream.write(text)
         words = [PROGRAM, "-c", "-q", "-f", "%s/%s" % (scratch, haproxy.CONFIG)]
         done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
     if done.returncode:
         said = [line for line in done.stdout.split("\n") if "[ALERT]" in line]

@@ -28,9 +28,11 @@ def main(program):
     real = argparse.ArgumentParser.parse_args
 
     def parse_args(self, args=None, namespace=None):
-        print("OPTIONS", *options(self, sys.argv[1]), flush=True)
+        sys.stdout.write(" ".join(["OPTIONS", *options(self, sys.argv[1])]) + "\n")
+        sys.stdout.flush()
         real(self, args, namespace)
-        print("PARSED", flush=True)
+        sys.stdout.write("PARSED\n")
+        sys.stdout.flush()
         os._exit(0)
 
     argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from typing import Any
 
 from .errors import Failed
 
@@ -24,9 +25,8 @@ def restore(folder: str) -> None:
     """
     if not os.path.exists(KERNEL) or not os.path.exists(RESTORECON):
         return
-    done = subprocess.run(
-        [RESTORECON, "-R", folder], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    streams: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run([RESTORECON, "-R", folder], check=False, **streams)
     if done.returncode:
         said = done.stdout.decode(errors="replace").strip()
         raise Failed("restorecon cannot label %s: %s" % (folder, said[-500:] or "exit %d" % done.returncode))

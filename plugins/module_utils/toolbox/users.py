@@ -119,12 +119,18 @@ def end_with_parent() -> None:
 
 
 def output_of(
-    ids: Ids, command: List[str], limit: float, largest: int, environment: Mapping[str, str] = _CLEAN, folder: str = "/"
+    ids: Ids,
+    command: List[str],
+    limit: float,
+    largest: int,
+    environment: Optional[Mapping[str, str]] = None,
+    folder: str = "/",
 ) -> Tuple[int, str]:
     """Exit status and output, errors included, of a command that runs with a user's rights.
 
     :param limit: seconds, after which it is ended with all that it has started in its session.
     :param largest: bytes of its output, and of each file that it writes; with more it is ended.
+    :param environment: left out, it has nothing of root's.
     :param folder: where it runs.
     :raises OSError: it cannot be run.
     :raises Failed: it took too long.
@@ -138,7 +144,13 @@ def output_of(
         def run() -> Optional[int]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
             streams: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
-            process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True, **streams)
+            process = subprocess.Popen(
+                command,
+                env=_CLEAN if environment is None else environment,
+                cwd=folder,
+                start_new_session=True,
+                **streams,
+            )
             try:
                 return process.wait(limit)
             except subprocess.TimeoutExpired:
