@@ -60,7 +60,7 @@ def before(unit: Unit) -> Any:
 
 def failed(result: Dict[str, Any], verdict: str, *says: str) -> None:
     assert result["failed"] and result["verdict"] == verdict, result
-    said = result["msg"] + "\n".join(result["evidence"].get("journal", []))
+    said = result["msg"] + "\n".join(result.get("evidence", {}).get("journal", []))
     for text in says:
         assert text in said, said
     assert "\n" not in result["msg"], "one line says it"

@@ -366,7 +366,7 @@ def test_an_engine_that_is_asleep(bring, ready):
     assert not result["changed"] and processes(ready) == before, "nothing is restarted for it"
     accepted = bring(asleep="accept", **options)
     assert not accepted["changed"] and not accepted["failed"], accepted["msg"]
-    assert accepted["msg"].endswith("in use · asleep") and accepted["evidence"]["asleep"] is True
+    assert "in use · not proven (asleep) ·" in accepted["msg"] and accepted["evidence"]["asleep"] is True
     assert ask(ready, "/wake_up", body={}) == "200"
     awake = bring(**options)
     assert awake["verdict"] == "ok" and not awake["changed"] and "asleep" not in awake["msg"]
@@ -411,6 +411,7 @@ def test_site_and_verify_of_an_inventory_with_vllm_alone(ready, lab, tmp_path, m
     answers = "for i in $(seq 300); do curl -sf http://127.0.0.1:8000/v1/models && break; sleep 0.1; done"
     assert drift.disagreements(lab, ready, UNIT, 3, lambda: sh(ready, answers)) == []
     assert "ok · 4× H200" in lab.playbook("playbooks/verify.yml").output
+    before = processes(ready)
     instance["max_num_seqs"] = 64
     path.write_text(json.dumps(inventory))
     sh(ready, "nvidia-smi --persistence-mode=0")
