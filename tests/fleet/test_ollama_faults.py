@@ -149,7 +149,7 @@ def test_a_worker_that_died_is_no_witness(lab, served, change):
     assert not any(hostsetup.held(served)), "check mode loaded it"
     result = change(keep_alive="3h")
     assert not result["failed"] and result["changed"] and not result["restarted"], result["msg"]
-    assert result["msg"].endswith("m8b on 4 GPUs · was vram_missing")
+    assert "· m8b on 4 GPUs ·" in result["msg"] and result["msg"].endswith(" · was vram_missing")
     assert all(hostsetup.held(served)), "the worker that was loaded anew"
     assert hostsetup.sh(served, "systemctl show ollama -p MainPID,InvocationID") == server
     assert not change(keep_alive="3h")["changed"]
