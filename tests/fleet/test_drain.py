@@ -44,8 +44,9 @@ frontend clients
   default_backend tiny
 backend tiny
   balance leastconn
+  default-server check inter 2s downinter 500ms fall 3 rise 1
 """
-SERVER = '  server %s %s:%d weight 100 check agent-check agent-port 8405 agent-inter 1s agent-send "%s tiny\\n"\n'
+SERVER = '  server %s %s:%d weight 100 agent-check agent-port 8405 agent-inter 1s agent-send "%s tiny\\n"\n'
 
 
 class Host:
@@ -102,7 +103,7 @@ def host(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     assert not lab.module(name, "ollama_service", {"instances": gone})["failed"]
     assert not lab.module(name, "gateway_agent", {"state": "absent"})["failed"]
     assert not lab.module(name, "gateway_agent", {"state": "absent"})["changed"]
-    left = "ls /etc/gpufleet/gateway* 2>/dev/null; systemctl list-unit-files --no-legend 'gpufleet*' || :"
+    left = "ls /etc/gpufleet/gateway* 2>/dev/null || :; systemctl list-unit-files --no-legend 'gpufleet*' || :"
     assert hostsetup.sh(name, left) == ""
     faults.clear(name)
     hostsetup.uninstall(name)

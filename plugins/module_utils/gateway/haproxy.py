@@ -319,7 +319,7 @@ def _pool(model: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, A
     if len(engines) == 1:  # engines of one pool may have no path in common
         path = "/" if engines == {"ollama"} else "/health"
         lines += ["option httpchk", "http-check send meth GET uri %s" % path, "http-check expect status 200"]
-    lines.append("default-server check inter 2s fall 3 rise 1 weight 100")
+    lines.append("default-server check inter 2s downinter 500ms fall 3 rise 1 weight 100")
     lines += [_server(model, row, options) for row in rows]
     return _section("backend %s" % runtime.slug(model), lines)
 

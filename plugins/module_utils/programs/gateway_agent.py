@@ -306,9 +306,19 @@ class Agent:
                 found[gateway] = None if drained is None or earlier is None else min(drained, earlier)
         return found
 
+    def ready(self, unit):
+        """How often each gateway was told since its last drain, in each of its pools, that a service is ready."""
+        now = time.monotonic()
+        found: dict = {}
+        for (asked_for, gateway, _model), (asked, _drained, ready) in self.questions.items():
+            if asked_for == unit and now - asked < ALIVE:
+                found[gateway] = min(ready, found.get(gateway, ready))
+        return found
+
     def report(self):
         services = {
-            unit: {"said": service.said, "drained": self.drained(unit)} for unit, service in self.services.items()
+            unit: {"said": service.said, "drained": self.drained(unit), "ready": self.ready(unit)}
+            for unit, service in self.services.items()
         }
         found = {"started": self.started, "gateways": self.asked, "services": services}
         return json.dumps(found, sort_keys=True)

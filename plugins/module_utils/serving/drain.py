@@ -23,6 +23,8 @@ from ..toolbox.http_stream import HttpError
 from ..toolbox.text import one_line
 from . import agent
 
+READY = 2
+"""Answers after which a gateway sends requests again: between two of them it has looked at the service itself, too."""
 HEAR = 10.0
 """Seconds within which every gateway has to ask; they ask once a second."""
 COMMAND = 60.0
@@ -170,7 +172,26 @@ def put_back(unit: str, command: Sequence[str]) -> None:
                 "%s is proven, but takes no requests yet: undrain_command: %s. The next run tries again"
                 % (unit, failure)
             )
+    drained = record.read(path).get("state") == "drain"
     files.remove(path)
+    if drained:
+        _await_return(unit)
+
+
+def _await_return(unit: str) -> None:
+    """Wait until the gateways send requests again, or the service that is changed next could be the last one left."""
+    config = record.read(agent.CONFIG)
+    if unit not in (config.get("services") or {}):
+        return
+    until = time.monotonic() + HEAR
+    while time.monotonic() < until:
+        services = agent.ask(int(config["port"])).get("services")
+        service = services.get(unit) if isinstance(services, dict) else None
+        told = service.get("ready") if isinstance(service, dict) else None
+        if not isinstance(told, dict) or all(isinstance(count, int) and count >= READY for count in told.values()):
+            return
+        # the agent sends no word of its own
+        time.sleep(0.1)
 
 
 def after_failure(
