@@ -27,8 +27,7 @@ def marked(unit: str) -> bool:
 def ask(port: int) -> Dict[str, Any]:
     """``services``: what it last said of each unit (``said``), and since when each gateway knows that it is drained
     (``drained``), and how often each was told since then that it is ready (``ready``); ``gateways``: when each last
-    asked; ``started``. All times are on CLOCK_MONOTONIC. Empty where it
-    gives no usable answer.
+    asked; ``started``. All times are on CLOCK_MONOTONIC. Empty where it gives no usable answer.
     """
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=_LIMIT) as connection:

@@ -29,6 +29,7 @@ class FakeAgent:
 
     def __init__(self):
         self.drained, self.answer, self.asked, self.started = {}, None, {}, 0.0
+        self.ready, self.reports = [], 0
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.socket.listen(16)
@@ -47,7 +48,9 @@ class FakeAgent:
                     name: None if after is None else time.monotonic() + after for name, after in self.drained.items()
                 }
                 asked = {name: time.monotonic() + after for name, after in self.asked.items()}
-                told = {"services": {UNIT: {"said": "drain", "drained": known}}, "gateways": asked}
+                ready = self.ready.pop(0) if len(self.ready) > 1 else (self.ready or [{}])[0]
+                self.reports += 1
+                told = {"services": {UNIT: {"said": "drain", "drained": known, "ready": ready}}, "gateways": asked}
                 told = json.dumps(dict(told, started=self.started))
                 connection.sendall((told if self.answer is None else self.answer).encode())
 
@@ -155,6 +158,23 @@ def test_a_host_without_gateways_has_no_mark(host):
     host.configure("10.0.0.5", unit="other.service")
     host.run()
     assert host.said() is None and host.warnings == []
+
+
+def test_the_next_service_is_not_drained_before_the_gateways_send_requests_again(host, monkeypatch):
+    monkeypatch.setattr(drain, "HEAR", 30)
+    host.configure("10.0.0.5", "10.0.0.6")
+    host.leave(state="drain")
+    host.agent.ready = [{"gw1": 0, "gw2": 2}, {"gw1": 1, "gw2": 2}, {"gw1": 2, "gw2": 2}]
+    drain.put_back(UNIT, [])
+    assert host.agent.reports == 3 and not host.mark.exists()
+
+
+def test_a_gateway_that_hears_nothing_holds_nobody_up_for_long(host):
+    host.configure("10.0.0.5")
+    host.leave(state="drain")
+    host.agent.ready = [{"gw1": 0}]
+    drain.put_back(UNIT, [])
+    assert host.agent.reports > 1 and not host.mark.exists()
 
 
 def test_what_a_former_run_has_found_is_kept_until_the_proof(host):
