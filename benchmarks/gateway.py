@@ -23,8 +23,9 @@ from typing import Any, Dict, List
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS.parent / ".collections"), str(TESTS / "unit/plugins/module_utils/gateway")]
 
-from engines import Engine  # noqa: E402
-from gateways import ALICE, ENGINE_KEY, Gateway, row, until  # noqa: E402
+# from the folder that is on the path only now
+from engines import Engine  # noqa: E402  (see above)
+from gateways import ALICE, ENGINE_KEY, Gateway, row, until  # noqa: E402  (see above)
 
 HEAD = "%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + ALICE + "\r\n"
 LIST = (HEAD % "GET /v1/models" + "\r\n").encode()
@@ -56,7 +57,14 @@ def connections(gateway: Gateway, number: int) -> None:
     begun = (HEAD % "POST /v1/chat/completions" + "Content-Length: %d\r\n\r\n" % (LONG + 1)).encode()
     for connection in idle[:500]:
         connection.sendall(begun + b'{"model":"chat","x":"'.ljust(LONG, b"x"))
-    time.sleep(2)
+    seen: List[int] = []
+
+    def settled() -> bool:
+        """It has grown no more for ten looks: what was sent is there."""
+        seen.append(memory(gateway))
+        return len(seen) >= 10 and len(set(seen[-10:])) == 1
+
+    until(settled)
     print("500 bodies of %d kB on their way: %d MiB" % (LONG // 1000, memory(gateway)))
     started = time.monotonic()
     assert gateway.chat().status == 200
