@@ -57,7 +57,7 @@ def wrong_type(kind: str, value: Any, name: str, secret: bool = False) -> Option
 
 
 def meant(name: str, known: Collection[str]) -> str:
-    """What may have been meant, or else what there is."""
+    """A hint for an unknown name: the most similar known one, or else the list of them."""
     near = nearest(name, known, 0.7)
     return "did you mean %s?" % near if near else "known are %s" % ", ".join(sorted(known))
 

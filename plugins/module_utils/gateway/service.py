@@ -163,7 +163,10 @@ class Gate:
 
 
 def _check(params: Mapping[str, Any]) -> None:
-    """:raises Refused: who listens in on the network would have the keys, or an option is no value for HAProxy."""
+    """Check the options.
+
+    :raises Refused: keys would cross the network without TLS, or HAProxy would not understand a value.
+    """
     if not keys.PLACE.match(params["host"]):
         raise Refused("host: %r is not an address" % params["host"])
     certificate = params["tls_certificate"]
