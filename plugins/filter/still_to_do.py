@@ -15,7 +15,7 @@ author:
   - The gpufleet developers (@gpufleet)
 description:
   - For the playbook C(gpufleet.inference.site), which has run M(gpufleet.inference.host_check) before.
-  - Hosts that share their models stay with those that may lack one; if none is left that does, they are left out, too.
+  - Hosts that share their models are kept if another host of the group may lack one, and left out otherwise.
 options:
   _input:
     description: The variable C(groups).

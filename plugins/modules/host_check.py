@@ -8,14 +8,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_check
-short_description: Ask a host at once whether roles of this collection would change it
+short_description: Check in one exchange whether roles of this collection would change a host
 version_added: 0.1.0
 description:
-  - Goes through the tasks of the roles on the controller and asks the host in one exchange everything that these tasks
-    would ask it, gate included. Nothing is changed on the host, and no module is sent.
+  - Walks through the tasks of the roles on the controller and runs all their checks on the host in one exchange,
+    including the gate. Nothing is changed on the host, and no module is sent.
   - A host on which no role has anything to do joins the group C(gpufleet_as_declared), or
     C(gpufleet_as_declared_sharing) if it may have to share its models with others. For any other host RV(as_declared)
-    is false, and RV(msg) says why; the roles are then run. So it is wherever the answer cannot be known beforehand.
+    is false, RV(msg) says why, and the roles run. The same holds if the answer cannot be known in advance.
   - The playbook C(gpufleet.inference.site) begins with it.
 author:
   - The gpufleet developers (@gpufleet)
@@ -24,10 +24,10 @@ extends_documentation_fragment:
   - gpufleet.inference.attributes.facts
 notes:
   - Run it as root (C(become)), as the tasks of the roles run.
-  - Before ansible-core 2.19 every host is one for which the roles are run.
+  - Before ansible-core 2.19, the roles run for every host.
   - With C(changed_when=false), joining a group does not count as a change.
   - Variables of the host such as C(ollama_keep_alive) mean the same as for the roles. C(gpufleet_check_first=false)
-    leaves the question out.
+    skips this check.
 options:
   roles:
     description: Names of roles without the name of the collection, in the order in which they would run.
@@ -62,7 +62,7 @@ msg:
   type: str
   sample: as declared
 lines:
-  description: What the services say of themselves.
+  description: The summary line of each service.
   returned: if the host is as declared
   type: list
   elements: str
@@ -72,7 +72,7 @@ registered:
   returned: if the host is as declared
   type: dict
 modules:
-  description: The modules that would have said it, by the same names.
+  description: The module behind each registered result, by the same names.
   returned: if the host is as declared
   type: dict
 ansible_facts:
