@@ -32,6 +32,7 @@ _TEXT = (
 _SANDBOX = {
     "DynamicUser": "yes",
     "CapabilityBoundingSet": "",
+    "LimitNOFILE": "4096",
     "LockPersonality": "yes",
     "MemoryDenyWriteExecute": "yes",
     "MemoryMax": "256M",
