@@ -155,20 +155,22 @@ def _settings(config: Mapping[str, Any]) -> Dict[str, List[str]]:
 
 
 def _gate(config: Mapping[str, Any]) -> Callable[[Running, bool], Verdict]:
-    """It answers at its port, about the declared services."""
+    """It answers at its port, about the declared services. While it is down, any user may listen there."""
 
     def gate(running: Running, changed: bool) -> Verdict:
         import time
 
         while True:
-            found = agent.ask(config["port"]).get("services") or {}
-            if sorted(found) == sorted(config["services"]):
-                return Verdict("ok")
             listener = running.system.listener(config["port"])
-            if listener and listener[0] and listener[0] not in running.pids:
+            ours = bool(listener and listener[0] in running.pids)
+            if listener and listener[0] and not ours:
                 return Verdict("port_taken", "port %d is used by process %d (%s)" % ((config["port"],) + listener))
+            found = agent.ask(config["port"]) if ours else {}
+            if found and sorted(found["services"]) == sorted(config["services"]):
+                return Verdict("ok")
             if not changed or not running.alive() or time.monotonic() >= running.deadline:
-                said = "answers for %s" % ", ".join(sorted(found)) if found else "does not answer"
+                names = ", ".join(sorted(found.get("services", ()))) or "no service"
+                said = "answers for " + names if found else "does not answer"
                 return Verdict("not_ready", "it %s at port %d" % (said, config["port"]), remedy="restart")
             # it sends no word when it listens
             time.sleep(0.05)

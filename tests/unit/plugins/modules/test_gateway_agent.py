@@ -111,20 +111,26 @@ def test_it_goes_with_its_files(bring):
 
 
 @pytest.mark.parametrize(
-    ("answers", "listener", "verdict"),
+    ("found", "listener", "verdict"),
     [
-        ({"ollama.service": {}}, (99, "python3"), "ok"),
-        ({"other.service": {}}, (99, "python3"), "not_ready"),
+        ({"services": {"ollama.service": {}}}, (99, "python3"), "ok"),
+        ({"services": {"other.service": {}}}, (99, "python3"), "not_ready"),
+        ({"services": {}}, (99, "python3"), "not_ready"),
+        ({}, (99, "python3"), "not_ready"),
         ({}, None, "not_ready"),
         ({}, (7, "nc"), "port_taken"),
+        ({"services": {"ollama.service": {}}}, (7, "nc"), "port_taken"),
+        ({"services": {"ollama.service": {}}}, (0, "unknown"), "not_ready"),
     ],
 )
-def test_its_proof(monkeypatch, fakes_running, answers, listener, verdict):
-    monkeypatch.setattr(agent.agent, "ask", lambda port: {"services": answers})
+def test_its_proof(monkeypatch, fakes_running, found, listener, verdict):
+    monkeypatch.setattr(agent.agent, "ask", lambda port: found)
     config = agent.configuration(
         {"services": [dict(CODE, address="::1", tls=False, max_concurrent=0)], "gateways": [], "port": 8405}
     )
     assert agent._gate(config)(fakes_running(listener), False).name == verdict
+    if not found:
+        assert agent._gate(dict(config, services={}))(fakes_running(listener), False).name == verdict
 
 
 @pytest.fixture
