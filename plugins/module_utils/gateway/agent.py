@@ -58,6 +58,8 @@ _SANDBOX = {
     "TasksMax": "16",
     "UMask": "0077",
 }
+_PATIENT = {"StartLimitIntervalSec": ["0"]}
+"""systemd would give up after five starts at a port that somebody else uses for a while."""
 _STARTS = 15
 
 
@@ -88,7 +90,12 @@ def converge(
     files = {PROGRAM: source_of(gateway_agent), agent.CONFIG: json.dumps(config, indent=1, sort_keys=True) + "\n"}
     outcome = convergence.converge(
         Change(
-            unit=UNIT, files=files, settings={"Service": _settings(config)}, enabled=True, started=True, timeout=_STARTS
+            unit=UNIT,
+            files=files,
+            settings={"Unit": _PATIENT, "Service": _settings(config)},
+            enabled=True,
+            started=True,
+            timeout=_STARTS,
         ),
         gate=_gate(config),
         steps=[template.TemplateStep(UNIT, _TEXT, system.root)],

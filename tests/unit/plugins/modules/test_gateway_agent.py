@@ -53,6 +53,7 @@ def test_what_it_reads_and_who_may_reach_it(bring):
     config = change.files["/etc/gpufleet/gateway-agent.json"]
     assert '"vllm@chat.service"' in config and '"limit": 256' in config and '"192.0.2.11"' in config
     assert change.files["/etc/gpufleet/gateway_agent.py"].startswith("# Copyright: (c) The gpufleet developers")
+    assert change.settings["Unit"] == {"StartLimitIntervalSec": ["0"]}, "it comes back however long its port is taken"
     service = change.settings["Service"]
     assert service["IPAddressDeny"] == ["any"]
     assert service["IPAddressAllow"] == ["localhost 127.0.0.1 192.0.2.10 192.0.2.11 192.0.2.21"]
