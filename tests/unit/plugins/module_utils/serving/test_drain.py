@@ -125,11 +125,26 @@ def test_an_agent_that_has_just_started_does_not_know_who_asks(host):
     assert host.run()["silent"] == ["gw1"] and time.monotonic() - began >= drain.HEAR
 
 
-@pytest.mark.parametrize("answer", ["", "[]", "nothing", '{"services": {}}', '{"services": {"vllm@chat.service": 7}}'])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "[]",
+        "nothing",
+        '{"services": ["ollama.service"]}',
+        '{"services": {}}',
+        '{"services": {"vllm@chat.service": 7}}',
+    ],
+)
 def test_an_agent_that_says_nothing_usable(host, answer):
     host.configure("10.0.0.5")
     host.agent.answer = answer
     assert host.run()["silent"] == ["gw1"]
+
+
+def test_an_answer_without_services_is_none(host):
+    host.agent.answer = '{"services": ["vllm@chat.service"], "started": 1.0}'
+    assert agent.ask(host.agent.port) == {}
 
 
 def test_requests_that_do_not_end_are_cut_and_told(host):
