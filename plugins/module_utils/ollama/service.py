@@ -142,7 +142,10 @@ def converge(
     params = dict(params, instances=params["instances"] or None)
     if params["state"] == "uninstalled":
         return _uninstall(params, base, Host(system or System(), check_mode, warn, params["facts_timeout"]))
-    return run.converge(Ollama(), base, params, check_mode, warn, system)
+    result = run.converge(Ollama(), base, params, check_mode, warn, system)
+    if "instances" in result:
+        result["proof_due"] = any(one.get("proof_due") for one in result["instances"].values())
+    return result
 
 
 def _uninstall(params: Mapping[str, Any], base: str, host: Host) -> Dict[str, Any]:
