@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -64,18 +65,21 @@ class Gateway:
                 connection = listener.accept()[0]
             except OSError:
                 return
-            threading.Thread(target=work, args=(connection,), daemon=True).start()
+            threading.Thread(target=Gateway.attend, args=(connection, work), daemon=True).start()
+
+    @staticmethod
+    def attend(connection, work):
+        with connection, contextlib.suppress(ConnectionError):  # HAProxy does not wait for long
+            work(connection)
 
     def answer(self, connection):
-        with connection:
-            connection.recv(4096)
-            self.answers.wait(60)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        connection.recv(4096)
+        self.answers.wait(60)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     def tell(self, connection):
-        with connection:
-            self.told += 1
-            connection.sendall(b"up ready 100%\n")
+        self.told += 1
+        connection.sendall(b"up ready 100%\n")
 
     def ask(self, command, path=""):
         return ASK(command, self.socket)
