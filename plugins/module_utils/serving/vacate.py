@@ -87,7 +87,7 @@ class Vacated:
                     continue
                 failure = self.host.system.start(unit, timeout)
                 if not failure and agent.marked(unit):
-                    drain.put_back(unit, undrain)
+                    drain.put_back(unit, undrain, self.host.warn)
             except (ManagerError, Failed, OSError) as error:
                 failure = str(error)
             said.append(" %s %s." % (unit, "DOES NOT START AGAIN: %s" % failure if failure else "runs again"))

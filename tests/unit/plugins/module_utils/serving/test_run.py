@@ -408,7 +408,8 @@ def test_a_service_that_is_found_unfit_is_marked_and_no_other_one(converge, mark
 
 def test_a_service_that_leaves_is_not_put_back(converge, mark, monkeypatch):
     mark.leave(state="drain", command=True)
-    monkeypatch.setattr(drain, "run_command", lambda *words: pytest.fail("it is gone"))
+    for name in ("run_command", "_await_return"):
+        monkeypatch.setattr(drain, name, lambda *words: pytest.fail("it is gone"))
     converge(state="absent", undrain_command=["/bin/true"])
     assert mark.said() is None
 
