@@ -91,6 +91,7 @@ class Gateway:
 
     def start(self) -> "Gateway":
         digest = self.write()
+        self.keep("start", self.place.state)
         words = [service.PROGRAM, "-Ws", "-f", str(self.folder / "haproxy.cfg"), "-S", str(self.folder / "master.sock")]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -107,16 +108,15 @@ class Gateway:
 
         until(runs)
 
-    def save(self) -> None:
-        """What the unit runs before a reload and a stop."""
-        code = service.SAVE.format(socket=self.socket, state=self.place.state).replace("\\\\n", "\\n")
-        subprocess.run([sys.executable, "-I", "-c", code], check=True)
+    def keep(self, *words: str) -> None:
+        """What the unit runs before a start, a reload and a stop."""
+        subprocess.run([sys.executable, "-I", str(self.folder / haproxy.KEEPER), *words], check=True)
 
     def reload(self) -> None:
         """As the unit does it."""
         assert self.process
         worker, digest = self.worker, self.write()
-        self.save()
+        self.keep("save", self.socket, self.place.state)
         self.process.send_signal(signal.SIGUSR2)
         until(lambda: self.worker not in ("", worker))
         self.await_digest(digest)

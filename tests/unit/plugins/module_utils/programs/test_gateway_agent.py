@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -294,6 +296,19 @@ def test_a_thousand_connections_at_once(start, engine):
     until(lambda: agent.ask("ollama.service chat").startswith("up"))
 
 
+def test_a_user_of_the_host_cannot_keep_the_gateways_from_asking(start, engine):
+    engine.ollama()
+    agent = start({"ollama.service": {"port": engine.port}}, {"gw1": ["127.0.0.9"]})
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (200, 200))
+    with contextlib.ExitStack() as crowd:
+        for number in range(5 * gateway_agent.ASKERS):
+            source = "127.1.0.%d" % (1 + number % 50), 0
+            crowd.enter_context(socket.create_connection(("127.0.0.1", agent.port), source_address=source))
+        with socket.create_connection(("127.0.0.1", agent.port), timeout=10, source_address=("127.0.0.9", 0)) as one:
+            one.sendall(b"ollama.service chat\n")
+            assert one.recv(100).startswith(b"up ready")
+
+
 def own_address():
     """An address of this machine other than loopback; None where it has none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -363,6 +378,9 @@ def test_what_lies_in_place_of_a_mark(start, engine, tmp_path):
     assert said().startswith("up"), "a pipe is not waited for"
     mark.mkdir()
     assert said().startswith("up")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(mark))
+    assert said().startswith("up")
     mark.write_text("[")
     assert said() == "drain\n", "root has written something: nothing is sent there until it is known what"
     mark.write_text("7")
@@ -371,6 +389,17 @@ def test_what_lies_in_place_of_a_mark(start, engine, tmp_path):
         mark.write_text('{"state": "drain"}')
         os.chown(mark, 65534, 65534)
         assert said().startswith("up"), "it is not root's"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+def test_a_mark_that_cannot_be_opened_may_be_a_drain(monkeypatch, tmp_path, number):
+    assert gateway_agent.read_mark(str(tmp_path), "ollama.service") == {}
+
+    def fails(*_words):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(gateway_agent.os, "open", fails)
+    assert gateway_agent.read_mark(str(tmp_path), "ollama.service") == {"state": "drain"}
 
 
 # --- a real HAProxy
