@@ -28,6 +28,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.users i
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as somebody else")
 USER = Ids(40404, 40405, [40406])
+NEVER_OPEN = 2**31 - 1
+"""A descriptor. A low number may be open: a simulated kill leaves descriptors behind in the process of the tests."""
 
 
 def test_it_has_the_ids_of_the_user_and_none_of_root() -> None:
@@ -67,7 +69,7 @@ def test_it_fails(work: Any, said: str) -> None:
 
 def test_an_error_of_a_descriptor() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
-        as_user(USER, lambda: os.chmod(99, 0o644))
+        as_user(USER, lambda: os.chmod(NEVER_OPEN, 0o644))
 
 
 def test_a_pipe_of_the_user_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
