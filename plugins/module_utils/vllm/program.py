@@ -18,6 +18,7 @@ from typing import Any, List, Mapping, Sequence, Tuple
 from ..toolbox.errors import Failed, Refused
 from ..toolbox.files import read_regular
 from ..toolbox.text import near
+from .releases import Release, parse
 from .settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -122,6 +123,10 @@ class Program:
             if found:
                 return found.group(1)
         return ""
+
+    def release(self) -> Release:
+        """The version as numbers; empty when it is not known."""
+        return parse(self.version())
 
     def _packages(self, pattern: str) -> List[str]:
         folders = glob.escape(os.path.join(self.venv, "lib")) + "*/python3*/site-packages/"

@@ -227,6 +227,39 @@ def definition(declared: Declared, version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def extra(options: Mapping[str, Any], flag: str) -> Any:
+    """The value of an option in ``extra_args``, however it is spelled there; None where it is left out.
+
+    One whose value is JSON is a mapping: ``{"a": {"b": 1}}``, also as text or as the dotted key ``FLAG.a.b``.
+    """
+    found: Any = None
+    for name, value in sorted((options["extra_args"] or {}).items()):
+        first, _dot, rest = _canonical(name).partition(".")
+        if first != flag:
+            continue
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)
+            except ValueError:  # vLLM's parser will say so
+                continue
+        for key in reversed(rest.split(".") if rest else []):
+            value = {key: value}
+        found = _joined(found, value)
+    return found
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    return {**first, **{key: _joined(first.get(key), value) for key, value in second.items()}}
+
+
+def _canonical(name: Any) -> str:
+    """A key of ``extra_args`` as vLLM's own option, which has dashes for underscores, though only before a dot."""
+    first, dot, rest = str(name).lstrip("-").partition(".")
+    return first.replace("_", "-") + dot + rest
+
+
 def _flag(option: str) -> str:
     return option.replace("_", "-")
 
@@ -245,8 +278,7 @@ def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
     problems = []
     typed = {_flag(option): option for option in FLAGS + _SIZES}
     for name in sorted(extra):
-        first, dot, rest = str(name).lstrip("-").partition(".")  # vLLM, too, replaces underscores only before the dot
-        flag = first.replace("_", "-") + dot + rest
+        flag = _canonical(name)
         where = "extra_args.%s" % name
         negative = flag.startswith("no-")
         bare = flag[3:] if negative else flag
