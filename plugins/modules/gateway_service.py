@@ -20,12 +20,15 @@ description:
     breaks no connection and no answer; a change of keys needs not even that. Only a change of the unit restarts it.
   - After a change the port must answer, and HAProxy must run this very configuration with the declared servers.
     Otherwise the previous configuration is restored.
-  - The state of the servers, such as a drain, survives reloads, restarts and a kill.
+  - The state of the servers, such as a host that M(gpufleet.inference.gateway_server) has taken out, survives reloads
+    and restarts. After a crash, the gateway has the state that was saved last.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.gateway, gpufleet.inference.services]
   check_mode:
     support: full
   diff_mode:

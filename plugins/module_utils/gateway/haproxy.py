@@ -9,16 +9,15 @@ import hashlib
 import json
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
+from ..programs import gateway_state
 from ..toolbox.addresses import host_port
+from ..toolbox.source import source_of
 from . import keys, runtime
 from .body import LUA
 
 FOLDER = "/etc/gpufleet/gateway"
-CONFIG, SCRIPT = "haproxy.cfg", "body.lua"
-LIVE = ("keys", "grants", "openai", "ollama")
-"""Maps that change without a reload."""
-STATIC = ("models", "paths", "engines")
-"""Maps that change with the configuration."""
+CONFIG, SCRIPT, KEEPER = "haproxy.cfg", "body.lua", "state.py"
+MAPS = ("keys", "grants", "openai", "ollama", "models", "paths", "engines")
 PATHS = {
     "POST:/v1/chat/completions": "openai",
     "POST:/v1/completions": "openai",
@@ -65,12 +64,14 @@ class Place(NamedTuple):
 
 
 def files(options: Mapping[str, Any], pools: keys.Pools, place: Place) -> Dict[str, str]:
-    """The configuration and its script, by path. The configuration describes itself by a digest of both."""
+    """The configuration, its script, and what keeps the state of servers, by path. HAProxy reads the first
+    two, and the configuration describes itself by their digest."""
     text = _configuration(options, pools, place)
     digest = hashlib.sha256((text + LUA).encode()).hexdigest()[:16]
     return {
         "%s/%s" % (place.folder, CONFIG): text.replace("@DIGEST@", digest),
         "%s/%s" % (place.folder, SCRIPT): LUA.lstrip("\n"),
+        "%s/%s" % (place.folder, KEEPER): source_of(gateway_state),
     }
 
 

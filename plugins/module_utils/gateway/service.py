@@ -38,12 +38,6 @@ ExecStart=/bin/false
 [Install]
 WantedBy=multi-user.target
 """
-SAVE = (
-    "import os, socket; s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect('{socket}'); "
-    "s.sendall(b'show servers state\\\\n'); t = b''.join(iter(lambda: s.recv(65536), b'')); "
-    "f = open('{state}.new', 'wb'); f.write(t); f.close(); os.replace('{state}.new', '{state}')"
-)
-"""What systemd runs before a reload and a stop: the state of all servers outlives both."""
 STOP_LIMIT = 30
 """Seconds that requests get to end when the unit is stopped."""
 FILES = 4096
@@ -204,7 +198,7 @@ def _invalid(params: Mapping[str, Any], check_mode: bool) -> Optional[str]:
     with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:
         place = haproxy.Place(folder=scratch)
         texts = haproxy.files(params, params["pools"], place)
-        texts.update((place.map(name), "") for name in (*haproxy.LIVE, *haproxy.STATIC))
+        texts.update((place.map(name), "") for name in haproxy.MAPS)
         for path, text in texts.items():
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -225,11 +219,11 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
     """Keys of ``[Service]``. The master stays root to read root's files again; workers are HAProxy's own user."""
     config = "%s/%s" % (place.folder, haproxy.CONFIG)
     test = "%s -Ws -c -q -f %s" % (PROGRAM, config)
-    code = SAVE.format(socket=place.run + "/admin.sock", state=place.state)
-    save = '-%s -I -c "%s"' % (PYTHON, code)
+    keep = "-%s -I %s/%s" % (PYTHON, place.folder, haproxy.KEEPER)
+    save = "%s save %s/admin.sock %s" % (keep, place.run, place.state)
     return {
         "Type": ["notify"],
-        "ExecStartPre": ["", test],
+        "ExecStartPre": ["", test, "%s start %s" % (keep, place.state)],
         "ExecStart": ["", "%s -Ws -f %s -S %s/master.sock,mode,600" % (PROGRAM, config, place.run)],
         "ExecReload": ["", test, save, "/bin/kill -USR2 $MAINPID"],
         "ExecStop": ["", save],
@@ -271,8 +265,8 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
 def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
     """Stop and disable the gateway, and remove its files."""
     place = haproxy.Place()
-    names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT)]
-    names += [place.map(name) for name in (*haproxy.LIVE, *haproxy.STATIC)]
+    names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT, haproxy.KEEPER)]
+    names += [place.map(name) for name in haproxy.MAPS]
     state = system.show(UNIT)
     change = Change(unit=UNIT, state="absent", files=dict.fromkeys(names))
     if state.get("LoadState") == "loaded":

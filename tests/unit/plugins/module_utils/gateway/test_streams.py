@@ -11,14 +11,18 @@ import socket
 import subprocess
 import threading
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import pytest
-from engines import Engine
-from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, exchange, row, until
+from engines import Agent, Engine
+from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, exchange, row
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime
+from ansible_collections.gpufleet.inference.plugins.module_utils.programs import gateway_state
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 
 
 def asked(gateway: Gateway, **body: Any) -> http.client.HTTPResponse:
@@ -155,7 +159,8 @@ def test_chats_with_one_beginning_go_to_one_server(gateway: Gateway, engines: Li
 
 
 def test_twenty_reloads_under_load_fail_no_request(gateway: Gateway, engines: List[Engine]) -> None:
-    ended, statuses = threading.Event(), Counter()  # type: ignore[var-annotated]
+    ended = threading.Event()
+    statuses: Counter = Counter()
 
     def client(number: int) -> None:
         while not ended.is_set():
@@ -210,6 +215,95 @@ def test_the_state_of_servers_survives(gateway: Gateway, engines: List[Engine]) 
     assert gateway.states()[name] == "MAINT"
     assert runtime.ask("set server %s state ready" % name, gateway.socket) == ""
     until(lambda: set(gateway.states().values()) == {"UP"})
+
+
+@pytest.fixture
+def agent(gateway: Gateway) -> Iterator[Agent]:
+    """The agent of all servers of the gateway."""
+    found = Agent()
+    gateway.options["agent_port"] = found.port
+    gateway.reload()
+    until(lambda: set(gateway.states().values()) == {"UP"})
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+def test_a_drain_that_is_over_does_not_come_back_with_a_new_process(gateway: Gateway, agent: Agent) -> None:
+    """The agent says ready only a few times after a drain: nothing else would end one that the saved state brings back."""
+    agent.say("drain")
+    until(lambda: set(gateway.states().values()) == {"DRAIN (agent)"})
+    gateway.reload()
+    assert set(gateway.states().values()) == {"DRAIN (agent)"}, "the new process does not wait for its first question"
+    agent.say("up ready 100%")
+    until(lambda: set(gateway.states().values()) == {"UP"})
+    agent.say("up 100%")
+    gateway.kill()
+    gateway.start()
+    until(lambda: set(gateway.states().values()) == {"UP"})
+    assert gateway.chat().status == 200
+
+
+def test_a_host_that_is_out_stays_out_whatever_its_agent_says(gateway: Gateway, agent: Agent) -> None:
+    name = "chat/" + haproxy.server(gateway.pools["chat"][0])
+    for command in ("disable agent %s" % name, "set server %s state drain" % name):  # as gateway_server does it
+        assert runtime.ask(command, gateway.socket) == ""
+    runtime.save_state(gateway.socket, gateway.place.state)
+    gateway.kill()
+    gateway.start()
+    agent.say("up ready 100%")
+    assert gateway.states()[name].startswith("DRAIN")
+    assert {gateway.chat().json["engine"] for _ in range(4)} == {"gpu2"}
+    for command in ("enable agent %s" % name, "set server %s state ready" % name):
+        assert runtime.ask(command, gateway.socket) == ""
+    until(lambda: set(gateway.states().values()) == {"UP"})
+
+
+@contextmanager
+def impostor(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A socket at which somebody else answers one command."""
+    path = str(folder / "sock")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+
+        def serve() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(1 << 16)
+                answer(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield path
+        thread.join()
+
+
+def test_what_is_no_state_replaces_none(gateway: Gateway, tmp_path: Path) -> None:
+    file = tmp_path / "servers"
+    file.write_text("before")
+
+    def refuse(connection: socket.socket) -> None:
+        connection.sendall(b"Permission denied\n")
+
+    with impostor(tmp_path, refuse) as path, pytest.raises(Failed, match="'Permission denied', expected version 1"):
+        runtime.save_state(path, str(file))
+    assert file.read_text() == "before"
+    runtime.save_state(gateway.socket, str(file))
+    assert file.read_text().startswith("1\n# ") and file.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_answer_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_state, "LIMIT", 0.3)
+    ended = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        while not ended.wait(0.05):
+            connection.sendall(b"x")
+
+    with impostor(tmp_path, drip) as path:
+        with pytest.raises(runtime.RuntimeFault, match="does not answer at"):
+            runtime.ask("show info", path)
+        ended.set()
 
 
 def test_a_server_that_moves_is_found_where_it_is_declared(gateway: Gateway, engines: List[Engine]) -> None:
