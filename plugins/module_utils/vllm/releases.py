@@ -28,6 +28,16 @@ def since(release: Release, *first: int) -> bool:
     return not release or release >= first
 
 
+def model_is_read(release: Release) -> bool:
+    """Whether ``vllm serve`` takes the model from its configuration file."""
+    return since(release, 0, 8, 3)
+
+
+def lists_are_read(release: Release) -> bool:
+    """Whether a list in the configuration file becomes several words; else it is one, with brackets."""
+    return since(release, 0, 10, 2)
+
+
 def memory_share(release: Release) -> float:
     """The default of ``gpu_memory_utilization``."""
     return 0.92 if since(release, 0, 20) else 0.9

@@ -61,7 +61,7 @@ class Vllm:
             len(options["nodes"] or [1]),
             **model.rules(options, found, release),
         )
-        configuration = settings.declare(options, parallel, placed.visible)
+        configuration = settings.declare(options, parallel, placed.visible, release)
         _warn_of_open_paths(options, host.warn)
         utilization = options["gpu_memory_utilization"] or releases.memory_share(release)
         fit = model.fit(options, placed.devices, found, parallel, utilization, release)

@@ -125,8 +125,7 @@ def checks_of(asked):
 
 
 @pytest.mark.parametrize(
-    ("own", "served"),
-    [({}, ["Team/m8b"]), ({"served_model_name": ["chat"]}, ["chat"]), ({"model": "Team/other"}, None)],
+    ("own", "served"), [({}, "Team/m8b"), ({"served_model_name": ["chat"]}, "chat"), ({"model": "Team/other"}, None)]
 )
 def test_a_model_by_its_name(bring, own, served):
     """A path of this name is served, under the name; any other name is one on the hub."""
