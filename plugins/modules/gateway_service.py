@@ -192,7 +192,7 @@ seealso:
 EXAMPLES = r"""
 - name: One address for the models of the inventory
   gpufleet.inference.gateway_service:
-    pools: "{{ lookup('gpufleet.inference.gateway_pools') }}"
+    pools: "{{ lookup('gpufleet.inference.gateway_pools', keys=true) }}"
     host: 0.0.0.0
     tls_certificate: /etc/ssl/private/gateway.pem
     keys:

@@ -31,6 +31,7 @@ STUB = """\
 Description=Gateway of a fleet of inference servers
 Wants=network-online.target
 After=network-online.target
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart=/bin/false
@@ -38,6 +39,8 @@ ExecStart=/bin/false
 [Install]
 WantedBy=multi-user.target
 """
+UNRESOLVED = "MAINT (resolution)"
+"""Status of a server whose name did not resolve when HAProxy last read its configuration."""
 STOP_LIMIT = 30
 """Seconds that requests get to end when the unit is stopped."""
 FILES = 4096
@@ -83,6 +86,11 @@ def converge(
         check_mode=check_mode,
         system=system,
     )
+    for name in outcome.verdict.evidence.get("unresolved", ()):
+        outcome.warnings.append(
+            "%s does not resolve on this host: its servers get no requests. Set gateway_address of that host to its IP "
+            "address, or make the name resolve and run again" % name
+        )
     for warning in outcome.warnings:
         warn(warning)
     scheme = "https" if params["tls_certificate"] else "http"
@@ -107,13 +115,16 @@ class Gate:
         self.master = place.run + "/master.sock"
         self.failed = runtime.failed_reloads(self.master)
         self.wanted = {
-            "%s/%s" % (runtime.slug(model), haproxy.server(row)) for model, rows in pools.items() for row in rows
+            "%s/%s" % (runtime.slug(model), haproxy.server(row)): str(row["address"])
+            for model, rows in pools.items()
+            for row in rows
         }
+        """Name of a server to its address."""
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
         while True:
             try:
-                return self._look()
+                return self._look(changed)
             except Fault as fault:
                 # a reload takes force a moment after systemd has asked for it
                 hopeless = fault.verdict.name == "not_reloaded"
@@ -121,7 +132,7 @@ class Gate:
                     return fault.verdict
                 time.sleep(0.1)
 
-    def _look(self) -> Verdict:
+    def _look(self, changed: bool) -> Verdict:
         try:
             info, rows = runtime.info(self.socket), runtime.servers(self.socket)
         except runtime.RuntimeFault as error:
@@ -131,12 +142,16 @@ class Gate:
                 raise Fault("not_reloaded", "HAProxy cannot use the new configuration and keeps the previous one")
             raise Fault("old_configuration", "HAProxy runs a configuration other than the one on disk", remedy="reload")
         found = {"%s/%s" % (row["pxname"], row["svname"]): row["status"] for row in rows}
-        if set(found) != self.wanted:
-            missing = ", ".join(sorted(self.wanted - set(found))) or "none"
+        if set(found) != set(self.wanted):
+            missing = ", ".join(sorted(set(self.wanted) - set(found))) or "none"
             raise Fault("wrong_servers", "the servers in HAProxy differ from the declared ones; missing: %s" % missing)
+        unresolved = sorted({self.wanted[name] for name, status in found.items() if status == UNRESOLVED})
+        late = [] if changed else [name for name in unresolved if resolves(name)]
+        if late:
+            raise Fault("unresolved", "HAProxy could not resolve %s, which resolves now" % late[0], remedy="reload")
         self._ask()
         up = sum(status.startswith("UP") for status in found.values())
-        return Verdict("ok", evidence={"servers": found, "up": up})
+        return Verdict("ok", evidence={"servers": found, "up": up, "unresolved": unresolved})
 
     def _ask(self) -> None:
         import ssl
@@ -151,6 +166,16 @@ class Gate:
                     raise Fault("not_ready", "GET /health answers %d, expected 200" % answer.status)
         except HttpError as error:
             raise Fault("not_ready", "GET /health: %s" % error) from None
+
+
+def resolves(name: str) -> bool:
+    """Whether this host knows an address of that name."""
+    import socket
+
+    try:
+        return bool(socket.getaddrinfo(name, None))
+    except (OSError, UnicodeError):
+        return False
 
 
 # --- what is refused
