@@ -85,6 +85,8 @@ def converge(
                 stopped.make_room(plan, plans[number + 1 :])
             results[plan.unit] = _carry_out(engine, plan, host)
         for service in replaced:
+            if stopped:
+                stopped.keep(service.unit)
             results[service.unit] = leave(engine.leave(service, host), service, host)
     except ServiceError as error:
         outcome = error.outcome
