@@ -97,6 +97,9 @@ class Vllm:
             readable=[path for path in unit.readable(options, program) if path],
             sandbox=unit.SANDBOX,
             timeout=limit,
+            asks=None
+            if options["node_rank"]
+            else lambda _proof: (_endpoint(options, configuration), configuration.served),
             restart="all hosts of the model start together" if options["restart"] else "",
             warnings=configuration.warnings + unknown_variables(options["environment"], program.variables()),
             own=own,
@@ -246,8 +249,7 @@ def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit:
     """/health answers 200 for as long as the front end lives, so it is not asked."""
     if options["node_rank"]:
         return [multinode.leader_serves, checks.UsesGpus(), multinode.all_proven]
-    endpoint = Endpoint(configuration.url, options["api_key"], verify=False)
-    served = configuration.served
+    endpoint, served = _endpoint(options, configuration), configuration.served
     found: List[Check] = [
         checks.ComesUp(openai.lists_model(endpoint, served), limit, options["stall_timeout"]),
         checks.after_change(checks.owns_port(endpoint.port)),
@@ -259,6 +261,10 @@ def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit:
         found.append(answers)
     found.append(checks.UsesGpus())
     return [*found, multinode.all_proven] if options["nodes"] else found
+
+
+def _endpoint(options: Mapping[str, Any], configuration: settings.Declared) -> Endpoint:
+    return Endpoint(configuration.url, options["api_key"], verify=False)
 
 
 def _stop_hooks(service: Service, host: Host) -> Stop:

@@ -104,6 +104,8 @@ OPTIONS = {
     "timeout": None,
     "instances": None,
     "undrain_command": [],
+    "fingerprints": [],
+    "new_answers": False,
     "clients": [],
 }
 
