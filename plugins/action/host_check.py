@@ -22,7 +22,6 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     python_environment,
     vllm_service,
 )
-from ansible_collections.gpufleet.inference.plugins.filter.still_to_do import AS_DECLARED, SHARING
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
@@ -59,17 +58,16 @@ class ActionModule(CheckFirstAction):
             why = "the roles are run: " + one_line(str(error))
             display.vvv(why, host=self.variables.get("inventory_hostname"))
             return dict(result, as_declared=False, msg=why)
-        shares = any(self._value("%s_seeding" % name) and self._value("%s_models" % name) for name in roles)
         return dict(
             result,
             as_declared=True,
+            roles=roles,
+            shares=any(self._value("%s_seeding" % name) and self._value("%s_models" % name) for name in roles),
             msg="as declared",
             lines=lines(walk.registered),
             registered=walk.registered,
             modules=walk.sources,
             ansible_facts=walk.facts,
-            add_group=SHARING if shares else AS_DECLARED,
-            parent_groups=["all"],
             _ansible_verbose_override=True,  # `-v` does not print the facts
         )
 

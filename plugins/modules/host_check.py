@@ -13,10 +13,10 @@ version_added: 0.1.0
 description:
   - Goes through the tasks of the roles on the controller and asks the host in one exchange everything that these tasks
     would ask it, gate included. Nothing is changed on the host, and no module is sent.
-  - A host on which no role has anything to do joins the group C(gpufleet_as_declared), or
-    C(gpufleet_as_declared_sharing) if it may have to share its models with others. For any other host RV(as_declared)
-    is false, and RV(msg) says why; the roles are then run. So it is wherever the answer cannot be known beforehand.
-  - The playbook C(gpufleet.inference.site) begins with it.
+  - RV(as_declared) is true for a host on which no role has anything to do. For any other host RV(msg) says why
+    the roles are to be run. So it is wherever the answer cannot be known beforehand.
+  - The playbook C(gpufleet.inference.site) begins with it. The filter P(gpufleet.inference.still_to_do#filter) selects
+    the hosts that are left for a role.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -25,7 +25,6 @@ extends_documentation_fragment:
 notes:
   - Run it as root (C(become)), as the tasks of the roles run.
   - Before ansible-core 2.19 every host is one for which the roles are run.
-  - With C(changed_when=false), joining a group does not count as a change.
   - Variables of the host such as C(ollama_keep_alive) mean the same as for the roles. C(gpufleet_check_first=false)
     leaves the question out.
 options:
@@ -41,7 +40,6 @@ EXAMPLES = r"""
   gpufleet.inference.host_check:
     roles: [gpu_host, ollama]
   become: true
-  changed_when: false
   register: gpufleet_check
 
 - name: Print the lines of proof
@@ -61,6 +59,17 @@ msg:
   returned: always
   type: str
   sample: as declared
+roles:
+  description: The roles that have nothing to do.
+  returned: if the host is as declared
+  type: list
+  elements: str
+  sample: [gpu_host, ollama]
+shares:
+  description: Whether the host may have to share its models with others.
+  returned: if the host is as declared
+  type: bool
+  sample: false
 lines:
   description: What the services say of themselves.
   returned: if the host is as declared
