@@ -93,16 +93,9 @@ class ActionModule(CheckFirstAction):
 
     def _asked(self, asked: Sequence[Asked]) -> List[Dict[str, Any]]:
         questions = []
+        own = (self._task, self._connection, self._play_context, self._loader, self._templar, self._shared_loader_obj)
         for one in asked:
-            plugin = self._shared_loader_obj.action_loader.get(
-                one.module,
-                task=self._task,
-                connection=self._connection,
-                play_context=self._play_context,
-                loader=self._loader,
-                templar=self._templar,
-                shared_loader_obj=self._shared_loader_obj,
-            )
+            plugin = QUESTIONS[one.module](*own)
             arguments = plugin.prepare(one.arguments, self.variables)
             validated = plugin.FUNCTION.validator.validate(arguments)
             wrong = [*problems(plugin.FUNCTION.argument_spec, arguments), *validated.error_messages]
