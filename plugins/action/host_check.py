@@ -96,7 +96,7 @@ class ActionModule(CheckFirstAction):
         own = (self._task, self._connection, self._play_context, self._loader, self._templar, self._shared_loader_obj)
         for one in asked:
             plugin = QUESTIONS[one.module](*own)
-            arguments = plugin.prepare(one.arguments, self.variables)
+            arguments = plugin.prepare(one.arguments, one.variables)
             validated = plugin.FUNCTION.validator.validate(arguments)
             wrong = [*problems(plugin.FUNCTION.argument_spec, arguments), *validated.error_messages]
             if wrong or not plugin.checks_first(arguments, self.variables):
@@ -120,8 +120,8 @@ def in_words_of_the_role(asked: Asked, plugin: CheckFirstAction, result: Dict[st
     """A result whose message calls options what the user of the role calls them, as the role's own task has it."""
 
     def label(option: str) -> str:
-        names = Role(asked.role, role_walk.ROLES / asked.role).names(asked.module)
-        return labels(names, asked.arguments)(option)
+        role = Role.of(asked.variables)
+        return labels(role.names(asked.module) if role else {}, asked.arguments)(option)
 
     if isinstance(result.get("msg"), str):
         result["msg"] = translated(result["msg"], plugin.FUNCTION.argument_spec, label)
