@@ -28,6 +28,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments impor
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role, labels, translated
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role_walk import Asked, Undecided, Walk
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.run_summary import LONGEST
 
 #: Full name of a module to its action plugin.
 QUESTIONS = {
@@ -133,8 +134,9 @@ def lines(registered: Dict[str, Any]) -> List[str]:
     said: List[str] = []
     for name, result in registered.items():
         if "msg" in result and not result.get("skipped") and not name.startswith("gpu_host_"):
+            line = one_line(result["msg"], LONGEST)
             if name.endswith("_models_result") and said:
-                said[-1] += " · models: " + result["msg"]
+                said[-1] += " · models: " + line
             else:
-                said.append(result["msg"])
+                said.append(line)
     return said

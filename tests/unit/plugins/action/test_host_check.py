@@ -104,3 +104,9 @@ def test_a_second_check_that_finds_a_change(check: Any, host: Host) -> None:
         "as_declared": False,
         "msg": "the roles are run: the host's answer is: differs; a file is missing",
     }
+
+
+def test_a_host_neither_draws_on_the_terminal_nor_speaks_for_another(check: Any, host: Host) -> None:
+    host.answers["llama_server.service"] = {"changed": False, "msg": "ok\n\x1b[2Jgpu9: ok" + 2000 * "x"}
+    (line,) = check({"roles": ["llama_server"]})["lines"]
+    assert line.startswith("ok gpu9: okx") and len(line) == 1000
