@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asks a host at once all that roles would ask it one by one."""
+"""Runs in one exchange all checks that roles would run on a host one by one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ActionModule(CheckFirstAction):
         if not role_walk.POSSIBLE:
             raise Undecided("this needs ansible-core 2.19")
         if not self.checks_first({}, self.variables):
-            raise Undecided("this host cannot be asked, or is not to be asked")
+            raise Undecided("this host cannot be checked without modules, or gpufleet_check_first is false")
         walk = Walk(self.variables, self._templar, QUESTIONS, self._asked)
         walk.through([role_walk.load(name) for name in names])
         for name in names:

@@ -93,7 +93,7 @@ def plan(results: Mapping[str, Any], batch: List[str]) -> Dict[str, Dict[str, An
 
 
 def share(lack: By, have: By) -> Dict[str, Dict[str, Any]]:
-    """What a host has, it seeds; of what no host has, the first that lacks it downloads it and then seeds it.
+    """A host seeds the models that it has. The first host that needs one which no host has downloads and seeds it.
 
     :param lack: by model and host the item by which the model is called there, in the order of the hosts.
     :param have: the same of the hosts that have it.

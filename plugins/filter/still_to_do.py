@@ -15,8 +15,8 @@ author:
   - The gpufleet developers (@gpufleet)
 description:
   - For plays after a task with M(gpufleet.inference.host_check) that registers C(gpufleet_check), as in the playbook
-    C(gpufleet.inference.site). Its last result counts, and only for the roles that it was about.
-  - Hosts that share their models stay with those that may lack one; if none is left that does, they are left out, too.
+    C(gpufleet.inference.site). Only its last result counts, and only for the roles that it was asked about.
+  - Hosts that share their models are kept if another host of the group may lack one, and left out otherwise.
 options:
   _input:
     description: The variable C(groups).

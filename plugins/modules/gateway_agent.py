@@ -2,13 +2,13 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The agent that tells HAProxy gateways about the services of a GPU host."""
+"""The agent that reports the services of a GPU host to HAProxy gateways."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gateway_agent
-short_description: Tell gateways about the services of a GPU host
+short_description: Report the services of a GPU host to gateways
 version_added: 0.1.0
 description:
   - Runs C(gpufleet-agent.service) on a GPU host. It answers the agent checks of HAProxy gateways, so they know which
@@ -16,7 +16,7 @@ description:
   - A service gets no new requests while a run of this collection changes it (C(drain)), or when its last verification
     failed (C(down), with the verdict). Before a service is stopped, all gateways must have asked and its requests must
     have ended, within O(gpufleet.inference.vllm_service#module:drain_timeout).
-  - The agent is one Python file without dependencies. It runs as a user without rights, in a sandbox, and writes
+  - The agent is one Python file without dependencies. It runs as an unprivileged user, in a sandbox, and writes
     nothing. It answers O(gateways) and its own host only.
   - The verification is that it answers for all O(services). If it fails, the previous state is restored.
 author:
@@ -45,7 +45,7 @@ options:
         type: str
         required: true
       engine:
-        description: What it runs.
+        description: The engine that it runs.
         type: str
         choices: [ollama, vllm, llama_server]
         required: true
@@ -81,7 +81,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Tell two gateways about one vLLM
+- name: Report one vLLM to two gateways
   gpufleet.inference.gateway_agent:
     gateways: [192.0.2.10, 192.0.2.11]
     services:

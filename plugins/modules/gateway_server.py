@@ -12,10 +12,10 @@ short_description: Drain a host at a gateway, and put it back
 version_added: 0.1.0
 description:
   - Sets the state of a host's servers in all pools of a gateway, and waits until none of their requests is running.
-  - It runs on a host with the role P(gpufleet.inference.gateway#role), once for each gateway. It is for work that this
-    collection does not do, such as a reboot or a new driver. A run that changes a service drains it by itself.
-  - The state stays until it is declared otherwise, also if the gateway is reloaded, restarted or killed, or the host is
-    booted. Meanwhile the gateway does not ask the host's agent.
+  - Run it on each gateway host (role P(gpufleet.inference.gateway#role)). It is for work outside of this collection,
+    such as a reboot or a new driver. A run that changes a service drains it automatically.
+  - The state persists until another one is declared, even if the gateway is reloaded, restarted or killed, or the host
+    reboots. Meanwhile the gateway does not ask the host's agent.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -31,20 +31,20 @@ options:
     type: str
     required: true
   unit:
-    description: One of its services, such as V(vllm@chat). Without it, all services of the host are meant.
+    description: One of its services, such as V(vllm@chat). If left out, all services of the host.
     type: str
     default: ""
   state:
     description:
-      - V(ready) sends it requests again, as its agent says.
-      - V(drained) sends it no new requests. Those that are running end.
+      - V(ready) sends it requests again, subject to its agent's answers.
+      - V(drained) sends it no new requests. Running requests finish.
       - V(maintenance) is the same, and the gateway does not check its health either.
     type: str
     choices: [ready, drained, maintenance]
     default: ready
   timeout:
     description:
-      - Seconds that running and waiting requests get to end. If some are left, the task fails and names them; the
+      - Seconds that running and waiting requests get to finish. If any remain, the task fails and lists them; the
         servers stay out of the pools. V(0) does not wait.
     type: int
     default: 300

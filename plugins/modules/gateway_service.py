@@ -55,9 +55,9 @@ options:
     description:
       - >-
         The models, and the servers of each: a list of dictionaries with C(host), C(address), C(port), C(engine),
-        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and maybe C(max_concurrent) and C(tls). An engine's own
+        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and optionally C(max_concurrent), C(tls). An engine's own
         API key may be given as C(key); it is passed to the host as O(engine_keys).
-      - P(gpufleet.inference.gateway_pools#lookup) makes it of the inventory.
+      - P(gpufleet.inference.gateway_pools#lookup) derives it from the inventory.
     type: dict
     default: {}
   engine_keys:
@@ -67,8 +67,8 @@ options:
     default: {}
   keys:
     description:
-      - Who may use which models. Stored as SHA-256, in a file that only root can read. A change of keys alone takes
-        force at once, without a reload. Several keys of one name share their limits, so that a key can be rotated.
+      - Who may use which models. Stored as SHA-256, in a file that only root can read. A change to keys alone takes
+        effect at once, without a reload. Keys with the same name share their limits, so that a key can be rotated.
     type: list
     elements: dict
     default: []
@@ -80,7 +80,7 @@ options:
       key:
         description:
           - >-
-            The key: at least 20 characters that nobody can guess, such as C(openssl rand -hex 32) prints.
+            The key: at least 20 characters that nobody can guess, such as the output of C(openssl rand -hex 32).
         type: str
       sha256:
         description: Instead of C(key), its SHA-256 in hexadecimal digits.
@@ -99,7 +99,7 @@ options:
       expires:
         description:
           - >-
-            When it ends, in UTC: V(2027-01-31) (when that day begins) or V(2027-01-31T12:00:00Z).
+            When the key expires, in UTC: V(2027-01-31) (at the start of that day) or V(2027-01-31T12:00:00Z).
         type: str
   host:
     description:
@@ -121,18 +121,18 @@ options:
     type: int
     default: 0
   allow_plaintext:
-    description: Whether O(host) may be reachable from other hosts without TLS. Keys then cross the network as they are.
+    description: Whether O(host) may be reachable from other hosts without TLS. Keys then cross the network unencrypted.
     type: bool
     default: false
   affinity:
     description:
-      - Models whose chats go to the server that has seen their beginning before; V(*) means all. A server that has half
-        as much again to do as the others is passed over. All other models go to the server with the fewest requests.
+      - Models whose chats go to the server that has already seen their beginning; V(*) means all. A server whose load
+        exceeds 1.5 times the average is passed over. Other models go to the server with the fewest requests.
     type: list
     elements: str
     default: []
   agent_port:
-    description: Port of the agent on each GPU host, which reports what a server can take. V(0) asks none.
+    description: Port of the agent on each GPU host, which reports how much a server can take. V(0) means no agent.
     type: int
     default: 8405
   queue_timeout:
@@ -144,12 +144,11 @@ options:
     type: int
     default: 256
   answer_timeout:
-    description:
-      - Seconds without a byte of an answer after which it is given up; the first one may take a load of the model.
+    description: Seconds without a byte after which the gateway gives up on an answer. They include loading the model.
     type: int
     default: 600
   client_timeout:
-    description: Seconds that a client may take for its request, and between two of its bytes.
+    description: Seconds that a client may take to send its request, and to pause during it.
     type: int
     default: 30
   connections:
@@ -170,9 +169,8 @@ options:
     default: 32
   buffer_kib:
     description:
-      - >-
-        How much of a body is read before it is routed, in KiB. A model that is named later is not seen: the client then
-        names it in the header C(X-Model).
+      - How much of a body is read before it is routed, in KiB. If the model is named after that, the client must also
+        name it in the header C(X-Model).
     type: int
     default: 1024
   status_port:

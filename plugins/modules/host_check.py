@@ -8,13 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_check
-short_description: Ask a host at once whether roles of this collection would change it
+short_description: Check in one exchange whether roles of this collection would change a host
 version_added: 0.1.0
 description:
-  - Goes through the tasks of the roles on the controller and asks the host in one exchange everything that these tasks
-    would ask it, gate included. Nothing is changed on the host, and no module is sent.
-  - RV(as_declared) is true for a host on which no role has anything to do. For any other host RV(msg) says why
-    the roles are to be run. So it is wherever the answer cannot be known beforehand.
+  - Walks through the tasks of the roles on the controller and runs all their checks on the host in one exchange,
+    including the gate. Nothing is changed on the host, and no module is sent.
+  - RV(as_declared) is true for a host on which no role has anything to do. For any other host RV(msg) says why the roles
+    run. The same holds if the answer cannot be known in advance.
   - The playbook C(gpufleet.inference.site) begins with it. The filter P(gpufleet.inference.still_to_do#filter) selects
     the hosts that are left for a role.
 author:
@@ -24,9 +24,9 @@ extends_documentation_fragment:
   - gpufleet.inference.attributes.facts
 notes:
   - Run it as root (C(become)), as the tasks of the roles run.
-  - Before ansible-core 2.19 every host is one for which the roles are run.
+  - Before ansible-core 2.19, the roles run for every host.
   - Variables of the host such as C(ollama_keep_alive) mean the same as for the roles. C(gpufleet_check_first=false)
-    leaves the question out.
+    skips this check.
 options:
   roles:
     description: Names of roles without the name of the collection, in the order in which they would run.
@@ -71,7 +71,7 @@ shares:
   type: bool
   sample: false
 lines:
-  description: What the services say of themselves.
+  description: The summary line of each service.
   returned: if the host is as declared
   type: list
   elements: str
@@ -81,7 +81,7 @@ registered:
   returned: if the host is as declared
   type: dict
 modules:
-  description: The modules that would have said it, by the same names.
+  description: The module behind each registered result, by the same names.
   returned: if the host is as declared
   type: dict
 ansible_facts:

@@ -11,7 +11,7 @@ module: model_seed
 short_description: Offer models to other hosts
 version_added: 0.1.0
 description:
-  - Lets a host offer models over the network, so that the other hosts need not download them, too. These are models
+  - Lets a host offer models over the network, so that the other hosts do not have to download them. These are models
     that M(gpufleet.inference.model_source) has downloaded, or models of an Ollama store.
   - The other hosts get them with the option O(gpufleet.inference.model_source#module:seeds) or
     O(gpufleet.inference.ollama_model#module:seeds). The roles P(gpufleet.inference.vllm#role) and
@@ -19,8 +19,8 @@ description:
   - It offers the files of these models and nothing else, only to clients that know the token, over plain HTTP. Ansible
     passes the checksum of each file, or of an Ollama model's manifest, to the peers, which check what they get.
     For the content of a hub's model they trust this host, as it reports the checksums.
-  - A small program does it, as a unit of systemd that exists in memory only, in a sandbox, as the Ollama server's user
-    or as a user without rights. Models of a hub must therefore be readable for all, as
+  - A small program serves them, as a transient systemd unit in a sandbox, as the Ollama server's user or as an
+    unprivileged user. Models of a hub must therefore be readable by everyone, as
     M(gpufleet.inference.model_source) leaves them. It ends when it is stopped, or by itself when nobody has requested
     anything for O(idle_timeout). Nothing of it stays.
   - Nothing depends on seeding. A host that cannot seed gives a warning, and RV(models) is empty. A host whose record of
@@ -78,17 +78,17 @@ options:
     default: started
   token:
     description:
-      - What peers have to ask for, 32 hexadecimal digits in small letters, new for each run. Required with
+      - The secret that peers must send, 32 lower-case hexadecimal digits, new for each run. Required with
         O(state=started).
     type: str
   peers:
     description:
-      - Names or addresses of hosts that will ask. The IPv4 address by which this host reaches the first of them that it
-        finds is the one that it listens at. With O(state=started) either this or O(address) is needed.
+      - Names or addresses of the hosts that will ask. This host listens on the IPv4 address from which it reaches the
+        first of them that it can resolve. O(state=started) requires this or O(address).
     type: list
     elements: str
   address:
-    description: IPv4 address of this host to listen at. Left out, it is found by O(peers).
+    description: IPv4 address of this host to listen on. If left out, it is derived from O(peers).
     type: str
   idle_timeout:
     description: Seconds without a request after which it ends by itself.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ollama_adopt
-short_description: Tell the inventory variables that reproduce an Ollama service set up by hand
+short_description: Print the inventory variables that reproduce a manually configured Ollama service
 version_added: 0.1.0
 description:
   - Reads the unit with all its drop-ins and environment files as systemd merges them, whoever wrote them, and gives the

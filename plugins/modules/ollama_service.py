@@ -242,11 +242,11 @@ options:
   visible_devices:
     description:
       - The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
-      - V(all) that are healthy, a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with any
-        of the keys C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in the
-        GPU's name), C(healthy) (default true) and C(exclude_display).
+      - V(all) for all healthy ones, a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with
+        any of the keys C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in
+        the GPU's name), C(healthy) (default true) and C(exclude_display).
       - V(all) leaves out a GPU that is lost or has memory errors, and the result says so. One that is only slowed down
-        stays. A run after the repair takes the GPU in again.
+        stays. The first run after the repair uses the GPU again.
       - A GPU that does not exist is rejected before anything is changed, and so is a policy that selects no GPU.
     type: raw
   share_gpus:
@@ -281,17 +281,19 @@ options:
     description:
       - Addresses or networks that alone exchange packets with the service (C(IPAddressAllow=)), such as those of the
         gateways. The service may then listen, without authentication, on an address that other hosts can reach.
-      - It must listen on one IPv4 address of the host. The verification includes that another address is kept out; it
-        fails where the kernel cannot filter the packets of a unit.
-      - The service itself reaches no other address either. So Ollama can pull from a registry, and a vLLM on several
-        hosts can reach the others, only if they are listed.
+      - It must listen on one IPv4 address of the host. The verification tests that another address is kept out; it
+        fails if the kernel cannot filter the packets of a unit.
+      - The service itself cannot reach other addresses either. List the registry from which Ollama pulls, and the other
+        hosts of a vLLM that spans several.
     type: list
     elements: str
     default: []
   drain_timeout:
     description:
-      - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
-        that are still running then are cut, with a warning.
+      - >-
+        Seconds that running and waiting requests get to finish before the process is stopped. Those that are still
+        running then are cut, with a warning. V(0) skips the drain altogether: gateways are not notified, and
+        O(drain_command) is not run.
       - On a host with M(gpufleet.inference.gateway_agent), all gateways first send new requests elsewhere; they send
         requests again once the service is verified.
     type: float
@@ -443,7 +445,7 @@ options:
     type: bool
   no_cloud:
     description:
-      - Neither call ollama.com nor offer its models (E(OLLAMA_NO_CLOUD)).
+      - Do not call ollama.com or offer its models (E(OLLAMA_NO_CLOUD)).
       - Left out, it is set too, unless another file of the unit sets it. A server older than 0.16.2, which does not
         know it, is then accepted. With V(false) it is not set.
     type: bool

@@ -303,17 +303,19 @@ options:
     description:
       - Addresses or networks that alone exchange packets with the service (C(IPAddressAllow=)), such as those of the
         gateways. The service may then listen, without authentication, on an address that other hosts can reach.
-      - It must listen on one IPv4 address of the host. The verification includes that another address is kept out; it
-        fails where the kernel cannot filter the packets of a unit.
-      - The service itself reaches no other address either. So Ollama can pull from a registry, and a vLLM on several
-        hosts can reach the others, only if they are listed.
+      - It must listen on one IPv4 address of the host. The verification tests that another address is kept out; it
+        fails if the kernel cannot filter the packets of a unit.
+      - The service itself cannot reach other addresses either. List the registry from which Ollama pulls, and the other
+        hosts of a vLLM that spans several.
     type: list
     elements: str
     default: []
   drain_timeout:
     description:
-      - Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait. Those
-        that are still running then are cut, with a warning.
+      - >-
+        Seconds that running and waiting requests get to finish before the process is stopped. Those that are still
+        running then are cut, with a warning. V(0) skips the drain altogether: gateways are not notified, and
+        O(drain_command) is not run.
       - On a host with M(gpufleet.inference.gateway_agent), all gateways first send new requests elsewhere; they send
         requests again once the service is verified.
     type: float
@@ -342,8 +344,8 @@ options:
     description:
       - When the model of a service has to answer a request.
       - >-
-        V(change) has it answer after a change. V(now) also where nothing changes, in check mode too: the model is
-        loaded if it is not, and nothing is restarted. It fails if the model does not answer.
+        With V(change), after a change. With V(now), also if nothing changes, even in check mode: the model is loaded if
+        necessary, and nothing is restarted. The task fails if the model does not answer.
     type: str
     choices: [change, now]
     default: change

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host is asked, as a program for its Python, and what its answers are believed.
+"""The question to a host, as a program for its Python, and the validation of its answers.
 
 The program runs functions of ``module_utils`` in check mode (``module_utils/programs/state_check.py``). The host keeps
 what it has compiled: the next time it is sent only a digest.
@@ -165,7 +165,7 @@ class Answer(NamedTuple):
 
 
 def _answers(said: Mapping[str, Any], mark: str, facts: Sequence[Collection[str]]) -> List[Answer]:
-    """What the host says of itself, as far as a module might say it.
+    """The host's answers, reduced to what a module's result may contain.
 
     :param facts: of each function that was asked, those that it finds.
     """

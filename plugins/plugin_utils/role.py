@@ -1,9 +1,9 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The variables of a role of this collection: names that are nearly theirs, types, and what messages call them.
+"""The variables of a role of this collection: misspelled names, types, and their names in messages.
 
-A message of a module names its options. Whoever uses a role has never seen them, so they are replaced by variables.
+A module's message names its options. Users of a role do not know these, so they are replaced by the role's variables.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def labels(names: Mapping[str, str], arguments: Mapping[str, Any]) -> Label:
 
 
 def translated(message: str, options: Collection[str], label: Label) -> str:
-    """A message of a module with its options called as the user calls them.
+    """A message of a module with its options renamed to what the user sets.
 
     A name with an underscore is an option wherever it stands. One that is also a word of English is one where our
     messages name it: before a colon at their beginning, before a value, and in parentheses.

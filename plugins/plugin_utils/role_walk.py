@@ -1,10 +1,10 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Finds out what a role would do on a host, without running it: asks the host what the tasks of the role would ask it.
+"""Determines what a role would do on a host without running it: runs the checks that the role's tasks would run there.
 
-Only the small part of Ansible's language that roles of this collection are written in is known here. At anything else,
-and wherever a task would do something that is no question, :class:`Undecided` is raised: then the role itself is run.
+It supports only the part of Ansible's language that the roles of this collection use. For anything else, and for a task
+that would do more than check, it raises :class:`Undecided`, and the role itself is run.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class Walk:
             self.registered[asked.register] = result
 
     def _look(self, task: Mapping[str, Any], scope: _Scope, _results: Iterator[Dict[str, Any]]) -> None:
-        """A task that is no question must have nothing to do."""
+        """A task that is not a check must have nothing to do."""
         self._used([task.get("loop"), *map(_Expression, scope.when)], scope)
         if any(True for _round in self._rounds(task, scope)):
             raise Undecided("the task %s has something to do" % task.get("name"))
@@ -212,7 +212,7 @@ class Walk:
         if "loop" in task:
             items = self._resolved(task["loop"], variables)
             if not isinstance(items, list):
-                raise Undecided("the loop of %s is no list" % task.get("name"))
+                raise Undecided("the loop of %s is not a list" % task.get("name"))
             rounds = [(item,) for item in items]
         name = task.get("loop_control", {}).get("loop_var", "item")
         for item in rounds:

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Random drift: the question that site.yml begins with must say of a host what the roles themselves would find."""
+"""Random drift: the check at the start of site.yml must find the same as the roles themselves."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Wrong input and the one line to which it leads, by the roles themselves: each row is a host of one run.
+"""Wrong input and the one line that the roles print for it: each row is a host of one run.
 
-Nothing of it reaches a host: nobody listens at the address of these.
+Nothing reaches a host: nothing listens at these addresses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The agent that tells gateways about the services of this host: its unit, its sandbox, what it reads."""
+"""The agent that reports the services of this host to gateways: its unit, its sandbox, its configuration."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def converge(
 def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
     """What the agent reads.
 
-    :raises Refused: an address is none, or a name has none.
+    :raises Refused: an address is invalid, or a name cannot be resolved.
     """
     services: Dict[str, Any] = {}
     for service in params["services"]:
@@ -141,7 +141,7 @@ def addresses(option: str, name: str) -> List[str]:
 
 
 def _settings(config: Mapping[str, Any]) -> Dict[str, List[str]]:
-    """Keys of ``[Service]``. Where the kernel can, nobody but the gateways and this host gets a packet through."""
+    """Keys of ``[Service]``. If the kernel supports it, only packets of the gateways and this host pass."""
     peers = {address for listed in config["gateways"].values() for address in listed}
     own = {service["address"] for service in config["services"].values()}
     python = os.path.realpath(sys.executable)  # a check and a module may have it by different names

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What HAProxy cannot express itself: which model a JSON body asks for, read as its engine reads it.
 
-``json_query`` takes the first ``model`` of a body, Python and Go the last, and Go in any case: with a key for one model
-another one could be had. Such a body is refused here.
+Of several ``model`` keys, ``json_query`` reads the first, Python and Go the last, and Go ignores case: a client with a
+key for one model could use another one. Such a body is rejected here.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def maps(keys: Sequence[Mapping[str, Any]], pools: Pools) -> Dict[str, Dict[str,
         models = _models(key, pools)
         if granted.setdefault(name, models) != models:
             raise Refused(
-                "keys: two keys are named %s, but with other pools; expected the same, or another name" % name
+                "keys: two keys named %s have different pools; expected the same pools, or another name" % name
             )
     for name, models in granted.items():
         for model in models:
@@ -89,7 +89,7 @@ def engine_keys(pools: Pools, given: Mapping[str, str]) -> Dict[str, str]:
         if wanted != {""}:
             found[slug(model)] = wanted.pop()
             if re.search(r"\s|[^\x21-\x7e]", found[slug(model)]):
-                raise Refused("the api key of the engines of %s has a space or a sign that no header may have" % model)
+                raise Refused("the API key of the engines of %s has characters that no header may contain" % model)
     return found
 
 
@@ -130,8 +130,8 @@ def _digest(key: Mapping[str, Any]) -> str:
     if secret:
         if len(secret) < SHORTEST or not re.match(r"[\x21-\x7e]+\Z", secret):
             raise Refused(
-                "keys: the key of %s has less than %d characters, or other ones than visible ASCII; expected such as "
-                "openssl rand -hex 32 prints" % (key["name"], SHORTEST)
+                "keys: the key of %s has less than %d characters, or some outside visible ASCII; expected for example "
+                "the output of openssl rand -hex 32" % (key["name"], SHORTEST)
             )
         return hashlib.sha256(secret.encode()).hexdigest()
     if not DIGEST.match(str(digest)):
@@ -155,7 +155,7 @@ def _expires(key: Mapping[str, Any]) -> int:
             continue
         return int(read.replace(tzinfo=datetime.timezone.utc).timestamp())
     raise Refused(
-        "keys: expires of %s is %r; expected such as 2027-01-31 or 2027-01-31T12:00:00Z" % (key["name"], given)
+        "keys: expires of %s is %r; expected a time such as 2027-01-31 or 2027-01-31T12:00:00Z" % (key["name"], given)
     )
 
 

@@ -26,10 +26,10 @@ OPTIONS = (
         "dict",
         """
         The models, and the servers of each: a list of dictionaries with C(host), C(address), C(port), C(engine),
-        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and maybe C(max_concurrent) and C(tls). An engine's own
+        C(unit) and C(api) (V(openai), V(ollama) or V(both)), and optionally C(max_concurrent), C(tls). An engine's own
         API key may be given as C(key); it is passed to the host as O(engine_keys).
 
-        P(gpufleet.inference.gateway_pools#lookup) makes it of the inventory.
+        P(gpufleet.inference.gateway_pools#lookup) derives it from the inventory.
         """,
         default={},
         only="module",
@@ -46,8 +46,8 @@ OPTIONS = (
         "keys",
         "list",
         """
-        Who may use which models. Stored as SHA-256, in a file that only root can read. A change of keys alone takes
-        force at once, without a reload. Several keys of one name share their limits, so that a key can be rotated.
+        Who may use which models. Stored as SHA-256, in a file that only root can read. A change to keys alone takes
+        effect at once, without a reload. Keys with the same name share their limits, so that a key can be rotated.
         """,
         default=[],
         elements="dict",
@@ -57,7 +57,7 @@ OPTIONS = (
             Option(
                 "key",
                 "str",
-                "The key: at least 20 characters that nobody can guess, such as C(openssl rand -hex 32) prints.",
+                "The key: at least 20 characters that nobody can guess, such as the output of C(openssl rand -hex 32).",
                 no_log=True,
             ),
             Option("sha256", "str", "Instead of C(key), its SHA-256 in hexadecimal digits."),
@@ -67,7 +67,7 @@ OPTIONS = (
             Option(
                 "expires",
                 "str",
-                "When it ends, in UTC: V(2027-01-31) (when that day begins) or V(2027-01-31T12:00:00Z).",
+                "When the key expires, in UTC: V(2027-01-31) (at the start of that day) or V(2027-01-31T12:00:00Z).",
             ),
         ),
     ),
@@ -93,15 +93,15 @@ OPTIONS = (
     Option(
         "allow_plaintext",
         "bool",
-        "Whether O(host) may be reachable from other hosts without TLS. Keys then cross the network as they are.",
+        "Whether O(host) may be reachable from other hosts without TLS. Keys then cross the network unencrypted.",
         default=False,
     ),
     Option(
         "affinity",
         "list",
         """
-        Models whose chats go to the server that has seen their beginning before; V(*) means all. A server that has half
-        as much again to do as the others is passed over. All other models go to the server with the fewest requests.
+        Models whose chats go to the server that has already seen their beginning; V(*) means all. A server whose load
+        exceeds 1.5 times the average is passed over. Other models go to the server with the fewest requests.
         """,
         elements="str",
         default=[],
@@ -110,7 +110,7 @@ OPTIONS = (
         "agent_port",
         "int",
         """
-        Port of the agent on each GPU host, which reports what a server can take. V(0) asks none.
+        Port of the agent on each GPU host, which reports how much a server can take. V(0) means no agent.
         """,
         default=8405,
     ),
@@ -119,13 +119,13 @@ OPTIONS = (
     Option(
         "answer_timeout",
         "int",
-        "Seconds without a byte of an answer after which it is given up; the first one may take a load of the model.",
+        "Seconds without a byte after which the gateway gives up on an answer. They include loading the model.",
         default=600,
     ),
     Option(
         "client_timeout",
         "int",
-        "Seconds that a client may take for its request, and between two of its bytes.",
+        "Seconds that a client may take to send its request, and to pause during it.",
         default=30,
     ),
     Option("connections", "int", "Connections of all clients.", default=10000),
@@ -136,8 +136,8 @@ OPTIONS = (
         "buffer_kib",
         "int",
         """
-        How much of a body is read before it is routed, in KiB. A model that is named later is not seen: the client then
-        names it in the header C(X-Model).
+        How much of a body is read before it is routed, in KiB. If the model is named after that, the client
+        must also name it in the header C(X-Model).
         """,
         default=1024,
     ),

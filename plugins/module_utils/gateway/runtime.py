@@ -31,7 +31,7 @@ class RuntimeFault(Exception):
 
 
 def slug(text: str) -> str:
-    """A name as HAProxy takes it for a backend or a server: the same for the same text, another for another one."""
+    """A name that HAProxy accepts for a backend or a server; different texts get different names."""
     found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
     return found if found == text else "%s-%s" % (found, hashlib.sha256(text.encode()).hexdigest()[:6])
 
@@ -75,7 +75,7 @@ def info(path: str = SOCKET) -> Dict[str, str]:
 
 
 def failed_reloads(path: str = MASTER) -> int:
-    """How many reloads have failed since the last one that did not: the workers of before go on."""
+    """How many reloads have failed since the last successful one; the previous workers keep running."""
     try:
         found = re.search(r"\[failed: (\d+)\]", ask("show proc", path))
     except RuntimeFault:

@@ -128,7 +128,7 @@ def read_states(text: str) -> List[Server]:
 
 
 def _set(server: Server, wanted: str) -> None:
-    """The agent's word on a server counts only while it is ready: after a boot of its host it would end a drain."""
+    """Set a server's state. The agent check is off unless it is ready: after a reboot its answer would end a drain."""
     place = "%s/%s" % (server.pool, server.name)
     commands = ["%s agent %s" % ("enable" if wanted == "ready" else "disable", place)] if server.agent else []
     for command in [*commands, "set server %s state %s" % (place, _WORDS[wanted])]:
@@ -138,9 +138,9 @@ def _set(server: Server, wanted: str) -> None:
 
 
 def _await_idle(found: List[Server], wanted: str, timeout: float) -> List[str]:
-    """Wait until no request of these servers runs or waits here; what still does at the end.
+    """Wait until these servers have no running or waiting requests; return those that remain at the end.
 
-    A reload forgets what the state file does not have, and its old worker still has its requests: both are looked at.
+    A reload may lose a state that is not in the state file, and old workers still have requests: both are checked.
     """
     until, calm = time.monotonic() + timeout, 0
     names = {(server.pool, server.name) for server in found}

@@ -135,11 +135,11 @@ class Gate:
         if info.get("description") != self.digest:
             if runtime.failed_reloads(self.master) > self.failed:
                 raise Fault("not_reloaded", "HAProxy cannot use the new configuration and keeps the previous one")
-            raise Fault("old_configuration", "HAProxy runs another configuration than the one on disk", remedy="reload")
+            raise Fault("old_configuration", "HAProxy runs a configuration other than the one on disk", remedy="reload")
         found = {"%s/%s" % (row["pxname"], row["svname"]): row["status"] for row in rows}
         if set(found) != self.wanted:
             missing = ", ".join(sorted(self.wanted - set(found))) or "none"
-            raise Fault("wrong_servers", "HAProxy has other servers than declared; missing: %s" % missing)
+            raise Fault("wrong_servers", "the servers in HAProxy differ from the declared ones; missing: %s" % missing)
         self._ask()
         up = sum(status.startswith("UP") for status in found.values())
         return Verdict("ok", evidence={"servers": found, "up": up})
@@ -175,10 +175,10 @@ def _check(params: Mapping[str, Any]) -> None:
             "tls_certificate: there is no file %s; expected the certificate, its chain and its key" % certificate
         )
     if certificate and any(sign in certificate for sign in " \t\n\"'\\$#"):
-        raise Refused("tls_certificate: %r has a sign that HAProxy's configuration would read otherwise" % certificate)
+        raise Refused("tls_certificate: %r has a character that is special in HAProxy's configuration" % certificate)
     if not (certificate or is_loopback(params["host"]) or params["allow_plaintext"]):
         raise Refused(
-            "host: %s is reachable from other hosts, and keys would cross the network as they are. Set "
+            "host: %s is reachable from other hosts, so keys would cross the network unencrypted. Set "
             "tls_certificate, listen on 127.0.0.1 behind a proxy, or set allow_plaintext: true" % params["host"]
         )
     if params["redirect_port"] and not certificate:

@@ -193,7 +193,7 @@ OPTIONS = table(
     Option(
         "no_cloud",
         "bool",
-        """Neither call ollama.com nor offer its models (E(OLLAMA_NO_CLOUD)).
+        """Do not call ollama.com or offer its models (E(OLLAMA_NO_CLOUD)).
 
         Left out, it is set too, unless another file of the unit sets it. A server older than 0.16.2, which does not
         know it, is then accepted. With V(false) it is not set.""",

@@ -26,16 +26,16 @@ import sys
 import time
 
 MARKS = "/run/gpufleet-agent"
-PATIENCE = 2.0  # seconds in which a gateway must have sent its question
-FRESH = 0.5  # seconds for which what a service said holds
+PATIENCE = 2.0  # seconds that a gateway may take to send its question
+FRESH = 0.5  # seconds for which the status of a service is reused
 WAIT = 0.4  # seconds for which a question waits for a newer answer of the service
 PROBE = 3.0  # seconds that a service may take to answer
-STALLS = 3  # answers in a row that did not come in time: then it is down
-ALIVE = 10.0  # seconds since its last question for which a gateway shares the places of a service
+STALLS = 3  # timeouts in a row after which a service is down
+ALIVE = 10.0  # seconds after its last question for which a gateway still counts
 LINE = 512  # bytes of a question, and of a line of metrics
 MARK = 4096  # bytes of a mark
 BODY = 1 << 20  # bytes of a service's answer
-QUESTIONS = 10000  # different ones that are remembered
+QUESTIONS = 10000  # the most different ones to remember
 ASKERS = 64  # open connections of one address
 READY = 3  # answers that end a drain; more would undo what an operator of the gateway declares
 LEAST = 5  # per cent: a busy service still gets requests; only drain and down get none
@@ -86,8 +86,8 @@ def word(text):
 
 
 def read_mark(folder, unit):
-    """What a run has left for a service; a file that root did not write counts for nothing, one that cannot be read
-    for a drain."""
+    """The mark that a run left for a service. A file that root did not write is ignored; one that cannot be read
+    counts as a drain."""
     try:
         descriptor = os.open(os.path.join(folder, unit), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

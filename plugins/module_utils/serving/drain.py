@@ -37,7 +37,7 @@ _KEPT = 8  # the same for connections that are kept open, while the engine itsel
 def drain(
     running: Running, endpoint: Optional[Endpoint], command: Sequence[str], limit: float, warn: Callable[[str], None]
 ) -> Dict[str, Any]:
-    """Have new requests go elsewhere, and wait until those of the process have ended.
+    """Redirect new requests, and wait until those of the process have finished.
 
     :param endpoint: reports the requests of the process; None for an engine that does not.
     :param command: argv that takes the service out of another load balancer; empty for none.
@@ -79,7 +79,7 @@ def drain(
 
 
 def _await_gateways(unit: str, port: int, names: Sequence[str], since: float) -> List[str]:
-    """Wait until each gateway was answered with ``drain``; those that were not in time.
+    """Wait until each gateway has received ``drain``; return those that did not in time.
 
     A gateway that did not ask in the seconds before is down, or its operator has taken this host out: it is not waited
     for.
@@ -106,7 +106,7 @@ def _times(found: Any, *path: str) -> List[Tuple[str, float]]:
 
 
 def _await_idle(running: Running, endpoint: Optional[Endpoint], port: int, addresses: Any, limit: float) -> str:
-    """Wait until no request is running; what still is at the end, empty for nothing.
+    """Wait until no request is running; return what is still running at the end, or an empty string.
 
     A gateway opens a connection for each request (role ``gateway``), so connections count for engines that report no
     requests. Where a gateway of another make keeps connections open, the engine's own report decides.
@@ -148,7 +148,7 @@ def _still(load: Optional[Load], peers: Sequence[str]) -> str:
 
 
 def _mark(unit: str, **said: Any) -> None:
-    """Write a mark. What a former one says of a verdict and of a command is kept until the service is proven.
+    """Write a mark. The verdict and the command of a previous mark are kept until the service is proven.
 
     :raises OSError: it cannot be written.
     """
@@ -197,7 +197,7 @@ def _await_return(unit: str) -> None:
 def after_failure(
     unit: str, outcome: Outcome, asked: Optional[Verdict], drained: bool, command: Sequence[str]
 ) -> Optional[str]:
-    """Settle the mark after a run that failed; a problem with that, as a sentence.
+    """Update the mark after a failed run; return a sentence if that fails.
 
     The process from before a change was proven by an earlier run, so a rollback puts it back. A process that the gate
     has found unfit, and that runs on, is marked as down.

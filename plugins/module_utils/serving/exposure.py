@@ -18,7 +18,7 @@ from .model import Listen
 _STRANGER = "127.0.0.2"
 """An address of every host from which none of the declared clients connects."""
 _WAIT = 0.2
-"""Seconds until a connection within the host counts as blocked: one that is let through takes none."""
+"""Seconds after which a connection within the host counts as blocked; one that gets through is immediate."""
 
 
 def check(listen: Listen, open_to: str, allowed: bool, warn: Callable[[str], None]) -> None:
@@ -42,7 +42,7 @@ def check(listen: Listen, open_to: str, allowed: bool, warn: Callable[[str], Non
 def settings(listen: Listen, clients: Sequence[str]) -> Dict[str, List[str]]:
     """Keys of ``[Service]`` with which the kernel passes packets between a service and these clients alone.
 
-    :raises Refused: an address is none, or it could not be verified.
+    :raises Refused: an address is invalid, or blocking could not be verified.
     """
     try:
         own = plain(listen.address)

@@ -100,12 +100,12 @@ COMMON = (
         "raw",
         """The GPUs of the service, passed to it as E(CUDA_VISIBLE_DEVICES).
 
-        V(all) that are healthy, a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with any
-        of the keys C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in the
-        GPU's name), C(healthy) (default true) and C(exclude_display).
+        V(all) for all healthy ones, a list of indexes, UUIDs or PCI bus ids, or a policy. A policy is a dictionary with
+        any of the keys C(count), C(min_memory_gib), C(min_free_memory_gib), C(model) (a regular expression searched in
+        the GPU's name), C(healthy) (default true) and C(exclude_display).
 
         V(all) leaves out a GPU that is lost or has memory errors, and the result says so. One that is only slowed down
-        stays. A run after the repair takes the GPU in again.
+        stays. The first run after the repair uses the GPU again.
 
         A GPU that does not exist is rejected before anything is changed, and so is a policy that selects no GPU.""",
     ),
@@ -149,19 +149,20 @@ COMMON = (
         """Addresses or networks that alone exchange packets with the service (C(IPAddressAllow=)), such as those of the
         gateways. The service may then listen, without authentication, on an address that other hosts can reach.
 
-        It must listen on one IPv4 address of the host. The verification includes that another address is kept out; it
-        fails where the kernel cannot filter the packets of a unit.
+        It must listen on one IPv4 address of the host. The verification tests that another address is kept out; it
+        fails if the kernel cannot filter the packets of a unit.
 
-        The service itself reaches no other address either. So Ollama can pull from a registry, and a vLLM on several
-        hosts can reach the others, only if they are listed.""",
+        The service itself cannot reach other addresses either. List the registry from which Ollama pulls, and the other
+        hosts of a vLLM that spans several.""",
         default=[],
         elements="str",
     ),
     Option(
         "drain_timeout",
         "float",
-        """Seconds that running and waiting requests get to finish before the process is stopped; V(0) does not wait.
-        Those that are still running then are cut, with a warning.
+        """Seconds that running and waiting requests get to finish before the process is stopped. Those that are still
+        running then are cut, with a warning. V(0) skips the drain altogether: gateways are not notified, and
+        O(drain_command) is not run.
 
         On a host with M(gpufleet.inference.gateway_agent), all gateways first send new requests elsewhere; they send
         requests again once the service is verified.""",
@@ -190,8 +191,8 @@ COMMON = (
         "str",
         """When the model of a service has to answer a request.
 
-        V(change) has it answer after a change. V(now) also where nothing changes, in check mode too: the model is
-        loaded if it is not, and nothing is restarted. It fails if the model does not answer.""",
+        With V(change), after a change. With V(now), also if nothing changes, even in check mode: the model is loaded if
+        necessary, and nothing is restarted. The task fails if the model does not answer.""",
         choices=("change", "now"),
         default="change",
         only="module",
