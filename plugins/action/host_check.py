@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, Sequence
 
 from ansible.errors import AnsibleError
+from ansible.module_utils.common.validation import check_type_list
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -23,9 +24,10 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     vllm_service,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ansible_collections.gpufleet.inference.plugins.modules import host_check
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, refuse
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role, labels, translated
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role_walk import Asked, Undecided, Walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.run_summary import LONGEST
@@ -39,7 +41,7 @@ QUESTIONS = {
     )
 }
 if role_walk.POSSIBLE:
-    for _name in ("gateway", "gpu_host", "llama_server", "ollama", "vllm"):
+    for _name in host_check.ROLES:
         role_walk.load(_name)  # before Ansible forks
 
 display = Display()
@@ -51,7 +53,9 @@ class ActionModule(CheckFirstAction):
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = dict(ActionBase.run(self, tmp, task_vars), changed=False)
         self.variables = task_vars or {}
-        roles = [str(name) for name in self._task.args.get("roles", ())]
+        refuse(list(problems(host_check.argument_spec(), self._task.args)))
+        roles = check_type_list(self._task.args["roles"])
+        refuse([] if roles else ["roles is empty; expected one or more of %s" % ", ".join(host_check.ROLES)])
         try:
             walk = self._walked(roles)
         except (AnsibleError, Undecided) as error:

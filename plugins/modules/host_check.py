@@ -2,9 +2,11 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Documentation alone: the action plugin of the same name does the work on the controller."""
+"""Documentation and options: the action plugin of the same name does the work on the controller."""
 
 from __future__ import annotations
+
+from typing import Any, Dict
 
 DOCUMENTATION = r"""
 module: host_check
@@ -13,8 +15,8 @@ version_added: 0.1.0
 description:
   - Walks through the tasks of the roles on the controller and runs all their checks on the host in one exchange,
     including the gate. Nothing is changed on the host, and no module is sent.
-  - RV(as_declared) is true for a host on which no role has anything to do. For any other host RV(msg) says why the roles
-    run. The same holds if the answer cannot be known in advance.
+  - RV(as_declared) is true for a host on which no role has anything to do. For any other host RV(msg) says why the
+    roles run. The same holds if the answer cannot be known in advance.
   - The playbook C(gpufleet.inference.site) begins with it. The filter P(gpufleet.inference.still_to_do#filter) selects
     the hosts that are left for a role.
 author:
@@ -32,6 +34,7 @@ options:
     description: Names of roles without the name of the collection, in the order in which they would run.
     type: list
     elements: str
+    choices: [gateway, gpu_host, llama_server, ollama, vllm]
     required: true
 """
 
@@ -89,3 +92,9 @@ ansible_facts:
   returned: if the host is as declared
   type: dict
 """
+
+ROLES = ("gateway", "gpu_host", "llama_server", "ollama", "vllm")
+
+
+def argument_spec() -> Dict[str, Any]:
+    return {"roles": {"type": "list", "elements": "str", "choices": list(ROLES), "required": True}}

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List
 
 import pytest
+from ansible.errors import AnsibleActionFail
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
@@ -110,3 +112,24 @@ def test_a_host_neither_draws_on_the_terminal_nor_speaks_for_another(check: Any,
     host.answers["llama_server.service"] = {"changed": False, "msg": "ok\n\x1b[2Jgpu9: ok" + 2000 * "x"}
     (line,) = check({"roles": ["llama_server"]})["lines"]
     assert line.startswith("ok gpu9: okx") and len(line) == 1000
+
+
+@pytest.mark.parametrize(
+    "arguments, wrong",
+    [
+        ({}, "roles is missing"),
+        ({"role": ["ollama"]}, "role is not an option; did you mean roles?"),
+        ({"roles": []}, "roles is empty; expected one or more of gateway, gpu_host,"),
+        ({"roles": ["ollama", "../vllm"]}, "roles[1] is '../vllm'; expected one of gateway, gpu_host,"),
+        ({"roles": {"ollama": 1}}, "roles is a dictionary; expected a list"),
+        ({"roles": [["ollama"]]}, "roles[0] is a list; expected one of gateway,"),
+    ],
+)
+def test_wrong_arguments(check: Any, host: Host, arguments: Dict[str, Any], wrong: str) -> None:
+    with pytest.raises(AnsibleActionFail, match=re.escape(wrong)):
+        check(arguments)
+    assert host.asked == []
+
+
+def test_one_role_may_be_a_text(check: Any) -> None:
+    assert check({"roles": "llama_server"})["roles"] == ["llama_server"]
