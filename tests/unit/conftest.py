@@ -24,7 +24,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 @pytest.fixture(autouse=True)
 def no_gpu_facts_of_another_test() -> None:
     """In a process of its own, a module or a check reads them once."""
-    facts._reported.clear()
+    facts._reported = None
 
 
 @pytest.fixture
