@@ -21,6 +21,8 @@ author:
 extends_documentation_fragment:
   - gpufleet.inference.attributes
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.gateway]
   check_mode:
     support: full
   diff_mode:

@@ -27,6 +27,8 @@ author:
 extends_documentation_fragment:
   - gpufleet.inference.attributes
 attributes:
+  action_group:
+    membership: [gpufleet.inference.all, gpufleet.inference.gateway, gpufleet.inference.services]
   check_mode:
     support: full
   diff_mode:

@@ -32,6 +32,7 @@ _TEXT = (
 _SANDBOX = {
     "DynamicUser": "yes",
     "CapabilityBoundingSet": "",
+    "LimitNOFILE": "4096",
     "LockPersonality": "yes",
     "MemoryDenyWriteExecute": "yes",
     "MemoryMax": "256M",
@@ -57,6 +58,8 @@ _SANDBOX = {
     "TasksMax": "16",
     "UMask": "0077",
 }
+_PATIENT = {"StartLimitIntervalSec": ["0"]}
+"""systemd would give up after five starts at a port that somebody else uses for a while."""
 _STARTS = 15
 
 
@@ -87,7 +90,12 @@ def converge(
     files = {PROGRAM: source_of(gateway_agent), agent.CONFIG: json.dumps(config, indent=1, sort_keys=True) + "\n"}
     outcome = convergence.converge(
         Change(
-            unit=UNIT, files=files, settings={"Service": _settings(config)}, enabled=True, started=True, timeout=_STARTS
+            unit=UNIT,
+            files=files,
+            settings={"Unit": _PATIENT, "Service": _settings(config)},
+            enabled=True,
+            started=True,
+            timeout=_STARTS,
         ),
         gate=_gate(config),
         steps=[template.TemplateStep(UNIT, _TEXT, system.root)],
@@ -154,20 +162,22 @@ def _settings(config: Mapping[str, Any]) -> Dict[str, List[str]]:
 
 
 def _gate(config: Mapping[str, Any]) -> Callable[[Running, bool], Verdict]:
-    """It answers at its port, about the declared services."""
+    """It answers at its port, about the declared services. While it is down, any user may listen there."""
 
     def gate(running: Running, changed: bool) -> Verdict:
         import time
 
         while True:
-            found = agent.ask(config["port"]).get("services") or {}
-            if sorted(found) == sorted(config["services"]):
-                return Verdict("ok")
             listener = running.system.listener(config["port"])
-            if listener and listener[0] and listener[0] not in running.pids:
+            ours = bool(listener and listener[0] in running.pids)
+            if listener and listener[0] and not ours:
                 return Verdict("port_taken", "port %d is used by process %d (%s)" % ((config["port"],) + listener))
+            found = agent.ask(config["port"]) if ours else {}
+            if found and sorted(found["services"]) == sorted(config["services"]):
+                return Verdict("ok")
             if not changed or not running.alive() or time.monotonic() >= running.deadline:
-                said = "answers for %s" % ", ".join(sorted(found)) if found else "does not answer"
+                names = ", ".join(sorted(found.get("services", ()))) or "no service"
+                said = "answers for " + names if found else "does not answer"
                 return Verdict("not_ready", "it %s at port %d" % (said, config["port"]), remedy="restart")
             # it sends no word when it listens
             time.sleep(0.05)

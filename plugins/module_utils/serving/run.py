@@ -319,5 +319,4 @@ def together(results: Mapping[str, Dict[str, Any]]) -> Dict[str, Any]:
         "msg": " | ".join(said),
         "diff": [result["diff"] for result in results.values() if result["diff"]],
         "instances": dict(results),
-        "proof_due": any(result.get("proof_due") for result in results.values()),
     }

@@ -53,6 +53,7 @@ def test_what_it_reads_and_who_may_reach_it(bring):
     config = change.files["/etc/gpufleet/gateway-agent.json"]
     assert '"vllm@chat.service"' in config and '"limit": 256' in config and '"192.0.2.11"' in config
     assert change.files["/etc/gpufleet/gateway_agent.py"].startswith("# Copyright: (c) The gpufleet developers")
+    assert change.settings["Unit"] == {"StartLimitIntervalSec": ["0"]}, "it comes back however long its port is taken"
     service = change.settings["Service"]
     assert service["IPAddressDeny"] == ["any"]
     assert service["IPAddressAllow"] == ["localhost 127.0.0.1 192.0.2.10 192.0.2.11 192.0.2.21"]
@@ -111,20 +112,26 @@ def test_it_goes_with_its_files(bring):
 
 
 @pytest.mark.parametrize(
-    ("answers", "listener", "verdict"),
+    ("found", "listener", "verdict"),
     [
-        ({"ollama.service": {}}, (99, "python3"), "ok"),
-        ({"other.service": {}}, (99, "python3"), "not_ready"),
+        ({"services": {"ollama.service": {}}}, (99, "python3"), "ok"),
+        ({"services": {"other.service": {}}}, (99, "python3"), "not_ready"),
+        ({"services": {}}, (99, "python3"), "not_ready"),
+        ({}, (99, "python3"), "not_ready"),
         ({}, None, "not_ready"),
         ({}, (7, "nc"), "port_taken"),
+        ({"services": {"ollama.service": {}}}, (7, "nc"), "port_taken"),
+        ({"services": {"ollama.service": {}}}, (0, "unknown"), "not_ready"),
     ],
 )
-def test_its_proof(monkeypatch, fakes_running, answers, listener, verdict):
-    monkeypatch.setattr(agent.agent, "ask", lambda port: {"services": answers})
+def test_its_proof(monkeypatch, fakes_running, found, listener, verdict):
+    monkeypatch.setattr(agent.agent, "ask", lambda port: found)
     config = agent.configuration(
         {"services": [dict(CODE, address="::1", tls=False, max_concurrent=0)], "gateways": [], "port": 8405}
     )
     assert agent._gate(config)(fakes_running(listener), False).name == verdict
+    if not found:
+        assert agent._gate(dict(config, services={}))(fakes_running(listener), False).name == verdict
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import runtime, server
 from ansible_collections.gpufleet.inference.plugins.modules import gateway_server
@@ -52,10 +52,8 @@ class Gateway:
         threading.Thread(target=self.serve, args=(engine, self.answer), daemon=True).start()
         threading.Thread(target=self.serve, args=(agent, self.tell), daemon=True).start()
         self.process = subprocess.Popen([HAPROXY, "-db", "-f", str(folder / "cfg")], stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 30
-        while not Path(self.socket).exists():
-            assert self.process.poll() is None and time.monotonic() < until
-            time.sleep(0.02)
+        until(lambda: Path(self.socket).exists() or self.process.poll() is not None)
+        assert self.process.poll() is None
 
     @staticmethod
     def serve(listener, work):
@@ -84,10 +82,7 @@ class Gateway:
         """A request that is running; its connection."""
         connection = socket.create_connection(("127.0.0.1", self.front), timeout=60)
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        until = time.monotonic() + 30
-        while not any(row["svname"] == "gpu1.ollama:11434" and row["scur"] == "1" for row in runtime.servers()):
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        until(lambda: any((row["svname"], row["scur"]) == ("gpu1.ollama:11434", "1") for row in runtime.servers()))
         return connection
 
     def states(self):

@@ -15,7 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engines import Engine
-from gateways import ENGINE_KEY, Gateway, row, until
+from gateways import ENGINE_KEY, Gateway, row
+from waiting import until
 
 
 @pytest.fixture(scope="module")

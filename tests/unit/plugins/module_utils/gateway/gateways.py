@@ -12,11 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from engines import Engine
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime, service
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.options import OPTIONS
@@ -178,16 +178,6 @@ def children(pid: int) -> List[int]:
         if parent == str(pid):
             found.append(int(path.parent.name))
     return found
-
-
-def until(condition: Callable[[], Any], limit: float = 60) -> Any:
-    end = time.monotonic() + limit
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < end, "not within %d s" % limit
-        time.sleep(0.02)
 
 
 def row(server: Engine, unit: str, **more: Any) -> Dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any, List
 
 import pytest
 from engines import Engine
-from gateways import ALICE, BOB, ENGINE_KEY, EVE, KEYS, Gateway, exchange, row, status_of, until
+from gateways import ALICE, BOB, ENGINE_KEY, EVE, KEYS, Gateway, exchange, row, status_of
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime
 

@@ -17,7 +17,8 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 from engines import Agent, Engine
-from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, exchange, row, until
+from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, exchange, row
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime, service
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import gateway_state
@@ -188,7 +189,8 @@ def test_chats_with_one_beginning_go_to_one_server(gateway: Gateway, engines: Li
 
 
 def test_twenty_reloads_under_load_fail_no_request(gateway: Gateway, engines: List[Engine]) -> None:
-    ended, statuses = threading.Event(), Counter()  # type: ignore[var-annotated]
+    ended = threading.Event()
+    statuses: Counter = Counter()
 
     def client(number: int) -> None:
         while not ended.is_set():
