@@ -35,14 +35,19 @@ StartLimitIntervalSec=0
 
 [Service]
 ExecStart=/bin/false
+KillMode=mixed
+KillSignal=SIGUSR1
+TimeoutStopSec=30
+SuccessExitStatus=143
+RuntimeDirectory=gpufleet-gateway
+RuntimeDirectoryMode=0700
 
 [Install]
 WantedBy=multi-user.target
 """
+"""How it stops is written here: when the gateway is removed, its drop-in goes first, and its requests still end."""
 UNRESOLVED = "MAINT (resolution)"
 """Status of a server whose name did not resolve when HAProxy last read its configuration."""
-STOP_LIMIT = 30
-"""Seconds that requests get to end when the unit is stopped."""
 FILES = 4096
 """Open files next to those of connections, each of which may have one to a client and one to a server."""
 
@@ -58,10 +63,9 @@ def converge(
     :raises Needed: HAProxy is not installed; nothing was changed.
     :raises ServiceError: the previous state is restored.
     """
-    system = system or System()
+    system, place = system or System(), haproxy.Place()
     if params["state"] == "absent":
-        return _leave(system, check_mode)
-    place = haproxy.Place()
+        return template.leave(UNIT, STUB, place.files, system, check_mode, [os.path.dirname(place.state)])
     pools: keys.Pools = params["pools"]
     keys.check(pools)
     _check(params)
@@ -252,16 +256,10 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
         "ExecStart": ["", "%s -Ws -f %s -S %s/master.sock,mode,600" % (PROGRAM, config, place.run)],
         "ExecReload": ["", test, save, "/bin/kill -USR2 $MAINPID"],
         "ExecStop": ["", save],
-        "KillMode": ["mixed"],
-        "KillSignal": ["SIGUSR1"],
-        "TimeoutStopSec": [str(STOP_LIMIT)],
-        "SuccessExitStatus": ["143"],
         "Restart": ["always"],
         "RestartSec": ["1"],
         "SyslogIdentifier": ["gpufleet-gateway"],
         "LimitNOFILE": [str(2 * connections + FILES)],
-        "RuntimeDirectory": ["gpufleet-gateway"],
-        "RuntimeDirectoryMode": ["0700"],
         "StateDirectory": ["gpufleet-gateway"],
         "StateDirectoryMode": ["0700"],
         "UMask": ["0077"],
@@ -285,29 +283,6 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
         "SystemCallArchitectures": ["native"],
         "SystemCallFilter": ["@system-service"],
     }
-
-
-def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
-    """Stop and disable the gateway, and remove its files."""
-    place = haproxy.Place()
-    names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT, haproxy.KEEPER)]
-    names += [place.map(name) for name in haproxy.MAPS]
-    state = system.show(UNIT)
-    change = Change(unit=UNIT, state="absent", files=dict.fromkeys(names))
-    if state.get("LoadState") == "loaded":
-        change = Change(unit=UNIT, files=dict.fromkeys(names), enabled=False, started=False)
-        if state.get("ActiveState") == "active" and not check_mode:
-            system.stop(UNIT, STOP_LIMIT + 5)  # by its own settings, which are about to go: its requests end
-            change.was_up = True
-    outcome = convergence.converge(change, check_mode=check_mode, system=system)
-    removed = template.remove(UNIT, STUB, system, check_mode)
-    if removed and not check_mode:
-        from ..toolbox import files
-
-        files.remove_tree(os.path.dirname(place.state))
-    outcome.planned += removed
-    outcome.changed = outcome.changed or bool(removed)
-    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
 
 
 def _line(outcome: Outcome, pools: keys.Pools, params: Mapping[str, Any], check_mode: bool) -> str:
