@@ -9,7 +9,7 @@ import hashlib
 import os
 import subprocess
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sized
 
 from ..converge import run as convergence
 from ..converge.model import Change, Fault, Outcome, Running, Verdict
@@ -67,7 +67,7 @@ def converge(
     if params["state"] == "absent":
         return template.leave(UNIT, STUB, place.files, system, check_mode, [os.path.dirname(place.state)])
     pools: keys.Pools = params["pools"]
-    keys.check(pools)
+    keys.check(pools, params["affinity"])
     _check(params)
     params = dict(params, tls_digest=_digest(params["tls_certificate"]))
     files = haproxy.files(params, pools, place)
@@ -81,7 +81,7 @@ def converge(
         enabled=params["enabled"],
         started=True,
         timeout=params["timeout"],
-        pre_change_check=lambda: _invalid(params, check_mode),
+        pre_change_check=lambda: _invalid(params, maps, check_mode),
     )
     outcome = convergence.converge(
         change,
@@ -130,7 +130,7 @@ class Gate:
             try:
                 return self._look(changed)
             except Fault as fault:
-                # a reload takes force a moment after systemd has asked for it
+                # HAProxy sends no word: a reload takes force a moment after systemd has asked for it
                 hopeless = fault.verdict.name == "not_reloaded"
                 if hopeless or not changed or time.monotonic() > running.deadline or running.dying():
                     return fault.verdict
@@ -216,7 +216,7 @@ def _digest(certificate: Optional[str]) -> str:
         return hashlib.sha256(stream.read(1 << 20)).hexdigest()[:16]
 
 
-def _invalid(params: Mapping[str, Any], check_mode: bool) -> Optional[str]:
+def _invalid(params: Mapping[str, Any], maps: Mapping[str, Mapping[str, str]], check_mode: bool) -> Optional[str]:
     """Why HAProxy itself refuses the configuration, tried in a folder that is gone afterwards."""
     import tempfile
 
@@ -227,7 +227,7 @@ def _invalid(params: Mapping[str, Any], check_mode: bool) -> Optional[str]:
     with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:
         place = haproxy.Place(folder=scratch)
         texts = haproxy.files(params, params["pools"], place)
-        texts.update((place.map(name), "") for name in haproxy.MAPS)
+        texts.update((place.map(name), haproxy.map_text(entries)) for name, entries in maps.items())
         for path, text in texts.items():
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -291,8 +291,8 @@ def _line(outcome: Outcome, pools: keys.Pools, params: Mapping[str, Any], check_
     scheme = "https" if params["tls_certificate"] else "http"
     parts = [
         "would change" if check_mode and outcome.changed else outcome.verdict.name,
-        "%d models on %d servers" % (len(pools), len(servers)),
-        "%d keys" % len(params["keys"]),
+        "%s on %s" % (_count(pools, "model"), _count(servers, "server")),
+        _count(params["keys"], "key"),
         "%s://%s:%d" % (scheme, params["host"], params["port"]),
     ]
     if "up" in outcome.verdict.evidence:
@@ -302,3 +302,7 @@ def _line(outcome: Outcome, pools: keys.Pools, params: Mapping[str, Any], check_
     elif any(command.startswith("systemctl reload") for command in outcome.planned):
         parts.append("reloaded")
     return " · ".join(parts)
+
+
+def _count(things: Sized, name: str) -> str:
+    return "%d %s%s" % (len(things), name, "" if len(things) == 1 else "s")
