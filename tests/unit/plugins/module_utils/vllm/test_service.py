@@ -331,7 +331,8 @@ def test_a_look_leaves_what_takes_long_to_the_module(bring, monkeypatch):
     assert service.check({"a": 1}, False, None) == (("vllm", {"a": 1}, True, None), {"thorough": False})
 
 
-def test_memory_of_others_is_looked_at_only_before_a_start(bring, fakes):
+def test_memory_of_others_is_looked_at_only_before_a_start(bring, fakes, monkeypatch):
+    monkeypatch.setattr(memory, "_ENDING", 0)
     bring()
     converged(bring)
     bring.facts = fakes.facts((100 * GIB,) * 4)
