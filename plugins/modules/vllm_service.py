@@ -127,6 +127,9 @@ options:
         description: Overrides O(undrain_command) for this instance.
         type: list
         elements: str
+      secret_environment:
+        description: Overrides O(secret_environment) for this instance.
+        type: dict
       venv:
         description: Overrides O(venv) for this instance.
         type: path
@@ -337,7 +340,8 @@ options:
     default: []
   environment:
     description:
-      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning.
+      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning. A
+        name that ends as those of secrets do, such as E(WANDB_API_KEY), is rejected; see O(secret_environment).
     type: dict
     default: {}
   prove:
@@ -353,6 +357,11 @@ options:
     description: Seconds that reading the GPUs may take.
     type: float
     default: 10.0
+  secret_environment:
+    description:
+      - Further variables of the process that hold secrets, such as E(MODELSCOPE_API_TOKEN) or E(AWS_SECRET_ACCESS_KEY).
+        They are passed from a file that only root can read.
+    type: dict
   venv:
     description:
       - The Python environment with vLLM. A link is followed, and the unit names its target; if the link is switched,
@@ -448,7 +457,8 @@ options:
     type: str
     default: 127.0.0.1
   port:
-    description: Port of the API, 1024 or higher. Two instances on a host cannot have the same port.
+    description:
+      - Port of the API. It can be below 1024 only with O(user=root). Two instances on a host cannot have the same port.
     type: int
     default: 8000
   ssl_keyfile:
@@ -463,7 +473,8 @@ options:
     description:
       - Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
         appears in no command line, unit, log or result.
-      - vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).
+      - vLLM asks for it only under the path C(/v1); since 0.22 also under C(/v2) and C(/inference), since 0.27 under
+        C(/cohere). See O(guard_all_paths).
     type: str
   guard_all_paths:
     description:

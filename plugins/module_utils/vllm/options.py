@@ -74,8 +74,16 @@ OPTIONS = table(
         "environment",
         "dict",
         """Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes
-        a warning.""",
+        a warning. A name that ends as those of secrets do, such as E(WANDB_API_KEY), is rejected; see
+        O(secret_environment).""",
         default={},
+    ),
+    Option(
+        "secret_environment",
+        "dict",
+        """Further variables of the process that hold secrets, such as E(MODELSCOPE_API_TOKEN) or
+        E(AWS_SECRET_ACCESS_KEY). They are passed from a file that only root can read.""",
+        no_log=True,
     ),
     Option(
         "venv",
@@ -173,7 +181,8 @@ OPTIONS = table(
     Option(
         "port",
         "int",
-        """Port of the API, 1024 or higher. Two instances on a host cannot have the same port.""",
+        """Port of the API. It can be below 1024 only with O(user=root). Two instances on a host cannot have the same
+        port.""",
         default=8000,
     ),
     Option(
@@ -189,7 +198,8 @@ OPTIONS = table(
         """Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
         appears in no command line, unit, log or result.
 
-        vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).""",
+        vLLM asks for it only under the path C(/v1); since 0.22 also under C(/v2) and C(/inference), since 0.27 under
+        C(/cohere). See O(guard_all_paths).""",
         no_log=True,
     ),
     Option(

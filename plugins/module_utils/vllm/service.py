@@ -62,7 +62,11 @@ class Vllm:
             **model.rules(options, found, release),
         )
         configuration = settings.declare(options, parallel, placed.visible, release)
-        _warn_of_open_paths(options, host.warn)
+        _warn_of_open_paths(options, release, host.warn)
+        if options["model"].endswith(".gguf") and not releases.loads_gguf(release):
+            configuration.warnings.append(
+                "model: vLLM loads no GGUF files since 0.24; without a plugin that does, serve it with llama_server"
+            )
         utilization = options["gpu_memory_utilization"] or releases.memory_share(release)
         fit = model.fit(options, placed.devices, found, parallel, utilization, release)
         own = unit.Own(configuration, program, parallel, fit, utilization)
@@ -157,11 +161,11 @@ def _program(options: Mapping[str, Any], host: Host) -> Program:
     return program
 
 
-def _warn_of_open_paths(options: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+def _warn_of_open_paths(options: Mapping[str, Any], release: releases.Release, warn: Callable[[str], None]) -> None:
     if options["api_key"] and not options["guard_all_paths"] and not is_loopback(options["host"]):
         warn(
-            "host: vLLM asks for the api_key only under /v1, /v2, /inference and /cohere; /invocations, which "
-            "generates, and others are open to all who reach it; set guard_all_paths: true"
+            "host: this vLLM asks for the api_key only under %s; /invocations, which generates, and others are open to "
+            "all who reach it; set guard_all_paths: true" % ", ".join(releases.paths_with_key(release))
         )
 
 

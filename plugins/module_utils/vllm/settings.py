@@ -54,6 +54,7 @@ _OURS = {
 _NOT_HERE = {name: "is a secret and would stand in the unit; use %s" % option for name, option in _SECRETS.items()}
 _NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items()})
 """By the name of a variable, what to do instead of setting it in ``environment``."""
+_SECRET_NAME = re.compile(r"(?:\A|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY)\Z")
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -114,6 +115,7 @@ def declare(
     problems += _wrong_values(given)
     problems += _take_extra(declared, options.get("extra_args") or {})
     problems += _take_environment(declared, options.get("environment") or {})
+    problems += _take_secrets(declared, options.get("secret_environment") or {})
     if visible is not None:
         declared.environment.update(CUDA_VISIBLE_DEVICES=visible, CUDA_DEVICE_ORDER="PCI_BUS_ID")
     declared.environment.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -129,6 +131,8 @@ def declare(
     if options.get("guard_all_paths"):
         if key is None:
             problems.append("guard_all_paths: there is no api_key that it could ask for")
+        if declared.environment.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
+            problems.append("guard_all_paths: it cannot run in the front end of VLLM_USE_RUST_FRONTEND; leave one out")
         declared.config["middleware"] = "%s.Guard" % GUARD
         declared.environment["GPUFLEET_OPEN_PATHS"] = ",".join(options.get("open_paths") or ())
     for flag, value in declared.config.items():
@@ -179,8 +183,10 @@ def tokens(value: Any) -> Optional[int]:
 def _wrong_values(given: Mapping[str, Any]) -> List[str]:
     problems = []
     port, share = int(given["port"]), given.get("gpu_memory_utilization")
-    if not 1024 <= port <= 65535:
-        problems.append("port: %d; vLLM takes a port from 1024 to 65535" % port)
+    if not 1 <= port <= 65535:
+        problems.append("port: %d; expected 1 to 65535" % port)
+    elif port < 1024 and given.get("user") != "root":
+        problems.append("port: %d; only root may listen below 1024" % port)
     if share is not None and not 0 < share <= 1:
         problems.append(
             "gpu_memory_utilization: %.4g is not a share of a GPU's memory; expected more than 0 and at most 1" % share
@@ -315,7 +321,9 @@ def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
 
 
 def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> List[str]:
-    found, problems = variables(environment, _NOT_HERE)
+    secret = [name for name in environment if _SECRET_NAME.search(str(name))]
+    said = "may be a secret and would stand in the unit; use secret_environment"
+    found, problems = variables(environment, {**dict.fromkeys(secret, said), **_NOT_HERE})
     declared.environment.update(found)
     if "VLLM_PORT" in found:
         declared.warnings.append("environment.VLLM_PORT: is not the API's port, but vLLM's first internal one")
@@ -323,4 +331,19 @@ def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> Lis
         declared.warnings.append(
             "environment.VLLM_SERVER_DEV_MODE: opens paths that change the server and ask for no key"
         )
+    return problems
+
+
+def _take_secrets(declared: Declared, secrets: Mapping[str, Any]) -> List[str]:
+    problems = []
+    for name, value in sorted(secrets.items()):
+        where = "secret_environment.%s: " % name
+        if name in _SECRETS:
+            problems.append(where + "use %s" % _SECRETS[name])
+        elif name in _OURS or name in declared.environment:
+            problems.append(where + "is set elsewhere; leave it out here")
+        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            problems.append(where + "expected text; put quotes around it")
+        else:
+            declared.secret_environment[name] = str(value)
     return problems
