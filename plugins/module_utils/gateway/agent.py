@@ -12,8 +12,8 @@ import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ..converge import run as convergence
-from ..converge.model import Change, Running, Verdict
-from ..programs import gateway_agent
+from ..converge.model import Change, Outcome, Running, Verdict
+from ..converge.override import DIRECTORY, Override
 from ..serving import agent, template
 from ..systemd.manager import System
 from ..systemd.render import argument
@@ -60,6 +60,7 @@ _SANDBOX = {
 }
 _PATIENT = {"StartLimitIntervalSec": ["0"]}
 """systemd would give up after five starts at a port that somebody else uses for a while."""
+_LOOPBACK = ("127.0.0.1", "::1")
 _STARTS = 15
 
 
@@ -74,24 +75,17 @@ def converge(
     :raises ServiceError: the previous state is restored.
     """
     system = system or System()
-    files: Dict[str, Optional[str]] = {PROGRAM: None, agent.CONFIG: None}
     if params["state"] == "absent":
-        change = Change(unit=UNIT, state="absent", files=files)
-        if system.show(UNIT).get("LoadState") == "loaded":
-            change = Change(unit=UNIT, files=files, enabled=False, started=False)
-        outcome = convergence.converge(change, check_mode=check_mode, system=system)
-        removed = template.remove(UNIT, _TEXT, system, check_mode)
-        outcome.planned += removed
-        outcome.changed = outcome.changed or bool(removed)
-        return dict(
-            outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there")
-        )
+        return _leave(system, check_mode)
+    # imports asyncio, which a host without gateways need not pay for
+    from ..programs import gateway_agent
+
     config = configuration(params)
-    files = {PROGRAM: source_of(gateway_agent), agent.CONFIG: json.dumps(config, indent=1, sort_keys=True) + "\n"}
+    text = json.dumps(config, indent=1, sort_keys=True) + "\n"
     outcome = convergence.converge(
         Change(
             unit=UNIT,
-            files=files,
+            files={PROGRAM: source_of(gateway_agent), agent.CONFIG: text},
             settings={"Unit": _PATIENT, "Service": _settings(config)},
             enabled=True,
             started=True,
@@ -108,10 +102,26 @@ def converge(
     return dict(outcome.as_result(), msg="%s: %s" % (UNIT, said))
 
 
+def _leave(system: Any, check_mode: bool) -> Dict[str, Any]:
+    """Stop the agent and remove its files. A host that has none of them is not even asked for its unit."""
+    files: Dict[str, Optional[str]] = {PROGRAM: None, agent.CONFIG: None}
+    change = Change(unit=UNIT, state="absent", files=files)
+    ours = [*files, "%s/%s" % (DIRECTORY, UNIT), Override(UNIT, change).drop_in]
+    if all(system.read(path) is None for path in ours):
+        return dict(Outcome().as_result(), msg="%s: not there" % UNIT)
+    if system.show(UNIT).get("LoadState") == "loaded":
+        change = Change(unit=UNIT, files=files, enabled=False, started=False)
+    outcome = convergence.converge(change, check_mode=check_mode, system=system)
+    removed = template.remove(UNIT, _TEXT, system, check_mode)
+    outcome.planned += removed
+    outcome.changed = outcome.changed or bool(removed)
+    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
+
+
 def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
     """What the agent reads.
 
-    :raises Refused: an address is invalid, or a name cannot be resolved.
+    :raises Refused: an address is invalid, a name cannot be resolved, or the local gateway is none of the gateways.
     """
     services: Dict[str, Any] = {}
     for service in params["services"]:
@@ -126,6 +136,11 @@ def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
             "tls": service["tls"],
         }
     gateways = {name: addresses("gateways", name) for name in params["gateways"]}
+    local = params["local_gateway"]
+    if local and local not in gateways:
+        raise Refused("local_gateway: %s is not one of the gateways (%s)" % (local, ", ".join(gateways) or "none"))
+    if local:
+        gateways[local] = sorted({*gateways[local], *_LOOPBACK})
     return {"port": params["port"], "services": services, "gateways": gateways}
 
 
