@@ -163,9 +163,11 @@ def _load(endpoint: Optional[Endpoint], timeout: float) -> Optional[Load]:
 def _still(load: Optional[Load], peers: Sequence[str]) -> str:
     said = []
     if load and not load.idle:
-        said.append("it still has %d requests running and %d waiting" % (load.running, load.waiting))
+        more = "s"[: load.running != 1]
+        said.append("it still has %d request%s running and %d waiting" % (load.running, more, load.waiting))
     if peers:
-        said.append("%d connections from %s are open" % (len(peers), ", ".join(sorted(set(peers)))))
+        form = "connection from %s is" if len(peers) == 1 else "connections from %s are"
+        said.append("%d %s open" % (len(peers), form % ", ".join(sorted(set(peers)))))
     return " and ".join(said)
 
 
