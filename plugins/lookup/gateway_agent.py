@@ -38,7 +38,7 @@ from typing import Any, Dict, List, Mapping, Optional
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import pools
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import address_of, pools
 
 
 class LookupModule(LookupBase):
@@ -68,8 +68,5 @@ def known(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any], 
         for row in rows
         if row["host"] == host
     }
-    gateways = [
-        str(hostvars[name].get("gateway_address") or hostvars[name].get("ansible_host") or name)
-        for name in groups.get("gateway", ())
-    ]
+    gateways = [address_of(name, hostvars[name]) for name in groups.get("gateway", ())]
     return {"services": list(services.values()), "gateways": gateways}
