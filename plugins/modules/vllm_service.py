@@ -153,6 +153,9 @@ options:
       download_dir:
         description: Overrides O(download_dir) for this instance.
         type: path
+      lora_adapters:
+        description: Overrides O(lora_adapters) for this instance.
+        type: dict
       load_format:
         description: Overrides O(load_format) for this instance.
         type: str
@@ -409,6 +412,13 @@ options:
   download_dir:
     description: Where models from the hub are stored. Left out, in the home of O(user).
     type: path
+  lora_adapters:
+    description:
+      - >-
+        LoRA adapters by the names under which clients request them: directories on the host, or names of downloaded
+        models. Before a change each must have a configuration and weights that O(user) can read; after it, each must
+        answer a request under its name. C(max-lora-rank) follows from them unless O(extra_args) has it.
+    type: dict
   load_format:
     description: How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy).
     type: str

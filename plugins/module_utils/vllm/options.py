@@ -112,6 +112,13 @@ OPTIONS = table(
     ),
     Option("revision", "str", "Branch, tag or commit of a model from the hub."),
     Option("download_dir", "path", "Where models from the hub are stored. Left out, in the home of O(user)."),
+    Option(
+        "lora_adapters",
+        "dict",
+        """LoRA adapters by the names under which clients request them: directories on the host, or names of downloaded
+        models. Before a change each must have a configuration and weights that O(user) can read; after it, each must
+        answer a request under its name. C(max-lora-rank) follows from them unless O(extra_args) has it.""",
+    ),
     Option("load_format", "str", "How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy)."),
     Option("trust_remote_code", "bool", "Whether code that comes with the model may run."),
     Option("chat_template", "path", "File on the host with a chat template that replaces the model's own."),

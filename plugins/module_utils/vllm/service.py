@@ -20,7 +20,7 @@ from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Servic
 from ..serving.stop import Stop
 from ..serving.weights import located, start_limit
 from ..toolbox.errors import Refused
-from . import gate, log, model, multinode, releases, settings, sizing, unit
+from . import adapters, gate, log, model, multinode, releases, settings, sizing, unit
 from .program import Program, unknown_variables
 
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs
@@ -61,7 +61,8 @@ class Vllm:
             len(options["nodes"] or [1]),
             **model.rules(options, found, release),
         )
-        configuration = settings.declare(options, parallel, placed.visible, release)
+        loras = adapters.read(options, host)
+        configuration = settings.declare(options, parallel, placed.visible, release, loras)
         _warn_of_open_paths(options, release, host.warn)
         if options["model"].endswith(".gguf") and not releases.loads_gguf(release):
             configuration.warnings.append(
@@ -83,12 +84,15 @@ class Vllm:
             steps=template.steps(
                 options["user"], unit.home(options["user"]), "vllm@.service", unit.UNIT, host.system.root
             ),
-            checks=_checks(options, configuration, limit),
+            checks=_checks(options, configuration, [adapter.name for adapter in loras], limit),
             hooks=_stop_hooks(service, host),
             ports=unit.ports(options),
             share=utilization if placed.devices else None,
             writable=unit.writable(options),
-            readable=[path for path in unit.readable(options, program) if path],
+            readable=[
+                *(path for path in unit.readable(options, program) if path),
+                *(adapter.path for adapter in loras),
+            ],
             sandbox=unit.SANDBOX,
             timeout=limit,
             asks=None
@@ -179,7 +183,9 @@ def _listen(options: Mapping[str, Any], configuration: settings.Declared) -> Lis
 # --- the proof, and what happens around a stop -----------------------------------------------------------------------
 
 
-def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit: float) -> List[Check]:
+def _checks(
+    options: Mapping[str, Any], configuration: settings.Declared, loras: Sequence[str], limit: float
+) -> List[Check]:
     """/health answers 200 for as long as the front end lives, so it is not asked."""
     if options["node_rank"]:
         return [multinode.leader_serves, checks.UsesGpus(), multinode.all_proven]
@@ -188,11 +194,14 @@ def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit:
         checks.ComesUp(openai.lists_model(endpoint, served), limit, options["stall_timeout"]),
         checks.after_change(checks.owns_port(endpoint.port)),
     ]
-    answers = checks.after_change(openai.answers(endpoint, served, options["token_timeout"]))
+    # the model last, as the summary shows what answered last
+    answers = [
+        checks.after_change(openai.answers(endpoint, name, options["token_timeout"])) for name in (*loras, served)
+    ]
     if configuration.config.get("enable-sleep-mode"):
-        found += [gate.awake(endpoint, served, options["asleep"] == "accept"), gate.unless_asleep(answers)]
+        found += [gate.awake(endpoint, served, options["asleep"] == "accept"), *map(gate.unless_asleep, answers)]
     else:
-        found.append(answers)
+        found += answers
     found.append(checks.UsesGpus())
     return [*found, multinode.all_proven] if options["nodes"] else found
 

@@ -21,6 +21,7 @@ from ..serving.variables import variables
 from ..toolbox.addresses import host_port, reachable
 from ..toolbox.errors import Refused
 from . import releases
+from .adapters import LORA_RANK, Adapter, rank_limit
 
 PORT = 8000
 HOST = "127.0.0.1"
@@ -90,7 +91,11 @@ class Declared:
 
 
 def declare(
-    options: Mapping[str, Any], parallel: Parallel, visible: Optional[str], release: releases.Release = ()
+    options: Mapping[str, Any],
+    parallel: Parallel,
+    visible: Optional[str],
+    release: releases.Release = (),
+    adapters: Sequence[Adapter] = (),
 ) -> Declared:
     """Turn options into the file and the environment.
 
@@ -98,6 +103,7 @@ def declare(
     :param parallel: the sizes that were chosen; a size of 1 is vLLM's default and is left out.
     :param visible: value of CUDA_VISIBLE_DEVICES; None where the instance uses no GPU.
     :param release: of vLLM.
+    :param adapters: LoRA adapters to be served with the model.
     :raises Refused: vLLM would misread or refuse values.
     """
     declared = Declared()
@@ -113,6 +119,7 @@ def declare(
     if nodes:
         problems += _take_nodes(declared, options, nodes, rank)
     problems += _wrong_values(given)
+    problems += _take_adapters(declared, adapters, extra(options, "max-lora-rank"))
     problems += _take_extra(declared, options.get("extra_args") or {})
     problems += _take_environment(declared, options.get("environment") or {})
     problems += _take_secrets(declared, options.get("secret_environment") or {})
@@ -231,6 +238,31 @@ def _take_nodes(
     return []
 
 
+def _take_adapters(declared: Declared, adapters: Sequence[Adapter], limit: Any) -> List[str]:
+    """:param limit: the highest rank, where it is declared."""
+    if not adapters:
+        return []
+    _put(declared.config, "enable-lora", True)
+    _put(declared.config, "lora-modules", [{"name": adapter.name, "path": adapter.path} for adapter in adapters])
+    needed = rank_limit(adapters)
+    if limit is None and needed > LORA_RANK:
+        declared.config["max-lora-rank"] = needed
+    served = declared.config.get("served-model-name") or declared.config.get("model")
+    problems = [
+        "lora_adapters.%s: is the name of the model itself; choose another" % adapter.name
+        for adapter in adapters
+        if adapter.name in (served if isinstance(served, list) else [served])
+    ]
+    if isinstance(limit, int):
+        problems += [
+            "lora_adapters.%s: its rank is %d, but extra_args.max-lora-rank is %d; leave that out, or set %d"
+            % (adapter.name, adapter.rank, limit, needed)
+            for adapter in adapters
+            if adapter.rank > limit
+        ]
+    return problems
+
+
 def definition(declared: Declared, version: str) -> str:
     """What all nodes of a model must have in common, as a few digits."""
     import hashlib
@@ -247,7 +279,7 @@ def extra(options: Mapping[str, Any], flag: str) -> Any:
     One whose value is JSON is a mapping: ``{"a": {"b": 1}}``, also as text or as the dotted key ``FLAG.a.b``.
     """
     found: Any = None
-    for name, value in sorted((options["extra_args"] or {}).items()):
+    for name, value in sorted((options.get("extra_args") or {}).items()):
         first, _dot, rest = _canonical(name).partition(".")
         if first != flag:
             continue
@@ -298,6 +330,8 @@ def _word(value: Any) -> Any:
 def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
     problems = []
     typed = {_flag(option): option for option in FLAGS + _SIZES}
+    if "lora-modules" in declared.config:
+        typed.update({"lora-modules": "lora_adapters", "enable-lora": "lora_adapters"})
     for name in sorted(extra):
         flag = _canonical(name)
         where = "extra_args.%s" % name
