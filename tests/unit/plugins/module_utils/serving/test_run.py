@@ -104,6 +104,8 @@ OPTIONS = {
     "timeout": None,
     "instances": None,
     "undrain_command": [],
+    "fingerprints": [],
+    "new_answers": False,
     "clients": [],
 }
 
@@ -160,7 +162,7 @@ def test_one_service(converge):
     assert change.settings["X-Gpufleet"]["Port"] == ["80"] and change.enabled and change.started
 
 
-SICK = {"ok": False, "lost": False, "reasons": ["3 memory errors", "reset it"]}
+SICK = {"ok": False, "fit": False, "lost": False, "reasons": ["3 memory errors", "reset it"]}
 
 
 @pytest.mark.parametrize(
