@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
@@ -57,18 +57,21 @@ class Host:
         self.address = hostsetup.sh(name, "hostname -I").split()[0]
         self.gateway = hostsetup.sh(name, "ip route show default").split()[2]
 
-    def bring(self, check: bool = False, **options: Any) -> Dict[str, Any]:
-        instances = [
+    def bring(self, check: bool = False, gone: str = "", **options: Any) -> Dict[str, Any]:
+        instances: List[Dict[str, Any]] = [
             {"name": unit[-1], "host": "%s:%d" % (self.address, port), "visible_devices": [number]}
             for number, (unit, port) in enumerate(UNITS.items())
+            if unit != gone
         ]
+        instances += [{"name": gone[-1], "state": "absent"}] if gone else []
         given = {"instances": instances, "clients": [self.gateway], "num_parallel": 4, "drain_timeout": 60}
         return self.lab.module(self.name, "ollama_service", {**given, **options}, check=check)
 
-    def agent(self, *gateways: str, check: bool = False) -> Dict[str, Any]:
+    def agent(self, *gateways: str, check: bool = False, gone: str = "") -> Dict[str, Any]:
         services = [
             {"unit": unit, "engine": "ollama", "address": self.address, "port": port, "max_concurrent": 4}
             for unit, port in UNITS.items()
+            if unit != gone
         ]
         given = {"gateways": list(gateways), "services": services}
         return self.lab.module(self.name, "gateway_agent", given, check=check)
@@ -112,14 +115,14 @@ def host(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 class Load:
     """Clients that stream, one answer after the other, until they are stopped."""
 
-    def __init__(self, clients: int = 6) -> None:
-        self.whole, self.ending = 0, False
+    def __init__(self, ask: str = ASK, clients: int = 6) -> None:
+        self.whole, self.ending, self.ask = 0, False, ask
         self.faults: list = []
         self.threads = [threading.Thread(target=self.client) for _number in range(clients)]
 
     def client(self) -> None:
         while not self.ending:
-            fault = self.once(ASK)
+            fault = self.once(self.ask)
             if fault:
                 self.faults.append(fault)
                 time.sleep(0.1)  # as a person would, not a loop
@@ -146,7 +149,7 @@ class Load:
         for thread in self.threads:
             thread.start()
         until = time.monotonic() + 60
-        while self.whole < 12:
+        while self.whole < 2 * len(self.threads):
             assert time.monotonic() < until, self.faults[:3]
             time.sleep(0.05)  # the clients count without a lock to wait for
         return self
@@ -214,11 +217,24 @@ def test_the_agent_runs_without_rights(host: Host) -> None:
     assert not host.agent(host.gateway, check=True)["changed"]
     assert not host.agent(host.gateway)["changed"]
     look = (
-        "systemctl show -p MainPID --value gpufleet-agent; systemd-analyze security --no-pager gpufleet-agent | tail -1"
+        "systemctl show -p MainPID --value gpufleet-agent; systemctl show -p StartLimitIntervalUSec gpufleet-agent; "
+        "systemd-analyze security --no-pager gpufleet-agent | tail -1"
     )
-    pid, exposure = hostsetup.sh(host.name, look).splitlines()
-    assert " 1.2 " in exposure, "as docs/drain.md says"
+    pid, limit, exposure = hostsetup.sh(host.name, look).splitlines()
+    assert limit == "StartLimitIntervalUSec=0", "it comes back however long its port is taken"
+    assert float(exposure.partition(": ")[2].split()[0]) <= 1.4, "as docs/drain.md says"
     status = hostsetup.sh(host.name, "cat /proc/%s/status" % pid)
     found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert "0" not in found["Uid"].split() and int(found["CapEff"], 16) == 0 and found["NoNewPrivs"] == "1"
     assert int(found["VmRSS"].split()[0]) < 64 << 10
+
+
+def test_a_service_that_is_no_longer_declared_ends_its_requests(host: Host) -> None:
+    long = json.dumps({"model": "tiny", "prompt": "hello", "options": {"num_predict": 40}})  # 4 seconds
+    alone = {"keep_alive": "12m", "noprune": True}  # what two that share a store have by themselves
+    assert not host.bring(**alone)["failed"]
+    with Load(long, clients=4) as load:
+        assert not host.agent(host.gateway, gone="ollama@b")["failed"]  # as gpu_host does before the role of the engine
+        done = host.bring(gone="ollama@b", **alone)
+    assert not done["failed"] and "stopped and removed" in done["msg"], done["msg"]
+    assert load.faults == []
