@@ -114,6 +114,14 @@ def test_a_host_neither_draws_on_the_terminal_nor_speaks_for_another(check: Any,
     assert line.startswith("ok gpu9: okx") and len(line) == 1000
 
 
+def test_a_variable_that_cannot_be_resolved(check: Any) -> None:
+    """The roles run, and say so in their words."""
+    from ansible.template import trust_as_template
+
+    found = check({"roles": ["ollama"]}, ollama_seeding=trust_as_template("{{ nowhere }}"), ollama_models=[])
+    assert not found["as_declared"] and "nowhere" in found["msg"]
+
+
 @pytest.mark.parametrize(
     "arguments, wrong",
     [
