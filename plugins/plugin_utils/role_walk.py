@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
-from ansible import constants as C
+from ansible import constants
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 
@@ -209,7 +209,7 @@ class Walk:
         """The rounds in which the task would run: the item, if it loops, and the variables."""
         variables = {**scope.variables, **self.registered}
         known = variables.get("ansible_facts", {})
-        if C.INJECT_FACTS_AS_VARS:  # a variable of the play goes before a fact
+        if constants.config.get_config_value("INJECT_FACTS_AS_VARS"):  # a variable of the play goes before a fact
             variables.update((name, self.facts[name]) for name in self.facts if variables.get(name) == known.get(name))
         variables["ansible_facts"] = {**known, **self.facts}
         rounds: List[Tuple[Any, ...]] = [()]

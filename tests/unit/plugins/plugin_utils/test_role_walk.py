@@ -203,7 +203,7 @@ def test_what_never_runs_is_left_out() -> None:
     ],
 )
 def test_facts_as_variables(monkeypatch: pytest.MonkeyPatch, injected: bool, outside: Any, sent: str) -> None:
-    monkeypatch.setattr(role_walk.C, "INJECT_FACTS_AS_VARS", injected)
+    monkeypatch.setattr(role_walk.constants.config, "get_config_value", {"INJECT_FACTS_AS_VARS": injected}.get)
     host = Host(facts={"ansible_facts": {"gpu": "fine"}})
     if not outside:
         outside = {"ansible_facts": {}}
