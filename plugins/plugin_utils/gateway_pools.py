@@ -125,7 +125,7 @@ def _vllm(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
         hosts = option("hosts", [])
         if hosts and host != hosts[0]:  # only the first of the hosts that share a model serves it
             continue
-        models = option("served_model_name") or [option("model")]
+        models = [*(option("served_model_name") or [option("model")]), *(option("lora_adapters") or {})]
         yield Served(
             "vllm",
             unit,

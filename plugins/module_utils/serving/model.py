@@ -120,6 +120,8 @@ class Declared:
     """What to do where its unit does not exist, for the message."""
     unproven: str = ""
     """Why its model is not going to answer even after a change, in a few words."""
+    asks: Optional[Callable[[Proof], Tuple[Any, str]]] = None
+    """Its ``Endpoint``, and the model to ask there; None where there is no model to ask."""
     own: Any = None
     """What the engine keeps of its decisions, for ``preflight`` and ``describe``."""
 
