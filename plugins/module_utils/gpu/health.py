@@ -47,7 +47,7 @@ def findings(devices: Sequence[Dict[str, Any]], xids: Sequence[Mapping[str, Any]
     indexes = {device["pci_bus_id"]: device["index"] for device in devices}
     for xid in xids:
         action, meaning = XIDS.get(xid["code"], ("look", "see NVIDIA's list of Xid errors"))
-        text = "Xid %d, %s: %s; %s ago" % (xid["code"], meaning, _times(xid["count"]), _ago(xid["age_seconds"]))
+        text = "Xid %d, %s: %s %s ago" % (xid["code"], meaning, _times(xid["count"]), _ago(xid["age_seconds"]))
         found.append(_finding(indexes.get(xid["pci_bus_id"]), "xid_%d" % xid["code"], NOTE, action, text))
     return found
 
@@ -87,7 +87,7 @@ def _leaf(device: Dict[str, Any], path: str) -> Any:
 
 
 def _times(count: int) -> str:
-    return "once" if count == 1 else "%d times, the last" % count
+    return "once," if count == 1 else "%d times, the last" % count
 
 
 def _ago(seconds: float) -> str:
