@@ -127,6 +127,13 @@ options:
         description: Overrides O(undrain_command) for this instance.
         type: list
         elements: str
+      fingerprints:
+        description: Overrides O(fingerprints) for this instance.
+        type: list
+        elements: str
+      secret_environment:
+        description: Overrides O(secret_environment) for this instance.
+        type: dict
       venv:
         description: Overrides O(venv) for this instance.
         type: path
@@ -146,6 +153,9 @@ options:
       download_dir:
         description: Overrides O(download_dir) for this instance.
         type: path
+      lora_adapters:
+        description: Overrides O(lora_adapters) for this instance.
+        type: dict
       load_format:
         description: Overrides O(load_format) for this instance.
         type: str
@@ -337,9 +347,28 @@ options:
     default: []
   environment:
     description:
-      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning.
+      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning. A
+        name that ends as those of secrets do, such as E(WANDB_API_KEY), is rejected; see O(secret_environment).
     type: dict
     default: {}
+  fingerprints:
+    description:
+      - Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16
+        tokens at temperature 0. The tokens and their log probabilities are recorded on the host, and compared after
+        each later change of the service, and whenever O(prove=now). If they differ by more than the answers of one
+        process do, the verdict is V(wrong_answers), and the change is rolled back.
+      - Needs an engine that reports log probabilities with C(/v1/chat/completions); where it does not, there is a
+        warning, and nothing is compared.
+    type: list
+    elements: str
+    default: []
+  new_answers:
+    description:
+      - >-
+        The change is meant to change the answers, such as another model or quantisation under the same name: the
+        answers to O(fingerprints) are recorded again instead of compared.
+    type: bool
+    default: false
   prove:
     description:
       - When the model of a service has to answer a request.
@@ -353,6 +382,11 @@ options:
     description: Seconds that reading the GPUs may take.
     type: float
     default: 10.0
+  secret_environment:
+    description:
+      - Further variables of the process that hold secrets, such as E(MODELSCOPE_API_TOKEN) or E(AWS_SECRET_ACCESS_KEY).
+        They are passed from a file that only root can read.
+    type: dict
   venv:
     description:
       - The Python environment with vLLM. A link is followed, and the unit names its target; if the link is switched,
@@ -378,6 +412,13 @@ options:
   download_dir:
     description: Where models from the hub are stored. Left out, in the home of O(user).
     type: path
+  lora_adapters:
+    description:
+      - >-
+        LoRA adapters by the names under which clients request them: directories on the host, or names of downloaded
+        models. Before a change each must have a configuration and weights that O(user) can read; after it, each must
+        answer a request under its name. C(max-lora-rank) follows from them unless O(extra_args) has it.
+    type: dict
   load_format:
     description: How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy).
     type: str
@@ -399,7 +440,8 @@ options:
     description:
       - >-
         Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for as
-        many as fit. Left out, it is the length that the model was trained for. A longer one is rejected.
+        many as fit. Left out, it is the length that the model was trained for. One that the model's config.json, with
+        C(hf-overrides) in O(extra_args), does not allow is rejected.
     type: str
   max_num_seqs:
     description: How many requests are computed at the same time.
@@ -409,8 +451,8 @@ options:
     type: int
   gpu_memory_utilization:
     description:
-      - Share of each GPU's total memory that the instance uses; vLLM's default is 0.92. This much must be free, or
-        already be used by this instance.
+      - Share of each GPU's total memory that the instance uses; vLLM's default is 0.92 (0.9 before 0.20). This much
+        must be free, or already be used by this instance.
     type: float
   kv_cache_dtype:
     description: Data type of the cache, such as V(fp8). Left out, it is that of the model.
@@ -437,7 +479,9 @@ options:
     type: str
     default: auto
   data_parallel_size:
-    description: Number of copies of the model; V(auto) is one.
+    description:
+      - Number of copies of the model; V(auto) is one. A mixture of experts copies its attention alone and divides its
+        experts among all GPUs, each expert into parts, or with C(enable-expert-parallel) in O(extra_args) as a whole.
     type: str
     default: auto
   host:
@@ -445,7 +489,8 @@ options:
     type: str
     default: 127.0.0.1
   port:
-    description: Port of the API, 1024 or higher. Two instances on a host cannot have the same port.
+    description:
+      - Port of the API. It can be below 1024 only with O(user=root). Two instances on a host cannot have the same port.
     type: int
     default: 8000
   ssl_keyfile:
@@ -460,7 +505,8 @@ options:
     description:
       - Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
         appears in no command line, unit, log or result.
-      - vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).
+      - vLLM asks for it only under the path C(/v1); since 0.22 also under C(/v2) and C(/inference), since 0.27 under
+        C(/cohere). See O(guard_all_paths).
     type: str
   guard_all_paths:
     description:
@@ -608,6 +654,25 @@ diff:
   returned: success
   type: list
   elements: dict
+fingerprint:
+  description: What came of O(fingerprints); empty where nothing was compared or recorded in this run.
+  returned: success, with O(state=present)
+  type: dict
+  contains:
+    state:
+      description: V(same) as recorded, V(recorded) for the first time, or V(not_offered) by the server.
+      returned: always
+      type: str
+    deviation:
+      description: The largest difference of a log probability from the recorded one, in nats.
+      returned: unless RV(fingerprint.state) is V(not_offered)
+      type: float
+      sample: 0.0002
+    tolerance:
+      description: What it may be at most, from what the answers of one process differed by.
+      returned: unless RV(fingerprint.state) is V(not_offered)
+      type: float
+      sample: 0.1
 drain:
   description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
   returned: success, with O(state=present)
@@ -736,8 +801,11 @@ instances:
       sample: {tensor: 4, pipeline: 1, data: 1, why: "4 GPUs, 64 heads split over all of them"}
     fit:
       description:
-        - The prediction for each GPU. C(budget_bytes) that vLLM uses, C(weight_bytes), C(request_cache_bytes) for one
-          request of the longest context, and the approximate number of C(cache_tokens) that fit. Empty without a GPU.
+        - The prediction for each GPU. C(budget_bytes) that vLLM uses, C(weight_bytes) including those of a draft model,
+          C(request_cache_bytes) for one request of the longest context, and the approximate number of C(cache_tokens)
+          that fit. Empty without a GPU.
+        - For a mixture of experts with data parallel, C(weight_bytes) is a lower bound, as the size of what is copied
+          is not known. The cache is 0 where layers differ or its data type is not known.
       returned: with O(state=present)
       type: dict
     gpus:

@@ -13,7 +13,6 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ..converge import run as convergence
 from ..converge.model import Change, Running, Verdict
-from ..programs import gateway_agent
 from ..serving import agent, template
 from ..systemd.manager import System
 from ..systemd.render import argument
@@ -60,6 +59,7 @@ _SANDBOX = {
 }
 _PATIENT = {"StartLimitIntervalSec": ["0"]}
 """systemd would give up after five starts at a port that somebody else uses for a while."""
+_LOOPBACK = ("127.0.0.1", "::1")
 _STARTS = 15
 
 
@@ -74,24 +74,17 @@ def converge(
     :raises ServiceError: the previous state is restored.
     """
     system = system or System()
-    files: Dict[str, Optional[str]] = {PROGRAM: None, agent.CONFIG: None}
     if params["state"] == "absent":
-        change = Change(unit=UNIT, state="absent", files=files)
-        if system.show(UNIT).get("LoadState") == "loaded":
-            change = Change(unit=UNIT, files=files, enabled=False, started=False)
-        outcome = convergence.converge(change, check_mode=check_mode, system=system)
-        removed = template.remove(UNIT, _TEXT, system, check_mode)
-        outcome.planned += removed
-        outcome.changed = outcome.changed or bool(removed)
-        return dict(
-            outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there")
-        )
+        return template.leave(UNIT, _TEXT, [PROGRAM, agent.CONFIG], system, check_mode)
+    # imports asyncio, which a host without gateways need not pay for
+    from ..programs import gateway_agent
+
     config = configuration(params)
-    files = {PROGRAM: source_of(gateway_agent), agent.CONFIG: json.dumps(config, indent=1, sort_keys=True) + "\n"}
+    text = json.dumps(config, indent=1, sort_keys=True) + "\n"
     outcome = convergence.converge(
         Change(
             unit=UNIT,
-            files=files,
+            files={PROGRAM: source_of(gateway_agent), agent.CONFIG: text},
             settings={"Unit": _PATIENT, "Service": _settings(config)},
             enabled=True,
             started=True,
@@ -104,14 +97,15 @@ def converge(
     )
     for warning in outcome.warnings:
         warn(warning)
-    said = "%d services, %d gateways, port %d" % (len(config["services"]), len(config["gateways"]), config["port"])
-    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, said))
+    services, gateways = len(config["services"]), len(config["gateways"])
+    said = "%d service%s, %d gateway%s" % (services, "s"[: services != 1], gateways, "s"[: gateways != 1])
+    return dict(outcome.as_result(), msg="%s: %s, port %d" % (UNIT, said, config["port"]))
 
 
 def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
     """What the agent reads.
 
-    :raises Refused: an address is invalid, or a name cannot be resolved.
+    :raises Refused: an address is invalid, a name cannot be resolved, or the local gateway is none of the gateways.
     """
     services: Dict[str, Any] = {}
     for service in params["services"]:
@@ -126,6 +120,11 @@ def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
             "tls": service["tls"],
         }
     gateways = {name: addresses("gateways", name) for name in params["gateways"]}
+    local = params["local_gateway"]
+    if local and local not in gateways:
+        raise Refused("local_gateway: %s is not one of the gateways (%s)" % (local, ", ".join(gateways) or "none"))
+    if local:
+        gateways[local] = sorted({*gateways[local], *_LOOPBACK})
     return {"port": params["port"], "services": services, "gateways": gateways}
 
 

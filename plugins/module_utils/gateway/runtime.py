@@ -28,20 +28,25 @@ class RuntimeFault(Exception):
     """The gateway does not run, or does not answer."""
 
 
-def slug(text: str) -> str:
+def slug(text: str, accepted: str = "A-Za-z0-9_.:-") -> str:
     """A name that HAProxy accepts for a backend or a server; different texts get different names."""
-    found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
+    found = re.sub("[^%s]" % accepted, "_", text)
     return found if found == text else "%s-%s" % (found, hashlib.sha256(text.encode()).hexdigest()[:6])
 
 
+def host_name(host: str) -> str:
+    """What the names of a host's servers begin with, up to their first colon."""
+    return slug(host, "A-Za-z0-9_.-")
+
+
 def server_name(host: str, unit: str) -> str:
-    """What the name of a server begins with in the backend of each model that it serves: its port follows.
+    """What the name of a server begins with in the backend of each model that it serves: HOST:UNIT, its port follows.
 
     From the saved state of a server of the same name, HAProxy would also take its previous port.
 
     :param unit: with or without ``.service``.
     """
-    return slug("%s.%s" % (host, unit[: -len(".service")] if unit.endswith(".service") else unit))
+    return "%s:%s" % (host_name(host), slug(unit[: -len(".service")] if unit.endswith(".service") else unit))
 
 
 def ask(command: str, path: str = SOCKET) -> str:

@@ -75,7 +75,7 @@ def _converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str],
     pools = sorted({server.pool for server in found})
     return {
         "changed": bool(changing),
-        "msg": "%s: %s in %d pools" % (params["host"], wanted, len(pools)),
+        "msg": "%s: %s in %d pool%s" % (params["host"], wanted, len(pools), "s"[: len(pools) != 1]),
         "pools": pools,
         "servers": {"%s/%s" % (server.pool, server.name): server.state for server in found},
         "seconds": round(time.monotonic() - began, 1),
@@ -88,20 +88,10 @@ def _converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str],
 
 
 def find(there: List[Server], host: str, unit: str) -> List[Server]:
-    """The servers of a host, or of one of its units. Pure.
-
-    A name is HOST.UNIT:PORT; that of gpu1.example begins like one of gpu1, but no unit of an engine has a dot before
-    its @, which is written as _.
-    """
-    names = {server: server.name.rpartition(":")[0] for server in there}
+    """The servers of a host, or of one of its units. Pure."""
     if unit:
-        return [server for server in there if names[server] == runtime.server_name(host, unit)]
-    start = host + "."
-    return [
-        server
-        for server in there
-        if names[server].startswith(start) and "." not in names[server][len(start) :].partition("_")[0]
-    ]
+        return [server for server in there if server.name.rpartition(":")[0] == runtime.server_name(host, unit)]
+    return [server for server in there if server.name.partition(":")[0] == runtime.host_name(host)]
 
 
 def servers() -> List[Server]:
@@ -166,7 +156,7 @@ def _running(names: Any) -> List[str]:
                 count[0] += int(row.get("scur") or 0)
                 count[1] += int(row.get("qcur") or 0)
     return [
-        "%d requests running and %d waiting in %s/%s" % (running, waiting, *key)
+        "%d request%s running and %d waiting in %s/%s" % (running, "s"[: running != 1], waiting, *key)
         for key, (running, waiting) in sorted(counts.items())
         if running or waiting
     ]

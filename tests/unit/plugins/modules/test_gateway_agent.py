@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 
@@ -34,8 +35,14 @@ def bring(run_module, monkeypatch):
         load_state = "loaded"
         stub = None
 
+        config = b"{}"
+
         def read(self, path):
-            return self.stub if path == "/etc/systemd/system/gpufleet-agent.service" else None
+            found = {
+                "/etc/systemd/system/gpufleet-agent.service": self.stub,
+                "/etc/gpufleet/gateway-agent.json": self.config,
+            }
+            return found.get(path)
 
         def show(self, unit):
             return {"LoadState": self.load_state}
@@ -61,6 +68,11 @@ def test_what_it_reads_and_who_may_reach_it(bring):
     assert change.enabled and change.started
 
 
+def test_one_service_and_one_gateway(bring):
+    result = bring(services=[CODE], gateways=["192.0.2.10"], port=8500)
+    assert result["msg"] == "gpufleet-agent.service: 1 service, 1 gateway, port 8500"
+
+
 def test_a_check_and_a_module_may_have_their_python_by_different_names(bring, monkeypatch, tmp_path):
     bring()
     command = bring.asked["change"].settings["Service"]["ExecStart"]
@@ -69,6 +81,12 @@ def test_a_check_and_a_module_may_have_their_python_by_different_names(bring, mo
     monkeypatch.setattr(sys, "executable", str(link))
     bring()
     assert bring.asked["change"].settings["Service"]["ExecStart"] == command
+
+
+def test_a_gateway_of_this_host_may_ask_from_its_loopback_address(bring):
+    bring(gateways=["192.0.2.10", "192.0.2.21"], local_gateway="192.0.2.21")
+    config = json.loads(bring.asked["change"].files["/etc/gpufleet/gateway-agent.json"])
+    assert config["gateways"] == {"192.0.2.10": ["192.0.2.10"], "192.0.2.21": ["127.0.0.1", "192.0.2.21", "::1"]}
 
 
 def test_a_name_is_resolved_on_the_host(bring, monkeypatch):
@@ -87,6 +105,7 @@ def test_a_name_is_resolved_on_the_host(bring, monkeypatch):
     [
         ({"services": [CODE, dict(CODE, unit="ollama")]}, "services: ollama.service is named twice"),
         ({"gateways": ["no.such.host.invalid"]}, "cannot resolve no.such.host.invalid"),
+        ({"gateways": ["192.0.2.10"], "local_gateway": "192.0.2.1"}, "not one of the gateways (192.0.2.10)"),
         ({"services": [dict(CODE, engine="tgi")]}, "must be one of: ollama, vllm, llama_server"),
     ],
 )
@@ -109,6 +128,10 @@ def test_it_goes_with_its_files(bring):
     bring.unit.load_state = "not-found"
     bring(state="absent", check=True)
     assert bring.asked["change"].state == "absent" and bring.asked["check_mode"]
+    bring.asked = None
+    bring.unit.config = bring.unit.stub = None
+    result = bring(state="absent")
+    assert not result["changed"] and result["msg"].endswith("not there") and bring.asked is None
 
 
 @pytest.mark.parametrize(
@@ -127,7 +150,12 @@ def test_it_goes_with_its_files(bring):
 def test_its_proof(monkeypatch, fakes_running, found, listener, verdict):
     monkeypatch.setattr(agent.agent, "ask", lambda port: found)
     config = agent.configuration(
-        {"services": [dict(CODE, address="::1", tls=False, max_concurrent=0)], "gateways": [], "port": 8405}
+        {
+            "services": [dict(CODE, address="::1", tls=False, max_concurrent=0)],
+            "gateways": [],
+            "local_gateway": "",
+            "port": 8405,
+        }
     )
     assert agent._gate(config)(fakes_running(listener), False).name == verdict
     if not found:

@@ -24,7 +24,7 @@ class Engine(ThreadingHTTPServer):
 
     def __init__(self, name: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.name, self.healthy = name, True
+        self.name, self.health = name, 200
         self.seen: List[Dict[str, Any]] = []
         self.go = threading.Event()
         self.go.set()
@@ -50,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer(200 if self.server.healthy else 503, b"{}")
+        self._answer(self.server.health, b"{}")
 
     def do_POST(self) -> None:
         engine, length = self.server, int(self.headers.get("Content-Length") or 0)

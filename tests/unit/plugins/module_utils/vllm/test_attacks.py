@@ -18,6 +18,7 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint, shape
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import context
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
 
@@ -231,4 +232,17 @@ def test_json_that_is_meant_to_harm(place, text):
 @pytest.mark.parametrize("original", [float("nan"), "4096", -5, [], None])
 def test_a_config_that_is_meant_to_harm(factor, original):
     scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-    assert shape.read({"max_position_embeddings": 4096, "rope_scaling": scaling}).context == 4096
+    for release in ((), (0, 28, 0), (0, 33, 0)):
+        assert context.read({"max_position_embeddings": 4096, "rope_scaling": scaling}, release).longest == 4096
+
+
+@pytest.mark.parametrize("value", [float("nan"), "x", [], [None], {"a": 1}, -1, True, 10**14])
+@pytest.mark.parametrize(
+    "key", ["text_config", "rope_scaling", "quantization_config", "model_max_length", "num_experts"]
+)
+def test_values_of_other_types(key, value):
+    config = {"num_attention_heads": 4, "max_position_embeddings": 4096, key: value}
+    assert shape.read(config).heads == 4
+    assert context.read(config).longest in (4096, 10**14)
+    nested = {"quantization_config": {"quant_method": value, "weight_block_size": value, "kv_cache_scheme": value}}
+    assert shape.read(nested).block >= 1
