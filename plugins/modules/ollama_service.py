@@ -617,7 +617,7 @@ unproven:
   type: str
 proof_due:
   description: Whether O(prove_model) has to be downloaded, and then proven with O(prove=now).
-  returned: success
+  returned: with O(state=present)
   type: bool
 evidence:
   description: The measurements behind the verdict, and the last lines of the journal.

@@ -127,6 +127,9 @@ options:
         description: Overrides O(undrain_command) for this instance.
         type: list
         elements: str
+      secret_environment:
+        description: Overrides O(secret_environment) for this instance.
+        type: dict
       venv:
         description: Overrides O(venv) for this instance.
         type: path
@@ -337,7 +340,8 @@ options:
     default: []
   environment:
     description:
-      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning.
+      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning. A
+        name that ends as those of secrets do, such as E(WANDB_API_KEY), is rejected; see O(secret_environment).
     type: dict
     default: {}
   prove:
@@ -353,6 +357,11 @@ options:
     description: Seconds that reading the GPUs may take.
     type: float
     default: 10.0
+  secret_environment:
+    description:
+      - Further variables of the process that hold secrets, such as E(MODELSCOPE_API_TOKEN) or E(AWS_SECRET_ACCESS_KEY).
+        They are passed from a file that only root can read.
+    type: dict
   venv:
     description:
       - The Python environment with vLLM. A link is followed, and the unit names its target; if the link is switched,
@@ -399,7 +408,8 @@ options:
     description:
       - >-
         Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for as
-        many as fit. Left out, it is the length that the model was trained for. A longer one is rejected.
+        many as fit. Left out, it is the length that the model was trained for. One that the model's config.json, with
+        C(hf-overrides) in O(extra_args), does not allow is rejected.
     type: str
   max_num_seqs:
     description: How many requests are computed at the same time.
@@ -409,8 +419,8 @@ options:
     type: int
   gpu_memory_utilization:
     description:
-      - Share of each GPU's total memory that the instance uses; vLLM's default is 0.92. This much must be free, or
-        already be used by this instance.
+      - Share of each GPU's total memory that the instance uses; vLLM's default is 0.92 (0.9 before 0.20). This much
+        must be free, or already be used by this instance.
     type: float
   kv_cache_dtype:
     description: Data type of the cache, such as V(fp8). Left out, it is that of the model.
@@ -437,7 +447,9 @@ options:
     type: str
     default: auto
   data_parallel_size:
-    description: Number of copies of the model; V(auto) is one.
+    description:
+      - Number of copies of the model; V(auto) is one. A mixture of experts copies its attention alone and divides its
+        experts among all GPUs, each expert into parts, or with C(enable-expert-parallel) in O(extra_args) as a whole.
     type: str
     default: auto
   host:
@@ -445,7 +457,8 @@ options:
     type: str
     default: 127.0.0.1
   port:
-    description: Port of the API, 1024 or higher. Two instances on a host cannot have the same port.
+    description:
+      - Port of the API. It can be below 1024 only with O(user=root). Two instances on a host cannot have the same port.
     type: int
     default: 8000
   ssl_keyfile:
@@ -460,7 +473,8 @@ options:
     description:
       - Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
         appears in no command line, unit, log or result.
-      - vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).
+      - vLLM asks for it only under the path C(/v1); since 0.22 also under C(/v2) and C(/inference), since 0.27 under
+        C(/cohere). See O(guard_all_paths).
     type: str
   guard_all_paths:
     description:
@@ -736,8 +750,11 @@ instances:
       sample: {tensor: 4, pipeline: 1, data: 1, why: "4 GPUs, 64 heads split over all of them"}
     fit:
       description:
-        - The prediction for each GPU. C(budget_bytes) that vLLM uses, C(weight_bytes), C(request_cache_bytes) for one
-          request of the longest context, and the approximate number of C(cache_tokens) that fit. Empty without a GPU.
+        - The prediction for each GPU. C(budget_bytes) that vLLM uses, C(weight_bytes) including those of a draft model,
+          C(request_cache_bytes) for one request of the longest context, and the approximate number of C(cache_tokens)
+          that fit. Empty without a GPU.
+        - For a mixture of experts with data parallel, C(weight_bytes) is a lower bound, as the size of what is copied
+          is not known. The cache is 0 where layers differ or its data type is not known.
       returned: with O(state=present)
       type: dict
     gpus:

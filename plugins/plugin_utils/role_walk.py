@@ -67,7 +67,6 @@ def load(name: str) -> RoleTasks:
 class Asked(NamedTuple):
     """A question to the host: what one task, or one round of its loop, would ask it."""
 
-    role: str
     module: str
     arguments: Dict[str, Any]
     task: str
@@ -75,12 +74,13 @@ class Asked(NamedTuple):
     register: Optional[str]
     item: Tuple[Any, ...]
     """The item of the loop, if there is one."""
+    variables: Mapping[str, Any]
+    """Those of the task, of its role and its loop among them."""
 
 
 class _Scope(NamedTuple):
     """What a role, the blocks around a task, and the task itself say of it."""
 
-    role: str
     variables: Mapping[str, Any]
     when: Tuple[Any, ...] = ()
     module_defaults: Mapping[str, Mapping[str, Any]] = {}
@@ -89,7 +89,6 @@ class _Scope(NamedTuple):
     def within(self, task: Mapping[str, Any]) -> "_Scope":
         when = task.get("when", [])
         return _Scope(
-            self.role,
             {**self.variables, **task.get("vars", {})},
             (*self.when, *(when if isinstance(when, list) else [when])),
             {**self.module_defaults, **task.get("module_defaults", {})},
@@ -133,7 +132,7 @@ class Walk:
         for role in roles:
             self._refuse_overridden(role.variables)
             variables = {**role.defaults, **self.outside, **role.variables, **role.magic}
-            self._tasks(role.tasks, _Scope(role.name, variables))
+            self._tasks(role.tasks, _Scope(variables))
         self._flush()
 
     def _tasks(self, tasks: Sequence[Mapping[str, Any]], around: _Scope) -> None:
@@ -168,7 +167,7 @@ class Walk:
         self._then.append(partial(self._begin, register, bool(rounds), "loop" in task))
         for item, variables in rounds:
             given = self._arguments(arguments, variables)
-            asked = Asked(scope.role, module, given, str(task.get("name")), register, item)
+            asked = Asked(module, given, str(task.get("name")), register, item, variables)
             self._pending.append(asked)
             self._then.append(partial(self._answered, asked))
 

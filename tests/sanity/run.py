@@ -5,11 +5,12 @@
 
 ansible-test's own environments are kept in the cache, under a HOME of their own; the bootstrap script that it would
 download is replaced by the ensurepip of the Python at hand, so that pip is all that goes out, and only once.
-    run.py [TEST...]    all tests, or those named
+    run.py [--skip-test TEST] [TEST...]    all tests, all but one, or those named
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -111,13 +112,18 @@ def ansible_test(words: List[str], copy: Path, path: str, home: Path) -> Counter
     return Counter(passed=len(ran - failed), failed=len(failed) or int(running.returncode != 0))
 
 
-def main(tests: List[str]) -> int:
+def main(words: List[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--skip-test", action="append", default=[])
+    parser.add_argument("tests", nargs="*")
+    given = parser.parse_args(words)
     with tempfile.TemporaryDirectory(prefix="gpufleet-sanity-") as folder:
-        return run(tests, copy_of_checkout(Path(folder)), own_home())
+        return run(given.tests, given.skip_test, copy_of_checkout(Path(folder)), own_home())
 
 
-def run(tests: List[str], copy: Path, home: Path) -> int:
+def run(tests: List[str], skipped: List[str], copy: Path, home: Path) -> int:
     chosen = [word for test in tests for word in ("--test", test)]
+    chosen += [word for test in skipped for word in ("--skip-test", test)]
     count = ansible_test(["--python", PYTHON, *chosen], copy, os.environ["PATH"], home)
     oldest = target_python()
     if not oldest:

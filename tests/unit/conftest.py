@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
@@ -19,12 +20,13 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
 FIXTURES = Path(__file__).parent / "fixtures"
+sys.path.insert(0, str(Path(__file__).parent))  # for waiting.py
 
 
 @pytest.fixture(autouse=True)
 def no_gpu_facts_of_another_test() -> None:
     """In a process of its own, a module or a check reads them once."""
-    facts._reported.clear()
+    facts._reported = None
 
 
 @pytest.fixture

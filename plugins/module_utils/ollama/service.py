@@ -81,7 +81,7 @@ class Ollama:
                 uneven=options["uneven_spread"],
                 warn=host.warn,
             ),
-            hooks=stop.hook(options, host, gpus=bool(placed.devices), release=RELEASE),
+            hooks=stop.hook(options, host, port_of=_port_of, gpus=bool(placed.devices), release=RELEASE),
             writable=[home] if not store or (store + "/").startswith(home + "/") else [home, store],
             readable=[options["prefix"]],
             timeout=options["timeout"],
@@ -100,7 +100,7 @@ class Ollama:
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """What a killed run has left of a move of its models is cleaned up."""
-        hooks = stop.hook(service.options, host, gpus=service.replaced, release=RELEASE)
+        hooks = stop.hook(service.options, host, port_of=_port_of, release=RELEASE)
         return Leaving(steps=storage.abandoning(service.unit, host.system), hooks=hooks)
 
     def explain(self, lines: Sequence[str]) -> Cause:
@@ -142,7 +142,10 @@ def converge(
     params = dict(params, instances=params["instances"] or None)
     if params["state"] == "uninstalled":
         return _uninstall(params, base, Host(system or System(), check_mode, warn, params["facts_timeout"]))
-    return run.converge(Ollama(), base, params, check_mode, warn, system)
+    result = run.converge(Ollama(), base, params, check_mode, warn, system)
+    if "instances" in result:
+        result["proof_due"] = any(one.get("proof_due") for one in result["instances"].values())
+    return result
 
 
 def _uninstall(params: Mapping[str, Any], base: str, host: Host) -> Dict[str, Any]:
@@ -199,6 +202,14 @@ def _listen(wanted: settings.Declared, others: Mapping[str, str]) -> Listen:
         return Listen(*settings.listen_address(host), declared=False, shown=host)
     except ValueError:  # the server uses its default then
         return Listen(settings.DEFAULT_HOST, settings.DEFAULT_PORT, declared=False)
+
+
+def _port_of(environ: Mapping[str, str]) -> int:
+    """Where a running server listens."""
+    try:
+        return settings.listen_address(environ.get("OLLAMA_HOST", ""))[1]
+    except ValueError:  # the server uses its default then
+        return settings.DEFAULT_PORT
 
 
 def _has_model(options: Mapping[str, Any], places: Sequence[str], user: str) -> bool:

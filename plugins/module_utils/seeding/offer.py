@@ -14,10 +14,10 @@ from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from ..programs import seed_server
 from ..systemd.manager import System
+from ..toolbox import lock
 from ..toolbox.errors import Failed, Refused
 from ..toolbox.source import source_of
 
-_FOLDER = "/run/gpufleet"
 _STARTS = 10.0  # seconds until it listens
 _STOPS = 30
 _SANDBOX = {
@@ -130,8 +130,8 @@ def _start(own: str, uid: int, config: Dict[str, Any], system: Any) -> None:
             probe.bind(address)
     except OSError as error:
         raise Failed("cannot listen at %s:%d: %s" % (address + (error.strerror,))) from None
-    path = "%s/%s.py" % (_FOLDER, own)
-    os.makedirs(_FOLDER, mode=0o755, exist_ok=True)
+    path = "%s/%s.py" % (lock.FOLDER, own)
+    os.makedirs(lock.FOLDER, mode=0o700, exist_ok=True)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
             file.write("%s\n\nserve(%r)\n" % (source_of(seed_server), config))

@@ -27,6 +27,8 @@ READY = 2
 """Answers after which a gateway sends requests again: between two of them it has looked at the service itself, too."""
 HEAR = 10.0
 """Seconds within which every gateway has to ask; they ask once a second."""
+REFUSED = 3.0
+"""Seconds after the start of an agent by which every gateway has asked it about each of its services."""
 COMMAND = 60.0
 """Seconds that a command of the inventory may take."""
 _PAUSE = 0.25  # seconds between two looks
@@ -35,11 +37,20 @@ _KEPT = 8  # the same for connections that are kept open, while the engine itsel
 
 
 def drain(
-    running: Running, endpoint: Optional[Endpoint], command: Sequence[str], limit: float, warn: Callable[[str], None]
+    running: Running,
+    endpoint: Optional[Endpoint],
+    port: int,
+    command: Sequence[str],
+    limit: float,
+    warn: Callable[[str], None],
 ) -> Dict[str, Any]:
     """Redirect new requests, and wait until those of the process have finished.
 
+    The agent may have been configured for the service as it will be: only the gateways are taken from its
+    configuration.
+
     :param endpoint: reports the requests of the process; None for an engine that does not.
+    :param port: at which the process listens; 0 where it is not known, then its declared one counts.
     :param command: argv that takes the service out of another load balancer; empty for none.
     :param limit: seconds for which requests are waited for.
     :param warn: called with what is not as it should be: a silent gateway, requests that are going to be cut.
@@ -49,8 +60,8 @@ def drain(
     """
     began, unit = time.monotonic(), running.unit
     config = record.read(agent.CONFIG)
-    service = (config.get("services") or {}).get(unit)
-    gateways = (config.get("gateways") or {}) if service else {}
+    gateways, service = config.get("gateways") or {}, (config.get("services") or {}).get(unit)
+    asking = sorted(gateways) if service else []
     if service or command:
         _mark(unit, state="drain", command=bool(command))
     if command:
@@ -58,8 +69,10 @@ def drain(
         if failure:
             raise Fault("not_drained", "drain_command: %s. Nothing was stopped" % failure)
     silent: List[str] = []
-    if gateways:
-        silent = _await_gateways(unit, int(config["port"]), sorted(gateways), began)
+    if gateways and not service:
+        _await_refusals(int(config["port"]))
+    if asking:
+        silent = _await_gateways(unit, int(config["port"]), asking, began)
         if silent:
             warn(
                 "%s: %s did not ask the agent of this host for %.0f s: down, taken out by its operator, or it cannot "
@@ -67,12 +80,13 @@ def drain(
                 % (unit, ", ".join(silent), HEAR, config["port"])
             )
     addresses = {address for listed in gateways.values() for address in listed}
-    left = _await_idle(running, endpoint, int(service["port"]) if service else 0, addresses, limit)
+    port = port or int((service or {}).get("port") or 0)
+    left = _await_idle(running, endpoint, port, addresses, limit)
     if left:
         warn("%s: %s after %.0f s; they were cut (drain_timeout)" % (unit, left, limit))
     return {
         "seconds": round(time.monotonic() - began, 1),
-        "gateways": sorted(set(gateways) - set(silent)),
+        "gateways": [name for name in asking if name not in silent],
         "silent": silent,
         "cut": left,
     }
@@ -94,6 +108,17 @@ def _await_gateways(unit: str, port: int, names: Sequence[str], since: float) ->
         young = not isinstance(started, float) or started > last
         if time.monotonic() >= until or not (silent if young else set(silent) & set(asked)):
             return silent
+        # the agent sends no word of its own
+        time.sleep(0.1)
+
+
+def _await_refusals(port: int) -> None:
+    """Wait until every gateway has heard that a service is no longer declared, which the agent says from its start."""
+    until = time.monotonic() + REFUSED
+    while time.monotonic() < until:
+        started = agent.ask(port).get("started")
+        if isinstance(started, float) and started <= time.monotonic() - REFUSED:
+            return
         # the agent sends no word of its own
         time.sleep(0.1)
 
@@ -158,10 +183,11 @@ def _mark(unit: str, **said: Any) -> None:
     record.write(path, dict(kept, **{key: value for key, value in said.items() if value}))
 
 
-def put_back(unit: str, command: Sequence[str]) -> None:
+def put_back(unit: str, command: Sequence[str], warn: Callable[[str], None]) -> None:
     """Put a service that is proven back into its load balancers.
 
     :param command: argv that does so for one that ``drain_command`` took it out of; empty for none.
+    :param warn: called with the names of gateways that did not hear of it in time.
     :raises Failed: it failed; the mark stays, so that the next run tries again.
     """
     path = os.path.join(agent.MARKS, unit)
@@ -173,29 +199,46 @@ def put_back(unit: str, command: Sequence[str]) -> None:
                 % (unit, failure)
             )
     drained = record.read(path).get("state") == "drain"
-    files.remove(path)
+    forget(unit)
     if drained:
-        _await_return(unit)
+        _await_return(unit, warn)
 
 
-def _await_return(unit: str) -> None:
+def forget(unit: str) -> None:
+    """Remove the mark of a service that no load balancer is to get back."""
+    files.remove(os.path.join(agent.MARKS, unit))
+
+
+def _await_return(unit: str, warn: Callable[[str], None]) -> None:
     """Wait until the gateways send requests again, or the service that is changed next could be the last one left."""
     config = record.read(agent.CONFIG)
     if unit not in (config.get("services") or {}):
         return
     until = time.monotonic() + HEAR
-    while time.monotonic() < until:
-        services = agent.ask(int(config["port"])).get("services")
-        service = services.get(unit) if isinstance(services, dict) else None
+    while True:
+        service = agent.ask(int(config["port"])).get("services", {}).get(unit)
         told = service.get("ready") if isinstance(service, dict) else None
-        if not isinstance(told, dict) or all(isinstance(count, int) and count >= READY for count in told.values()):
+        counts = {name: told.get(name, READY) for name in config["gateways"]} if isinstance(told, dict) else {}
+        late = sorted(name for name, count in counts.items() if not (isinstance(count, int) and count >= READY))
+        if not late:
+            return
+        if time.monotonic() >= until:
+            warn(
+                "%s is proven, but %s did not ask the agent of this host for %.0f s, and may not send requests here "
+                "before the next service is changed" % (unit, ", ".join(late), HEAR)
+            )
             return
         # the agent sends no word of its own
         time.sleep(0.1)
 
 
 def after_failure(
-    unit: str, outcome: Outcome, asked: Optional[Verdict], drained: bool, command: Sequence[str]
+    unit: str,
+    outcome: Outcome,
+    asked: Optional[Verdict],
+    drained: bool,
+    command: Sequence[str],
+    warn: Callable[[str], None],
 ) -> Optional[str]:
     """Update the mark after a failed run; return a sentence if that fails.
 
@@ -213,7 +256,7 @@ def after_failure(
                 name = asked.name if unfit and asked else former["verdict"]
                 _mark(unit, state="down", verdict=name)
         elif drained:
-            put_back(unit, command)
+            put_back(unit, command, warn)
     except (OSError, Failed) as error:
         return str(error)
     return None

@@ -33,7 +33,7 @@ class Host:
     def facts(self) -> Dict[str, Any]:
         """The GPU facts as they were when they were first needed."""
         if self._facts is None:
-            self._facts = self.gather()
+            self._facts = gpu_facts.first_look(self.facts_timeout)
         return self._facts
 
     def gather(self) -> Dict[str, Any]:

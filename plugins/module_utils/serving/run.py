@@ -85,6 +85,8 @@ def converge(
                 stopped.make_room(plan, plans[number + 1 :])
             results[plan.unit] = _carry_out(engine, plan, host)
         for service in replaced:
+            if stopped:
+                stopped.keep(service.unit)
             results[service.unit] = leave(engine.leave(service, host), service, host)
     except ServiceError as error:
         outcome = error.outcome
@@ -211,7 +213,7 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     except ServiceError as error:
         raise _settled(plan, error, host) from error
     if agent.marked(plan.unit) and not host.check_mode:
-        _put_back(plan, outcome)
+        _put_back(plan, outcome, host)
     finish(plan.declared.steps, outcome, host)
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
@@ -228,12 +230,12 @@ def _drained(plan: Plan) -> Dict[str, Any]:
     return dict(getattr(plan.declared.hooks, "drained", {}))
 
 
-def _put_back(plan: Plan, outcome: Outcome) -> None:
+def _put_back(plan: Plan, outcome: Outcome, host: Host) -> None:
     """Have a service that is proven take requests again."""
     from . import drain
 
     try:
-        drain.put_back(plan.unit, plan.service.options["undrain_command"])
+        drain.put_back(plan.unit, plan.service.options["undrain_command"], host.warn)
     except (Failed, OSError) as error:
         raise ServiceError(str(error), outcome) from error
 
@@ -245,7 +247,7 @@ def _settled(plan: Plan, error: ServiceError, host: Host) -> ServiceError:
     from . import drain
 
     command, drained = plan.service.options["undrain_command"], getattr(plan.declared.hooks, "draining", False)
-    problem = drain.after_failure(plan.unit, error.outcome, plan.gate.said, drained, command)
+    problem = drain.after_failure(plan.unit, error.outcome, plan.gate.said, drained, command, host.warn)
     return ServiceError("%s %s." % (error.message, problem), error.outcome) if problem else error
 
 
@@ -286,7 +288,7 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
     if agent.marked(service.unit) and not host.check_mode:  # no load balancer is to get it back
         from . import drain
 
-        drain.put_back(service.unit, [])
+        drain.forget(service.unit)
     finish(leaving.steps, outcome, host)
     if not outcome.changed:
         said = "disabled" if service.replaced else "not there" if service.name else "no override"
@@ -319,5 +321,4 @@ def together(results: Mapping[str, Dict[str, Any]]) -> Dict[str, Any]:
         "msg": " | ".join(said),
         "diff": [result["diff"] for result in results.values() if result["diff"]],
         "instances": dict(results),
-        "proof_due": any(result.get("proof_due") for result in results.values()),
     }

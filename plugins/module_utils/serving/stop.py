@@ -25,6 +25,7 @@ class Stop:
     :param command: argv that takes the service out of another load balancer; empty for none.
     :param endpoint_of: gives the endpoint of the running process from its environment, as its key may be about to
         change; None where it does not report its requests.
+    :param port_of: gives the port of such a process from its environment; 0 where it is not known.
     :param warn: called with each warning.
     """
 
@@ -38,9 +39,10 @@ class Stop:
         warn: Callable[[str], None],
         command: Sequence[str] = (),
         endpoint_of: Callable[[Mapping[str, str]], "Optional[Endpoint]"] = lambda environ: None,
+        port_of: Callable[[Mapping[str, str]], int] = lambda environ: 0,
     ) -> None:
         self.gather, self.gpus, self.drain, self.release, self.warn = gather, gpus, drain, release, warn
-        self.command, self.endpoint_of = command, endpoint_of
+        self.command, self.endpoint_of, self.port_of = command, endpoint_of, port_of
         self.pids: List[int] = []
         self.draining = False
         """Whether a drain was begun."""
@@ -54,7 +56,8 @@ class Stop:
             from . import drain
 
             endpoint, self.draining = self.endpoint_of(running.environ), True
-            self.drained = drain.drain(running, endpoint, self.command, self.drain, self.warn)
+            port = endpoint.port if endpoint else self.port_of(running.environ)
+            self.drained = drain.drain(running, endpoint, port, self.command, self.drain, self.warn)
 
     def after_stop(self) -> Verdict:
         if not (self.gpus and self.pids):
@@ -91,6 +94,7 @@ def hook(
     host: "Host",
     endpoint_of: Callable[[Mapping[str, str]], "Optional[Endpoint]"] = lambda environ: None,
     *,
+    port_of: Callable[[Mapping[str, str]], int] = lambda environ: 0,
     gpus: Optional[bool] = None,
     release: Optional[float] = None,
     kind: Type[Stop] = Stop,
@@ -103,6 +107,7 @@ def hook(
     """
     return kind(
         endpoint_of=endpoint_of,
+        port_of=port_of,
         gather=host.gather,
         gpus=options["visible_devices"] != "none" if gpus is None else gpus,
         drain=options["drain_timeout"],

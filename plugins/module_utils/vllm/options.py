@@ -74,8 +74,16 @@ OPTIONS = table(
         "environment",
         "dict",
         """Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes
-        a warning.""",
+        a warning. A name that ends as those of secrets do, such as E(WANDB_API_KEY), is rejected; see
+        O(secret_environment).""",
         default={},
+    ),
+    Option(
+        "secret_environment",
+        "dict",
+        """Further variables of the process that hold secrets, such as E(MODELSCOPE_API_TOKEN) or
+        E(AWS_SECRET_ACCESS_KEY). They are passed from a file that only root can read.""",
+        no_log=True,
     ),
     Option(
         "venv",
@@ -123,15 +131,16 @@ OPTIONS = table(
         "max_model_len",
         "str",
         """Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for
-        as many as fit. Left out, it is the length that the model was trained for. A longer one is rejected.""",
+        as many as fit. Left out, it is the length that the model was trained for. One that the model's config.json,
+        with C(hf-overrides) in O(extra_args), does not allow is rejected.""",
     ),
     Option("max_num_seqs", "int", "How many requests are computed at the same time."),
     Option("max_num_batched_tokens", "int", "How many tokens are computed at the same time.", no_log=False),
     Option(
         "gpu_memory_utilization",
         "float",
-        """Share of each GPU's total memory that the instance uses; vLLM's default is 0.92. This much must be free, or
-        already be used by this instance.""",
+        """Share of each GPU's total memory that the instance uses; vLLM's default is 0.92 (0.9 before 0.20). This much
+        must be free, or already be used by this instance.""",
     ),
     Option("kv_cache_dtype", "str", "Data type of the cache, such as V(fp8). Left out, it is that of the model."),
     Option("cpu_offload_gb", "float", "GiB of weights per GPU that are kept in the host's memory."),
@@ -155,7 +164,14 @@ OPTIONS = table(
         O(tensor_parallel_size) leaves.""",
         default="auto",
     ),
-    Option("data_parallel_size", "str", "Number of copies of the model; V(auto) is one.", default="auto"),
+    Option(
+        "data_parallel_size",
+        "str",
+        """Number of copies of the model; V(auto) is one. A mixture of experts copies its attention alone and divides
+        its experts among all GPUs, each expert into parts, or with C(enable-expert-parallel) in O(extra_args) as a
+        whole.""",
+        default="auto",
+    ),
     Option(
         "host",
         "str",
@@ -165,7 +181,8 @@ OPTIONS = table(
     Option(
         "port",
         "int",
-        """Port of the API, 1024 or higher. Two instances on a host cannot have the same port.""",
+        """Port of the API. It can be below 1024 only with O(user=root). Two instances on a host cannot have the same
+        port.""",
         default=8000,
     ),
     Option(
@@ -181,7 +198,8 @@ OPTIONS = table(
         """Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
         appears in no command line, unit, log or result.
 
-        vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).""",
+        vLLM asks for it only under the path C(/v1); since 0.22 also under C(/v2) and C(/inference), since 0.27 under
+        C(/cohere). See O(guard_all_paths).""",
         no_log=True,
     ),
     Option(

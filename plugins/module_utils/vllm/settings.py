@@ -4,8 +4,9 @@
 """Options of an instance → vLLM's YAML file and its environment. Pure.
 
 vLLM's own rules for the file: a key is a long option without dashes; true gives the option alone; a list gives several
-words, a mapping JSON; null would be the text ``None``. ``vllm serve`` drops a false without a word, so it is written as
-``no-KEY: true``, which every version reads (tests/unit/fixtures/vllm/parser.json).
+words; null would be the text ``None``. What some versions misread is written so that all read it
+(tests/unit/fixtures/vllm/parser.json): a false, which ``vllm serve`` drops without a word, as ``no-KEY: true``; a
+mapping as JSON text; a list of one element as that element.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..hf_model.parallel import Parallel
 from ..serving.variables import variables
 from ..toolbox.addresses import host_port, reachable
 from ..toolbox.errors import Refused
+from . import releases
 
 PORT = 8000
 HOST = "127.0.0.1"
@@ -52,6 +54,7 @@ _OURS = {
 _NOT_HERE = {name: "is a secret and would stand in the unit; use %s" % option for name, option in _SECRETS.items()}
 _NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items()})
 """By the name of a variable, what to do instead of setting it in ``environment``."""
+_SECRET_NAME = re.compile(r"(?:\A|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY)\Z")
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -72,8 +75,8 @@ class Declared:
     @property
     def served(self) -> str:
         """The name that clients use."""
-        names = self.config.get("served-model-name")
-        return str(names[0] if names else self.config["model"])
+        names = self.config.get("served-model-name") or self.config["model"]
+        return str(names[0] if isinstance(names, list) else names)
 
     @property
     def port(self) -> int:
@@ -86,12 +89,15 @@ class Declared:
         return "%s://%s" % (scheme, host_port(reachable(str(self.config["host"])), self.port))
 
 
-def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[str]) -> Declared:
+def declare(
+    options: Mapping[str, Any], parallel: Parallel, visible: Optional[str], release: releases.Release = ()
+) -> Declared:
     """Turn options into the file and the environment.
 
     :param options: the module's options; absent and None mean: not declared.
     :param parallel: the sizes that were chosen; a size of 1 is vLLM's default and is left out.
     :param visible: value of CUDA_VISIBLE_DEVICES; None where the instance uses no GPU.
+    :param release: of vLLM.
     :raises Refused: vLLM would misread or refuse values.
     """
     declared = Declared()
@@ -109,6 +115,7 @@ def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[st
     problems += _wrong_values(given)
     problems += _take_extra(declared, options.get("extra_args") or {})
     problems += _take_environment(declared, options.get("environment") or {})
+    problems += _take_secrets(declared, options.get("secret_environment") or {})
     if visible is not None:
         declared.environment.update(CUDA_VISIBLE_DEVICES=visible, CUDA_DEVICE_ORDER="PCI_BUS_ID")
     declared.environment.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -124,8 +131,13 @@ def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[st
     if options.get("guard_all_paths"):
         if key is None:
             problems.append("guard_all_paths: there is no api_key that it could ask for")
-        declared.config["middleware"] = ["%s.Guard" % GUARD]
+        if declared.environment.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
+            problems.append("guard_all_paths: it cannot run in the front end of VLLM_USE_RUST_FRONTEND; leave one out")
+        declared.config["middleware"] = "%s.Guard" % GUARD
         declared.environment["GPUFLEET_OPEN_PATHS"] = ",".join(options.get("open_paths") or ())
+    for flag, value in declared.config.items():
+        if isinstance(value, list) and not releases.lists_are_read(release):
+            problems.append("%s: this vLLM misreads a list in its file; give one value, or use 0.10.2 or newer" % flag)
     if problems:
         raise Refused("; ".join(problems))
     return declared
@@ -171,8 +183,10 @@ def tokens(value: Any) -> Optional[int]:
 def _wrong_values(given: Mapping[str, Any]) -> List[str]:
     problems = []
     port, share = int(given["port"]), given.get("gpu_memory_utilization")
-    if not 1024 <= port <= 65535:
-        problems.append("port: %d; vLLM takes a port from 1024 to 65535" % port)
+    if not 1 <= port <= 65535:
+        problems.append("port: %d; expected 1 to 65535" % port)
+    elif port < 1024 and given.get("user") != "root":
+        problems.append("port: %d; only root may listen below 1024" % port)
     if share is not None and not 0 < share <= 1:
         problems.append(
             "gpu_memory_utilization: %.4g is not a share of a GPU's memory; expected more than 0 and at most 1" % share
@@ -227,6 +241,39 @@ def definition(declared: Declared, version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def extra(options: Mapping[str, Any], flag: str) -> Any:
+    """The value of an option in ``extra_args``, however it is spelled there; None where it is left out.
+
+    One whose value is JSON is a mapping: ``{"a": {"b": 1}}``, also as text or as the dotted key ``FLAG.a.b``.
+    """
+    found: Any = None
+    for name, value in sorted((options["extra_args"] or {}).items()):
+        first, _dot, rest = _canonical(name).partition(".")
+        if first != flag:
+            continue
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)
+            except ValueError:  # vLLM's parser will say so
+                continue
+        for key in reversed(rest.split(".") if rest else []):
+            value = {key: value}
+        found = _joined(found, value)
+    return found
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    return {**first, **{key: _joined(first.get(key), value) for key, value in second.items()}}
+
+
+def _canonical(name: Any) -> str:
+    """A key of ``extra_args`` as vLLM's own option, which has dashes for underscores, though only before a dot."""
+    first, dot, rest = str(name).lstrip("-").partition(".")
+    return first.replace("_", "-") + dot + rest
+
+
 def _flag(option: str) -> str:
     return option.replace("_", "-")
 
@@ -237,16 +284,22 @@ def _put(config: Dict[str, Any], flag: str, value: Any) -> None:
         config[flag] = json.dumps(value)
     elif value is False:
         config["no-" + flag] = True
+    elif isinstance(value, list):
+        words = [_word(one) for one in value]
+        config[flag] = words[0] if len(words) == 1 else words
     else:
-        config[flag] = value
+        config[flag] = _word(value)
+
+
+def _word(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, dict) else value
 
 
 def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
     problems = []
     typed = {_flag(option): option for option in FLAGS + _SIZES}
     for name in sorted(extra):
-        first, dot, rest = str(name).lstrip("-").partition(".")  # vLLM, too, replaces underscores only before the dot
-        flag = first.replace("_", "-") + dot + rest
+        flag = _canonical(name)
         where = "extra_args.%s" % name
         negative = flag.startswith("no-")
         bare = flag[3:] if negative else flag
@@ -268,7 +321,9 @@ def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
 
 
 def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> List[str]:
-    found, problems = variables(environment, _NOT_HERE)
+    secret = [name for name in environment if _SECRET_NAME.search(str(name))]
+    said = "may be a secret and would stand in the unit; use secret_environment"
+    found, problems = variables(environment, {**dict.fromkeys(secret, said), **_NOT_HERE})
     declared.environment.update(found)
     if "VLLM_PORT" in found:
         declared.warnings.append("environment.VLLM_PORT: is not the API's port, but vLLM's first internal one")
@@ -276,4 +331,19 @@ def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> Lis
         declared.warnings.append(
             "environment.VLLM_SERVER_DEV_MODE: opens paths that change the server and ask for no key"
         )
+    return problems
+
+
+def _take_secrets(declared: Declared, secrets: Mapping[str, Any]) -> List[str]:
+    problems = []
+    for name, value in sorted(secrets.items()):
+        where = "secret_environment.%s: " % name
+        if name in _SECRETS:
+            problems.append(where + "use %s" % _SECRETS[name])
+        elif name in _OURS or name in declared.environment:
+            problems.append(where + "is set elsewhere; leave it out here")
+        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            problems.append(where + "expected text; put quotes around it")
+        else:
+            declared.secret_environment[name] = str(value)
     return problems

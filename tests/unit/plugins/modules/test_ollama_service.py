@@ -9,6 +9,9 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
+from ansible import template
+from ansible.parsing.dataloader import DataLoader
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
     Outcome,
@@ -158,3 +161,35 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
     assert result["msg"].startswith("would install Ollama · 1× H200")
     assert result["version"] is None
     assert os.listdir(tmp_path) == []
+
+
+# --- what the role makes of it
+
+LISTED = {"ollama_prove_model": "m8b", "ollama_models": ["m8b"]}
+NOW = {"gpufleet_prove": "now"}
+
+
+@pytest.mark.parametrize(
+    "given, again",
+    [
+        ({**LISTED, "ollama_result": {"proof_due": True}, "ollama_models_result": {}}, True),
+        ({**LISTED, **NOW, "ollama_result": {"proof_due": True}}, False),  # --tags service, and no store has it
+        ({**LISTED, **NOW, "ollama_result": {"proof_due": False}}, True),  # --tags service
+        ({**LISTED, **NOW, "ollama_models_result": {}}, True),  # --tags models
+        ({**LISTED, "ollama_result": {"proof_due": False}, "ollama_models_result": {}}, False),
+        ({"ollama_models": [], **NOW, "ollama_result": {"proof_due": False}}, False),  # the first task has proven it
+    ],
+)
+def test_when_the_role_verifies_again(given, again):
+    trusted = getattr(template, "trust_as_template", str)  # since ansible-core 2.19
+    inner = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
+    variables = {name: trusted(text) for name, text in inner.items()}
+    variables.update(given, ansible_check_mode=False, ollama_instances=[], ollama_state="present")
+    templar = template.Templar(DataLoader(), variables=variables)
+    assert templar.template(variables["ollama_prove_again"]) is again
+
+
+def test_the_role_verifies_again_with_each_of_its_tags():
+    (role,) = yaml.safe_load((ROLE / "tasks/main.yml").read_text(encoding="utf-8"))
+    (task,) = [task for task in role["block"] if task.get("when") == "ollama_prove_again"]
+    assert task["tags"] == ["service", "models"]

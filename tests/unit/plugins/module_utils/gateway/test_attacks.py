@@ -15,9 +15,10 @@ from typing import List
 import http2
 import pytest
 from engines import Engine
-from gateways import ALICE, BOB, ENGINE_KEY, Gateway, row, status_of, until
+from gateways import ALICE, BOB, ENGINE_KEY, Gateway, row, status_of
 from http2 import END_HEADERS, END_STREAM, fields, frame, request
 from test_real_haproxy import BODY, CLOSED, HEAD, OPEN, PULL, SPELLINGS
+from waiting import until
 
 KEY = (b"authorization", b"Bearer " + ALICE.encode())
 LENGTH = (b"content-length", b"16")

@@ -11,9 +11,10 @@ from typing import Any, List
 
 import pytest
 from engines import Engine
-from gateways import ALICE, BOB, ENGINE_KEY, EVE, KEYS, Gateway, exchange, row, status_of, until
+from gateways import ALICE, BOB, ENGINE_KEY, EVE, KEYS, Gateway, exchange, row, status_of
+from waiting import until
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime
 
 
 def test_a_request_reaches_a_server_of_its_model(gateway: Gateway, engines: List[Engine]) -> None:
@@ -33,6 +34,17 @@ def test_the_models_that_a_key_may_use_are_listed(gateway: Gateway) -> None:
     assert gateway.ask("GET", "/v1/models/chat", key=BOB).json["id"] == "chat"
     assert gateway.ask("GET", "/v1/models/tiny", key=BOB).status == 404
     assert gateway.ask("GET", "/v1/models", key="").status == 401
+
+
+def test_the_longest_list_of_models_is_whole(gateway: Gateway) -> None:
+    servers = gateway.pools["chat"]
+    gateway.pools.update(("model-%03d" % number, servers) for number in range(229))
+    missing = keys.LONGEST - 1 - len("alice %s\n" % gateway.maps()["openai"]["alice"])
+    entry = len('{"id":"","object":"model","created":0,"owned_by":"gpufleet"},')
+    gateway.pools["m" * (missing - entry)] = servers
+    assert len("alice %s\n" % gateway.maps()["openai"]["alice"]) == keys.LONGEST - 1
+    gateway.reload()
+    assert gateway.ask("GET", "/v1/models").text == gateway.maps()["openai"]["alice"]
 
 
 @pytest.mark.parametrize("key", ["", "wrong", ALICE + "x", ALICE[:-1], ALICE.upper()])
@@ -83,13 +95,13 @@ def test_a_key_is_rotated_without_a_reload(gateway: Gateway) -> None:
     worker = runtime.info(gateway.socket)["Pid"]
     new, old = gateway.maps(keys=[{"name": "alice", "key": EVE, "pools": ["*"]}]), gateway.maps()
     try:
-        for name in haproxy.LIVE:
+        for name in haproxy.MAPS:
             runtime.replace_map(gateway.place.map(name), new[name], gateway.socket)
         assert gateway.chat(key=EVE).status == 200
         assert gateway.chat(key=ALICE).status == gateway.chat(key=BOB).status == 401
         assert runtime.read_map(gateway.place.map("keys"), gateway.socket) == new["keys"]
     finally:
-        for name in haproxy.LIVE:
+        for name in haproxy.MAPS:
             runtime.replace_map(gateway.place.map(name), old[name], gateway.socket)
     assert gateway.chat(key=EVE).status == 401 and gateway.chat().status == 200
     assert runtime.info(gateway.socket)["Pid"] == worker

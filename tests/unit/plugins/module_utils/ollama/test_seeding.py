@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import seed_server
 from ansible_collections.gpufleet.inference.plugins.module_utils.seeding import offer
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
-from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock, users
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 TOKEN = "0123456789abcdef" * 2
@@ -114,7 +115,7 @@ class FakeSystem:
 
 @pytest.fixture
 def system(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSystem]:
-    monkeypatch.setattr(offer, "_FOLDER", str(tmp_path / "run"))
+    monkeypatch.setattr(lock, "FOLDER", str(tmp_path / "run"))
     fake = FakeSystem(store)
     yield fake
     fake.stop("", 0)
@@ -178,7 +179,7 @@ def test_the_token_is_in_no_command_line_and_no_file(system: FakeSystem, port: i
     converge(declared(port), False, print, system)
     assert system.command == [sys.executable, "-I", "-"]
     assert TOKEN not in json.dumps(system.properties)
-    assert list((tmp_path / "run").iterdir()) == []
+    assert list((tmp_path / "run").iterdir()) == [] and (tmp_path / "run").stat().st_mode & 0o777 == 0o700
     assert system.properties["User"] == str(os.getuid())
     sandbox = {
         "NoNewPrivileges": "yes",
@@ -251,7 +252,7 @@ def test_what_cannot_be_offered(system: FakeSystem, store: Path, port: int, monk
         unable(declared(port, address=None), False, system),
     )
     system.state = ""
-    assert system.stopped == ["gpufleet-seed-%d.service" % port] and list(Path(offer._FOLDER).iterdir()) == []
+    assert system.stopped == ["gpufleet-seed-%d.service" % port] and list(Path(lock.FOLDER).iterdir()) == []
     (store / "blobs" / ("sha256-" + sha256(WEIGHTS))).unlink()
     assert re.search("its store has no .*sha256-" + sha256(WEIGHTS), unable(declared(port), False, system))
     system.environment = {"X": "1"}
@@ -402,8 +403,7 @@ def test_who_still_loads_is_waited_for_and_who_asks_again(served: Any, tmp_path:
     server, serving, connection = served()
     os.truncate(tmp_path / "b", 64 << 20)  # more than is on its way before somebody reads
     connection.request("GET", FILE + "b" * 64)
-    while not server._busy:
-        time.sleep(0.01)
+    until(lambda: server._busy)
     server.idle = 0.0
     serving.join(0.3)
     assert serving.is_alive()

@@ -748,6 +748,20 @@ def test_an_instance_that_leaves_is_stopped_before_the_others_come(host):
     assert chat.unit == "ollama@chat.service"
 
 
+def test_the_memory_of_an_instance_that_leaves_is_waited_for(host):
+    host(dict(CODE, state="absent"))
+    assert (host.bring.asked["hooks"].gpus, host.bring.asked["hooks"].release) == (True, 60)
+
+
+@pytest.mark.parametrize("listens, port", [(None, 11434), ("192.0.2.21:11500", 11500), (":0x", 11434)])
+def test_the_port_at_which_a_running_server_listens(bring, listens, port):
+    environ = {} if listens is None else {"OLLAMA_HOST": listens}
+    bring(visible_devices=[0], host="127.0.0.1:11600")
+    assert bring.asked["hooks"].port_of(environ) == port
+    bring(state="absent")
+    assert bring.asked["hooks"].port_of(environ) == port
+
+
 def test_an_instance_runs_the_program_in_place(host):
     host.bring.system.states["ollama@chat.service"] = {"LoadState": "loaded", "MainPID": "7"}
     for running, stale in (

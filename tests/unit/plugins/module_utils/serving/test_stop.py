@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import drain
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.stop import Stop
 
 GIB = 1 << 30
@@ -44,6 +45,18 @@ def test_requests_are_waited_for_with_the_key_of_the_running_process(hooks_of, f
     hooks.before_stop(running)
     assert answers == [] and hooks.said == []
     assert web.headers[-1]["Authorization"] == "Bearer former-key"
+
+
+def test_the_port_is_that_of_the_running_process(hooks_of, fakes, web, monkeypatch):
+    ports = []
+    monkeypatch.setattr(drain, "drain", lambda running, endpoint, port, *words: ports.append(port))
+    hooks = hooks_of(fakes.facts())
+    hooks.before_stop(fakes.FakeRunning())
+    hooks.endpoint_of, hooks.port_of = lambda environ: None, lambda environ: int(environ["PORT"])
+    running = fakes.FakeRunning()
+    running.environ = {"PORT": "11500"}
+    hooks.before_stop(running)
+    assert ports == [Endpoint(web.url).port, 11500]
 
 
 def test_requests_that_do_not_end_are_cut_and_told(hooks_of, fakes, web):

@@ -12,7 +12,7 @@ import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import releases, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import declare
 
 NO_FILE = "refused: vllm: error: argument --config: expected one argument"
@@ -60,7 +60,7 @@ def test_the_file_is_yaml_that_says_what_is_declared():
     )
     text = settings.render(found.config)
     assert yaml.safe_load(text) == found.config
-    assert found.config["max-loras"] == 4 and found.config["speculative-config"] == {"model": "x", "n": [1]}
+    assert found.config["max-loras"] == 4 and json.loads(found.config["speculative-config"]) == {"model": "x", "n": [1]}
     assert settings.read_back(text) == found.config
     assert settings.render(dict(reversed(list(found.config.items())))) == text, "the order of options is no change"
 
@@ -84,6 +84,43 @@ def test_a_truth_value_as_every_version_reads_it(fixture_text, options, line):
         said = list(options.get("extra_args", options).values())[0]
         assert commands["serve"][line] == ({"use_cudagraph": said} if dotted else said), version
         assert commands["module"][line] in (commands["serve"][line], NO_FILE), version
+
+
+@pytest.mark.parametrize(
+    "options, line, read, first",
+    [
+        ({"served_model_name": ["a"]}, 'served-model-name: "a"', ["a"], ""),
+        ({"served_model_name": ["a", "b"]}, 'served-model-name: ["a", "b"]', ["a", "b"], "0.10.2"),
+        ({"guard_all_paths": True, "api_key": "sesame-sesame"}, 'middleware: "gpufleet_guard.Guard"', ["%s"], ""),
+        ({"extra_args": {"speculative-config": {"n": 1}}}, 'speculative-config: "{\\"n\\": 1}"', {"n": 1}, ""),
+        (
+            {"extra_args": {"lora_modules": ["a=/a", "b=/b"]}},
+            'lora-modules: ["a=/a", "b=/b"]',
+            ["a=/a", "b=/b"],
+            "0.10.2",
+        ),
+        (
+            {"extra_args": {"lora_modules": ["a=/a", {"name": "b"}]}},
+            'lora-modules: ["a=/a", "{\\"name\\": \\"b\\"}"]',
+            ["a=/a", '{"name": "b"}'],
+            "0.10.2",
+        ),
+    ],
+)
+def test_lists_and_mappings_as_every_version_reads_them(fixture_text, options, line, read, first):
+    """Versions before ``first`` are the only ones that are refused."""
+    assert line in settings.render(made(**options).config).splitlines()
+    recorded = json.loads(fixture_text("vllm/parser.json"))
+    assert {"0.8.5", "0.9.2", "0.10.2", "0.14.1"} < set(recorded)
+    for version, commands in recorded.items():
+        given = dict({"model": "/m"}, **options)
+        if first and releases.parse(version) < releases.parse(first):
+            with pytest.raises(Refused, match="misreads a list"):
+                declare(given, ONE, None, releases.parse(version))
+        else:
+            assert line in settings.render(declare(given, ONE, None, releases.parse(version)).config)
+            said = commands["serve"][line.replace("gpufleet_guard", "guard")]
+            assert said == (["guard.Guard"] if "guard" in line else read), version
 
 
 def test_a_false_of_an_extra_option():
@@ -111,14 +148,22 @@ def test_secrets_stand_in_neither_file_nor_environment():
 
 def test_the_guard():
     found = made(api_key="open-sesame", guard_all_paths=True, open_paths=["/health", "/metrics"])
-    assert found.config["middleware"] == ["gpufleet_guard.Guard"]
+    assert found.config["middleware"] == "gpufleet_guard.Guard"
     assert found.environment["GPUFLEET_OPEN_PATHS"] == "/health,/metrics"
 
 
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"port": 80}, "port: 80; vLLM takes a port from 1024"),
+        ({"port": 80}, "port: 80; only root may listen below 1024"),
+        ({"port": 65536, "user": "root"}, "port: 65536; expected 1 to 65535"),
+        ({"environment": {"WANDB_API_KEY": "hush"}}, "WANDB_API_KEY: may be a secret and would stand in the unit"),
+        ({"secret_environment": {"HF_TOKEN": "x"}}, "secret_environment.HF_TOKEN: use hf_token"),
+        ({"secret_environment": {"A": "1"}, "environment": {"A": "1"}}, "secret_environment.A: is set elsewhere"),
+        (
+            {"guard_all_paths": True, "api_key": "sesame-sesame", "environment": {"VLLM_USE_RUST_FRONTEND": 1}},
+            "guard_all_paths: it cannot run in the front end",
+        ),
         ({"gpu_memory_utilization": 92.0}, "gpu_memory_utilization: 92 is not a share"),
         ({"gpu_memory_utilization": 0.0}, "is not a share"),
         ({"max_num_seqs": 0}, "max_num_seqs: 0; expected 1"),
@@ -155,7 +200,24 @@ def test_all_problems_are_told_at_once():
     assert problems(port=80, max_num_seqs=0).count(";") >= 2
 
 
+def test_ports_of_root():
+    assert made(port=443, user="root").port == 443
+
+
+@pytest.mark.parametrize("name", ["MODELSCOPE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "PASSWORD"])
+def test_variables_that_hold_secrets(name):
+    found = made(secret_environment={name: "hush-hush"})
+    assert found.secret_environment == {name: "hush-hush"} and name not in found.environment
+    assert "use secret_environment" in problems(environment={name: "hush-hush"})
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "VLLM_MAX_TOKENS_PER_EXPERT", "KEYS", "HF_HUB_OFFLINE"])
+def test_variables_that_hold_no_secrets(name):
+    assert made(environment={name: "1"}).environment[name] == "1"
+
+
 def test_no_secret_is_in_a_message():
+    assert "hush" not in problems(secret_environment={"A": ["hush-hush"], "HF_TOKEN": "hush"})
     assert "hush" not in problems(environment={"VLLM_API_KEY": "hush-hush"}, api_key="hush hush")
 
 
