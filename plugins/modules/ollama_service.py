@@ -128,6 +128,9 @@ options:
         description: Overrides O(undrain_command) for this instance.
         type: list
         elements: str
+      generation:
+        description: Overrides O(generation) for this instance.
+        type: str
       host:
         description: Overrides O(host) for this instance.
         type: str
@@ -319,6 +322,14 @@ options:
         does not know but that resembles a known one causes a warning.
     type: dict
     default: {}
+  generation:
+    description:
+      - Take the service back to an earlier accepted configuration. Its number, or a time in UTC such as
+        V(2026-11-30T08:00Z) for the one that was in force then. M(gpufleet.inference.generations_info) lists them.
+      - The options of that time take the place of those declared here, except secrets, the drain, and with O(instances)
+        the release. The change is verified, and rolled back if it fails, like any other.
+      - The service stays there while this is set. Without it, the declared options are in force again.
+    type: str
   prove:
     description:
       - When O(prove_model) has to generate a token.
@@ -720,6 +731,12 @@ version:
   returned: success
   type: str
   sample: 0.32.15
+generation:
+  description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null
+    where it recorded none.
+  returned: success, with O(state=present)
+  type: int
+  sample: 3
 drain:
   description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
   returned: success, with O(state=present)

@@ -127,6 +127,9 @@ options:
         description: Overrides O(undrain_command) for this instance.
         type: list
         elements: str
+      generation:
+        description: Overrides O(generation) for this instance.
+        type: str
       venv:
         description: Overrides O(venv) for this instance.
         type: path
@@ -340,6 +343,14 @@ options:
       - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning.
     type: dict
     default: {}
+  generation:
+    description:
+      - Take the service back to an earlier accepted configuration. Its number, or a time in UTC such as
+        V(2026-11-30T08:00Z) for the one that was in force then. M(gpufleet.inference.generations_info) lists them.
+      - The options of that time take the place of those declared here, except secrets, the drain, and with O(instances)
+        the release. The change is verified, and rolled back if it fails, like any other.
+      - The service stays there while this is set. Without it, the declared options are in force again.
+    type: str
   prove:
     description:
       - When the model of a service has to answer a request.
@@ -608,6 +619,12 @@ diff:
   returned: success
   type: list
   elements: dict
+generation:
+  description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null
+    where it recorded none.
+  returned: success, with O(state=present)
+  type: int
+  sample: 3
 drain:
   description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
   returned: success, with O(state=present)
