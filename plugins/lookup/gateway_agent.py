@@ -7,15 +7,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: gateway_agent
-short_description: The services of a host that gateways use, and the gateways
+short_description: What a host's agent reports, and to which gateways
 version_added: 0.1.0
 author:
   - The gpufleet developers (@gpufleet)
 description:
-  - Returns the options O(gpufleet.inference.gateway_agent#module:services) and
-    O(gpufleet.inference.gateway_agent#module:gateways) for the host that asks, from what the inventory declares of its
-    engines and of the group C(gateway). Nothing is declared twice.
+  - Returns the options of M(gpufleet.inference.gateway_agent) for the host that asks, from what the inventory declares
+    of its engines and of the group C(gateway). Nothing is declared twice.
   - A gateway is known by its C(gateway_address), or else its C(ansible_host), or else its name.
+  - The port is the C(gateway_agent_port) of the gateways. Without a group C(gateway), or where that port is V(0), the
+    agent is V(absent).
 seealso:
   - module: gpufleet.inference.gateway_agent
 """
@@ -28,17 +29,20 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _raw:
-  description: One dictionary with C(services) and C(gateways).
+  description: One dictionary with C(state), C(services), C(gateways), C(local_gateway) and C(port).
   type: list
   elements: dict
 """
 
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import pools
+
+PORT = 8405
+"""Default of the role gateway, which its hosts' variables do not have."""
 
 
 class LookupModule(LookupBase):
@@ -46,15 +50,35 @@ class LookupModule(LookupBase):
 
     def run(self, terms: List[Any], variables: Optional[Dict[str, Any]] = None, **kwargs: Any) -> List[Dict[str, Any]]:
         variables = variables or {}
+        hostvars, groups, host = variables["hostvars"], variables["groups"], variables["inventory_hostname"]
+        port = agent_port(hostvars, groups.get("gateway", ()))
+        if not port:
+            return [{"state": "absent", "services": [], "gateways": [], "local_gateway": "", "port": PORT}]
         try:
-            return [known(variables["hostvars"], variables["groups"], variables["inventory_hostname"])]
+            return [dict(known(hostvars, groups, host), state="present", port=port)]
         except (KeyError, TypeError, ValueError) as error:
             raise AnsibleLookupError("gateway_agent: a service of the inventory cannot be read: %s" % error) from error
 
 
+def agent_port(hostvars: Mapping[str, Mapping[str, Any]], gateways: Sequence[str]) -> int:
+    """The port at which all gateways ask; 0 where they ask no agent, or there are none.
+
+    :raises AnsibleLookupError: they ask at different ports.
+    """
+    ports = {name: int(hostvars[name].get("gateway_agent_port", PORT)) for name in gateways}
+    if len(set(ports.values())) > 1:
+        listed = ", ".join("%d on %s" % (port, name) for name, port in ports.items())
+        raise AnsibleLookupError(
+            "gateway_agent: gateway_agent_port is %s; expected the same port on all gateways: set it for their group"
+            % listed
+        )
+    return next(iter(ports.values()), 0)
+
+
 def known(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any], host: str) -> Dict[str, Any]:
     """The services of a host, and the gateways that ask for them. Pure."""
-    found, _left_out = pools(hostvars, groups, host)
+    own = {name: [host] for name, hosts in groups.items() if host in hosts}  # of the others nothing is needed
+    found, _left_out = pools(hostvars, own, host if "gateway" in own else "")
     services = {
         row["unit"]: {
             "unit": row["unit"],
@@ -66,10 +90,13 @@ def known(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any], 
         }
         for rows in found.values()
         for row in rows
-        if row["host"] == host
     }
-    gateways = [
-        str(hostvars[name].get("gateway_address") or hostvars[name].get("ansible_host") or name)
+    gateways = {
+        name: str(hostvars[name].get("gateway_address") or hostvars[name].get("ansible_host") or name)
         for name in groups.get("gateway", ())
-    ]
-    return {"services": list(services.values()), "gateways": gateways}
+    }
+    return {
+        "services": list(services.values()),
+        "gateways": list(gateways.values()),
+        "local_gateway": gateways.get(host, ""),
+    }

@@ -17,6 +17,11 @@ description:
   - A host is reached at its C(gateway_address), or else its C(ansible_host), unless its service listens on a particular
     address. A service that listens on loopback is left out with a warning, unless the gateway is on the same host.
   - For Ollama, the models are those of C(ollama_models).
+options:
+  keys:
+    description: Whether the servers come with the API keys of their engines. Do not print them then.
+    type: bool
+    default: false
 seealso:
   - module: gpufleet.inference.gateway_service
 """
@@ -31,7 +36,7 @@ RETURN = r"""
 _raw:
   description:
     - One dictionary of models. Each is a list of servers, with C(host), C(address), C(port), C(engine), C(unit),
-      C(api), C(max_concurrent), C(tls), and C(key), the engine's own API key.
+      C(api), C(max_concurrent) and C(tls), and with O(keys) also C(key), the engine's own API key.
   type: list
   elements: dict
 """
@@ -59,4 +64,7 @@ class LookupModule(LookupBase):
             raise AnsibleLookupError("gateway_pools: a service of the inventory cannot be read: %s" % error) from error
         for sentence in left_out:
             display.warning("gateway_pools: %s" % sentence)
+        if not self.get_option("keys"):
+            for row in (row for rows in found.values() for row in rows):
+                del row["key"]
         return [found]

@@ -74,6 +74,10 @@ options:
     type: list
     elements: str
     default: []
+  local_gateway:
+    description: The one of O(gateways) that runs on this host itself, and so may ask from its loopback address.
+    type: str
+    default: ""
   port:
     description: TCP port of the agent.
     type: int
@@ -128,6 +132,7 @@ def argument_spec():
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "services": {"type": "list", "elements": "dict", "default": [], "options": service},
         "gateways": {"type": "list", "elements": "str", "default": []},
+        "local_gateway": {"type": "str", "default": ""},
         "port": {"type": "int", "default": 8405},
     }
 

@@ -91,7 +91,7 @@ servers:
   description: The previous state of each server, by pool and name.
   returned: success
   type: dict
-  sample: {"chat/gpu1.ollama:11434": ready}
+  sample: {"chat/gpu1:ollama:11434": ready}
 seconds:
   description: How long it took until no request was running.
   returned: success
@@ -101,7 +101,7 @@ running:
   returned: always, unless the gateway has no such server
   type: list
   elements: str
-  sample: [2 requests running and 0 waiting in chat/gpu1.ollama:11434]
+  sample: [2 requests running and 0 waiting in chat/gpu1:ollama:11434]
 """
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import server

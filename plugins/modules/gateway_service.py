@@ -20,7 +20,8 @@ description:
     breaks no connection and no answer; a change of keys needs not even that. Only a change of the unit restarts it.
   - After a change the port must answer, and HAProxy must run this very configuration with the declared servers.
     Otherwise the previous configuration is restored.
-  - The state of the servers, such as a drain, survives reloads, restarts and a kill.
+  - The state of the servers, such as a host that M(gpufleet.inference.gateway_server) has taken out, survives reloads
+    and restarts. After a crash, the gateway has the state that was saved last.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -191,7 +192,7 @@ seealso:
 EXAMPLES = r"""
 - name: One address for the models of the inventory
   gpufleet.inference.gateway_service:
-    pools: "{{ lookup('gpufleet.inference.gateway_pools') }}"
+    pools: "{{ lookup('gpufleet.inference.gateway_pools', keys=true) }}"
     host: 0.0.0.0
     tls_certificate: /etc/ssl/private/gateway.pem
     keys:
@@ -228,7 +229,7 @@ evidence:
   description: The state of each server, as C(BACKEND/SERVER), and how many are up; after a failure, the last log lines.
   returned: when the gateway was inspected
   type: dict
-  sample: {servers: {"llama3.3:70b/gpu1.ollama:11434": UP}, up: 1}
+  sample: {servers: {"llama3.3:70b/gpu1:ollama:11434": UP}, up: 1}
 restarted:
   description: Whether the gateway was restarted. In check mode, whether it would be.
   returned: when the gateway was inspected
@@ -292,7 +293,7 @@ pools:
   description: The servers of each model, by their names in HAProxy.
   returned: success, with O(state=present)
   type: dict
-  sample: {"llama3.3:70b": ["gpu1.ollama:11434", "gpu2.ollama:11434"]}
+  sample: {"llama3.3:70b": ["gpu1:ollama:11434", "gpu2:ollama:11434"]}
 """
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.options import OPTIONS

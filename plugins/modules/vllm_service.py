@@ -410,7 +410,8 @@ options:
     description:
       - >-
         Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for as
-        many as fit. Left out, it is the length that the model was trained for. A longer one is rejected.
+        many as fit. Left out, it is the length that the model was trained for. One that the model's config.json, with
+        C(hf-overrides) in O(extra_args), does not allow is rejected.
     type: str
   max_num_seqs:
     description: How many requests are computed at the same time.
@@ -420,8 +421,8 @@ options:
     type: int
   gpu_memory_utilization:
     description:
-      - Share of each GPU's total memory that the instance uses; vLLM's default is 0.92. This much must be free, or
-        already be used by this instance.
+      - Share of each GPU's total memory that the instance uses; vLLM's default is 0.92 (0.9 before 0.20). This much
+        must be free, or already be used by this instance.
     type: float
   kv_cache_dtype:
     description: Data type of the cache, such as V(fp8). Left out, it is that of the model.
@@ -448,7 +449,9 @@ options:
     type: str
     default: auto
   data_parallel_size:
-    description: Number of copies of the model; V(auto) is one.
+    description:
+      - Number of copies of the model; V(auto) is one. A mixture of experts copies its attention alone and divides its
+        experts among all GPUs, each expert into parts, or with C(enable-expert-parallel) in O(extra_args) as a whole.
     type: str
     default: auto
   host:
@@ -753,8 +756,11 @@ instances:
       sample: {tensor: 4, pipeline: 1, data: 1, why: "4 GPUs, 64 heads split over all of them"}
     fit:
       description:
-        - The prediction for each GPU. C(budget_bytes) that vLLM uses, C(weight_bytes), C(request_cache_bytes) for one
-          request of the longest context, and the approximate number of C(cache_tokens) that fit. Empty without a GPU.
+        - The prediction for each GPU. C(budget_bytes) that vLLM uses, C(weight_bytes) including those of a draft model,
+          C(request_cache_bytes) for one request of the longest context, and the approximate number of C(cache_tokens)
+          that fit. Empty without a GPU.
+        - For a mixture of experts with data parallel, C(weight_bytes) is a lower bound, as the size of what is copied
+          is not known. The cache is 0 where layers differ or its data type is not known.
       returned: with O(state=present)
       type: dict
     gpus:

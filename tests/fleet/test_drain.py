@@ -95,7 +95,7 @@ def host(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     until = time.monotonic() + 60
     while Load.once(ASK):  # it listens, and both servers have answered its checks
         assert process.poll() is None and time.monotonic() < until, "see %s" % folder
-        time.sleep(0.1)
+        time.sleep(0.1)  # HAProxy writes no file and sends no signal when a check has passed
     yield made
     process.kill()
     process.wait()
@@ -148,7 +148,7 @@ class Load:
         until = time.monotonic() + 60
         while self.whole < 12:
             assert time.monotonic() < until, self.faults[:3]
-            time.sleep(0.05)
+            time.sleep(0.05)  # the clients count without a lock to wait for
         return self
 
     def __exit__(self, *_words: Any) -> None:

@@ -183,13 +183,13 @@ def test_a_drain_survives_reload_restart_and_kill(running: Gateways, lab: Any) -
         lab.sh("gpu1", "python3 -c %s" % json.dumps(TELL % command))
 
     for model in ("m8b", "m32b"):
-        runtime("set server %s/gpu2.ollama:11434 state drain" % model)
+        runtime("set server %s/gpu2:ollama:11434 state drain" % model)
     for what in ("reload", "restart", "kill --signal=KILL"):
         lab.sh("gpu1", "systemctl %s gpufleet-gateway; %s" % (what, ANSWERS))
-        assert states()["m8b/gpu2.ollama:11434"].startswith("DRAIN"), what
+        assert states()["m8b/gpu2:ollama:11434"].startswith("DRAIN"), what
         assert running.generate("gpu1") == 200
     for model in ("m8b", "m32b"):
-        runtime("set server %s/gpu2.ollama:11434 state ready" % model)
+        runtime("set server %s/gpu2:ollama:11434 state ready" % model)
 
 
 def test_a_host_leaves_all_pools_and_comes_back(running: Gateways, lab: Any) -> None:

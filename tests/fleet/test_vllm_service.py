@@ -85,7 +85,7 @@ def test_an_instance_is_brought_up_proven_and_left_alone(bring, ready):
     smi = sh(ready, "nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits").splitlines()
     workers = sh(ready, "pgrep VLLM::Worker").split()
     assert sorted(line.split(",")[0] for line in smi) == sorted(workers) and len(workers) == 4
-    assert 'served-model-name: ["chat"]' in sh(ready, "cat " + CONFIG)
+    assert 'served-model-name: "chat"' in sh(ready, "cat " + CONFIG)
     before = processes(ready)
     again = bring()
     assert not again["changed"] and not again["restarted"] and again["verdict"] == "ok", again["msg"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
@@ -19,6 +20,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 
 FIXTURES = Path(__file__).parent / "fixtures"
+sys.path.insert(0, str(Path(__file__).parent))  # for waiting.py
 
 
 @pytest.fixture(autouse=True)

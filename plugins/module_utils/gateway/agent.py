@@ -12,8 +12,8 @@ import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ..converge import run as convergence
-from ..converge.model import Change, Running, Verdict
-from ..programs import gateway_agent
+from ..converge.model import Change, Outcome, Running, Verdict
+from ..converge.override import DIRECTORY, Override
 from ..serving import agent, template
 from ..systemd.manager import System
 from ..systemd.render import argument
@@ -32,6 +32,7 @@ _TEXT = (
 _SANDBOX = {
     "DynamicUser": "yes",
     "CapabilityBoundingSet": "",
+    "LimitNOFILE": "4096",
     "LockPersonality": "yes",
     "MemoryDenyWriteExecute": "yes",
     "MemoryMax": "256M",
@@ -57,6 +58,9 @@ _SANDBOX = {
     "TasksMax": "16",
     "UMask": "0077",
 }
+_PATIENT = {"StartLimitIntervalSec": ["0"]}
+"""systemd would give up after five starts at a port that somebody else uses for a while."""
+_LOOPBACK = ("127.0.0.1", "::1")
 _STARTS = 15
 
 
@@ -71,23 +75,21 @@ def converge(
     :raises ServiceError: the previous state is restored.
     """
     system = system or System()
-    files: Dict[str, Optional[str]] = {PROGRAM: None, agent.CONFIG: None}
     if params["state"] == "absent":
-        change = Change(unit=UNIT, state="absent", files=files)
-        if system.show(UNIT).get("LoadState") == "loaded":
-            change = Change(unit=UNIT, files=files, enabled=False, started=False)
-        outcome = convergence.converge(change, check_mode=check_mode, system=system)
-        removed = template.remove(UNIT, _TEXT, system, check_mode)
-        outcome.planned += removed
-        outcome.changed = outcome.changed or bool(removed)
-        return dict(
-            outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there")
-        )
+        return _leave(system, check_mode)
+    # imports asyncio, which a host without gateways need not pay for
+    from ..programs import gateway_agent
+
     config = configuration(params)
-    files = {PROGRAM: source_of(gateway_agent), agent.CONFIG: json.dumps(config, indent=1, sort_keys=True) + "\n"}
+    text = json.dumps(config, indent=1, sort_keys=True) + "\n"
     outcome = convergence.converge(
         Change(
-            unit=UNIT, files=files, settings={"Service": _settings(config)}, enabled=True, started=True, timeout=_STARTS
+            unit=UNIT,
+            files={PROGRAM: source_of(gateway_agent), agent.CONFIG: text},
+            settings={"Unit": _PATIENT, "Service": _settings(config)},
+            enabled=True,
+            started=True,
+            timeout=_STARTS,
         ),
         gate=_gate(config),
         steps=[template.TemplateStep(UNIT, _TEXT, system.root)],
@@ -100,10 +102,26 @@ def converge(
     return dict(outcome.as_result(), msg="%s: %s" % (UNIT, said))
 
 
+def _leave(system: Any, check_mode: bool) -> Dict[str, Any]:
+    """Stop the agent and remove its files. A host that has none of them is not even asked for its unit."""
+    files: Dict[str, Optional[str]] = {PROGRAM: None, agent.CONFIG: None}
+    change = Change(unit=UNIT, state="absent", files=files)
+    ours = [*files, "%s/%s" % (DIRECTORY, UNIT), Override(UNIT, change).drop_in]
+    if all(system.read(path) is None for path in ours):
+        return dict(Outcome().as_result(), msg="%s: not there" % UNIT)
+    if system.show(UNIT).get("LoadState") == "loaded":
+        change = Change(unit=UNIT, files=files, enabled=False, started=False)
+    outcome = convergence.converge(change, check_mode=check_mode, system=system)
+    removed = template.remove(UNIT, _TEXT, system, check_mode)
+    outcome.planned += removed
+    outcome.changed = outcome.changed or bool(removed)
+    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
+
+
 def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
     """What the agent reads.
 
-    :raises Refused: an address is invalid, or a name cannot be resolved.
+    :raises Refused: an address is invalid, a name cannot be resolved, or the local gateway is none of the gateways.
     """
     services: Dict[str, Any] = {}
     for service in params["services"]:
@@ -118,6 +136,11 @@ def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
             "tls": service["tls"],
         }
     gateways = {name: addresses("gateways", name) for name in params["gateways"]}
+    local = params["local_gateway"]
+    if local and local not in gateways:
+        raise Refused("local_gateway: %s is not one of the gateways (%s)" % (local, ", ".join(gateways) or "none"))
+    if local:
+        gateways[local] = sorted({*gateways[local], *_LOOPBACK})
     return {"port": params["port"], "services": services, "gateways": gateways}
 
 
@@ -154,20 +177,22 @@ def _settings(config: Mapping[str, Any]) -> Dict[str, List[str]]:
 
 
 def _gate(config: Mapping[str, Any]) -> Callable[[Running, bool], Verdict]:
-    """It answers at its port, about the declared services."""
+    """It answers at its port, about the declared services. While it is down, any user may listen there."""
 
     def gate(running: Running, changed: bool) -> Verdict:
         import time
 
         while True:
-            found = agent.ask(config["port"]).get("services") or {}
-            if sorted(found) == sorted(config["services"]):
-                return Verdict("ok")
             listener = running.system.listener(config["port"])
-            if listener and listener[0] and listener[0] not in running.pids:
+            ours = bool(listener and listener[0] in running.pids)
+            if listener and listener[0] and not ours:
                 return Verdict("port_taken", "port %d is used by process %d (%s)" % ((config["port"],) + listener))
+            found = agent.ask(config["port"]) if ours else {}
+            if found and sorted(found["services"]) == sorted(config["services"]):
+                return Verdict("ok")
             if not changed or not running.alive() or time.monotonic() >= running.deadline:
-                said = "answers for %s" % ", ".join(sorted(found)) if found else "does not answer"
+                names = ", ".join(sorted(found.get("services", ()))) or "no service"
+                said = "answers for " + names if found else "does not answer"
                 return Verdict("not_ready", "it %s at port %d" % (said, config["port"]), remedy="restart")
             # it sends no word when it listens
             time.sleep(0.05)

@@ -9,16 +9,15 @@ import hashlib
 import json
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
+from ..programs import gateway_state
 from ..toolbox.addresses import host_port
+from ..toolbox.source import source_of
 from . import keys, runtime
 from .body import LUA
 
 FOLDER = "/etc/gpufleet/gateway"
-CONFIG, SCRIPT = "haproxy.cfg", "body.lua"
-LIVE = ("keys", "grants", "openai", "ollama")
-"""Maps that change without a reload."""
-STATIC = ("models", "paths", "engines")
-"""Maps that change with the configuration."""
+CONFIG, SCRIPT, KEEPER = "haproxy.cfg", "body.lua", "state.py"
+MAPS = ("keys", "grants", "openai", "ollama", "models", "paths", "engines")
 PATHS = {
     "POST:/v1/chat/completions": "openai",
     "POST:/v1/completions": "openai",
@@ -48,6 +47,8 @@ ADDRESSES, HOLDERS = ":addresses", ":holders"
 """Tables of who has asked how often; no model has a name like these."""
 NO_MODEL = "there is no such model"
 BAD_BODY = "the body is not a JSON object with exactly one model"
+HEALTHY = "^(200|401|403)$"
+"""What an engine that serves says of its health; the latter two where it asks for its key on every path."""
 RETRY = 'hdr Retry-After "%d" '
 """Seconds."""
 
@@ -65,12 +66,14 @@ class Place(NamedTuple):
 
 
 def files(options: Mapping[str, Any], pools: keys.Pools, place: Place) -> Dict[str, str]:
-    """The configuration and its script, by path. The configuration describes itself by a digest of both."""
+    """The configuration, its script, and what keeps the state of servers, by path. HAProxy reads the first
+    two, and the configuration describes itself by their digest."""
     text = _configuration(options, pools, place)
     digest = hashlib.sha256((text + LUA).encode()).hexdigest()[:16]
     return {
         "%s/%s" % (place.folder, CONFIG): text.replace("@DIGEST@", digest),
         "%s/%s" % (place.folder, SCRIPT): LUA.lstrip("\n"),
+        "%s/%s" % (place.folder, KEEPER): source_of(gateway_state),
     }
 
 
@@ -173,8 +176,7 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
         "bind %s%s" % (host_port(options["host"], options["port"]), tls),
         "log-format '%s'" % _log_format(),
         "unique-id-format %[uuid()]",
-        "tcp-request connection track-sc1 src table %s" % ADDRESSES,
-        "tcp-request connection reject if { sc1_conn_cur gt %d }" % options["address_connections"],
+        *_connections(options),
         "http-after-response set-header x-request-id %[unique-id]",
         "http-request set-var(txn.path) path",
         "http-request return status 200 content-type text/plain string ok if METH_GET { var(txn.path) -m str /health }",
@@ -199,6 +201,14 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
             *(_section("backend %s" % name, ["stick-table %s" % store]) for name, store in tables),
         ]
     )
+
+
+def _connections(options: Mapping[str, Any]) -> List[str]:
+    """No address holds more connections than declared. An IPv6 network of 64 bits counts as one address."""
+    return [
+        "tcp-request connection track-sc1 src,ipmask(32,64) table %s" % ADDRESSES,
+        "tcp-request connection reject if { sc1_conn_cur gt %d }" % options["address_connections"],
+    ]
 
 
 def _limits(options: Mapping[str, Any]) -> List[str]:
@@ -318,8 +328,8 @@ def _pool(model: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, A
     )
     if len(engines) == 1:  # engines of one pool may have no path in common
         path = "/" if engines == {"ollama"} else "/health"
-        lines += ["option httpchk", "http-check send meth GET uri %s" % path, "http-check expect status 200"]
-    lines.append("default-server check inter 2s downinter 500ms fall 3 rise 1 weight 100")
+        lines += ["option httpchk", "http-check send meth GET uri %s" % path, "http-check expect rstatus %s" % HEALTHY]
+    lines.append("default-server init-addr libc,last,none check inter 2s downinter 500ms fall 3 rise 1 weight 100")
     lines += [_server(model, row, options) for row in rows]
     return _section("backend %s" % runtime.slug(model), lines)
 
@@ -332,16 +342,14 @@ def server(row: Mapping[str, Any]) -> str:
 def _server(model: str, row: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     unit = str(row["unit"])
     unit = unit[: -len(".service")] if unit.endswith(".service") else unit
-    address = str(row["address"])
-    words = ["server", server(row), host_port(address, int(row["port"]))]
+    words = ["server", server(row), host_port(str(row["address"]), int(row["port"]))]
     if row.get("max_concurrent"):
         words.append("maxconn %d" % int(row["max_concurrent"]))
     if row.get("tls"):
         words.append("ssl verify none")
     if options["agent_port"]:
         words.append(
-            'agent-check agent-addr %s agent-port %d agent-inter 1s agent-send "%s %s\\n"'
-            % (address, options["agent_port"], unit, model)
+            'agent-check agent-port %d agent-inter 1s agent-send "%s %s\\n"' % (options["agent_port"], unit, model)
         )
     return " ".join(words)
 
@@ -352,6 +360,7 @@ def _redirect(options: Mapping[str, Any]) -> str:
         "frontend redirect",
         [
             "bind %s" % host_port(options["host"], options["redirect_port"]),
+            *_connections(options),
             "http-request redirect location https://%%[req.hdr(host),field(1,:)]%s%%[path] code 308" % port,
         ],
     )

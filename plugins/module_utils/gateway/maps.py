@@ -13,7 +13,6 @@ from ..toolbox.errors import Refused
 from . import haproxy, runtime
 
 MODE = 0o600
-FOLDER_MODE = 0o700
 
 
 class MapsStep:

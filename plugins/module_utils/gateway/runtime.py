@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import re
-import socket
 from typing import Dict, List, Mapping, Optional
+
+from ..programs import gateway_state
+from ..toolbox.errors import Failed
 
 RUN = "/run/gpufleet-gateway"
 SOCKET = RUN + "/admin.sock"
@@ -19,9 +20,6 @@ MASTER = RUN + "/master.sock"
 """Of the master process: knows the workers of before a reload, which finish their requests."""
 STATE = "/var/lib/gpufleet-gateway/servers"
 """The state of all servers, which HAProxy reads whenever it starts or reloads."""
-LIMIT = 5.0
-"""Seconds that an answer may take."""
-LARGEST = 64 << 20
 PIECE = 8 << 10
 """Bytes of one command; a command must fit into a buffer of HAProxy's."""
 
@@ -30,42 +28,36 @@ class RuntimeFault(Exception):
     """The gateway does not run, or does not answer."""
 
 
-def slug(text: str) -> str:
+def slug(text: str, accepted: str = "A-Za-z0-9_.:-") -> str:
     """A name that HAProxy accepts for a backend or a server; different texts get different names."""
-    found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
+    found = re.sub("[^%s]" % accepted, "_", text)
     return found if found == text else "%s-%s" % (found, hashlib.sha256(text.encode()).hexdigest()[:6])
 
 
+def host_name(host: str) -> str:
+    """What the names of a host's servers begin with, up to their first colon."""
+    return slug(host, "A-Za-z0-9_.-")
+
+
 def server_name(host: str, unit: str) -> str:
-    """What the name of a server begins with in the backend of each model that it serves: its port follows.
+    """What the name of a server begins with in the backend of each model that it serves: HOST:UNIT, its port follows.
 
     From the saved state of a server of the same name, HAProxy would also take its previous port.
 
     :param unit: with or without ``.service``.
     """
-    return slug("%s.%s" % (host, unit[: -len(".service")] if unit.endswith(".service") else unit))
+    return "%s:%s" % (host_name(host), slug(unit[: -len(".service")] if unit.endswith(".service") else unit))
 
 
 def ask(command: str, path: str = SOCKET) -> str:
     """The answer to one command.
 
-    :raises RuntimeFault: there is none within LIMIT.
+    :raises RuntimeFault: there is no whole answer within 5 seconds.
     """
-    received = bytearray()
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(LIMIT)
-            connection.connect(path)
-            connection.sendall(command.encode() + b"\n")
-            connection.shutdown(socket.SHUT_WR)  # without it, the master's socket stays open
-            while len(received) < LARGEST:
-                piece = connection.recv(1 << 16)
-                if not piece:
-                    break
-                received += piece
+        return gateway_state.ask(command, path)
     except OSError as error:
         raise RuntimeFault("HAProxy does not answer at %s: %s" % (path, error.strerror or error)) from None
-    return received.decode("utf-8", "surrogateescape").strip("\n")
 
 
 def info(path: str = SOCKET) -> Dict[str, str]:
@@ -97,14 +89,12 @@ def rows(text: str) -> List[Dict[str, str]]:
 def save_state(path: str = SOCKET, file: str = STATE) -> None:
     """Write down the state of all servers, so that a gateway that is killed has it again.
 
-    :raises RuntimeFault: the gateway does not answer.
-    :raises OSError: the file cannot be written.
+    :raises Failed: the gateway does not answer, or the file cannot be written.
     """
-    state = ask("show servers state", path)
-    new = file + ".new"
-    with open(new, "w", encoding="utf-8") as stream:
-        stream.write(state + "\n")
-    os.replace(new, file)
+    try:
+        gateway_state.save(path, file)
+    except OSError as error:
+        raise Failed("the state of the servers is not saved in %s: %s" % (file, error.strerror or error)) from None
 
 
 # --- maps

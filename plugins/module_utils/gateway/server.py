@@ -88,20 +88,10 @@ def _converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str],
 
 
 def find(there: List[Server], host: str, unit: str) -> List[Server]:
-    """The servers of a host, or of one of its units. Pure.
-
-    A name is HOST.UNIT:PORT; that of gpu1.example begins like one of gpu1, but no unit of an engine has a dot before
-    its @, which is written as _.
-    """
-    names = {server: server.name.rpartition(":")[0] for server in there}
+    """The servers of a host, or of one of its units. Pure."""
     if unit:
-        return [server for server in there if names[server] == runtime.server_name(host, unit)]
-    start = host + "."
-    return [
-        server
-        for server in there
-        if names[server].startswith(start) and "." not in names[server][len(start) :].partition("_")[0]
-    ]
+        return [server for server in there if server.name.rpartition(":")[0] == runtime.server_name(host, unit)]
+    return [server for server in there if server.name.partition(":")[0] == runtime.host_name(host)]
 
 
 def servers() -> List[Server]:

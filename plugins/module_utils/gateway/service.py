@@ -31,6 +31,7 @@ STUB = """\
 Description=Gateway of a fleet of inference servers
 Wants=network-online.target
 After=network-online.target
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart=/bin/false
@@ -38,12 +39,8 @@ ExecStart=/bin/false
 [Install]
 WantedBy=multi-user.target
 """
-SAVE = (
-    "import os, socket; s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect('{socket}'); "
-    "s.sendall(b'show servers state\\\\n'); t = b''.join(iter(lambda: s.recv(65536), b'')); "
-    "f = open('{state}.new', 'wb'); f.write(t); f.close(); os.replace('{state}.new', '{state}')"
-)
-"""What systemd runs before a reload and a stop: the state of all servers outlives both."""
+UNRESOLVED = "MAINT (resolution)"
+"""Status of a server whose name did not resolve when HAProxy last read its configuration."""
 STOP_LIMIT = 30
 """Seconds that requests get to end when the unit is stopped."""
 FILES = 4096
@@ -89,6 +86,11 @@ def converge(
         check_mode=check_mode,
         system=system,
     )
+    for name in outcome.verdict.evidence.get("unresolved", ()):
+        outcome.warnings.append(
+            "%s does not resolve on this host: its servers get no requests. Set gateway_address of that host to its IP "
+            "address, or make the name resolve and run again" % name
+        )
     for warning in outcome.warnings:
         warn(warning)
     scheme = "https" if params["tls_certificate"] else "http"
@@ -113,13 +115,16 @@ class Gate:
         self.master = place.run + "/master.sock"
         self.failed = runtime.failed_reloads(self.master)
         self.wanted = {
-            "%s/%s" % (runtime.slug(model), haproxy.server(row)) for model, rows in pools.items() for row in rows
+            "%s/%s" % (runtime.slug(model), haproxy.server(row)): str(row["address"])
+            for model, rows in pools.items()
+            for row in rows
         }
+        """Name of a server to its address."""
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
         while True:
             try:
-                return self._look()
+                return self._look(changed)
             except Fault as fault:
                 # a reload takes force a moment after systemd has asked for it
                 hopeless = fault.verdict.name == "not_reloaded"
@@ -127,7 +132,7 @@ class Gate:
                     return fault.verdict
                 time.sleep(0.1)
 
-    def _look(self) -> Verdict:
+    def _look(self, changed: bool) -> Verdict:
         try:
             info, rows = runtime.info(self.socket), runtime.servers(self.socket)
         except runtime.RuntimeFault as error:
@@ -137,12 +142,16 @@ class Gate:
                 raise Fault("not_reloaded", "HAProxy cannot use the new configuration and keeps the previous one")
             raise Fault("old_configuration", "HAProxy runs a configuration other than the one on disk", remedy="reload")
         found = {"%s/%s" % (row["pxname"], row["svname"]): row["status"] for row in rows}
-        if set(found) != self.wanted:
-            missing = ", ".join(sorted(self.wanted - set(found))) or "none"
+        if set(found) != set(self.wanted):
+            missing = ", ".join(sorted(set(self.wanted) - set(found))) or "none"
             raise Fault("wrong_servers", "the servers in HAProxy differ from the declared ones; missing: %s" % missing)
+        unresolved = sorted({self.wanted[name] for name, status in found.items() if status == UNRESOLVED})
+        late = [] if changed else [name for name in unresolved if resolves(name)]
+        if late:
+            raise Fault("unresolved", "HAProxy could not resolve %s, which resolves now" % late[0], remedy="reload")
         self._ask()
         up = sum(status.startswith("UP") for status in found.values())
-        return Verdict("ok", evidence={"servers": found, "up": up})
+        return Verdict("ok", evidence={"servers": found, "up": up, "unresolved": unresolved})
 
     def _ask(self) -> None:
         import ssl
@@ -157,6 +166,16 @@ class Gate:
                     raise Fault("not_ready", "GET /health answers %d, expected 200" % answer.status)
         except HttpError as error:
             raise Fault("not_ready", "GET /health: %s" % error) from None
+
+
+def resolves(name: str) -> bool:
+    """Whether this host knows an address of that name."""
+    import socket
+
+    try:
+        return bool(socket.getaddrinfo(name, None))
+    except (OSError, UnicodeError):
+        return False
 
 
 # --- what is refused
@@ -204,7 +223,7 @@ def _invalid(params: Mapping[str, Any], check_mode: bool) -> Optional[str]:
     with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:
         place = haproxy.Place(folder=scratch)
         texts = haproxy.files(params, params["pools"], place)
-        texts.update((place.map(name), "") for name in (*haproxy.LIVE, *haproxy.STATIC))
+        texts.update((place.map(name), "") for name in haproxy.MAPS)
         for path, text in texts.items():
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -225,11 +244,11 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
     """Keys of ``[Service]``. The master stays root to read root's files again; workers are HAProxy's own user."""
     config = "%s/%s" % (place.folder, haproxy.CONFIG)
     test = "%s -Ws -c -q -f %s" % (PROGRAM, config)
-    code = SAVE.format(socket=place.run + "/admin.sock", state=place.state)
-    save = '-%s -I -c "%s"' % (PYTHON, code)
+    keep = "-%s -I %s/%s" % (PYTHON, place.folder, haproxy.KEEPER)
+    save = "%s save %s/admin.sock %s" % (keep, place.run, place.state)
     return {
         "Type": ["notify"],
-        "ExecStartPre": ["", test],
+        "ExecStartPre": ["", test, "%s start %s" % (keep, place.state)],
         "ExecStart": ["", "%s -Ws -f %s -S %s/master.sock,mode,600" % (PROGRAM, config, place.run)],
         "ExecReload": ["", test, save, "/bin/kill -USR2 $MAINPID"],
         "ExecStop": ["", save],
@@ -271,8 +290,8 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
 def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
     """Stop and disable the gateway, and remove its files."""
     place = haproxy.Place()
-    names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT)]
-    names += [place.map(name) for name in (*haproxy.LIVE, *haproxy.STATIC)]
+    names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT, haproxy.KEEPER)]
+    names += [place.map(name) for name in haproxy.MAPS]
     state = system.show(UNIT)
     change = Change(unit=UNIT, state="absent", files=dict.fromkeys(names))
     if state.get("LoadState") == "loaded":

@@ -57,17 +57,25 @@ def config(path: str, user: str) -> Dict[str, Any]:
 
 
 def weight_bytes(path: str, user: str) -> int:
-    """Bytes of the weights: what an index of safetensors says, else the sizes of the files; 0 when there are none."""
-    for index in glob.glob(os.path.join(glob.escape(path), "*.safetensors.index.json")):
+    """Bytes of the weights: what an index of safetensors says, else the sizes of the files; 0 when there are none.
+
+    Mistral's repositories have the same weights a second time, as ``consolidated*``, which are not loaded then.
+    """
+    for index in sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors.index.json")), key=_is_second):
         metadata = _document(index, user).get("metadata")
         size = metadata.get("total_size") if isinstance(metadata, dict) else None
         if isinstance(size, (int, float)) and 0 < size < 10**_DIGITS:
             return int(size)
     for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf"):
         files = glob.glob(os.path.join(glob.escape(path), pattern))
+        first = [file for file in files if not _is_second(file)]
         if files:
-            return sum(map(_size, files))
+            return sum(map(_size, first or files))
     return 0
+
+
+def _is_second(path: str) -> bool:
+    return os.path.basename(path).startswith("consolidated")
 
 
 def _size(path: str) -> int:

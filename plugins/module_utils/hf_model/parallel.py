@@ -25,15 +25,28 @@ class Parallel(NamedTuple):
         return self.tensor * self.pipeline * self.data
 
 
-def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data: Size, hosts: int = 1) -> Parallel:
+def choose(
+    gpus: int,
+    shape: Optional[Shape],
+    tensor: Size,
+    pipeline: Size,
+    data: Size,
+    hosts: int = 1,
+    *,
+    whole_experts: bool = False,
+    part: int = 1,
+) -> Parallel:
     """The sizes for a number of GPUs.
 
     :param gpus: how many the instance is given on each host; 0: it runs on the CPU.
     :param shape: of the model; None where its config.json is not known before the start.
     :param tensor: a number, or None or ``auto``: as many as the heads allow; ``pipeline``: the same, by what is left of
-        the GPUs and by the layers; ``data``: copies of the model, None and ``auto`` mean one.
+        the GPUs and by the layers; ``data``: copies of the model, or of what is not in its experts, which are divided
+        among all GPUs; None and ``auto`` mean one.
     :param hosts: how many share the model. Where they choose, a layer is split over the GPUs of a host, and the layers
         are dealt out to the hosts, which says less between them.
+    :param whole_experts: each expert is on one GPU (expert parallel), so that its size does not matter.
+    :param part: of which a GPU's part of an expert or perceptron must be a multiple, as its weights are quantised.
     :raises Refused: with the numbers.
     """
     copies = _number("data_parallel_size", data) or 1
@@ -42,27 +55,28 @@ def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data
         if copies > 1:
             raise Refused("data_parallel_size: %d copies of a model on %d hosts; expected 1" % (copies, hosts))
         if fixed_tensor is None and fixed_pipeline is None:
-            fixed_tensor = choose(gpus, shape, None, None, 1).tensor
+            fixed_tensor = choose(gpus, shape, None, None, 1, whole_experts=whole_experts, part=part).tensor
     if gpus % copies:
         raise Refused(
             "data_parallel_size: %d copies of the model do not share %d GPUs evenly; choose a divisor" % (copies, gpus)
         )
     gpus *= hosts
     each = max(gpus // copies, 1)
+    rules = _Rules(shape, copies, whole_experts, part)
     if gpus == 0:
-        return _checked(Parallel(fixed_tensor or 1, fixed_pipeline or 1, copies, "no GPU"), shape)
+        return _checked(Parallel(fixed_tensor or 1, fixed_pipeline or 1, copies, "no GPU"), rules)
     if fixed_tensor is None:
         across = max(each // (fixed_pipeline or 1), 1)
-        fitting = [size for size in _divisors(across) if _splits(shape, size)]
+        fitting = [size for size in _divisors(across) if not rules.against(size)] or [1]
         fixed_tensor = max(fitting)
         if fixed_pipeline and fixed_tensor != across:
             raise Refused(
-                "%s do not split over the %d GPUs of a stage; choose another pipeline_parallel_size, or %s GPUs"
-                % (_heads(shape), across, " or ".join(map(str, fitting)))
+                "%s over the %d GPUs of a stage; choose another pipeline_parallel_size, or %s GPUs"
+                % (rules.against(across), across, " or ".join(map(str, fitting)))
             )
     if fixed_pipeline is None:
         fixed_pipeline = max(each // fixed_tensor, 1)
-    found = _checked(Parallel(fixed_tensor, fixed_pipeline, copies, _why(each, copies, fixed_tensor, shape)), shape)
+    found = _checked(Parallel(fixed_tensor, fixed_pipeline, copies, _why(each, copies, fixed_tensor, shape)), rules)
     if found.world != gpus:
         chosen = "visible_devices" + (", %d on each of %d hosts" % (gpus // hosts, hosts) if hosts > 1 else "")
         raise Refused(
@@ -73,28 +87,59 @@ def choose(gpus: int, shape: Optional[Shape], tensor: Size, pipeline: Size, data
     return found
 
 
-def _checked(found: Parallel, shape: Optional[Shape]) -> Parallel:
-    if not _splits(shape, found.tensor):
+def _checked(found: Parallel, rules: "_Rules") -> Parallel:
+    against = rules.against(found.tensor)
+    if against:
+        possible = [str(size) for size in range(1, 65) if not rules.against(size)]
         raise Refused(
-            "tensor_parallel_size: %s do not split over %d GPUs; possible are %s"
-            % (_heads(shape), found.tensor, ", ".join(str(size) for size in range(1, 65) if _splits(shape, size)))
+            "tensor_parallel_size: %s over %d GPUs; possible are %s%s"
+            % (
+                *(against, found.tensor * (found.data if "experts" in against else 1)),
+                ", ".join(possible) or "none with data_parallel_size %d" % found.data,
+                ", or whole experts on each GPU (expert parallel)" if "experts" in against else "",
+            )
         )
-    if shape and shape.layers and found.pipeline > shape.layers:
+    layers = rules.shape.layers if rules.shape else None
+    if layers and found.pipeline > layers:
         raise Refused(
             "pipeline_parallel_size: %d stages for %d layers; there can be no more stages than layers"
-            % (found.pipeline, shape.layers)
+            % (found.pipeline, layers)
         )
     return found
 
 
-def _splits(shape: Optional[Shape], size: int) -> bool:
-    """Whether the heads split evenly; vLLM copies heads of keys and values to several GPUs where there are too few."""
-    if shape is None or not shape.heads:
-        return True
-    if shape.heads % size:
-        return False
-    kv_heads = shape.kv_heads or shape.heads
-    return bool(shape.latent) or (size % kv_heads == 0 if size >= kv_heads else kv_heads % size == 0)
+class _Rules(NamedTuple):
+    """What a layer may be split over."""
+
+    shape: Optional[Shape]
+    copies: int
+    whole_experts: bool
+    part: int
+
+    def against(self, size: int) -> str:
+        """What does not split over so many GPUs, as the beginning of a sentence; empty where all does."""
+        if self.shape is None:
+            return ""
+        return self._heads(self.shape, size) or self._inner(self.shape, size)
+
+    def _heads(self, shape: Shape, size: int) -> str:
+        """vLLM copies heads of keys and values to several GPUs where there are too few."""
+        if not shape.heads:
+            return ""
+        kv_heads = shape.kv_heads or shape.heads
+        splits = bool(shape.latent) or (size % kv_heads == 0 if size >= kv_heads else kv_heads % size == 0)
+        return "" if splits and not shape.heads % size else "%s do not split" % _heads(shape)
+
+    def _inner(self, shape: Shape, size: int) -> str:
+        """Experts are split over the GPUs of all copies."""
+        width, parts = shape.inner_size, size * (self.copies if shape.experts else 1)
+        if not width or parts == 1 or (self.whole_experts if shape.experts else self.part == 1):
+            return ""
+        if width % (self.part * parts) == 0:
+            return ""
+        what = "experts" if shape.experts else "perceptrons"
+        multiples = " into multiples of %d (their blocks of quantised weights)" % self.part if self.part > 1 else ""
+        return "the model's %s of width %d do not split%s" % (what, width, multiples)
 
 
 def _heads(shape: Any) -> str:

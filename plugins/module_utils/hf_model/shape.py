@@ -11,6 +11,24 @@ ELEMENT = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 """Bytes of a number, by the names of types."""
 
 
+_NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
+"""Where a model of several parts keeps what describes its language model, outermost first."""
+_LEFT_OUT = {
+    "gemma3_text": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+    }
+}
+"""By model type, defaults of transformers that files on the hub leave out."""
+_UNLIKE = (
+    *("ssm", "mamba", "linear_attn", "linear_num_", "attn_type_list", "layers_block_type", "block_configs"),
+    *("full_attention_interval", "attention_chunk_size", "hybrid"),
+)
+"""Parts of keys of models whose layers do not all cache every token."""
+
+
 class Shape(NamedTuple):
     """Dimensions of a model; None: its config.json does not tell."""
 
@@ -18,8 +36,6 @@ class Shape(NamedTuple):
     heads: Optional[int]
     kv_heads: Optional[int]
     head_size: Optional[int]
-    context: Optional[int]
-    """The longest context that vLLM takes without being forced."""
     element: int
     """Bytes of a number as it lies in the files."""
     latent: int
@@ -27,12 +43,29 @@ class Shape(NamedTuple):
     plain: bool
     """Whether every layer caches every token: no sliding window, no recurrent layer."""
     quantized: bool
+    cache_dtype: str
+    """Data type of the cache that comes with the weights; ``auto``: that of the model."""
+    experts: bool
+    """Whether it is a mixture of experts."""
+    inner_size: Optional[int]
+    """Width of an expert, or of the multi-layer perceptron of a model without experts."""
+    block: int
+    """Side of the blocks that share a scale in quantised weights; 1: none are known."""
+
+
+def text_of(config: Mapping[str, Any]) -> Dict[str, Any]:
+    """What a config.json says of the language model, with what is left out there taken from the whole."""
+    inner = dict(config)
+    for name in _NESTED:
+        part = inner.get(name)
+        if isinstance(part, dict):
+            inner.update(part)
+    return {**_LEFT_OUT.get(str(inner.get("model_type")), {}), **inner}
 
 
 def read(config: Mapping[str, Any]) -> Shape:
     """The shape in a config.json; a multimodal model's is that of its text part."""
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else None
-    inner: Dict[str, Any] = dict(config, **(text or {}))
+    inner = text_of(config)
 
     def number(*names: str) -> Optional[int]:
         for name in names:
@@ -43,41 +76,52 @@ def read(config: Mapping[str, Any]) -> Shape:
 
     heads = number("num_attention_heads", "n_head", "num_heads")
     kv_heads = number("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num") or heads
-    if inner.get("multi_query"):
+    if inner.get("multi_query") and not inner.get("new_decoder_architecture"):
         kv_heads = 1
     hidden = number("hidden_size", "n_embd", "d_model")
     head_size = number("head_dim") or (hidden // heads if hidden and heads else None)
     kinds = inner.get("layer_types")
     window = inner.get("sliding_window") and inner.get("use_sliding_window") is not False
-    plain = not window and not any("ssm" in key or "mamba" in key for key in inner)
+    plain = not window and not any(part in key for part in _UNLIKE for key in inner if inner[key])
     if isinstance(kinds, list):
         plain = all(kind in ("attention", "full_attention") for kind in kinds)
     rank = number("kv_lora_rank")
+    quantization = inner.get("quantization_config")
+    experts = (number("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts") or 1) > 1
     return Shape(
         layers=number("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
-        context=_context(inner, number("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")),
         element=ELEMENT.get(str(inner.get("dtype") or inner.get("torch_dtype") or ""), 2),
         latent=(rank + (number("qk_rope_head_dim") or 0)) if rank else 0,
         plain=plain,
-        quantized=isinstance(inner.get("quantization_config"), dict),
+        quantized=isinstance(quantization, dict),
+        cache_dtype=_cache_dtype(quantization) if isinstance(quantization, dict) else "auto",
+        experts=experts,
+        inner_size=number(
+            "moe_intermediate_size" if experts and "moe_intermediate_size" in inner else "intermediate_size"
+        ),
+        block=_block(quantization) if isinstance(quantization, dict) else 1,
     )
 
 
-def _context(inner: Mapping[str, Any], trained: Optional[int]) -> Optional[int]:
-    """The trained context, longer by the factor of a rope scaling whose factor is not yet in it."""
-    scaling = inner.get("rope_scaling") or inner.get("rope_parameters")
-    if trained is None or not isinstance(scaling, dict):
-        return trained
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    factor = scaling.get("factor")
-    if kind in ("default", "su", "longrope", "llama3", "mrope") or not isinstance(factor, (int, float)):
-        return trained
-    if not 1 < factor < 1e6:  # nor is it NaN
-        return trained
-    original = scaling.get("original_max_position_embeddings")
-    if kind == "yarn" and isinstance(original, int) and original > 0:
-        trained = original
-    return int(trained * factor)
+def _cache_dtype(quantization: Mapping[str, Any]) -> str:
+    """The data type of the cache in a quantization_config of ModelOpt."""
+    if not str(quantization.get("quant_method")).startswith("modelopt"):
+        return "auto"
+    inner = quantization.get("quantization")
+    for place in (inner if isinstance(inner, dict) else {}, quantization):
+        named = place.get("kv_cache_scheme") or place.get("kv_cache_quant_algo")
+        if isinstance(named, dict):
+            return "fp8" if (named.get("type"), named.get("num_bits")) == ("float", 8) else "other"
+        if named:
+            return str(named).lower()
+    return "auto"
+
+
+def _block(quantization: Mapping[str, Any]) -> int:
+    sides = quantization.get("weight_block_size")
+    if isinstance(sides, list) and sides and isinstance(sides[0], int) and sides[0] > 0:
+        return sides[0]
+    return 1

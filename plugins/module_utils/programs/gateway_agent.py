@@ -17,6 +17,7 @@ The Ansible collection gpufleet.inference writes this file, and replaces it on i
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import os
@@ -36,13 +37,14 @@ LINE = 512  # bytes of a question, and of a line of metrics
 MARK = 4096  # bytes of a mark
 BODY = 1 << 20  # bytes of a service's answer
 QUESTIONS = 10000  # the most different ones to remember
-ASKERS = 64  # open connections of one address
+ASKERS = 64  # open connections of one gateway, and of this host
 READY = 3  # answers that end a drain; more would undo what an operator of the gateway declares
 LEAST = 5  # per cent: a busy service still gets requests; only drain and down get none
 COLD = 10  # per cent where the model is not loaded and others are, which it may push out
 EMPTY = 20  # per cent where nothing is loaded
 AWAKE = "vllm:engine_sleep_state{"
 ROOT = 0
+HERE = "this host"  # counts as one asker, however many loopback addresses it has
 
 
 class Health:
@@ -86,12 +88,13 @@ def word(text):
 
 
 def read_mark(folder, unit):
-    """The mark that a run left for a service. A file that root did not write is ignored; one that cannot be read
-    counts as a drain."""
+    """The mark that a run left for a service. A file that root did not write is ignored; one that cannot be opened or
+    read counts as a drain."""
     try:
         descriptor = os.open(os.path.join(folder, unit), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return {}
+    except OSError as error:
+        none = error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # nothing, a link, a socket
+        return {} if none else {"state": "drain"}
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != ROOT:
@@ -252,10 +255,12 @@ class Agent:
         with ``ready`` since. A gateway asks for each of its pools, and sends requests to a service in all those that
         have not heard of its drain."""
         self.open: dict = {}
-        """Connections by address."""
+        """Connections by gateway."""
 
-    def may_ask(self, address):
-        return address in self.gateways or ipaddress.ip_address(address).is_loopback
+    def asker(self, address):
+        """Name of the gateway, or of this host, that asks from an address; None for anybody else."""
+        local = HERE if ipaddress.ip_address(address).is_loopback else None
+        return self.gateways.get(address, local)
 
     async def reply(self, line, address):
         """The answer to one question, as text; None closes the connection without one."""
@@ -329,16 +334,17 @@ class Asker(asyncio.Protocol):
 
     def __init__(self, agent):
         self.agent, self.line, self.task, self.limit = agent, b"", None, None
-        self.address = ""
+        self.address, self.asker = "", None
 
     def connection_made(self, transport):
         self.transport = transport
         address = plain((transport.get_extra_info("peername") or ("0.0.0.0",))[0])
-        if not self.agent.may_ask(address) or self.agent.open.get(address, 0) >= ASKERS:
+        asker = self.agent.asker(address)
+        if asker is None or self.agent.open.get(asker, 0) >= ASKERS:
             transport.abort()
             return
-        self.address = address
-        self.agent.open[address] = self.agent.open.get(address, 0) + 1
+        self.address, self.asker = address, asker
+        self.agent.open[asker] = self.agent.open.get(asker, 0) + 1
         self.limit = asyncio.get_event_loop().call_later(PATIENCE, transport.abort)
 
     def connection_lost(self, _error):
@@ -346,10 +352,8 @@ class Asker(asyncio.Protocol):
             self.limit.cancel()
         if self.task:
             self.task.cancel()
-        if self.address:
-            self.agent.open[self.address] -= 1
-            if not self.agent.open[self.address]:
-                del self.agent.open[self.address]
+        if self.asker:
+            self.agent.open[self.asker] -= 1
 
     def data_received(self, data):
         if self.task or not self.address:

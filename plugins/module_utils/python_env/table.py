@@ -66,7 +66,6 @@ _VLLM: List[Tuple[str, str, Tuple[Tuple[int, int], Tuple[int, int]]]] = [
     ("0.10.2", "cu128", ((3, 9), (3, 14))),
     ("0.9.2", "cu126", ((3, 9), (3, 13))),
     ("0.8.5", "cu124", ((3, 9), (3, 13))),
-    ("0.6.6", "cu124", ((3, 9), (3, 13))),
 ]
 
 # version and CUDA of vLLM's own builds outside PyPI: a wheel of the release has its CUDA in its version, and torch
@@ -100,13 +99,13 @@ def _vllm() -> List[Wheel]:
         # the last for drivers before 525
         Wheel(
             "vllm",
-            "0.6.1.post1",
+            "0.8.5",
             "cu118",
             (
-                "vllm @ %svllm-0.6.1.post1+cu118-{tag}-{tag}-manylinux1_x86_64.whl" % VLLM_RELEASE % "0.6.1.post1",
-                "torch==2.4.0+cu118",
+                "vllm @ %svllm-0.8.5+cu118-cp38-abi3-manylinux1_x86_64.whl" % VLLM_RELEASE % "0.8.5",
+                "torch==2.6.0+cu118",
             ),
-            ((3, 8), (3, 13)),
+            ((3, 9), (3, 13)),
             (TORCH_INDEX % "cu118",),
         ),
         # For hosts without a GPU. Built by others than vLLM, of the same source. Its metadata asks for torch

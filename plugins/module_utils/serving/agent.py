@@ -41,4 +41,4 @@ def ask(port: int) -> Dict[str, Any]:
         found = json.loads(content.decode("utf-8"))
     except (OSError, ValueError, RecursionError):  # any user may listen there while it is down
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and isinstance(found.get("services"), dict) else {}

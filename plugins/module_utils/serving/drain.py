@@ -210,8 +210,7 @@ def _await_return(unit: str) -> None:
         return
     until = time.monotonic() + HEAR
     while time.monotonic() < until:
-        services = agent.ask(int(config["port"])).get("services")
-        service = services.get(unit) if isinstance(services, dict) else None
+        service = agent.ask(int(config["port"])).get("services", {}).get(unit)
         told = service.get("ready") if isinstance(service, dict) else None
         if not isinstance(told, dict) or all(isinstance(count, int) and count >= READY for count in told.values()):
             return

@@ -123,15 +123,16 @@ OPTIONS = table(
         "max_model_len",
         "str",
         """Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for
-        as many as fit. Left out, it is the length that the model was trained for. A longer one is rejected.""",
+        as many as fit. Left out, it is the length that the model was trained for. One that the model's config.json,
+        with C(hf-overrides) in O(extra_args), does not allow is rejected.""",
     ),
     Option("max_num_seqs", "int", "How many requests are computed at the same time."),
     Option("max_num_batched_tokens", "int", "How many tokens are computed at the same time.", no_log=False),
     Option(
         "gpu_memory_utilization",
         "float",
-        """Share of each GPU's total memory that the instance uses; vLLM's default is 0.92. This much must be free, or
-        already be used by this instance.""",
+        """Share of each GPU's total memory that the instance uses; vLLM's default is 0.92 (0.9 before 0.20). This much
+        must be free, or already be used by this instance.""",
     ),
     Option("kv_cache_dtype", "str", "Data type of the cache, such as V(fp8). Left out, it is that of the model."),
     Option("cpu_offload_gb", "float", "GiB of weights per GPU that are kept in the host's memory."),
@@ -155,7 +156,14 @@ OPTIONS = table(
         O(tensor_parallel_size) leaves.""",
         default="auto",
     ),
-    Option("data_parallel_size", "str", "Number of copies of the model; V(auto) is one.", default="auto"),
+    Option(
+        "data_parallel_size",
+        "str",
+        """Number of copies of the model; V(auto) is one. A mixture of experts copies its attention alone and divides
+        its experts among all GPUs, each expert into parts, or with C(enable-expert-parallel) in O(extra_args) as a
+        whole.""",
+        default="auto",
+    ),
     Option(
         "host",
         "str",

@@ -18,6 +18,7 @@ from typing import Any, List, Mapping, Sequence, Tuple
 from ..toolbox.errors import Failed, Refused
 from ..toolbox.files import read_regular
 from ..toolbox.text import near
+from . import releases
 from .settings import render
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -49,6 +50,11 @@ class Program:
             )
         if not self._packages("vllm/__init__.py"):
             raise Refused("venv: %s has no vLLM (no vllm/__init__.py in its packages)" % self.venv)
+        if not releases.model_is_read(self.release()):
+            raise Refused(
+                "venv: %s has vLLM %s, which does not take the model from its configuration file; expected 0.8.3 or "
+                "newer" % (self.venv, self.version())
+            )
 
     def command(self) -> List[str]:
         """The words that start the server: ``vllm serve``, or the module where the distribution has another name.
@@ -122,6 +128,10 @@ class Program:
             if found:
                 return found.group(1)
         return ""
+
+    def release(self) -> releases.Release:
+        """The version as numbers; empty when it is not known."""
+        return releases.parse(self.version())
 
     def _packages(self, pattern: str) -> List[str]:
         folders = glob.escape(os.path.join(self.venv, "lib")) + "*/python3*/site-packages/"

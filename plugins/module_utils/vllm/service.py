@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..converge.model import Outcome
 from ..endpoint.client import Endpoint
 from ..gpu.select import label
-from ..hf_model import checkpoint, shape
-from ..hf_model.parallel import Parallel, choose
+from ..hf_model.parallel import choose
 from ..placement import memory
 from ..placement.choice import Placed
 from ..serving import checks, openai, run, stop, summary, template
@@ -22,19 +20,10 @@ from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Servic
 from ..serving.stop import Stop
 from ..serving.weights import located, start_limit
 from ..toolbox.errors import Refused
-from . import gate, log, multinode, settings, sizing, unit
+from . import gate, log, model, multinode, releases, settings, sizing, unit
 from .program import Program, unknown_variables
 
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs
-
-
-class Model(NamedTuple):
-    """What is known of a model before its start."""
-
-    dimensions: Optional[shape.Shape]
-    """None where its config.json is not on this host."""
-    weights: int
-    """Bytes, once loaded."""
 
 
 def converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
@@ -61,22 +50,23 @@ class Vllm:
         _check_given(options)
         _check_memory_known(placed.devices)
         program = _program(options, host)
-        model = _model(options, host)
+        release = program.release()
+        found = model.read(options, host, release)
         parallel = choose(
             len(placed.devices),
-            model.dimensions,
+            found.dimensions,
             options["tensor_parallel_size"],
             options["pipeline_parallel_size"],
             options["data_parallel_size"],
             len(options["nodes"] or [1]),
+            **model.rules(options, found, release),
         )
-        configuration = settings.declare(options, parallel, placed.visible)
+        configuration = settings.declare(options, parallel, placed.visible, release)
         _warn_of_open_paths(options, host.warn)
-        utilization = options["gpu_memory_utilization"] or sizing.DEFAULT_UTILIZATION
-        own = unit.Own(
-            configuration, program, parallel, _fit(options, placed, model, parallel, configuration), utilization
-        )
-        limit = options["timeout"] or start_limit(START_BASE, model.weights)
+        utilization = options["gpu_memory_utilization"] or releases.memory_share(release)
+        fit = model.fit(options, placed.devices, found, parallel, utilization, release)
+        own = unit.Own(configuration, program, parallel, fit, utilization)
+        limit = options["timeout"] or start_limit(START_BASE, found.weights)
         files = unit.files(service.name, options, configuration)
         return Declared(
             user=options["user"],
@@ -165,66 +155,6 @@ def _program(options: Mapping[str, Any], host: Host) -> Program:
     else:
         program.check()
     return program
-
-
-def _model(options: Mapping[str, Any], host: Host) -> Model:
-    """What the files of the model say, as far as they are on this host."""
-    name, user = options["model"], options["user"]
-    path = checkpoint.locate(name, unit.hub_cache(options), user, options["revision"])
-    if name.startswith("/") and path is None and not os.path.isfile(name):
-        said = "model: there is no directory %s on this host" % name
-        if not host.check_mode:
-            raise Refused("%s; expected one with a config.json" % said)
-        host.warn("%s yet" % said)
-    document = checkpoint.config(path, user) if path else {}
-    dimensions = shape.read(document) if document else None
-    stored = checkpoint.weight_bytes(path, user) if path else 0
-    return Model(
-        dimensions, sizing.weights_loaded(stored, dimensions, options["dtype"] or "auto", options["quantization"])
-    )
-
-
-def _fit(
-    options: Mapping[str, Any], placed: Placed, model: Model, parallel: Parallel, configuration: settings.Declared
-) -> Optional[sizing.Fit]:
-    """What the model will take of each GPU; None without a GPU.
-
-    :raises Refused: it does not fit, or its longest request is longer than the model allows.
-    """
-    context = _context(options, model.dimensions)
-    if not placed.devices:
-        return None
-    utilization = options["gpu_memory_utilization"] or sizing.DEFAULT_UTILIZATION
-    found = sizing.fit(
-        model.dimensions,
-        model.weights,
-        min(device["memory"]["total_bytes"] for device in placed.devices),
-        parallel,
-        utilization=utilization,
-        context=context,
-        dtype=options["dtype"] or "auto",
-        cache_dtype=options["kv_cache_dtype"] or "auto",
-        offload=int((options["cpu_offload_gb"] or 0) * memory.GIB),
-    )
-    if "kv-cache-memory-bytes" not in configuration.config:
-        sizing.check_fit(found, label(placed.devices[0]), utilization, context)
-    return found
-
-
-def _context(options: Mapping[str, Any], dimensions: Optional[shape.Shape]) -> Optional[int]:
-    """Tokens of the longest request; None where they are not known before the start."""
-    trained = dimensions.context if dimensions else None
-    if options["max_model_len"] is None:
-        return trained
-    wanted = settings.tokens(options["max_model_len"])
-    forced = str(options["environment"].get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")) == "1"
-    if wanted and trained and wanted > trained and not forced:
-        raise Refused(
-            "max_model_len: %d tokens, but the model's config.json allows %d at most; lower it (vLLM would end with an "
-            "error; VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 in environment forces it, at the price of wrong answers)"
-            % (wanted, trained)
-        )
-    return wanted
 
 
 def _warn_of_open_paths(options: Mapping[str, Any], warn: Callable[[str], None]) -> None:

@@ -4,8 +4,9 @@
 """Options of an instance → vLLM's YAML file and its environment. Pure.
 
 vLLM's own rules for the file: a key is a long option without dashes; true gives the option alone; a list gives several
-words, a mapping JSON; null would be the text ``None``. ``vllm serve`` drops a false without a word, so it is written as
-``no-KEY: true``, which every version reads (tests/unit/fixtures/vllm/parser.json).
+words; null would be the text ``None``. What some versions misread is written so that all read it
+(tests/unit/fixtures/vllm/parser.json): a false, which ``vllm serve`` drops without a word, as ``no-KEY: true``; a
+mapping as JSON text; a list of one element as that element.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..hf_model.parallel import Parallel
 from ..serving.variables import variables
 from ..toolbox.addresses import host_port, reachable
 from ..toolbox.errors import Refused
+from . import releases
 
 PORT = 8000
 HOST = "127.0.0.1"
@@ -72,8 +74,8 @@ class Declared:
     @property
     def served(self) -> str:
         """The name that clients use."""
-        names = self.config.get("served-model-name")
-        return str(names[0] if names else self.config["model"])
+        names = self.config.get("served-model-name") or self.config["model"]
+        return str(names[0] if isinstance(names, list) else names)
 
     @property
     def port(self) -> int:
@@ -86,12 +88,15 @@ class Declared:
         return "%s://%s" % (scheme, host_port(reachable(str(self.config["host"])), self.port))
 
 
-def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[str]) -> Declared:
+def declare(
+    options: Mapping[str, Any], parallel: Parallel, visible: Optional[str], release: releases.Release = ()
+) -> Declared:
     """Turn options into the file and the environment.
 
     :param options: the module's options; absent and None mean: not declared.
     :param parallel: the sizes that were chosen; a size of 1 is vLLM's default and is left out.
     :param visible: value of CUDA_VISIBLE_DEVICES; None where the instance uses no GPU.
+    :param release: of vLLM.
     :raises Refused: vLLM would misread or refuse values.
     """
     declared = Declared()
@@ -124,8 +129,11 @@ def declare(options: Mapping[str, Any], parallel: Parallel, visible: Optional[st
     if options.get("guard_all_paths"):
         if key is None:
             problems.append("guard_all_paths: there is no api_key that it could ask for")
-        declared.config["middleware"] = ["%s.Guard" % GUARD]
+        declared.config["middleware"] = "%s.Guard" % GUARD
         declared.environment["GPUFLEET_OPEN_PATHS"] = ",".join(options.get("open_paths") or ())
+    for flag, value in declared.config.items():
+        if isinstance(value, list) and not releases.lists_are_read(release):
+            problems.append("%s: this vLLM misreads a list in its file; give one value, or use 0.10.2 or newer" % flag)
     if problems:
         raise Refused("; ".join(problems))
     return declared
@@ -227,6 +235,39 @@ def definition(declared: Declared, version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def extra(options: Mapping[str, Any], flag: str) -> Any:
+    """The value of an option in ``extra_args``, however it is spelled there; None where it is left out.
+
+    One whose value is JSON is a mapping: ``{"a": {"b": 1}}``, also as text or as the dotted key ``FLAG.a.b``.
+    """
+    found: Any = None
+    for name, value in sorted((options["extra_args"] or {}).items()):
+        first, _dot, rest = _canonical(name).partition(".")
+        if first != flag:
+            continue
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)
+            except ValueError:  # vLLM's parser will say so
+                continue
+        for key in reversed(rest.split(".") if rest else []):
+            value = {key: value}
+        found = _joined(found, value)
+    return found
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    return {**first, **{key: _joined(first.get(key), value) for key, value in second.items()}}
+
+
+def _canonical(name: Any) -> str:
+    """A key of ``extra_args`` as vLLM's own option, which has dashes for underscores, though only before a dot."""
+    first, dot, rest = str(name).lstrip("-").partition(".")
+    return first.replace("_", "-") + dot + rest
+
+
 def _flag(option: str) -> str:
     return option.replace("_", "-")
 
@@ -237,16 +278,22 @@ def _put(config: Dict[str, Any], flag: str, value: Any) -> None:
         config[flag] = json.dumps(value)
     elif value is False:
         config["no-" + flag] = True
+    elif isinstance(value, list):
+        words = [_word(one) for one in value]
+        config[flag] = words[0] if len(words) == 1 else words
     else:
-        config[flag] = value
+        config[flag] = _word(value)
+
+
+def _word(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, dict) else value
 
 
 def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
     problems = []
     typed = {_flag(option): option for option in FLAGS + _SIZES}
     for name in sorted(extra):
-        first, dot, rest = str(name).lstrip("-").partition(".")  # vLLM, too, replaces underscores only before the dot
-        flag = first.replace("_", "-") + dot + rest
+        flag = _canonical(name)
         where = "extra_args.%s" % name
         negative = flag.startswith("no-")
         bare = flag[3:] if negative else flag

@@ -19,9 +19,9 @@ from ..hf_model.shape import ELEMENT, Shape
 from ..placement.memory import GIB, gib
 from ..toolbox.errors import Refused
 
-DEFAULT_UTILIZATION = 0.92
-"""Of vLLM since 0.20; 0.9 before."""
 RESERVE = 2 * GIB
+_CACHED = {**ELEMENT, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1}
+"""Bytes of a cached number, by vLLM's names; what others take is not predicted."""
 
 
 class Fit(NamedTuple):
@@ -67,7 +67,7 @@ def fit(
     total: int,
     parallel: Parallel,
     *,
-    utilization: float = DEFAULT_UTILIZATION,
+    utilization: float,
     context: Optional[int] = None,
     dtype: str = "auto",
     cache_dtype: str = "auto",
@@ -75,28 +75,29 @@ def fit(
 ) -> Fit:
     """How a model fits on GPUs of ``total`` bytes.
 
+    Data parallel divides experts among all GPUs and copies the rest, whose size is not known: then the weights are the
+    least that they can be.
+
     :param weights: bytes of all weights, loaded.
     :param context: tokens of the longest request; None: not known, or fitted by vLLM itself.
     :param offload: bytes of weights for each GPU that go to the host's memory.
     """
     token = _token(shape, parallel, dtype, cache_dtype) if shape else 0
+    parts = parallel.world if shape and shape.experts else parallel.tensor * parallel.pipeline
     return Fit(
         budget=budget(total, utilization),
-        weights=max(0, weights // (parallel.tensor * parallel.pipeline) - offload),
+        weights=max(0, weights // parts - offload),
         token=token,
         request=token * (context or 0),
     )
 
 
 def _token(shape: Shape, parallel: Parallel, dtype: str, cache_dtype: str) -> int:
-    """Bytes of one token in the cache of one GPU; 0 where layers differ."""
+    """Bytes of one token in the cache of one GPU; 0 where layers differ, or that is not known."""
     if not (shape.plain and shape.layers):
         return 0
-    if cache_dtype.startswith("fp8"):
-        element = 1
-    else:
-        named = ELEMENT.get(cache_dtype) or ELEMENT.get(dtype)
-        element = named or min(shape.element, 2)
+    kind = shape.cache_dtype if cache_dtype == "auto" else cache_dtype
+    element = _CACHED.get(kind, 0) if kind != "auto" else ELEMENT.get(dtype) or min(shape.element, 2)
     layers = -(-shape.layers // parallel.pipeline)
     if shape.latent:
         return layers * shape.latent * element
@@ -109,7 +110,6 @@ def check_fit(found: Fit, label: str, utilization: float, context: Optional[int]
     """:raises Refused: with all numbers, and the longest context that would fit."""
     if not found.missing:
         return
-    room = found.budget - found.weights
     said = "GPU %s: vLLM takes %s of its memory, %s; the weights need %s of it" % (
         label,
         "%.4g" % utilization,
@@ -119,8 +119,8 @@ def check_fit(found: Fit, label: str, utilization: float, context: Optional[int]
     if found.request:
         said += " and the cache for one request of %d tokens %s" % (context or 0, gib(found.request))
     said += ": %s too little" % gib(found.missing)
-    if room > 0 and found.token:
-        advice = "at most %d tokens would fit (max_model_len), or" % (room // found.token)
+    if found.tokens:
+        advice = "about %d tokens would fit (max_model_len), or" % found.tokens
     else:
         advice = "choose"
     raise Refused("%s; %s more GPUs, a quantised model, or kv_cache_dtype: fp8" % (said, advice))

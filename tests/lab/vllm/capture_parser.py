@@ -31,6 +31,14 @@ LINES = (
     "no-enable-prefix-caching: true",
     'compilation-config.use_cudagraph: "false"',
     'compilation-config.use_cudagraph: "true"',
+    'served-model-name: "a"',
+    'served-model-name: ["a"]',
+    'served-model-name: ["a", "b"]',
+    'middleware: "guard.Guard"',
+    'speculative-config: {"n": 1}',
+    'speculative-config: "{\\"n\\": 1}"',
+    'lora-modules: ["a=/a", "b=/b"]',
+    'lora-modules: ["a=/a", "{\\"name\\": \\"b\\"}"]',
 )
 NAMES = {
     "FlexibleArgumentParser",
@@ -77,6 +85,10 @@ def read(kind: Any, command: str, line: str) -> Any:
     server.add_argument("--model")
     server.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None)
     server.add_argument("--compilation-config", type=json.loads)
+    server.add_argument("--speculative-config", type=json.loads)
+    server.add_argument("--served-model-name", nargs="+")
+    server.add_argument("--lora-modules", nargs="+")
+    server.add_argument("--middleware", action="append")
     server.add_argument("--config")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "config.yaml")
@@ -86,6 +98,8 @@ def read(kind: Any, command: str, line: str) -> Any:
                 found = root.parse_args(["serve", "--config", str(file)][command != "serve" :])
         except SystemExit:
             return "refused: " + said.getvalue().strip().splitlines()[-1]
+        except ValueError as error:
+            return "refused: %s" % error
     option = line.partition(":")[0].partition(".")[0].replace("no-enable", "enable").replace("-", "_")
     return getattr(found, option)
 

@@ -34,13 +34,52 @@ def test_each_service_once_and_no_key():
     ollama = {"unit": "ollama", "engine": "ollama", "address": "192.0.2.21", "port": 11434, "tls": False}
     vllm = {"unit": "vllm@big", "engine": "vllm", "address": "192.0.2.21", "port": 8001, "tls": False}
     assert found == {
+        "state": "present",
         "services": [dict(ollama, max_concurrent=4), dict(vllm, max_concurrent=0)],
         "gateways": ["192.0.2.10", "gw2"],
+        "local_gateway": "",
+        "port": 8405,
     }
 
 
-def test_a_host_without_services_and_an_inventory_without_gateways():
-    assert ask("gw1", groups={}) == [{"services": [], "gateways": []}]
+@pytest.mark.parametrize("groups", [{}, {"gateway": []}, {"ollama": ["gpu1"]}])
+def test_without_gateways_there_is_no_agent(groups):
+    (found,) = ask("gpu1", {"gpu1": {"ollama_models": [{"tag": "wrong"}]}}, groups)
+    assert (found["state"], found["services"], found["gateways"]) == ("absent", [], [])
+
+
+def test_a_host_without_services():
+    (found,) = ask("gw1")
+    assert (found["state"], found["services"], found["local_gateway"]) == ("present", [], "192.0.2.10")
+
+
+def test_only_a_gateway_reaches_what_listens_on_loopback():
+    groups = {"ollama": ["gpu2", "gw2"], "gateway": ["gw1", "gw2"]}
+    hostvars = {**HOSTVARS, "gpu2": {"ollama_models": ["chat"]}, "gw2": {"ollama_models": ["chat"]}}
+    assert ask("gpu2", hostvars, groups)[0]["services"] == []
+    (found,) = ask("gw2", hostvars, groups)
+    assert [service["address"] for service in found["services"]] == ["127.0.0.1"]
+    assert found["local_gateway"] == "gw2"
+
+
+def test_the_port_is_that_of_the_gateways():
+    def with_ports(*ports):
+        given = {name: {"gateway_agent_port": port} for name, port in zip(("gw1", "gw2"), ports)}
+        return {**HOSTVARS, "gpu1": {**HOSTVARS["gpu1"], "gateway_agent_port": 1}, **given}
+
+    assert ask("gpu1", with_ports(8500, "8500"))[0]["port"] == 8500
+    (found,) = ask("gpu1", with_ports(0, 0))
+    assert (found["state"], found["services"]) == ("absent", [])
+    with pytest.raises(AnsibleLookupError, match="gateway_agent_port is 8500 on gw1, 0 on gw2; expected the same port"):
+        ask("gpu1", with_ports(8500, 0))
+
+
+def test_other_hosts_are_not_even_read():
+    class Untouched(dict):
+        def get(self, *_words):
+            raise AssertionError
+
+    assert ask("gpu1", {**HOSTVARS, "gpu2": Untouched()})[0]["services"]
 
 
 def test_what_cannot_be_read():

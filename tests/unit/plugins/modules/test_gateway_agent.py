@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 
@@ -34,8 +35,14 @@ def bring(run_module, monkeypatch):
         load_state = "loaded"
         stub = None
 
+        config = b"{}"
+
         def read(self, path):
-            return self.stub if path == "/etc/systemd/system/gpufleet-agent.service" else None
+            found = {
+                "/etc/systemd/system/gpufleet-agent.service": self.stub,
+                "/etc/gpufleet/gateway-agent.json": self.config,
+            }
+            return found.get(path)
 
         def show(self, unit):
             return {"LoadState": self.load_state}
@@ -53,6 +60,7 @@ def test_what_it_reads_and_who_may_reach_it(bring):
     config = change.files["/etc/gpufleet/gateway-agent.json"]
     assert '"vllm@chat.service"' in config and '"limit": 256' in config and '"192.0.2.11"' in config
     assert change.files["/etc/gpufleet/gateway_agent.py"].startswith("# Copyright: (c) The gpufleet developers")
+    assert change.settings["Unit"] == {"StartLimitIntervalSec": ["0"]}, "it comes back however long its port is taken"
     service = change.settings["Service"]
     assert service["IPAddressDeny"] == ["any"]
     assert service["IPAddressAllow"] == ["localhost 127.0.0.1 192.0.2.10 192.0.2.11 192.0.2.21"]
@@ -68,6 +76,12 @@ def test_a_check_and_a_module_may_have_their_python_by_different_names(bring, mo
     monkeypatch.setattr(sys, "executable", str(link))
     bring()
     assert bring.asked["change"].settings["Service"]["ExecStart"] == command
+
+
+def test_a_gateway_of_this_host_may_ask_from_its_loopback_address(bring):
+    bring(gateways=["192.0.2.10", "192.0.2.21"], local_gateway="192.0.2.21")
+    config = json.loads(bring.asked["change"].files["/etc/gpufleet/gateway-agent.json"])
+    assert config["gateways"] == {"192.0.2.10": ["192.0.2.10"], "192.0.2.21": ["127.0.0.1", "192.0.2.21", "::1"]}
 
 
 def test_a_name_is_resolved_on_the_host(bring, monkeypatch):
@@ -86,6 +100,7 @@ def test_a_name_is_resolved_on_the_host(bring, monkeypatch):
     [
         ({"services": [CODE, dict(CODE, unit="ollama")]}, "services: ollama.service is named twice"),
         ({"gateways": ["no.such.host.invalid"]}, "cannot resolve no.such.host.invalid"),
+        ({"gateways": ["192.0.2.10"], "local_gateway": "192.0.2.1"}, "not one of the gateways (192.0.2.10)"),
         ({"services": [dict(CODE, engine="tgi")]}, "must be one of: ollama, vllm, llama_server"),
     ],
 )
@@ -108,23 +123,38 @@ def test_it_goes_with_its_files(bring):
     bring.unit.load_state = "not-found"
     bring(state="absent", check=True)
     assert bring.asked["change"].state == "absent" and bring.asked["check_mode"]
+    bring.asked = None
+    bring.unit.config = bring.unit.stub = None
+    result = bring(state="absent")
+    assert not result["changed"] and result["msg"].endswith("not there") and bring.asked is None
 
 
 @pytest.mark.parametrize(
-    ("answers", "listener", "verdict"),
+    ("found", "listener", "verdict"),
     [
-        ({"ollama.service": {}}, (99, "python3"), "ok"),
-        ({"other.service": {}}, (99, "python3"), "not_ready"),
+        ({"services": {"ollama.service": {}}}, (99, "python3"), "ok"),
+        ({"services": {"other.service": {}}}, (99, "python3"), "not_ready"),
+        ({"services": {}}, (99, "python3"), "not_ready"),
+        ({}, (99, "python3"), "not_ready"),
         ({}, None, "not_ready"),
         ({}, (7, "nc"), "port_taken"),
+        ({"services": {"ollama.service": {}}}, (7, "nc"), "port_taken"),
+        ({"services": {"ollama.service": {}}}, (0, "unknown"), "not_ready"),
     ],
 )
-def test_its_proof(monkeypatch, fakes_running, answers, listener, verdict):
-    monkeypatch.setattr(agent.agent, "ask", lambda port: {"services": answers})
+def test_its_proof(monkeypatch, fakes_running, found, listener, verdict):
+    monkeypatch.setattr(agent.agent, "ask", lambda port: found)
     config = agent.configuration(
-        {"services": [dict(CODE, address="::1", tls=False, max_concurrent=0)], "gateways": [], "port": 8405}
+        {
+            "services": [dict(CODE, address="::1", tls=False, max_concurrent=0)],
+            "gateways": [],
+            "local_gateway": "",
+            "port": 8405,
+        }
     )
     assert agent._gate(config)(fakes_running(listener), False).name == verdict
+    if not found:
+        assert agent._gate(dict(config, services={}))(fakes_running(listener), False).name == verdict
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engines import Engine
-from gateways import ENGINE_KEY, Gateway, row, until
+from gateways import ENGINE_KEY, Gateway, row
+from waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def gateway(shared: Gateway, engines: List[Engine]) -> Iterator[Gateway]:
     """The same, as it was at its start."""
     for engine in engines:
         engine.seen.clear()
-        engine.stepwise, engine.healthy = False, True
+        engine.stepwise, engine.health = False, 200
         engine.go.set()
         engine.cut.clear()
         engine.step, engine.arrived = Semaphore(0), Semaphore(0)

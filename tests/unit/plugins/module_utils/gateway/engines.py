@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Dict, List
@@ -23,7 +24,7 @@ class Engine(ThreadingHTTPServer):
 
     def __init__(self, name: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.name, self.healthy = name, True
+        self.name, self.health = name, 200
         self.seen: List[Dict[str, Any]] = []
         self.go = threading.Event()
         self.go.set()
@@ -49,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer(200 if self.server.healthy else 503, b"{}")
+        self._answer(self.server.health, b"{}")
 
     def do_POST(self) -> None:
         engine, length = self.server, int(self.headers.get("Content-Length") or 0)
@@ -101,3 +102,39 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
         except OSError:
             self.server.cut.set()
+
+
+class Agent(socketserver.ThreadingTCPServer):
+    """The agent of a GPU host, on a free port of loopback: it answers what it is told to."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Question)
+        self.said = "up ready 100%"
+        self.heard = threading.Semaphore(0)
+        """Released for each answer."""
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+    def say(self, text: str) -> None:
+        """Answer this from now on; returns when somebody has asked."""
+        self.said, self.heard = text, threading.Semaphore(0)
+        assert self.heard.acquire(timeout=60)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a gateway that is gone
+
+
+class _Question(socketserver.StreamRequestHandler):
+    server: Agent
+
+    def handle(self) -> None:
+        said, heard = self.server.said, self.server.heard
+        if self.rfile.readline():
+            self.wfile.write(said.encode() + b"\n")
+            heard.release()

@@ -12,11 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from engines import Engine
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime, service
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway.options import OPTIONS
@@ -91,6 +91,7 @@ class Gateway:
 
     def start(self) -> "Gateway":
         digest = self.write()
+        self.keep("start", self.place.state)
         words = [service.PROGRAM, "-Ws", "-f", str(self.folder / "haproxy.cfg"), "-S", str(self.folder / "master.sock")]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -107,16 +108,15 @@ class Gateway:
 
         until(runs)
 
-    def save(self) -> None:
-        """What the unit runs before a reload and a stop."""
-        code = service.SAVE.format(socket=self.socket, state=self.place.state).replace("\\\\n", "\\n")
-        subprocess.run([sys.executable, "-I", "-c", code], check=True)
+    def keep(self, *words: str) -> None:
+        """What the unit runs before a start, a reload and a stop."""
+        subprocess.run([sys.executable, "-I", str(self.folder / haproxy.KEEPER), *words], check=True)
 
     def reload(self) -> None:
         """As the unit does it."""
         assert self.process
         worker, digest = self.worker, self.write()
-        self.save()
+        self.keep("save", self.socket, self.place.state)
         self.process.send_signal(signal.SIGUSR2)
         until(lambda: self.worker not in ("", worker))
         self.await_digest(digest)
@@ -178,16 +178,6 @@ def children(pid: int) -> List[int]:
         if parent == str(pid):
             found.append(int(path.parent.name))
     return found
-
-
-def until(condition: Callable[[], Any], limit: float = 60) -> Any:
-    end = time.monotonic() + limit
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < end, "not within %d s" % limit
-        time.sleep(0.02)
 
 
 def row(server: Engine, unit: str, **more: Any) -> Dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any, List
 
 import pytest
 from engines import Engine
-from gateways import ALICE, BOB, ENGINE_KEY, EVE, KEYS, Gateway, exchange, row, status_of, until
+from gateways import ALICE, BOB, ENGINE_KEY, EVE, KEYS, Gateway, exchange, row, status_of
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime
 
@@ -83,13 +84,13 @@ def test_a_key_is_rotated_without_a_reload(gateway: Gateway) -> None:
     worker = runtime.info(gateway.socket)["Pid"]
     new, old = gateway.maps(keys=[{"name": "alice", "key": EVE, "pools": ["*"]}]), gateway.maps()
     try:
-        for name in haproxy.LIVE:
+        for name in haproxy.MAPS:
             runtime.replace_map(gateway.place.map(name), new[name], gateway.socket)
         assert gateway.chat(key=EVE).status == 200
         assert gateway.chat(key=ALICE).status == gateway.chat(key=BOB).status == 401
         assert runtime.read_map(gateway.place.map("keys"), gateway.socket) == new["keys"]
     finally:
-        for name in haproxy.LIVE:
+        for name in haproxy.MAPS:
             runtime.replace_map(gateway.place.map(name), old[name], gateway.socket)
     assert gateway.chat(key=EVE).status == 401 and gateway.chat().status == 200
     assert runtime.info(gateway.socket)["Pid"] == worker

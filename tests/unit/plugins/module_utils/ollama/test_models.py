@@ -11,12 +11,12 @@ import json
 import os
 import tempfile
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import (
     catalog,
@@ -380,9 +380,7 @@ def test_two_runs_take_turns(world: Any, network: Dict[str, Any], tmp_path: Path
 
     def copied(source: str, destination: str) -> Any:
         thread.start()
-        until = time.monotonic() + 30
-        while not told.exists() and time.monotonic() < until:
-            time.sleep(0.01)  # a file tells nothing by itself
+        until(told.exists)
         seen.append(json.loads(told.read_text()))
         return copy(source, destination)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import seeding
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import seed_server
@@ -402,8 +403,7 @@ def test_who_still_loads_is_waited_for_and_who_asks_again(served: Any, tmp_path:
     server, serving, connection = served()
     os.truncate(tmp_path / "b", 64 << 20)  # more than is on its way before somebody reads
     connection.request("GET", FILE + "b" * 64)
-    while not server._busy:
-        time.sleep(0.01)
+    until(lambda: server._busy)
     server.idle = 0.0
     serving.join(0.3)
     assert serving.is_alive()

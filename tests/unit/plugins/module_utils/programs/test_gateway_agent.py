@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import gateway_agent
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs.gateway_agent import Health, answer
@@ -31,17 +34,6 @@ START = (
     "agent.ROOT, agent.PROBE, agent.PATIENCE = int(sys.argv[4]), 0.5, 1.0\n"
     "asyncio.run(agent.serve(json.load(open(sys.argv[2])), sys.argv[3]))\n"
 )
-
-
-def eventually(condition, seconds=15.0):
-    """The first true value of a condition."""
-    until = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found or time.monotonic() > until:
-            assert found, "not within %.0f s" % seconds
-            return found
-        time.sleep(0.02)
 
 
 class Engine:
@@ -90,7 +82,7 @@ class Agent:
         config.write_text(json.dumps({"port": port, "services": services, "gateways": gateways}))
         words = [sys.executable, "-I", "-c", START, gateway_agent.__file__, str(config)]
         self.process = subprocess.Popen([*words, str(self.marks), str(os.geteuid())], stderr=subprocess.PIPE)
-        eventually(lambda: self.process.poll() is not None or self.ask("?"))
+        until(lambda: self.process.poll() is not None or self.ask("?"))
 
     def ask(self, line, end="\n", address="127.0.0.1"):
         """What it answers; empty where it closes the connection."""
@@ -188,11 +180,11 @@ def test_the_metrics_of_vllm(start, engine, fixture_text):
     assert agent.ask("vllm@chat.service m") == "up ready 60% maxconn:256\n"
     awake = next(line for line in text.splitlines() if 'sleep_state="awake"' in line)
     engine.answers["/metrics"] = (200, text.replace(awake, awake.replace(" 1.0", " 0.0")))
-    eventually(lambda: agent.ask("vllm@chat.service m") == "down #asleep\n")
+    until(lambda: agent.ask("vllm@chat.service m") == "down #asleep\n")
     engine.answers = {"/health": (401, ""), "/metrics": (401, "")}
-    eventually(lambda: agent.ask("vllm@chat.service m") == "up ready 100% maxconn:256\n")
+    until(lambda: agent.ask("vllm@chat.service m") == "up ready 100% maxconn:256\n")
     engine.answers = {"/health": (503, "")}
-    eventually(lambda: agent.ask("vllm@chat.service m") == "down #not_ready\n")
+    until(lambda: agent.ask("vllm@chat.service m") == "down #not_ready\n")
 
 
 def test_the_metrics_of_llama_server(start, engine, fixture_text):
@@ -200,7 +192,7 @@ def test_the_metrics_of_llama_server(start, engine, fixture_text):
     agent = start({"llama-server@a.service": {"port": engine.port, "engine": "llama_server"}}, ELSEWHERE)
     assert agent.ask("llama-server@a.service m") == "up ready 25% maxconn:4\n"
     engine.answers.update({"/metrics": (501, "")})
-    eventually(lambda: agent.ask("llama-server@a.service m") == "up ready 100% maxconn:4\n")
+    until(lambda: agent.ask("llama-server@a.service m") == "up ready 100% maxconn:4\n")
     assert "llamacpp:requests_deferred" in fixture_text("llama_server/metrics.txt")
 
 
@@ -226,10 +218,10 @@ def test_a_service_that_hangs_is_down_after_a_few_looks_and_nobody_waits_for_it(
     agent, stopped = start({"ollama.service": {"port": engine.port}}), threading.Event()
     assert agent.ask("ollama.service chat").startswith("up")
     engine.answers["/api/version"] = (200, lambda: stopped.wait(30) and "" or "")
-    eventually(lambda: agent.ask("ollama.service chat") == "down #stalled\n")
+    until(lambda: agent.ask("ollama.service chat") == "down #stalled\n")
     engine.ollama()
     stopped.set()
-    eventually(lambda: agent.ask("ollama.service chat").startswith("up"))
+    until(lambda: agent.ask("ollama.service chat").startswith("up"))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +293,20 @@ def test_a_thousand_connections_at_once(start, engine):
     assert agent.memory() - before < 32 << 20
     for connection in crowd:
         connection.close()
-    eventually(lambda: agent.ask("ollama.service chat").startswith("up"))
+    until(lambda: agent.ask("ollama.service chat").startswith("up"))
+
+
+def test_a_user_of_the_host_cannot_keep_the_gateways_from_asking(start, engine):
+    engine.ollama()
+    agent = start({"ollama.service": {"port": engine.port}}, {"gw1": ["127.0.0.9"]})
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (200, 200))
+    with contextlib.ExitStack() as crowd:
+        for number in range(5 * gateway_agent.ASKERS):
+            source = "127.1.0.%d" % (1 + number % 50), 0
+            crowd.enter_context(socket.create_connection(("127.0.0.1", agent.port), source_address=source))
+        with socket.create_connection(("127.0.0.1", agent.port), timeout=10, source_address=("127.0.0.9", 0)) as one:
+            one.sendall(b"ollama.service chat\n")
+            assert one.recv(100).startswith(b"up ready")
 
 
 def own_address():
@@ -373,6 +378,9 @@ def test_what_lies_in_place_of_a_mark(start, engine, tmp_path):
     assert said().startswith("up"), "a pipe is not waited for"
     mark.mkdir()
     assert said().startswith("up")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(mark))
+    assert said().startswith("up")
     mark.write_text("[")
     assert said() == "drain\n", "root has written something: nothing is sent there until it is known what"
     mark.write_text("7")
@@ -381,6 +389,17 @@ def test_what_lies_in_place_of_a_mark(start, engine, tmp_path):
         mark.write_text('{"state": "drain"}')
         os.chown(mark, 65534, 65534)
         assert said().startswith("up"), "it is not root's"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+def test_a_mark_that_cannot_be_opened_may_be_a_drain(monkeypatch, tmp_path, number):
+    assert gateway_agent.read_mark(str(tmp_path), "ollama.service") == {}
+
+    def fails(*_words):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(gateway_agent.os, "open", fails)
+    assert gateway_agent.read_mark(str(tmp_path), "ollama.service") == {"state": "drain"}
 
 
 # --- a real HAProxy
@@ -411,7 +430,7 @@ class Haproxy:
         config = folder / ("haproxy-%s.cfg" % source)
         config.write_text("\n".join(lines) + "\n")
         self.process = subprocess.Popen([shutil.which("haproxy") or "/usr/sbin/haproxy", "-db", "-f", str(config)])
-        eventually(lambda: self.socket.exists())
+        until(lambda: self.socket.exists())
 
     def command(self, line):
         with socket.socket(socket.AF_UNIX) as connection:
@@ -427,7 +446,7 @@ class Haproxy:
     def sees(self, name, **expected):
         """Wait until it has a server so."""
         try:
-            eventually(lambda: all(self.stat(name)[key] == value for key, value in expected.items()))
+            until(lambda: all(self.stat(name)[key] == value for key, value in expected.items()))
         except AssertionError:
             found = self.stat(name)
             raise AssertionError("%s: %s" % (name, {key: found[key] for key in expected})) from None
@@ -456,18 +475,18 @@ def test_what_an_operator_of_the_gateway_declares_stays(start, engine, gateway):
     agent = start({"ollama.service": {"port": engine.port}})
     haproxy = gateway(agent, engine.port, {"gpu1.ollama": "ollama.service chat"})
     haproxy.sees("gpu1.ollama", status="UP", slim="4")
-    eventually(lambda: agent.report()["services"]["ollama.service"]["said"].startswith("up 100%"))
+    until(lambda: agent.report()["services"]["ollama.service"]["said"].startswith("up 100%"))
     haproxy.command("set server chat/gpu1.ollama state drain")
     for mark in ({"state": "down", "verdict": "x"}, None):
         if mark:
             agent.mark("ollama.service", **mark)
-            eventually(lambda: haproxy.stat("gpu1.ollama")["last_agt"].endswith("(x)"))
+            until(lambda: haproxy.stat("gpu1.ollama")["last_agt"].endswith("(x)"))
         else:
             (agent.marks / "ollama.service").unlink()
-            eventually(lambda: haproxy.stat("gpu1.ollama")["last_agt"] == "via agent : up")
+            until(lambda: haproxy.stat("gpu1.ollama")["last_agt"] == "via agent : up")
     assert haproxy.stat("gpu1.ollama")["status"].startswith("DRAIN")
     agent.mark("ollama.service", state="drain")
-    eventually(lambda: agent.report()["services"]["ollama.service"]["drained"]["gw1"])
+    until(lambda: agent.report()["services"]["ollama.service"]["drained"]["gw1"])
     (agent.marks / "ollama.service").unlink()
     haproxy.sees("gpu1.ollama", status="UP")
 
@@ -482,7 +501,7 @@ def test_haproxy_does_as_it_is_told(start, engine, gateway):
     agent.mark("ollama.service", state="drain")
     haproxy.sees("gpu1.ollama", status="DRAIN (agent)")
     began = time.monotonic()
-    eventually(lambda: (agent.report()["services"]["ollama.service"]["drained"]["gw1"] or 0) > began)
+    until(lambda: (agent.report()["services"]["ollama.service"]["drained"]["gw1"] or 0) > began)
     agent.mark("ollama.service", state="down", verdict="cpu_fallback")
     haproxy.sees("gpu1.ollama", status="DOWN (agent)", last_agt="via agent : down (cpu_fallback)")
     (agent.marks / "ollama.service").unlink()
@@ -501,4 +520,4 @@ def test_two_gateways_share_the_places(start, engine, gateway):
     first.sees("gpu1.ollama", slim="3")
     second.sees("gpu1.ollama", slim="3")
     agent.mark("ollama.service", state="drain")
-    eventually(lambda: all(agent.report()["services"]["ollama.service"]["drained"].get(name) for name in "ab"))
+    until(lambda: all(agent.report()["services"]["ollama.service"]["drained"].get(name) for name in "ab"))

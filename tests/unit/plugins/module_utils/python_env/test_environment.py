@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import environment_check
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import build, interpreters
@@ -375,8 +375,7 @@ def test_killed_in_the_middle_the_next_run_converges(make, fake, tmp_path):
     fake("hang")
     killed = multiprocessing.get_context("fork").Process(target=_apply, args=(make("1.1"),))
     killed.start()
-    while not (fake.folder / "hanging").exists():
-        time.sleep(0.01)
+    until((fake.folder / "hanging").exists)
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
     assert make("1.1").name in left(tmp_path)  # half of it
@@ -393,8 +392,7 @@ def test_a_child_ends_with_the_one_that_waits_for_it(make, fake):
     fake("hang")
     killed = multiprocessing.get_context("fork").Process(target=_apply, args=(make(),))
     killed.start()
-    while not (fake.folder / "hanging").exists():
-        time.sleep(0.01)
+    until((fake.folder / "hanging").exists)
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
 
@@ -410,10 +408,7 @@ def test_a_child_ends_with_the_one_that_waits_for_it(make, fake):
                 found.append(pid)
         return found
 
-    until = time.monotonic() + 20
-    while installers() and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not installers()
+    until(lambda: not installers())
 
 
 def test_what_a_killed_run_left_is_removed_when_nobody_writes_there(make, tmp_path):

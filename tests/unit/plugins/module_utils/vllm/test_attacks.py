@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model import checkpoint, shape
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import context
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program as program_file
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.program import Program
 
@@ -28,11 +29,17 @@ SECRET = {"max_position_embeddings": 4711}
 
 
 @pytest.fixture(autouse=True)
-def within_a_while():
-    """Nothing of theirs is waited for."""
-    begun = time.monotonic()
+def no_endless_wait():
+    """Reading a pipe that nobody writes fails the test instead of hanging it."""
+
+    def fail(*_words):
+        raise AssertionError("it waits for something that never comes")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(120)
     yield
-    assert time.monotonic() - begun < 30
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -92,8 +99,8 @@ def test_the_interpreter_of_an_environment_runs_without_roots_rights(place, secr
     "script",
     [
         "yes x",  # without an end
-        "yes x >$HOME/full; sleep 60",
-        "sleep 60 & sleep 60",
+        "yes x >$HOME/full; sleep 600",
+        "sleep 600 & sleep 600",
         "setsid sleep 5 & exit 0",  # holds its output open
         "printf 'ValueError: \\033]0;owned\\007\\033[2J%s\\n' $(head -c 100000 /dev/zero | tr '\\0' x) >&2; exit 1",
         "mkdir -p $HOME/a/b; ln -s %(canary)s $HOME/a/link; ln -s / $HOME/a/root; chmod 0 $HOME/a/b; exit 1",
@@ -225,4 +232,17 @@ def test_json_that_is_meant_to_harm(place, text):
 @pytest.mark.parametrize("original", [float("nan"), "4096", -5, [], None])
 def test_a_config_that_is_meant_to_harm(factor, original):
     scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-    assert shape.read({"max_position_embeddings": 4096, "rope_scaling": scaling}).context == 4096
+    for release in ((), (0, 28, 0), (0, 33, 0)):
+        assert context.read({"max_position_embeddings": 4096, "rope_scaling": scaling}, release).longest == 4096
+
+
+@pytest.mark.parametrize("value", [float("nan"), "x", [], [None], {"a": 1}, -1, True, 10**14])
+@pytest.mark.parametrize(
+    "key", ["text_config", "rope_scaling", "quantization_config", "model_max_length", "num_experts"]
+)
+def test_values_of_other_types(key, value):
+    config = {"num_attention_heads": 4, "max_position_embeddings": 4096, key: value}
+    assert shape.read(config).heads == 4
+    assert context.read(config).longest in (4096, 10**14)
+    nested = {"quantization_config": {"quant_method": value, "weight_block_size": value, "kv_cache_scheme": value}}
+    assert shape.read(nested).block >= 1

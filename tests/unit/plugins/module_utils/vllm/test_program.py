@@ -77,6 +77,14 @@ def test_no_environment_and_one_without_vllm(tmp_path):
     (tmp_path / "bin/python").symlink_to(sys.executable)
     with pytest.raises(Refused, match="has no vLLM"):
         Program(str(tmp_path), USER).check()
+    site = tmp_path / "lib/python3.11/site-packages"
+    (site / "vllm").mkdir(parents=True)
+    (site / "vllm/__init__.py").touch()
+    (site / "vllm-0.8.2.dist-info").mkdir()
+    with pytest.raises(Refused, match=r"vLLM 0\.8\.2, which does not take the model.*expected 0\.8\.3"):
+        Program(str(tmp_path), USER).check()
+    (site / "vllm-0.8.2.dist-info").rename(site / "vllm-0.8.3.dist-info")
+    Program(str(tmp_path), USER).check()
 
 
 def config(**more):
@@ -241,6 +249,17 @@ def test_what_the_weights_weigh(tmp_path):
     assert checkpoint.weight_bytes(str(tmp_path), USER) == 7
     index.write_text(json.dumps({"metadata": {"total_size": 99}}))
     assert checkpoint.weight_bytes(str(tmp_path), USER) == 99
+
+
+def test_weights_that_are_there_twice(tmp_path):
+    """As in Mistral's repositories."""
+    (tmp_path / "consolidated.safetensors").write_bytes(b"x" * 1000)
+    assert checkpoint.weight_bytes(str(tmp_path), USER) == 1000
+    (tmp_path / "model-00001-of-00001.safetensors").write_bytes(b"x" * 999)
+    assert checkpoint.weight_bytes(str(tmp_path), USER) == 999
+    for name, size in ("consolidated", 5), ("model", 7):
+        (tmp_path / (name + ".safetensors.index.json")).write_text(json.dumps({"metadata": {"total_size": size}}))
+    assert checkpoint.weight_bytes(str(tmp_path), USER) == 7
 
 
 @pytest.mark.parametrize("text, expected", [('{"a": 1}', {"a": 1}), ("[1]", {}), ("{", {}), (None, {})])

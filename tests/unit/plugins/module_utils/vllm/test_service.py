@@ -125,8 +125,7 @@ def checks_of(asked):
 
 
 @pytest.mark.parametrize(
-    ("own", "served"),
-    [({}, ["Team/m8b"]), ({"served_model_name": ["chat"]}, ["chat"]), ({"model": "Team/other"}, None)],
+    ("own", "served"), [({}, "Team/m8b"), ({"served_model_name": ["chat"]}, "chat"), ({"model": "Team/other"}, None)]
 )
 def test_a_model_by_its_name(bring, own, served):
     """A path of this name is served, under the name; any other name is one on the hub."""
@@ -414,6 +413,53 @@ def test_a_claim_is_checked_again_when_it_is_written(bring):
 def test_a_context_may_be_forced(bring):
     bring(max_model_len="9k", environment={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"})
     assert 'max-model-len: "9k"' in bring.asked["change"].files[CONFIG]
+
+
+@pytest.mark.parametrize(
+    "extra_args",
+    [
+        {"hf-overrides": {"max_position_embeddings": 9000}},
+        {"hf_overrides": '{"max_position_embeddings": 9000}'},
+        {"hf-overrides.max_position_embeddings": 9000},
+        {"hf-overrides.rope_parameters.rope_type": "linear", "hf-overrides.rope_parameters.factor": 2},
+    ],
+)
+def test_a_context_may_be_extended(bring, extra_args):
+    bring(max_model_len="9k", extra_args=extra_args)
+    assert 'max-model-len: "9k"' in bring.asked["change"].files[CONFIG]
+    with pytest.raises(Refused, match="config.json allows"):
+        bring(max_model_len="20k", extra_args=extra_args)
+
+
+def test_a_draft_model_takes_memory_too(bring, tmp_path):
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    (draft / "model.safetensors").write_bytes(bytes(1 << 20))
+    for given, more in ({"model": str(draft)}, 1 << 18), ({"model": "Team/on-the-hub"}, 0), ({"method": "ngram"}, 0):
+        assert bring(extra_args={"speculative-config": given})["fit"]["weight_bytes"] == 15 * GIB // 4 + more
+
+
+def test_a_mixture_of_experts_with_data_parallel(bring):
+    config = dict(LLAMA, num_experts=64, moe_intermediate_size=768)
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (bring.model / "config.json").write_text(json.dumps(config))
+    (bring.model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 400 * GIB}}))
+    result = bring(data_parallel_size="4", extra_args={"enable-expert-parallel": True})
+    assert result["fit"]["weight_bytes"] == 100 * GIB and result["parallel"]["data"] == 4
+    assert bring()["parallel"]["tensor"] == 4, "0.33 refines the blocks of 128 that a part of 192 does not have"
+    site = bring.model.parent / "venv/lib/python3.11/site-packages"
+    (site / "vllm-0.33.0.dist-info").rename(site / "vllm-0.28.0.dist-info")
+    assert (bring()["parallel"]["tensor"], bring()["parallel"]["pipeline"]) == (2, 2)
+    with pytest.raises(Refused, match="do not split into multiples of 128"):
+        bring(tensor_parallel_size="4")
+    assert bring(tensor_parallel_size="4", extra_args={"enable_expert_parallel": True})["parallel"]["tensor"] == 4
+
+
+def test_the_share_of_memory_is_that_of_the_version(bring):
+    site = bring.model.parent / "venv/lib/python3.11/site-packages"
+    (site / "vllm-0.33.0.dist-info").rename(site / "vllm-0.19.1.dist-info")
+    bring()
+    assert bring.asked["change"].settings[claims.SECTION]["GPU"][0].endswith(" 0.9")
 
 
 def test_what_a_play_has_not_brought_yet_is_only_warned_of_in_check_mode(bring):

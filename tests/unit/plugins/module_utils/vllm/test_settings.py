@@ -12,7 +12,7 @@ import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.hf_model.parallel import Parallel
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import releases, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.settings import declare
 
 NO_FILE = "refused: vllm: error: argument --config: expected one argument"
@@ -60,7 +60,7 @@ def test_the_file_is_yaml_that_says_what_is_declared():
     )
     text = settings.render(found.config)
     assert yaml.safe_load(text) == found.config
-    assert found.config["max-loras"] == 4 and found.config["speculative-config"] == {"model": "x", "n": [1]}
+    assert found.config["max-loras"] == 4 and json.loads(found.config["speculative-config"]) == {"model": "x", "n": [1]}
     assert settings.read_back(text) == found.config
     assert settings.render(dict(reversed(list(found.config.items())))) == text, "the order of options is no change"
 
@@ -84,6 +84,43 @@ def test_a_truth_value_as_every_version_reads_it(fixture_text, options, line):
         said = list(options.get("extra_args", options).values())[0]
         assert commands["serve"][line] == ({"use_cudagraph": said} if dotted else said), version
         assert commands["module"][line] in (commands["serve"][line], NO_FILE), version
+
+
+@pytest.mark.parametrize(
+    "options, line, read, first",
+    [
+        ({"served_model_name": ["a"]}, 'served-model-name: "a"', ["a"], ""),
+        ({"served_model_name": ["a", "b"]}, 'served-model-name: ["a", "b"]', ["a", "b"], "0.10.2"),
+        ({"guard_all_paths": True, "api_key": "sesame-sesame"}, 'middleware: "gpufleet_guard.Guard"', ["%s"], ""),
+        ({"extra_args": {"speculative-config": {"n": 1}}}, 'speculative-config: "{\\"n\\": 1}"', {"n": 1}, ""),
+        (
+            {"extra_args": {"lora_modules": ["a=/a", "b=/b"]}},
+            'lora-modules: ["a=/a", "b=/b"]',
+            ["a=/a", "b=/b"],
+            "0.10.2",
+        ),
+        (
+            {"extra_args": {"lora_modules": ["a=/a", {"name": "b"}]}},
+            'lora-modules: ["a=/a", "{\\"name\\": \\"b\\"}"]',
+            ["a=/a", '{"name": "b"}'],
+            "0.10.2",
+        ),
+    ],
+)
+def test_lists_and_mappings_as_every_version_reads_them(fixture_text, options, line, read, first):
+    """Versions before ``first`` are the only ones that are refused."""
+    assert line in settings.render(made(**options).config).splitlines()
+    recorded = json.loads(fixture_text("vllm/parser.json"))
+    assert {"0.8.5", "0.9.2", "0.10.2", "0.14.1"} < set(recorded)
+    for version, commands in recorded.items():
+        given = dict({"model": "/m"}, **options)
+        if first and releases.parse(version) < releases.parse(first):
+            with pytest.raises(Refused, match="misreads a list"):
+                declare(given, ONE, None, releases.parse(version))
+        else:
+            assert line in settings.render(declare(given, ONE, None, releases.parse(version)).config)
+            said = commands["serve"][line.replace("gpufleet_guard", "guard")]
+            assert said == (["guard.Guard"] if "guard" in line else read), version
 
 
 def test_a_false_of_an_extra_option():
@@ -111,7 +148,7 @@ def test_secrets_stand_in_neither_file_nor_environment():
 
 def test_the_guard():
     found = made(api_key="open-sesame", guard_all_paths=True, open_paths=["/health", "/metrics"])
-    assert found.config["middleware"] == ["gpufleet_guard.Guard"]
+    assert found.config["middleware"] == "gpufleet_guard.Guard"
     assert found.environment["GPUFLEET_OPEN_PATHS"] == "/health,/metrics"
 
 

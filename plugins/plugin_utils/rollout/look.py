@@ -1,0 +1,139 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What was found on a host, from the results of the roles' tasks; who serves, from a gateway's figures. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Set, Tuple
+
+from ...module_utils.gateway.runtime import slug
+from ...module_utils.toolbox.text import one_line
+
+SERVICES = {
+    "ollama_result": "ollama",
+    "vllm_result": "vllm",
+    "vllm_shared_check_result": "vllm",
+    "vllm_shared_result": "vllm",
+    "llama_server_result": "llama_server",
+    "gateway_result": "gateway",
+    "rollout_result": "",
+}
+"""What the roles register of their services, and the engine. The last one is for a tasks file of the user's own."""
+OTHERS = {
+    "gpu_host_agent_result": "the agent for the gateways",
+    "vllm_environment_result": "the environment",
+    "vllm_models_result": "models",
+    "llama_server_models_result": "models",
+    "ollama_models_result": "models",
+}
+DEFAULTS = {"ollama": 10.0, "vllm": 120.0, "llama_server": 30.0, "gateway": 0.0, "": 10.0}
+"""Seconds that a service of an engine does not serve, where no restart was measured yet."""
+
+
+class Look(NamedTuple):
+    """What one host would need."""
+
+    state: str
+    """``as declared``, ``differs``, or ``unfit``."""
+    why: str = ""
+    services: Sequence[Mapping[str, Any]] = ()
+    """What changes: ``service``, ``engine``, ``why``, ``restart``."""
+
+
+def look(registered: Mapping[str, Any], fault: str) -> Look:
+    """What the roles have found in check mode.
+
+    :param registered: the variables of the host.
+    :param fault: why a task of the roles failed, if one did.
+    """
+    if (registered.get("rollout_check") or {}).get("as_declared"):
+        return Look("as declared")
+    reached = registered.get("rollout_reached") or {}
+    if reached.get("unreachable"):
+        return Look("unfit", "unreachable: %s" % one_line(str(reached.get("msg"))))
+    if fault:
+        return Look("unfit", one_line(fault))
+    results = [*_services(registered), *_others(registered)]
+    for name, _engine, result in results:
+        if result.get("unreachable") or result.get("failed"):
+            return Look("unfit", "%s: %s" % (name, one_line(str(result.get("msg")))))
+    rows = [
+        {"service": name, "engine": engine, "why": _why(result), "restart": bool(result.get("restarted"))}
+        for name, engine, result in results
+        if result.get("changed")
+    ]
+    return (
+        Look("differs", "; ".join("%(service)s: %(why)s" % row for row in rows), rows) if rows else Look("as declared")
+    )
+
+
+def measured(registered: Mapping[str, Any]) -> Dict[str, float]:
+    """The seconds for which each restarted service did not serve."""
+    return {
+        name: round(result.get("downtime_ms", 0) / 1000, 1)
+        for name, _engine, result in _services(registered)
+        if result.get("restarted")
+    }
+
+
+def predicted(measured: Mapping[str, Mapping[str, float]], host: str, row: Mapping[str, Any]) -> Tuple[float, str]:
+    """The seconds for which a service will not serve, and what that is based on."""
+    service = row["service"]
+    if not row["restart"]:
+        return 0.0, "no restart"
+    if service in measured.get(host, {}):
+        return measured[host][service], "last restart here"
+    others = [own[service] for own in measured.values() if service in own]
+    if others:
+        return round(sum(others) / len(others), 1), "last restarts of other hosts"
+    return DEFAULTS[row["engine"]], "default"
+
+
+def safe(failed: Mapping[str, Any]) -> bool:
+    """Whether a host serves as before after a failed task: it was rolled back, or no service was stopped."""
+    return not failed.get("unreachable") and bool(failed.get("rolled_back") or not failed.get("restarted"))
+
+
+def _services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
+    for name, engine in SERVICES.items():
+        result = registered.get(name) or {}
+        if result.get("instances"):
+            for unit, own in result["instances"].items():
+                yield unit.replace(".service", ""), engine, own
+        elif not result.get("skipped"):
+            yield str(result.get("service") or engine or "service"), engine, result
+
+
+def _others(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
+    for name, words in OTHERS.items():
+        for result in (registered.get(name) or {}).get("results") or [registered.get(name) or {}]:
+            if not result.get("skipped"):
+                yield words, "", result
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    return one_line("; ".join(map(str, result.get("reasons") or ())) or str(result.get("msg") or "changes"))
+
+
+_ROW = re.compile(r'^haproxy_server_status\{proxy="[^"]*",server="([^"]*)",state="([^"]*)"\} 1(?:\.0+)?$', re.MULTILINE)
+
+
+def serving(metrics: str, hosts: Sequence[str]) -> Tuple[Set[str], Set[str]]:
+    """The hosts that a gateway sends requests to, and those that it knows.
+
+    :param metrics: its figures in Prometheus' format.
+    """
+    states: Dict[str, List[str]] = {}
+    for server, state in _ROW.findall(metrics):
+        states.setdefault(server, []).append(state)
+    known: Set[str] = set()
+    up: Set[str] = set()
+    for host in hosts:
+        own = [state for server, found in states.items() if server.startswith(slug(host) + ".") for state in found]
+        if own:
+            known.add(host)
+            if all(state == "UP" for state in own):
+                up.add(host)
+    return up, known

@@ -1,0 +1,145 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which hosts a rollout changes together, and when: pools, their ready minimums, batches. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import AbstractSet, Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
+
+
+class Pool(NamedTuple):
+    """What clients ask for, and the hosts that serve it."""
+
+    hosts: Tuple[str, ...]
+    minimum: int
+    """How many of them must serve at any moment."""
+
+
+class Unit(NamedTuple):
+    """Hosts that change together: one, or all that share a model."""
+
+    hosts: Tuple[str, ...]
+    stops: bool = True
+    """Whether a service of theirs stops for a while."""
+
+
+Pools = Mapping[str, Pool]
+
+
+def pools(served: Mapping[str, Sequence[str]], wish: Any) -> Dict[str, Pool]:
+    """The pools of an inventory.
+
+    :param served: pool → its hosts.
+    :param wish: the ready minimum: a number, a share such as ``75%``, or a mapping of pools to either; None means all
+        hosts of a pool but one.
+    :raises ValueError: the wish is something else, or names a pool that does not exist.
+    """
+    if isinstance(wish, Mapping):
+        unknown = sorted(set(map(str, wish)) - set(served))
+        if unknown:
+            raise ValueError("no pool %s; the pools are %s" % (", ".join(unknown), ", ".join(sorted(served)) or "none"))
+    found = {}
+    for name, hosts in served.items():
+        hosts = tuple(dict.fromkeys(hosts))
+        own = wish.get(name) if isinstance(wish, Mapping) else wish
+        found[name] = Pool(hosts, len(hosts) - 1 if own is None else number(own, len(hosts)))
+    return found
+
+
+def number(wish: Any, size: int) -> int:
+    """How many of ``size`` a number or a share such as ``75%`` is; a share is rounded up.
+
+    :raises ValueError: it is neither.
+    """
+    text = str(wish).strip()
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)
+    if not share or float(share[1]) > 100:
+        raise ValueError("%r is neither a number nor a share such as 75%%" % (wish,))
+    return math.ceil(size * float(share[1]) / 100 - 1e-9)
+
+
+def units(changing: Sequence[str], together: Iterable[Sequence[str]], stopping: AbstractSet[str]) -> List[Unit]:
+    """The units of the hosts that change, in their order.
+
+    :param together: sets of hosts that share a model. One that has a changing host changes as a whole.
+    :param stopping: hosts of which a service stops.
+    """
+    sets = [set(hosts) for hosts in together]
+    found: List[Unit] = []
+    for host in changing:
+        if any(host in unit.hosts for unit in found):
+            continue
+        members, before = {host}, 0
+        while len(members) != before:
+            before = len(members)
+            members.update(*(hosts for hosts in sets if hosts & members))
+        found.append(Unit((host, *sorted(members - {host})), bool(members & stopping)))
+    return found
+
+
+def fits(unit: Unit, pools: Pools, ready: AbstractSet[str]) -> bool:
+    """Whether every pool keeps its minimum without the unit. A host that does not serve takes nothing from a pool."""
+    for pool in pools.values():
+        serving = ready & set(pool.hosts)
+        rest = serving - set(unit.hosts)
+        if unit.stops and rest != serving and len(rest) < pool.minimum:
+            return False
+    return True
+
+
+def impossible(changing: Sequence[Unit], pools: Pools) -> List[str]:
+    """Pools whose minimum could not be kept even if all of their hosts served, in a sentence each."""
+    found = []
+    for name, pool in pools.items():
+        stuck = [unit for unit in changing if not fits(unit, {name: pool}, set(pool.hosts))]
+        if stuck:
+            found.append(
+                "pool %s has %d host%s, of which %d must serve at any moment: %s can never be restarted; lower "
+                "rollout_min_ready for it, or add a host"
+                % (
+                    name,
+                    len(pool.hosts),
+                    "s"[: len(pool.hosts) != 1],
+                    pool.minimum,
+                    ", ".join(host for unit in stuck for host in unit.hosts),
+                )
+            )
+    return found
+
+
+def batch(waiting: Sequence[Unit], pools: Pools, ready: AbstractSet[str], width: int) -> List[Unit]:
+    """The units that can be changed now, in the given order.
+
+    Hosts that share a model form a batch of their own: one that fails there ends the others' turn.
+
+    :param ready: hosts that serve now.
+    :param width: hosts at a time.
+    """
+    chosen: List[Unit] = []
+    left = set(ready)
+    for unit in waiting:
+        if chosen and (len(unit.hosts) > 1 or len(chosen) >= width):
+            continue
+        if fits(unit, pools, left):
+            chosen.append(unit)
+            left -= set(unit.hosts) if unit.stops else set()
+            if len(unit.hosts) > 1:
+                break
+    return chosen
+
+
+def batches(waiting: Sequence[Unit], pools: Pools, ready: AbstractSet[str], width: int) -> List[List[Unit]]:
+    """All batches, provided that nothing fails. Units without room in any are in none."""
+    waiting, found = list(waiting), []
+    while waiting:
+        chosen = batch(waiting, pools, ready, width)
+        if not chosen:
+            break
+        found.append(chosen)
+        waiting = [unit for unit in waiting if unit not in chosen]
+    return found

@@ -1,0 +1,134 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan of a rollout before it, and its receipt after it: for a person, and as data. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping, Sequence
+
+from . import state as states
+from .plan import batches
+from .state import Planned, State
+
+
+def steps(planned: Planned) -> List[List[str]]:
+    """The hosts of each step, provided that nothing fails: the canary, then the batches."""
+    canary = [unit for unit in planned.units if set(unit.hosts) & set(planned.canary)]
+    rest = [unit for unit in planned.units if unit not in canary]
+    everybody = {host for pool in planned.pools.values() for host in pool.hosts}
+    found = batches(canary, planned.pools, everybody, planned.width) + batches(
+        rest, planned.pools, everybody, planned.width
+    )
+    return [[host for unit in chosen for host in unit.hosts] for chosen in found]
+
+
+def plan_lines(planned: Planned, resumed: bool = False) -> List[str]:
+    """The plan as text."""
+    number = sum(len(unit.hosts) for unit in planned.units)
+    lines = ["%s to change, %s as declared" % (_hosts(number), _hosts(len(planned.as_declared)))]
+    for number, hosts in enumerate(steps(planned), 1):
+        canary = set(hosts) <= set(planned.canary)
+        lines.append("%d. %s%s" % (number, "canary " if canary else "", ", ".join(hosts)))
+        for host in hosts:
+            for row in planned.services.get(host, ()):
+                lines.append("   %s %s: %s" % (host, row["service"], row["why"]))
+                if row["restart"]:
+                    lines.append(
+                        "   %s  restart, about %.1f s without it (%s)" % (host, row["predicted"], row["basis"])
+                    )
+        for name, pool in planned.pools.items():
+            stopping = [host for unit in planned.units if unit.stops for host in unit.hosts if host in hosts]
+            left = len(set(pool.hosts) - set(stopping))
+            if left < len(pool.hosts):
+                lines.append("   pool %s: %d of %d ready, at least %d" % (name, left, len(pool.hosts), pool.minimum))
+                if not left:
+                    seconds = sum(seconds_of(planned, host) for host in stopping if host in pool.hosts)
+                    lines.append("   pool %s: about %.1f s unserved" % (name, seconds))
+    return lines
+
+
+def seconds_of(planned: Planned, host: str) -> float:
+    """The predicted seconds for which services of a host do not serve."""
+    return float(sum(row["predicted"] for row in planned.services.get(host, ())))
+
+
+def receipt(state: State, now: float) -> Dict[str, Any]:
+    """What a run was predicted to cost, and what it cost."""
+    planned = state.plan
+    if planned is None:
+        return {"run": state.run, "verdict": "incomplete", "hosts": {}}
+    return {
+        "run": state.run,
+        "verdict": states.verdict(state),
+        "reason": state.stopped or states.exceeded(state),
+        "seconds": round(now - state.began, 1),
+        "resumed": state.resumed,
+        "as_declared": planned.as_declared,
+        "hosts": {host: _host(state, planned, host) for unit in planned.units for host in unit.hosts},
+        "pools": {
+            name: {"hosts": len(pool.hosts), "minimum": pool.minimum, "least_ready": state.least.get(name)}
+            for name, pool in planned.pools.items()
+        },
+        "prediction_error": _error(state, planned),
+    }
+
+
+def _host(state: State, planned: Planned, host: str) -> Dict[str, Any]:
+    own = state.hosts[host]
+    rows = [dict(row, measured=own.measured.get(row["service"])) for row in planned.services.get(host, ())]
+    return {"status": own.status, "why": own.why, "rolled_back": own.rolled_back, "services": rows}
+
+
+def _error(state: State, planned: Planned) -> Any:
+    """By how much the predictions were wrong: the sum of the differences divided by what was measured."""
+    off = real = 0.0
+    for host, rows in planned.services.items():
+        for row in rows:
+            seconds = state.hosts[host].measured.get(row["service"])
+            if seconds is not None:
+                off += abs(seconds - row["predicted"])
+                real += seconds
+    return round(off / real, 2) if real else None
+
+
+def receipt_lines(found: Mapping[str, Any]) -> List[str]:
+    """The receipt as text; its first line is the summary."""
+    lines = [summary(found)]
+    table: List[Sequence[str]] = []
+    for host, own in found["hosts"].items():
+        for row in own["services"] or [{"service": "", "predicted": 0, "measured": None}]:
+            real = row["measured"]
+            seconds = "-" if real is None else "%.1f s" % real
+            table.append((host, str(row["service"]), "%.1f s" % row["predicted"], seconds, own["status"], own["why"]))
+    if table:
+        table.insert(0, ("host", "service", "predicted", "measured", "status", ""))
+        widths = [max(len(row[column]) for row in table) for column in range(5)]
+        for row in table:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+            lines.append(("  " + "  ".join([*cells, row[5]])).rstrip())
+    for name, pool in found.get("pools", {}).items():
+        if pool["least_ready"] is not None:
+            counts = (name, pool["least_ready"], pool["hosts"], pool["minimum"])
+            lines.append("  pool %s: never fewer than %d of %d ready, at least %d wanted" % counts)
+    return lines
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """One line: the verdict, the counts, the reason."""
+    counts: Dict[str, int] = {}
+    for own in found["hosts"].values():
+        counts[own["status"]] = counts.get(own["status"], 0) + 1
+    words = {"done": "changed", "waiting": "not touched", "failed": "failed", "lost": "lost"}
+    parts = ["%d %s" % (counts[status], word) for status, word in words.items() if counts.get(status)]
+    hand = sum(counts.get(status, 0) for status in states.IN_HAND)
+    parts += ["%d in hand" % hand] if hand else []
+    parts.append("%d as declared" % len(found.get("as_declared", ())))
+    said = "rollout %s: %s" % (found["verdict"], ", ".join(parts))
+    why = [own["why"] for own in found["hosts"].values() if own["status"] in states.FAILED]
+    reason = found.get("reason") or ""
+    return said + ("; %s" % reason if reason else "") + (": %s" % why[0] if why else "")
+
+
+def _hosts(number: int) -> str:
+    return "%d host%s" % (number, "s"[: number != 1])

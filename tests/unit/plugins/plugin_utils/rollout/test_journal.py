@@ -1,0 +1,86 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The journal on a disk: whole lines, torn lines, a new run, locks between processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import journal as journals
+
+
+@pytest.fixture
+def journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(journals, "_held", None)
+    found = journals.Journal(str(tmp_path / "state"))
+    found.begin("r1")
+    return found
+
+
+def test_every_prefix_of_a_journal_can_be_read(journal):
+    for number in range(20):
+        journal.append("failed", host="gpu%d" % number, why="it is broken")
+    with open(journal.path, "rb") as file:
+        whole = file.read()
+    for length in range(len(whole)):
+        with open(journal.path, "wb") as file:
+            file.write(whole[:length])
+        known = journal.events()
+        assert len(known) == whole[:length].count(b"\n")
+        journal.append("done", host="gpu0")
+        assert journal.events()[:-1] == known and journal.events()[-1]["event"] == "done", "a torn line is ended first"
+
+
+@pytest.mark.parametrize("rubbish", [b"\0\0\0\n", b"[1]\n", b'"x"\n', b"\xff{}\n"])
+def test_a_damaged_line_is_skipped(journal, rubbish):
+    with open(journal.path, "ab") as file:
+        file.write(rubbish)
+    journal.append("done", host="gpu0")
+    assert [event["event"] for event in journal.events()] == ["begin", "done"]
+    assert journal.state().hosts["gpu0"].status == "done"
+
+
+def test_a_new_run_keeps_what_was_measured_and_who_was_lost(journal):
+    journal.append("applied", host="gpu1", measured={"ollama": 2.0})
+    journal.append("lost", host="gpu2", why="unreachable")
+    journal.begin("r2")
+    found = journal.state()
+    assert (found.run, found.hosts, found.measured, found.away) == ("r2", {}, {"gpu1": {"ollama": 2.0}}, ["gpu2"])
+    assert oct(os.stat(journal.folder).st_mode)[-3:] == "700" and oct(os.stat(journal.path).st_mode)[-3:] == "600"
+
+
+def test_the_lock_is_held_until_the_last_child_of_a_run_has_ended(journal, monkeypatch):
+    """A worker outlives its controller, if that is killed."""
+    assert journal.lock() == "" and journal.lock() == "", "twice in one process is once"
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[journals._held])
+    os.close(journals._held)
+    monkeypatch.setattr(journals, "_held", None)
+    assert journal.lock(wait=0) == "process %d" % os.getpid()
+    child.communicate(b"\n")
+    assert journal.lock() == ""
+
+
+def test_requests_are_files_that_anybody_can_create(journal):
+    assert journal.requested() == ""
+    journal.request("pause")
+    assert journal.requested() == "pause"
+    open(os.path.join(journal.folder, "stop"), "w").close()
+    assert journal.requested() == "stop"
+    journal.withdraw("stop")
+    journal.withdraw("pause")
+    journal.withdraw("pause")
+    assert journal.requested() == ""
+
+
+def test_each_inventory_has_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fleet").mkdir()
+    here = journals.default_folder(["fleet"])
+    assert here.startswith("~/.local/state/gpufleet/rollout/fleet-")
+    assert here == journals.default_folder([str(tmp_path / "fleet")]) != journals.default_folder(["gpu1,"])
+    assert journals.default_folder([]).startswith("~/.local/state/gpufleet/rollout/inventory-")

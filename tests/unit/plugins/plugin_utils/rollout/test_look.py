@@ -1,0 +1,90 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the results of the roles say of a host, and what a gateway says of all."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.look import Look
+
+CHANGED = {"changed": True, "restarted": True, "reasons": ["the value in force changes: X"], "downtime_ms": 1940}
+QUIET = {"changed": False, "restarted": False, "reasons": [], "msg": "ok"}
+
+
+def test_one_question_is_enough_for_a_host_that_is_as_declared():
+    assert look.look({"rollout_check": {"as_declared": True}, "ollama_result": CHANGED}, "") == Look("as declared")
+
+
+@pytest.mark.parametrize(
+    ("registered", "fault", "why"),
+    [
+        ({"rollout_reached": {"unreachable": True, "msg": "no\nroute"}}, "x is undefined", "unreachable: no route"),
+        ({}, "claims: GPU 0 is taken", "claims: GPU 0 is taken"),
+        ({"ollama_result": {"unreachable": True, "msg": "gone"}}, "", "ollama: gone"),
+    ],
+)
+def test_unfit(registered, fault, why):
+    assert look.look(registered, fault) == Look("unfit", why)
+
+
+def test_what_changes_of_each_service():
+    registered = {
+        "ollama_result": {
+            "changed": True,
+            "msg": "x",
+            "instances": {"ollama@a.service": CHANGED, "ollama@b.service": QUIET},
+        },
+        "ollama_models_result": {"changed": True, "msg": "would download m8b"},
+        "vllm_result": {"changed": False, "skipped": True},
+        "vllm_models_result": {"changed": False, "results": [QUIET, {"changed": True, "msg": "would download q"}]},
+    }
+    found = look.look(registered, "")
+    assert found.state == "differs"
+    assert [(row["service"], row["engine"], row["restart"]) for row in found.services] == [
+        ("ollama@a", "ollama", True),
+        ("models", "", False),
+        ("models", "", False),
+    ]
+    assert found.why.startswith("ollama@a: the value in force changes: X; models: would download")
+    assert look.measured(registered) == {"ollama@a": 1.9}
+    assert look.look({"ollama_result": QUIET}, "") == Look("as declared")
+
+
+def test_the_nearest_measured_restart_predicts():
+    row = {"service": "ollama", "engine": "ollama", "restart": True}
+    known = {"a": {"ollama": 2.0}, "b": {"ollama": 4.0}, "c": {"vllm@x": 90.0}}
+    assert look.predicted(known, "a", row) == (2.0, "last restart here")
+    assert look.predicted(known, "c", row) == (3.0, "last restarts of other hosts")
+    assert look.predicted({}, "c", row) == (10.0, "default")
+    assert look.predicted(known, "a", dict(row, restart=False)) == (0.0, "no restart")
+
+
+@pytest.mark.parametrize(
+    ("failed", "safe"),
+    [
+        ({"msg": "no such model"}, True),
+        ({"restarted": True, "rolled_back": True}, True),
+        ({"restarted": True, "rolled_back": False}, False),
+        ({"unreachable": True}, False),
+    ],
+)
+def test_whether_a_host_serves_as_before(failed, safe):
+    assert look.safe(failed) is safe
+
+
+METRICS = """# HELP haproxy_server_status Current status of the service, per state label value.
+haproxy_server_status{proxy="m8b",server="gpu1.ollama:11434",state="DOWN"} 0
+haproxy_server_status{proxy="m8b",server="gpu1.ollama:11434",state="UP"} 1
+haproxy_server_status{proxy="m8b",server="gpu10.ollama:11434",state="DRAIN"} 1
+haproxy_server_status{proxy="m8b",server="gpu2.example.ollama:11434",state="UP"} 1
+haproxy_server_status{proxy="chat",server="gpu2.example.vllm_chat-1f2e3d:8000",state="MAINT"} 1
+haproxy_server_status{proxy="chat",server="gpu3.vllm_chat-1f2e3d:8000",state="UP"} 1
+"""
+
+
+def test_who_serves_as_a_gateway_reports_it():
+    hosts = ["gpu1", "gpu10", "gpu2.example", "gpu3", "gpu4"]
+    assert look.serving(METRICS, hosts) == ({"gpu1", "gpu3"}, {"gpu1", "gpu10", "gpu2.example", "gpu3"})

@@ -1,0 +1,223 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A run as its journal has it: admissions, failures, kills; and whole random runs against a pretended fleet."""
+
+from __future__ import annotations
+
+import random
+from itertools import count
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import plan, state
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.plan import Unit
+
+CLOCK = count(1.0)
+
+
+def event(kind, **fields):
+    return {"t": next(CLOCK), "event": kind, **fields}
+
+
+def begun():
+    return event("begin", run="r1", measured={}, away=[])
+
+
+def planned(units, pools, width=4, failures=0, canary=(), as_declared=()):
+    return event(
+        "plan",
+        units=[[list(unit.hosts), unit.stops] for unit in units],
+        pools={name: [list(pool.hosts), pool.minimum] for name, pool in pools.items()},
+        width=width,
+        failures=failures,
+        canary=list(canary),
+        as_declared=list(as_declared),
+        services={},
+        gateways=[],
+    )
+
+
+def admitted(*hosts, **ready):
+    return event("admitted", hosts=list(hosts), ready=ready)
+
+
+UNITS = [Unit((name,)) for name in "abcd"]
+POOLS = plan.pools({"chat": list("abcd")}, 2)
+
+
+def fold(*events):
+    return state.fold([begun(), *events])
+
+
+def test_an_empty_journal():
+    found = state.fold([])
+    assert found.run == "" and state.remaining(found) == [] and not state.resumes(found, set())
+
+
+def test_a_host_is_admitted_while_its_pool_has_room():
+    found = fold(planned(UNITS, POOLS), admitted("a"))
+    assert state.admit(found, UNITS[1], set("abcd"), "").go
+    refused = state.admit(found, UNITS[1], set("abc"), "")
+    assert refused == (False, "pool chat has 2 of 4 hosts ready, and 2 must stay so", False)
+    assert state.admit(found, UNITS[3], set("abc"), "").go, "a host that does not serve takes nothing"
+    assert state.admit(found, UNITS[0], set(), "stop").go, "a host in hand is never left alone"
+
+
+def test_the_width_counts_hosts_in_hand():
+    found = fold(planned(UNITS, {}, width=1), admitted("a"))
+    assert state.admit(found, UNITS[1], set("abcd"), "").why == "no room next to a (rollout_width)"
+    assert state.admit(fold(planned(UNITS, {}, width=1)), Unit(("a", "b")), set(), "").go, "else it could never go"
+
+
+def test_a_lost_host_is_not_counted_on():
+    found = fold(
+        planned(UNITS, plan.pools({"chat": list("abcd")}, 3), failures=1), admitted("a"), event("lost", host="a")
+    )
+    assert "has 3 of 4" in state.admit(found, UNITS[1], set("abcd"), "").why
+    later = state.fold([event("begin", run="r2", measured={}, away=["a"]), planned(UNITS[1:], POOLS)])
+    assert state.taken(later) == {"a"}
+    seen = state.fold([event("begin", run="r2", measured={}, away=["a"]), planned(UNITS, POOLS)])
+    assert state.taken(seen) == set()
+
+
+@pytest.mark.parametrize(
+    ("failures", "canary", "why"),
+    [(0, [], "1 failed (a), and rollout_max_failures allows 0"), (1, ["a"], "the canary a failed"), (1, [], "")],
+)
+def test_failures_stop_the_run(failures, canary, why):
+    found = fold(planned(UNITS, POOLS, failures=failures, canary=canary), admitted("a"), event("failed", host="a"))
+    told = state.admit(found, UNITS[1], set("abcd"), "")
+    assert told == ((True, "", False) if not why else (False, why, True))
+    assert state.verdict(found) == ("failed" if why else "incomplete")
+
+
+def test_a_request_stops_the_run_and_the_next_one_resumes_it():
+    found = fold(planned(UNITS, POOLS), admitted("a"), event("done", host="a"))
+    assert state.admit(found, UNITS[1], set("abcd"), "stop") == (False, "stopped by request", True)
+    found = fold(planned(UNITS, POOLS), admitted("a"), event("done", host="a"), event("stop", why="stopped by request"))
+    assert state.verdict(found) == "stopped" and state.remaining(found) == []
+    assert state.resumes(found, {"b", "c", "d"})
+    assert not state.resumes(found, {"a", "b"}), "what is declared has changed since, or somebody has changed the host"
+
+
+def test_a_lost_host_that_answers_again_comes_first():
+    events = [planned(UNITS, POOLS, failures=1), admitted("a"), event("done", host="a"), admitted("b")]
+    found = fold(*events, event("lost", host="b"), event("resume"), planned(UNITS[1:], POOLS, failures=1))
+    assert [unit.hosts for unit in state.remaining(found)] == [("b",), ("c",), ("d",)]
+    assert found.of(*state.FAILED) == []
+
+
+def test_the_last_measured_restart_outlives_a_run():
+    found = fold(planned(UNITS, POOLS), admitted("a"), event("applied", host="a", measured={"ollama": 2.5}))
+    assert found.measured == {"a": {"ollama": 2.5}} and found.hosts["a"].measured == {"ollama": 2.5}
+
+
+class World:
+    """A pretended fleet: what is applied there, who serves, and how often a host was changed."""
+
+    def __init__(self, chance, hosts):
+        self.chance, self.hosts = chance, hosts
+        self.applied, self.broken, self.changes = set(), set(), dict.fromkeys(hosts, 0)
+        self.bad = {host for host in hosts if chance.random() < 0.1}
+
+    def serving(self):
+        return set(self.hosts) - self.broken
+
+    def apply(self, host):
+        """One host's change: ``done``, or how it failed."""
+        if host in self.applied:
+            return "done"
+        if host in self.bad:
+            self.bad.discard(host)
+            if self.chance.random() < 0.5:
+                return "failed"
+            self.broken.add(host)
+            return "lost"
+        self.applied.add(host)
+        self.broken.discard(host)
+        self.changes[host] += 1
+        return "done"
+
+
+class Killed(Exception):
+    pass
+
+
+def rollout(world, journal, pools, chance, width, failures, kill):
+    """One run of the rollout's own steps, in memory; killed with some chance after any step."""
+
+    def write(kind, **fields):
+        journal.append(event(kind, **fields))
+        if chance.random() < kill:
+            raise Killed
+
+    found = state.fold(journal)
+    changing = [host for host in world.hosts if host not in world.applied]
+    if not state.resumes(found, set(changing)):
+        write("begin", run="r", measured=found.measured, away=found.of("lost"))
+    else:
+        write("resume")
+    for host in state.fold(journal).of(*state.IN_HAND):
+        if host in world.applied:
+            write("done", host=host)
+    units = [Unit((host,)) for host in changing]
+    journal.append(planned(units, pools, width, failures))
+    for _sweep in range(3):
+        found = state.fold(journal)
+        for chosen in plan.batches(state.remaining(found), pools, set(world.hosts), width):
+            going = []
+            for unit in chosen:
+                told = state.admit(state.fold(journal), unit, world.serving(), "")
+                if told.go:
+                    before = state.fold(journal)
+                    if before.hosts[unit.hosts[0]].status == "waiting":
+                        _check_room(before, unit, world, pools)
+                        write("admitted", hosts=list(unit.hosts), ready={})
+                    going.append(unit.hosts[0])
+            chance.shuffle(going)
+            for host in going:
+                outcome = world.apply(host)
+                if chance.random() < kill:
+                    raise Killed
+                write(outcome, host=host)
+    found = state.fold(journal)
+    verdict = state.verdict(found)
+    if verdict in ("complete", "failed"):
+        write("end", verdict=verdict)
+    return verdict
+
+
+def _check_room(before, unit, world, pools):
+    for pool in pools.values():
+        ready = world.serving() & set(pool.hosts) - set(before.of(*state.IN_HAND))
+        if unit.hosts[0] in ready:
+            assert len(ready - set(unit.hosts)) >= pool.minimum
+
+
+def test_random_runs_with_failures_and_kills():
+    for seed in range(1000):
+        chance = random.Random(seed)
+        hosts = ["h%d" % number for number in range(chance.randint(1, 10))]
+        served = {"p%d" % n: chance.sample(hosts, chance.randint(1, len(hosts))) for n in range(chance.randint(0, 3))}
+        pools = plan.pools(served, chance.choice([None, 0, "50%"]))
+        if plan.impossible([Unit((host,)) for host in hosts], pools):
+            continue
+        world, journal, verdict = World(chance, hosts), [], ""
+        for attempt in range(12):
+            try:
+                kill = 0.15 if attempt < 4 else 0.0
+                verdict = rollout(world, journal, pools, chance, chance.randint(1, 4), chance.choice([0, 2]), kill)
+            except Killed:
+                continue
+            found = state.fold(journal)
+            assert set(found.of("waiting", "done", *state.FAILED)) == set(found.hosts), (
+                "exactly one state, none in hand"
+            )
+            if verdict == "complete":
+                break
+        assert verdict == "complete" and world.applied == set(hosts), (seed, verdict)
+        assert set(world.changes.values()) == {1}, "no host is changed twice"
+        for length in range(len(journal)):
+            state.remaining(state.fold(journal[:length]))
+            state.verdict(state.fold(journal[:length]))

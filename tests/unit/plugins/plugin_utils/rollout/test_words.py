@@ -1,0 +1,91 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan and the receipt, as a person reads them."""
+
+from __future__ import annotations
+
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state, words
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.plan import Pool, Unit
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.state import HostState, Planned, State
+
+
+def row(seconds, basis="default"):
+    return {
+        "service": "ollama",
+        "engine": "ollama",
+        "why": "X changes",
+        "restart": True,
+        "predicted": seconds,
+        "basis": basis,
+    }
+
+
+def planned():
+    return Planned(
+        [Unit(("a",)), Unit(("b",)), Unit(("c",))],
+        ["a"],
+        {"chat": Pool(("a", "b", "d"), 2), "embed": Pool(("c",), 0)},
+        2,
+        0,
+        ["d"],
+        {"a": [row(2.0, "last restart here")], "b": [row(3.0)], "c": [row(4.0)]},
+        [],
+    )
+
+
+def test_the_plan():
+    assert words.plan_lines(planned()) == [
+        "3 hosts to change, 1 host as declared",
+        "1. canary a",
+        "   a ollama: X changes",
+        "   a  restart, about 2.0 s without it (last restart here)",
+        "   pool chat: 2 of 3 ready, at least 2",
+        "2. b, c",
+        "   b ollama: X changes",
+        "   b  restart, about 3.0 s without it (default)",
+        "   c ollama: X changes",
+        "   c  restart, about 4.0 s without it (default)",
+        "   pool chat: 2 of 3 ready, at least 2",
+        "   pool embed: 0 of 1 ready, at least 0",
+        "   pool embed: about 4.0 s unserved",
+    ]
+
+
+def test_the_receipt_of_a_run_that_failed():
+    found = State("r1", 100.0, planned(), least={"chat": 2, "embed": 1})
+    found.hosts = {
+        "a": HostState("done", measured={"ollama": 2.5}),
+        "b": HostState("failed", "crash_loop: it ends", True),
+        "c": HostState(),
+    }
+    receipt = words.receipt(found, 130.0)
+    assert (receipt["verdict"], receipt["seconds"], receipt["prediction_error"]) == ("failed", 30.0, 0.2)
+    assert receipt["hosts"]["b"] == {
+        "status": "failed",
+        "why": "crash_loop: it ends",
+        "rolled_back": True,
+        "services": [dict(row(3.0), measured=None)],
+    }
+    assert words.receipt_lines(receipt) == [
+        "rollout failed: 1 changed, 1 not touched, 1 failed, 1 as declared; 1 failed (b), and rollout_max_failures allows 0"
+        ": crash_loop: it ends",
+        "  host  service  predicted  measured  status",
+        "  a     ollama   2.0 s      2.5 s     done",
+        "  b     ollama   3.0 s      -         failed   crash_loop: it ends",
+        "  c     ollama   4.0 s      -         waiting",
+        "  pool chat: never fewer than 2 of 3 ready, at least 2 wanted",
+        "  pool embed: never fewer than 1 of 1 ready, at least 0 wanted",
+    ]
+
+
+def test_the_receipt_of_a_run_without_a_plan():
+    receipt = words.receipt(State("r1", 100.0), 101.0)
+    assert words.receipt_lines(receipt) == ["rollout incomplete: 0 as declared"]
+
+
+def test_every_status_has_a_word():
+    for status in ("waiting", "admitted", "applied", "done", "failed", "lost"):
+        found = State("r1", 0.0, planned(), {name: HostState(status) for name in "abc"})
+        assert "3 " in words.summary(words.receipt(found, 1.0)), status
+    assert state.FAILED == ("failed", "lost")
