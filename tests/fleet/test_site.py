@@ -148,6 +148,41 @@ def test_verify_tells_by_its_exit_status(managed, lab, sh):
     assert [everything(sh, host) for host in managed] == before
 
 
+def test_the_way_back_to_a_generation(managed, lab, sh):
+    """Twice another value, then back: first to what cannot be verified any more, then to what can."""
+
+    def environ():
+        return sh("gpu1", "tr '\\0' '\\n' </proc/$(systemctl show ollama -p MainPID --value)/environ").split("\n")
+
+    def back(**more):
+        return lab.playbook("playbooks/rollback.yml", *words, "-e", "gpufleet_generation=%d" % first, **more)
+
+    words = ["--limit", "gpu1"]
+    lab.playbook("site.yml", *words, "-e", "ollama_keep_alive=1h ollama_host=127.0.0.1:11500")
+    run = lab.playbook("site.yml", *words, "-e", "ollama_keep_alive=2h")
+    first = run.of("ollama_service")[-1]["generation"] - 1
+    history = lab.playbook("playbooks/history.yml", *words)
+    assert re.search(r"ollama.service +%d .* ok .*keep_alive: 1h → 2h" % (first + 1), history.output)
+    kept = history.of("generations_info")[0]["generations"]["ollama.service"]
+    assert [one["options"]["keep_alive"] for one in kept[-2:]] == ["1h", "2h"]
+    look = "stat -c '%U %a' /var/lib/gpufleet /var/lib/gpufleet/generations /var/lib/gpufleet/generations/*"
+    assert sh("gpu1", look).splitlines()[:3] == ["root 755", "root 755", "root 600"]
+
+    listener = "import socket, time; s = socket.create_server(('', 11500)); time.sleep(1 << 20)"
+    listens = "until ss -ltnH 'sport = 11500' | grep -q .; do :; done"
+    sh("gpu1", 'systemd-run -q --unit fleet-port python3 -c "%s" && timeout 30 sh -c "%s"' % (listener, listens))
+    run = back(ok=False)
+    assert run.rc == 2 and "The previous state is restored" in " ".join(run.output.split()), run.output
+    assert "OLLAMA_KEEP_ALIVE=2h" in environ()
+    sh("gpu1", "systemctl stop fleet-port")
+    assert lab.playbook("site.yml", *words, "-e", "ollama_keep_alive=2h").changed == 0, "what was there before is back"
+
+    run = back()
+    assert {"OLLAMA_KEEP_ALIVE=1h", "OLLAMA_HOST=127.0.0.1:11500"} <= set(environ())
+    assert "generation %d, not as declared: host, " % first in run.output
+    assert back().changed == 0
+
+
 def test_question_and_roles_agree_on_random_drift(managed, lab):
     lab.playbook("site.yml", "--limit", "gpu1")
     assert drift.disagreements(lab, "gpu1", "ollama", 5, lambda: hostsetup.wait_for_api("gpu1")) == []

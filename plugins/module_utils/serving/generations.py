@@ -49,7 +49,8 @@ _OF_A_RUN = frozenset(
 """Options that say which services there are, or how a run treats them, and not what a service is."""
 _OF_A_HOST = frozenset({"prefix", "version", "mirror", "archive", "addons", "archive_checksum", "remote_src"})
 """Options of all instances of a host together: one of them alone cannot go back to another release."""
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)Z?")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)(?:Z|\+00:00)?")
+"""YAML reads a time with seconds as one, and Ansible writes it with ``+00:00``."""
 _WIDEST = 40  # characters of a value in a history
 
 
@@ -194,7 +195,7 @@ def _back(service: Service, engine: str) -> Service:
             "values instead" % (generation["number"], service.unit, one_line(", ".join(unknown)))
         )
     differs = sorted(name for name, value in recorded.items() if options[name] != value)
-    said = "generation %d of %s" % (generation["number"], generation["accepted"])
+    said = "generation %d" % generation["number"]  # no time, for which the summary of a fleet would fold no two hosts
     said += ", not as declared: %s" % ", ".join(differs) if differs else ", which is as declared"
     return service._replace(options=dict(options, **recorded), held=said)
 
