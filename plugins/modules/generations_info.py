@@ -63,7 +63,7 @@ generations:
     ollama.service:
       - number: 3
         accepted: "2026-11-30T08:12:13Z"
-        changes: ["keep_alive: 5m → 1h"]
+        changes: ["keep_alive 5m → 1h"]
         verdict: ok
         version: 0.32.15
         figures: {ready_seconds: 0.4, version: 0.32.15}

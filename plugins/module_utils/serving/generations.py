@@ -47,7 +47,10 @@ _OF_A_RUN = frozenset(
     }
 )
 """Options that say which services there are, or how a run treats them, and not what a service is."""
-_OF_A_HOST = frozenset({"prefix", "version", "mirror", "archive", "addons", "archive_checksum", "remote_src"})
+_SOURCES = frozenset({"mirror", "archive", "addons", "remote_src"})
+"""Options that say where a release comes from, and not what it is: a run that sends it from the controller has others
+than the next one."""
+_OF_A_HOST = _SOURCES | {"prefix", "version", "archive_checksum"}
 """Options of all instances of a host together: one of them alone cannot go back to another release."""
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)(?:Z|\+00:00)?")
 """YAML reads a time with seconds as one, and Ansible writes it with ``+00:00``."""
@@ -58,23 +61,25 @@ _WIDEST = 40  # characters of a value in a history
 
 
 def accept(
-    service: Service, engine: str, figures: Mapping[str, Any], version: Any, outcome: Outcome
+    service: Service, engine: str, figures: Mapping[str, Any], version: Any, installed: bool, outcome: Outcome
 ) -> List[Dict[str, Any]]:
     """Record what was just proven, unless it is what was accepted last; what cannot be recorded is a warning.
 
     :param figures: of the proof.
     :param version: of the program; None where it is unknown.
+    :param installed: whether this run has installed a release.
     :returns: the generation; none where there is nothing new.
     """
     options = json.loads(json.dumps(_kept(service)))
     try:
         before = read(service.unit, engine)
-        if before and before[-1]["options"] == options:
+        changes = _changes(before[-1]["options"], options) or ["release"] * installed if before else []
+        if before and not changes:
             return []
         found = {
             "number": before[-1]["number"] + 1 if before else 1,
             "accepted": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "changes": _changes(before[-1]["options"], options) if before else [],
+            "changes": changes,
             "verdict": outcome.verdict.name,
             "figures": {key: value for key, value in figures.items() if isinstance(value, (str, int, float))},
             "version": version,
@@ -132,11 +137,11 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> List[str]:
         return "none" if value is None else json.dumps(value) if isinstance(value, bool) else one_line(str(value))
 
     said = []
-    for name in sorted({*before, *after}):
+    for name in sorted({*before, *after} - _SOURCES):
         old, new = before.get(name), after.get(name)
         short = not any(isinstance(one, (dict, list)) or len(shown(one)) > _WIDEST for one in (old, new))
         if old != new:
-            said.append("%s: %s → %s" % (name, shown(old), shown(new)) if short else name)
+            said.append("%s %s → %s" % (name, shown(old), shown(new)) if short else name)
     return said
 
 
@@ -194,7 +199,7 @@ def _back(service: Service, engine: str) -> Service:
             "generation: generation %d of %s has %s, which this version of the collection does not know: declare its "
             "values instead" % (generation["number"], service.unit, one_line(", ".join(unknown)))
         )
-    differs = sorted(name for name, value in recorded.items() if options[name] != value)
+    differs = sorted(name for name, value in recorded.items() if options[name] != value and name not in _SOURCES)
     said = "generation %d" % generation["number"]  # no time, for which the summary of a fleet would fold no two hosts
     said += ", not as declared: %s" % ", ".join(differs) if differs else ", which is as declared"
     return service._replace(options=dict(options, **recorded), held=said)
@@ -207,7 +212,7 @@ def pick(generations: Sequence[Mapping[str, Any]], wanted: str, unit: str) -> Ma
     """
     kept = ", ".join("%d of %s" % (one["number"], one["accepted"]) for one in generations)
     time_of = _TIME.fullmatch(wanted)
-    if not (time_of or wanted.isdigit()):
+    if not (time_of or wanted.isdecimal()):
         raise Refused("generation is %r; expected a number, or a time in UTC such as 2026-11-30T08:00Z" % wanted)
     # 08:00Z sorts after 08:00:59Z, so a time without seconds has its whole minute
     until = "%sT%sZ" % time_of.groups() if time_of else ""
@@ -249,7 +254,7 @@ def _listed() -> List[str]:
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> List[str]:
     """A line for each generation, the newest first; columns of equal width."""
-    rows = [("service", "generation", "accepted", "verdict", "proof", "unserved", "changed")]
+    rows = [("service", "no.", "accepted", "verdict", "proof", "unserved", "changed")]
     for unit, generations in found.items():
         for one in reversed(generations):
             rows.append(

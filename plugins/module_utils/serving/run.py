@@ -236,7 +236,9 @@ def _accept(engine: Engine, plan: Plan, recorded: List[int], outcome: Outcome) -
     from . import generations
 
     figures, version = plan.gate.proof.figures, engine.describe(plan, plan.gate.proof, outcome)[1].get("version")
-    recorded += [one["number"] for one in generations.accept(plan.service, engine.title, figures, version, outcome)]
+    installed = plan.declared.installs is not None
+    found = generations.accept(plan.service, engine.title, figures, version, installed, outcome)
+    recorded += [one["number"] for one in found]
 
 
 def _forget(unit: str, outcome: Outcome) -> None:

@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def accept(unit, **options):
-    generations.accept(Service(unit, "", options), "Ollama", {"ready_seconds": 0.4}, "0.32.15", Outcome())
+    generations.accept(Service(unit, "", options), "Ollama", {"ready_seconds": 0.4}, "0.32.15", False, Outcome())
 
 
 def test_a_host_without_generations(run_module, folder):

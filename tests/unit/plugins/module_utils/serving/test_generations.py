@@ -41,9 +41,9 @@ def declared(name="chat", **options):
     return Service(UNIT, name, dict({"state": "present", "generation": None, "port": 8000, "api_key": None}, **options))
 
 
-def accept(service=None, figures=(), version="0.33.0", **options):
+def accept(service=None, figures=(), version="0.33.0", installed=False, **options):
     outcome = Outcome(downtime_ms=1900)
-    found = generations.accept(service or declared(**options), "vLLM", dict(figures), version, outcome)
+    found = generations.accept(service or declared(**options), "vLLM", dict(figures), version, installed, outcome)
     return found[0]["number"] if found else None, outcome.warnings
 
 
@@ -85,18 +85,32 @@ def test_only_what_changed_is_recorded_and_the_last_five_are_kept():
 @pytest.mark.parametrize(
     "before, after, said",
     [
-        ({"keep_alive": None}, {"keep_alive": "1h"}, ["keep_alive: none → 1h"]),
-        ({"isolate": False}, {"isolate": True}, ["isolate: false → true"]),
+        ({"keep_alive": None}, {"keep_alive": "1h"}, ["keep_alive none → 1h"]),
+        ({"isolate": False}, {"isolate": True}, ["isolate false → true"]),
         ({"environment": {}}, {"environment": {"A": "1"}}, ["environment"]),
         ({"model": "a"}, {"model": "b" * 41}, ["model"]),
-        ({"model": "a"}, {"model": "b\x1b[2J"}, ["model: a → b"]),
-        ({"a": 1, "b": 2}, {"b": 3, "c": 4}, ["a: 1 → none", "b: 2 → 3", "c: none → 4"]),
+        ({"model": "a"}, {"model": "b\x1b[2J"}, ["model a → b"]),
+        ({"a": 1, "b": 2}, {"b": 3, "c": 4}, ["a 1 → none", "b 2 → 3", "c none → 4"]),
     ],
 )
 def test_what_changed_in_words(before, after, said):
     accept(**before)
     accept(**after)
     assert generations.read(UNIT)[-1]["changes"] == said
+
+
+def test_where_a_release_came_from_is_no_change():
+    """The run that sends it names the copy on the host, the next one that on the controller."""
+    sent = {"archive": "/root/.ansible/tmp/x/ollama.tgz", "remote_src": True, "mirror": None, "addons": []}
+    accept(declared("", version="0.32.0", **sent), installed=True)
+    later = dict(sent, archive="/srv/ollama.tgz", remote_src=False)
+    assert accept(declared("", version="0.32.0", **later)) == (None, [])
+    assert accept(declared("", version="0.32.0", **later), installed=True) == (2, [])
+    assert accept(declared("", version="0.33.0", **later), installed=True) == (3, [])
+    assert [one["changes"] for one in generations.read(UNIT)] == [[], ["release"], ["version 0.32.0 → 0.33.0"]]
+    restored = back(name="", generation="1", version="0.33.0", **later)
+    assert restored.options["archive"] == sent["archive"], "by its name its checksum is found"
+    assert restored.held == "generation 1, not as declared: version"
 
 
 SESAME = "open-sesame"
@@ -348,14 +362,15 @@ def test_the_table(three):
         "Ollama",
         {"ready_seconds": 0.4, "answer": "a token", "latency_seconds": 0.05},
         None,
+        False,
         Outcome(),
     )
     lines = generations.report({"unit": None}, False, pytest.fail)["table"]
     assert [line.split("  ") for line in map(squeezed, lines)] == [
-        ["service", "generation", "accepted", "verdict", "proof", "unserved", "changed"],
+        ["service", "no.", "accepted", "verdict", "proof", "unserved", "changed"],
         ["ollama.service", "1", TEN, "ok", "ready in 0.4 s, a token in 0.05 s", "0.0 s", "(the first)"],
-        [UNIT, "3", TEN, "ok", "0.33.0", "1.9 s", "port: 8002 → 8003"],
-        [UNIT, "2", "2026-11-30T09:00:12Z", "ok", "0.33.0", "1.9 s", "port: 8001 → 8002"],
+        [UNIT, "3", TEN, "ok", "0.33.0", "1.9 s", "port 8002 → 8003"],
+        [UNIT, "2", "2026-11-30T09:00:12Z", "ok", "0.33.0", "1.9 s", "port 8001 → 8002"],
         [UNIT, "1", "2026-11-30T08:00:12Z", "ok", "0.33.0", "1.9 s", "(the first)"],
     ]
     assert len({line.index("2026") for line in lines[1:]}) == 1, "the columns stand under each other"
