@@ -16,9 +16,19 @@ class ActionModule(CheckFirstAction):
     FUNCTION = RemoteFunction("gateway.service", "check", gateway_service.argument_spec())
 
     def prepare(self, arguments: Dict[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
-        """Engines' keys leave the pools for an option of their own, which is logged and shown nowhere."""
-        pools, secret = {}, dict(arguments.get("engine_keys") or {})
-        for model, rows in (arguments.get("pools") or {}).items():
-            pools[model] = [{name: value for name, value in row.items() if name != "key"} for row in rows]
-            secret.update(("%s %s" % (row["host"], row["unit"]), row["key"]) for row in rows if row.get("key"))
+        """Engines' keys leave the pools for an option of their own, which is logged and shown nowhere. What is no pool
+        stays, for the module to refuse."""
+        given = arguments.get("pools") or {}
+        if not isinstance(given, Mapping):
+            return arguments
+        pools, secret = dict(given), dict(arguments.get("engine_keys") or {})
+        for model, rows in given.items():
+            if isinstance(rows, list):
+                pools[model] = [_without_key(row, secret) if isinstance(row, Mapping) else row for row in rows]
         return dict(arguments, pools=pools, engine_keys=secret)
+
+
+def _without_key(row: Mapping[str, Any], secret: Dict[str, Any]) -> Dict[str, Any]:
+    if row.get("key"):
+        secret["%s %s" % (row.get("host"), row.get("unit"))] = row["key"]
+    return {name: value for name, value in row.items() if name != "key"}

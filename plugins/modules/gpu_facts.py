@@ -746,6 +746,11 @@ ansible_facts:
                   returned: success
                   type: bool
                   sample: true
+                fit:
+                  description: Whether nothing is known against using it but that its clocks are held down.
+                  returned: success
+                  type: bool
+                  sample: true
                 lost:
                   description: Whether it does not answer.
                   returned: success

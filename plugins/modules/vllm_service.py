@@ -130,6 +130,13 @@ options:
       generation:
         description: Overrides O(generation) for this instance.
         type: str
+      fingerprints:
+        description: Overrides O(fingerprints) for this instance.
+        type: list
+        elements: str
+      secret_environment:
+        description: Overrides O(secret_environment) for this instance.
+        type: dict
       venv:
         description: Overrides O(venv) for this instance.
         type: path
@@ -149,6 +156,9 @@ options:
       download_dir:
         description: Overrides O(download_dir) for this instance.
         type: path
+      lora_adapters:
+        description: Overrides O(lora_adapters) for this instance.
+        type: dict
       load_format:
         description: Overrides O(load_format) for this instance.
         type: str
@@ -340,7 +350,8 @@ options:
     default: []
   environment:
     description:
-      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning.
+      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning. A
+        name that ends as those of secrets do, such as E(WANDB_API_KEY), is rejected; see O(secret_environment).
     type: dict
     default: {}
   generation:
@@ -351,6 +362,24 @@ options:
         the release. The change is verified, and rolled back if it fails, like any other.
       - The service stays there while this is set. Without it, the declared options are in force again.
     type: str
+  fingerprints:
+    description:
+      - Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16
+        tokens at temperature 0. The tokens and their log probabilities are recorded on the host, and compared after
+        each later change of the service, and whenever O(prove=now). If they differ by more than the answers of one
+        process do, the verdict is V(wrong_answers), and the change is rolled back.
+      - Needs an engine that reports log probabilities with C(/v1/chat/completions); where it does not, there is a
+        warning, and nothing is compared.
+    type: list
+    elements: str
+    default: []
+  new_answers:
+    description:
+      - >-
+        The change is meant to change the answers, such as another model or quantisation under the same name: the
+        answers to O(fingerprints) are recorded again instead of compared.
+    type: bool
+    default: false
   prove:
     description:
       - When the model of a service has to answer a request.
@@ -364,6 +393,11 @@ options:
     description: Seconds that reading the GPUs may take.
     type: float
     default: 10.0
+  secret_environment:
+    description:
+      - Further variables of the process that hold secrets, such as E(MODELSCOPE_API_TOKEN) or E(AWS_SECRET_ACCESS_KEY).
+        They are passed from a file that only root can read.
+    type: dict
   venv:
     description:
       - The Python environment with vLLM. A link is followed, and the unit names its target; if the link is switched,
@@ -389,6 +423,13 @@ options:
   download_dir:
     description: Where models from the hub are stored. Left out, in the home of O(user).
     type: path
+  lora_adapters:
+    description:
+      - >-
+        LoRA adapters by the names under which clients request them: directories on the host, or names of downloaded
+        models. Before a change each must have a configuration and weights that O(user) can read; after it, each must
+        answer a request under its name. C(max-lora-rank) follows from them unless O(extra_args) has it.
+    type: dict
   load_format:
     description: How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy).
     type: str
@@ -459,7 +500,8 @@ options:
     type: str
     default: 127.0.0.1
   port:
-    description: Port of the API, 1024 or higher. Two instances on a host cannot have the same port.
+    description:
+      - Port of the API. It can be below 1024 only with O(user=root). Two instances on a host cannot have the same port.
     type: int
     default: 8000
   ssl_keyfile:
@@ -474,7 +516,8 @@ options:
     description:
       - Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
         appears in no command line, unit, log or result.
-      - vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).
+      - vLLM asks for it only under the path C(/v1); since 0.22 also under C(/v2) and C(/inference), since 0.27 under
+        C(/cohere). See O(guard_all_paths).
     type: str
   guard_all_paths:
     description:
@@ -628,6 +671,25 @@ generation:
   returned: success, with O(state=present)
   type: int
   sample: 3
+fingerprint:
+  description: What came of O(fingerprints); empty where nothing was compared or recorded in this run.
+  returned: success, with O(state=present)
+  type: dict
+  contains:
+    state:
+      description: V(same) as recorded, V(recorded) for the first time, or V(not_offered) by the server.
+      returned: always
+      type: str
+    deviation:
+      description: The largest difference of a log probability from the recorded one, in nats.
+      returned: unless RV(fingerprint.state) is V(not_offered)
+      type: float
+      sample: 0.0002
+    tolerance:
+      description: What it may be at most, from what the answers of one process differed by.
+      returned: unless RV(fingerprint.state) is V(not_offered)
+      type: float
+      sample: 0.1
 drain:
   description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
   returned: success, with O(state=present)

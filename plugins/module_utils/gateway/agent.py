@@ -12,8 +12,7 @@ import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ..converge import run as convergence
-from ..converge.model import Change, Outcome, Running, Verdict
-from ..converge.override import DIRECTORY, Override
+from ..converge.model import Change, Running, Verdict
 from ..serving import agent, template
 from ..systemd.manager import System
 from ..systemd.render import argument
@@ -76,7 +75,7 @@ def converge(
     """
     system = system or System()
     if params["state"] == "absent":
-        return _leave(system, check_mode)
+        return template.leave(UNIT, _TEXT, [PROGRAM, agent.CONFIG], system, check_mode)
     # imports asyncio, which a host without gateways need not pay for
     from ..programs import gateway_agent
 
@@ -98,24 +97,9 @@ def converge(
     )
     for warning in outcome.warnings:
         warn(warning)
-    said = "%d services, %d gateways, port %d" % (len(config["services"]), len(config["gateways"]), config["port"])
-    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, said))
-
-
-def _leave(system: Any, check_mode: bool) -> Dict[str, Any]:
-    """Stop the agent and remove its files. A host that has none of them is not even asked for its unit."""
-    files: Dict[str, Optional[str]] = {PROGRAM: None, agent.CONFIG: None}
-    change = Change(unit=UNIT, state="absent", files=files)
-    ours = [*files, "%s/%s" % (DIRECTORY, UNIT), Override(UNIT, change).drop_in]
-    if all(system.read(path) is None for path in ours):
-        return dict(Outcome().as_result(), msg="%s: not there" % UNIT)
-    if system.show(UNIT).get("LoadState") == "loaded":
-        change = Change(unit=UNIT, files=files, enabled=False, started=False)
-    outcome = convergence.converge(change, check_mode=check_mode, system=system)
-    removed = template.remove(UNIT, _TEXT, system, check_mode)
-    outcome.planned += removed
-    outcome.changed = outcome.changed or bool(removed)
-    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
+    services, gateways = len(config["services"]), len(config["gateways"])
+    said = "%d service%s, %d gateway%s" % (services, "s"[: services != 1], gateways, "s"[: gateways != 1])
+    return dict(outcome.as_result(), msg="%s: %s, port %d" % (UNIT, said, config["port"]))
 
 
 def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:

@@ -61,6 +61,11 @@ class Place(NamedTuple):
     state: str = runtime.STATE
     user: str = "haproxy"
 
+    @property
+    def files(self) -> List[str]:
+        """The paths of all files that a gateway has in its folder."""
+        return ["%s/%s" % (self.folder, name) for name in (CONFIG, SCRIPT, KEEPER)] + [self.map(name) for name in MAPS]
+
     def map(self, name: str) -> str:
         return "%s/%s.map" % (self.folder, name)
 

@@ -25,6 +25,9 @@ DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 MODEL = re.compile(r"[A-Za-z0-9._/][A-Za-z0-9._/:@+=~-]{0,254}\Z")
 PLACE = re.compile(r"[A-Za-z0-9_.:@%-]+\Z")
 """A host, an address or a unit."""
+LONGEST = 16 << 10
+"""Bytes of a line of a map: HAProxy cuts longer ones when it reads the file."""
+ENGINES = ("ollama", "vllm", "llama_server")
 APIS = {"openai": ("openai",), "ollama": ("ollama",), "both": ("openai", "ollama")}
 
 Pools = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -57,8 +60,8 @@ def maps(keys: Sequence[Mapping[str, Any]], pools: Pools) -> Dict[str, Dict[str,
             kind = "part" if _cannot_leave(model, models, pools) else "whole"
             for api in apis(pools[model]):
                 found["grants"]["%s/%s/%s" % (name, api, slug(model))] = kind
-        found["openai"][name] = _openai(models)
-        found["ollama"][name] = _ollama(model for model in models if "ollama" in apis(pools[model]))
+        found["openai"][name] = _list(name, _openai(models))
+        found["ollama"][name] = _list(name, _ollama(model for model in models if "ollama" in apis(pools[model])))
     return found
 
 
@@ -98,17 +101,41 @@ def apis(rows: Iterable[Mapping[str, Any]]) -> Sequence[str]:
     return [api for api in ("openai", "ollama") if all(api in APIS[row["api"]] for row in rows)]
 
 
-def check(pools: Pools) -> None:
-    """:raises Refused: a pool is not one."""
+def check(pools: Mapping[str, Any], affinity: Iterable[str] = ()) -> None:
+    """:raises Refused: a pool is not one, or a model with affinity has none."""
     for model, rows in pools.items():
-        if not MODEL.match(model):
-            raise Refused("pools: %r is not a model's name; expected letters, digits and any of ._/:@+=~-" % model)
-        if not rows or not apis(rows):
-            raise Refused("pools: the servers of %s have no API in common, or there are none" % model)
+        if not isinstance(model, str) or not MODEL.match(model):
+            raise Refused("pools: %r is not a model's name; expected letters, digits and any of ._/:@+=~-" % (model,))
+        if not isinstance(rows, list) or not rows:
+            raise Refused("pools: %s has no list of servers" % model)
         for row in rows:
-            for part in ("host", "address", "unit"):
-                if not PLACE.match(str(row[part])):
-                    raise Refused("pools: %s of a server of %s is %r; expected a name" % (part, model, row[part]))
+            wrong = _wrong(row)
+            if wrong:
+                raise Refused("pools: a server of %s %s" % (model, wrong))
+        if not apis(rows):
+            raise Refused("pools: the servers of %s have no API in common" % model)
+    unknown = sorted(set(affinity) - set(pools) - {ALL})
+    if unknown:
+        raise Refused(
+            "affinity: no host serves %s; the models are %s" % (", ".join(unknown), ", ".join(sorted(pools)) or "none")
+        )
+
+
+def _wrong(row: Any) -> str:
+    """What is wrong with a server of a pool; empty for nothing."""
+    if not isinstance(row, Mapping):
+        return "is %r; expected a dictionary" % (row,)
+    for part in ("host", "address", "unit"):
+        if not PLACE.match(str(row.get(part) or "")):
+            return "has the %s %r; expected a name" % (part, row.get(part))
+    for part, expected in (("engine", ENGINES), ("api", tuple(APIS))):
+        if row.get(part) not in expected:
+            return "has the %s %r; expected one of %s" % (part, row.get(part), ", ".join(expected))
+    for part, least in (("port", 1), ("max_concurrent", 0)):
+        number = row.get(part)
+        if not re.match(r"[0-9]{1,5}\Z", str(0 if number is None else number)) or int(number or 0) < least:
+            return "has the %s %r; expected a number from %d on" % (part, number, least)
+    return ""
 
 
 # --- a key
@@ -189,10 +216,21 @@ def _cannot_leave(model: str, models: Iterable[str], pools: Pools) -> bool:
     return not any((row["host"], row["unit"]) in units for other in others for row in pools[other])
 
 
-def _openai(models: Iterable[str]) -> str:
+def _list(holder: str, found: Any) -> str:
+    """What the holder of a key sees of the models, as JSON."""
+    text = json.dumps(found, separators=(",", ":"))
+    if len("%s %s\n" % (holder, text)) >= LONGEST:
+        raise Refused(
+            "keys: the list of the models of %s is %d bytes long, of which HAProxy would read %d; expected fewer pools"
+            % (holder, len(text), LONGEST)
+        )
+    return text
+
+
+def _openai(models: Iterable[str]) -> Dict[str, Any]:
     data = [{"id": model, "object": "model", "created": 0, "owned_by": "gpufleet"} for model in models]
-    return json.dumps({"object": "list", "data": data})
+    return {"object": "list", "data": data}
 
 
-def _ollama(models: Iterable[str]) -> str:
-    return json.dumps({"models": [{"name": model, "model": model} for model in models]})
+def _ollama(models: Iterable[str]) -> Dict[str, Any]:
+    return {"models": [{"name": model, "model": model} for model in models]}

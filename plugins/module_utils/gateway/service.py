@@ -9,7 +9,7 @@ import hashlib
 import os
 import subprocess
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sized
 
 from ..converge import run as convergence
 from ..converge.model import Change, Fault, Outcome, Running, Verdict
@@ -35,14 +35,19 @@ StartLimitIntervalSec=0
 
 [Service]
 ExecStart=/bin/false
+KillMode=mixed
+KillSignal=SIGUSR1
+TimeoutStopSec=30
+SuccessExitStatus=143
+RuntimeDirectory=gpufleet-gateway
+RuntimeDirectoryMode=0700
 
 [Install]
 WantedBy=multi-user.target
 """
+"""How it stops is written here: when the gateway is removed, its drop-in goes first, and its requests still end."""
 UNRESOLVED = "MAINT (resolution)"
 """Status of a server whose name did not resolve when HAProxy last read its configuration."""
-STOP_LIMIT = 30
-"""Seconds that requests get to end when the unit is stopped."""
 FILES = 4096
 """Open files next to those of connections, each of which may have one to a client and one to a server."""
 
@@ -58,12 +63,11 @@ def converge(
     :raises Needed: HAProxy is not installed; nothing was changed.
     :raises ServiceError: the previous state is restored.
     """
-    system = system or System()
+    system, place = system or System(), haproxy.Place()
     if params["state"] == "absent":
-        return _leave(system, check_mode)
-    place = haproxy.Place()
+        return template.leave(UNIT, STUB, place.files, system, check_mode, [os.path.dirname(place.state)])
     pools: keys.Pools = params["pools"]
-    keys.check(pools)
+    keys.check(pools, params["affinity"])
     _check(params)
     params = dict(params, tls_digest=_digest(params["tls_certificate"]))
     files = haproxy.files(params, pools, place)
@@ -77,7 +81,7 @@ def converge(
         enabled=params["enabled"],
         started=True,
         timeout=params["timeout"],
-        pre_change_check=lambda: _invalid(params, check_mode),
+        pre_change_check=lambda: _invalid(params, maps, check_mode),
     )
     outcome = convergence.converge(
         change,
@@ -126,7 +130,7 @@ class Gate:
             try:
                 return self._look(changed)
             except Fault as fault:
-                # a reload takes force a moment after systemd has asked for it
+                # HAProxy sends no word: a reload takes force a moment after systemd has asked for it
                 hopeless = fault.verdict.name == "not_reloaded"
                 if hopeless or not changed or time.monotonic() > running.deadline or running.dying():
                     return fault.verdict
@@ -212,7 +216,7 @@ def _digest(certificate: Optional[str]) -> str:
         return hashlib.sha256(stream.read(1 << 20)).hexdigest()[:16]
 
 
-def _invalid(params: Mapping[str, Any], check_mode: bool) -> Optional[str]:
+def _invalid(params: Mapping[str, Any], maps: Mapping[str, Mapping[str, str]], check_mode: bool) -> Optional[str]:
     """Why HAProxy itself refuses the configuration, tried in a folder that is gone afterwards."""
     import tempfile
 
@@ -223,7 +227,7 @@ def _invalid(params: Mapping[str, Any], check_mode: bool) -> Optional[str]:
     with tempfile.TemporaryDirectory(prefix="gpufleet-") as scratch:
         place = haproxy.Place(folder=scratch)
         texts = haproxy.files(params, params["pools"], place)
-        texts.update((place.map(name), "") for name in haproxy.MAPS)
+        texts.update((place.map(name), haproxy.map_text(entries)) for name, entries in maps.items())
         for path, text in texts.items():
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -252,16 +256,10 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
         "ExecStart": ["", "%s -Ws -f %s -S %s/master.sock,mode,600" % (PROGRAM, config, place.run)],
         "ExecReload": ["", test, save, "/bin/kill -USR2 $MAINPID"],
         "ExecStop": ["", save],
-        "KillMode": ["mixed"],
-        "KillSignal": ["SIGUSR1"],
-        "TimeoutStopSec": [str(STOP_LIMIT)],
-        "SuccessExitStatus": ["143"],
         "Restart": ["always"],
         "RestartSec": ["1"],
         "SyslogIdentifier": ["gpufleet-gateway"],
         "LimitNOFILE": [str(2 * connections + FILES)],
-        "RuntimeDirectory": ["gpufleet-gateway"],
-        "RuntimeDirectoryMode": ["0700"],
         "StateDirectory": ["gpufleet-gateway"],
         "StateDirectoryMode": ["0700"],
         "UMask": ["0077"],
@@ -287,37 +285,14 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
     }
 
 
-def _leave(system: System, check_mode: bool) -> Dict[str, Any]:
-    """Stop and disable the gateway, and remove its files."""
-    place = haproxy.Place()
-    names = ["%s/%s" % (place.folder, name) for name in (haproxy.CONFIG, haproxy.SCRIPT, haproxy.KEEPER)]
-    names += [place.map(name) for name in haproxy.MAPS]
-    state = system.show(UNIT)
-    change = Change(unit=UNIT, state="absent", files=dict.fromkeys(names))
-    if state.get("LoadState") == "loaded":
-        change = Change(unit=UNIT, files=dict.fromkeys(names), enabled=False, started=False)
-        if state.get("ActiveState") == "active" and not check_mode:
-            system.stop(UNIT, STOP_LIMIT + 5)  # by its own settings, which are about to go: its requests end
-            change.was_up = True
-    outcome = convergence.converge(change, check_mode=check_mode, system=system)
-    removed = template.remove(UNIT, STUB, system, check_mode)
-    if removed and not check_mode:
-        from ..toolbox import files
-
-        files.remove_tree(os.path.dirname(place.state))
-    outcome.planned += removed
-    outcome.changed = outcome.changed or bool(removed)
-    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
-
-
 def _line(outcome: Outcome, pools: keys.Pools, params: Mapping[str, Any], check_mode: bool) -> str:
     """The result in one line for a person."""
     servers = {(row["host"], row["unit"]) for rows in pools.values() for row in rows}
     scheme = "https" if params["tls_certificate"] else "http"
     parts = [
         "would change" if check_mode and outcome.changed else outcome.verdict.name,
-        "%d models on %d servers" % (len(pools), len(servers)),
-        "%d keys" % len(params["keys"]),
+        "%s on %s" % (_count(pools, "model"), _count(servers, "server")),
+        _count(params["keys"], "key"),
         "%s://%s:%d" % (scheme, params["host"], params["port"]),
     ]
     if "up" in outcome.verdict.evidence:
@@ -327,3 +302,7 @@ def _line(outcome: Outcome, pools: keys.Pools, params: Mapping[str, Any], check_
     elif any(command.startswith("systemctl reload") for command in outcome.planned):
         parts.append("reloaded")
     return " · ".join(parts)
+
+
+def _count(things: Sized, name: str) -> str:
+    return "%d %s%s" % (len(things), name, "" if len(things) == 1 else "s")

@@ -40,8 +40,8 @@ _DRIVER = (
 )
 
 
-#: What report() has found in this process, where others follow it only in a check of several functions.
-_reported: List[Dict[str, Any]] = []
+#: What report() has found in this process. Others follow it there only in a check of several functions.
+_reported: Optional[Dict[str, Any]] = None
 
 
 def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
@@ -53,6 +53,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     :raises Refused: an option is wrong.
     :raises Failed: GPUs are required and there are none that work.
     """
+    global _reported
     timeout, venv = params["timeout"], params["venv"]
     if timeout <= 0:
         raise Refused("timeout is %g; expected a number of seconds above 0" % timeout)
@@ -64,8 +65,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
         )
     if venv:
         _refuse_code_of_others(venv, python_paths)
-    gpu = gather(timeout=timeout, python_paths=python_paths)
-    _reported.append(gpu)
+    gpu = _reported = gather(timeout=timeout, python_paths=python_paths)
     fault = gpu["fault"]
     trouble = "GPU fault %s: %s. What to do: %s" % (fault["code"], fault["text"], fault["remedy"]) if fault else None
     if params["required"] and (trouble or not gpu["count"]):
@@ -89,8 +89,13 @@ def _refuse_code_of_others(venv: str, python_paths: Sequence[str]) -> None:
 
 
 def gather_for(timeout: float) -> Dict[str, Any]:
-    """The facts for other modules, read with the collection's own pynvml where it is installed."""
-    return _reported[-1] if _reported else gather(timeout=timeout, python_paths=site_packages(VENV))
+    """The facts as they are now, for other modules, read with the collection's own pynvml where it is installed."""
+    return gather(timeout=timeout, python_paths=site_packages(VENV))
+
+
+def first_look(timeout: float) -> Dict[str, Any]:
+    """The facts that report() has just found in this process, else those of gather_for()."""
+    return _reported or gather_for(timeout)
 
 
 def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/") -> Dict[str, Any]:

@@ -20,8 +20,10 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
 
     :param device: one of the facts' devices.
     :param lost: why it does not answer; None when it does.
-    :returns: ``ok`` (bool: nothing is known against it), ``lost`` (bool: no answer), ``reasons`` (list of str).
-        A datum that is not known counts neither for nor against.
+    :returns: ``ok`` (bool: nothing is known against it), ``fit`` (bool: the same, apart from clocks that are held
+        down: a slow GPU gives right answers and is slow for a while, and a service that left it would be restarted
+        twice), ``lost`` (bool: no answer), ``reasons`` (list of str). A datum that is not known counts neither for nor
+        against.
     """
     reasons = []
     if lost:
@@ -39,20 +41,10 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
         reasons.append("a repair of the GPU is pending: reset the GPU")
     if device["recovery_action"] not in (None, "none"):
         reasons.append("the driver asks for recovery: %s" % device["recovery_action"])
-    for name in device["clocks_event_reasons"] or ():
-        if name in SLOWDOWNS:
-            reasons.append(SLOWDOWNS[name])
     state, status = device["fabric"]["state"], device["fabric"]["status"]
     if state in ("not_started", "in_progress"):
         reasons.append("its NVLink fabric is not up (state %s): check the nvidia-fabricmanager service" % state)
     elif state == "completed" and status not in (None, "success"):
         reasons.append("its NVLink fabric has failed (%s): check the nvidia-fabricmanager service" % status)
-    return {"ok": not reasons, "lost": bool(lost), "reasons": reasons}
-
-
-def fit(device: Dict[str, Any]) -> bool:
-    """Whether a GPU can serve: it answers, and nothing is known against it but that its clocks are held down.
-
-    A slow GPU gives right answers, and is slow for a while. A service that left it would be restarted twice.
-    """
-    return set(device["health"]["reasons"]) <= set(SLOWDOWNS.values())
+    slow = [SLOWDOWNS[name] for name in device["clocks_event_reasons"] or () if name in SLOWDOWNS]
+    return {"ok": not reasons and not slow, "fit": not reasons, "lost": bool(lost), "reasons": reasons + slow}

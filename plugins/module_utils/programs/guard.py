@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Middleware of a vLLM server: without the API key, only the open paths and CORS' OPTIONS are answered.
 
-vLLM 0.32.0 itself asks for the key only on paths that begin with /v1, /v2, /inference or /cohere. It leaves open
+vLLM itself asks for the key only on paths that begin with /v1; since 0.22 also /v2 and /inference, since 0.27 /cohere.
+0.32.0 leaves open
 /invocations, which generates, /tokenize, /detokenize, /generative_scoring, /scale_elastic_ep, /metrics, /load, /docs
 and others.
 

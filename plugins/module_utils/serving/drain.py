@@ -163,9 +163,11 @@ def _load(endpoint: Optional[Endpoint], timeout: float) -> Optional[Load]:
 def _still(load: Optional[Load], peers: Sequence[str]) -> str:
     said = []
     if load and not load.idle:
-        said.append("it still has %d requests running and %d waiting" % (load.running, load.waiting))
+        more = "s"[: load.running != 1]
+        said.append("it still has %d request%s running and %d waiting" % (load.running, more, load.waiting))
     if peers:
-        said.append("%d connections from %s are open" % (len(peers), ", ".join(sorted(set(peers)))))
+        form = "connection from %s is" if len(peers) == 1 else "connections from %s are"
+        said.append("%d %s open" % (len(peers), form % ", ".join(sorted(set(peers)))))
     return " and ".join(said)
 
 
@@ -183,10 +185,11 @@ def _mark(unit: str, **said: Any) -> None:
     record.write(path, dict(kept, **{key: value for key, value in said.items() if value}))
 
 
-def put_back(unit: str, command: Sequence[str]) -> None:
+def put_back(unit: str, command: Sequence[str], warn: Callable[[str], None]) -> None:
     """Put a service that is proven back into its load balancers.
 
     :param command: argv that does so for one that ``drain_command`` took it out of; empty for none.
+    :param warn: called with the names of gateways that did not hear of it in time.
     :raises Failed: it failed; the mark stays, so that the next run tries again.
     """
     path = os.path.join(agent.MARKS, unit)
@@ -198,28 +201,46 @@ def put_back(unit: str, command: Sequence[str]) -> None:
                 % (unit, failure)
             )
     drained = record.read(path).get("state") == "drain"
-    files.remove(path)
+    forget(unit)
     if drained:
-        _await_return(unit)
+        _await_return(unit, warn)
 
 
-def _await_return(unit: str) -> None:
+def forget(unit: str) -> None:
+    """Remove the mark of a service that no load balancer is to get back."""
+    files.remove(os.path.join(agent.MARKS, unit))
+
+
+def _await_return(unit: str, warn: Callable[[str], None]) -> None:
     """Wait until the gateways send requests again, or the service that is changed next could be the last one left."""
     config = record.read(agent.CONFIG)
     if unit not in (config.get("services") or {}):
         return
     until = time.monotonic() + HEAR
-    while time.monotonic() < until:
+    while True:
         service = agent.ask(int(config["port"])).get("services", {}).get(unit)
         told = service.get("ready") if isinstance(service, dict) else None
-        if not isinstance(told, dict) or all(isinstance(count, int) and count >= READY for count in told.values()):
+        counts = {name: told.get(name, READY) for name in config["gateways"]} if isinstance(told, dict) else {}
+        late = sorted(name for name, count in counts.items() if not (isinstance(count, int) and count >= READY))
+        if not late:
+            return
+        if time.monotonic() >= until:
+            warn(
+                "%s is proven, but %s did not ask the agent of this host for %.0f s, and may not send requests here "
+                "before the next service is changed" % (unit, ", ".join(late), HEAR)
+            )
             return
         # the agent sends no word of its own
         time.sleep(0.1)
 
 
 def after_failure(
-    unit: str, outcome: Outcome, asked: Optional[Verdict], drained: bool, command: Sequence[str]
+    unit: str,
+    outcome: Outcome,
+    asked: Optional[Verdict],
+    drained: bool,
+    command: Sequence[str],
+    warn: Callable[[str], None],
 ) -> Optional[str]:
     """Update the mark after a failed run; return a sentence if that fails.
 
@@ -237,7 +258,7 @@ def after_failure(
                 name = asked.name if unfit and asked else former["verdict"]
                 _mark(unit, state="down", verdict=name)
         elif drained:
-            put_back(unit, command)
+            put_back(unit, command, warn)
     except (OSError, Failed) as error:
         return str(error)
     return None

@@ -27,7 +27,7 @@ from .sources import without_secrets
 FOLDER = "/var/lib/gpufleet/generations"
 KEPT = 5
 """Generations of a service."""
-SECRETS = frozenset({"api_key", "hf_token"})
+SECRETS = frozenset({"api_key", "hf_token", "secret_environment"})
 """A test compares this with the option tables of all engines."""
 _OF_A_RUN = frozenset(
     {
@@ -43,7 +43,8 @@ _OF_A_RUN = frozenset(
             "nodes",
             "node_rank",
         ),
-        *("drain_timeout", "drain_command", "undrain_command", "remove_models", "models_dir_change"),
+        *("drain_timeout", "drain_command", "undrain_command", "fingerprints", "new_answers", "remove_models"),
+        "models_dir_change",
     }
 )
 """Options that say which services there are, or how a run treats them, and not what a service is."""
@@ -86,7 +87,8 @@ def accept(
             "downtime_ms": outcome.downtime_ms,
             "options": options,
         }
-        history = {"unit": service.unit, "engine": engine, "generations": [*before, found][-KEPT:]}
+        kept = [dict(one, options=_cleared(one["options"], service)) for one in [*before, found][-KEPT:]]
+        history = {"unit": service.unit, "engine": engine, "generations": kept}
         record.write(_place(service.unit), history, mode=0o600)
     except (Refused, OSError) as error:
         outcome.warnings.append("%s is verified, but its generation is not recorded: %s" % (service.unit, error))
@@ -123,6 +125,14 @@ def _kept(service: Service) -> Dict[str, Any]:
 def _names(service: Service) -> List[str]:
     left_out = SECRETS | _OF_A_RUN | (_OF_A_HOST if service.name else frozenset())
     return [name for name in service.options if name not in left_out]
+
+
+def _cleared(options: Mapping[str, Any], service: Service) -> Dict[str, Any]:
+    """The options without variables that were plain when they were recorded, and are secret now."""
+    secret, environment = service.options.get("secret_environment") or {}, options.get("environment")
+    if not isinstance(environment, dict):
+        return dict(options)
+    return dict(options, environment={name: text for name, text in environment.items() if name not in secret})
 
 
 def _secret(value: Any) -> bool:
@@ -192,7 +202,7 @@ def _back(service: Service, engine: str) -> Service:
     if wanted is None or options["state"] != "present":
         return service
     generation = pick(read(service.unit, engine), str(wanted).strip(), service.unit)
-    recorded, known = generation["options"], _names(service)
+    recorded, known = _cleared(generation["options"], service), _names(service)
     unknown = sorted(set(recorded) - set(known))
     if unknown:
         raise Refused(

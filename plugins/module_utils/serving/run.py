@@ -10,7 +10,7 @@ they may hold what the others are to have.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..converge import run as convergence
 from ..converge.model import Change, Outcome, ServiceError, Step, StepError
@@ -21,6 +21,8 @@ from ..placement import choice, claims
 from ..systemd.manager import System
 from ..toolbox.errors import Failed, Refused
 from . import agent, digest, exposure, gate, instances, summary
+from .checks import after_change
+from .gate import Proof
 from .isolation import Isolation
 from .model import Engine, Host, Leaving, Plan, Service
 
@@ -89,6 +91,8 @@ def converge(
                 stopped.make_room(plan, plans[number + 1 :])
             results[plan.unit] = _carry_out(engine, plan, host)
         for service in replaced:
+            if stopped:
+                stopped.keep(service.unit)
             results[service.unit] = leave(engine.leave(service, host), service, host)
     except ServiceError as error:
         outcome = error.outcome
@@ -137,6 +141,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     if options["clients"] and declared.listen:
         settings.update(exposure.settings(declared.listen, options["clients"]))
         declared.checks.append(exposure.closed(declared.listen, options["clients"]))
+    if options["fingerprints"] and declared.asks:
+        declared.checks.append(after_change(partial(_compare_answers, service, declared.asks, host)))
     environment = dict(declared.environment)
     texts = {path: text for path, text in declared.files.items() if text is not None}
     if texts and "ExecStart" in settings:
@@ -161,6 +167,14 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     )
     proof = gate.gate(declared.checks, devices=placed.devices, facts=facts, gather=host.gather, explain=engine.explain)
     return Plan(service, placed, declared, claim, change, proof)
+
+
+def _compare_answers(service: Service, asks: Callable[[Proof], Tuple[Any, str]], host: Host, proof: Proof) -> None:
+    # a converged host does not need it
+    from . import fingerprint
+
+    endpoint, model = asks(proof)
+    fingerprint.compare(service, endpoint, model, host.warn, proof)
 
 
 def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], host: Host) -> None:
@@ -217,8 +231,12 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     except ServiceError as error:
         raise _settled(plan, error, host) from error
     if agent.marked(plan.unit) and not host.check_mode:
-        _put_back(plan, outcome)
+        _put_back(plan, outcome, host)
     finish(plan.declared.steps, outcome, host)
+    if plan.gate.proof.accepted and not host.check_mode:
+        from . import fingerprint
+
+        fingerprint.keep(plan.unit, plan.gate.proof.accepted, host.warn)
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
     unproven = _unproven(plan, outcome, host)
@@ -226,8 +244,10 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     program = summary.Program(engine.title, more.get("version"), plan.declared.installs)
     parts += ["not proven (%s)" % unproven] if unproven else []
     parts += [plan.service.held] if plan.service.held else []
+    answers = plan.gate.proof.figures.get("fingerprint", {})
+    parts += {"same": ["answers as recorded"], "recorded": ["answers recorded"]}.get(answers.get("state"), [])
     message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
-    more.update(drain=_drained(plan), generation=recorded[0] if recorded else None)
+    more.update(drain=_drained(plan), fingerprint=answers, generation=recorded[0] if recorded else None)
     return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, **more)
 
 
@@ -252,12 +272,12 @@ def _drained(plan: Plan) -> Dict[str, Any]:
     return dict(getattr(plan.declared.hooks, "drained", {}))
 
 
-def _put_back(plan: Plan, outcome: Outcome) -> None:
+def _put_back(plan: Plan, outcome: Outcome, host: Host) -> None:
     """Have a service that is proven take requests again."""
     from . import drain
 
     try:
-        drain.put_back(plan.unit, plan.service.options["undrain_command"])
+        drain.put_back(plan.unit, plan.service.options["undrain_command"], host.warn)
     except (Failed, OSError) as error:
         raise ServiceError(str(error), outcome) from error
 
@@ -269,7 +289,7 @@ def _settled(plan: Plan, error: ServiceError, host: Host) -> ServiceError:
     from . import drain
 
     command, drained = plan.service.options["undrain_command"], getattr(plan.declared.hooks, "draining", False)
-    problem = drain.after_failure(plan.unit, error.outcome, plan.gate.said, drained, command)
+    problem = drain.after_failure(plan.unit, error.outcome, plan.gate.said, drained, command, host.warn)
     return ServiceError("%s %s." % (error.message, problem), error.outcome) if problem else error
 
 
@@ -311,8 +331,12 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
     if agent.marked(service.unit) and not host.check_mode:  # no load balancer is to get it back
         from . import drain
 
-        drain.put_back(service.unit, [])
+        drain.forget(service.unit)
     finish(leaving.steps, outcome, host)
+    if outcome.changed and not host.check_mode:
+        from . import fingerprint
+
+        fingerprint.forget(service.unit)
     if not outcome.changed:
         said = "disabled" if service.replaced else "not there" if service.name else "no override"
     else:

@@ -1,17 +1,20 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A unit file that is written where there is none, such as the template ``vllm@.service``, as a step."""
+"""A unit file that is written where there is none, such as the template ``vllm@.service``, as a step; and how such a
+unit leaves the host."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List
+from dataclasses import replace
+from typing import Any, Dict, List, Sequence
 
 from ..converge import install_record
+from ..converge import run as convergence
 from ..converge.account import UserStep
-from ..converge.model import Step
-from ..converge.override import DIRECTORY
+from ..converge.model import Change, Outcome, Step
+from ..converge.override import DIRECTORY, Override
 from ..systemd.manager import UNIT_PATH
 
 
@@ -46,6 +49,36 @@ def remove(name: str, text: str, system: Any, check_mode: bool) -> List[str]:
         install_record.drop("units", system.root + path)
         system.reload()
     return ["remove %s" % path]
+
+
+def leave(
+    name: str, text: str, files: Sequence[str], system: Any, check_mode: bool, folders: Sequence[str] = ()
+) -> Dict[str, Any]:
+    """Stop and disable a unit of ours that serves no model, and remove what it has on the host.
+
+    A host that has none of it is not even asked for the unit.
+
+    :param text: of the unit file; what somebody has changed stays.
+    :param folders: of the unit alone, removed with all that is in them.
+    :returns: the module's result.
+    """
+    change = Change(unit=name, state="absent", files=dict.fromkeys(files))
+    left = [folder for folder in folders if os.path.lexists(system.root + folder)]
+    ours = [*files, "%s/%s" % (DIRECTORY, name), Override(name, change).drop_in]
+    if not left and all(system.read(path) is None for path in ours):
+        return dict(Outcome().as_result(), msg="%s: not there" % name)
+    if system.show(name).get("LoadState") == "loaded":
+        change = replace(change, state="present", enabled=False, started=False)
+    outcome = convergence.converge(change, check_mode=check_mode, system=system)
+    removed = remove(name, text, system, check_mode)
+    if not check_mode:
+        from ..toolbox.files import remove_tree
+
+        for folder in left:
+            remove_tree(system.root + folder)
+    outcome.planned += removed + ["remove %s" % folder for folder in left]
+    outcome.changed = outcome.changed or bool(removed or left)
+    return dict(outcome.as_result(), msg="%s: %s" % (name, "stopped and removed" if outcome.changed else "not there"))
 
 
 class TemplateStep:

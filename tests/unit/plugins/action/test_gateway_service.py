@@ -17,5 +17,8 @@ def test_the_keys_of_engines_leave_the_pools(sending):
     assert sent["engine_keys"] == {"gpu1 vllm@chat": "sesame"}
     assert "sesame" not in str(sent["pools"]) and sent["pools"]["a"][0] == row
     assert pools["a"][0]["key"] == "sesame", "the task's own arguments stay as they are"
+    wrong = {"a": ["x", {"key": "sesame"}], "b": "y", "c": None}
+    act({"pools": wrong}, [{"changed": True}])
+    assert act.calls[-1]["pools"] == dict(wrong, a=["x", {}]), "the module says what is wrong with it"
     act({"state": "absent"}, [{"changed": False}])
     assert act.calls == [{"state": "absent", "pools": {}, "engine_keys": {}}]

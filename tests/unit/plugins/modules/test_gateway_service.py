@@ -11,6 +11,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import 
 from ansible_collections.gpufleet.inference.plugins.modules import gateway_service
 
 KEY, ENGINE_KEY = "sesame-open-4711-and-more", "engine-sesame-4711"
+MANY = ["model-%03d" % number for number in range(300)]
 ROW = {"host": "gpu1", "address": "192.0.2.1", "port": 8000, "engine": "vllm", "unit": "vllm@chat", "api": "openai"}
 
 
@@ -42,7 +43,21 @@ def test_no_key_is_shown(run_module, monkeypatch):
         ({"keys": [{"name": "a", "key": KEY, "pools": ["m", "n"]}], "pools": {"m": [ROW]}}, "may use n, which no host"),
         ({"keys": [{"name": "a", "key": KEY}, {"name": "b", "key": KEY}]}, "b is the same key as a"),
         ({"pools": {"a b": [ROW]}}, "is not a model's name"),
-        ({"pools": {"m": [dict(ROW, host='g"1')]}}, "host of a server of m"),
+        ({"pools": {"m": [dict(ROW, host='g"1')]}}, "a server of m has the host 'g\"1'; expected a name"),
+        ({"pools": {"m": [{name: ROW[name] for name in ROW if name != "host"}]}}, "has the host None; expected a name"),
+        ({"pools": {"m": [dict(ROW, port="http")]}}, "has the port 'http'; expected a number from 1 on"),
+        ({"pools": {"m": [dict(ROW, port=0)]}}, "has the port 0"),
+        ({"pools": {"m": [dict(ROW, max_concurrent=-1)]}}, "has the max_concurrent -1"),
+        ({"pools": {"m": [dict(ROW, engine="tgi")]}}, "'tgi'; expected one of ollama, vllm, llama_server"),
+        ({"pools": {"m": [dict(ROW, api="http")]}}, "'http'; expected one of openai, ollama, both"),
+        ({"pools": {"m": ["gpu1"]}}, "a server of m is 'gpu1'; expected a dictionary"),
+        ({"pools": {"m": "gpu1"}}, "m has no list of servers"),
+        ({"pools": {"m": []}}, "m has no list of servers"),
+        ({"pools": {"m": [ROW]}, "affinity": ["n"]}, "affinity: no host serves n; the models are m"),
+        (
+            {"pools": dict.fromkeys(MANY, [ROW]), "keys": [{"name": "a", "key": KEY, "pools": ["*"]}]},
+            "of the models of a",
+        ),
         ({"pools": {"m": [ROW, dict(ROW, host="b")]}, "engine_keys": {"b vllm@chat": KEY}}, "different api keys"),
         ({"nosuch": 1}, "nosuch"),
     ],

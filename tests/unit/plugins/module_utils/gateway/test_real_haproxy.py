@@ -14,7 +14,7 @@ from engines import Engine
 from gateways import ALICE, BOB, ENGINE_KEY, EVE, KEYS, Gateway, exchange, row, status_of
 from waiting import until
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime
 
 
 def test_a_request_reaches_a_server_of_its_model(gateway: Gateway, engines: List[Engine]) -> None:
@@ -34,6 +34,17 @@ def test_the_models_that_a_key_may_use_are_listed(gateway: Gateway) -> None:
     assert gateway.ask("GET", "/v1/models/chat", key=BOB).json["id"] == "chat"
     assert gateway.ask("GET", "/v1/models/tiny", key=BOB).status == 404
     assert gateway.ask("GET", "/v1/models", key="").status == 401
+
+
+def test_the_longest_list_of_models_is_whole(gateway: Gateway) -> None:
+    servers = gateway.pools["chat"]
+    gateway.pools.update(("model-%03d" % number, servers) for number in range(229))
+    missing = keys.LONGEST - 1 - len("alice %s\n" % gateway.maps()["openai"]["alice"])
+    entry = len('{"id":"","object":"model","created":0,"owned_by":"gpufleet"},')
+    gateway.pools["m" * (missing - entry)] = servers
+    assert len("alice %s\n" % gateway.maps()["openai"]["alice"]) == keys.LONGEST - 1
+    gateway.reload()
+    assert gateway.ask("GET", "/v1/models").text == gateway.maps()["openai"]["alice"]
 
 
 @pytest.mark.parametrize("key", ["", "wrong", ALICE + "x", ALICE[:-1], ALICE.upper()])

@@ -72,7 +72,7 @@ def test_recorded_host(host, recording, gather):
     assert gpu["rdma"] == [] and gpu["mig_devices"] == []
     for index, device in enumerate(gpu["devices"]):
         assert device["index"] == index and device["device_node"] == "/dev/nvidia%d" % index
-        assert device["health"] == {"ok": True, "lost": False, "reasons": []}
+        assert device["health"] == {"ok": True, "fit": True, "lost": False, "reasons": []}
         assert device["numa_node"] is None
         assert device["unavailable"]["numa_node"] == "the firmware assigns the GPU to no NUMA node (sysfs has -1)"
 
@@ -95,6 +95,7 @@ def test_health_is_told(host, recording, gather):
     assert first["health"]["ok"]
     assert second["health"] == {
         "ok": False,
+        "fit": False,
         "lost": False,
         "reasons": ["remapping of memory rows is pending: reset the GPU"],
     }
@@ -139,7 +140,7 @@ def test_driver_mismatch(host, recording, gather):
         1,
     )
     assert device["cpu_affinity"] == "0-31" and device["device_node"] == "/dev/nvidia1"
-    assert device["health"] == {"ok": False, "lost": True, "reasons": [gpu["fault"]["text"]]}
+    assert device["health"] == {"ok": False, "fit": False, "lost": True, "reasons": [gpu["fault"]["text"]]}
     assert device["unavailable"]["memory.total_bytes"] == "driver_mismatch"
     assert gpu["topology"] == [["X", "PHB"], ["PHB", "X"]]
     assert gpu["peer_to_peer"] == [["X", None], [None, "X"]]
@@ -206,7 +207,7 @@ def test_gpu_lost(host, recording, gather):
     }
     assert (gpu["source"], gpu["count"]) == ("nvml", 4)
     assert [device["health"]["ok"] for device in gpu["devices"]] == [True, False, True, True]
-    assert gpu["devices"][1]["health"] == {"ok": False, "lost": True, "reasons": ["GPU is lost"]}
+    assert gpu["devices"][1]["health"] == {"ok": False, "fit": False, "lost": True, "reasons": ["GPU is lost"]}
     assert gpu["devices"][1]["device_node"] == "/dev/nvidia1"
     assert gpu["topology"] == [
         ["X", "PHB", "NV18", "NV18"],
@@ -410,7 +411,7 @@ def test_procfs_alone(host, no_tools):
     assert gpu["devices"][0]["unavailable"]["memory.total_bytes"] == (
         "neither pynvml nor nvidia-smi is installed on this host"
     )
-    assert gpu["devices"][0]["health"] == {"ok": True, "lost": False, "reasons": []}
+    assert gpu["devices"][0]["health"] == {"ok": True, "fit": True, "lost": False, "reasons": []}
 
 
 @pytest.mark.parametrize(

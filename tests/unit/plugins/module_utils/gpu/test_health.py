@@ -41,7 +41,15 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import heal
 def test_bad(path, value, reason):
     device = model.blank(0, "unsupported")
     model.put(device, path, value)
-    assert health.health(device) == {"ok": False, "lost": False, "reasons": [reason]}
+    fit = path == "clocks_event_reasons"
+    assert health.health(device) == {"ok": False, "fit": fit, "lost": False, "reasons": [reason]}
+
+
+def test_a_slow_gpu_with_another_fault_is_not_fit():
+    device = model.blank(0, "unsupported")
+    model.put(device, "clocks_event_reasons", ["hw_slowdown"])
+    model.put(device, "remapped_rows.pending", True)
+    assert not health.health(device)["fit"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,7 @@ def test_bad(path, value, reason):
 def test_good(path, value):
     device = model.blank(0, "unsupported")
     model.put(device, path, value)
-    assert health.health(device) == {"ok": True, "lost": False, "reasons": []}
+    assert health.health(device) == {"ok": True, "fit": True, "lost": False, "reasons": []}
 
 
 def test_fabric_that_failed():

@@ -121,6 +121,7 @@ def test_no_secret_is_recorded(folder, name):
     secret = {
         "api_key": SESAME,
         "hf_token": SESAME,
+        "secret_environment": {"TOKEN": SESAME},
         "https_proxy": "http://me:%s@proxy:3128" % SESAME,
         "mirror": "https://me:%s@mirror/releases" % SESAME,
         "archive": "https://mirror/ollama.tgz?signature=%s" % SESAME,
@@ -135,6 +136,16 @@ def test_no_secret_is_recorded(folder, name):
     restored = back(name=name, generation="1", keep_alive="5m", **dict(secret, api_key="new"))
     assert restored.options["api_key"] == "new" and restored.options["mirror"] == secret["mirror"]
     assert accept(declared(name, keep_alive="1h", **dict(secret, api_key="new"))) == (None, [])
+
+
+def test_a_variable_that_becomes_a_secret_is_removed_from_all_generations(folder):
+    accept(environment={"A": "1", "TOKEN": SESAME}, secret_environment={})
+    accept(environment={"A": "2", "TOKEN": SESAME}, secret_environment={})
+    secret = {"TOKEN": SESAME}
+    assert back(generation="1", environment={}, secret_environment=secret).options["environment"] == {"A": "1"}
+    assert accept(environment={"A": "2"}, secret_environment=secret) == (3, [])
+    assert SESAME not in (folder / (UNIT + ".json")).read_text()
+    assert [one["options"]["environment"] for one in generations.read(UNIT)] == [{"A": "1"}, {"A": "2"}, {"A": "2"}]
 
 
 def test_the_options_that_are_left_out_are_those_of_the_tables():

@@ -112,6 +112,8 @@ OPTIONS = {
     "timeout": None,
     "instances": None,
     "undrain_command": [],
+    "fingerprints": [],
+    "new_answers": False,
     "clients": [],
     "generation": None,
 }
@@ -173,7 +175,7 @@ def test_one_service(converge):
     assert change.settings["X-Gpufleet"]["Port"] == ["80"] and change.enabled and change.started
 
 
-SICK = {"ok": False, "lost": False, "reasons": ["3 memory errors", "reset it"]}
+SICK = {"ok": False, "fit": False, "lost": False, "reasons": ["3 memory errors", "reset it"]}
 
 
 @pytest.mark.parametrize(
@@ -277,6 +279,21 @@ def test_the_main_service_runs_again_where_an_instance_fails(converge, monkeypat
     with pytest.raises(ServiceError, match="e@a.service failed e.service runs again"):
         converge(A, main="disabled")
     assert MAIN not in converge.changes
+
+
+@pytest.mark.parametrize("error", [ServiceError("it cannot be disabled"), OSError("no space"), KeyboardInterrupt()])
+def test_the_main_service_does_not_run_again_beside_proven_instances(converge, monkeypatch, error):
+    monkeypatch.setattr(vacate.Vacated, "stop", lambda self, unit, *more: self.units.update({unit: more}))
+    left = []
+    monkeypatch.setattr(vacate.Vacated, "start_again", lambda self: left.append(list(self.units)) or "")
+
+    def fails(leaving, service, host):
+        raise error
+
+    monkeypatch.setattr(run, "leave", fails)
+    with pytest.raises(type(error)):
+        converge(A, main="disabled")
+    assert left == [[]]
 
 
 @pytest.mark.parametrize(
@@ -421,7 +438,8 @@ def test_a_service_that_is_found_unfit_is_marked_and_no_other_one(converge, mark
 
 def test_a_service_that_leaves_is_not_put_back(converge, mark, monkeypatch):
     mark.leave(state="drain", command=True)
-    monkeypatch.setattr(drain, "run_command", lambda *words: pytest.fail("it is gone"))
+    for name in ("run_command", "_await_return"):
+        monkeypatch.setattr(drain, name, lambda *words: pytest.fail("it is gone"))
     converge(state="absent", undrain_command=["/bin/true"])
     assert mark.said() is None
 

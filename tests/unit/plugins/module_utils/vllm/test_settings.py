@@ -155,7 +155,15 @@ def test_the_guard():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"port": 80}, "port: 80; vLLM takes a port from 1024"),
+        ({"port": 80}, "port: 80; only root may listen below 1024"),
+        ({"port": 65536, "user": "root"}, "port: 65536; expected 1 to 65535"),
+        ({"environment": {"WANDB_API_KEY": "hush"}}, "WANDB_API_KEY: may be a secret and would stand in the unit"),
+        ({"secret_environment": {"HF_TOKEN": "x"}}, "secret_environment.HF_TOKEN: use hf_token"),
+        ({"secret_environment": {"A": "1"}, "environment": {"A": "1"}}, "secret_environment.A: is set elsewhere"),
+        (
+            {"guard_all_paths": True, "api_key": "sesame-sesame", "environment": {"VLLM_USE_RUST_FRONTEND": 1}},
+            "guard_all_paths: it cannot run in the front end",
+        ),
         ({"gpu_memory_utilization": 92.0}, "gpu_memory_utilization: 92 is not a share"),
         ({"gpu_memory_utilization": 0.0}, "is not a share"),
         ({"max_num_seqs": 0}, "max_num_seqs: 0; expected 1"),
@@ -192,7 +200,24 @@ def test_all_problems_are_told_at_once():
     assert problems(port=80, max_num_seqs=0).count(";") >= 2
 
 
+def test_ports_of_root():
+    assert made(port=443, user="root").port == 443
+
+
+@pytest.mark.parametrize("name", ["MODELSCOPE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "PASSWORD"])
+def test_variables_that_hold_secrets(name):
+    found = made(secret_environment={name: "hush-hush"})
+    assert found.secret_environment == {name: "hush-hush"} and name not in found.environment
+    assert "use secret_environment" in problems(environment={name: "hush-hush"})
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "VLLM_MAX_TOKENS_PER_EXPERT", "KEYS", "HF_HUB_OFFLINE"])
+def test_variables_that_hold_no_secrets(name):
+    assert made(environment={name: "1"}).environment[name] == "1"
+
+
 def test_no_secret_is_in_a_message():
+    assert "hush" not in problems(secret_environment={"A": ["hush-hush"], "HF_TOKEN": "hush"})
     assert "hush" not in problems(environment={"VLLM_API_KEY": "hush-hush"}, api_key="hush hush")
 
 
