@@ -519,8 +519,8 @@ options:
     default: false
   client_keys:
     description:
-      - Further keys, by the names of the clients that use them. Requires O(guard_all_paths), as vLLM itself knows one
-        key. A change restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without one.
+      - Further keys, by the names of clients. Requires O(guard_all_paths), as vLLM itself knows one key. A change
+        restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without one.
     type: dict
   open_paths:
     description: Paths that need no key with O(guard_all_paths), such as V(/metrics).

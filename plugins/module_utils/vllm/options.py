@@ -219,7 +219,7 @@ OPTIONS = table(
     Option(
         "client_keys",
         "dict",
-        """Further keys, by the names of the clients that use them. Requires O(guard_all_paths), as vLLM itself knows one
+        """Further keys, by the names of clients. Requires O(guard_all_paths), as vLLM itself knows one
         key. A change restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without one.""",
         no_log=True,
     ),
