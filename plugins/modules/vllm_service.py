@@ -226,6 +226,9 @@ options:
       guard_all_paths:
         description: Overrides O(guard_all_paths) for this instance.
         type: bool
+      client_keys:
+        description: Overrides O(client_keys) for this instance.
+        type: dict
       open_paths:
         description: Overrides O(open_paths) for this instance.
         type: list
@@ -525,6 +528,11 @@ options:
         Without it, C(/invocations), which generates, C(/tokenize), C(/metrics) and others answer anyone.
     type: bool
     default: false
+  client_keys:
+    description:
+      - Further keys, by the names of clients. Requires O(guard_all_paths), as vLLM itself knows one key. A change
+        restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without one.
+    type: dict
   open_paths:
     description: Paths that need no key with O(guard_all_paths), such as V(/metrics).
     type: list
