@@ -10,8 +10,8 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -22,12 +22,12 @@ sys.path.insert(0, str(TESTS / "lab/ollama"))
 
 import faults  # noqa: E402
 import hostsetup  # noqa: E402
+from load import Load  # noqa: E402
 
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
 PORT = 18480
 UNITS = {"ollama@a": 11441, "ollama@b": 11442}
 MARKS = "ls /run/gpufleet-agent 2>/dev/null || :"
-ASK = json.dumps({"model": "tiny", "prompt": "hello", "options": {"num_predict": 10}})
 CONFIG = """
 global
   stats socket %(socket)s level admin
@@ -96,9 +96,8 @@ def host(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     (folder / "haproxy.cfg").write_text(text)
     process = subprocess.Popen([HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")])
     until = time.monotonic() + 60
-    while Load.once(ASK):  # it listens, and both servers have answered its checks
+    while ask():  # it listens, and both servers have answered its checks
         assert process.poll() is None and time.monotonic() < until, "see %s" % folder
-        time.sleep(0.1)  # HAProxy writes no file and sends no signal when a check has passed
     yield made
     process.kill()
     process.wait()
@@ -112,75 +111,52 @@ def host(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     hostsetup.uninstall(name)
 
 
-class Load:
-    """Clients that stream, one answer after the other, until they are stopped."""
+def ask(_number: int = 0, tokens: int = 10) -> str:
+    """Send one request; if it fails, pause as a person would, and say what went wrong."""
+    fault = fault_of_request(tokens)
+    if fault:
+        time.sleep(0.1)
+    return fault
 
-    def __init__(self, ask: str = ASK, clients: int = 6) -> None:
-        self.whole, self.ending, self.ask = 0, False, ask
-        self.faults: list = []
-        self.threads = [threading.Thread(target=self.client) for _number in range(clients)]
 
-    def client(self) -> None:
-        while not self.ending:
-            fault = self.once(self.ask)
-            if fault:
-                self.faults.append(fault)
-                time.sleep(0.1)  # as a person would, not a loop
-            else:
-                self.whole += 1
-
-    @staticmethod
-    def once(ask: str) -> str:
-        """What went wrong with one request, if anything did."""
-        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
-        try:
-            connection.request("POST", "/api/generate", ask, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            if answer.status != 200:
-                return "failed: %d" % answer.status
-            last = answer.read().strip().rpartition(b"\n")[2]
-            return "" if json.loads(last or b"{}").get("done") else "cut"
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            return "cut: %s" % error
-        finally:
-            connection.close()
-
-    def __enter__(self) -> "Load":
-        for thread in self.threads:
-            thread.start()
-        until = time.monotonic() + 60
-        while self.whole < 2 * len(self.threads):
-            assert time.monotonic() < until, self.faults[:3]
-            time.sleep(0.05)  # the clients count without a lock to wait for
-        return self
-
-    def __exit__(self, *_words: Any) -> None:
-        self.ending = True
-        for thread in self.threads:
-            thread.join()
+def fault_of_request(tokens: int) -> str:
+    """What went wrong with one request, if anything did."""
+    given = json.dumps({"model": "tiny", "prompt": "hello", "options": {"num_predict": tokens}})
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+    try:
+        connection.request("POST", "/api/generate", given, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            return "failed: %d" % answer.status
+        last = answer.read().strip().rpartition(b"\n")[2]
+        return "" if json.loads(last or b"{}").get("done") else "cut"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return "cut: %s" % error
+    finally:
+        connection.close()
 
 
 def test_a_changed_setting_fails_no_request_and_cuts_none(host: Host) -> None:
-    with Load() as load:
+    with Load(ask, 6) as answers:
         done = host.bring(keep_alive="11m")
     assert not done["failed"] and done["changed"], done["msg"]
-    print("with drain: %d whole, faults: %s" % (load.whole, load.faults))
+    print("with drain: %s" % Counter(answers))
     for unit in UNITS:
         result = done["instances"][unit + ".service"]
         assert result["restarted"], result
         assert (result["drain"]["gateways"], result["drain"]["silent"]) == ([host.gateway], [])
         assert result["drain"]["cut"] == ""
-    assert load.faults == []
+    assert not any(answers)
     assert hostsetup.sh(host.name, MARKS) == ""
     assert not host.bring(keep_alive="11m")["changed"]
 
 
 def test_without_a_drain_requests_fail(host: Host) -> None:
-    with Load() as load:
+    with Load(ask, 6) as answers:
         done = host.bring(keep_alive="12m", drain_timeout=0)
     assert not done["failed"], done["msg"]
-    print("without drain: %d whole, faults: %s" % (load.whole, load.faults))
-    assert load.faults, "else the test above proves nothing"
+    print("without drain: %s" % Counter(answers))
+    assert any(answers[12:]), "else the test above proves nothing"
 
 
 def test_a_run_that_was_killed_leaves_no_service_drained(host: Host) -> None:
@@ -230,11 +206,10 @@ def test_the_agent_runs_without_rights(host: Host) -> None:
 
 
 def test_a_service_that_is_no_longer_declared_ends_its_requests(host: Host) -> None:
-    long = json.dumps({"model": "tiny", "prompt": "hello", "options": {"num_predict": 40}})  # 4 seconds
     alone = {"keep_alive": "12m", "noprune": True}  # what two that share a store have by themselves
     assert not host.bring(**alone)["failed"]
-    with Load(long, clients=4) as load:
+    with Load(lambda number: ask(number, 40)) as answers:  # of 4 seconds each
         assert not host.agent(host.gateway, gone="ollama@b")["failed"]  # as gpu_host does before the role of the engine
         done = host.bring(gone="ollama@b", **alone)
     assert not done["failed"] and "stopped and removed" in done["msg"], done["msg"]
-    assert load.faults == []
+    assert set(answers) == {""}, Counter(answers)
