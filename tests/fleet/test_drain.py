@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator
 
 import pytest
 
@@ -28,6 +28,7 @@ HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
 PORT = 18480
 UNITS = {"ollama@a": 11441, "ollama@b": 11442}
 MARKS = "ls /run/gpufleet-agent 2>/dev/null || :"
+ASK = json.dumps({"model": "tiny", "prompt": "hello", "options": {"num_predict": 10}})
 CONFIG = """
 global
   stats socket %(socket)s level admin
@@ -57,21 +58,18 @@ class Host:
         self.address = hostsetup.sh(name, "hostname -I").split()[0]
         self.gateway = hostsetup.sh(name, "ip route show default").split()[2]
 
-    def bring(self, check: bool = False, gone: str = "", **options: Any) -> Dict[str, Any]:
-        instances: List[Dict[str, Any]] = [
+    def bring(self, check: bool = False, **options: Any) -> Dict[str, Any]:
+        instances = [
             {"name": unit[-1], "host": "%s:%d" % (self.address, port), "visible_devices": [number]}
             for number, (unit, port) in enumerate(UNITS.items())
-            if unit != gone
         ]
-        instances += [{"name": gone[-1], "state": "absent"}] if gone else []
         given = {"instances": instances, "clients": [self.gateway], "num_parallel": 4, "drain_timeout": 60}
         return self.lab.module(self.name, "ollama_service", {**given, **options}, check=check)
 
-    def agent(self, *gateways: str, check: bool = False, gone: str = "") -> Dict[str, Any]:
+    def agent(self, *gateways: str, check: bool = False) -> Dict[str, Any]:
         services = [
             {"unit": unit, "engine": "ollama", "address": self.address, "port": port, "max_concurrent": 4}
             for unit, port in UNITS.items()
-            if unit != gone
         ]
         given = {"gateways": list(gateways), "services": services}
         return self.lab.module(self.name, "gateway_agent", given, check=check)
@@ -111,20 +109,19 @@ def host(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     hostsetup.uninstall(name)
 
 
-def ask(_number: int = 0, tokens: int = 10) -> str:
+def ask(_number: int = 0) -> str:
     """Send one request; if it fails, pause as a person would, and say what went wrong."""
-    fault = fault_of_request(tokens)
+    fault = fault_of_request()
     if fault:
         time.sleep(0.1)
     return fault
 
 
-def fault_of_request(tokens: int) -> str:
+def fault_of_request() -> str:
     """What went wrong with one request, if anything did."""
-    given = json.dumps({"model": "tiny", "prompt": "hello", "options": {"num_predict": tokens}})
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
     try:
-        connection.request("POST", "/api/generate", given, {"Content-Type": "application/json"})
+        connection.request("POST", "/api/generate", ASK, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         if answer.status != 200:
             return "failed: %d" % answer.status
@@ -198,18 +195,8 @@ def test_the_agent_runs_without_rights(host: Host) -> None:
     )
     pid, limit, exposure = hostsetup.sh(host.name, look).splitlines()
     assert limit == "StartLimitIntervalUSec=0", "it comes back however long its port is taken"
-    assert float(exposure.partition(": ")[2].split()[0]) <= 1.4, "as docs/drain.md says"
+    assert " 1.1 " in exposure, "as docs/drain.md says"
     status = hostsetup.sh(host.name, "cat /proc/%s/status" % pid)
     found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert "0" not in found["Uid"].split() and int(found["CapEff"], 16) == 0 and found["NoNewPrivs"] == "1"
     assert int(found["VmRSS"].split()[0]) < 64 << 10
-
-
-def test_a_service_that_is_no_longer_declared_ends_its_requests(host: Host) -> None:
-    alone = {"keep_alive": "12m", "noprune": True}  # what two that share a store have by themselves
-    assert not host.bring(**alone)["failed"]
-    with Load(lambda number: ask(number, 40)) as answers:  # of 4 seconds each
-        assert not host.agent(host.gateway, gone="ollama@b")["failed"]  # as gpu_host does before the role of the engine
-        done = host.bring(gone="ollama@b", **alone)
-    assert not done["failed"] and "stopped and removed" in done["msg"], done["msg"]
-    assert set(answers) == {""}, Counter(answers)
