@@ -178,7 +178,7 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
     if options["tls_certificate"]:
         tls = " ssl crt %s alpn h2,http/1.1" % options["tls_certificate"]
     lines = [
-        "bind %s%s" % (host_port(options["host"], options["port"]), tls),
+        _bind(options, "port") + tls,
         "log-format '%s'" % _log_format(),
         "unique-id-format %[uuid()]",
         *_connections(options),
@@ -206,6 +206,11 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
             *(_section("backend %s" % name, ["stick-table %s" % store]) for name, store in tables),
         ]
     )
+
+
+def _bind(options: Mapping[str, Any], port: str) -> str:
+    both = " v4v6" if options["host"] == "::" else ""  # whatever the kernel's default is
+    return "bind %s%s" % (host_port(options["host"], options[port]), both)
 
 
 def _connections(options: Mapping[str, Any]) -> List[str]:
@@ -364,9 +369,9 @@ def _redirect(options: Mapping[str, Any]) -> str:
     return _section(
         "frontend redirect",
         [
-            "bind %s" % host_port(options["host"], options["redirect_port"]),
+            _bind(options, "redirect_port"),
             *_connections(options),
-            "http-request redirect location https://%%[req.hdr(host),field(1,:)]%s%%[path] code 308" % port,
+            "http-request redirect location https://%%[req.hdr(host),regsub(:[0-9]+$,)]%s%%[path] code 308" % port,
         ],
     )
 
