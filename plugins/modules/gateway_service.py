@@ -177,7 +177,7 @@ options:
     type: int
     default: 1024
   status_port:
-    description: Port on 127.0.0.1 for C(/metrics) (Prometheus) and a status page; V(0) for none.
+    description: Port on 127.0.0.1 for C(/metrics) and C(/keys) (Prometheus) and a status page; V(0) for none.
     type: int
     default: 8404
   # end

@@ -144,7 +144,7 @@ OPTIONS = (
     Option(
         "status_port",
         "int",
-        "Port on 127.0.0.1 for C(/metrics) (Prometheus) and a status page; V(0) for none.",
+        "Port on 127.0.0.1 for C(/metrics) and C(/keys) (Prometheus) and a status page; V(0) for none.",
         default=8404,
     ),
 )

@@ -17,21 +17,13 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 from engines import Agent, Engine
-from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, exchange, row
+from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, asked, exchange, row
 from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime, service
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import gateway_state
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-
-
-def asked(gateway: Gateway, **body: Any) -> http.client.HTTPResponse:
-    """An answer of which only the header was read."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
-    headers = {"Authorization": "Bearer " + ALICE}
-    connection.request("POST", "/v1/chat/completions", json.dumps({"model": "chat", **body}), headers)
-    return connection.getresponse()
 
 
 def one_server(gateway: Gateway, engines: List[Engine], **more: Any) -> Engine:
