@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import
 
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.gpu_facts"
-    FUNCTION = RemoteFunction("gpu.facts", "report", gpu_facts.argument_spec())
+    FUNCTION = RemoteFunction("gpu.facts", "report", gpu_facts.argument_spec(), facts=("gpu",))
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         """The facts; ``-v`` does not print them, 70 lines for each GPU."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, Sequence
 
 from ansible.errors import AnsibleError
+from ansible.module_utils.common.validation import check_type_list
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -22,13 +23,14 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     python_environment,
     vllm_service,
 )
-from ansible_collections.gpufleet.inference.plugins.filter.still_to_do import AS_DECLARED, SHARING
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
+from ansible_collections.gpufleet.inference.plugins.modules import host_check
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, refuse
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role, labels, translated
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role_walk import Asked, Undecided, Walk
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.run_summary import LONGEST
 
 #: Full name of a module to its action plugin.
 QUESTIONS = {
@@ -39,7 +41,7 @@ QUESTIONS = {
     )
 }
 if role_walk.POSSIBLE:
-    for _name in ("gateway", "gpu_host", "llama_server", "ollama", "vllm"):
+    for _name in host_check.ROLES:
         role_walk.load(_name)  # before Ansible forks
 
 display = Display()
@@ -51,25 +53,27 @@ class ActionModule(CheckFirstAction):
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = dict(ActionBase.run(self, tmp, task_vars), changed=False)
         self.variables = task_vars or {}
-        roles = [str(name) for name in self._task.args.get("roles", ())]
+        refuse(list(problems(host_check.argument_spec(), self._task.args)))
+        roles = check_type_list(self._task.args["roles"])
+        refuse([] if roles else ["roles is empty; expected one or more of %s" % ", ".join(host_check.ROLES)])
         try:
             walk = self._walked(roles)
+            shares = any(self._value("%s_seeding" % name) and self._value("%s_models" % name) for name in roles)
         except (AnsibleError, Undecided) as error:
             # also of a host that does not answer: the roles report it, in their words
             why = "the roles are run: " + one_line(str(error))
             display.vvv(why, host=self.variables.get("inventory_hostname"))
             return dict(result, as_declared=False, msg=why)
-        shares = any(self._value("%s_seeding" % name) and self._value("%s_models" % name) for name in roles)
         return dict(
             result,
             as_declared=True,
+            roles=roles,
+            shares=shares,
             msg="as declared",
             lines=lines(walk.registered),
             registered=walk.registered,
             modules=walk.sources,
             ansible_facts=walk.facts,
-            add_group=SHARING if shares else AS_DECLARED,
-            parent_groups=["all"],
             _ansible_verbose_override=True,  # `-v` does not print the facts
         )
 
@@ -95,17 +99,10 @@ class ActionModule(CheckFirstAction):
 
     def _asked(self, asked: Sequence[Asked]) -> List[Dict[str, Any]]:
         questions = []
+        own = (self._task, self._connection, self._play_context, self._loader, self._templar, self._shared_loader_obj)
         for one in asked:
-            plugin = self._shared_loader_obj.action_loader.get(
-                one.module,
-                task=self._task,
-                connection=self._connection,
-                play_context=self._play_context,
-                loader=self._loader,
-                templar=self._templar,
-                shared_loader_obj=self._shared_loader_obj,
-            )
-            arguments = plugin.prepare(one.arguments, self.variables)
+            plugin = QUESTIONS[one.module](*own)
+            arguments = plugin.prepare(one.arguments, one.variables)
             validated = plugin.FUNCTION.validator.validate(arguments)
             wrong = [*problems(plugin.FUNCTION.argument_spec, arguments), *validated.error_messages]
             if wrong or not plugin.checks_first(arguments, self.variables):
@@ -129,8 +126,8 @@ def in_words_of_the_role(asked: Asked, plugin: CheckFirstAction, result: Dict[st
     """A result whose message calls options what the user of the role calls them, as the role's own task has it."""
 
     def label(option: str) -> str:
-        names = Role(asked.role, role_walk.ROLES / asked.role).names(asked.module)
-        return labels(names, asked.arguments)(option)
+        role = Role.of(asked.variables)
+        return labels(role.names(asked.module) if role else {}, asked.arguments)(option)
 
     if isinstance(result.get("msg"), str):
         result["msg"] = translated(result["msg"], plugin.FUNCTION.argument_spec, label)
@@ -142,8 +139,9 @@ def lines(registered: Dict[str, Any]) -> List[str]:
     said: List[str] = []
     for name, result in registered.items():
         if "msg" in result and not result.get("skipped") and not name.startswith("gpu_host_"):
+            line = one_line(result["msg"], LONGEST)
             if name.endswith("_models_result") and said:
-                said[-1] += " · models: " + result["msg"]
+                said[-1] += " · models: " + line
             else:
-                said.append(result["msg"])
+                said.append(line)
     return said

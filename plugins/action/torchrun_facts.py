@@ -17,7 +17,9 @@ class ActionModule(CheckFirstAction):
     """Replaces names in ``peers`` by what the host must know of those hosts."""
 
     MODULE = "gpufleet.inference.torchrun_facts"
-    FUNCTION = RemoteFunction("torchrun.network", "report", torchrun_facts.argument_spec())
+    FUNCTION = RemoteFunction(
+        "torchrun.network", "report", torchrun_facts.argument_spec(), facts=("torchrun", "torchrun_reach")
+    )
 
     def prepare(self, arguments: Dict[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
         peers = arguments.get("peers")

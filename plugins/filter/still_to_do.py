@@ -14,22 +14,27 @@ version_added: 0.1.0
 author:
   - The gpufleet developers (@gpufleet)
 description:
-  - For the playbook C(gpufleet.inference.site), which has run M(gpufleet.inference.host_check) before.
+  - For plays after a task with M(gpufleet.inference.host_check) that registers C(gpufleet_check), as in the playbook
+    C(gpufleet.inference.site). Only its last result counts, and only for the roles that it was asked about.
   - Hosts that share their models are kept if another host of the group may lack one, and left out otherwise.
 options:
   _input:
     description: The variable C(groups).
     type: dict
     required: true
-  group:
-    description: The name of the group. The inventory need not have it.
+  role:
+    description: The name of a role, and of the group it is for. The inventory need not have it.
     type: str
+    required: true
+  hostvars:
+    description: The variable C(hostvars). It is not defined in C(hosts) before the first play with hosts.
+    type: dict
     required: true
 """
 
 EXAMPLES = r"""
 - name: Serve with Ollama
-  hosts: "{{ groups | gpufleet.inference.still_to_do('ollama') }}"
+  hosts: "{{ groups | gpufleet.inference.still_to_do('ollama', hostvars | default({})) }}"
   roles: [gpufleet.inference.ollama]
 """
 
@@ -39,18 +44,16 @@ _value:
   type: str
 """
 
-#: The groups that host_check puts hosts into; the second is for those that may have to share models with others.
-AS_DECLARED = "gpufleet_as_declared"
-SHARING = "gpufleet_as_declared_sharing"
 NONE = "all:!all"
 
 
-def still_to_do(groups: Mapping[str, List[str]], group: str) -> str:
+def still_to_do(groups: Mapping[str, List[str]], role: str, hostvars: Mapping[str, Mapping[str, Any]]) -> str:
     """See DOCUMENTATION."""
-    asked = {host for name in (AS_DECLARED, SHARING) for host in groups.get(name, ())}
-    if set(groups.get(group, ())) <= asked:
+    checked = {host: hostvars.get(host, {}).get("gpufleet_check", {}) for host in groups.get(role, ())}
+    done = {host: one for host, one in checked.items() if one.get("as_declared") and role in one["roles"]}
+    if len(done) == len(checked):
         return NONE
-    return group + (":!" + AS_DECLARED if AS_DECLARED in groups else "")
+    return ",".join([role, *("!" + host for host, one in done.items() if not one["shares"])])
 
 
 class FilterModule:

@@ -2,9 +2,11 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Documentation alone: the action plugin of the same name does the work on the controller."""
+"""Documentation and options: the action plugin of the same name does the work on the controller."""
 
 from __future__ import annotations
+
+from typing import Any, Dict
 
 DOCUMENTATION = r"""
 module: host_check
@@ -13,10 +15,10 @@ version_added: 0.1.0
 description:
   - Walks through the tasks of the roles on the controller and runs all their checks on the host in one exchange,
     including the gate. Nothing is changed on the host, and no module is sent.
-  - A host on which no role has anything to do joins the group C(gpufleet_as_declared), or
-    C(gpufleet_as_declared_sharing) if it may have to share its models with others. For any other host RV(as_declared)
-    is false, RV(msg) says why, and the roles run. The same holds if the answer cannot be known in advance.
-  - The playbook C(gpufleet.inference.site) begins with it.
+  - RV(as_declared) is true for a host on which no role has anything to do. For any other host RV(msg) says why the
+    roles run. The same holds if the answer cannot be known in advance.
+  - The playbook C(gpufleet.inference.site) begins with it. The filter P(gpufleet.inference.still_to_do#filter) selects
+    the hosts that are left for a role.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -25,7 +27,6 @@ extends_documentation_fragment:
 notes:
   - Run it as root (C(become)), as the tasks of the roles run.
   - Before ansible-core 2.19, the roles run for every host.
-  - With C(changed_when=false), joining a group does not count as a change.
   - Variables of the host such as C(ollama_keep_alive) mean the same as for the roles. C(gpufleet_check_first=false)
     skips this check.
 options:
@@ -33,6 +34,7 @@ options:
     description: Names of roles without the name of the collection, in the order in which they would run.
     type: list
     elements: str
+    choices: [gateway, gpu_host, llama_server, ollama, vllm]
     required: true
 """
 
@@ -41,7 +43,6 @@ EXAMPLES = r"""
   gpufleet.inference.host_check:
     roles: [gpu_host, ollama]
   become: true
-  changed_when: false
   register: gpufleet_check
 
 - name: Print the lines of proof
@@ -61,6 +62,17 @@ msg:
   returned: always
   type: str
   sample: as declared
+roles:
+  description: The roles that have nothing to do.
+  returned: if the host is as declared
+  type: list
+  elements: str
+  sample: [gpu_host, ollama]
+shares:
+  description: Whether the host may have to share its models with others.
+  returned: if the host is as declared
+  type: bool
+  sample: false
 lines:
   description: The summary line of each service.
   returned: if the host is as declared
@@ -80,3 +92,9 @@ ansible_facts:
   returned: if the host is as declared
   type: dict
 """
+
+ROLES = ("gateway", "gpu_host", "llama_server", "ollama", "vllm")
+
+
+def argument_spec() -> Dict[str, Any]:
+    return {"roles": {"type": "list", "elements": "str", "choices": list(ROLES), "required": True}}

@@ -17,7 +17,7 @@ import secrets
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
@@ -57,12 +57,16 @@ class RemoteFunction:
     :param module: below ``module_utils``, such as ``ollama.service``.
     :param function: its name there.
     :param argument_spec: the module's; it is applied on the controller.
+    :param facts: the facts that it finds: a host has no other believed, as Ansible makes variables of them.
     """
 
-    def __init__(self, module: str, function: str, argument_spec: Mapping[str, Any]) -> None:
+    def __init__(
+        self, module: str, function: str, argument_spec: Mapping[str, Any], facts: Collection[str] = ()
+    ) -> None:
         self.name = module
         self.function = function
         self.argument_spec = dict(argument_spec)
+        self.facts = facts
         self.validator = ArgumentSpecValidator(self.argument_spec)
         self.sources = sources("%s.%s" % (ROOM, module))
 
@@ -81,6 +85,7 @@ class Question:
         self.name = "+".join(sorted(functions))
         self.calls = [["%s.%s" % (ROOM, function.name), function.function, params] for function, params in calls]
         self.sources = {name: text for one in functions.values() for name, text in one.sources.items()}
+        self.facts = [function.facts for function, _params in calls]
         self.writes = writes
 
     def ask(self, send: Callable[[bytes], Mapping[str, Any]]) -> List[Answer]:
@@ -91,7 +96,7 @@ class Question:
         answers = []
         for script in (self.short_script, self.script):
             mark = MARK % secrets.token_hex(8)
-            answers = _answers(send(script(mark)), mark, len(self.calls))
+            answers = _answers(send(script(mark)), mark, self.facts)
             if answers[-1].state != "lacks":
                 break
         return answers
@@ -159,31 +164,34 @@ class Answer(NamedTuple):
     """The module's result, where the host is converged, and where it is known what would change."""
 
 
-def _answers(said: Mapping[str, Any], mark: str, asked: int) -> List[Answer]:
-    """The host's answers, reduced to what a module's result may contain."""
+def _answers(said: Mapping[str, Any], mark: str, facts: Sequence[Collection[str]]) -> List[Answer]:
+    """The host's answers, reduced to what a module's result may contain.
+
+    :param facts: of each function that was asked, those that it finds.
+    """
     for line in reversed((said.get("stdout") or "").splitlines()):
         if line.startswith(mark):
             if len(line) > LONGEST:
                 return [Answer("silent", "its answer is too long")]
             try:
-                return _believed_all(json.loads(line[len(mark) :]), asked)
+                return _believed_all(json.loads(line[len(mark) :]), facts)
             except (ValueError, RecursionError):
                 return [Answer("silent", "its answer is not JSON")]
     return [Answer("silent", (said.get("stderr") or "").strip()[-REASON:])]
 
 
-def _believed_all(answers: Any, asked: int) -> List[Answer]:
+def _believed_all(answers: Any, facts: Sequence[Collection[str]]) -> List[Answer]:
     """As many answers as were asked for, all converged, or the first that is not."""
-    if not isinstance(answers, list) or not 0 < len(answers) <= asked:
+    if not isinstance(answers, list) or not 0 < len(answers) <= len(facts):
         return [Answer("silent", "its answer has another form")]
-    believed = [_believed(answer) for answer in answers]
+    believed = [_believed(answer, found) for answer, found in zip(answers, facts)]
     for answer in believed:
         if answer.state != "converged":
             return [answer]
-    return believed if len(believed) == asked else [Answer("silent", "its answer is not complete")]
+    return believed if len(believed) == len(facts) else [Answer("silent", "its answer is not complete")]
 
 
-def _believed(answer: Any) -> Answer:
+def _believed(answer: Any, facts: Collection[str]) -> Answer:
     """An answer of the right form, without what only the controller may say."""
     odd = Answer("silent", "its answer has another form")
     if not isinstance(answer, dict) or set(answer) != {"state", "why", "result"}:
@@ -193,22 +201,29 @@ def _believed(answer: Any) -> Answer:
         return odd
     if result is None and state != "converged":
         return Answer(state, why[-REASON:])
-    believed = _believed_result(result)
+    believed = _believed_result(result, facts)
     if believed is None or state != ("differs" if believed["changed"] else "converged"):
         return odd
     return Answer(state, why[-REASON:], believed)
 
 
-def _believed_result(result: Any) -> Optional[Dict[str, Any]]:
+def _believed_result(result: Any, facts: Collection[str]) -> Optional[Dict[str, Any]]:
     """A result without what only the controller may say, as Ansible does it with a module's; None for an odd one."""
     if not isinstance(result, dict) or not isinstance(result.get("changed"), bool):
         return None
-    facts, warnings = result.get("ansible_facts", {}), result.pop("warnings", [])
-    if not isinstance(facts, dict) or not isinstance(warnings, list) or _RESERVED_KEYS & set(result):
+    instances = result.get("instances", {})
+    if not isinstance(result.get("msg", ""), str) or not isinstance(instances, dict):
         return None
-    for keys in (result, facts):
-        for key in [key for key in keys if key.startswith("_ansible_") or "discovered_interpreter_" in key]:
-            del keys[key]
+    if not all(isinstance(one, dict) for one in instances.values()):
+        return None
+    found, warnings = result.pop("ansible_facts", {}), result.pop("warnings", [])
+    if not isinstance(found, dict) or not isinstance(warnings, list) or _RESERVED_KEYS & set(result):
+        return None
+    for key in [key for key in result if key.startswith("_ansible_") or "discovered_interpreter_" in key]:
+        del result[key]
+    known = {name: found[name] for name in facts if name in found}
+    if known:
+        result["ansible_facts"] = known
     if warnings:
         result["warnings"] = [printable(text) for text in warnings[:WARNINGS] if isinstance(text, str)]
     return result

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
+from ansible import constants
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 
@@ -47,7 +48,7 @@ class RoleTasks(NamedTuple):
     def magic(self) -> Dict[str, str]:
         """The variables that Ansible sets in a role."""
         full = "gpufleet.inference." + self.name
-        return {"ansible_role_name": full, "role_name": full, "role_path": str(ROLES / self.name)}
+        return {"ansible_role_name": full, "role_name": self.name, "role_path": str(ROLES / self.name)}
 
 
 @lru_cache(maxsize=None)
@@ -67,7 +68,6 @@ def load(name: str) -> RoleTasks:
 class Asked(NamedTuple):
     """A question to the host: what one task, or one round of its loop, would ask it."""
 
-    role: str
     module: str
     arguments: Dict[str, Any]
     task: str
@@ -75,12 +75,13 @@ class Asked(NamedTuple):
     register: Optional[str]
     item: Tuple[Any, ...]
     """The item of the loop, if there is one."""
+    variables: Mapping[str, Any]
+    """Those of the task, of its role and its loop among them."""
 
 
 class _Scope(NamedTuple):
     """What a role, the blocks around a task, and the task itself say of it."""
 
-    role: str
     variables: Mapping[str, Any]
     when: Tuple[Any, ...] = ()
     module_defaults: Mapping[str, Mapping[str, Any]] = {}
@@ -89,7 +90,6 @@ class _Scope(NamedTuple):
     def within(self, task: Mapping[str, Any]) -> "_Scope":
         when = task.get("when", [])
         return _Scope(
-            self.role,
             {**self.variables, **task.get("vars", {})},
             (*self.when, *(when if isinstance(when, list) else [when])),
             {**self.module_defaults, **task.get("module_defaults", {})},
@@ -133,7 +133,7 @@ class Walk:
         for role in roles:
             self._refuse_overridden(role.variables)
             variables = {**role.defaults, **self.outside, **role.variables, **role.magic}
-            self._tasks(role.tasks, _Scope(role.name, variables))
+            self._tasks(role.tasks, _Scope(variables))
         self._flush()
 
     def _tasks(self, tasks: Sequence[Mapping[str, Any]], around: _Scope) -> None:
@@ -168,7 +168,7 @@ class Walk:
         self._then.append(partial(self._begin, register, bool(rounds), "loop" in task))
         for item, variables in rounds:
             given = self._arguments(arguments, variables)
-            asked = Asked(scope.role, module, given, str(task.get("name")), register, item)
+            asked = Asked(module, given, str(task.get("name")), register, item, variables)
             self._pending.append(asked)
             self._then.append(partial(self._answered, asked))
 
@@ -208,7 +208,10 @@ class Walk:
     def _rounds(self, task: Mapping[str, Any], scope: _Scope) -> Iterator[Tuple[Tuple[Any, ...], Dict[str, Any]]]:
         """The rounds in which the task would run: the item, if it loops, and the variables."""
         variables = {**scope.variables, **self.registered}
-        variables["ansible_facts"] = {**variables.get("ansible_facts", {}), **self.facts}
+        known = variables.get("ansible_facts", {})
+        if constants.config.get_config_value("INJECT_FACTS_AS_VARS"):  # a variable of the play goes before a fact
+            variables.update((name, self.facts[name]) for name in self.facts if variables.get(name) == known.get(name))
+        variables["ansible_facts"] = {**known, **self.facts}
         rounds: List[Tuple[Any, ...]] = [()]
         if "loop" in task:
             items = self._resolved(task["loop"], variables)

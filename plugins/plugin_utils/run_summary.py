@@ -9,12 +9,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
+from ..module_utils.toolbox.text import one_line
+
 OURS = "gpufleet.inference."
 MOST = 10
 """Lines for the hosts of one state that is not a failure."""
 STATES = ("put back", "failed", "unreachable", "not touched", "changed", "would change", "as before")
 """In the order in which they are printed."""
 FAILURES = STATES[:3]
+LONGEST = 1000
+"""Characters of what one task said: a host must not fill the screen."""
 
 _QUANTITY = re.compile(r"\d+(?:\.\d+)?(?= (?:s|ms|[KMGT]i?B|tokens/s)\b)")
 _NUMBERED = re.compile(r"(?P<before>[^.]*?)(?P<number>\d+)(?P<after>[^.\d]*(?:\..*)?)\Z", re.DOTALL)
@@ -57,16 +61,12 @@ class Results:
             for name, module in result.get("modules", {}).items():
                 self.ok(play, module, task, result["registered"][name])
             return
-        if action == OURS + "host_check":
-            for name, one in (result.get("registered") or {}).items():
-                self.ok(play, str(result["modules"].get(name, "")), name, one)
-            return
         if action.startswith(OURS) and action != OURS + "gpu_facts":
             self.plays.add(play)
         for one in result.get("results") or [result]:
             changed, said = bool(one.get("changed")), one.get("msg")
             if action.startswith(OURS) and isinstance(said, str) and (changed or action.endswith("_service")):
-                self.lines.append((action, changed, said))
+                self.lines.append((action, changed, one_line(said, LONGEST)))
             elif changed and task not in self.tasks:
                 self.tasks.append(task)
         if action.endswith("_service"):
@@ -109,7 +109,7 @@ def cause(result: Mapping[str, Any]) -> str:
     """Why a task failed, in one line."""
     items = [one for one in result.get("results") or () if one.get("failed")]
     said = (items[0] if items else result).get("msg")
-    return " ".join((said if isinstance(said, str) and said else "no reason given").split())
+    return one_line(said if isinstance(said, str) and said else "no reason given", LONGEST)
 
 
 def block(hosts: Sequence[HostRun], seconds: float) -> List[Tuple[str, str]]:

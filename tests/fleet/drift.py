@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import random
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 #: What may happen to a service: a shell command, and another one that takes it back. Some change nothing that counts.
 DRIFT = [
@@ -24,28 +25,40 @@ DRIFT = [
 ]
 
 
-def disagreements(
-    lab: Any, host: str, unit: str, rounds: int, settle: Callable[[], Any]
-) -> List[Tuple[str, bool, bool]]:
-    """Where question and roles disagree: the drift, whether the host was said to be as declared, and whether it was.
+def sample(number: int) -> List[Tuple[str, str]]:
+    """Some of DRIFT in a random order. GPUFLEET_DRIFT_SEED repeats the choice that a failed test has printed."""
+    seed = os.environ.get("GPUFLEET_DRIFT_SEED") or str(random.randrange(10**6))
+    print("GPUFLEET_DRIFT_SEED=%s" % seed)
+    return random.Random(seed).sample(DRIFT, number)
 
-    :param rounds: how many of the drifts are tried.
-    :param settle: returns when the service answers again.
+
+def assert_agreement(
+    lab: Any, hosts: Sequence[str], unit: str, rows: Sequence[Tuple[str, str]], settle: Callable[[str], Any]
+) -> None:
+    """The question and the roles agree on each drift; as many are tried at once as there are hosts.
+
+    :param settle: waits until the service on a host answers again.
     """
+    names = {"unit": unit, "folder": "/etc/systemd/system/%s.service.d" % unit}
     found = []
-    for make, unmake in random.sample(DRIFT, rounds):
-        names = {"unit": unit, "folder": "/etc/systemd/system/%s.service.d" % unit}
-        lab.sh(host, make.format(**names) + "; systemctl daemon-reload")
+    for start in range(0, len(rows), len(hosts)):
+        tried = dict(zip(hosts, rows[start:]))
+        for host, (make, _unmake) in tried.items():
+            lab.sh(host, make.format(**names) + "; systemctl daemon-reload")
         try:
-            common = ("site.yml", "--check", "--limit", host)
+            common = ("site.yml", "--check", "--limit", ",".join(tried))
             asked = lab.playbook(*common, ok=False, warnings=True)
             full = lab.playbook(*common, "-e", "gpufleet_check_first=false", ok=False, warnings=True)
         finally:
-            lab.sh(host, unmake.format(**names) + "; systemctl daemon-reload")
-            settle()
-        (said,) = asked.of("host_check", host)
-        row = (make, said["as_declared"], full.rc == 0 and full.changed == 0)
-        print("%s\n    as declared: %s, by the roles: %s; %s" % (*row, said["msg"]))
-        if row[1] != row[2]:
-            found.append(row)
-    return found
+            for host, (_make, unmake) in tried.items():
+                lab.sh(host, unmake.format(**names) + "; systemctl daemon-reload")
+                settle(host)
+        for host, (make, _unmake) in tried.items():
+            (said,) = asked.of("host_check", host)
+            stats = full.stats[host]
+            nothing = not (stats["changed"] or stats["failures"] or stats["unreachable"])
+            line = "%s: %s\n    by the question: %s; by the roles: %s" % (host, make, said["msg"], stats)
+            print(line)
+            if said["as_declared"] != nothing:
+                found.append("%s\n%s" % (line, full.output[-4000:]))
+    assert not found, "\n".join(found)

@@ -105,6 +105,9 @@ def test_an_option_changes_the_file_and_the_process(bring, ready):
     assert "max-num-seqs: 64" in sh(ready, "cat " + CONFIG)
     assert processes(ready) != before
     assert not bring(max_num_seqs=64)["changed"]
+    back = bring(max_num_seqs=64, generation=result["generation"] - 1)
+    assert "generation %d, not as declared: max_num_seqs" % (result["generation"] - 1) in back["msg"]
+    assert "max-num-seqs" not in sh(ready, "cat " + CONFIG) and back["generation"] == result["generation"] + 1
 
 
 @pytest.fixture
@@ -408,8 +411,8 @@ def test_site_and_verify_of_an_inventory_with_vllm_alone(ready, lab, tmp_path, m
     before = processes(ready)
     run = lab.playbook("site.yml", warnings=True)
     assert run.changed == 0 and processes(ready) == before
-    answers = "for i in $(seq 300); do curl -sf http://127.0.0.1:8000/v1/models && break; sleep 0.1; done"
-    assert drift.disagreements(lab, ready, UNIT, 3, lambda: sh(ready, answers)) == []
+    answers = "timeout 30 sh -c 'until curl -sf http://127.0.0.1:8000/v1/models; do sleep 0.1; done'"
+    drift.assert_agreement(lab, [ready], UNIT, drift.sample(3), lambda host: sh(host, answers))
     assert "ok · 4× H200" in lab.playbook("playbooks/verify.yml").output
     before = processes(ready)
     instance["max_num_seqs"] = 64

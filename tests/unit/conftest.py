@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for waiting.py
 @pytest.fixture(autouse=True)
 def no_gpu_facts_of_another_test() -> None:
     """In a process of its own, a module or a check reads them once."""
-    facts._reported.clear()
+    facts._reported = None
 
 
 @pytest.fixture

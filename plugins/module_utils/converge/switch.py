@@ -6,15 +6,45 @@
 from __future__ import annotations
 
 import time
-from typing import List, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 from ..systemd.manager import System, restarting, seconds
+from ..systemd.process import Process
 from .model import Change, Fault, Running, StopHooks, Verdict
 from .observe import DOWN, Observed, ends, noticed, precedes
 
 ENDED = "its main process ended"
 DEATHS = {"1": "exited with status %s", "2": "was killed by signal %s", "3": "dumped core on signal %s"}
 """By systemd's ExecMainCode."""
+
+
+def stop_limit(state: Mapping[str, str], otherwise: float) -> float:
+    """Seconds that a stop may take: systemd itself kills what does not end, so it is given its time and a little more.
+
+    :param otherwise: seconds for a unit without a limit of its own.
+    """
+    return (seconds(state.get("TimeoutStopUSec", "")) or otherwise) + 5
+
+
+def running_of(
+    system: System, unit: str, state: Mapping[str, str], process: Process, environ: Dict[str, str], deadline: float
+) -> Running:
+    """The running invocation of a unit, from its state and its main process; ``deadline``: see Running."""
+    return Running(
+        unit=unit,
+        main_pid=int(state["MainPID"]),
+        invocation_id=state.get("InvocationID", ""),
+        environ=environ,
+        started_monotonic=_started(state),
+        deadline=deadline,
+        control_group=state.get("ControlGroup", ""),
+        process=process,
+        system=system,
+    )
+
+
+def _started(state: Mapping[str, str]) -> float:
+    return int(state.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
 
 
 class Switch:
@@ -101,11 +131,7 @@ class Switch:
 
     def stop(self) -> Optional[str]:
         """What went wrong with the stop, if anything did."""
-        # systemd itself kills what does not stop, so it is given its own time and a little more
-        return self.system.stop(self.unit, self._stop_limit())
-
-    def _stop_limit(self) -> float:
-        return (seconds(self.state.get("TimeoutStopUSec", "")) or self.change.timeout) + 5
+        return self.system.stop(self.unit, stop_limit(self.state, self.change.timeout))
 
     def _call_before_stop(self) -> None:
         """Give the process that is about to be stopped time to end its work, if there is one at all."""
@@ -127,7 +153,8 @@ class Switch:
         if not self.hooks:
             if self.failing:  # else a restart by systemd in just this moment could be taken for ours
                 self.stop()
-            return self.system.restart(self.unit, self._stop_limit(), self.change.timeout), Verdict("ok")
+            limit = stop_limit(self.state, self.change.timeout)
+            return self.system.restart(self.unit, limit, self.change.timeout), Verdict("ok")
         failure = self.stop()
         released = self.hooks.after_stop()
         if failure or not released.ok:
@@ -151,8 +178,7 @@ class Switch:
     def _running(self, pid: int) -> Running:
         """The invocation once ``pid`` is no longer systemd's own child, but the unit's program."""
         invocation, process = self.invocation, self.system.process(pid)
-        started = int(self.state.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
-        deadline = (max(started, self.since) if self.acted else time.monotonic()) + self.change.timeout
+        deadline = (max(_started(self.state), self.since) if self.acted else time.monotonic()) + self.change.timeout
         environ = self.system.environ(pid)
         while environ is None or environ.get("INVOCATION_ID", invocation) != invocation:
             if process.ended_within(0.005):
@@ -160,17 +186,7 @@ class Switch:
             if time.monotonic() > deadline:
                 raise self.fault("its main process was not executed within %d s" % self.change.timeout)
             environ = self.system.environ(pid)
-        return Running(
-            unit=self.unit,
-            main_pid=pid,
-            invocation_id=invocation,
-            environ=environ,
-            started_monotonic=started,
-            deadline=deadline,
-            control_group=self.state.get("ControlGroup", ""),
-            process=process,
-            system=self.system,
-        )
+        return running_of(self.system, self.unit, self.state, process, environ, deadline)
 
     def fault(self, what: str, previous: Optional[str] = None, invocation: str = "") -> Fault:
         """What systemd says of a unit that did not come up; ``previous`` is the invocation before it."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from ..toolbox.errors import Refused
 from ..toolbox.http_stream import HttpError, Stream, decode
@@ -174,18 +174,37 @@ class Endpoint:
         return load_of(parse_metrics(answer.text)) if answer.status == 200 else None
 
     def generate(self, model: str, timeout: float, tokens: int = 1) -> Token:
-        """Have ``tokens`` tokens generated, as a chat, or where the model has no chat template as a completion.
+        """Have ``tokens`` tokens generated.
 
+        :raises EndpointError: as of :meth:`complete`; ``not_generated`` also for an answer without a token.
+        """
+        asked = time.monotonic()
+        path, body = self.complete(model, "Say hello.", timeout, tokens)
+        usage = body.get("usage")
+        made = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if not body.get("choices") or not made or not isinstance(made, int):
+            raise EndpointError(
+                "not_generated",
+                "%s%s answered 200 for %s, but generated nothing (usage: %s); expected %d token%s"
+                % (self.url, path, model, one_line(str(usage)), tokens, "s"[: tokens != 1]),
+            )
+        return Token(model, path, made, time.monotonic() - asked)
+
+    def complete(self, model: str, prompt: str, timeout: float, tokens: int, **more: Any) -> Tuple[str, Dict[str, Any]]:
+        """The greedy answer to a prompt, as a chat, or where the model has no chat template as a completion.
+
+        :param timeout: seconds for both together.
+        :param more: further keys of the request.
+        :returns: the path that answered, and the body of the answer.
         :raises EndpointError: ``stalled``, ``model_missing``, ``unauthorized``, ``not_generated``; ``not_offered``: the
             server generates no text with this model.
         """
-        started = time.monotonic()
-        chat = {"messages": [{"role": "user", "content": "Say hello."}]}  # type: Dict[str, Any]
-        for path, request in (("/v1/chat/completions", chat), ("/v1/completions", {"prompt": "Say hello."})):
-            asked = time.monotonic()
-            body = dict(request, model=model, max_tokens=tokens, temperature=0, stream=False)
+        until = time.monotonic() + timeout
+        chat = {"messages": [{"role": "user", "content": prompt}]}  # type: Dict[str, Any]
+        for path, request in (("/v1/chat/completions", chat), ("/v1/completions", {"prompt": prompt})):
+            body = dict(request, model=model, max_tokens=tokens, temperature=0, stream=False, **more)
             try:
-                answer = self.ask("POST", path, max(0.1, started + timeout - asked), body)
+                answer = self.ask("POST", path, max(0.1, until - time.monotonic()), body)
             except HttpError as error:
                 if error.timed_out:
                     raise EndpointError(
@@ -199,15 +218,7 @@ class Endpoint:
         if not_offered(answer):
             raise EndpointError("not_offered", "%s generates no text with %s: %s" % (self.url, model, answer.error))
         self.refuse_failure(answer, path, model, "a token")
-        usage = answer.body.get("usage")
-        made = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if not answer.body.get("choices") or not made or not isinstance(made, int):
-            raise EndpointError(
-                "not_generated",
-                "%s%s answered 200 for %s, but generated nothing (usage: %s); expected %d token%s"
-                % (self.url, path, model, one_line(str(usage)), tokens, "s"[: tokens != 1]),
-            )
-        return Token(model, path, made, time.monotonic() - asked)
+        return path, answer.body
 
     def refuse_failure(self, answer: Answer, path: str, model: str, what: str) -> None:
         """Raise EndpointError unless the answer to a request for ``what`` is a success."""

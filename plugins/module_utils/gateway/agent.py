@@ -80,8 +80,9 @@ def converge(
     )
     for warning in outcome.warnings:
         warn(warning)
-    said = "%d services, %d gateways, port %d" % (len(config["services"]), len(config["gateways"]), config["port"])
-    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, said))
+    services, gateways = len(config["services"]), len(config["gateways"])
+    said = "%d service%s, %d gateway%s" % (services, "s"[: services != 1], gateways, "s"[: gateways != 1])
+    return dict(outcome.as_result(), msg="%s: %s, port %d" % (UNIT, said, config["port"]))
 
 
 def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:

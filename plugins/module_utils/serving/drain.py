@@ -12,12 +12,14 @@ one, and a boot leaves none.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ..converge.model import Fault, Outcome, Running, Verdict
 from ..endpoint.client import Endpoint, Load
 from ..toolbox import files, record, trusted
+from ..toolbox.command import status_of
 from ..toolbox.errors import Failed
 from ..toolbox.http_stream import HttpError
 from ..toolbox.text import one_line
@@ -163,9 +165,11 @@ def _load(endpoint: Optional[Endpoint], timeout: float) -> Optional[Load]:
 def _still(load: Optional[Load], peers: Sequence[str]) -> str:
     said = []
     if load and not load.idle:
-        said.append("it still has %d requests running and %d waiting" % (load.running, load.waiting))
+        more = "s"[: load.running != 1]
+        said.append("it still has %d request%s running and %d waiting" % (load.running, more, load.waiting))
     if peers:
-        said.append("%d connections from %s are open" % (len(peers), ", ".join(sorted(set(peers)))))
+        form = "connection from %s is" if len(peers) == 1 else "connections from %s are"
+        said.append("%d %s open" % (len(peers), form % ", ".join(sorted(set(peers)))))
     return " and ".join(said)
 
 
@@ -183,10 +187,11 @@ def _mark(unit: str, **said: Any) -> None:
     record.write(path, dict(kept, **{key: value for key, value in said.items() if value}))
 
 
-def put_back(unit: str, command: Sequence[str]) -> None:
+def put_back(unit: str, command: Sequence[str], warn: Callable[[str], None]) -> None:
     """Put a service that is proven back into its load balancers.
 
     :param command: argv that does so for one that ``drain_command`` took it out of; empty for none.
+    :param warn: called with the names of gateways that did not hear of it in time.
     :raises Failed: it failed; the mark stays, so that the next run tries again.
     """
     path = os.path.join(agent.MARKS, unit)
@@ -198,28 +203,46 @@ def put_back(unit: str, command: Sequence[str]) -> None:
                 % (unit, failure)
             )
     drained = record.read(path).get("state") == "drain"
-    files.remove(path)
+    forget(unit)
     if drained:
-        _await_return(unit)
+        _await_return(unit, warn)
 
 
-def _await_return(unit: str) -> None:
+def forget(unit: str) -> None:
+    """Remove the mark of a service that no load balancer is to get back."""
+    files.remove(os.path.join(agent.MARKS, unit))
+
+
+def _await_return(unit: str, warn: Callable[[str], None]) -> None:
     """Wait until the gateways send requests again, or the service that is changed next could be the last one left."""
     config = record.read(agent.CONFIG)
     if unit not in (config.get("services") or {}):
         return
     until = time.monotonic() + HEAR
-    while time.monotonic() < until:
+    while True:
         service = agent.ask(int(config["port"])).get("services", {}).get(unit)
         told = service.get("ready") if isinstance(service, dict) else None
-        if not isinstance(told, dict) or all(isinstance(count, int) and count >= READY for count in told.values()):
+        counts = {name: told.get(name, READY) for name in config["gateways"]} if isinstance(told, dict) else {}
+        late = sorted(name for name, count in counts.items() if not (isinstance(count, int) and count >= READY))
+        if not late:
+            return
+        if time.monotonic() >= until:
+            warn(
+                "%s is proven, but %s did not ask the agent of this host for %.0f s, and may not send requests here "
+                "before the next service is changed" % (unit, ", ".join(late), HEAR)
+            )
             return
         # the agent sends no word of its own
         time.sleep(0.1)
 
 
 def after_failure(
-    unit: str, outcome: Outcome, asked: Optional[Verdict], drained: bool, command: Sequence[str]
+    unit: str,
+    outcome: Outcome,
+    asked: Optional[Verdict],
+    drained: bool,
+    command: Sequence[str],
+    warn: Callable[[str], None],
 ) -> Optional[str]:
     """Update the mark after a failed run; return a sentence if that fails.
 
@@ -237,7 +260,7 @@ def after_failure(
                 name = asked.name if unfit and asked else former["verdict"]
                 _mark(unit, state="down", verdict=name)
         elif drained:
-            put_back(unit, command)
+            put_back(unit, command, warn)
     except (OSError, Failed) as error:
         return str(error)
     return None
@@ -271,36 +294,17 @@ class MarkStep:
 
 def run_command(argv: Sequence[str], unit: str) -> str:
     """Run a command without a shell, with the unit's name in ``GPUFLEET_UNIT``: why it failed, or nothing."""
-    import signal
-    import subprocess
-    import tempfile
-
-    who = trusted.intruder(argv[0])
+    who = trusted.intruder_of(argv)
     if who:
         return "%s is not run as root: %s" % (argv[0], who)
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "GPUFLEET_UNIT": unit}
     with tempfile.TemporaryFile() as said:
         try:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                env=environment,
-                start_new_session=True,
-            )
+            status = status_of(argv, COMMAND, environment=environment, errors=said)
         except OSError as error:
             return "%s cannot be run: %s" % (argv[0], error.strerror)
-        try:
-            status = process.wait(COMMAND)
-        except subprocess.TimeoutExpired:
+        if status is None:
             return "%s did not end within %.0f s" % (argv[0], COMMAND)
-        finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)  # with what it has started and left behind
-            except ProcessLookupError:
-                pass
-            process.wait()
         if not status:
             return ""
         said.seek(0)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Any, Dict, Optional, Sequence, Tuple
 
-from ..converge.model import Outcome, Running, ServiceError, StopHooks, Verdict
+from ..converge import switch
+from ..converge.model import Fault, Outcome, ServiceError, StopHooks, Verdict
 from ..gpu.processes import held_by_unit
-from ..systemd.manager import ManagerError, seconds
-from ..toolbox.errors import Failed
+from ..systemd.manager import ManagerError
 from . import agent, drain
 from .model import Host, Plan
 
@@ -58,8 +58,10 @@ class Vacated:
         """
         try:
             return self._stop(unit, hooks, timeout, undrain)
-        except ManagerError as error:
-            raise ServiceError("%s: %s" % (unit, error)) from None
+        except (ManagerError, OSError) as error:
+            raise ServiceError("%s: %s" % (unit, error), Outcome(verdict=Verdict("not_stopped", str(error)))) from None
+        except Fault as fault:
+            raise ServiceError("%s: %s" % (unit, fault), Outcome(verdict=fault.verdict)) from None
 
     def _stop(self, unit: str, hooks: Optional[StopHooks], timeout: float, undrain: Sequence[str]) -> bool:
         system = self.host.system
@@ -67,10 +69,12 @@ class Vacated:
             state = system.show(unit)
             if state.get("ActiveState") in _DOWN:
                 return False
-            if hooks and int(state.get("MainPID") or 0):
-                hooks.before_stop(_running(unit, state, system))
-            self.units[unit] = (timeout, undrain)
-            failure = system.stop(unit, (seconds(state.get("TimeoutStopUSec", "")) or timeout) + 5)
+            self.units[unit] = (timeout, undrain)  # a drain that fails has to be taken back, too
+            pid = int(state.get("MainPID") or 0)
+            if hooks and pid:
+                process, environ = system.process(pid), system.environ(pid) or {}
+                hooks.before_stop(switch.running_of(system, unit, state, process, environ, 0.0))
+            failure = system.stop(unit, switch.stop_limit(state, timeout))
             released = hooks.after_stop() if hooks else Verdict("ok")
         if failure:
             released = Verdict("not_stopped", failure)
@@ -78,32 +82,22 @@ class Vacated:
             raise ServiceError("%s: %s: %s" % (unit, released.name, released.message), Outcome(verdict=released))
         return True
 
+    def keep(self, unit: str) -> None:
+        """Leave a service as it is from now on: others have taken its place."""
+        self.units.pop(unit, None)
+
     def start_again(self) -> str:
-        """Start those that are down still, as they were; a sentence that says which, or nothing."""
+        """Start those that are down still, as they were, and end all drains; sentences that say so, or nothing."""
         said = []
         for unit, (timeout, undrain) in self.units.items():
             try:
-                if self.host.system.show(unit).get("ActiveState") not in _DOWN:
-                    continue
-                failure = self.host.system.start(unit, timeout)
-                if not failure and agent.marked(unit):
-                    drain.put_back(unit, undrain)
-            except (ManagerError, Failed, OSError) as error:
-                failure = str(error)
-            said.append(" %s %s." % (unit, "DOES NOT START AGAIN: %s" % failure if failure else "runs again"))
+                down = self.host.system.show(unit).get("ActiveState") in _DOWN
+                failure = self.host.system.start(unit, timeout) if down else None
+            except ManagerError as error:
+                down, failure = True, str(error)
+            if down:
+                said.append(" %s %s." % (unit, "DOES NOT START AGAIN: %s" % failure if failure else "runs again"))
+            if not failure and agent.marked(unit):
+                problem = drain.after_failure(unit, Outcome(), None, True, undrain, self.host.warn)
+                said += [" %s." % problem] if problem else []
         return "".join(said)
-
-
-def _running(unit: str, state: Any, system: Any) -> Running:
-    pid = int(state["MainPID"])
-    return Running(
-        unit=unit,
-        main_pid=pid,
-        invocation_id=state.get("InvocationID", ""),
-        environ=system.environ(pid) or {},
-        started_monotonic=int(state.get("ExecMainStartTimestampMonotonic") or 0) / 1e6,
-        deadline=0.0,
-        control_group=state.get("ControlGroup", ""),
-        process=system.process(pid),
-        system=system,
-    )

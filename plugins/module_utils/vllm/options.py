@@ -74,8 +74,16 @@ OPTIONS = table(
         "environment",
         "dict",
         """Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes
-        a warning.""",
+        a warning. A name that ends as those of secrets do, such as E(WANDB_API_KEY), is rejected; see
+        O(secret_environment).""",
         default={},
+    ),
+    Option(
+        "secret_environment",
+        "dict",
+        """Further variables of the process that hold secrets, such as E(MODELSCOPE_API_TOKEN) or
+        E(AWS_SECRET_ACCESS_KEY). They are passed from a file that only root can read.""",
+        no_log=True,
     ),
     Option(
         "venv",
@@ -104,6 +112,13 @@ OPTIONS = table(
     ),
     Option("revision", "str", "Branch, tag or commit of a model from the hub."),
     Option("download_dir", "path", "Where models from the hub are stored. Left out, in the home of O(user)."),
+    Option(
+        "lora_adapters",
+        "dict",
+        """LoRA adapters by the names under which clients request them: directories on the host, or names of downloaded
+        models. Before a change each must have a configuration and weights that O(user) can read; after it, each must
+        answer a request under its name. C(max-lora-rank) follows from them unless O(extra_args) has it.""",
+    ),
     Option("load_format", "str", "How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy)."),
     Option("trust_remote_code", "bool", "Whether code that comes with the model may run."),
     Option("chat_template", "path", "File on the host with a chat template that replaces the model's own."),
@@ -173,7 +188,8 @@ OPTIONS = table(
     Option(
         "port",
         "int",
-        """Port of the API, 1024 or higher. Two instances on a host cannot have the same port.""",
+        """Port of the API. It can be below 1024 only with O(user=root). Two instances on a host cannot have the same
+        port.""",
         default=8000,
     ),
     Option(
@@ -189,7 +205,8 @@ OPTIONS = table(
         """Key that clients must send. It is passed to vLLM as E(VLLM_API_KEY) from a file that only root can read, and
         appears in no command line, unit, log or result.
 
-        vLLM asks for it only under the paths C(/v1), C(/v2), C(/inference) and C(/cohere); see O(guard_all_paths).""",
+        vLLM asks for it only under the path C(/v1); since 0.22 also under C(/v2) and C(/inference), since 0.27 under
+        C(/cohere). See O(guard_all_paths).""",
         no_log=True,
     ),
     Option(
@@ -198,6 +215,13 @@ OPTIONS = table(
         """Whether the key is required on every path except O(open_paths). A small middleware, which vLLM loads, checks
         it. Without it, C(/invocations), which generates, C(/tokenize), C(/metrics) and others answer anyone.""",
         default=False,
+    ),
+    Option(
+        "client_keys",
+        "dict",
+        """Further keys, by the names of clients. Requires O(guard_all_paths), as vLLM itself knows one
+        key. A change restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without one.""",
+        no_log=True,
     ),
     Option(
         "open_paths",

@@ -38,6 +38,19 @@ def lists_are_read(release: Release) -> bool:
     return since(release, 0, 10, 2)
 
 
+def loads_gguf(release: Release) -> bool:
+    """Whether it loads GGUF files without a plugin."""
+    return bool(release) and release < (0, 24)
+
+
+def paths_with_key(release: Release) -> Tuple[str, ...]:
+    """With what the paths begin on which it asks for the API key."""
+    if not since(release, 0, 22):
+        return ("/v1",)
+    both = ("/v1", "/v2", "/inference")
+    return (*both, "/cohere") if since(release, 0, 27) else both
+
+
 def memory_share(release: Release) -> float:
     """The default of ``gpu_memory_utilization``."""
     return 0.92 if since(release, 0, 20) else 0.9

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Host
 from ansible_collections.gpufleet.inference.plugins.modules import gpu_facts
 
 FAULT = {"code": "driver_mismatch", "text": "module 1, library 2", "remedy": "reboot"}
@@ -48,10 +49,11 @@ def test_facts(run_module, gathered, check):
 
 def test_a_check_of_several_functions_reads_the_gpus_once(gathered):
     calls = gathered()
-    found = facts.gather_for(3.0)
-    assert found is not facts.gather_for(3.0), "nobody has reported them"
+    assert facts.first_look(3.0) is not facts.first_look(3.0), "nobody has reported them"
     reported = facts.report({"timeout": 10.0, "venv": None, "required": False}, True, print)["ansible_facts"]["gpu"]
-    assert facts.gather_for(3.0) is reported and len(calls) == 3
+    host = Host(None, True, print, 3.0)
+    assert host.facts is reported and len(calls) == 3
+    assert host.gather() is not reported and len(calls) == 4, "as they are now"
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def act(monkeypatch, tmp_path):
 
     class Action(check_first.CheckFirstAction):
         MODULE = "gpufleet.inference.example"
-        FUNCTION = question.RemoteFunction("room.main", "bring", SPEC)
+        FUNCTION = question.RemoteFunction("room.main", "bring", SPEC, facts=("gpu",))
 
     def template(value):
         return (
@@ -193,25 +193,42 @@ def test_an_odd_answer_is_none(act, text):
 def test_the_right_form_is_an_answer():
     """By which each of the odd ones is odd for its own reason."""
     one = converged('{"changed": false, "msg": "x"}')
-    answers = question._answers({"stdout": "mark [%s, %s]" % (one, one)}, "mark ", 2)
+    answers = question._answers({"stdout": "mark [%s, %s]" % (one, one)}, "mark ", [(), ()])
     assert answers == 2 * [("converged", "", {"changed": False, "msg": "x"})]
 
 
 def test_every_call_is_answered_unless_an_earlier_one_is_not_converged():
     one, other = converged('{"changed": false}'), '{"state": "refused", "why": "no", "result": null}'
-    assert question._answers({"stdout": "mark [%s]" % one}, "mark ", 2)[0].state == "silent"
-    assert question._answers({"stdout": "mark [%s, %s]" % (one, other)}, "mark ", 3) == [("refused", "no", None)]
+    assert question._answers({"stdout": "mark [%s]" % one}, "mark ", [(), ()])[0].state == "silent"
+    assert question._answers({"stdout": "mark [%s, %s]" % (one, other)}, "mark ", [(), (), ()]) == [
+        ("refused", "no", None)
+    ]
 
 
 def test_a_host_says_nothing_that_is_the_controllers(act):
     said = (
         '{"changed": false, "invocation": "x", "_ansible_no_log": false, "warnings": ["\\u001b[2Jlook\\u009b2J", 1, {}],'
-        ' "discovered_interpreter_python": "/evil", "ansible_facts": {"gpu": 1, "_ansible_x": 1,'
+        ' "discovered_interpreter_python": "/evil", "ansible_facts": {"gpu": 1, "gateway_address": "/evil",'
         ' "discovered_interpreter_python": "/evil", "ansible_discovered_interpreter_python": "/evil"}}'
     )
     result = act({}, change=answering(converged(said)))
     assert result.pop("invocation")["module_args"]["word"] == "hello"
     assert result == {"changed": False, "warnings": ["look"], "ansible_facts": {"gpu": 1}}
+
+
+def test_a_function_that_finds_no_facts_has_none_believed():
+    said = converged('{"changed": false, "ansible_facts": {"gpu": 1, "gateway_address": "192.0.2.1"}}')
+    assert question._answers({"stdout": "mark [%s]" % said}, "mark ", [()]) == [("converged", "", {"changed": False})]
+
+
+@pytest.mark.parametrize(
+    "odd", ['"msg": 1', '"msg": null', '"instances": []', '"instances": {"a": "ok"}', '"instances": {"a": [1]}']
+)
+def test_an_answer_of_another_form_counts_as_none(odd):
+    said = converged('{"changed": false, %s}' % odd)
+    assert question._answers({"stdout": "mark [%s]" % said}, "mark ", [()]) == [
+        ("silent", "its answer has another form", None)
+    ]
 
 
 def test_no_start_file_can_answer(act):

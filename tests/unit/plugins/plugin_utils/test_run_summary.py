@@ -126,9 +126,12 @@ def test_a_service_as_before_and_changed() -> None:
 
 def test_a_host_of_which_all_was_asked_at_once() -> None:
     said = {"msg": "ok · 4× H200 · not proven (nothing changed)", "changed": False, "unproven": "nothing changed"}
-    asked = {"registered": {"ollama_result": said}, "modules": {"ollama_result": SERVICE}, "changed": False}
+    models = {"changed": False, "results": [{"changed": False, "msg": "there"}]}
+    registered = {"ollama_result": said, "models_result": models, "later_result": {"changed": False, "skipped": True}}
+    modules = {"ollama_result": SERVICE, "models_result": "gpufleet.inference.model_source"}
+    asked = {"changed": False, "as_declared": True, "registered": registered, "modules": modules}
     results = Results()
-    results.ok("Check", "gpufleet.inference.host_check", "Ask", {"msg": "the roles are run: it differs"})
+    results.ok("Check", "gpufleet.inference.host_check", "Ask", {"as_declared": False, "msg": "the roles are run"})
     assert run(results, OK, missed=["Serve"]).state == "not touched"
     results.ok("Check", "gpufleet.inference.host_check", "Ask", asked)
     assert run(results, OK) == HostRun("gpu1", "as before", "4× H200 · not proven (nothing changed)", True)
@@ -176,6 +179,20 @@ def test_a_failure(failure: Dict[str, Any], state: str, line: str) -> None:
     assert run(results, OK).state == "as before", "it was rescued"
 
 
+ODD = "ok\n  failed  gpu9  load_failed\x1b[2J\r\x9b1A" + 2000 * "x"
+CLEAN = "ok failed gpu9 load_failed "
+
+
+def test_a_host_neither_draws_on_the_terminal_nor_speaks_for_another() -> None:
+    failed, changed = Results(failure={"msg": ODD}), serves(ODD, True)
+    for host in (
+        run(failed, FAILED),
+        run(changed, CHANGED),
+        run(Results(unreachable={"msg": ODD}), {"unreachable": 1}),
+    ):
+        assert host.line.startswith(CLEAN) and len(host.line) == run_summary.LONGEST
+
+
 @pytest.mark.parametrize(
     "said, line",
     [
@@ -203,24 +220,3 @@ def test_a_host_that_the_run_did_not_get_to() -> None:
     facts.ok("Serve", "gpufleet.inference.gpu_facts", "Gather the GPU facts", {"changed": False})
     assert run(facts, OK, missed=["Serve"]) == untouched, "it was only looked at"
     assert run(serves("ok · 4× H200"), OK, missed=["Serve with vLLM"]).line == "4× H200 | not reached: Serve with vLLM"
-
-
-def test_a_host_that_is_as_declared_has_the_lines_of_its_services() -> None:
-    results = Results()
-    service = {"changed": False, "msg": "ok · 4× H200", "unproven": "nothing changed"}
-    models = {"changed": False, "results": [{"changed": False, "msg": "there"}]}
-    registered = {
-        "ollama_result": service,
-        "models_result": models,
-        "skipped_result": {"changed": False, "skipped": True},
-    }
-    modules = {"ollama_result": SERVICE, "models_result": "gpufleet.inference.model_source"}
-    told = {"changed": False, "as_declared": True, "msg": "as declared", "registered": registered, "modules": modules}
-    results.ok("Check", "gpufleet.inference.host_check", "Ask", told)
-    assert results.run("a", OK, False, []) == HostRun("a", "as before", "4× H200", True)
-
-
-def test_a_host_that_was_only_asked_is_not_touched() -> None:
-    results = Results()
-    results.ok("Check", "gpufleet.inference.host_check", "Ask", {"changed": False, "as_declared": False, "msg": "x"})
-    assert results.run("a", OK, False, ["Serve"]).state == "not touched"

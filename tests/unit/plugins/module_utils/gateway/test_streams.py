@@ -402,19 +402,6 @@ def answers(gateway: Gateway) -> bool:
 # --- TLS and HTTP/2
 
 
-@pytest.fixture
-def tls(gateway: Gateway, tmp_path: Path, free_port: Any) -> Iterator[Gateway]:
-    """The gateway with a certificate of its own, and a port that redirects to it."""
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=gateway", "-days", "2"]
-    key, certificate = tmp_path / "key", tmp_path / "certificate"
-    subprocess.run([*words, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
-    both = tmp_path / "gateway.pem"
-    both.write_text(certificate.read_text() + key.read_text())
-    gateway.options.update(tls_certificate=str(both), redirect_port=free_port())
-    gateway.reload()
-    yield gateway
-
-
 def curl(gateway: Gateway, path: str, *words: str, port: int = 0) -> str:
     """``STATUS VERSION LOCATION``."""
     command = ["curl", "-sk", "-o", "/dev/null", "--path-as-is", "-w", "%{http_code} %{http_version} %{redirect_url}"]

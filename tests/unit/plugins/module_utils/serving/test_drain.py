@@ -160,7 +160,7 @@ def test_connections_are_counted_where_the_process_listens_not_where_the_next_on
     host.configure("10.0.0.5")
     host.agent.drained = {"gw1": 1.0}
     host.running.system.peers = lambda pid, port: ["10.0.0.5"] if port == counted else []
-    assert host.run(port=given)["cut"] == "1 connections from 10.0.0.5 are open"
+    assert host.run(port=given)["cut"] == "1 connection from 10.0.0.5 is open"
 
 
 def test_requests_of_a_service_that_is_no_longer_declared_are_waited_for(host, monkeypatch):
@@ -169,7 +169,7 @@ def test_requests_of_a_service_that_is_no_longer_declared_are_waited_for(host, m
     host.agent.started = began = time.monotonic()
     host.running.system.peers = lambda pid, port: ["10.0.0.5"] if port == 11434 else []
     result = host.run(port=11434)
-    assert (result["gateways"], result["cut"]) == ([], "1 connections from 10.0.0.5 are open")
+    assert (result["gateways"], result["cut"]) == ([], "1 connection from 10.0.0.5 is open")
     assert time.monotonic() - began >= drain.REFUSED, "its agent had just been started: not all gateways had asked it"
     assert host.said() is None and len(host.warnings) == 1
 
@@ -185,7 +185,7 @@ def test_a_request_that_came_past_the_gateways_is_waited_for_too(host, web):
     web.answers["/metrics"] = 200, "vllm:num_requests_running 1\nvllm:num_requests_waiting 0\n"
     host.configure("10.0.0.5")
     host.agent.drained = {"gw1": 1.0}
-    assert host.run(Endpoint(web.url))["cut"] == "it still has 1 requests running and 0 waiting"
+    assert host.run(Endpoint(web.url))["cut"] == "it still has 1 request running and 0 waiting"
 
 
 def test_a_host_without_gateways_has_no_mark(host):
@@ -200,16 +200,18 @@ def test_the_next_service_is_not_drained_before_the_gateways_send_requests_again
     host.configure("10.0.0.5", "10.0.0.6")
     host.leave(state="drain")
     host.agent.ready = [{"gw1": 0, "gw2": 2}, {"gw1": 1, "gw2": 2}, {"gw1": 2, "gw2": 2}]
-    drain.put_back(UNIT, [])
+    drain.put_back(UNIT, [], host.warnings.append)
     assert host.agent.reports == 3 and not host.mark.exists()
 
 
-def test_a_gateway_that_hears_nothing_holds_nobody_up_for_long(host):
-    host.configure("10.0.0.5")
+def test_a_gateway_that_hears_nothing_is_named_and_holds_nobody_up_for_long(host):
+    host.configure("10.0.0.5", "10.0.0.6", "10.0.0.7")
     host.leave(state="drain")
-    host.agent.ready = [{"gw1": 0}]
-    drain.put_back(UNIT, [])
+    host.agent.ready = [{"gw1": 0, "gw2": 2}]
+    drain.put_back(UNIT, [], host.warnings.append)
     assert host.agent.reports > 1 and not host.mark.exists()
+    (warning,) = host.warnings
+    assert "is proven, but gw1 did not ask the agent of this host for 0 s" in warning
 
 
 def test_what_a_former_run_has_found_is_kept_until_the_proof(host):
@@ -286,12 +288,12 @@ def test_a_mark_after_a_run_that_failed(host, before, outcome, asked, drained, a
     host.configure("10.0.0.5")
     if before:
         host.leave(**before)
-    assert drain.after_failure(UNIT, Outcome(**outcome), asked, drained, []) is None
+    assert drain.after_failure(UNIT, Outcome(**outcome), asked, drained, [], host.warnings.append) is None
     assert host.said() == after
 
 
 def test_a_host_without_an_agent_gets_no_mark_when_it_is_unfit(host):
-    assert drain.after_failure(UNIT, Outcome(), BAD, False, []) is None
+    assert drain.after_failure(UNIT, Outcome(), BAD, False, [], host.warnings.append) is None
     assert host.said() is None
 
 
@@ -304,7 +306,7 @@ def test_a_mark_is_something_to_do_until_it_is_gone(host):
     step.apply()
     step.undo()
     assert host.said(), "only the proof puts it back"
-    drain.put_back(UNIT, [])
+    drain.put_back(UNIT, [], host.warnings.append)
     assert not agent.marked(UNIT)
 
 
@@ -333,7 +335,7 @@ def test_a_drain_killed_anywhere_leaves_a_mark_or_none(host, monkeypatch):
                 patch.setattr(os, name, dying(getattr(os, name)))
             try:
                 host.run()
-                drain.put_back(UNIT, [])
+                drain.put_back(UNIT, [], host.warnings.append)
             except Killed:
                 return True
         return False
@@ -344,7 +346,7 @@ def test_a_drain_killed_anywhere_leaves_a_mark_or_none(host, monkeypatch):
         assert host.said() in (None, {"state": "drain"}), "it is whole, or not there"
         if agent.marked(UNIT):
             assert drain.MarkStep(UNIT).needed()
-        drain.put_back(UNIT, [])
+        drain.put_back(UNIT, [], host.warnings.append)
         assert not agent.marked(UNIT)
     assert points > 5
 
@@ -369,9 +371,9 @@ def test_a_command_takes_it_out_and_another_puts_it_back(host, script, tmp_path)
     command = script('echo "$1 $GPUFLEET_UNIT" >> %s\n' % log)
     host.run(command=[command, "out; rm -rf /"])
     assert host.said() == {"state": "drain", "command": True}
-    drain.put_back(UNIT, [command, "in"])
+    drain.put_back(UNIT, [command, "in"], host.warnings.append)
     assert log.read_text().splitlines() == ["out; rm -rf / " + UNIT, "in " + UNIT] and host.said() is None
-    drain.put_back(UNIT, [command, "in"])
+    drain.put_back(UNIT, [command, "in"], host.warnings.append)
     assert len(log.read_text().splitlines()) == 2, "nothing was taken out"
 
 
@@ -385,7 +387,7 @@ def test_a_service_that_cannot_be_put_back_is_told_and_tried_again(host, script)
     with pytest.raises(
         Failed, match="is proven, but takes no requests yet: undrain_command: .* status 1. The next run"
     ):
-        drain.put_back(UNIT, [script("exit 1")])
+        drain.put_back(UNIT, [script("exit 1")], host.warnings.append)
     assert agent.marked(UNIT)
 
 
@@ -413,6 +415,12 @@ def test_a_command_that_is_not_there_or_not_roots(host, tmp_path):
     (shared / "command").write_text("#!/bin/sh\n")
     assert "is not run as root" in drain.run_command([str(shared / "command")], UNIT)
     assert "is not an absolute path" in drain.run_command(["haproxy-drain"], UNIT)
+    said = drain.run_command(["/bin/sh", str(shared / "command"), "out"], UNIT)
+    assert said.startswith("/bin/sh is not run as root: %s may be written by" % shared)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(shared / "admin.sock"))
+    words = ["/bin/sh", "-c", "test -S $0", str(shared / "admin.sock")]
+    assert drain.run_command(words, UNIT) == "", "a socket is no code"
 
 
 # --- connections

@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError, Verdict
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import (
+    Change,
+    Fault,
+    ServiceError,
+    Verdict,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import agent
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.vacate import Vacated, in_the_way
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import ManagerError
 
@@ -67,7 +74,7 @@ def host(fakes):
     facts = fakes.facts((GIB, GIB, GIB, GIB), unit=A)
     for device in facts["devices"][2:]:
         device["processes"][0]["unit"] = B
-    return SimpleNamespace(system=FakeSystem(), facts=facts)
+    return SimpleNamespace(system=FakeSystem(), facts=facts, warn=print)
 
 
 @pytest.fixture
@@ -135,6 +142,44 @@ def test_one_that_does_not_start_again_is_reported(host, plan):
     assert vacated.start_again() == " vllm@b.service DOES NOT START AGAIN: it timed out."
     host.system.broken = True
     assert vacated.start_again() == " vllm@b.service DOES NOT START AGAIN: no answer."
+
+
+@pytest.fixture
+def marks(tmp_path, monkeypatch):
+    monkeypatch.setattr(agent, "MARKS", str(tmp_path))
+    monkeypatch.setattr(agent, "CONFIG", str(tmp_path / "agent.json"))
+    (tmp_path / "agent.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "error, verdict",
+    [(Fault("not_drained", "no such pool"), "not_drained"), (OSError(28, "no space", "/run/x"), "not_stopped")],
+)
+@pytest.mark.parametrize("former, after", [({}, None), ({"verdict": "wrong_gpu"}, "down")])
+def test_a_drain_that_fails_ends_the_run_and_is_taken_back(host, plan, marks, error, verdict, former, after):
+    other, vacated = plan(B, 0, 1), Vacated(host)
+
+    def fails(running):
+        (marks / B).write_text(json.dumps(dict(former, state="drain")))
+        raise error
+
+    other.declared.hooks.before_stop = fails
+    with pytest.raises(ServiceError, match="vllm@b.service: .*no s") as failed:
+        vacated.make_room(plan(A, 2, 3), [other])
+    assert failed.value.outcome.verdict.name == verdict
+    assert vacated.start_again() == "" and host.system.does == [], "it has never been stopped"
+    assert (json.loads((marks / B).read_text())["state"] if (marks / B).exists() else None) == after
+
+
+def test_one_that_runs_again_and_cannot_be_put_back_is_reported(host, plan, marks):
+    other, vacated = plan(B, 0, 1), Vacated(host)
+    other.service.options["undrain_command"] = ["/bin/false"]
+    other.declared.hooks.before_stop = lambda running: (marks / B).write_text('{"state": "drain", "command": true}')
+    vacated.make_room(plan(A, 2, 3), [other])
+    said = vacated.start_again()
+    assert said.startswith(" vllm@b.service runs again. vllm@b.service is proven, but takes no requests yet: undrain")
+    assert agent.marked(B)
 
 
 def test_memory_that_is_not_released_ends_the_run(host, plan):

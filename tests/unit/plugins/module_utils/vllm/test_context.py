@@ -72,3 +72,10 @@ def test_versions(version, numbers):
 )
 def test_what_differs_by_release(release, share, part):
     assert (releases.memory_share(release), releases.expert_part(release, 128)) == (share, part)
+
+
+@pytest.mark.parametrize(
+    "release, paths", [((0, 20, 0), 1), ((0, 22, 1), 3), ((0, 25, 1), 3), ((0, 27, 1), 4), ((0, 33, 0), 4), ((), 4)]
+)
+def test_on_which_paths_the_key_is_asked_for(release, paths):
+    assert releases.paths_with_key(release) == ("/v1", "/v2", "/inference", "/cohere")[:paths]

@@ -152,10 +152,44 @@ def test_the_guard():
     assert found.environment["GPUFLEET_OPEN_PATHS"] == "/health,/metrics"
 
 
+def test_the_keys_of_clients():
+    keys = {"web": "web-sesame", "batch": "batch-sesame"}
+    found = made(api_key="open-sesame", guard_all_paths=True, client_keys=keys)
+    assert found.secret_environment == {
+        "VLLM_API_KEY": "open-sesame",
+        "GPUFLEET_CLIENT_KEYS": "batch-sesame web-sesame",
+    }
+    assert "web-sesame" not in settings.render(found.config) + str(found.environment)
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        ({"a": "short"}, "client_keys.a: expected 8"),
+        ({"a": "with a blank"}, "client_keys.a: expected 8"),
+        ({"a": 12345678}, "client_keys.a: expected 8"),
+        ({"a": "open-sesame"}, "client_keys.a: is the key of api_key"),
+        ({"a": "same-sesame", "b": "same-sesame"}, "client_keys.b: is the key of a"),
+    ],
+)
+def test_keys_of_clients_that_are_refused(keys, words):
+    said = problems(api_key="open-sesame", guard_all_paths=True, client_keys=keys)
+    assert words in said and "sesame" not in said
+    assert "vLLM itself knows one key" in problems(api_key="open-sesame", client_keys=keys)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"port": 80}, "port: 80; vLLM takes a port from 1024"),
+        ({"port": 80}, "port: 80; only root may listen below 1024"),
+        ({"port": 65536, "user": "root"}, "port: 65536; expected 1 to 65535"),
+        ({"environment": {"WANDB_API_KEY": "hush"}}, "WANDB_API_KEY: may be a secret and would stand in the unit"),
+        ({"secret_environment": {"HF_TOKEN": "x"}}, "secret_environment.HF_TOKEN: use hf_token"),
+        ({"secret_environment": {"A": "1"}, "environment": {"A": "1"}}, "secret_environment.A: is set elsewhere"),
+        (
+            {"guard_all_paths": True, "api_key": "sesame-sesame", "environment": {"VLLM_USE_RUST_FRONTEND": 1}},
+            "guard_all_paths: it cannot run in the front end",
+        ),
         ({"gpu_memory_utilization": 92.0}, "gpu_memory_utilization: 92 is not a share"),
         ({"gpu_memory_utilization": 0.0}, "is not a share"),
         ({"max_num_seqs": 0}, "max_num_seqs: 0; expected 1"),
@@ -192,7 +226,24 @@ def test_all_problems_are_told_at_once():
     assert problems(port=80, max_num_seqs=0).count(";") >= 2
 
 
+def test_ports_of_root():
+    assert made(port=443, user="root").port == 443
+
+
+@pytest.mark.parametrize("name", ["MODELSCOPE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "PASSWORD"])
+def test_variables_that_hold_secrets(name):
+    found = made(secret_environment={name: "hush-hush"})
+    assert found.secret_environment == {name: "hush-hush"} and name not in found.environment
+    assert "use secret_environment" in problems(environment={name: "hush-hush"})
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "VLLM_MAX_TOKENS_PER_EXPERT", "KEYS", "HF_HUB_OFFLINE"])
+def test_variables_that_hold_no_secrets(name):
+    assert made(environment={name: "1"}).environment[name] == "1"
+
+
 def test_no_secret_is_in_a_message():
+    assert "hush" not in problems(secret_environment={"A": ["hush-hush"], "HF_TOKEN": "hush"})
     assert "hush" not in problems(environment={"VLLM_API_KEY": "hush-hush"}, api_key="hush hush")
 
 
