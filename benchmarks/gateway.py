@@ -76,6 +76,7 @@ def connections(gateway: Gateway, number: int) -> None:
     print("a chat meanwhile: %.0f ms" % (1000 * (time.monotonic() - started)))
     for connection in idle:
         connection.close()
+    until(lambda: gateway.worker)  # it is busy with what it has of the bodies
 
 
 def share(gateway: Gateway) -> float:

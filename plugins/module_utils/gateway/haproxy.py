@@ -181,7 +181,6 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
         _bind(options, "port") + tls,
         "log-format '%s'" % _log_format(),
         "unique-id-format %[uuid()]",
-        "filter lua.gpufleet_tokens",
         *_connections(options),
         "http-after-response set-header x-request-id %[unique-id]",
         "http-request set-var(txn.path) path",
@@ -325,7 +324,7 @@ def _return(text: str, condition: str) -> str:
 def _pool(model: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
     chat = model in options["affinity"] or keys.ALL in options["affinity"]
     engines = {row["engine"] for row in rows}
-    lines = []
+    lines = ["filter lua.gpufleet_tokens"]
     if chat:
         lines += [
             _set("prefix", "req.body,json_query('$.messages[0].content'),bytes(0,2048)"),
