@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS / "lab/ollama"))
+sys.path[:0] = [str(TESTS / "lab"), str(TESTS / "lab/ollama")]
 
+import clients  # noqa: E402
 import hostsetup  # noqa: E402
 from load import Load  # noqa: E402
 
@@ -70,6 +71,11 @@ class Gateways:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
+
+    def users(self, again: int = 0) -> clients.Load:
+        """Users with PyPI's clients, streaming and plain, half of them at each gateway."""
+        urls = ["http://%s:%d" % (self.address(gateway), PORT) for gateway in GATEWAYS]
+        return clients.Load(urls, ALICE, ["m8b"], ["m8b"], again)
 
     def generate(self, gateway: str, model: str = "m8b", key: str = ALICE) -> int:
         body = {"model": model, "prompt": "hello", "stream": False, "options": {"num_predict": 2, "num_ctx": 4096}}
@@ -190,6 +196,7 @@ def test_a_drain_survives_reload_restart_and_kill(running: Gateways, lab: Any) -
         assert running.generate("gpu1") == 200
     for model in ("m8b", "m32b"):
         runtime("set server %s/gpu2:ollama:11434 state ready" % model)
+    lab.sh("gpu1", "systemctl reload gpufleet-gateway; " + ANSWERS)  # which saves it, too
 
 
 def test_a_host_leaves_all_pools_and_comes_back(running: Gateways, lab: Any) -> None:
@@ -199,13 +206,22 @@ def test_a_host_leaves_all_pools_and_comes_back(running: Gateways, lab: Any) -> 
         assert not any(one["failed"] for one in done), done
         return [one["changed"] for one in done]
 
-    with Load(lambda number: running.generate(GATEWAYS[number % 2])) as statuses:
+    with running.users() as users:
         assert declare("drained", check=True) == declare("drained") == [True, True]
         lab.sh("gpu2", "systemctl restart ollama")
         assert declare("drained") == [False, False]
         hostsetup.wait_for_api("gpu2")
         assert declare("ready") == [True, True]
-    assert set(statuses) == {200}
+    assert users.faults == [] and len(users.whole) == 4, users.whole
+
+
+def test_a_gateway_is_killed_and_its_users_go_on_at_the_other(running: Gateways, lab: Any) -> None:
+    states = "curl -s 127.0.0.1:8404/metrics | grep '^haproxy_server_status.* 1$'"
+    before = lab.sh("gpu1", states)
+    with running.users(again=2) as users:
+        lab.sh("gpu1", "systemctl kill --signal=KILL gpufleet-gateway; " + ANSWERS)
+        assert lab.sh("gpu1", states) == before
+    assert users.lost == 0 and users.faults, "else nobody was at the gateway that was killed"
 
 
 def test_the_roles_change_all_hosts_and_no_request_fails(running: Gateways, lab: Any, tmp_path: Path) -> None:

@@ -217,6 +217,13 @@ OPTIONS = table(
         default=False,
     ),
     Option(
+        "client_keys",
+        "dict",
+        """Further keys, by the names of clients. Requires O(guard_all_paths), as vLLM itself knows one
+        key. A change restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without one.""",
+        no_log=True,
+    ),
+    Option(
         "open_paths",
         "list",
         "Paths that need no key with O(guard_all_paths), such as V(/metrics).",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..converge.model import Outcome
@@ -104,13 +105,24 @@ class Vllm:
         )
 
     def preflight(self, plan: Plan, host: Host) -> None:
-        """Room on the GPUs, and vLLM's own word on the configuration."""
+        """Room on the GPUs, certificate and key, and vLLM's own word on the configuration."""
         own, configuration = plan.declared.own, plan.declared.own.configuration
         memory.await_room(
             plan.placed.devices, plan.unit, own.utilization, "gpu_memory_utilization", host.gather, plan.vacated
         )
+        config, options = dict(configuration.config), plan.service.options
+        for name in ("chat_template", "ssl_certfile", "ssl_keyfile"):
+            if host.check_mode and options[name] and not os.path.lexists(options[name]):
+                host.warn("%s: there is no %s on this host yet" % (name, options[name]))
+                config.pop(name.replace("_", "-"))
+        if "ssl-certfile" in config and "ssl-keyfile" in config:
+            # a converged host does not need it
+            from ..serving import tls
+
+            certificate, key = ((name, options[name]) for name in ("ssl_certfile", "ssl_keyfile"))
+            tls.check(certificate, key, plan.declared.user)
         if own.program.exists():
-            own.program.parse(configuration.config, configuration.environment)
+            own.program.parse(config, configuration.environment)
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """Its files go; the environment, the user and the model stay."""

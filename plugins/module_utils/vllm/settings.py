@@ -55,6 +55,7 @@ _OURS = {
 _NOT_HERE = {name: "is a secret and would stand in the unit; use %s" % option for name, option in _SECRETS.items()}
 _NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items()})
 """By the name of a variable, what to do instead of setting it in ``environment``."""
+_KEY = re.compile(r"[\x21-\x7e]{8,}\Z")
 _SECRET_NAME = re.compile(r"(?:\A|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY)\Z")
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -128,13 +129,14 @@ def declare(
     declared.environment.setdefault("VLLM_NO_USAGE_STATS", "1")
     key, token = options.get("api_key"), options.get("hf_token")
     if key is not None:
-        if not re.match(r"[\x21-\x7e]{8,}\Z", key):
+        if not _KEY.match(key):
             problems.append("api_key: expected 8 or more characters without blanks, all of ASCII")
         declared.secret_environment["VLLM_API_KEY"] = key
     if token is not None:
         declared.credentials["hf_token"] = token
     if options.get("asleep") == "accept" and not declared.config.get("enable-sleep-mode"):
         problems.append("asleep: it cannot sleep without extra_args: {enable-sleep-mode: true}")
+    problems += _take_client_keys(declared, options)
     if options.get("guard_all_paths"):
         if key is None:
             problems.append("guard_all_paths: there is no api_key that it could ask for")
@@ -365,6 +367,26 @@ def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> Lis
         declared.warnings.append(
             "environment.VLLM_SERVER_DEV_MODE: opens paths that change the server and ask for no key"
         )
+    return problems
+
+
+def _take_client_keys(declared: Declared, options: Mapping[str, Any]) -> List[str]:
+    """Keys besides the API key, which only our own guard asks for."""
+    keys = options.get("client_keys") or {}
+    if not keys:
+        return []
+    if not options.get("guard_all_paths"):
+        return ["client_keys: vLLM itself knows one key; set guard_all_paths: true"]
+    problems, seen = [], {options.get("api_key"): "api_key"}
+    for name, key in sorted(keys.items()):
+        if not isinstance(key, str) or not _KEY.match(key):
+            problems.append("client_keys.%s: expected 8 or more characters without blanks, all of ASCII" % name)
+        elif key in seen:
+            problems.append("client_keys.%s: is the key of %s; give each its own" % (name, seen[key]))
+        else:
+            seen[key] = str(name)
+    if not problems:
+        declared.secret_environment["GPUFLEET_CLIENT_KEYS"] = " ".join(keys[name] for name in sorted(keys))
     return problems
 
 

@@ -54,7 +54,8 @@ def test_recorded_host(host, recording, gather):
     host.h200s(4)
     gpu = gather(recording("h200x4"))
     assert list(gpu) == [
-        "source", "count", "fault", "driver", "devices", "topology", "peer_to_peer", "rdma", "mig_devices"
+        "source", "count", "fault", "driver", "devices", "findings", "topology", "peer_to_peer", "rdma",
+        "mig_devices",
     ]  # fmt: skip
     assert (gpu["source"], gpu["count"], gpu["fault"]) == ("nvml", 4, None)
     assert gpu["driver"] == {
@@ -69,7 +70,7 @@ def test_recorded_host(host, recording, gather):
     }
     assert gpu["topology"] == [["X" if one == other else "NV18" for other in range(4)] for one in range(4)]
     assert gpu["peer_to_peer"] == [["X" if one == other else "OK" for other in range(4)] for one in range(4)]
-    assert gpu["rdma"] == [] and gpu["mig_devices"] == []
+    assert gpu["rdma"] == [] and gpu["mig_devices"] == [] and gpu["findings"] == []
     for index, device in enumerate(gpu["devices"]):
         assert device["index"] == index and device["device_node"] == "/dev/nvidia%d" % index
         assert device["health"] == {"ok": True, "fit": True, "lost": False, "reasons": []}
@@ -508,7 +509,7 @@ def test_reads_nvidia_smi_in_this_process(host, nvidia_smi):
 def test_nothing_is_read_where_nothing_is(host, no_tools):
     told = []
     facts.read(lambda name, data: told.append(name), [], str(host.root))
-    assert told == ["step", "pci", "rdma", "library", "step", "kernel", "kernel_gpus"]
+    assert told == ["step", "pci", "rdma", "library", "step", "kernel", "xids", "kernel_gpus"]
     host.pci("pci0000:00/0000:00:06.0")
     facts.read(lambda name, data: told.append(name), [], str(host.root))
     assert "source" not in told

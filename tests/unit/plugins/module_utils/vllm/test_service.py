@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.overri
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims, memory, sandbox
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest, tls
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving_run
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
@@ -527,7 +527,20 @@ def test_who_is_asked_to_end_its_requests(bring):
     assert bring.asked["hooks"].gpus is True
 
 
-def test_a_certificate_of_ones_own_is_as_good(bring):
+def test_files_are_looked_at_before_a_restart(bring, tmp_path):
+    pair = {"ssl_certfile": "/nosuch.pem", "ssl_keyfile": "/nosuch.key"}
+    with pytest.raises(Refused, match="ssl_certfile: user vllm cannot read /nosuch.pem"):
+        bring(**pair)
+    bring(check_mode=True, chat_template="/nosuch.jinja", **pair)
+    assert [said.partition(":")[0] for said in bring.warnings] == ["chat_template", "ssl_certfile", "ssl_keyfile"]
+    assert not {"chat-template", "ssl-certfile", "ssl-keyfile"} & set(bring.parsed[0])
+    assert "chat-template" in bring.asked["change"].files[CONFIG]
+    bring(chat_template="/nosuch.jinja")
+    assert bring.parsed[0]["chat-template"] == "/nosuch.jinja", "vLLM itself says whether it can read it"
+
+
+def test_a_certificate_of_ones_own_is_as_good(bring, monkeypatch):
+    monkeypatch.setattr(tls, "check", lambda *words: None)
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
     converged(bring)
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
