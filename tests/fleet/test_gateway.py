@@ -196,6 +196,7 @@ def test_a_drain_survives_reload_restart_and_kill(running: Gateways, lab: Any) -
         assert running.generate("gpu1") == 200
     for model in ("m8b", "m32b"):
         runtime("set server %s/gpu2:ollama:11434 state ready" % model)
+    lab.sh("gpu1", "systemctl reload gpufleet-gateway; " + ANSWERS)  # which saves it, too
 
 
 def test_a_host_leaves_all_pools_and_comes_back(running: Gateways, lab: Any) -> None:
