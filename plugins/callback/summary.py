@@ -24,7 +24,7 @@ requirements:
 
 import time
 from itertools import chain
-from typing import Any, Dict, Set
+from typing import Any, Dict, Iterator, Set
 
 from ansible import constants as C
 from ansible.plugins.callback import CallbackBase
@@ -54,7 +54,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         self.play = play.get_name()
         self.check = self.check or bool(play.check_mode)
-        if any(role.get_name().startswith(run_summary.OURS) for role in play.roles):
+        if any(name.startswith(run_summary.OURS) for name in _roles(play)):
             inventory = play.get_variable_manager()._inventory
             # for each batch, but with the hosts of all
             self.plays[self.play] = {host.name for host in inventory.get_hosts(play.hosts, ignore_restrictions=True)}
@@ -92,3 +92,9 @@ class CallbackModule(CallbackBase):
 
     def _of(self, result: Any) -> run_summary.Results:
         return self.results.setdefault(result._host.get_name(), run_summary.Results())
+
+
+def _roles(play: Any) -> Iterator[str]:
+    """The names of the roles that a play lists, and of those that its tasks include."""
+    yield from (role.get_name() for role in play.roles)
+    yield from (str(getattr(task, "args", {}).get("name")) for block in play.tasks for task in block.block)

@@ -128,6 +128,9 @@ options:
         description: Overrides O(undrain_command) for this instance.
         type: list
         elements: str
+      generation:
+        description: Overrides O(generation) for this instance.
+        type: str
       fingerprints:
         description: Overrides O(fingerprints) for this instance.
         type: list
@@ -323,6 +326,14 @@ options:
         does not know but that resembles a known one causes a warning.
     type: dict
     default: {}
+  generation:
+    description:
+      - Take the service back to an earlier accepted configuration. Its number, or a time in UTC such as
+        V(2026-11-30T08:00Z) for the one that was in force then. M(gpufleet.inference.generations_info) lists them.
+      - The options of that time take the place of those declared here, except secrets, the drain, and with O(instances)
+        the release. The change is verified, and rolled back if it fails, like any other.
+      - The service stays there while this is set. Without it, the declared options are in force again.
+    type: str
   fingerprints:
     description:
       - Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16
@@ -742,6 +753,12 @@ version:
   returned: success
   type: str
   sample: 0.32.15
+generation:
+  description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null
+    where it recorded none.
+  returned: success, with O(state=present)
+  type: int
+  sample: 3
 fingerprint:
   description: What came of O(fingerprints); empty where nothing was compared or recorded in this run.
   returned: success, with O(state=present)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from ..toolbox.errors import Refused
 from ..toolbox.http_stream import HttpError, Stream, decode
@@ -139,13 +139,34 @@ class Endpoint:
         with Stream(
             self.address, self.port, method, path, timeout, payload=payload, headers=self._headers, tls=self._tls
         ) as stream:
-            content, status = stream.rest(deadline), stream.status
-        text = content.decode("utf-8", "replace")
-        try:
-            document = decode(content) if content else {}
-        except ValueError:
-            document = {}
-        return Answer(status, document if isinstance(document, dict) else {}, text)
+            return _answer(stream.status, stream.rest(deadline))
+
+    def events(self, path: str, body: Dict[str, Any], timeout: float, model: str) -> Iterator[Dict[str, Any]]:
+        """The events of a streamed answer as they come, up to its end.
+
+        :param timeout: seconds for the whole answer.
+        :param model: for messages.
+        :raises HttpError: no usable answer, or it broke off.
+        :raises EndpointError: as ``refuse_failure`` does.
+        """
+        deadline, payload = time.monotonic() + timeout, json.dumps(body).encode("utf-8")
+        where = (self.address, self.port, "POST", self.prefix + path)
+        with Stream(*where, timeout, payload=payload, headers=self._headers, tls=self._tls) as stream:
+            if stream.status != 200:
+                answer = _answer(stream.status, stream.rest(deadline))
+                self.refuse_failure(answer, path, model, "a stream")
+            while True:
+                line = stream.line(deadline)
+                if line is None:
+                    raise HttpError("%s%s: the stream broke off" % (self.url, path))
+                text = line[5:].strip() if line.startswith(b"data:") else b""
+                if text == b"[DONE]":
+                    return
+                event = _document(text)
+                if event.get("error"):
+                    raise HttpError("%s%s: %s" % (self.url, path, Answer(200, event, "").error))
+                if event:
+                    yield event
 
     def models(self, timeout: float = 5.0) -> List[Dict[str, Any]]:
         """Models that it serves, with ``id``.
@@ -298,6 +319,19 @@ class Endpoint:
                 )
             # a server sends no word when it is ready or idle
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
+
+
+def _answer(status: int, content: bytes) -> Answer:
+    return Answer(status, _document(content), content.decode("utf-8", "replace"))
+
+
+def _document(content: bytes) -> Dict[str, Any]:
+    """The object in a JSON text; empty where there is none."""
+    try:
+        document = decode(content) if content else {}
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _served(model: str, names: List[str]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ..converge import run as convergence
 from ..converge.model import Change, Running, Verdict
+from ..placement import sandbox
 from ..serving import agent, template
 from ..systemd.manager import System
 from ..systemd.render import argument
@@ -29,33 +30,15 @@ _TEXT = (
     "[Install]\nWantedBy=multi-user.target\n"
 )
 _SANDBOX = {
-    "DynamicUser": "yes",
-    "CapabilityBoundingSet": "",
-    "LimitNOFILE": "4096",
-    "LockPersonality": "yes",
-    "MemoryDenyWriteExecute": "yes",
-    "MemoryMax": "256M",
-    "NoNewPrivileges": "yes",
-    "PrivateDevices": "yes",
-    "PrivateTmp": "yes",
-    "ProcSubset": "pid",
-    "ProtectClock": "yes",
-    "ProtectControlGroups": "yes",
-    "ProtectHome": "yes",
-    "ProtectHostname": "yes",
-    "ProtectKernelLogs": "yes",
-    "ProtectKernelModules": "yes",
-    "ProtectKernelTunables": "yes",
-    "ProtectProc": "invisible",
-    "ProtectSystem": "strict",
-    "RestrictAddressFamilies": "AF_INET AF_INET6",
-    "RestrictNamespaces": "yes",
-    "RestrictRealtime": "yes",
-    "RestrictSUIDSGID": "yes",
-    "SystemCallArchitectures": "native",
-    "SystemCallFilter": "@system-service",
-    "TasksMax": "16",
-    "UMask": "0077",
+    **sandbox.PROFILE,
+    "DynamicUser": ["yes"],
+    "LimitNOFILE": ["4096"],
+    "MemoryDenyWriteExecute": ["yes"],
+    "MemoryMax": ["256M"],
+    "PrivateDevices": ["yes"],
+    "ProcSubset": ["pid"],
+    "RestrictAddressFamilies": ["AF_INET AF_INET6"],
+    "TasksMax": ["16"],
 }
 _PATIENT = {"StartLimitIntervalSec": ["0"]}
 """systemd would give up after five starts at a port that somebody else uses for a while."""
@@ -153,7 +136,7 @@ def _settings(config: Mapping[str, Any]) -> Dict[str, List[str]]:
     own = {service["address"] for service in config["services"].values()}
     python = os.path.realpath(sys.executable)  # a check and a module may have it by different names
     return dict(
-        {key: [value] for key, value in _SANDBOX.items()},
+        _SANDBOX,
         ExecStart=["", " ".join(map(argument, [python, "-I", PROGRAM, agent.CONFIG]))],
         IPAddressDeny=["any"],
         IPAddressAllow=["localhost " + " ".join(sorted(peers | own))],

@@ -53,13 +53,18 @@ def cache_of(options: Mapping[str, Any], environment: Mapping[str, str], home: s
 
 def config(path: str, user: str) -> Dict[str, Any]:
     """What config.json says; empty when there is none that can be read."""
-    return _document(os.path.join(path, "config.json"), user)
+    return document(path, "config.json", user)
+
+
+def document(path: str, name: str, user: str) -> Dict[str, Any]:
+    """What a file of JSON in a model's directory says; empty when there is no object in it that can be read."""
+    return _document(os.path.join(path, name), user)
 
 
 def weight_bytes(path: str, user: str) -> int:
     """Bytes of the weights: what an index of safetensors says, else the sizes of the files; 0 when there are none.
 
-    Mistral's repositories have the same weights a second time, as ``consolidated*``, which are not loaded then.
+    Mistral's repositories have the same weights a second time, as ``consolidated*``; one of the two is loaded.
     """
     for index in sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors.index.json")), key=_is_second):
         metadata = _document(index, user).get("metadata")

@@ -54,6 +54,8 @@ class Service(NamedTuple):
     """The other services of the run that stay."""
     replaced: bool = False
     """Whether instances take the place of this service."""
+    held: str = ""
+    """Which generation its options come from, in words; empty where they are as declared."""
 
 
 class Listen(NamedTuple):

@@ -187,6 +187,17 @@ COMMON = (
     ),
     Option("environment", "dict", "Further variables of the process.", default={}),
     Option(
+        "generation",
+        "str",
+        """Take the service back to an earlier accepted configuration. Its number, or a time in UTC such as
+        V(2026-11-30T08:00Z) for the one that was in force then. M(gpufleet.inference.generations_info) lists them.
+
+        The options of that time take the place of those declared here, except secrets, the drain, and with
+        O(instances) the release. The change is verified, and rolled back if it fails, like any other.
+
+        The service stays there while this is set. Without it, the declared options are in force again.""",
+    ),
+    Option(
         "fingerprints",
         "list",
         """Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16

@@ -55,6 +55,10 @@ def converge(
     """
     host = Host(system or System(), check_mode, warn, params["facts_timeout"], thorough)
     services = instances.services(params, base)
+    if any(service.options["generation"] is not None for service in services):
+        from . import generations  # only for those that go back
+
+        services = generations.back(services, engine.title)
     leaving = [service for service in services if service.options["state"] == "absent"]
     replaced = [service for service in leaving if service.replaced]  # goes for good once the instances are proven
     staying = [service for service in services if service.options["state"] == "present"]
@@ -213,6 +217,8 @@ def _starts(engine: Engine, plan: Plan, host: Host) -> bool:
 
 def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     """Have the convergence change what differs, and prove it."""
+    recorded: List[int] = []
+    plan.change.accepted = partial(_accept, engine, plan, recorded)
     try:
         outcome = convergence.converge(
             plan.change,
@@ -237,18 +243,28 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     parts = [*_sick(plan.service.options["visible_devices"], plan.placed, plan.gate.proof.facts), *parts]
     program = summary.Program(engine.title, more.get("version"), plan.declared.installs)
     parts += ["not proven (%s)" % unproven] if unproven else []
+    parts += [plan.service.held] if plan.service.held else []
     answers = plan.gate.proof.figures.get("fingerprint", {})
     parts += {"same": ["answers as recorded"], "recorded": ["answers recorded"]}.get(answers.get("state"), [])
     message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
-    return dict(
-        outcome.as_result(),
-        msg=message,
-        gpus=gpus,
-        unproven=unproven,
-        drain=_drained(plan),
-        fingerprint=answers,
-        **more,
-    )
+    more.update(drain=_drained(plan), fingerprint=answers, generation=recorded[0] if recorded else None)
+    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, **more)
+
+
+def _accept(engine: Engine, plan: Plan, recorded: List[int], outcome: Outcome) -> None:
+    """Record the generation that was just proven; ``recorded`` gets its number."""
+    from . import generations
+
+    figures, version = plan.gate.proof.figures, engine.describe(plan, plan.gate.proof, outcome)[1].get("version")
+    installed = plan.declared.installs is not None
+    found = generations.accept(plan.service, engine.title, figures, version, installed, outcome)
+    recorded += [one["number"] for one in found]
+
+
+def _forget(unit: str, outcome: Outcome) -> None:
+    from . import generations
+
+    generations.forget(unit, outcome)
 
 
 def _drained(plan: Plan) -> Dict[str, Any]:
@@ -308,6 +324,7 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
     if stops and host.system.show(service.unit).get("LoadState") == "loaded":
         # without its override it would be one more server at the default port: it is stopped, too
         change = Change(unit=service.unit, files=leaving.files, enabled=False, started=False)
+    change.accepted = partial(_forget, service.unit)
     outcome = convergence.converge(
         change, steps=leaving.steps, hooks=leaving.hooks, check_mode=host.check_mode, system=host.system
     )

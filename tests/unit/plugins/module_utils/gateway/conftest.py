@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from threading import Semaphore
@@ -57,3 +58,16 @@ def gateway(shared: Gateway, engines: List[Engine]) -> Iterator[Gateway]:
     if (shared.options, shared.pools) != (options, pools):
         shared.options, shared.pools = options, pools
         shared.reload()
+
+
+@pytest.fixture
+def tls(gateway: Gateway, tmp_path: Path, free_port: Any) -> Iterator[Gateway]:
+    """The gateway with a certificate of its own, and a port that redirects to it."""
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=gateway", "-days", "2"]
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    subprocess.run([*words, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    both = tmp_path / "gateway.pem"
+    both.write_text(certificate.read_text() + key.read_text())
+    gateway.options.update(tls_certificate=str(both), redirect_port=free_port())
+    gateway.reload()
+    yield gateway

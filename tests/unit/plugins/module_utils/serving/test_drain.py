@@ -415,6 +415,12 @@ def test_a_command_that_is_not_there_or_not_roots(host, tmp_path):
     (shared / "command").write_text("#!/bin/sh\n")
     assert "is not run as root" in drain.run_command([str(shared / "command")], UNIT)
     assert "is not an absolute path" in drain.run_command(["haproxy-drain"], UNIT)
+    said = drain.run_command(["/bin/sh", str(shared / "command"), "out"], UNIT)
+    assert said.startswith("/bin/sh is not run as root: %s may be written by" % shared)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(shared / "admin.sock"))
+    words = ["/bin/sh", "-c", "test -S $0", str(shared / "admin.sock")]
+    assert drain.run_command(words, UNIT) == "", "a socket is no code"
 
 
 # --- connections
