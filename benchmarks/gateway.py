@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path[:0] = [str(TESTS.parent / ".collections"), str(TESTS / "unit/plugins/module_utils/gateway")]
+sys.path[:0] = [str(TESTS.parent / ".collections"), str(TESTS / "unit")]
+sys.path.insert(0, str(TESTS / "unit/plugins/module_utils/gateway"))
 
-# from the folder that is on the path only now
+# from folders that are on the path only now
 from engines import Engine  # noqa: E402  (see above)
 from gateways import ALICE, ENGINE_KEY, Gateway, row, until  # noqa: E402  (see above)
 
