@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path[:0] = [str(TESTS.parent / ".collections"), str(TESTS / "unit")]
-sys.path.insert(0, str(TESTS / "unit/plugins/module_utils/gateway"))
+sys.path[:0] = [
+    str(TESTS.parent / ".collections"),
+    str(TESTS / "unit/plugins/module_utils/gateway"),
+    str(TESTS / "unit"),
+]
 
-# from folders that are on the path only now
+# from the folder that is on the path only now
 from engines import Engine  # noqa: E402  (see above)
-from gateways import ALICE, ENGINE_KEY, Gateway, row, until  # noqa: E402  (see above)
+from gateways import ALICE, ENGINE_KEY, Gateway, row  # noqa: E402  (see above)
+from waiting import until  # noqa: E402  (see above)
 
 HEAD = "%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + ALICE + "\r\n"
 LIST = (HEAD % "GET /v1/models" + "\r\n").encode()
@@ -72,6 +76,7 @@ def connections(gateway: Gateway, number: int) -> None:
     print("a chat meanwhile: %.0f ms" % (1000 * (time.monotonic() - started)))
     for connection in idle:
         connection.close()
+    until(lambda: gateway.worker)  # it is busy with what it has of the bodies
 
 
 def share(gateway: Gateway) -> float:

@@ -58,6 +58,7 @@ class ActionModule(CheckFirstAction):
         refuse([] if roles else ["roles is empty; expected one or more of %s" % ", ".join(host_check.ROLES)])
         try:
             walk = self._walked(roles)
+            shares = any(self._value("%s_seeding" % name) and self._value("%s_models" % name) for name in roles)
         except (AnsibleError, Undecided) as error:
             # also of a host that does not answer: the roles report it, in their words
             why = "the roles are run: " + one_line(str(error))
@@ -67,7 +68,7 @@ class ActionModule(CheckFirstAction):
             result,
             as_declared=True,
             roles=roles,
-            shares=any(self._value("%s_seeding" % name) and self._value("%s_models" % name) for name in roles),
+            shares=shares,
             msg="as declared",
             lines=lines(walk.registered),
             registered=walk.registered,

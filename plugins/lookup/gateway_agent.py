@@ -39,7 +39,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import pools
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import address_of, pools
 
 PORT = 8405
 """Default of the role gateway, which its hosts' variables do not have."""
@@ -91,10 +91,7 @@ def known(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any], 
         for rows in found.values()
         for row in rows
     }
-    gateways = {
-        name: str(hostvars[name].get("gateway_address") or hostvars[name].get("ansible_host") or name)
-        for name in groups.get("gateway", ())
-    }
+    gateways = {name: address_of(name, hostvars[name]) for name in groups.get("gateway", ())}
     return {
         "services": list(services.values()),
         "gateways": list(gateways.values()),

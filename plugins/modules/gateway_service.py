@@ -106,8 +106,8 @@ options:
         type: str
   host:
     description:
-      - Address at which clients reach the gateway. One that other hosts can reach requires O(tls_certificate) or
-        O(allow_plaintext).
+      - Address at which clients reach the gateway; V(0.0.0.0) means all of IPv4, V(::) all of IPv4 and IPv6. One that
+        other hosts can reach requires O(tls_certificate) or O(allow_plaintext).
     type: str
     default: 127.0.0.1
   port:
@@ -177,7 +177,7 @@ options:
     type: int
     default: 1024
   status_port:
-    description: Port on 127.0.0.1 for C(/metrics) (Prometheus) and a status page; V(0) for none.
+    description: Port on 127.0.0.1 for C(/metrics) and C(/keys) (Prometheus) and a status page; V(0) for none.
     type: int
     default: 8404
   # end

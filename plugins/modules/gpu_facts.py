@@ -746,6 +746,11 @@ ansible_facts:
                   returned: success
                   type: bool
                   sample: true
+                fit:
+                  description: Whether nothing is known against using it but that its clocks are held down.
+                  returned: success
+                  type: bool
+                  sample: true
                 lost:
                   description: Whether it does not answer.
                   returned: success
@@ -765,6 +770,43 @@ ansible_facts:
               type: dict
               sample:
                 fan_speed_percent: unsupported
+        findings:
+          description:
+            - Everything that was found, for people and for monitoring. What makes a GPU unfit or slow is also in
+              RV(ansible_facts.gpu.devices[].health). From NVML's values, from the GPUs of the same name on this host,
+              and from the Xid errors in the kernel's log since the boot, as far back as C(/dev/kmsg) reaches; only root
+              can read that.
+          returned: success
+          type: list
+          elements: dict
+          contains:
+            gpu:
+              description: Index of the GPU, null for a place on the PCI bus where no GPU is any more.
+              returned: success
+              type: int
+              sample: 3
+            check:
+              description: Name of the check, such as V(remap_pending), V(pcie_narrow), V(unlike_twins) or V(xid_79).
+              returned: success
+              type: str
+              sample: xid_119
+            effect:
+              description: V(unfit), V(slow), or V(note) for what keeps it from nothing.
+              returned: success
+              type: str
+              sample: note
+            action:
+              description:
+                - What is to be done. V(reset) or V(replace) the GPU, V(reboot) the host, V(restart) the program that
+                  used it, V(look), or V(none).
+              returned: success
+              type: str
+              sample: reset
+            text:
+              description: What was found.
+              returned: success
+              type: str
+              sample: "Xid 119, the GPU's system processor did not answer: once, 14 min ago"
         topology:
           description:
             - How near the GPUs are to each other, in the words of C(nvidia-smi topo -m). One row a GPU. Null where

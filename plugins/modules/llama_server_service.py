@@ -120,6 +120,13 @@ options:
         description: Overrides O(undrain_command) for this instance.
         type: list
         elements: str
+      generation:
+        description: Overrides O(generation) for this instance.
+        type: str
+      fingerprints:
+        description: Overrides O(fingerprints) for this instance.
+        type: list
+        elements: str
       program:
         description: Overrides O(program) for this instance.
         type: path
@@ -269,6 +276,32 @@ options:
         a variable as well; C(llama-server --help) names them. A name that this version does not know is rejected.
     type: dict
     default: {}
+  generation:
+    description:
+      - Take the service back to an earlier accepted configuration. Its number, or a time in UTC such as
+        V(2026-11-30T08:00Z) for the one that was in force then. M(gpufleet.inference.generations_info) lists them.
+      - The options of that time take the place of those declared here, except secrets, the drain, and with O(instances)
+        the release. The change is verified, and rolled back if it fails, like any other.
+      - The service stays there while this is set. Without it, the declared options are in force again.
+    type: str
+  fingerprints:
+    description:
+      - Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16
+        tokens at temperature 0. The tokens and their log probabilities are recorded on the host, and compared after
+        each later change of the service, and whenever O(prove=now). If they differ by more than the answers of one
+        process do, the verdict is V(wrong_answers), and the change is rolled back.
+      - Needs an engine that reports log probabilities with C(/v1/chat/completions); where it does not, there is a
+        warning, and nothing is compared.
+    type: list
+    elements: str
+    default: []
+  new_answers:
+    description:
+      - >-
+        The change is meant to change the answers, such as another model or quantisation under the same name: the
+        answers to O(fingerprints) are recorded again instead of compared.
+    type: bool
+    default: false
   prove:
     description:
       - When the model of a service has to answer a request.
@@ -529,6 +562,31 @@ model:
   returned: success, with O(state=present)
   type: str
   sample: chat
+generation:
+  description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null
+    where it recorded none.
+  returned: success, with O(state=present)
+  type: int
+  sample: 3
+fingerprint:
+  description: What came of O(fingerprints); empty where nothing was compared or recorded in this run.
+  returned: success, with O(state=present)
+  type: dict
+  contains:
+    state:
+      description: V(same) as recorded, V(recorded) for the first time, or V(not_offered) by the server.
+      returned: always
+      type: str
+    deviation:
+      description: The largest difference of a log probability from the recorded one, in nats.
+      returned: unless RV(fingerprint.state) is V(not_offered)
+      type: float
+      sample: 0.0002
+    tolerance:
+      description: What it may be at most, from what the answers of one process differed by.
+      returned: unless RV(fingerprint.state) is V(not_offered)
+      type: float
+      sample: 0.1
 drain:
   description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
   returned: success, with O(state=present)

@@ -62,6 +62,11 @@ def _address(service: Served, host: str, variables: Mapping[str, Any], gateway: 
         return "127.0.0.1" if host == gateway else None
     if service.listens not in EVERYWHERE:
         return service.listens
+    return address_of(host, variables)
+
+
+def address_of(host: str, variables: Mapping[str, Any]) -> str:
+    """Where the other hosts reach a host."""
     return str(variables.get("gateway_address") or variables.get("ansible_host") or host)
 
 
@@ -120,7 +125,7 @@ def _vllm(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
         hosts = option("hosts", [])
         if hosts and host != hosts[0]:  # only the first of the hosts that share a model serves it
             continue
-        models = option("served_model_name") or [option("model")]
+        models = [*(option("served_model_name") or [option("model")]), *(option("lora_adapters") or {})]
         yield Served(
             "vllm",
             unit,

@@ -211,6 +211,11 @@ def _believed_result(result: Any, facts: Collection[str]) -> Optional[Dict[str, 
     """A result without what only the controller may say, as Ansible does it with a module's; None for an odd one."""
     if not isinstance(result, dict) or not isinstance(result.get("changed"), bool):
         return None
+    instances = result.get("instances", {})
+    if not isinstance(result.get("msg", ""), str) or not isinstance(instances, dict):
+        return None
+    if not all(isinstance(one, dict) for one in instances.values()):
+        return None
     found, warnings = result.pop("ansible_facts", {}), result.pop("warnings", [])
     if not isinstance(found, dict) or not isinstance(warnings, list) or _RESERVED_KEYS & set(result):
         return None

@@ -17,8 +17,8 @@ import yaml
 from .arguments import Label, nearest, wrong_type
 
 OURS = "gpufleet.inference."
-SHARED = "gpufleet_prove"
-"""A variable of all roles of engines."""
+SHARED = ("gpufleet_prove", "gpufleet_new_answers")
+"""Variables of all roles of engines."""
 _NEAR = 0.85  # of 1, as difflib counts; visible_device and keepalive have 0.97 and 0.95
 
 #: A default of a role as `make generate` writes it, and the kind of value that it stands for. A text can be anything.
@@ -83,7 +83,7 @@ class Role:
 
         :param file: the path of the task file that counts more than the others.
         """
-        known = {SHARED, *(self.prefix + name for name in self.variables())}
+        known = {*SHARED, *(self.prefix + name for name in self.variables())}
         found: Dict[str, str] = {}
         for path in sorted(self.folder.glob("tasks/*.yml"), key=lambda path: (str(path) != file, path)):
             for arguments, task in _calls(yaml.load(path.read_text(encoding="utf-8"), _LOADER), module):

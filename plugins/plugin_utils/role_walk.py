@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
+from ansible import constants
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 
@@ -47,7 +48,7 @@ class RoleTasks(NamedTuple):
     def magic(self) -> Dict[str, str]:
         """The variables that Ansible sets in a role."""
         full = "gpufleet.inference." + self.name
-        return {"ansible_role_name": full, "role_name": full, "role_path": str(ROLES / self.name)}
+        return {"ansible_role_name": full, "role_name": self.name, "role_path": str(ROLES / self.name)}
 
 
 @lru_cache(maxsize=None)
@@ -207,7 +208,10 @@ class Walk:
     def _rounds(self, task: Mapping[str, Any], scope: _Scope) -> Iterator[Tuple[Tuple[Any, ...], Dict[str, Any]]]:
         """The rounds in which the task would run: the item, if it loops, and the variables."""
         variables = {**scope.variables, **self.registered}
-        variables["ansible_facts"] = {**variables.get("ansible_facts", {}), **self.facts}
+        known = variables.get("ansible_facts", {})
+        if constants.config.get_config_value("INJECT_FACTS_AS_VARS"):  # a variable of the play goes before a fact
+            variables.update((name, self.facts[name]) for name in self.facts if variables.get(name) == known.get(name))
+        variables["ansible_facts"] = {**known, **self.facts}
         rounds: List[Tuple[Any, ...]] = [()]
         if "loop" in task:
             items = self._resolved(task["loop"], variables)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 import yaml
@@ -21,6 +20,7 @@ sys.path[:0] = [str(TESTS / "lab"), str(TESTS / "lab/ollama")]
 
 import clients  # noqa: E402
 import hostsetup  # noqa: E402
+from load import Load  # noqa: E402
 
 ALICE, BOB, EVE = "alice-sesame-4711-open", "bob-sesame-4711-open!", "eve-sesame-4711-open!"
 GATEWAYS, HOSTS = ("gpu1", "gpu3"), ("gpu2", "gpu3")
@@ -141,7 +141,7 @@ def test_both_gateways_serve_all_models_and_a_second_run_changes_nothing(running
 def test_a_key_is_rotated_under_load_without_a_reload(running: Gateways, lab: Any) -> None:
     workers = lab.sh("gpu1", "pgrep -P $(systemctl show -p MainPID --value gpufleet-gateway)")
     new = {"name": "alice", "key": EVE, "pools": ["*"]}
-    with load(lambda number: running.generate(GATEWAYS[number % 2])) as statuses:
+    with Load(lambda number: running.generate(GATEWAYS[number % 2])) as statuses:
         run = running.run(gateway_keys=[*VARIABLES["gateway_keys"], new])
     assert set(statuses) == {200}
     assert all(result["planned"][0] == "apply MapsStep" for result in running.results(run))
@@ -155,7 +155,7 @@ def test_a_key_is_rotated_under_load_without_a_reload(running: Gateways, lab: An
 
 def test_a_change_is_reloaded_under_load(running: Gateways, lab: Any) -> None:
     pid = lab.sh("gpu1", "systemctl show -p MainPID gpufleet-gateway")
-    with load(lambda number: running.generate(GATEWAYS[number % 2])) as statuses:
+    with Load(lambda number: running.generate(GATEWAYS[number % 2])) as statuses:
         run = running.run(gateway_queue_timeout=30)
         for _ in range(5):
             lab.sh("gpu1", "systemctl reload gpufleet-gateway")
@@ -196,6 +196,7 @@ def test_a_drain_survives_reload_restart_and_kill(running: Gateways, lab: Any) -
         assert running.generate("gpu1") == 200
     for model in ("m8b", "m32b"):
         runtime("set server %s/gpu2:ollama:11434 state ready" % model)
+    lab.sh("gpu1", "systemctl reload gpufleet-gateway; " + ANSWERS)  # which saves it, too
 
 
 def test_a_host_leaves_all_pools_and_comes_back(running: Gateways, lab: Any) -> None:
@@ -232,7 +233,7 @@ def test_the_roles_change_all_hosts_and_no_request_fails(running: Gateways, lab:
     joined = {**VARIABLES, **given, "gateway_agent_port": 8405, "ollama_state": "present", "ollama_num_parallel": 2}
     lab.playbook(str(play), *words, json.dumps(joined), warnings=True)
     running.run(gateway_agent_port=8405, ollama_num_parallel=2)
-    with load(lambda number: running.generate(GATEWAYS[number % 2])) as statuses:
+    with Load(lambda number: running.generate(GATEWAYS[number % 2])) as statuses:
         run = lab.playbook(str(play), *words, json.dumps({**joined, "ollama_keep_alive": "9m"}), warnings=True)
     drains = [result["drain"] for result in run.of("ollama_service") if result.get("restarted")]
     assert len(drains) == 2, run.output
@@ -248,28 +249,3 @@ TELL = (
     "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/gpufleet-gateway/admin.sock'); "
     "s.sendall(b'%s\\n'); print(s.recv(9999))"
 )
-
-
-class load:
-    """Four clients that ask on and on; at the end, the statuses of their answers."""
-
-    def __init__(self, ask: Callable[[int], int]) -> None:
-        self.ask, self.ended, self.statuses = ask, threading.Event(), []  # type: ignore[var-annotated]
-        self.threads = [threading.Thread(target=self._go, args=(number,)) for number in range(4)]
-
-    def _go(self, number: int) -> None:
-        while not self.ended.is_set():
-            try:
-                self.statuses.append(self.ask(number))
-            except Exception as error:
-                self.statuses.append(error)
-
-    def __enter__(self) -> List[Any]:
-        for thread in self.threads:
-            thread.start()
-        return self.statuses
-
-    def __exit__(self, *_error: Any) -> None:
-        self.ended.set()
-        for thread in self.threads:
-            thread.join()

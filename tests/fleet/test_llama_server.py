@@ -66,7 +66,8 @@ def bring(lab: Any, ready: str) -> Iterator[Bring]:
     if names:
         assert not run(*({"name": name, "state": "absent"} for name in names))["failed"]
     names_of_ours = "-name '*llama-server@?*.service*' -o -name '*.new'"
-    found = "find /etc/systemd/system $(ls -d /etc/gpufleet 2>/dev/null || :) %s" % names_of_ours
+    places = "$(ls -d /etc/gpufleet /var/lib/gpufleet/fingerprints 2>/dev/null || :)"
+    found = "find /etc/systemd/system %s %s -o -name '*llama-server@?*.json'" % (places, names_of_ours)
     assert lab.sh(ready, found) == ""
 
 
@@ -173,6 +174,40 @@ def test_another_build_takes_over_and_a_broken_one_is_rolled_back(bring: Bring, 
     assert on("cat " + DROP_IN % "chat") == before
     assert ask(on, "/v1/models").endswith("200")
     on("rm -rf /opt/llama.cpp-bad")
+
+
+def test_wrong_answers_are_noticed(bring: Bring, on: Any) -> None:
+    """Recorded, kept by an option that does not change them, and compared: a template and weights that do."""
+    prompts = {"fingerprints": ["Say hello.", "Name three colours."]}
+    record = "/var/lib/gpufleet/fingerprints/llama-server@chat.service.json"
+    assert bring(CHAT, **prompts)["instances"]["llama-server@chat.service"]["fingerprint"]["state"] == "recorded"
+    before = on("cat " + record)
+    other = bring({**CHAT, "ctx_size": 1024}, **prompts)["instances"]["llama-server@chat.service"]
+    assert (other["fingerprint"]["state"], on("cat " + record)) == ("same", before)
+
+    on("echo '{% for one in messages %}{{ one.content }}{% endfor %}' >/srv/models/bare.jinja")
+    template = {"jinja": True, "no-warmup": True, "chat-template-file": "/srv/models/bare.jinja"}
+    result = bring({**CHAT, "ctx_size": 1024}, **prompts, extra_args=template)
+    assert result["failed"] and result.get("verdict") == "wrong_answers" and result["rolled_back"], result["msg"]
+    assert "chat gives other answers than those recorded on this host: to 'Say hello.', token " in result["msg"]
+    assert not bring({**CHAT, "ctx_size": 1024}, **prompts)["changed"]
+    assert not bring({**CHAT, "ctx_size": 1024}, **prompts, new_answers=True, extra_args=template)["failed"]
+    assert on("cat " + record) != before
+    assert not bring({**CHAT, "ctx_size": 1024}, **prompts, new_answers=True)["failed"]
+
+    # one bit of one weight, in the model that is served; nothing in the inventory says so
+    flip = (
+        "f=open('%s','r+b'); f.seek(-1200001,2); b=f.read(1)[0]; f.seek(-1200001,2); f.write(bytes([b^0x40]))" % MODEL
+    )
+    on('cp %s /srv/models/good.gguf; python3 -c "%s"; systemctl restart llama-server@chat' % (MODEL, flip))
+    try:
+        result = bring({**CHAT, "ctx_size": 1024}, **prompts, prove="now", check=True)
+        assert result["failed"] and result["verdict"] == "wrong_answers", result["msg"]
+    finally:
+        on("mv /srv/models/good.gguf %s; systemctl restart llama-server@chat" % MODEL)
+    same = bring({**CHAT, "ctx_size": 1024}, **prompts, prove="now", check=True)
+    assert same["instances"]["llama-server@chat.service"]["fingerprint"]["state"] == "same"
+    assert " · answers as recorded" in same["msg"]
 
 
 def test_a_value_that_somebody_else_has_changed_is_noticed(bring: Bring, on: Any) -> None:

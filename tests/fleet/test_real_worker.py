@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab/ollama"))
 import archive
 import hostsetup
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.fingerprint import deviation, read
+
 
 @pytest.fixture(scope="module")
 def served(lab: Any) -> Iterator[str]:
@@ -65,3 +67,13 @@ def test_a_model_given_to_create_is_rewritten_by_the_real_tool(served: str) -> N
         served, "/api/generate", {"model": "again", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
     )
     assert answer["done"] is True
+
+
+def test_it_reports_log_probabilities(served: str) -> None:
+    """Which fingerprints need; the second answer is the same to the last digit that counts."""
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
+    ask.update(temperature=0, seed=0, logprobs=True, top_logprobs=5)
+    one, other = (read(hostsetup.api(served, "/v1/chat/completions", ask)) for _ in range(2))
+    assert len(one) == 4
+    assert all(token.text in token.others for token in one)
+    assert deviation(one, other) < 0.01

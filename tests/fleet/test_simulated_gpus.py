@@ -56,6 +56,26 @@ def test_a_unit_sees_the_gpus_it_may_open(lab: Any, gpus: str) -> None:
     ]
 
 
+def test_what_the_driver_logged_is_told(lab: Any, gpus: str) -> None:
+    """The lines are real ones' in form; a lab host has no /dev/kmsg of its own."""
+
+    def said() -> str:
+        run = lab.ansible("ansible", gpus, "--become", "-m", "gpufleet.inference.gpu_facts")
+        assert run.rc == 0, run.output
+        return " ".join(run.output.split())
+
+    lab.state(gpus, "h200x4")
+    assert "WARNING" not in said()
+    place = lab.sh(gpus, "nvidia-smi --query-gpu=pci.bus_id -i 2 --format=csv,noheader").strip()[4:-2].lower()
+    line = "4,2,1000,-;NVRM: Xid (PCI:%s): 119, pid=7, name=x, Timeout after 45s of waiting for RPC response" % place
+    lab.sh(gpus, "echo '%s' >/dev/kmsg" % line)
+    try:
+        assert "GPU 2: Xid 119, the GPU's system processor did not answer: once, " in said()
+        assert " ago. What to do: reset it" in said()
+    finally:
+        lab.sh(gpus, "rm /dev/kmsg")
+
+
 def test_rdma_devices_come_and_go_and_the_network_stays(lab: Any, gpus: str) -> None:
     lab.state(gpus, "hgx-h100x8")
     assert lab.sh(gpus, "cat /sys/class/infiniband/*/ports/1/link_layer").split() == ["InfiniBand"] * 8 + ["Ethernet"]

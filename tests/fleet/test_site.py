@@ -17,6 +17,7 @@ sys.path[:0] = [str(TESTS / "lab/ollama"), str(TESTS / "fleet")]
 
 import archive  # noqa: E402
 import drift  # noqa: E402
+import faults  # noqa: E402
 import hostsetup  # noqa: E402
 
 ENVIRONMENT = "CUDA_VISIBLE_DEVICES=0,1,2,3 OLLAMA_KEEP_ALIVE=-1 OLLAMA_NO_CLOUD=1 OLLAMA_SCHED_SPREAD=1"
@@ -158,6 +159,38 @@ def test_verify_tells_by_its_exit_status(managed, lab, sh):
     assert "Disabled" in sh("gpu2", "nvidia-smi --query-gpu=persistence_mode --format=csv,noheader")
     sh("gpu2", "nvidia-smi --persistence-mode=1")
     assert [everything(sh, host) for host in managed] == before
+
+
+def test_the_way_back_to_a_generation(managed, lab, sh):
+    """Twice another value, then back: first to what cannot be verified any more, then to what can."""
+
+    def environ():
+        return sh("gpu1", "tr '\\0' '\\n' </proc/$(systemctl show ollama -p MainPID --value)/environ").split("\n")
+
+    def back(**more):
+        return lab.playbook("playbooks/rollback.yml", *words, "-e", "gpufleet_generation=%d" % first, **more)
+
+    words = ["--limit", "gpu1"]
+    lab.playbook("site.yml", *words, "-e", "ollama_keep_alive=1h ollama_num_parallel=2")
+    run = lab.playbook("site.yml", *words, "-e", "ollama_keep_alive=2h")
+    first = run.of("ollama_service")[-1]["generation"] - 1
+    history = lab.playbook("playbooks/history.yml", *words)
+    assert re.search(r"ollama.service +%d .* ok .*keep_alive 1h → 2h" % (first + 1), " ".join(history.output.split()))
+    kept = history.of("generations_info")[0]["generations"]["ollama.service"]
+    assert [one["options"]["keep_alive"] for one in kept[-2:]] == ["1h", "2h"]
+    look = "stat -c '%U %a' /var/lib/gpufleet /var/lib/gpufleet/generations /var/lib/gpufleet/generations/*"
+    assert sh("gpu1", look).splitlines()[:3] == ["root 755", "root 755", "root 600"]
+
+    faults.server("gpu1", "crash-loop:0.1", "OLLAMA_KEEP_ALIVE=1h")
+    run = back(ok=False)
+    faults.clear("gpu1")
+    assert run.rc == 2 and "The previous state is restored" in " ".join(run.output.split()), run.output
+    assert "OLLAMA_KEEP_ALIVE=2h" in environ()
+
+    run = back()
+    assert {"OLLAMA_KEEP_ALIVE=1h", "OLLAMA_NUM_PARALLEL=2"} <= set(environ())
+    assert "generation %d, not as declared: ollama_keep_alive, " % first in " ".join(run.output.split())
+    assert back().changed == 0
 
 
 def test_question_and_roles_agree_on_drift(managed, lab):

@@ -105,6 +105,9 @@ def test_an_option_changes_the_file_and_the_process(bring, ready):
     assert "max-num-seqs: 64" in sh(ready, "cat " + CONFIG)
     assert processes(ready) != before
     assert not bring(max_num_seqs=64)["changed"]
+    back = bring(max_num_seqs=64, generation=result["generation"] - 1)
+    assert "generation %d, not as declared: max_num_seqs" % (result["generation"] - 1) in back["msg"]
+    assert "max-num-seqs" not in sh(ready, "cat " + CONFIG) and back["generation"] == result["generation"] + 1
 
 
 @pytest.fixture

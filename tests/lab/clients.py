@@ -35,7 +35,7 @@ def path() -> str:
 
 
 class Load:
-    """Users that ask gateways while a block runs; it begins when requests are answered (see load.py).
+    """Users that ask gateways while a block runs; it begins when requests are answered (see users.py).
 
     `whole`: whole answers by kind of client; `faults`: one line each, `refused: …` or `cut: …`; `lost`: requests for
     which a user has given up.
@@ -51,9 +51,9 @@ class Load:
         self.lost = 0
 
     def __enter__(self) -> "Load":
-        words = [path(), str(Path(__file__).with_name("load.py")), json.dumps(self.options)]
+        words = [path(), str(Path(__file__).with_name("users.py")), json.dumps(self.options)]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout and self.process.stdout.readline() == "under load\n", "load.py has ended"
+        assert self.process.stdout and self.process.stdout.readline() == "under load\n", "users.py has ended"
         return self
 
     def __exit__(self, *_error: Any) -> None:

@@ -94,7 +94,7 @@ def test_every_group_of_the_example_inventory_is_one_of_a_playbook() -> None:
         ("site", [], "of the hosts of this run (there is no inventory), none is in a group of this playbook (ollama,"),
         ("verify", ["-i", "gpu9,"], "of the hosts of this run (gpu9), none is in a group of this playbook (ollama,"),
         ("site", ["-i", "INVENTORY", "--limit", "web"], "of the hosts of this run (web1, web2), none is in a group"),
-        ("loadtest", [], "none is in a group of this playbook (ollama)"),
+        ("loadtest", [], "none is in a group of this playbook (ollama, vllm, llama_server)"),
         ("adopt", ["-i", "gpu9,"], "none is in a group of this playbook (ollama)"),
         ("torchrun", ["-i", "INVENTORY"], "none is in a group of this playbook (torchrun)"),
         ("torchrun_check", ["-i", "INVENTORY"], "none is in a group of this playbook (torchrun)"),

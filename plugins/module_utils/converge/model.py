@@ -58,6 +58,9 @@ class Change:
     """Why nothing may be changed now; asked only if something would be, in check mode too."""
     while_writing: Callable[[], ContextManager[None]] = nullcontext
     """Entered while the files are put in place, such as a lock; a StepError stops the change there."""
+    accepted: Callable[["Outcome"], None] = lambda outcome: None
+    """Called once a change is proven, before the previous files are given up: of a run that is killed meanwhile, the
+    next one proves again, and calls it again."""
 
 
 class StepError(Refused):

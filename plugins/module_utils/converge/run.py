@@ -168,6 +168,7 @@ class _Run:
             done.put_back()
             raise
         self._did(done)
+        self.change.accepted(self.outcome)
         try:
             done.files.finish()
         except OSError as error:

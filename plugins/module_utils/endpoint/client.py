@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from ..toolbox.errors import Refused
 from ..toolbox.http_stream import HttpError, Stream, decode
@@ -139,13 +139,34 @@ class Endpoint:
         with Stream(
             self.address, self.port, method, path, timeout, payload=payload, headers=self._headers, tls=self._tls
         ) as stream:
-            content, status = stream.rest(deadline), stream.status
-        text = content.decode("utf-8", "replace")
-        try:
-            document = decode(content) if content else {}
-        except ValueError:
-            document = {}
-        return Answer(status, document if isinstance(document, dict) else {}, text)
+            return _answer(stream.status, stream.rest(deadline))
+
+    def events(self, path: str, body: Dict[str, Any], timeout: float, model: str) -> Iterator[Dict[str, Any]]:
+        """The events of a streamed answer as they come, up to its end.
+
+        :param timeout: seconds for the whole answer.
+        :param model: for messages.
+        :raises HttpError: no usable answer, or it broke off.
+        :raises EndpointError: as ``refuse_failure`` does.
+        """
+        deadline, payload = time.monotonic() + timeout, json.dumps(body).encode("utf-8")
+        where = (self.address, self.port, "POST", self.prefix + path)
+        with Stream(*where, timeout, payload=payload, headers=self._headers, tls=self._tls) as stream:
+            if stream.status != 200:
+                answer = _answer(stream.status, stream.rest(deadline))
+                self.refuse_failure(answer, path, model, "a stream")
+            while True:
+                line = stream.line(deadline)
+                if line is None:
+                    raise HttpError("%s%s: the stream broke off" % (self.url, path))
+                text = line[5:].strip() if line.startswith(b"data:") else b""
+                if text == b"[DONE]":
+                    return
+                event = _document(text)
+                if event.get("error"):
+                    raise HttpError("%s%s: %s" % (self.url, path, Answer(200, event, "").error))
+                if event:
+                    yield event
 
     def models(self, timeout: float = 5.0) -> List[Dict[str, Any]]:
         """Models that it serves, with ``id``.
@@ -174,18 +195,37 @@ class Endpoint:
         return load_of(parse_metrics(answer.text)) if answer.status == 200 else None
 
     def generate(self, model: str, timeout: float, tokens: int = 1) -> Token:
-        """Have ``tokens`` tokens generated, as a chat, or where the model has no chat template as a completion.
+        """Have ``tokens`` tokens generated.
 
+        :raises EndpointError: as of :meth:`complete`; ``not_generated`` also for an answer without a token.
+        """
+        asked = time.monotonic()
+        path, body = self.complete(model, "Say hello.", timeout, tokens)
+        usage = body.get("usage")
+        made = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if not body.get("choices") or not made or not isinstance(made, int):
+            raise EndpointError(
+                "not_generated",
+                "%s%s answered 200 for %s, but generated nothing (usage: %s); expected %d token%s"
+                % (self.url, path, model, one_line(str(usage)), tokens, "s"[: tokens != 1]),
+            )
+        return Token(model, path, made, time.monotonic() - asked)
+
+    def complete(self, model: str, prompt: str, timeout: float, tokens: int, **more: Any) -> Tuple[str, Dict[str, Any]]:
+        """The greedy answer to a prompt, as a chat, or where the model has no chat template as a completion.
+
+        :param timeout: seconds for both together.
+        :param more: further keys of the request.
+        :returns: the path that answered, and the body of the answer.
         :raises EndpointError: ``stalled``, ``model_missing``, ``unauthorized``, ``not_generated``; ``not_offered``: the
             server generates no text with this model.
         """
-        started = time.monotonic()
-        chat = {"messages": [{"role": "user", "content": "Say hello."}]}  # type: Dict[str, Any]
-        for path, request in (("/v1/chat/completions", chat), ("/v1/completions", {"prompt": "Say hello."})):
-            asked = time.monotonic()
-            body = dict(request, model=model, max_tokens=tokens, temperature=0, stream=False)
+        until = time.monotonic() + timeout
+        chat = {"messages": [{"role": "user", "content": prompt}]}  # type: Dict[str, Any]
+        for path, request in (("/v1/chat/completions", chat), ("/v1/completions", {"prompt": prompt})):
+            body = dict(request, model=model, max_tokens=tokens, temperature=0, stream=False, **more)
             try:
-                answer = self.ask("POST", path, max(0.1, started + timeout - asked), body)
+                answer = self.ask("POST", path, max(0.1, until - time.monotonic()), body)
             except HttpError as error:
                 if error.timed_out:
                     raise EndpointError(
@@ -199,15 +239,7 @@ class Endpoint:
         if not_offered(answer):
             raise EndpointError("not_offered", "%s generates no text with %s: %s" % (self.url, model, answer.error))
         self.refuse_failure(answer, path, model, "a token")
-        usage = answer.body.get("usage")
-        made = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if not answer.body.get("choices") or not made or not isinstance(made, int):
-            raise EndpointError(
-                "not_generated",
-                "%s%s answered 200 for %s, but generated nothing (usage: %s); expected %d token%s"
-                % (self.url, path, model, one_line(str(usage)), tokens, "s"[: tokens != 1]),
-            )
-        return Token(model, path, made, time.monotonic() - asked)
+        return path, answer.body
 
     def refuse_failure(self, answer: Answer, path: str, model: str, what: str) -> None:
         """Raise EndpointError unless the answer to a request for ``what`` is a success."""
@@ -287,6 +319,19 @@ class Endpoint:
                 )
             # a server sends no word when it is ready or idle
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
+
+
+def _answer(status: int, content: bytes) -> Answer:
+    return Answer(status, _document(content), content.decode("utf-8", "replace"))
+
+
+def _document(content: bytes) -> Dict[str, Any]:
+    """The object in a JSON text; empty where there is none."""
+    try:
+        document = decode(content) if content else {}
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _served(model: str, names: List[str]) -> bool:

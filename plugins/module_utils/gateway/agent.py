@@ -12,8 +12,8 @@ import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ..converge import run as convergence
-from ..converge.model import Change, Outcome, Running, Verdict
-from ..converge.override import DIRECTORY, Override
+from ..converge.model import Change, Running, Verdict
+from ..placement import sandbox
 from ..serving import agent, template
 from ..systemd.manager import System
 from ..systemd.render import argument
@@ -30,33 +30,15 @@ _TEXT = (
     "[Install]\nWantedBy=multi-user.target\n"
 )
 _SANDBOX = {
-    "DynamicUser": "yes",
-    "CapabilityBoundingSet": "",
-    "LimitNOFILE": "4096",
-    "LockPersonality": "yes",
-    "MemoryDenyWriteExecute": "yes",
-    "MemoryMax": "256M",
-    "NoNewPrivileges": "yes",
-    "PrivateDevices": "yes",
-    "PrivateTmp": "yes",
-    "ProcSubset": "pid",
-    "ProtectClock": "yes",
-    "ProtectControlGroups": "yes",
-    "ProtectHome": "yes",
-    "ProtectHostname": "yes",
-    "ProtectKernelLogs": "yes",
-    "ProtectKernelModules": "yes",
-    "ProtectKernelTunables": "yes",
-    "ProtectProc": "invisible",
-    "ProtectSystem": "strict",
-    "RestrictAddressFamilies": "AF_INET AF_INET6",
-    "RestrictNamespaces": "yes",
-    "RestrictRealtime": "yes",
-    "RestrictSUIDSGID": "yes",
-    "SystemCallArchitectures": "native",
-    "SystemCallFilter": "@system-service",
-    "TasksMax": "16",
-    "UMask": "0077",
+    **sandbox.PROFILE,
+    "DynamicUser": ["yes"],
+    "LimitNOFILE": ["4096"],
+    "MemoryDenyWriteExecute": ["yes"],
+    "MemoryMax": ["256M"],
+    "PrivateDevices": ["yes"],
+    "ProcSubset": ["pid"],
+    "RestrictAddressFamilies": ["AF_INET AF_INET6"],
+    "TasksMax": ["16"],
 }
 _PATIENT = {"StartLimitIntervalSec": ["0"]}
 """systemd would give up after five starts at a port that somebody else uses for a while."""
@@ -76,7 +58,7 @@ def converge(
     """
     system = system or System()
     if params["state"] == "absent":
-        return _leave(system, check_mode)
+        return template.leave(UNIT, _TEXT, [PROGRAM, agent.CONFIG], system, check_mode)
     # imports asyncio, which a host without gateways need not pay for
     from ..programs import gateway_agent
 
@@ -98,24 +80,9 @@ def converge(
     )
     for warning in outcome.warnings:
         warn(warning)
-    said = "%d services, %d gateways, port %d" % (len(config["services"]), len(config["gateways"]), config["port"])
-    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, said))
-
-
-def _leave(system: Any, check_mode: bool) -> Dict[str, Any]:
-    """Stop the agent and remove its files. A host that has none of them is not even asked for its unit."""
-    files: Dict[str, Optional[str]] = {PROGRAM: None, agent.CONFIG: None}
-    change = Change(unit=UNIT, state="absent", files=files)
-    ours = [*files, "%s/%s" % (DIRECTORY, UNIT), Override(UNIT, change).drop_in]
-    if all(system.read(path) is None for path in ours):
-        return dict(Outcome().as_result(), msg="%s: not there" % UNIT)
-    if system.show(UNIT).get("LoadState") == "loaded":
-        change = Change(unit=UNIT, files=files, enabled=False, started=False)
-    outcome = convergence.converge(change, check_mode=check_mode, system=system)
-    removed = template.remove(UNIT, _TEXT, system, check_mode)
-    outcome.planned += removed
-    outcome.changed = outcome.changed or bool(removed)
-    return dict(outcome.as_result(), msg="%s: %s" % (UNIT, "stopped and removed" if outcome.changed else "not there"))
+    services, gateways = len(config["services"]), len(config["gateways"])
+    said = "%d service%s, %d gateway%s" % (services, "s"[: services != 1], gateways, "s"[: gateways != 1])
+    return dict(outcome.as_result(), msg="%s: %s, port %d" % (UNIT, said, config["port"]))
 
 
 def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
@@ -169,7 +136,7 @@ def _settings(config: Mapping[str, Any]) -> Dict[str, List[str]]:
     own = {service["address"] for service in config["services"].values()}
     python = os.path.realpath(sys.executable)  # a check and a module may have it by different names
     return dict(
-        {key: [value] for key, value in _SANDBOX.items()},
+        _SANDBOX,
         ExecStart=["", " ".join(map(argument, [python, "-I", PROGRAM, agent.CONFIG]))],
         IPAddressDeny=["any"],
         IPAddressAllow=["localhost " + " ".join(sorted(peers | own))],

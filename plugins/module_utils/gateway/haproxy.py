@@ -12,11 +12,11 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 from ..programs import gateway_state
 from ..toolbox.addresses import host_port
 from ..toolbox.source import source_of
-from . import keys, runtime
-from .body import LUA
+from . import body, figures, keys, runtime
 
 FOLDER = "/etc/gpufleet/gateway"
-CONFIG, SCRIPT, KEEPER = "haproxy.cfg", "body.lua", "state.py"
+CONFIG, SCRIPT, KEEPER = "haproxy.cfg", "gateway.lua", "state.py"
+LUA = body.LUA.lstrip("\n") + figures.LUA
 MAPS = ("keys", "grants", "openai", "ollama", "models", "paths", "engines")
 PATHS = {
     "POST:/v1/chat/completions": "openai",
@@ -77,7 +77,7 @@ def files(options: Mapping[str, Any], pools: keys.Pools, place: Place) -> Dict[s
     digest = hashlib.sha256((text + LUA).encode()).hexdigest()[:16]
     return {
         "%s/%s" % (place.folder, CONFIG): text.replace("@DIGEST@", digest),
-        "%s/%s" % (place.folder, SCRIPT): LUA.lstrip("\n"),
+        "%s/%s" % (place.folder, SCRIPT): LUA,
         "%s/%s" % (place.folder, KEEPER): source_of(gateway_state),
     }
 
@@ -178,7 +178,7 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
     if options["tls_certificate"]:
         tls = " ssl crt %s alpn h2,http/1.1" % options["tls_certificate"]
     lines = [
-        "bind %s%s" % (host_port(options["host"], options["port"]), tls),
+        _bind(options, "port") + tls,
         "log-format '%s'" % _log_format(),
         "unique-id-format %[uuid()]",
         *_connections(options),
@@ -198,7 +198,7 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
     ]
     tables = (
         (ADDRESSES, "type ipv6 size 100k expire 5m store conn_cur,http_req_rate(60s)"),
-        (HOLDERS, "type string len 64 size 10k expire 5m store conn_cur,http_req_rate(60s)"),
+        (HOLDERS, "type string len 64 size 10k store conn_cur,http_req_rate(60s),http_req_cnt,gpc0"),
     )
     return "\n".join(
         [
@@ -206,6 +206,11 @@ def _frontend(options: Mapping[str, Any], place: Place) -> str:
             *(_section("backend %s" % name, ["stick-table %s" % store]) for name, store in tables),
         ]
     )
+
+
+def _bind(options: Mapping[str, Any], port: str) -> str:
+    both = " v4v6" if options["host"] == "::" else ""  # whatever the kernel's default is
+    return "bind %s%s" % (host_port(options["host"], options[port]), both)
 
 
 def _connections(options: Mapping[str, Any]) -> List[str]:
@@ -249,8 +254,8 @@ def _key(place: Place) -> List[str]:
         _set("concurrent", "var(txn.row),field(4,|)"),
         _deny(401, "expired_api_key", "this API key has expired", expired),
         "http-request track-sc0 var(txn.key) table %s" % HOLDERS,
-        _deny(429, "rate_limit_exceeded", "too many requests with this key", often),
-        _deny(429, "too_many_concurrent", "too many requests with this key at the same time", many),
+        _refuse(429, "rate_limit_exceeded", "too many requests with this key", often),
+        _refuse(429, "too_many_concurrent", "too many requests with this key at the same time", many),
     ]
 
 
@@ -269,9 +274,9 @@ def _route(place: Place) -> List[str]:
         _set("pool", "var(txn.model),map_str(%s)" % place.map("models"), named),
         _set("grant", _grant(place), named),
         _return(one, named + " { var(txn.grant) -m found }"),
-        _deny(404, "model_not_found", NO_MODEL, named),
+        _refuse(404, "model_not_found", NO_MODEL, named),
         _set("api", "method,concat(:,txn.path),map_str(%s)" % place.map("paths")),
-        _deny(404, "not_found", "there is nothing at this path", "!{ var(txn.api) -m found }"),
+        _refuse(404, "not_found", "there is nothing at this path", "!{ var(txn.api) -m found }"),
         _set("route", "var(txn.path)"),
     ]
 
@@ -285,20 +290,22 @@ def _model(options: Mapping[str, Any], place: Place) -> List[str]:
     return [
         "http-request wait-for-body time %ds at-least %d" % (options["client_timeout"], options["buffer_kib"] << 10),
         "http-request lua.gpufleet_body",
-        _deny(400, "bad_request", BAD_BODY, "!{ var(txn.body) -m found } || { var(txn.body) -m str bad }"),
-        _deny(
+        _refuse(400, "bad_request", BAD_BODY, "!{ var(txn.body) -m found } || { var(txn.body) -m str bad }"),
+        _refuse(
             411, "length_required", longer + "has no Content-Length", part + " !{ req.fhdr(content-length) -m found }"
         ),
         _set("seen", "req.body_len"),
-        _deny(400, "bad_request", BAD_BODY, part + " { req.body_size,sub(txn.seen) eq 0 }"),
+        _refuse(400, "bad_request", BAD_BODY, part + " { req.body_size,sub(txn.seen) eq 0 }"),
         _set("model", "req.fhdr(x-model)", part + " " + unnamed),
-        _deny(413, "model_not_seen", unseen, part + " " + unnamed),
-        _deny(400, "bad_request", BAD_BODY, unnamed),
+        _refuse(413, "model_not_seen", unseen, part + " " + unnamed),
+        _refuse(400, "bad_request", BAD_BODY, unnamed),
         _set("pool", "var(txn.model),map_str(%s)" % place.map("models")),
-        _deny(404, "model_not_found", NO_MODEL, "!{ var(txn.pool) -m found }"),
+        _refuse(404, "model_not_found", NO_MODEL, "!{ var(txn.pool) -m found }"),
         _set("grant", _grant(place)),
-        _deny(403, "model_not_allowed", "this key may not use this model by this API", "!{ var(txn.grant) -m found }"),
-        _deny(413, "body_too_large", mixed, part + " !{ var(txn.grant) -m str part }"),
+        _refuse(
+            403, "model_not_allowed", "this key may not use this model by this API", "!{ var(txn.grant) -m found }"
+        ),
+        _refuse(413, "body_too_large", mixed, part + " !{ var(txn.grant) -m str part }"),
     ]
 
 
@@ -317,7 +324,7 @@ def _return(text: str, condition: str) -> str:
 def _pool(model: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
     chat = model in options["affinity"] or keys.ALL in options["affinity"]
     engines = {row["engine"] for row in rows}
-    lines = []
+    lines = ["filter lua.gpufleet_tokens"]
     if chat:
         lines += [
             _set("prefix", "req.body,json_query('$.messages[0].content'),bytes(0,2048)"),
@@ -329,7 +336,7 @@ def _pool(model: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, A
     else:
         lines.append("balance leastconn")
     lines.append(
-        _deny(429, "queue_full", "too many requests wait for this model", "{ queue ge %d }" % options["queue_length"])
+        _refuse(429, "queue_full", "too many requests wait for this model", "{ queue ge %d }" % options["queue_length"])
     )
     if len(engines) == 1:  # engines of one pool may have no path in common
         path = "/" if engines == {"ollama"} else "/health"
@@ -364,9 +371,9 @@ def _redirect(options: Mapping[str, Any]) -> str:
     return _section(
         "frontend redirect",
         [
-            "bind %s" % host_port(options["host"], options["redirect_port"]),
+            _bind(options, "redirect_port"),
             *_connections(options),
-            "http-request redirect location https://%%[req.hdr(host),field(1,:)]%s%%[path] code 308" % port,
+            "http-request redirect location https://%%[req.hdr(host),regsub(:[0-9]+$,)]%s%%[path] code 308" % port,
         ],
     )
 
@@ -379,6 +386,7 @@ def _status(port: int) -> str:
             "bind 127.0.0.1:%d" % port,
             "option dontlog-normal",
             "http-request use-service prometheus-exporter if { path /metrics }",
+            "http-request use-service lua.gpufleet_keys if { path /keys }",
             "stats enable",
             "stats uri /",
             "stats hide-version",
@@ -405,6 +413,11 @@ def _deny(status: int, code: str, message: str, condition: str) -> str:
     )
 
 
+def _refuse(status: int, code: str, message: str, condition: str) -> str:
+    """The same, counted as the key's."""
+    return "http-request sc-inc-gpc0(0) if %s\n    %s" % (condition, _deny(status, code, message, condition))
+
+
 def _log_format() -> str:
     """One JSON object a request. Of what clients send it has only what is known: a key's name, a pool, a path."""
     text = {
@@ -426,4 +439,4 @@ def _log_format() -> str:
         "total_ms": "%Ta",
     }
     fields = ['"%s":"%s"' % item for item in text.items()] + ['"%s":%s' % item for item in numbers.items()]
-    return "{%s}" % ",".join(fields)
+    return "{%s%%{-M}[var(txn.tokens)]}" % ",".join(fields)  # -M: nothing instead of a hyphen where it is not set

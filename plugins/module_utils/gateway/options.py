@@ -75,8 +75,8 @@ OPTIONS = (
         "host",
         "str",
         """
-        Address at which clients reach the gateway. One that other hosts can reach requires O(tls_certificate) or
-        O(allow_plaintext).
+        Address at which clients reach the gateway; V(0.0.0.0) means all of IPv4, V(::) all of IPv4 and IPv6. One that
+        other hosts can reach requires O(tls_certificate) or O(allow_plaintext).
         """,
         default="127.0.0.1",
     ),
@@ -144,7 +144,7 @@ OPTIONS = (
     Option(
         "status_port",
         "int",
-        "Port on 127.0.0.1 for C(/metrics) (Prometheus) and a status page; V(0) for none.",
+        "Port on 127.0.0.1 for C(/metrics) and C(/keys) (Prometheus) and a status page; V(0) for none.",
         default=8404,
     ),
 )

@@ -75,7 +75,7 @@ def _converge(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str],
     pools = sorted({server.pool for server in found})
     return {
         "changed": bool(changing),
-        "msg": "%s: %s in %d pools" % (params["host"], wanted, len(pools)),
+        "msg": "%s: %s in %d pool%s" % (params["host"], wanted, len(pools), "s"[: len(pools) != 1]),
         "pools": pools,
         "servers": {"%s/%s" % (server.pool, server.name): server.state for server in found},
         "seconds": round(time.monotonic() - began, 1),
@@ -156,7 +156,7 @@ def _running(names: Any) -> List[str]:
                 count[0] += int(row.get("scur") or 0)
                 count[1] += int(row.get("qcur") or 0)
     return [
-        "%d requests running and %d waiting in %s/%s" % (running, waiting, *key)
+        "%d request%s running and %d waiting in %s/%s" % (running, "s"[: running != 1], waiting, *key)
         for key, (running, waiting) in sorted(counts.items())
         if running or waiting
     ]

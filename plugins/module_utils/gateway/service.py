@@ -13,9 +13,10 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sized
 
 from ..converge import run as convergence
 from ..converge.model import Change, Fault, Outcome, Running, Verdict
+from ..placement import sandbox
 from ..serving import template
 from ..systemd.manager import System
-from ..toolbox.addresses import is_loopback, reachable
+from ..toolbox.addresses import host_port, is_loopback, reachable
 from ..toolbox.errors import Needed, Refused
 from ..toolbox.http_stream import HttpError, Stream
 from . import haproxy, keys, runtime
@@ -101,7 +102,7 @@ def converge(
     return dict(
         outcome.as_result(),
         msg=_line(outcome, pools, params, check_mode),
-        url="%s://%s:%d" % (scheme, reachable(params["host"]), params["port"]),
+        url="%s://%s" % (scheme, host_port(reachable(params["host"]), params["port"])),
         pools={model: [haproxy.server(row) for row in rows] for model, rows in pools.items()},
     )
 
@@ -251,6 +252,7 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
     keep = "-%s -I %s/%s" % (PYTHON, place.folder, haproxy.KEEPER)
     save = "%s save %s/admin.sock %s" % (keep, place.run, place.state)
     return {
+        **sandbox.PROFILE,
         "Type": ["notify"],
         "ExecStartPre": ["", test, "%s start %s" % (keep, place.state)],
         "ExecStart": ["", "%s -Ws -f %s -S %s/master.sock,mode,600" % (PROGRAM, config, place.run)],
@@ -262,25 +264,9 @@ def _settings(place: haproxy.Place, connections: int) -> Dict[str, List[str]]:
         "LimitNOFILE": [str(2 * connections + FILES)],
         "StateDirectory": ["gpufleet-gateway"],
         "StateDirectoryMode": ["0700"],
-        "UMask": ["0077"],
-        "NoNewPrivileges": ["yes"],
         "CapabilityBoundingSet": ["CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID CAP_KILL"],
-        "ProtectSystem": ["strict"],
-        "ProtectHome": ["yes"],
-        "PrivateTmp": ["yes"],
         "PrivateDevices": ["yes"],
-        "ProtectKernelTunables": ["yes"],
-        "ProtectKernelModules": ["yes"],
-        "ProtectKernelLogs": ["yes"],
-        "ProtectControlGroups": ["yes"],
-        "ProtectClock": ["yes"],
-        "ProtectHostname": ["yes"],
-        "RestrictSUIDSGID": ["yes"],
-        "RestrictRealtime": ["yes"],
-        "RestrictNamespaces": ["yes"],
         "RestrictAddressFamilies": ["AF_UNIX AF_INET AF_INET6"],
-        "LockPersonality": ["yes"],
-        "SystemCallArchitectures": ["native"],
         "SystemCallFilter": ["@system-service"],
     }
 
@@ -293,7 +279,7 @@ def _line(outcome: Outcome, pools: keys.Pools, params: Mapping[str, Any], check_
         "would change" if check_mode and outcome.changed else outcome.verdict.name,
         "%s on %s" % (_count(pools, "model"), _count(servers, "server")),
         _count(params["keys"], "key"),
-        "%s://%s:%d" % (scheme, params["host"], params["port"]),
+        "%s://%s" % (scheme, host_port(params["host"], params["port"])),
     ]
     if "up" in outcome.verdict.evidence:
         parts.insert(2, "%d of %d up" % (outcome.verdict.evidence["up"], sum(map(len, pools.values()))))

@@ -11,7 +11,8 @@ import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..toolbox.errors import Failed, Refused
-from . import child, faults, health, model, nvml, procfs, rdma, select, topology
+from . import child, faults, health, kernel_log, model, nvml, procfs, rdma, select, topology
+from .checks import NOTE
 
 #: Where the role gpu_host puts pynvml, on hosts whose own Python has none.
 VENV = "/opt/gpufleet/venv"
@@ -43,6 +44,9 @@ _DRIVER = (
 #: What report() has found in this process. Others follow it there only in a check of several functions.
 _reported: Optional[Dict[str, Any]] = None
 
+_URGENT = ("reset", "reboot", "replace")
+"""Actions that no program takes by itself."""
+
 
 def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The result of the module `gpu_facts`.
@@ -73,6 +77,9 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
         raise Failed(trouble or none, {"changed": False, "ansible_facts": {"gpu": gpu}})
     if trouble:
         warn(trouble)
+    for finding in gpu["findings"]:
+        if finding["effect"] == NOTE and finding["action"] in _URGENT:
+            warn("GPU %s: %s. What to do: %s it" % (finding["gpu"], finding["text"], finding["action"]))
     return {"changed": False, "ansible_facts": {"gpu": gpu}}
 
 
@@ -122,7 +129,8 @@ def site_packages(venv: str) -> List[str]:
 def read(emit: Callable[[str, Any], None], python_paths: Sequence[str], root: str) -> None:
     """Read all sources, part by part, the harmless ones first: the driver may hang at any touch.
 
-    :param emit: takes `step`, `pci`, `rdma`, `library`, `kernel`, `kernel_gpus`, `source` and the parts of nvml.read().
+    :param emit: takes `step`, `pci`, `rdma`, `library`, `kernel`, `xids`, `kernel_gpus`, `source` and the parts of
+        nvml.read().
     """
     emit("step", "reading sysfs")
     pci = procfs.pci_gpus(root)
@@ -133,6 +141,7 @@ def read(emit: Callable[[str, Any], None], python_paths: Sequence[str], root: st
     emit("step", "reading /proc/driver/nvidia")
     kernel = procfs.kernel_driver(root)
     emit("kernel", kernel)
+    emit("xids", kernel_log.read(root))
     emit("kernel_gpus", procfs.kernel_gpus(root))
     if not (pci or kernel["loaded"] or library["installed"]):
         return
@@ -208,7 +217,8 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
     :param ended: why the reading did not finish: `"timeout"`, the text of an error, or None.
     :param timeout: the limit, for the message.
     """
-    answers = {"pci": [], "rdma": [], "kernel_gpus": [], "library": {}, "kernel": {}, "driver": {}}  # type: Dict[str, Any]
+    answers: Dict[str, Any] = {"pci": [], "rdma": [], "kernel_gpus": [], "xids": []}
+    answers.update(library={}, kernel={}, driver={})
     read_devices, mig_devices, pairs, link_ends = [], [], {}, {}
     for name, data in parts:
         if name == "device":
@@ -247,6 +257,7 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
         "fault": fault or _lost_gpus(read_devices),
         "driver": _driver(answers),
         "devices": devices,
+        "findings": health.findings(devices, answers["xids"]),
         "topology": [[one or other for one, other in zip(*rows)] for rows in matrices],
         "peer_to_peer": topology.peer_to_peer(devices, pairs),
         "rdma": [_rdma_device(device, places) for device in answers["rdma"]],

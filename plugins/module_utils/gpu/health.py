@@ -1,18 +1,14 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a GPU is fit for work, out of what the facts say of it. Pure."""
+"""Whether a GPU is fit for work, and what else there is to say, out of the facts. Pure."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional
+from collections import Counter
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-#: Event reasons that mean trouble; gpu_idle and sw_power_cap are everyday, sw_thermal_slowdown is warm weather.
-SLOWDOWNS = {
-    "hw_slowdown": "the hardware holds the clocks down (hw_slowdown)",
-    "hw_thermal_slowdown": "the hardware holds the clocks down because of heat (hw_thermal_slowdown)",
-    "hw_power_brake_slowdown": "the power supply holds the clocks down (hw_power_brake_slowdown)",
-}
+from .checks import CHECKS, NOTE, SLOW, TWINS, UNFIT, XIDS, Check
 
 
 def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]:
@@ -20,39 +16,82 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
 
     :param device: one of the facts' devices.
     :param lost: why it does not answer; None when it does.
-    :returns: ``ok`` (bool: nothing is known against it), ``lost`` (bool: no answer), ``reasons`` (list of str).
-        A datum that is not known counts neither for nor against.
+    :returns: ``ok`` (bool: nothing is known against it), ``fit`` (bool: the same, apart from what makes it slow),
+        ``lost`` (bool: no answer), ``reasons`` (list of str). A datum that is not known counts neither for nor against.
     """
-    reasons = []
+    found = [(check.effect, text) for check, text in _found(device) if check.effect != NOTE]
     if lost:
-        reasons.append(lost)
-    uncorrected = device["ecc"]["volatile"]["uncorrected"]
-    if uncorrected:
-        reasons.append("%d uncorrectable memory errors since the driver was loaded (ECC, volatile)" % uncorrected)
-    if device["remapped_rows"]["failure"]:
-        reasons.append("remapping of memory rows has failed: the board needs replacing")
-    if device["remapped_rows"]["pending"]:
-        reasons.append("remapping of memory rows is pending: reset the GPU")
-    if device["retired_pages"]["pending"]:
-        reasons.append("retirement of memory pages is pending: reset the GPU")
-    if device["repair"]["channel_pending"] or device["repair"]["tpc_pending"]:
-        reasons.append("a repair of the GPU is pending: reset the GPU")
-    if device["recovery_action"] not in (None, "none"):
-        reasons.append("the driver asks for recovery: %s" % device["recovery_action"])
-    for name in device["clocks_event_reasons"] or ():
-        if name in SLOWDOWNS:
-            reasons.append(SLOWDOWNS[name])
-    state, status = device["fabric"]["state"], device["fabric"]["status"]
-    if state in ("not_started", "in_progress"):
-        reasons.append("its NVLink fabric is not up (state %s): check the nvidia-fabricmanager service" % state)
-    elif state == "completed" and status not in (None, "success"):
-        reasons.append("its NVLink fabric has failed (%s): check the nvidia-fabricmanager service" % status)
-    return {"ok": not reasons, "lost": bool(lost), "reasons": reasons}
+        found.insert(0, (UNFIT, lost))
+    return {
+        "ok": not found,
+        "fit": all(effect == SLOW for effect, _text in found),
+        "lost": bool(lost),
+        "reasons": [text for _effect, text in found],
+    }
 
 
-def fit(device: Dict[str, Any]) -> bool:
-    """Whether a GPU can serve: it answers, and nothing is known against it but that its clocks are held down.
+def findings(devices: Sequence[Dict[str, Any]], xids: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    """Everything that was found, of all GPUs, for people and for monitoring.
 
-    A slow GPU gives right answers, and is slow for a while. A service that left it would be restarted twice.
+    :param devices: the facts' devices.
+    :param xids: what kernel_log.read() gives.
+    :returns: for each: ``gpu`` (its index; None for one that is not known by its place on the PCI bus), ``check``,
+        ``effect`` (``unfit``, ``slow``, ``note``), ``action``, ``text``.
     """
-    return set(device["health"]["reasons"]) <= set(SLOWDOWNS.values())
+    found = [
+        _finding(device["index"], check.name, check.effect, check.action, text)
+        for device in devices
+        for check, text in _found(device)
+    ]
+    found += [_finding(device["index"], "unlike_twins", NOTE, "look", text) for device, text in _unlike(devices)]
+    indexes = {device["pci_bus_id"]: device["index"] for device in devices}
+    for xid in xids:
+        action, meaning = XIDS.get(xid["code"], ("look", "see NVIDIA's list of Xid errors"))
+        text = "Xid %d, %s: %s %s ago" % (xid["code"], meaning, _times(xid["count"]), _ago(xid["age_seconds"]))
+        found.append(_finding(indexes.get(xid["pci_bus_id"]), "xid_%d" % xid["code"], NOTE, action, text))
+    return found
+
+
+def _finding(gpu: Optional[int], check: str, effect: str, action: str, text: str) -> Dict[str, Any]:
+    return {"gpu": gpu, "check": check, "effect": effect, "action": action, "text": text}
+
+
+def _found(device: Dict[str, Any]) -> List[Tuple[Check, str]]:
+    values = ((check, check.found(device)) for check in CHECKS)
+    return [(check, check.says % value if "%s" in check.says else check.says) for check, value in values if value]
+
+
+def _unlike(devices: Sequence[Dict[str, Any]]) -> List[Tuple[Dict[str, Any], str]]:
+    """GPUs that differ from most others of their name on this host, with how."""
+    found = []
+    for name in sorted({str(device["name"]) for device in devices}):
+        twins = [device for device in devices if device["name"] == name]
+        for path, title in TWINS:
+            known = [
+                (device, value) for device, value in ((one, _leaf(one, path)) for one in twins) if value is not None
+            ]
+            usual, times = Counter(value for _device, value in known).most_common(1)[0] if known else (None, 0)
+            if times * 2 > len(known):  # else nobody can say which of them is the odd one
+                found += [
+                    (device, "its %s: %s; of %d others: %s" % (title, value, times, usual))
+                    for device, value in known
+                    if value != usual
+                ]
+    return found
+
+
+def _leaf(device: Dict[str, Any], path: str) -> Any:
+    for name in path.split("."):
+        device = device[name]
+    return device
+
+
+def _times(count: int) -> str:
+    return "once," if count == 1 else "%d times, the last" % count
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return "%d %s" % (seconds // size, unit)
+    return "%d s" % seconds

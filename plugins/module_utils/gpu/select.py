@@ -9,7 +9,6 @@ import re
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from ..toolbox.errors import Refused
-from . import health
 
 _GIB = 1024**3
 
@@ -59,7 +58,7 @@ def select(
     :param devices: ``devices`` of the facts.
     :param wanted: one of
 
-        * ``"all"``: every GPU of the host that can serve (health.fit); the others are left out.
+        * ``"all"``: every GPU of the host that can serve (``health.fit``); the others are left out.
         * a list of indexes, UUIDs and PCI bus ids, kept in its order. What a person names is obeyed even when its
           health is in doubt, except for a GPU that no longer answers.
         * a policy, a dict of ``count`` (int, the first so many of those that fit, by index; default all of them, at
@@ -133,7 +132,7 @@ def pci_bus_id(text: str) -> str:
 
 
 def _all(devices: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    chosen = [device for device in devices if health.fit(device)]
+    chosen = [device for device in devices if device["health"]["fit"]]
     if not chosen:
         sick = ("GPU %s: %s" % (label(device), "; ".join(device["health"]["reasons"])) for device in devices)
         raise Refused("no GPU of this host is healthy: %s; repair one, or name what to use anyway" % " | ".join(sick))

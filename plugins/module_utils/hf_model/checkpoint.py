@@ -53,7 +53,12 @@ def cache_of(options: Mapping[str, Any], environment: Mapping[str, str], home: s
 
 def config(path: str, user: str) -> Dict[str, Any]:
     """What config.json says; empty when there is none that can be read."""
-    return _document(os.path.join(path, "config.json"), user)
+    return document(path, "config.json", user)
+
+
+def document(path: str, name: str, user: str) -> Dict[str, Any]:
+    """What a file of JSON in a model's directory says; empty when there is no object in it that can be read."""
+    return _document(os.path.join(path, name), user)
 
 
 def weight_bytes(path: str, user: str) -> int:

@@ -99,6 +99,7 @@ class LlamaServer:
             writable=[home],
             readable=[os.path.dirname(file) for file in (name, *settled.files.values())],
             timeout=limit,
+            asks=lambda _proof: (endpoint, instance.served),
             own=instance,
         )
 

@@ -16,8 +16,9 @@ import subprocess
 from typing import Any, Dict, List, Mapping, Optional
 from urllib.parse import urlsplit
 
+from ..toolbox.command import end_with_parent
 from ..toolbox.errors import Failed, Refused
-from ..toolbox.users import end_with_parent, home
+from ..toolbox.users import home
 from ..toolbox.values import gib, size
 from . import hub
 from .place import MARKER, Place, check_space, empty, result

@@ -102,9 +102,10 @@ def _check_token(token: Optional[str]) -> None:
 def _directory(params: Mapping[str, Any]) -> Dict[str, Any]:
     path = params["name"]
     names = os.listdir(path) if os.path.isabs(path) and os.path.isdir(path) else []
-    if not any(name == "config.json" or name.endswith(".gguf") for name in names):
+    if not any(name in ("config.json", "adapter_config.json") or name.endswith(".gguf") for name in names):
         raise Refused(
-            "name: there is no model in %s on this host; expected a directory with config.json or a GGUF file" % path
+            "name: there is no model in %s on this host; expected a directory with config.json, adapter_config.json or "
+            "a GGUF file" % path
         )
     return {"changed": False, "msg": "%s is there" % path, "path": path, "commit": None, "bytes": 0, "diff": {}}
 

@@ -57,7 +57,7 @@ def checks(
     spread = effective.get("OLLAMA_SCHED_SPREAD") == "true"
     found: List[Check] = [
         ComesUp(_reports_version, _YOUNG),
-        after_change(lambda proof: owns_port(_api(proof.running).port)(proof)),
+        after_change(lambda proof: owns_port(api(proof.running).port)(proof)),
     ]
     if version:
         found.append(_is_version(version))
@@ -74,7 +74,11 @@ def explain(lines: Sequence[str]) -> Cause:
     return Cause(line=failure, advice=log.remedy(failure))
 
 
-def _api(running: Running) -> Api:
+def api(running: Running) -> Api:
+    """The API of a running server.
+
+    :raises Fault: ``misread``: its OLLAMA_HOST is not an address.
+    """
     written = running.environ.get("OLLAMA_HOST", "").strip().strip("\"'")
     try:
         return Api(*settings.reachable_at(written or settings.DEFAULT_HOST))
@@ -83,11 +87,11 @@ def _api(running: Running) -> Api:
 
 
 def _reports_version(proof: Proof, seconds: float) -> Optional[str]:
-    api = _api(proof.running)
+    server = api(proof.running)
     try:
-        proof.figures["version"] = api.version(timeout=seconds)
+        proof.figures["version"] = server.version(timeout=seconds)
     except ApiError as error:
-        return "%s: %s" % (api.url, error)
+        return "%s: %s" % (server.url, error)
     return None
 
 
@@ -224,7 +228,7 @@ def _generates(model: str) -> Check:
         running = proof.running
         allowed = max(1.0, running.deadline - time.monotonic())
         try:
-            answer = _api(running).one_token(model, allowed)
+            answer = api(running).one_token(model, allowed)
         except ApiError as error:
             if error.timed_out:
                 raise Fault(
@@ -264,7 +268,7 @@ def _loaded(model: Optional[str], spread: bool) -> Callable[[Proof], Expected]:
         if not model:
             return idle
         try:
-            listed = _api(proof.running).loaded()
+            listed = api(proof.running).loaded()
         except ApiError as error:
             raise Fault("not_ready", "the API broke down: %s" % error) from None
         entry: Optional[Dict] = next((one for one in listed if names.same(str(one.get("name", "")), model)), None)

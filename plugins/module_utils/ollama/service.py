@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 
 from ..converge.account import DirectoryStep
 from ..converge.model import Outcome
+from ..endpoint.client import Endpoint
 from ..placement.choice import Placed
 from ..serving import instances, release, run, stop
 from ..serving.gate import Proof
@@ -85,6 +86,7 @@ class Ollama:
             writable=[home] if not store or (store + "/").startswith(home + "/") else [home, store],
             readable=[options["prefix"]],
             timeout=options["timeout"],
+            asks=(lambda proof: (Endpoint(checks.api(proof.running).url), model)) if there else None,
             pre_change_check=fit,
             warnings=wanted.warnings,
             install_hint="set ollama_version, with ollama_archive_checksum or ollama_mirror, to have it installed",

@@ -17,7 +17,7 @@ from ..systemd.unit import Assignment, Unit
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """Folders of the host that the service does not see in the sandbox."""
 
-_PROFILE: Dict[str, List[str]] = {
+PROFILE: Dict[str, List[str]] = {
     "NoNewPrivileges": ["yes"],
     "CapabilityBoundingSet": [""],
     "ProtectSystem": ["strict"],
@@ -57,7 +57,7 @@ class Node(NamedTuple):
 
 def profile(writable: Sequence[str]) -> Dict[str, List[str]]:
     """The sandbox as settings of ``[Service]``; ``writable`` are the folders that the service may write into."""
-    return dict(_PROFILE, ReadWritePaths=["-" + path for path in writable])
+    return dict(PROFILE, ReadWritePaths=["-" + path for path in writable])
 
 
 def only(nodes: Sequence[Node]) -> Dict[str, List[str]]:

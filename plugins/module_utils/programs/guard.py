@@ -1,12 +1,14 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Middleware of a vLLM server: without the API key, only the open paths and CORS' OPTIONS are answered.
+"""Middleware of a vLLM server: without an API key, only the open paths and CORS' OPTIONS are answered.
 
 vLLM itself asks for the key only on paths that begin with /v1; since 0.22 also /v2 and /inference, since 0.27 /cohere.
 0.32.0 leaves open
 /invocations, which generates, /tokenize, /detokenize, /generative_scoring, /scale_elastic_ep, /metrics, /load, /docs
 and others.
+
+vLLM itself knows one key; a request with the key of a client is handed to it with that one.
 
 The Ansible collection gpufleet.inference writes this file for an instance, and replaces it on its next run.
 """
@@ -27,12 +29,17 @@ class Guard:
 
     def __init__(self, app):
         self.app = app
-        self.key = _hash("Bearer " + os.environ["VLLM_API_KEY"])
+        self.own = ("Bearer " + os.environ["VLLM_API_KEY"]).encode()
+        keys = [os.environ["VLLM_API_KEY"], *os.environ.get("GPUFLEET_CLIENT_KEYS", "").split()]
+        self.keys = [_hash("Bearer " + key) for key in keys]
         self.open = set(filter(None, os.environ.get("GPUFLEET_OPEN_PATHS", "").split(",")))
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] not in ("http", "websocket") or self._allowed(scope):
+        if scope["type"] not in ("http", "websocket") or self._open(scope):
             return await self.app(scope, receive, send)
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if self._allowed(given[0] if given else b""):
+            return await self.app(dict(scope, headers=self._with_own_key(scope["headers"])), receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
         body = b'{"error":"Unauthorized"}'
@@ -40,12 +47,17 @@ class Guard:
         await send({"type": "http.response.start", "status": 401, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _allowed(self, scope):
+    def _open(self, scope):
         path, root = scope["path"], scope.get("root_path", "")
         if path.startswith(root):
             path = path[len(root) :]
-        if scope.get("method") == "OPTIONS" or path in self.open:
-            return True
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _blank, key = (given[0] if given else b"").decode("latin-1").partition(" ")
-        return hmac.compare_digest(_hash(scheme.capitalize() + " " + key), self.key)
+        return scope.get("method") == "OPTIONS" or path in self.open
+
+    def _allowed(self, given):
+        scheme, _blank, key = given.decode("latin-1").partition(" ")
+        said = _hash(scheme.capitalize() + " " + key)
+        return any(hmac.compare_digest(said, key) for key in self.keys)
+
+    def _with_own_key(self, headers):
+        others = [(name, value) for name, value in headers if name != b"authorization"]
+        return [*others, (b"authorization", self.own)]

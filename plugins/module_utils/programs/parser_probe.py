@@ -4,16 +4,41 @@
 """PROGRAM [WORD...]: runs vLLM's own command up to the point where its arguments are parsed, and ends there.
 
 PROGRAM is the path of a script or the name of a module. Prints ``OPTIONS`` and the names of the parser's options, one
-line, and ``PARSED`` when the parser accepts the arguments. What it rejects, argparse writes to standard error, and
-exits.
+line, and ``PARSED`` when the parser and what vLLM checks right after it accept the arguments: options that need each
+other, the names of parsers, the file of the chat template. What is rejected ends with a message on standard error.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import runpy
 import sys
+
+PLACES = ("common.cli_args", "launchers.cli_args", "launchers.launcher", "openai.cli_args", "openai.api_server")
+"""Modules of vllm.entrypoints that have its own checks, in one version or another."""
+
+
+def validate(arguments):
+    """Run vLLM's own checks, as far as this version has them. A failure that is not their verdict is ignored."""
+    names = ["validate_parsed_serve_args"]
+    if not any(getattr(arguments, kind + "_parser_plugin", None) for kind in ("tool", "reasoning")):
+        names.append("validate_api_server_args")  # which knows the parsers of plugins only once these are loaded
+    for place in PLACES:
+        try:
+            module = importlib.import_module("vllm.entrypoints." + place)
+        except Exception:
+            continue
+        for name in names:
+            check = getattr(module, name, None)
+            if check and check.__module__ == module.__name__:
+                try:
+                    check(arguments)
+                except (KeyError, TypeError, ValueError):
+                    raise
+                except Exception:
+                    continue
 
 
 def options(parser, command):
@@ -30,7 +55,7 @@ def main(program):
     def parse_args(self, args=None, namespace=None):
         sys.stdout.write(" ".join(["OPTIONS", *options(self, sys.argv[1])]) + "\n")
         sys.stdout.flush()
-        real(self, args, namespace)
+        validate(real(self, args, namespace))
         sys.stdout.write("PARSED\n")
         sys.stdout.flush()
         os._exit(0)

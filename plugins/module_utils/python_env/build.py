@@ -156,7 +156,8 @@ class Builder:
 
     def _run(self, command: Sequence[str], hint: Any = None) -> str:
         """Standard output of a program; Failed with its last words when it fails."""
-        from ..toolbox.users import end_with_parent, home
+        from ..toolbox.command import end_with_parent
+        from ..toolbox.users import home
 
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "CONDA"))

@@ -12,12 +12,14 @@ one, and a boot leaves none.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ..converge.model import Fault, Outcome, Running, Verdict
 from ..endpoint.client import Endpoint, Load
 from ..toolbox import files, record, trusted
+from ..toolbox.command import status_of
 from ..toolbox.errors import Failed
 from ..toolbox.http_stream import HttpError
 from ..toolbox.text import one_line
@@ -163,9 +165,11 @@ def _load(endpoint: Optional[Endpoint], timeout: float) -> Optional[Load]:
 def _still(load: Optional[Load], peers: Sequence[str]) -> str:
     said = []
     if load and not load.idle:
-        said.append("it still has %d requests running and %d waiting" % (load.running, load.waiting))
+        more = "s"[: load.running != 1]
+        said.append("it still has %d request%s running and %d waiting" % (load.running, more, load.waiting))
     if peers:
-        said.append("%d connections from %s are open" % (len(peers), ", ".join(sorted(set(peers)))))
+        form = "connection from %s is" if len(peers) == 1 else "connections from %s are"
+        said.append("%d %s open" % (len(peers), form % ", ".join(sorted(set(peers)))))
     return " and ".join(said)
 
 
@@ -290,36 +294,17 @@ class MarkStep:
 
 def run_command(argv: Sequence[str], unit: str) -> str:
     """Run a command without a shell, with the unit's name in ``GPUFLEET_UNIT``: why it failed, or nothing."""
-    import signal
-    import subprocess
-    import tempfile
-
-    who = trusted.intruder(argv[0])
+    who = trusted.intruder_of(argv)
     if who:
         return "%s is not run as root: %s" % (argv[0], who)
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "GPUFLEET_UNIT": unit}
     with tempfile.TemporaryFile() as said:
         try:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                env=environment,
-                start_new_session=True,
-            )
+            status = status_of(argv, COMMAND, environment=environment, errors=said)
         except OSError as error:
             return "%s cannot be run: %s" % (argv[0], error.strerror)
-        try:
-            status = process.wait(COMMAND)
-        except subprocess.TimeoutExpired:
+        if status is None:
             return "%s did not end within %.0f s" % (argv[0], COMMAND)
-        finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)  # with what it has started and left behind
-            except ProcessLookupError:
-                pass
-            process.wait()
         if not status:
             return ""
         said.seek(0)

@@ -33,6 +33,8 @@ class Proof:
     """Bytes that the unit uses per GPU's UUID, as last seen."""
     figures: Dict[str, Any] = field(default_factory=dict)
     """What the checks measured and found out, for the result."""
+    accepted: Any = None
+    """What is recorded once the service is proven: ``endpoint.fingerprint.Recorded``; None for nothing."""
 
     def died(self) -> Fault:
         """Why the main process ended."""

@@ -54,6 +54,8 @@ class Service(NamedTuple):
     """The other services of the run that stay."""
     replaced: bool = False
     """Whether instances take the place of this service."""
+    held: str = ""
+    """Which generation its options come from, in words; empty where they are as declared."""
 
 
 class Listen(NamedTuple):
@@ -120,6 +122,8 @@ class Declared:
     """What to do where its unit does not exist, for the message."""
     unproven: str = ""
     """Why its model is not going to answer even after a change, in a few words."""
+    asks: Optional[Callable[[Proof], Tuple[Any, str]]] = None
+    """Its ``Endpoint``, and the model to ask there; None where there is no model to ask."""
     own: Any = None
     """What the engine keeps of its decisions, for ``preflight`` and ``describe``."""
 

@@ -10,7 +10,7 @@ they may hold what the others are to have.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..converge import run as convergence
 from ..converge.model import Change, Outcome, ServiceError, Step, StepError
@@ -21,6 +21,8 @@ from ..placement import choice, claims
 from ..systemd.manager import System
 from ..toolbox.errors import Failed, Refused
 from . import agent, digest, exposure, gate, instances, summary
+from .checks import after_change
+from .gate import Proof
 from .isolation import Isolation
 from .model import Engine, Host, Leaving, Plan, Service
 
@@ -53,6 +55,10 @@ def converge(
     """
     host = Host(system or System(), check_mode, warn, params["facts_timeout"], thorough)
     services = instances.services(params, base)
+    if any(service.options["generation"] is not None for service in services):
+        from . import generations  # only for those that go back
+
+        services = generations.back(services, engine.title)
     leaving = [service for service in services if service.options["state"] == "absent"]
     replaced = [service for service in leaving if service.replaced]  # goes for good once the instances are proven
     staying = [service for service in services if service.options["state"] == "present"]
@@ -135,6 +141,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     if options["clients"] and declared.listen:
         settings.update(exposure.settings(declared.listen, options["clients"]))
         declared.checks.append(exposure.closed(declared.listen, options["clients"]))
+    if options["fingerprints"] and declared.asks:
+        declared.checks.append(after_change(partial(_compare_answers, service, declared.asks, host)))
     environment = dict(declared.environment)
     texts = {path: text for path, text in declared.files.items() if text is not None}
     if texts and "ExecStart" in settings:
@@ -159,6 +167,14 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     )
     proof = gate.gate(declared.checks, devices=placed.devices, facts=facts, gather=host.gather, explain=engine.explain)
     return Plan(service, placed, declared, claim, change, proof)
+
+
+def _compare_answers(service: Service, asks: Callable[[Proof], Tuple[Any, str]], host: Host, proof: Proof) -> None:
+    # a converged host does not need it
+    from . import fingerprint
+
+    endpoint, model = asks(proof)
+    fingerprint.compare(service, endpoint, model, host.warn, proof)
 
 
 def _check_claims(plans: Sequence[Plan], leaving: Sequence[str], host: Host) -> None:
@@ -201,6 +217,8 @@ def _starts(engine: Engine, plan: Plan, host: Host) -> bool:
 
 def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     """Have the convergence change what differs, and prove it."""
+    recorded: List[int] = []
+    plan.change.accepted = partial(_accept, engine, plan, recorded)
     try:
         outcome = convergence.converge(
             plan.change,
@@ -215,14 +233,38 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     if agent.marked(plan.unit) and not host.check_mode:
         _put_back(plan, outcome, host)
     finish(plan.declared.steps, outcome, host)
+    if plan.gate.proof.accepted and not host.check_mode:
+        from . import fingerprint
+
+        fingerprint.keep(plan.unit, plan.gate.proof.accepted, host.warn)
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
     unproven = _unproven(plan, outcome, host)
     parts = [*_sick(plan.service.options["visible_devices"], plan.placed, plan.gate.proof.facts), *parts]
     program = summary.Program(engine.title, more.get("version"), plan.declared.installs)
     parts += ["not proven (%s)" % unproven] if unproven else []
+    parts += [plan.service.held] if plan.service.held else []
+    answers = plan.gate.proof.figures.get("fingerprint", {})
+    parts += {"same": ["answers as recorded"], "recorded": ["answers recorded"]}.get(answers.get("state"), [])
     message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
-    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, drain=_drained(plan), **more)
+    more.update(drain=_drained(plan), fingerprint=answers, generation=recorded[0] if recorded else None)
+    return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, **more)
+
+
+def _accept(engine: Engine, plan: Plan, recorded: List[int], outcome: Outcome) -> None:
+    """Record the generation that was just proven; ``recorded`` gets its number."""
+    from . import generations
+
+    figures, version = plan.gate.proof.figures, engine.describe(plan, plan.gate.proof, outcome)[1].get("version")
+    installed = plan.declared.installs is not None
+    found = generations.accept(plan.service, engine.title, figures, version, installed, outcome)
+    recorded += [one["number"] for one in found]
+
+
+def _forget(unit: str, outcome: Outcome) -> None:
+    from . import generations
+
+    generations.forget(unit, outcome)
 
 
 def _drained(plan: Plan) -> Dict[str, Any]:
@@ -282,6 +324,7 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
     if stops and host.system.show(service.unit).get("LoadState") == "loaded":
         # without its override it would be one more server at the default port: it is stopped, too
         change = Change(unit=service.unit, files=leaving.files, enabled=False, started=False)
+    change.accepted = partial(_forget, service.unit)
     outcome = convergence.converge(
         change, steps=leaving.steps, hooks=leaving.hooks, check_mode=host.check_mode, system=host.system
     )
@@ -290,6 +333,10 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
 
         drain.forget(service.unit)
     finish(leaving.steps, outcome, host)
+    if outcome.changed and not host.check_mode:
+        from . import fingerprint
+
+        fingerprint.forget(service.unit)
     if not outcome.changed:
         said = "disabled" if service.replaced else "not there" if service.name else "no override"
     else:

@@ -22,6 +22,7 @@ from ..converge.override import DROP_IN
 from ..gpu.processes import unit_of
 from ..toolbox import files
 from ..toolbox.errors import Refused
+from . import generations
 from . import switch as switches
 from .switch import Layout
 
@@ -161,7 +162,7 @@ def uninstall(unit: str, layout: Layout, data_of: DataOf, check_mode: bool, syst
     outcome = convergence.converge(change, steps=[restore] if goes_on else [], check_mode=check_mode, system=system)
 
     data = data_of(goes_on)  # once no server writes there any more
-    gone = [*beside, *([] if goes_on else ours), *installed.folders, *data.records]
+    gone = [*beside, *([] if goes_on else ours), *installed.folders, *data.records, *generations.places(unit)]
     links = [] if goes_on else installed.links
     names = [*links, *gone, *data.removed, *(["user " + data.user] if data.user else [])]
     if names:
@@ -264,7 +265,7 @@ def _tidy(store: str, places: Sequence[str]) -> None:
     for folder in reversed(install_record.remembered("directories")):
         if any((place + "/").startswith(folder + "/") for place in places):
             _remove_empty([folder])
-    _remove_empty([os.path.dirname(install_record.PATH)])
+    _remove_empty([generations.FOLDER, os.path.dirname(install_record.PATH)])
 
 
 def _remove_empty(folders: List[str]) -> None:

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from typing import Any
+import tempfile
 
+from .command import status_of
 from .errors import Failed
 
 KERNEL = "/sys/fs/selinux/enforce"
 """There where SELinux is on, enforcing or permissive."""
 RESTORECON = "/usr/sbin/restorecon"
+LIMIT = 600
+"""Seconds that it may take for a folder."""
 
 
 def restore(folder: str) -> None:
@@ -25,8 +27,11 @@ def restore(folder: str) -> None:
     """
     if not os.path.exists(KERNEL) or not os.path.exists(RESTORECON):
         return
-    streams: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run([RESTORECON, "-R", folder], check=False, **streams)
-    if done.returncode:
-        said = done.stdout.decode(errors="replace").strip()
-        raise Failed("restorecon cannot label %s: %s" % (folder, said[-500:] or "exit %d" % done.returncode))
+    with tempfile.TemporaryFile() as out:
+        status = status_of([RESTORECON, "-R", folder], LIMIT, environment={"LC_ALL": "C"}, output=out)
+        if status == 0:
+            return
+        out.seek(max(0, os.fstat(out.fileno()).st_size - 500))
+        said = out.read().decode(errors="replace").strip() or "exit %s" % status
+    wrong = "it did not end within %d s" % LIMIT if status is None else said
+    raise Failed("restorecon cannot label %s: %s" % (folder, wrong))

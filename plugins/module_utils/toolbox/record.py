@@ -23,7 +23,7 @@ def read(path: str) -> Dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write(path: str, record: Mapping[str, Any]) -> None:
+def write(path: str, record: Mapping[str, Any], mode: int = 0o644) -> None:
     """Write the record as a whole, with its folder.
 
     :raises OSError: there is no space, or the folder cannot be used; the previous record is still there.
@@ -31,4 +31,4 @@ def write(path: str, record: Mapping[str, Any]) -> None:
     from . import files
 
     files.make_folders(os.path.dirname(path))
-    files.write_whole(path, json.dumps(record, indent=1, sort_keys=True).encode("utf-8"))
+    files.write_whole(path, json.dumps(record, indent=1, sort_keys=True).encode("utf-8"), mode)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Optional
+from typing import Optional, Sequence
 
 from .files import writers
 
@@ -48,6 +48,28 @@ def intruder(path: str) -> Optional[str]:
         if not waiting:
             return None
         place = os.path.normpath(os.path.join(place, waiting.pop()))
+
+
+def intruder_of(argv: Sequence[str]) -> Optional[str]:
+    """Why somebody else may change what a command runs, its program or a script among its words; None for nobody.
+
+    Every absolute path among the words counts, but for those of sockets, pipes and devices.
+    """
+    for number, word in enumerate(argv):
+        if number and not (os.path.isabs(word) and _may_be_code(word)):
+            continue
+        who = intruder(word)
+        if who:
+            return who
+    return None
+
+
+def _may_be_code(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # whoever creates it decides
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def trusted(path: str) -> bool:

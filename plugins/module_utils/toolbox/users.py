@@ -111,13 +111,6 @@ _CLEAN = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 """An environment without anything of root's."""
 
 
-def end_with_parent() -> None:
-    """In a child before it is executed: it must not continue when the run that waits for it is killed."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
-
-
 def output_of(
     ids: Ids,
     command: List[str],
@@ -136,29 +129,16 @@ def output_of(
     :raises Failed: it took too long.
     """
     import resource  # here: the user may not be able to read root's Python
-    import subprocess
     import tempfile
 
+    from .command import status_of
+
+    given = _CLEAN if environment is None else environment
     with tempfile.TemporaryFile() as out:
 
         def run() -> Optional[int]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
-            process = subprocess.Popen(
-                command,
-                env=_CLEAN if environment is None else environment,
-                cwd=folder,
-                start_new_session=True,
-                **streams,
-            )
-            try:
-                return process.wait(limit)
-            except subprocess.TimeoutExpired:
-                return None
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+            return status_of(command, limit, environment=given, folder=folder, output=out)
 
         status = as_user(ids, run, limit + 5)
         if status is None:

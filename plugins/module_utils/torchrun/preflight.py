@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import stat
 from typing import Any, List
 
 from .command import Job
@@ -63,17 +62,14 @@ def code_of_others(system: Any, job: Job) -> List[str]:
     """What a job of root, which is the default, runs though somebody else can change it at any time."""
     if pwd.getpwnam(job.params["user"]).pw_uid != 0:
         return []
-    from ..toolbox.trusted import trusted
+    from ..toolbox.trusted import intruder
 
-    root, found = system.root, []
-    for path in filter(None, (job.params["script"], job.params["venv"] + "/bin/python")):
-        script = os.path.realpath(root + path)
-        status = os.stat(script)
-        writers = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0)
-        theirs = status.st_uid not in (0, os.geteuid()) or status.st_mode & writers
-        if theirs or not all(trusted(os.path.dirname(place)) for place in (root + path, script)):
-            found.append("the job runs %s as root, and others than root can change it: declare another user" % path)
-    return found
+    words = [job.params["script"], job.params["venv"] and job.params["venv"] + "/bin/python"]
+    return [
+        "the job runs %s as root, but %s: declare another user" % (path, who)
+        for path in filter(None, words)
+        for who in filter(None, [intruder(system.root + path)])
+    ]
 
 
 def _bad_interfaces(system: Any, job: Job, name: str) -> List[str]:

@@ -112,6 +112,13 @@ OPTIONS = table(
     ),
     Option("revision", "str", "Branch, tag or commit of a model from the hub."),
     Option("download_dir", "path", "Where models from the hub are stored. Left out, in the home of O(user)."),
+    Option(
+        "lora_adapters",
+        "dict",
+        """LoRA adapters by the names under which clients request them: directories on the host, or names of downloaded
+        models. Before a change each must have a configuration and weights that O(user) can read; after it, each must
+        answer a request under its name. C(max-lora-rank) follows from them unless O(extra_args) has it.""",
+    ),
     Option("load_format", "str", "How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy)."),
     Option("trust_remote_code", "bool", "Whether code that comes with the model may run."),
     Option("chat_template", "path", "File on the host with a chat template that replaces the model's own."),
@@ -208,6 +215,13 @@ OPTIONS = table(
         """Whether the key is required on every path except O(open_paths). A small middleware, which vLLM loads, checks
         it. Without it, C(/invocations), which generates, C(/tokenize), C(/metrics) and others answer anyone.""",
         default=False,
+    ),
+    Option(
+        "client_keys",
+        "dict",
+        """Further keys, by the names of clients. Requires O(guard_all_paths), as vLLM itself knows one
+        key. A change restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without one.""",
+        no_log=True,
     ),
     Option(
         "open_paths",

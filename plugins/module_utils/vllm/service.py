@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..converge.model import Outcome
@@ -20,7 +21,7 @@ from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Servic
 from ..serving.stop import Stop
 from ..serving.weights import located, start_limit
 from ..toolbox.errors import Refused
-from . import gate, log, model, multinode, releases, settings, sizing, unit
+from . import adapters, gate, log, model, multinode, releases, settings, sizing, unit
 from .program import Program, unknown_variables
 
 START_BASE = 300  # seconds for imports, compilation and CUDA graphs
@@ -61,7 +62,8 @@ class Vllm:
             len(options["nodes"] or [1]),
             **model.rules(options, found, release),
         )
-        configuration = settings.declare(options, parallel, placed.visible, release)
+        loras = adapters.read(options, host)
+        configuration = settings.declare(options, parallel, placed.visible, release, loras)
         _warn_of_open_paths(options, release, host.warn)
         if options["model"].endswith(".gguf") and not releases.loads_gguf(release):
             configuration.warnings.append(
@@ -83,27 +85,44 @@ class Vllm:
             steps=template.steps(
                 options["user"], unit.home(options["user"]), "vllm@.service", unit.UNIT, host.system.root
             ),
-            checks=_checks(options, configuration, limit),
+            checks=_checks(options, configuration, [adapter.name for adapter in loras], limit),
             hooks=_stop_hooks(service, host),
             ports=unit.ports(options),
             share=utilization if placed.devices else None,
             writable=unit.writable(options),
-            readable=[path for path in unit.readable(options, program) if path],
+            readable=[
+                *(path for path in unit.readable(options, program) if path),
+                *(adapter.path for adapter in loras),
+            ],
             sandbox=unit.SANDBOX,
             timeout=limit,
+            asks=None
+            if options["node_rank"]
+            else lambda _proof: (_endpoint(options, configuration), configuration.served),
             restart="all hosts of the model start together" if options["restart"] else "",
             warnings=configuration.warnings + unknown_variables(options["environment"], program.variables()),
             own=own,
         )
 
     def preflight(self, plan: Plan, host: Host) -> None:
-        """Room on the GPUs, and vLLM's own word on the configuration."""
+        """Room on the GPUs, certificate and key, and vLLM's own word on the configuration."""
         own, configuration = plan.declared.own, plan.declared.own.configuration
         memory.await_room(
             plan.placed.devices, plan.unit, own.utilization, "gpu_memory_utilization", host.gather, plan.vacated
         )
+        config, options = dict(configuration.config), plan.service.options
+        for name in ("chat_template", "ssl_certfile", "ssl_keyfile"):
+            if host.check_mode and options[name] and not os.path.lexists(options[name]):
+                host.warn("%s: there is no %s on this host yet" % (name, options[name]))
+                config.pop(name.replace("_", "-"))
+        if "ssl-certfile" in config and "ssl-keyfile" in config:
+            # a converged host does not need it
+            from ..serving import tls
+
+            certificate, key = ((name, options[name]) for name in ("ssl_certfile", "ssl_keyfile"))
+            tls.check(certificate, key, plan.declared.user)
         if own.program.exists():
-            own.program.parse(configuration.config, configuration.environment)
+            own.program.parse(config, configuration.environment)
 
     def leave(self, service: Service, host: Host) -> Leaving:
         """Its files go; the environment, the user and the model stay."""
@@ -176,23 +195,31 @@ def _listen(options: Mapping[str, Any], configuration: settings.Declared) -> Lis
 # --- the proof, and what happens around a stop -----------------------------------------------------------------------
 
 
-def _checks(options: Mapping[str, Any], configuration: settings.Declared, limit: float) -> List[Check]:
+def _checks(
+    options: Mapping[str, Any], configuration: settings.Declared, loras: Sequence[str], limit: float
+) -> List[Check]:
     """/health answers 200 for as long as the front end lives, so it is not asked."""
     if options["node_rank"]:
         return [multinode.leader_serves, checks.UsesGpus(), multinode.all_proven]
-    endpoint = Endpoint(configuration.url, options["api_key"], verify=False)
-    served = configuration.served
+    endpoint, served = _endpoint(options, configuration), configuration.served
     found: List[Check] = [
         checks.ComesUp(openai.lists_model(endpoint, served), limit, options["stall_timeout"]),
         checks.after_change(checks.owns_port(endpoint.port)),
     ]
-    answers = checks.after_change(openai.answers(endpoint, served, options["token_timeout"]))
+    # the model last, as the summary shows what answered last
+    answers = [
+        checks.after_change(openai.answers(endpoint, name, options["token_timeout"])) for name in (*loras, served)
+    ]
     if configuration.config.get("enable-sleep-mode"):
-        found += [gate.awake(endpoint, served, options["asleep"] == "accept"), gate.unless_asleep(answers)]
+        found += [gate.awake(endpoint, served, options["asleep"] == "accept"), *map(gate.unless_asleep, answers)]
     else:
-        found.append(answers)
+        found += answers
     found.append(checks.UsesGpus())
     return [*found, multinode.all_proven] if options["nodes"] else found
+
+
+def _endpoint(options: Mapping[str, Any], configuration: settings.Declared) -> Endpoint:
+    return Endpoint(configuration.url, options["api_key"], verify=False)
 
 
 def _stop_hooks(service: Service, host: Host) -> Stop:

@@ -21,6 +21,7 @@ from ..serving.variables import variables
 from ..toolbox.addresses import host_port, reachable
 from ..toolbox.errors import Refused
 from . import releases
+from .adapters import LORA_RANK, Adapter, rank_limit
 
 PORT = 8000
 HOST = "127.0.0.1"
@@ -54,6 +55,7 @@ _OURS = {
 _NOT_HERE = {name: "is a secret and would stand in the unit; use %s" % option for name, option in _SECRETS.items()}
 _NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items()})
 """By the name of a variable, what to do instead of setting it in ``environment``."""
+_KEY = re.compile(r"[\x21-\x7e]{8,}\Z")
 _SECRET_NAME = re.compile(r"(?:\A|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY)\Z")
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -90,7 +92,11 @@ class Declared:
 
 
 def declare(
-    options: Mapping[str, Any], parallel: Parallel, visible: Optional[str], release: releases.Release = ()
+    options: Mapping[str, Any],
+    parallel: Parallel,
+    visible: Optional[str],
+    release: releases.Release = (),
+    adapters: Sequence[Adapter] = (),
 ) -> Declared:
     """Turn options into the file and the environment.
 
@@ -98,6 +104,7 @@ def declare(
     :param parallel: the sizes that were chosen; a size of 1 is vLLM's default and is left out.
     :param visible: value of CUDA_VISIBLE_DEVICES; None where the instance uses no GPU.
     :param release: of vLLM.
+    :param adapters: LoRA adapters to be served with the model.
     :raises Refused: vLLM would misread or refuse values.
     """
     declared = Declared()
@@ -113,6 +120,7 @@ def declare(
     if nodes:
         problems += _take_nodes(declared, options, nodes, rank)
     problems += _wrong_values(given)
+    problems += _take_adapters(declared, adapters, extra(options, "max-lora-rank"))
     problems += _take_extra(declared, options.get("extra_args") or {})
     problems += _take_environment(declared, options.get("environment") or {})
     problems += _take_secrets(declared, options.get("secret_environment") or {})
@@ -121,13 +129,14 @@ def declare(
     declared.environment.setdefault("VLLM_NO_USAGE_STATS", "1")
     key, token = options.get("api_key"), options.get("hf_token")
     if key is not None:
-        if not re.match(r"[\x21-\x7e]{8,}\Z", key):
+        if not _KEY.match(key):
             problems.append("api_key: expected 8 or more characters without blanks, all of ASCII")
         declared.secret_environment["VLLM_API_KEY"] = key
     if token is not None:
         declared.credentials["hf_token"] = token
     if options.get("asleep") == "accept" and not declared.config.get("enable-sleep-mode"):
         problems.append("asleep: it cannot sleep without extra_args: {enable-sleep-mode: true}")
+    problems += _take_client_keys(declared, options)
     if options.get("guard_all_paths"):
         if key is None:
             problems.append("guard_all_paths: there is no api_key that it could ask for")
@@ -231,6 +240,31 @@ def _take_nodes(
     return []
 
 
+def _take_adapters(declared: Declared, adapters: Sequence[Adapter], limit: Any) -> List[str]:
+    """:param limit: the highest rank, where it is declared."""
+    if not adapters:
+        return []
+    _put(declared.config, "enable-lora", True)
+    _put(declared.config, "lora-modules", [{"name": adapter.name, "path": adapter.path} for adapter in adapters])
+    needed = rank_limit(adapters)
+    if limit is None and needed > LORA_RANK:
+        declared.config["max-lora-rank"] = needed
+    served = declared.config.get("served-model-name") or declared.config.get("model")
+    problems = [
+        "lora_adapters.%s: is the name of the model itself; choose another" % adapter.name
+        for adapter in adapters
+        if adapter.name in (served if isinstance(served, list) else [served])
+    ]
+    if isinstance(limit, int):
+        problems += [
+            "lora_adapters.%s: its rank is %d, but extra_args.max-lora-rank is %d; leave that out, or set %d"
+            % (adapter.name, adapter.rank, limit, needed)
+            for adapter in adapters
+            if adapter.rank > limit
+        ]
+    return problems
+
+
 def definition(declared: Declared, version: str) -> str:
     """What all nodes of a model must have in common, as a few digits."""
     import hashlib
@@ -247,7 +281,7 @@ def extra(options: Mapping[str, Any], flag: str) -> Any:
     One whose value is JSON is a mapping: ``{"a": {"b": 1}}``, also as text or as the dotted key ``FLAG.a.b``.
     """
     found: Any = None
-    for name, value in sorted((options["extra_args"] or {}).items()):
+    for name, value in sorted((options.get("extra_args") or {}).items()):
         first, _dot, rest = _canonical(name).partition(".")
         if first != flag:
             continue
@@ -298,6 +332,8 @@ def _word(value: Any) -> Any:
 def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
     problems = []
     typed = {_flag(option): option for option in FLAGS + _SIZES}
+    if "lora-modules" in declared.config:
+        typed.update({"lora-modules": "lora_adapters", "enable-lora": "lora_adapters"})
     for name in sorted(extra):
         flag = _canonical(name)
         where = "extra_args.%s" % name
@@ -331,6 +367,26 @@ def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> Lis
         declared.warnings.append(
             "environment.VLLM_SERVER_DEV_MODE: opens paths that change the server and ask for no key"
         )
+    return problems
+
+
+def _take_client_keys(declared: Declared, options: Mapping[str, Any]) -> List[str]:
+    """Keys besides the API key, which only our own guard asks for."""
+    keys = options.get("client_keys") or {}
+    if not keys:
+        return []
+    if not options.get("guard_all_paths"):
+        return ["client_keys: vLLM itself knows one key; set guard_all_paths: true"]
+    problems, seen = [], {options.get("api_key"): "api_key"}
+    for name, key in sorted(keys.items()):
+        if not isinstance(key, str) or not _KEY.match(key):
+            problems.append("client_keys.%s: expected 8 or more characters without blanks, all of ASCII" % name)
+        elif key in seen:
+            problems.append("client_keys.%s: is the key of %s; give each its own" % (name, seen[key]))
+        else:
+            seen[key] = str(name)
+    if not problems:
+        declared.secret_environment["GPUFLEET_CLIENT_KEYS"] = " ".join(keys[name] for name in sorted(keys))
     return problems
 
 

@@ -31,6 +31,7 @@ import models
 KEY = "sesame-key"
 PORT = 18123
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 1}
+LOGPROBS = dict(CHAT, max_tokens=3, temperature=0, logprobs=True, top_logprobs=3)
 COMPLETION = {"model": "tiny", "prompt": "Say hello.", "max_tokens": 1}
 REQUESTS = (
     ("health", "GET", "/health", None, False),
@@ -40,6 +41,7 @@ REQUESTS = (
     ("slots", "GET", "/slots", None, True),
     ("metrics-without-key", "GET", "/metrics", None, False),
     ("chat", "POST", "/v1/chat/completions", CHAT, True),
+    ("chat-logprobs", "POST", "/v1/chat/completions", LOGPROBS, True),
     ("chat-without-key", "POST", "/v1/chat/completions", CHAT, False),
     ("chat-no-such-model", "POST", "/v1/chat/completions", dict(CHAT, model="nosuch"), True),
     ("completion", "POST", "/v1/completions", COMPLETION, True),
@@ -48,7 +50,11 @@ REQUESTS = (
     ("score", "POST", "/score", {"model": "tiny", "text_1": "hello", "text_2": "hello"}, True),
     ("no-such-path", "GET", "/nosuch", None, True),
 )
-POOLING = (*(request for request in REQUESTS if request[1] == "POST" and request[4]), REQUESTS[0], REQUESTS[1])
+POOLING = (
+    *(one for one in REQUESTS if one[1] == "POST" and one[4] and one[3] is not LOGPROBS),
+    REQUESTS[0],
+    REQUESTS[1],
+)
 GENERAL = (
     (r"\b(chatcmpl|cmpl)-\w+", r"\1-0"),
     (r'"created":\s*\d+', '"created":1'),

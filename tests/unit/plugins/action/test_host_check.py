@@ -13,9 +13,11 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import lookup_loader
 from ansible.template import Templar
 
 from ansible_collections.gpufleet.inference.plugins.action import host_check
+from ansible_collections.gpufleet.inference.plugins.lookup import gateway_agent
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import Answer
@@ -53,6 +55,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
     monkeypatch.setattr(CheckFirstAction, "ask", lambda self, calls, variables: host(calls))
     monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
+    monkeypatch.setattr(lookup_loader, "get", lambda name, **more: gateway_agent.LookupModule())
     return host
 
 
@@ -64,7 +67,14 @@ def check(host: Host) -> Callable[..., Dict[str, Any]]:
     def run(arguments: Dict[str, Any], **variables: Any) -> Dict[str, Any]:
         task = SimpleNamespace(args=arguments, async_val=0, delegate_to=None, check_mode=False, no_log=False)
         connection = SimpleNamespace(has_pipelining=True, become=None)
-        own = {"omit": Omit, "groups": {}, "ansible_check_mode": False, "inventory_hostname": "a", **variables}
+        own = {
+            "omit": Omit,
+            "groups": {},
+            "hostvars": {},
+            "ansible_check_mode": False,
+            "inventory_hostname": "a",
+            **variables,
+        }
         templar = Templar(loader=DataLoader(), variables=own)
         return host_check.ActionModule(task, connection, None, DataLoader(), templar).run(task_vars=own)
 
@@ -73,7 +83,9 @@ def check(host: Host) -> Callable[..., Dict[str, Any]]:
 
 def test_a_host_that_is_as_declared(check: Any, host: Host) -> None:
     found = check({"roles": ["gpu_host", "llama_server"]}, **MODELS)
-    assert host.asked == [["gpu.facts", "model_source.source"], ["llama_server.service"]], "which needs the path"
+    assert host.asked == [["gpu.facts", "gateway.agent", "model_source.source"], ["llama_server.service"]], (
+        "which needs the path"
+    )
     assert (found["as_declared"], found["changed"], found["msg"]) == (True, False, "as declared")
     assert (found["roles"], found["shares"], found["lines"]) == (["gpu_host", "llama_server"], False, [MSG])
     assert found["ansible_facts"] == {"gpu": GPU}
@@ -112,6 +124,14 @@ def test_a_host_neither_draws_on_the_terminal_nor_speaks_for_another(check: Any,
     host.answers["llama_server.service"] = {"changed": False, "msg": "ok\n\x1b[2Jgpu9: ok" + 2000 * "x"}
     (line,) = check({"roles": ["llama_server"]})["lines"]
     assert line.startswith("ok gpu9: okx") and len(line) == 1000
+
+
+def test_a_variable_that_cannot_be_resolved(check: Any) -> None:
+    """The roles run, and say so in their words."""
+    from ansible.template import trust_as_template
+
+    found = check({"roles": ["ollama"]}, ollama_seeding=trust_as_template("{{ nowhere }}"), ollama_models=[])
+    assert not found["as_declared"] and "nowhere" in found["msg"]
 
 
 @pytest.mark.parametrize(

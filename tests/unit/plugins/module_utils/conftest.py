@@ -135,7 +135,7 @@ def device(index: int, held: int = 0, unit: str = UNIT, pid: int = 100) -> Dict[
         "memory": {"total_bytes": 140 * GIB, "free_bytes": 140 * GIB - held},
         "display_active": False,
         "mig": {"enabled": False},
-        "health": {"ok": True, "lost": False, "reasons": []},
+        "health": {"ok": True, "fit": True, "lost": False, "reasons": []},
         "processes": processes if held else [],
     }
 

@@ -68,6 +68,11 @@ def test_what_it_reads_and_who_may_reach_it(bring):
     assert change.enabled and change.started
 
 
+def test_one_service_and_one_gateway(bring):
+    result = bring(services=[CODE], gateways=["192.0.2.10"], port=8500)
+    assert result["msg"] == "gpufleet-agent.service: 1 service, 1 gateway, port 8500"
+
+
 def test_a_check_and_a_module_may_have_their_python_by_different_names(bring, monkeypatch, tmp_path):
     bring()
     command = bring.asked["change"].settings["Service"]["ExecStart"]

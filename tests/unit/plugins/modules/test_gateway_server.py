@@ -147,7 +147,8 @@ def test_a_host_takes_no_server_of_another_whose_name_begins_alike():
 
 
 def test_a_unit_alone(gateway, bring):
-    assert bring(state="drained", unit="ollama.service")["servers"] == {"chat/gpu1:ollama:11434": "ready"}
+    done = bring(state="drained", unit="ollama.service")
+    assert done["servers"] == {"chat/gpu1:ollama:11434": "ready"} and done["msg"] == "gpu1: drained in 1 pool"
     assert gateway.states()["code/gpu1:vllm_chat-123456:8000"] == "ready"
 
 
@@ -155,7 +156,7 @@ def test_running_requests_are_waited_for(gateway, bring):
     with gateway.request() as client:
         result = bring(state="drained", timeout=1)
         assert result["failed"] and result["changed"]
-        assert result["running"] == ["1 requests running and 0 waiting in chat/gpu1:ollama:11434"]
+        assert result["running"] == ["1 request running and 0 waiting in chat/gpu1:ollama:11434"]
         assert "it stays out of the pools" in result["msg"] and gateway.states()["chat/gpu1:ollama:11434"] == "drained"
         threading.Timer(0.5, gateway.answers.set).start()
         done = bring(state="drained", timeout=60)

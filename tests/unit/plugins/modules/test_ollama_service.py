@@ -102,7 +102,7 @@ def test_check_mode_makes_no_write_call(run_module, monkeypatch, tmp_path):
         "pci_bus_id": "0000:00:06.0",
         "processes": [],
         "mig": {"enabled": False},
-        "health": {"ok": True, "lost": False, "reasons": []},
+        "health": {"ok": True, "fit": True, "lost": False, "reasons": []},
         "display_active": False,
     }
     facts = {"source": "nvml", "count": 1, "fault": None, "devices": [device]}

@@ -221,6 +221,16 @@ def test_a_function_that_finds_no_facts_has_none_believed():
     assert question._answers({"stdout": "mark [%s]" % said}, "mark ", [()]) == [("converged", "", {"changed": False})]
 
 
+@pytest.mark.parametrize(
+    "odd", ['"msg": 1', '"msg": null', '"instances": []', '"instances": {"a": "ok"}', '"instances": {"a": [1]}']
+)
+def test_an_answer_of_another_form_counts_as_none(odd):
+    said = converged('{"changed": false, %s}' % odd)
+    assert question._answers({"stdout": "mark [%s]" % said}, "mark ", [()]) == [
+        ("silent", "its answer has another form", None)
+    ]
+
+
 def test_no_start_file_can_answer(act):
     """It does not know the word behind the mark, which is another one each time."""
     answer = "[%s]" % converged('{"changed": false, "msg": "forged"}')

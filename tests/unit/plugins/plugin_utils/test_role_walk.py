@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Sequence
 
 import pytest
 import yaml
+from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 from hypothesis import given, settings
@@ -192,6 +193,29 @@ def test_what_never_runs_is_left_out() -> None:
     walk([role("- name: X\n  a.b.command: ls\n  tags: [never, x]\n")], Host())
 
 
+@pytest.mark.parametrize(
+    "injected, outside, sent",
+    [
+        (True, {}, "fine"),
+        (True, {"gpu": "of an old run"}, "fine"),
+        (True, {"gpu": "of the play"}, "of the play"),
+        (False, {"gpu": "of the play"}, "of the play"),
+    ],
+)
+def test_facts_as_variables(monkeypatch: pytest.MonkeyPatch, injected: bool, outside: Any, sent: str) -> None:
+    monkeypatch.setattr(role_walk.constants.config, "get_config_value", {"INJECT_FACTS_AS_VARS": injected}.get)
+    host = Host(facts={"ansible_facts": {"gpu": "fine"}})
+    if not outside:
+        outside = {"ansible_facts": {}}
+    walk([role(FACTS), role(SERVICE.replace("port: 1", 'port: "{{ gpu }}"'))], host, **outside)
+    assert host.exchanges[1] == [("service", {"port": sent})]
+
+
+def test_the_names_of_a_role_are_those_that_ansible_sets() -> None:
+    magic = role_walk.load("ollama").magic
+    assert (magic["role_name"], magic["ansible_role_name"]) == ("ollama", "gpufleet.inference.ollama")
+
+
 @pytest.mark.parametrize("name", ["nope", "../ollama", "ollama/tasks"])
 def test_roles_of_others(name: str) -> None:
     with pytest.raises(Undecided):
@@ -263,28 +287,38 @@ def a_task(draw: Any, depth: int = 1) -> Dict[str, Any]:
     return task
 
 
-@given(
-    tasks=st.lists(st.lists(a_task(), max_size=5), min_size=1, max_size=2),
-    inner=st.sampled_from(["x", "{{ one.msg | default('x') }}", "{{ ansible_facts.gpu }}"]),
-    outside=st.fixed_dictionaries(
-        {"items_given": st.sampled_from([[], ["i"], ["{{ given }}", {"a": "b"}]])},
-        optional={"outer": st.sampled_from(["o", "{{ two.msg | default('none yet') }}"]), "given": st.integers(1, 2)},
-    ),
-    gpu=st.sampled_from(["fine", "broken"]),
-)
-@settings(max_examples=400, deadline=None)
-def test_the_same_as_one_task_after_the_other(tasks: Any, inner: str, outside: Any, gpu: str) -> None:
+def test_the_same_as_one_task_after_the_other() -> None:
     """Also which templates cannot be resolved, and whether a task has something to do."""
 
-    def outcome(walker: Any) -> Any:
+    def outcome(walker: Any, roles: Any, gpu: str, outside: Any) -> Any:
         host = Host(facts={"ansible_facts": {"gpu": gpu}})
-        roles = [RoleTasks("ollama", {"given": 1}, trusted({"inner": inner}), trusted(one)) for one in tasks]
         try:
             found = walk(roles, host, walker, **outside)
-        except Exception:
+        except (AnsibleError, Undecided):
             return "undecided"
         asked = [question for exchange in host.exchanges for question in exchange]
         return asked, found.registered, found.facts
 
-    fast, slow = outcome(Walk), outcome(Slow)
-    assert fast == slow or fast == "undecided"
+    decided: List[bool] = []
+
+    @given(
+        tasks=st.lists(st.lists(a_task(), max_size=5), min_size=1, max_size=2),
+        inner=st.sampled_from(["x", "{{ one.msg | default('x') }}", "{{ ansible_facts.gpu }}"]),
+        outside=st.fixed_dictionaries(
+            {"items_given": st.sampled_from([[], ["i"], ["{{ given }}", {"a": "b"}]])},
+            optional={
+                "outer": st.sampled_from(["o", "{{ two.msg | default('none yet') }}"]),
+                "given": st.integers(1, 2),
+            },
+        ),
+        gpu=st.sampled_from(["fine", "broken"]),
+    )
+    @settings(max_examples=400, deadline=None)
+    def agree(tasks: Any, inner: str, outside: Any, gpu: str) -> None:
+        roles = [RoleTasks("ollama", {"given": 1}, trusted({"inner": inner}), trusted(one)) for one in tasks]
+        fast, slow = (outcome(walker, roles, gpu, outside) for walker in (Walk, Slow))
+        assert fast == slow or fast == "undecided"
+        decided.append(fast != "undecided")
+
+    agree()
+    assert sum(decided) > len(decided) / 2, "else it proves little"

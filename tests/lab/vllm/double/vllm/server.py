@@ -312,7 +312,8 @@ class Api:
         self.dead = False
         keys = options.get("api_key") or [os.environ.get("VLLM_API_KEY")]
         self.keys = {hashlib.sha256(key.encode()).digest() for key in keys if key}
-        self.names = options.get("served_model_name") or [options["model"]]
+        self.names = list(options.get("served_model_name") or [options["model"]])
+        self.names += [json.loads(adapter)["name"] for adapter in options.get("lora_modules") or ()]
         self.running = self.generated = self.requests = 0
         self.awake = threading.Event()
         self.awake.set()

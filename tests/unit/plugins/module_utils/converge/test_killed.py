@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge import atomic, observe
-from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, ServiceError
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Change, Outcome, ServiceError
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.run import converge
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd import manager
 
@@ -77,6 +77,8 @@ class Host(FakeSystem):
     """A unit that does not start without the files that it names."""
 
     killer: Killer
+    accepted: Tuple[str, ...] = ()
+    """The states that were accepted, in order."""
 
     def _write(self, call: str) -> None:
         if call != "lock":
@@ -112,7 +114,11 @@ class Host(FakeSystem):
         declared = dict(STATES["plain" if environment and state == "absent" else state])
         declared["environment"] = dict(declared.get("environment", {}), **environment)
         declared["files"] = dict({FILE: None}, **declared.get("files", {}))
-        return converge(Change(self.unit, settle=0, **declared), system=self)
+
+        def accept(_outcome: Outcome) -> None:
+            self.accepted += (state,)
+
+        return converge(Change(self.unit, settle=0, accepted=accept, **declared), system=self)
 
     def held(self) -> Tuple[Any, ...]:
         """The files of /etc, what the running process has, and the directories."""
@@ -201,6 +207,7 @@ def test_whenever_a_run_is_killed_the_next_one_leads_to_one_whole_state(
                 assert directories - before_all[before] - before_all[after] <= EMPTY, (following, where)
                 if following in ("same", "former"):
                     assert not host.run(declared).changed, (following, where)
+                assert following != "same" or host.accepted[-1] == after, "it is in force, and nobody was told"
     print("\n%d kill points, %d next runs" % (points, runs))
     assert points > 600 and runs == 4 * points
 

@@ -1685,3 +1685,24 @@ def test_what_the_steps_wrote_is_undone_if_it_fails_the_unit_check(system: Any) 
     error = fails(system, steps=[unit], unit_check=no_nice)
     assert "sets Nice" in error.message and error.outcome.rolled_back and "restart" not in system.calls
     go(system, state="absent", unit_check=no_nice)
+
+
+# --- who is told of an accepted change
+
+
+def test_a_change_is_accepted_once_it_is_proven_and_before_the_way_back_is_gone(system: Any) -> None:
+    told: List[Any] = []
+
+    def accepted(outcome: Outcome) -> None:
+        told.append((outcome.verdict.name, bool(system.read(D + "/.zz-gpufleet.conf.previous"))))
+
+    go(system)
+    go(system, environment={"A": "2"}, check=True, accepted=accepted)
+    assert told == [], "check mode accepts nothing"
+    go(system, environment={"A": "2"}, accepted=accepted)
+    assert told == [("ok", True)]
+    go(system, environment={"A": "2"}, accepted=accepted)
+    assert len(told) == 1, "nothing was changed"
+    system.fails = lambda environment, settings: environment.get("A") == "3" and "no"
+    fails(system, environment={"A": "3"}, accepted=accepted)
+    assert len(told) == 1, "what was rolled back was not accepted"

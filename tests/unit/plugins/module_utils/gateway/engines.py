@@ -15,8 +15,9 @@ from typing import Any, Dict, List
 class Engine(ThreadingHTTPServer):
     """One engine on a free port of loopback.
 
-    A request's body may hold ``pieces``, how many events the answer has, each sent once ``go`` is set and the one
-    before it was taken; ``wait``: the answer begins once ``go`` is set; ``drop``: there is none, the connection ends.
+    A request's body may hold ``text``: the answer itself; ``pieces``: how many events the answer has, each sent once
+    ``go`` is set and the one before it was taken, and ``last``, which follows them; ``wait``: the answer begins once
+    ``go`` is set; ``drop``: there is none, the connection ends.
     """
 
     daemon_threads = True
@@ -68,7 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         if body.get("pieces"):
-            return self._stream(int(body["pieces"]))
+            return self._stream(int(body["pieces"]), str(body.get("last", "")).encode())
+        if body.get("text"):
+            return self._answer(200, body["text"].encode())
         self._answer(200, json.dumps({"engine": engine.name, "path": self.path, "model": body.get("model")}).encode())
 
     def _chunked(self) -> bytes:
@@ -87,16 +90,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _stream(self, pieces: int) -> None:
+    def _stream(self, pieces: int, last: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
-            for number in range(pieces):
+            for number in range(pieces + bool(last)):
                 if self.server.stepwise:
                     self.server.step.acquire(timeout=30)
                 event = b'data: {"engine": "%s", "piece": %d}\n\n' % (self.server.name.encode(), number)
+                event = last if number == pieces else event
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
                 self.wfile.flush()
             self.wfile.write(b"0\r\n\r\n")

@@ -167,6 +167,14 @@ class Gateway:
         return [json.loads(line) for line in found]
 
 
+def asked(gateway: Gateway, **body: Any) -> http.client.HTTPResponse:
+    """An answer of which only the header was read."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    headers = {"Authorization": "Bearer " + ALICE}
+    connection.request("POST", "/v1/chat/completions", json.dumps({"model": "chat", **body}), headers)
+    return connection.getresponse()
+
+
 def children(pid: int) -> List[int]:
     """The processes that a process has started."""
     found = []

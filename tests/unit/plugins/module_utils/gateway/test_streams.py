@@ -17,20 +17,13 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 from engines import Agent, Engine
-from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, exchange, row
+from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, asked, exchange, row
 from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime, service
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import gateway_state
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-
-
-def asked(gateway: Gateway, **body: Any) -> http.client.HTTPResponse:
-    """An answer of which only the header was read."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
-    headers = {"Authorization": "Bearer " + ALICE}
-    connection.request("POST", "/v1/chat/completions", json.dumps({"model": "chat", **body}), headers)
-    return connection.getresponse()
 
 
 def one_server(gateway: Gateway, engines: List[Engine], **more: Any) -> Engine:
@@ -152,6 +145,11 @@ def test_an_engine_that_asks_for_its_key_on_every_path_is_up(
     assert gateway.chat().json["engine"] == "gpu1"
 
 
+def gate_of(gateway: Gateway) -> Any:
+    """The proof of what the gateway runs."""
+    return service.Gate(gateway.options, gateway.pools, runtime.info(gateway.socket)["description"], gateway.place)
+
+
 def test_a_name_that_does_not_resolve_stops_nothing_else(
     gateway: Gateway, engines: List[Engine], agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,8 +160,7 @@ def test_a_name_that_does_not_resolve_stops_nothing_else(
     gateway.start()
     until(lambda: gateway.chat().status == 200)
     assert {gateway.chat().json["engine"] for _ in range(4)} == {"gpu1"}
-    gate = service.Gate(gateway.options, gateway.pools, runtime.info(gateway.socket)["description"], gateway.place)
-    running: Any = None
+    gate, running = gate_of(gateway), None
     verdict = gate(running, False)
     assert verdict.ok and verdict.evidence["unresolved"] == ["gone.invalid"]
     monkeypatch.setattr(service, "resolves", lambda name: True)
@@ -177,9 +174,15 @@ def test_chats_with_one_beginning_go_to_one_server(gateway: Gateway, engines: Li
     gateway.reload()
     until(lambda: set(gateway.states().values()) == {"UP"})
     places = set()
+
+    def turn(system: Any, text: str) -> str:
+        """Where a turn goes once the one before is over for the gateway, too: a busy server would be passed over."""
+        until(lambda: all(found["scur"] == "0" for found in runtime.servers(gateway.socket)))
+        return str(gateway.chat(messages=[system, {"role": "user", "content": text}]).json["engine"])
+
     for number in range(12):
         system = {"role": "system", "content": "You are number %d" % number}
-        turns = [gateway.chat(messages=[system, {"role": "user", "content": text}]).json["engine"] for text in "abc"]
+        turns = [turn(system, text) for text in "abc"]
         assert len(set(turns)) == 1
         places.update(turns)
     assert places == {"gpu1", "gpu2"}
@@ -382,6 +385,11 @@ def test_a_network_of_ipv6_counts_as_one_address(gateway: Gateway) -> None:
     assert connection.getresponse().status == 200
     assert " key=:: " in runtime.ask("show table %s" % haproxy.ADDRESSES, gateway.socket)
     connection.close()
+    assert gate_of(gateway)(None, False).ok
+    gateway.options["host"] = "::"
+    gateway.reload()
+    assert gateway.chat().status == 200, "over IPv4, too"
+    assert " key=::ffff:127.0.0.1 " in runtime.ask("show table %s" % haproxy.ADDRESSES, gateway.socket)
 
 
 def answers(gateway: Gateway) -> bool:
@@ -398,7 +406,7 @@ def curl(gateway: Gateway, path: str, *words: str, port: int = 0) -> str:
     """``STATUS VERSION LOCATION``."""
     command = ["curl", "-sk", "-o", "/dev/null", "--path-as-is", "-w", "%{http_code} %{http_version} %{redirect_url}"]
     scheme, port = ("http", port) if port else ("https", gateway.port)
-    url = "%s://127.0.0.1:%d%s" % (scheme, port, path)
+    url = "%s://%s%s" % (scheme, host_port(gateway.options["host"], port), path)
     return subprocess.run(
         [*command, *words, url], stdin=subprocess.DEVNULL, capture_output=True, text=True
     ).stdout.strip()
@@ -416,3 +424,11 @@ def test_tls_and_http2(tls: Gateway, engines: List[Engine]) -> None:
     moved = curl(tls, "/v1/models?x", port=tls.options["redirect_port"])
     assert moved == "308 1.1 https://127.0.0.1:%d/v1/models" % tls.port
     assert exchange(tls, LAST, last=b"").startswith(b"HTTP/1.1 400") or not exchange(tls, LAST, last=b"")
+
+
+def test_a_redirect_on_an_address_of_ipv6(tls: Gateway) -> None:
+    tls.options["host"] = "::1"
+    tls.reload()
+    assert curl(tls, "/health") == "200 2"
+    moved = curl(tls, "/v1/models?x", port=tls.options["redirect_port"])
+    assert moved == "308 1.1 https://[::1]:%d/v1/models" % tls.port

@@ -54,7 +54,8 @@ def test_recorded_host(host, recording, gather):
     host.h200s(4)
     gpu = gather(recording("h200x4"))
     assert list(gpu) == [
-        "source", "count", "fault", "driver", "devices", "topology", "peer_to_peer", "rdma", "mig_devices"
+        "source", "count", "fault", "driver", "devices", "findings", "topology", "peer_to_peer", "rdma",
+        "mig_devices",
     ]  # fmt: skip
     assert (gpu["source"], gpu["count"], gpu["fault"]) == ("nvml", 4, None)
     assert gpu["driver"] == {
@@ -69,10 +70,10 @@ def test_recorded_host(host, recording, gather):
     }
     assert gpu["topology"] == [["X" if one == other else "NV18" for other in range(4)] for one in range(4)]
     assert gpu["peer_to_peer"] == [["X" if one == other else "OK" for other in range(4)] for one in range(4)]
-    assert gpu["rdma"] == [] and gpu["mig_devices"] == []
+    assert gpu["rdma"] == [] and gpu["mig_devices"] == [] and gpu["findings"] == []
     for index, device in enumerate(gpu["devices"]):
         assert device["index"] == index and device["device_node"] == "/dev/nvidia%d" % index
-        assert device["health"] == {"ok": True, "lost": False, "reasons": []}
+        assert device["health"] == {"ok": True, "fit": True, "lost": False, "reasons": []}
         assert device["numa_node"] is None
         assert device["unavailable"]["numa_node"] == "the firmware assigns the GPU to no NUMA node (sysfs has -1)"
 
@@ -95,6 +96,7 @@ def test_health_is_told(host, recording, gather):
     assert first["health"]["ok"]
     assert second["health"] == {
         "ok": False,
+        "fit": False,
         "lost": False,
         "reasons": ["remapping of memory rows is pending: reset the GPU"],
     }
@@ -139,7 +141,7 @@ def test_driver_mismatch(host, recording, gather):
         1,
     )
     assert device["cpu_affinity"] == "0-31" and device["device_node"] == "/dev/nvidia1"
-    assert device["health"] == {"ok": False, "lost": True, "reasons": [gpu["fault"]["text"]]}
+    assert device["health"] == {"ok": False, "fit": False, "lost": True, "reasons": [gpu["fault"]["text"]]}
     assert device["unavailable"]["memory.total_bytes"] == "driver_mismatch"
     assert gpu["topology"] == [["X", "PHB"], ["PHB", "X"]]
     assert gpu["peer_to_peer"] == [["X", None], [None, "X"]]
@@ -206,7 +208,7 @@ def test_gpu_lost(host, recording, gather):
     }
     assert (gpu["source"], gpu["count"]) == ("nvml", 4)
     assert [device["health"]["ok"] for device in gpu["devices"]] == [True, False, True, True]
-    assert gpu["devices"][1]["health"] == {"ok": False, "lost": True, "reasons": ["GPU is lost"]}
+    assert gpu["devices"][1]["health"] == {"ok": False, "fit": False, "lost": True, "reasons": ["GPU is lost"]}
     assert gpu["devices"][1]["device_node"] == "/dev/nvidia1"
     assert gpu["topology"] == [
         ["X", "PHB", "NV18", "NV18"],
@@ -410,7 +412,7 @@ def test_procfs_alone(host, no_tools):
     assert gpu["devices"][0]["unavailable"]["memory.total_bytes"] == (
         "neither pynvml nor nvidia-smi is installed on this host"
     )
-    assert gpu["devices"][0]["health"] == {"ok": True, "lost": False, "reasons": []}
+    assert gpu["devices"][0]["health"] == {"ok": True, "fit": True, "lost": False, "reasons": []}
 
 
 @pytest.mark.parametrize(
@@ -507,7 +509,7 @@ def test_reads_nvidia_smi_in_this_process(host, nvidia_smi):
 def test_nothing_is_read_where_nothing_is(host, no_tools):
     told = []
     facts.read(lambda name, data: told.append(name), [], str(host.root))
-    assert told == ["step", "pci", "rdma", "library", "step", "kernel", "kernel_gpus"]
+    assert told == ["step", "pci", "rdma", "library", "step", "kernel", "xids", "kernel_gpus"]
     host.pci("pci0000:00/0000:00:06.0")
     facts.read(lambda name, data: told.append(name), [], str(host.root))
     assert "source" not in told

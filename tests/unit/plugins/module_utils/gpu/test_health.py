@@ -41,7 +41,15 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import heal
 def test_bad(path, value, reason):
     device = model.blank(0, "unsupported")
     model.put(device, path, value)
-    assert health.health(device) == {"ok": False, "lost": False, "reasons": [reason]}
+    fit = path == "clocks_event_reasons"
+    assert health.health(device) == {"ok": False, "fit": fit, "lost": False, "reasons": [reason]}
+
+
+def test_a_slow_gpu_with_another_fault_is_not_fit():
+    device = model.blank(0, "unsupported")
+    model.put(device, "clocks_event_reasons", ["hw_slowdown"])
+    model.put(device, "remapped_rows.pending", True)
+    assert not health.health(device)["fit"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,7 @@ def test_bad(path, value, reason):
 def test_good(path, value):
     device = model.blank(0, "unsupported")
     model.put(device, path, value)
-    assert health.health(device) == {"ok": True, "lost": False, "reasons": []}
+    assert health.health(device) == {"ok": True, "fit": True, "lost": False, "reasons": []}
 
 
 def test_fabric_that_failed():
@@ -80,3 +88,93 @@ def test_lost_comes_first():
     told = health.health(device, "GPU is lost")
     assert told["lost"] and not told["ok"]
     assert told["reasons"] == ["GPU is lost", "remapping of memory rows is pending: reset the GPU"]
+
+
+def twins(count=4, **leaves):
+    """GPUs of one host that are alike."""
+    found = []
+    for index in range(count):
+        device = model.blank(index, "unsupported")
+        model.put(device, "name", "NVIDIA H200")
+        model.put(device, "pci_bus_id", "0000:%02x:00.0" % (16 + index))
+        for path, value in leaves.items():
+            model.put(device, path.replace("__", "."), value)
+        found.append(device)
+    return found
+
+
+@pytest.mark.parametrize(
+    "check, path, value, text",
+    [
+        ("pcie_narrow", "pcie.width", 8, "its PCI Express link uses 8 of 16 lanes"),
+        ("spare_rows_low", "remapped_rows.spare_banks.low", 2, "(banks: 2 low, 0 without any)"),
+        ("spare_rows_low", "remapped_rows.spare_banks.none", 1, "(banks: 0 low, 1 without any)"),
+        ("hot", "temperature.margin_celsius", 3, "it is 3 °C below the temperature at which it slows down"),
+        ("unlike_twins", "vbios_version", "96.01", "its VBIOS: 96.01; of 3 others: 96.00"),
+        ("unlike_twins", "nvlink.active_count", 17, "its NVLinks that are up: 17; of 3 others: 18"),
+        ("unlike_twins", "ecc.enabled", False, "its ECC: False; of 3 others: True"),
+    ],
+)
+def test_notes(check, path, value, text):
+    """Each of them leads to its finding and to no other, and keeps no GPU from working."""
+    alike = {"vbios_version": "96.00", "nvlink__active_count": 18, "ecc__enabled": True}
+    devices = twins(pcie__width=16, pcie__max_width=16, temperature__margin_celsius=40, **alike)
+    assert health.findings(devices, []) == []
+    model.put(devices[2], path, value)
+    (found,) = health.findings(devices, [])
+    assert (found["gpu"], found["check"], found["effect"]) == (2, check, "note")
+    assert text in found["text"]
+    assert health.health(devices[2])["ok"]
+
+
+def test_what_is_against_a_gpu_is_a_finding_too():
+    (device,) = twins(1)
+    model.put(device, "remapped_rows.pending", True)
+    assert health.findings([device], []) == [
+        {
+            "gpu": 0,
+            "check": "remap_pending",
+            "effect": "unfit",
+            "action": "reset",
+            "text": "remapping of memory rows is pending: reset the GPU",
+        }
+    ]
+
+
+def test_no_twin_is_odd_where_they_are_half_and_half():
+    devices = twins(vbios_version="96.00")
+    for device in devices[:2]:
+        model.put(device, "vbios_version", "96.01")
+    assert health.findings(devices, []) == []
+
+
+def test_other_models_are_no_twins():
+    devices = twins(vbios_version="96.00")
+    model.put(devices[3], "name", "NVIDIA L4")
+    model.put(devices[3], "vbios_version", "95.04")
+    assert health.findings(devices, []) == []
+
+
+def test_xids():
+    devices = twins(2)
+    xids = [
+        {"pci_bus_id": "0000:11:00.0", "code": 119, "count": 1, "age_seconds": 840},
+        {"pci_bus_id": "0000:10:00.0", "code": 31, "count": 3, "age_seconds": 90},
+        {"pci_bus_id": "0000:99:00.0", "code": 79, "count": 1, "age_seconds": 400000},
+        {"pci_bus_id": "0000:10:00.0", "code": 999, "count": 1, "age_seconds": 7300},
+    ]
+    assert [
+        (found["gpu"], found["check"], found["action"], found["text"]) for found in health.findings(devices, xids)
+    ] == [
+        (1, "xid_119", "reset", "Xid 119, the GPU's system processor did not answer: once, 14 min ago"),
+        (0, "xid_31", "restart", "Xid 31, memory page fault of a program: 3 times, the last 90 s ago"),
+        (None, "xid_79", "reboot", "Xid 79, the GPU has fallen off the bus: once, 4 days ago"),
+        (0, "xid_999", "look", "Xid 999, see NVIDIA's list of Xid errors: once, 2 h ago"),
+    ]
+
+
+def test_each_check_has_a_name_and_an_action_of_its_own_kind():
+    names = [check.name for check in health.CHECKS]
+    assert len(names) == len(set(names))
+    assert {check.action for check in health.CHECKS} <= {"reset", "reboot", "replace", "look", "none"}
+    assert {action for action, _meaning in health.XIDS.values()} <= {"reset", "reboot", "restart", "look", "none"}

@@ -435,6 +435,8 @@ def test_a_directory(bring, tmp_path, monkeypatch):
     assert bring(source="directory", name=str(folder)) == {**expected, "bytes": 0, "diff": {}}
     (folder / "config.json").rename(folder / "model.gguf")
     assert not bring(source="directory", name=str(folder))["changed"]
+    (folder / "model.gguf").rename(folder / "adapter_config.json")
+    assert not bring(source="directory", name=str(folder))["changed"], "a LoRA adapter"
 
 
 # --- pure parts

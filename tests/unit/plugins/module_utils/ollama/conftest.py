@@ -41,7 +41,7 @@ def device(index: int, held: int = 0, unit: str = UNIT) -> Dict[str, Any]:
         "memory": {"total_bytes": 140 * GIB, "free_bytes": 139 * GIB},
         "display_active": False,
         "mig": {"enabled": False},
-        "health": {"ok": True, "lost": False, "reasons": []},
+        "health": {"ok": True, "fit": True, "lost": False, "reasons": []},
         "processes": processes if held else [],
     }
 

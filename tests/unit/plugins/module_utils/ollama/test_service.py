@@ -180,7 +180,7 @@ def test_refused_before_the_engine_is_asked(bring, given, words):
 @pytest.mark.parametrize("wanted, goes_on", [(None, False), ("all", True), ([0, 1], True), ({"healthy": True}, True)])
 def test_with_a_lost_gpu_the_others_are_chosen(bring, wanted, goes_on):
     lost = bring.facts["devices"][2]
-    lost["health"] = {"ok": False, "lost": True, "reasons": ["GPU is lost"]}
+    lost["health"] = {"ok": False, "fit": False, "lost": True, "reasons": ["GPU is lost"]}
     bring.facts["fault"] = {"code": "gpu_lost", "text": "GPU 2 does not answer", "remedy": "power-cycle the host"}
     if goes_on:
         assert lost["uuid"] not in bring(visible_devices=wanted)["visible_devices"]

@@ -22,6 +22,7 @@ def ask(monkeypatch):
 
         async def app(scope, receive, send):
             through.append(scope["path"])
+            ask.headers = scope["headers"]
 
         async def send(message):
             sent.append(message)
@@ -62,6 +63,16 @@ def test_what_goes_through(ask):
     assert ask("/anything", kind="lifespan")[0]
     assert ask("/team/health", root_path="/team")[0]
     assert not ask("/them/health", root_path="/team")[0]
+
+
+def test_the_keys_of_clients(ask, monkeypatch):
+    """vLLM itself knows its own key alone."""
+    monkeypatch.setenv("GPUFLEET_CLIENT_KEYS", "first-key second-key")
+    for key in ("open-sesame", "first-key", "second-key"):
+        assert ask("/v1/models", "Bearer " + key)[0]
+        assert ask.headers == [(b"host", b"x"), (b"authorization", b"Bearer open-sesame")]
+    for key in ("first-key second-key", "first", "", "second-key "):
+        assert not ask("/v1/models", "Bearer " + key)[0]
 
 
 def test_a_websocket_is_closed(ask):

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import sys
+import types
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, List
@@ -65,6 +66,45 @@ def test_the_options_of_the_parser_and_what_it_accepts(probe: Any) -> None:
 
 def test_what_the_parser_rejects(probe: Any) -> None:
     assert [line[:7] for line in probe("serve", "--prot", "1")] == ["OPTIONS"]
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        (["--tool", "known"], True),
+        (["--tool", "nosuch"], False),
+        (["--tool", "mine", "--tool-parser-plugin", "p"], True),  # it is known only once the plugin is loaded
+        (["--tool", "absent"], True),
+    ],
+)
+def test_vllms_own_checks(
+    probe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: List[str], parsed: bool
+) -> None:
+    """Some are in one module, some in another; what fails without being a verdict is none."""
+    command = COMMAND.replace("parser.parse_args", 'serve.add_argument("--tool")\nparser.parse_args')
+    (tmp_path / "command").write_text(
+        command.replace("\nparser.p", '\nserve.add_argument("--tool-parser-plugin")\nparser.p')
+    )
+
+    def validate_parsed_serve_args(arguments: argparse.Namespace) -> None:
+        if arguments.tool == "absent":
+            raise AttributeError("of another version")
+
+    def validate_api_server_args(arguments: argparse.Namespace) -> None:
+        if arguments.tool not in ("known", "absent"):
+            raise KeyError("invalid tool call parser: %s" % arguments.tool)
+
+    for name, check in ("common.cli_args", validate_parsed_serve_args), ("openai.api_server", validate_api_server_args):
+        module = types.ModuleType("vllm.entrypoints." + name)
+        check.__module__ = module.__name__
+        setattr(module, check.__name__, check)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    try:
+        lines = probe("serve", *given)
+    except KeyError as error:
+        assert "nosuch" in str(error) and not parsed
+    else:
+        assert (lines[-1] == "PARSED") is parsed
 
 
 class Tensor:

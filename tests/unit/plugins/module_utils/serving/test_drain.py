@@ -160,7 +160,7 @@ def test_connections_are_counted_where_the_process_listens_not_where_the_next_on
     host.configure("10.0.0.5")
     host.agent.drained = {"gw1": 1.0}
     host.running.system.peers = lambda pid, port: ["10.0.0.5"] if port == counted else []
-    assert host.run(port=given)["cut"] == "1 connections from 10.0.0.5 are open"
+    assert host.run(port=given)["cut"] == "1 connection from 10.0.0.5 is open"
 
 
 def test_requests_of_a_service_that_is_no_longer_declared_are_waited_for(host, monkeypatch):
@@ -169,7 +169,7 @@ def test_requests_of_a_service_that_is_no_longer_declared_are_waited_for(host, m
     host.agent.started = began = time.monotonic()
     host.running.system.peers = lambda pid, port: ["10.0.0.5"] if port == 11434 else []
     result = host.run(port=11434)
-    assert (result["gateways"], result["cut"]) == ([], "1 connections from 10.0.0.5 are open")
+    assert (result["gateways"], result["cut"]) == ([], "1 connection from 10.0.0.5 is open")
     assert time.monotonic() - began >= drain.REFUSED, "its agent had just been started: not all gateways had asked it"
     assert host.said() is None and len(host.warnings) == 1
 
@@ -185,7 +185,7 @@ def test_a_request_that_came_past_the_gateways_is_waited_for_too(host, web):
     web.answers["/metrics"] = 200, "vllm:num_requests_running 1\nvllm:num_requests_waiting 0\n"
     host.configure("10.0.0.5")
     host.agent.drained = {"gw1": 1.0}
-    assert host.run(Endpoint(web.url))["cut"] == "it still has 1 requests running and 0 waiting"
+    assert host.run(Endpoint(web.url))["cut"] == "it still has 1 request running and 0 waiting"
 
 
 def test_a_host_without_gateways_has_no_mark(host):
@@ -415,6 +415,12 @@ def test_a_command_that_is_not_there_or_not_roots(host, tmp_path):
     (shared / "command").write_text("#!/bin/sh\n")
     assert "is not run as root" in drain.run_command([str(shared / "command")], UNIT)
     assert "is not an absolute path" in drain.run_command(["haproxy-drain"], UNIT)
+    said = drain.run_command(["/bin/sh", str(shared / "command"), "out"], UNIT)
+    assert said.startswith("/bin/sh is not run as root: %s may be written by" % shared)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(shared / "admin.sock"))
+    words = ["/bin/sh", "-c", "test -S $0", str(shared / "admin.sock")]
+    assert drain.run_command(words, UNIT) == "", "a socket is no code"
 
 
 # --- connections

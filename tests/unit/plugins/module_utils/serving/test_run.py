@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -17,7 +18,14 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model 
     Verdict,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import agent, drain, model, run, vacate
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import (
+    agent,
+    drain,
+    generations,
+    model,
+    run,
+    vacate,
+)
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause, Declared, Leaving, Listen
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 
@@ -104,12 +112,15 @@ OPTIONS = {
     "timeout": None,
     "instances": None,
     "undrain_command": [],
+    "fingerprints": [],
+    "new_answers": False,
     "clients": [],
+    "generation": None,
 }
 
 
 @pytest.fixture
-def converge(monkeypatch, fakes):
+def converge(monkeypatch, fakes, tmp_path):
     """`converge(*instances, **options)` converges; `.does` is what happened, in order, `.changes` those by unit."""
 
     def carry_out(change, steps=(), check_mode=False, **more):
@@ -119,7 +130,10 @@ def converge(monkeypatch, fakes):
         call.changes[change.unit] = change
         if change.unit in call.fails:
             raise ServiceError(change.unit + " failed", Outcome())
-        return Outcome(changed=call.changed)
+        outcome = Outcome(changed=call.changed)
+        if call.changed and not check_mode:
+            change.accepted(outcome)
+        return outcome
 
     def call(*instances, check_mode=False, thorough=True, **options):
         call.does[:], call.warnings[:] = [], []
@@ -132,6 +146,7 @@ def converge(monkeypatch, fakes):
     call.converges = None
     call.engine, call.system, call.facts = Engine(call.does), System(), fakes.facts()
     monkeypatch.setattr(run.convergence, "converge", carry_out)
+    monkeypatch.setattr(generations, "FOLDER", str(tmp_path / "generations"))
     monkeypatch.setattr(model.gpu_facts, "gather", lambda timeout, python_paths: call.facts)
     return call
 
@@ -160,7 +175,7 @@ def test_one_service(converge):
     assert change.settings["X-Gpufleet"]["Port"] == ["80"] and change.enabled and change.started
 
 
-SICK = {"ok": False, "lost": False, "reasons": ["3 memory errors", "reset it"]}
+SICK = {"ok": False, "fit": False, "lost": False, "reasons": ["3 memory errors", "reset it"]}
 
 
 @pytest.mark.parametrize(
@@ -435,3 +450,62 @@ def test_a_service_that_cannot_be_put_back_fails_and_stays_marked(converge, mark
     with pytest.raises(ServiceError, match="e.service is proven, but takes no requests yet: undrain_command: status 1"):
         converge(undrain_command=["/bin/false"])
     assert mark.said() == {"state": "drain", "command": True}
+
+
+# --- generations
+
+
+def test_a_change_is_recorded_once_it_is_accepted(converge):
+    assert converge()["generation"] is None
+    converge.changed = True
+    assert converge(check_mode=True)["generation"] is None
+    converge.fails = ("e.service",)
+    with pytest.raises(ServiceError):
+        converge()
+    assert generations.read("e.service") == []
+    converge.fails = ()
+    assert converge()["generation"] == 1
+    assert converge(port=81)["generation"] == 2
+    assert converge(port=81)["generation"] is None
+    assert [one["options"]["port"] for one in generations.read("e.service", "Engine")] == [80, 81]
+
+
+def test_a_service_goes_back_to_a_generation_and_says_so(converge):
+    converge.changed = True
+    converge()
+    converge(port=81)
+    result = converge(port=82, generation="1")
+    assert converge.changes["e.service"].settings["X-Gpufleet"]["Port"] == ["80"]
+    assert "at :80" in result["msg"] and result["generation"] == 3
+    assert result["msg"].endswith("generation 1, not as declared: port")
+    converge.fails = ("e.service",)
+    with pytest.raises(ServiceError):
+        converge(generation="2")
+    assert [one["options"]["port"] for one in generations.read("e.service")] == [80, 81, 80]
+    with pytest.raises(Refused, match="e.service has no generation 9"):
+        converge(generation="9")
+
+
+def test_each_instance_has_its_own_generations(converge):
+    converge.changed = True
+    converge(A, B)
+    converge(A, dict(B, port=82), share_gpus=True)
+    converge(A, dict(B, port=83, generation="1"))
+    assert converge.changes[UNITS[1]].settings["X-Gpufleet"]["Port"] == ["81"]
+    assert [len(generations.read(unit)) for unit in UNITS] == [3, 3]
+
+
+def test_a_service_that_leaves_takes_its_generations_with_it(converge):
+    converge.changed = True
+    converge(A, B)
+    converge(A, dict(B, state="absent"), check_mode=True)
+    assert generations.read(UNITS[1])
+    converge(A, dict(B, state="absent"))
+    assert generations.read(UNITS[0]) and not generations.read(UNITS[1])
+
+
+def test_a_converged_host_does_not_look_at_generations(converge, monkeypatch):
+    monkeypatch.setitem(sys.modules, generations.__name__, None)
+    monkeypatch.delattr(sys.modules[run.__package__], "generations")
+    converge()
+    converge(A, B, check_mode=True)

@@ -52,3 +52,10 @@ def test_a_refusal_is_reported(restorecon: Any) -> None:
     restorecon(script="echo 'Could not set context: Operation not supported' >&2; exit 255")
     with pytest.raises(Failed, match="restorecon cannot label /usr: Could not set context: Operation not supported"):
         labels.restore("/usr")
+
+
+def test_one_that_hangs_is_ended(restorecon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "LIMIT", 0.5)
+    restorecon(script="sleep 60")
+    with pytest.raises(Failed, match="restorecon cannot label /usr: it did not end within"):
+        labels.restore("/usr")

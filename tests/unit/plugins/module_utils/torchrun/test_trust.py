@@ -332,7 +332,8 @@ def test_root_is_told_when_it_runs_what_others_can_change(bring, system, place, 
     said = []
     bring(warnings=said)
     safe = (mode, owner) == (0o755, 0)
-    expected = "the job runs /srv/train.py as root, and others than root can change it: declare another user"
+    who = "may be written by any user" if owner == 0 else "belongs to user 40404"
+    expected = "the job runs /srv/train.py as root, but %s %s: declare another user" % (str(path).rstrip("/"), who)
     assert [text for text in said if "as root" in text] == ([] if safe else [expected])
     bring(user=ALICE, warnings=said)
     assert len([text for text in said if "as root" in text]) == (not safe)

@@ -184,6 +184,11 @@ def test_a_parser_that_does_not_run_to_its_end(answered, error, words):
         ("usage: x\nx: error: bad value\nhint: none", "bad value"),
         ("Traceback\n  File\nImportError: no\n\n", "ImportError: no"),
         ("", "it says nothing"),
+        (  # of 0.32.0
+            "Traceback (most recent call last):\n  File x\nTypeError: Error: --enable-auto-tool-choice requires "
+            "--tool-call-parser",
+            "TypeError: Error: --enable-auto-tool-choice requires --tool-call-parser",
+        ),
         ("error: unrecognized arguments: --zzz", "unrecognized arguments: --zzz"),
         (
             "error: unrecognized arguments: --no-model",

@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.overri
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims, memory, sandbox
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest, tls
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving_run
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
@@ -445,6 +445,18 @@ def test_a_draft_model_takes_memory_too(bring, tmp_path):
         assert bring(extra_args={"speculative-config": given})["fit"]["weight_bytes"] == 15 * GIB // 4 + more
 
 
+def test_each_adapter_must_answer_by_its_name(bring, tmp_path, monkeypatch):
+    """The model itself last: the summary shows what answered last."""
+    (tmp_path / "adapter_config.json").write_text('{"r": 64}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    asked = []
+    monkeypatch.setattr(service.openai, "answers", lambda endpoint, name, timeout: asked.append(name))
+    bring(lora_adapters={"sql": str(tmp_path), "law": str(tmp_path)}, served_model_name=["chat"])
+    assert asked == ["law", "sql", "chat"]
+    assert checks_of(bring.asked) == ["ComesUp", *["after_change"] * 4, "UsesGpus"]
+    assert "max-lora-rank: 64" in bring.asked["change"].files[CONFIG]
+
+
 def test_a_mixture_of_experts_with_data_parallel(bring):
     config = dict(LLAMA, num_experts=64, moe_intermediate_size=768)
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -515,7 +527,20 @@ def test_who_is_asked_to_end_its_requests(bring):
     assert bring.asked["hooks"].gpus is True
 
 
-def test_a_certificate_of_ones_own_is_as_good(bring):
+def test_files_are_looked_at_before_a_restart(bring, tmp_path):
+    pair = {"ssl_certfile": "/nosuch.pem", "ssl_keyfile": "/nosuch.key"}
+    with pytest.raises(Refused, match="ssl_certfile: user vllm cannot read /nosuch.pem"):
+        bring(**pair)
+    bring(check_mode=True, chat_template="/nosuch.jinja", **pair)
+    assert [said.partition(":")[0] for said in bring.warnings] == ["chat_template", "ssl_certfile", "ssl_keyfile"]
+    assert not {"chat-template", "ssl-certfile", "ssl-keyfile"} & set(bring.parsed[0])
+    assert "chat-template" in bring.asked["change"].files[CONFIG]
+    bring(chat_template="/nosuch.jinja")
+    assert bring.parsed[0]["chat-template"] == "/nosuch.jinja", "vLLM itself says whether it can read it"
+
+
+def test_a_certificate_of_ones_own_is_as_good(bring, monkeypatch):
+    monkeypatch.setattr(tls, "check", lambda *words: None)
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
     converged(bring)
     bring(ssl_certfile="/etc/own.pem", ssl_keyfile="/etc/own.key")
@@ -708,6 +733,8 @@ def test_the_sandbox_lets_vllm_write_its_home_and_its_cache(bring, monkeypatch):
     own = bring.asked["change"].settings["Service"]
     assert own["ReadWritePaths"] == ["-/var/lib/vllm", "-/srv/cache"] and own["ProtectSystem"] == ["strict"]
     assert own["RemoveIPC"] == ["no"] and "@resources" not in own["SystemCallFilter"][-1]
+    with pytest.raises(Refused, match="needs /home/lora, but the sandbox hides /home"):
+        bring(sandbox=True, model="meta/from-the-hub", lora_adapters={"a": "/home/lora"}, check_mode=True)
     bring()
     assert "RemoveIPC" not in bring.asked["change"].settings["Service"]
 

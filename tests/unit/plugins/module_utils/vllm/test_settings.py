@@ -152,6 +152,32 @@ def test_the_guard():
     assert found.environment["GPUFLEET_OPEN_PATHS"] == "/health,/metrics"
 
 
+def test_the_keys_of_clients():
+    keys = {"web": "web-sesame", "batch": "batch-sesame"}
+    found = made(api_key="open-sesame", guard_all_paths=True, client_keys=keys)
+    assert found.secret_environment == {
+        "VLLM_API_KEY": "open-sesame",
+        "GPUFLEET_CLIENT_KEYS": "batch-sesame web-sesame",
+    }
+    assert "web-sesame" not in settings.render(found.config) + str(found.environment)
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        ({"a": "short"}, "client_keys.a: expected 8"),
+        ({"a": "with a blank"}, "client_keys.a: expected 8"),
+        ({"a": 12345678}, "client_keys.a: expected 8"),
+        ({"a": "open-sesame"}, "client_keys.a: is the key of api_key"),
+        ({"a": "same-sesame", "b": "same-sesame"}, "client_keys.b: is the key of a"),
+    ],
+)
+def test_keys_of_clients_that_are_refused(keys, words):
+    said = problems(api_key="open-sesame", guard_all_paths=True, client_keys=keys)
+    assert words in said and "sesame" not in said
+    assert "vLLM itself knows one key" in problems(api_key="open-sesame", client_keys=keys)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Users with the clients `openai` and `ollama`, streaming and plain, until standard input ends; `clients.py` starts it.
 
-load.py OPTIONS      a line after as many answers as there are users, at the end one JSON object
+users.py OPTIONS      a line after as many answers as there are users, at the end one JSON object
     urls      the gateways; a user has one, and the next one after a fault if `again` is set
     key, ca   the API key; the file with the certificate, if the gateways speak TLS
     ollama, openai      the models to ask for by each API

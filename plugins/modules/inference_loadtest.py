@@ -2,26 +2,24 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several users of an Ollama server at once, and what each of them waits for."""
+"""Several users at once of an OpenAI-compatible endpoint, and what each of them waits for."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: ollama_loadtest
-short_description: Measure an Ollama server under several users at once
-version_added: 0.1.0
+module: inference_loadtest
+short_description: Measure an OpenAI-compatible endpoint under several users at once
+version_added: 0.2.0
 description:
-  - Sends requests of several users to a server at the same moment, from the host itself, and measures what each of them
-    waits for. Reports what the GPUs hold afterwards.
-  - The models are loaded first, which is not measured. They stay loaded as the server keeps them.
+  - Sends requests of several users to an endpoint such as vLLM's, llama.cpp's, or Ollama's under C(/v1), from the host
+    on which the task runs, and measures what each user waits for.
+  - Each model generates one token first, which is not measured, so that it is loaded. A model with a chat template
+    receives chats, any other receives completions.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
-  - gpufleet.inference.ollama_server
 attributes:
-  action_group:
-    membership: [gpufleet.inference.all, gpufleet.inference.ollama]
   check_mode:
     support: none
   diff_mode:
@@ -30,48 +28,66 @@ attributes:
     support: N/A
     details: It measures, and changes nothing that is declared.
 options:
+  url:
+    description: The endpoint, as V(http://127.0.0.1:8000). A C(/v1) at the end may be left out.
+    type: str
+    required: true
+  api_key:
+    description: Key to send as a bearer token. It appears in no command line and no result.
+    type: str
   models:
     description: Models to ask. Users take them in turn, so that with two of them each has half of the users.
     type: list
     elements: str
     required: true
   users:
-    description: Users that ask at the same time.
+    description: Users that send requests at the same time.
     type: int
     default: 4
   requests:
     description: Requests of each user, one after the other.
     type: int
     default: 1
+  rate:
+    description:
+      - Requests per second that all users together begin, at equal intervals. A user whose answer is late begins the
+        next request late. If unset, each begins its next request as soon as it has an answer.
+    type: float
+  stream:
+    description: Whether answers come as a stream. Without one, only whole answers can be timed.
+    type: bool
+    default: true
   tokens:
     description: Tokens of an answer, at most.
     type: int
     default: 128
   prompt:
-    description: What is asked. Each user's own number is put before it.
+    description: The prompt. The number of the user and of the request is put before it.
     type: str
     default: Tell a long story about a ship that looks for a new home.
   timeout:
     description: Seconds within which an answer must be complete, waiting in the queue and loading the model included.
-    type: int
-    default: 600
-  facts_timeout:
-    description: Seconds that reading the GPUs may take.
     type: float
-    default: 10.0
+    default: 600.0
+  validate_certs:
+    description: Whether the certificate of an C(https) endpoint must be valid.
+    type: bool
+    default: true
+  ca_path:
+    description: File of the certificate authorities to trust. If unset, those of the host.
+    type: path
 seealso:
-  - module: gpufleet.inference.ollama_service
-    description: Its options O(gpufleet.inference.ollama_service#module:num_parallel),
-      O(gpufleet.inference.ollama_service#module:max_loaded_models) and
-      O(gpufleet.inference.ollama_service#module:max_queue) decide what is measured here.
+  - module: gpufleet.inference.inference_endpoint
 """
 
 EXAMPLES = r"""
 - name: Eight users of one model
-  gpufleet.inference.ollama_loadtest:
-    models: ["llama3.3:70b"]
+  gpufleet.inference.inference_loadtest:
+    url: http://127.0.0.1:8000
+    api_key: "{{ vault_vllm_key }}"
+    models: [chat]
     users: 8
-  become: true
+    requests: 4
   register: load
 
 - name: Show the report
@@ -93,12 +109,16 @@ seconds:
   description: Seconds until the last answer was complete.
   returned: success
   type: float
+requests_per_second:
+  description: Answered requests divided by the total time.
+  returned: success
+  type: float
 tokens_per_second:
   description: Tokens of all answers divided by the total time.
   returned: success
   type: float
 models:
-  description: What the users of each model saw.
+  description: What the users of each model saw. Times are C(mean), C(median), C(p99) and C(most).
   returned: success
   type: list
   elements: dict
@@ -111,48 +131,26 @@ models:
       description: Requests to it.
       returned: always
       type: int
-    refused:
-      description: Requests refused because the queue was full.
+    failed:
+      description: Requests without a whole answer.
       returned: always
       type: int
-    failed:
-      description: Requests that failed for another reason.
+    tokens:
+      description: Tokens of all answers.
       returned: always
       type: int
     first_token_seconds:
-      description: Seconds to the first token, C(least), C(median) and C(most). Null when no request was answered.
+      description: Seconds to the first token. Null without a stream, and if no request was answered.
       returned: always
       type: dict
-    queue_seconds:
-      description: The part of it that was neither loading nor reading the prompt, which is the time in the queue.
+    between_tokens_seconds:
+      description: Seconds between two tokens after the first, as the average of each answer.
       returned: always
       type: dict
-    tokens_per_second:
-      description: Speed at which an answer came once it had begun.
+    answer_seconds:
+      description: Seconds to the last token.
       returned: always
       type: dict
-gpus:
-  description: The GPUs of the host at the end, the models still loaded.
-  returned: success
-  type: list
-  elements: dict
-  contains:
-    index:
-      description: Index, as NVML counts.
-      returned: always
-      type: int
-    name:
-      description: Model.
-      returned: always
-      type: str
-    used_bytes:
-      description: Memory in use there, null when the driver does not report it.
-      returned: always
-      type: int
-    held_bytes:
-      description: The part of it that the processes of the unit hold.
-      returned: always
-      type: int
 errors:
   description: Each error that a request ended with, once.
   returned: success
@@ -160,21 +158,24 @@ errors:
   elements: str
 """
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import loadtest
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import loadtest
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry import run
 
 
 def argument_spec():
     return dict(
+        url=dict(type="str", required=True),
+        api_key=dict(type="str", no_log=True),
         models=dict(type="list", elements="str", required=True),
         users=dict(type="int", default=4),
         requests=dict(type="int", default=1),
+        rate=dict(type="float"),
+        stream=dict(type="bool", default=True),
         tokens=dict(type="int", default=128, no_log=False),
         prompt=dict(type="str", default="Tell a long story about a ship that looks for a new home."),
-        name=dict(type="str", default="ollama"),
-        host=dict(type="str"),
-        timeout=dict(type="int", default=600),
-        facts_timeout=dict(type="float", default=10.0),
+        timeout=dict(type="float", default=600.0),
+        validate_certs=dict(type="bool", default=True),
+        ca_path=dict(type="path"),
     )
 
 

@@ -1,0 +1,106 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a model still gives the answers that were accepted before: the check, and the record on the host.
+
+The record belongs to root. It is replaced only once a service is proven.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Any, Callable, List, Optional
+
+from ..converge.model import Fault
+from ..endpoint.client import Endpoint, EndpointError
+from ..endpoint.fingerprint import REPEATS, Answer, NoLogprobs, Recorded, Token, deviation, difference, learned, take
+from ..toolbox import record
+from .gate import Proof
+from .model import Service
+
+FOLDER = "/var/lib/gpufleet/fingerprints"
+
+
+def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[str], None], proof: Proof) -> None:
+    """The check; verdict ``wrong_answers``, or that of a failed request.
+
+    ``figures["fingerprint"]`` then holds what the result reports, and ``proof.accepted`` what :func:`keep` is to write.
+    """
+    prompts = list(service.options["fingerprints"])
+    timeout = service.options.get("token_timeout") or service.options["timeout"]
+    known = None if service.options["new_answers"] else read(service.unit)
+    if known and (known.model, known.prompts) != (model, prompts):
+        known = None
+    proof.accepted = None
+    try:
+        first = take(endpoint, model, prompts, timeout)
+        further = [take(endpoint, model, prompts, timeout) for _ in range(0 if known else REPEATS)]
+        accepted = known or Recorded(model, prompts, first, learned([first, *further]))
+        answers, found = first, difference(accepted, first)
+        if found:  # other requests in the same batch may move them once
+            answers = take(endpoint, model, prompts, timeout)
+            found = difference(accepted, answers)
+    except NoLogprobs as reason:
+        if known:  # such as a model whose numbers are none any more
+            raise Fault("wrong_answers", "%s has answered before, and does not now: %s" % (model, reason)) from None
+        warn("fingerprints: the answers are not compared: %s" % reason)
+        proof.figures["fingerprint"] = {"state": "not_offered"}
+        return
+    except EndpointError as error:
+        if proof.running.dying():
+            raise proof.died() from None
+        raise Fault(error.name, str(error)) from None
+    if found:
+        raise Fault(
+            "wrong_answers",
+            "%s gives other answers than those recorded on this host: %s. If the change is meant to change them, run "
+            "it with -e gpufleet_new_answers=true" % (model, found),
+        )
+    proof.accepted = None if known else accepted
+    proof.figures["fingerprint"] = {
+        "state": "same" if known else "recorded",
+        "deviation": round(max(map(deviation, accepted.answers, answers)), 4),
+        "tolerance": round(accepted.tolerance, 4),
+    }
+
+
+def read(unit: str) -> Optional[Recorded]:
+    """What was accepted of a service; None where nothing was, or the record cannot be read."""
+    found = record.read(_path(unit))
+    try:
+        recorded = Recorded(
+            str(found["model"]),
+            [str(prompt) for prompt in found["prompts"]],
+            [_answer(answer) for answer in found["answers"]],
+            float(found["tolerance"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    whole = len(recorded.answers) == len(recorded.prompts) and all(recorded.answers) and recorded.tolerance > 0
+    return recorded if whole else None
+
+
+def _answer(tokens: List[Any]) -> Answer:
+    return [
+        Token(str(text), float(logprob), {str(word): float(number) for word, number in others.items()})
+        for text, logprob, others in tokens
+    ]
+
+
+def keep(unit: str, accepted: Recorded, warn: Callable[[str], None]) -> None:
+    """Record what a proof has accepted."""
+    try:
+        record.write(_path(unit), accepted._asdict())
+    except OSError as error:  # the service is proven without it
+        warn("fingerprints: the answers of %s are not recorded (%s); the next change records them" % (unit, error))
+
+
+def forget(unit: str) -> None:
+    """Remove the record of a service that has been removed."""
+    with suppress(OSError):
+        os.remove(_path(unit))
+
+
+def _path(unit: str) -> str:
+    return "%s/%s.json" % (FOLDER, unit)
