@@ -9,8 +9,9 @@
                                                                    at a time; only its worker is a stand-in
 
 The routers are HAProxy with the gateway's configuration, the same with round robin, Debian's nginx with least_conn, and
-PyPI's vllm-router. All get the same requests, one router after the other in each round (A B C A B C …), each with
-engines that have nothing cached or loaded. The figures are medians of the rounds, the ratio that of each round.
+PyPI's vllm-router, which does not start in front of Ollama, as that has no /health. All get the same requests, one
+router after the other in each round (A B C A B C …), each with engines that have nothing cached or loaded. The figures
+are medians of the rounds, the ratio that of each round.
 """
 
 from __future__ import annotations
@@ -147,14 +148,14 @@ def nginx(folder: Path, port: int, places: Places) -> Process:
     return Process([str(home / "usr/sbin/nginx"), "-c", str(folder / "nginx.conf")], folder / "out")
 
 
-def vllm_router(folder: Path, port: int, places: Places, health: str) -> Process:
+def vllm_router(folder: Path, port: int, places: Places) -> Process:
     home = CACHE / VLLM_ROUTER
     if not (home / "bin/vllm-router").exists():
         venv.create(home, with_pip=True, clear=True)
         run(str(home / "bin/pip"), "install", "-q", VLLM_ROUTER)
     words = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port()), "--worker-urls"]
     words += ["http://%s:%d" % place for place in places]
-    words += ["--policy", "cache_aware", "--health-check-endpoint", health]
+    words += ["--policy", "cache_aware"]
     return Process([str(home / "bin/vllm-router"), *words], folder / "out")
 
 
@@ -182,8 +183,8 @@ def chat(port: int, body: dict[str, Any]) -> Chat:
     return Chat(first, last.get("model", ""), said.get("cache_n", 0), said.get("prompt_n", 0))
 
 
-def answers(port: int, bodies: list[dict[str, Any]]) -> list[Chat]:
-    with ThreadPoolExecutor(CLIENTS) as pool:
+def answers(port: int, bodies: list[dict[str, Any]], clients: int) -> list[Chat]:
+    with ThreadPoolExecutor(clients) as pool:
         return list(pool.map(lambda body: chat(port, body), bodies))
 
 
@@ -237,7 +238,7 @@ def prefix(folder: Path) -> tuple[list[str], dict[str, Callable[[], list[float]]
                 port, scratch = free_port(), Path(tempfile.mkdtemp(dir=folder))
                 started.append(start(scratch, port))
                 ready(port, asked(-1, 0))
-                chats = answers(port, bodies)
+                chats = answers(port, bodies, CLIENTS)
             finally:
                 for process in started:
                     process.kill()
@@ -260,7 +261,7 @@ def prefix(folder: Path) -> tuple[list[str], dict[str, Callable[[], list[float]]
             to, port, places, names, agent_port=0, affinity=["*"]
         ),
         "nginx, least_conn": lambda to, port: nginx(to, port, places),
-        "vllm-router, cache_aware": lambda to, port: vllm_router(to, port, places, "/health"),
+        "vllm-router, cache_aware": lambda to, port: vllm_router(to, port, places),
     }
     columns = ["chats at the server of their beginning", "tokens of prompts cached", "s to the first token"]
     return columns, {name: measured(start) for name, start in ways.items()}
@@ -292,7 +293,7 @@ def llama_server(folder: Path, model: Path, number: int, port: int) -> Process:
 # --- models
 
 
-def loaded(folder: Path) -> tuple[list[str], dict[str, Callable[[], list[float]]]]:
+def loaded(folder: Path, clients: int) -> tuple[list[str], dict[str, Callable[[], list[float]]]]:
     """Chats with four models on four hosts that have room for one each: loads of models, median and 95 % seconds to
     the first token."""
     places = hosts(folder)
@@ -312,7 +313,7 @@ def loaded(folder: Path) -> tuple[list[str], dict[str, Callable[[], list[float]]
             router = start(scratch, port)
             try:
                 until(lambda: listens(port))
-                chats = answers(port, bodies)
+                chats = answers(port, bodies, clients)
             finally:
                 router.kill()
             loads = sum(hostsetup.journal(name).count(LOADED) for name in HOSTS)
@@ -327,7 +328,6 @@ def loaded(folder: Path) -> tuple[list[str], dict[str, Callable[[], list[float]]
         "HAProxy, least connections": lambda to, port: haproxy(to, port, places, names, agent_port=0),
         "the gateway, with its agent on each host": lambda to, port: haproxy(to, port, places, names, agent_port=AGENT),
         "nginx, least_conn": lambda to, port: nginx(to, port, places),
-        "vllm-router, cache_aware": lambda to, port: vllm_router(to, port, places, "/"),
     }
     columns = ["loads of models", "s to the first token, 95 %", "median"]
     return columns, {name: measured(start) for name, start in ways.items()}
@@ -370,11 +370,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("prefix", "models"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=4, help="of the models; default 4")
     wanted = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            columns, ways = (prefix if wanted.what == "prefix" else loaded)(Path(folder))
+            here = Path(folder)
+            columns, ways = prefix(here) if wanted.what == "prefix" else loaded(here, wanted.clients)
             table(columns, ways, wanted.rounds)
         finally:
             if wanted.what == "models":
