@@ -90,7 +90,7 @@ class ActionModule(ActionBase):
         planned = states.fold([{"event": "plan", "t": 0, **fields}]).plan
         lines = words.plan_lines(planned) if planned else []
         self.show(["resuming run %s" % former.run] * resumed + lines)
-        return {"msg": lines[0] if lines else "", "plan": lines, "fields": fields}
+        return {"msg": lines[0] if lines else "", "lines": lines, "plan": fields}
 
     def planned(
         self, hosts: Sequence[str], changing: Sequence[str], looks: Mapping[str, Any], former: states.State
@@ -282,8 +282,10 @@ class ActionModule(ActionBase):
             else str(failed.get("msg") or "another host of its model failed")
         )
         status = "failed" if look.safe(failed) and not reached.get("unreachable") else "lost"
-        self.journal.append(status, host=self.host, why=look.one_line(why), rolled_back=bool(failed.get("rolled_back")))
-        return {"msg": "%s: %s" % (status, look.one_line(why))}
+        why, rolled_back = look.one_line(why), bool(failed.get("rolled_back"))
+        real = look.measured(self.variables)
+        self.journal.append(status, host=self.host, why=why, rolled_back=rolled_back, measured=real)
+        return {"msg": "%s: %s" % (status, why)}
 
     # --- after it, and from another terminal
 

@@ -63,7 +63,11 @@ go:
   returned: with O(step=admit)
   type: bool
 plan:
-  description: The plan, as lines of text.
+  description: The units that change, the canary, the pools, what changes of each service, and the predicted seconds.
+  returned: with O(step=plan)
+  type: dict
+lines:
+  description: The plan as text.
   returned: with O(step=plan)
   type: list
   elements: str

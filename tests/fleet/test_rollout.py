@@ -142,8 +142,6 @@ def fleet(lab: Any, tmp_path_factory: Any) -> Iterator[Fleet]:
 
 
 def test_a_changed_setting_fails_no_request(fleet: Fleet) -> None:
-    planned = fleet.run("rollout", "--check", ollama_keep_alive="11m")
-    assert "3 hosts to change, 0 hosts as declared" in planned.output
     before = fleet.processes()
     with Load(fleet) as load:
         done = fleet.run("rollout", ollama_keep_alive="11m")
@@ -167,11 +165,7 @@ def test_a_change_that_breaks_the_canary_stays_there(fleet: Fleet) -> None:
     print("%d whole answers, faults: %s, fewest ready: %d" % (load.whole, load.faults, min(load.ready)))
     assert done.rc == 2 and load.faults == [] and min(load.ready) >= 2
     receipt = fleet.receipt()
-    assert {host: own["status"] for host, own in receipt["hosts"].items()} == {
-        "gpu1": "failed",
-        "gpu2": "waiting",
-        "gpu3": "waiting",
-    }
+    statuses = [own["status"] for own in receipt["hosts"].values()]
+    assert list(receipt["hosts"]) == list(HOSTS) and statuses == ["failed", "waiting", "waiting"]
     assert receipt["hosts"]["gpu1"]["rolled_back"] and "the canary gpu1 failed" in receipt["reason"]
     assert fleet.processes()[1:] == before[1:]
-    assert "0 hosts to change, 3 hosts as declared" in fleet.run("rollout", "--check", ollama_keep_alive="11m").output

@@ -72,9 +72,9 @@ def look(registered: Mapping[str, Any], fault: str) -> Look:
 def measured(registered: Mapping[str, Any]) -> Dict[str, float]:
     """The seconds for which each restarted service did not serve."""
     return {
-        name: round(result.get("downtime_ms", 0) / 1000, 1)
+        name: round(result["downtime_ms"] / 1000, 1)
         for name, _engine, result in _services(registered)
-        if result.get("restarted")
+        if result.get("restarted") and result.get("downtime_ms")  # none in check mode
     }
 
 

@@ -131,7 +131,7 @@ def _set(state: State, name: str, event: Mapping[str, Any]) -> None:
     host.why = event.get("why", host.why)
     host.rolled_back = event.get("rolled_back", host.rolled_back)
     host.measured.update(event.get("measured", {}))
-    if event.get("measured"):
+    if event.get("measured") and host.status == "applied":  # a rollback's seconds predict nothing
         state.measured.setdefault(name, {}).update(event["measured"])
 
 

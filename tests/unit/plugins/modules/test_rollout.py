@@ -140,7 +140,8 @@ def test_a_broken_canary_leaves_the_others_untouched(fleet: Fleet) -> None:
     said = "rollout failed: 3 not touched, 1 failed, 0 as declared; the canary h1 failed: crash_loop: h1 ends"
     assert said in output
     assert fleet.statuses() == {"h1": "failed", "h2": "waiting", "h3": "waiting", "h4": "waiting"}
-    assert fleet.receipt()["hosts"]["h1"]["rolled_back"] and fleet.log() == ["h1 begins"]
+    canary = fleet.receipt()["hosts"]["h1"]
+    assert canary["rolled_back"] and canary["services"][0]["measured"] == 0.1 and fleet.log() == ["h1 begins"]
     fleet.heal()
     assert "rollout complete: 4 changed" in fleet.run()
 

@@ -120,6 +120,8 @@ def test_a_resumed_run_reports_the_whole_run():
 def test_the_last_measured_restart_outlives_a_run():
     found = fold(planned(UNITS, POOLS), admitted("a"), event("applied", host="a", measured={"ollama": 2.5}))
     assert found.measured == {"a": {"ollama": 2.5}} and found.hosts["a"].measured == {"ollama": 2.5}
+    found = fold(planned(UNITS, POOLS), admitted("a"), event("failed", host="a", measured={"ollama": 9.0}))
+    assert found.measured == {} and found.hosts["a"].measured == {"ollama": 9.0}, "with the rollback"
 
 
 class World:
