@@ -9,13 +9,13 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 CHECKOUT := $(shell pwd | sha256sum | cut -c1-4)
 # What is built outside of the checkout.
 CACHE := $(or $(GPUFLEET_CACHE),$(HOME)/.cache/gpufleet-inference)
-# Additional arguments of the fleet tests: two labs in parallel, because the tests mostly wait.
+# Additional arguments of the fleet tests: two labs at the same time.
 FLEET ?= -n 2 --dist loadfile
 STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help link deps generate docs $(STAGES) platforms molecule-vllm molecule-rest test demo clean
+.PHONY: help link deps generate docs $(STAGES) platforms test demo clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,18 +68,12 @@ platforms: deps ## run some fleet tests on Debian 11 and 13: install, change, ve
 	GPUFLEET_RELEASE=bullseye GPUFLEET_LAB=debian11-$(CHECKOUT) FLEET_HOSTS=1 pytest -v $(SERVICES)
 	GPUFLEET_RELEASE=trixie GPUFLEET_LAB=debian13-$(CHECKOUT) FLEET_HOSTS=2 pytest -v $(SERVICES) $(ENGINES)
 
-molecule: deps ## run the molecule scenarios of the roles, on two labs in parallel
-	python tests/scenarios.py molecule-$(CHECKOUT)-
+molecule: deps ## run the molecule scenarios of the roles on a lab of their own
+	python tests/scenarios.py molecule-$(CHECKOUT)
 
-# The scenario with a real vLLM spends most of its time waiting, so it runs in parallel with the fleet tests.
-molecule-vllm: deps
-	python tests/scenarios.py molecule-$(CHECKOUT)-v vllm_real
-
-molecule-rest: deps
-	python tests/scenarios.py molecule-$(CHECKOUT)- --without vllm_real
-
+# Fleet tests and scenarios mostly wait for services, so their three labs work at the same time.
 test: deps ## run all stages above, the fastest first; stop at the first failure
-	@python tests/run.py lint+sanity unit fleet+molecule-vllm molecule-rest
+	@python tests/run.py lint+sanity unit fleet+molecule
 
 demo: deps ## boot a local fleet of three GPU hosts, configure it with site.yml, print the results
 	@$(MAKE) lab-up HOSTS=3

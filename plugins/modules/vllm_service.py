@@ -369,8 +369,8 @@ options:
     description:
       - Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16
         tokens at temperature 0. The tokens and their log probabilities are recorded on the host, and compared after
-        each later change of the service, and whenever O(prove=now). If they differ by more than the answers of one
-        process do, the verdict is V(wrong_answers), and the change is rolled back.
+        each later change of the service, and whenever a run has all models answer. If they differ by more than the
+        answers of one process do, the verdict is V(wrong_answers), and the change is rolled back.
       - Needs an engine that reports log probabilities with C(/v1/chat/completions); where it does not, there is a
         warning, and nothing is compared.
     type: list
@@ -551,15 +551,15 @@ options:
     description:
       - The hosts that share the model, in the order of their ranks, with vLLM's own multi-node serving. All of them
         must have the same version and options, and the same number of chosen GPUs. The first host serves the API; the
-        others only compute. O(tensor_parallel_size) × O(pipeline_parallel_size) must be the number of GPUs of all hosts
-        together. With V(auto), each layer is split over the GPUs of one host, and the layers are divided among the
-        hosts.
+        others only compute. O(tensor_parallel_size) × O(pipeline_parallel_size) × O(data_parallel_size) must be the
+        number of GPUs of all hosts together. With V(auto), each layer is split over the GPUs of one host, and the
+        layers are divided among the hosts. With O(data_parallel_size), each host has the same number of copies.
       - Run the module on all of them at the same time. They start together. A change is kept only if all of them are
         verified; otherwise all are rolled back. If the process of one host ends later, all end and start again
         together.
       - The role P(gpufleet.inference.vllm#role) does this, with addresses and variables from its planner.
-      - The traffic between the hosts is neither encrypted nor authenticated. It uses O(master_port) and the next port
-        on the first host, and other ports that vLLM chooses. Use a separate network for it.
+      - The traffic between the hosts is neither encrypted nor authenticated. It uses O(master_port) and the next two
+        ports on the first host, and other ports that vLLM chooses. Use a separate network for it.
     type: list
     elements: dict
     suboptions:
@@ -576,7 +576,7 @@ options:
     type: int
     default: 0
   master_port:
-    description: Port of the rendezvous on the first of the hosts of one model; the next port is used too.
+    description: Port of the rendezvous on the first of the hosts of one model; the next two ports are used too.
     type: int
     default: 29500
   restart:

@@ -190,9 +190,11 @@ def test_the_agent_runs_without_rights(host: Host) -> None:
     assert not host.agent(host.gateway, check=True)["changed"]
     assert not host.agent(host.gateway)["changed"]
     look = (
-        "systemctl show -p MainPID --value gpufleet-agent; systemd-analyze security --no-pager gpufleet-agent | tail -1"
+        "systemctl show -p MainPID --value gpufleet-agent; systemctl show -p StartLimitIntervalUSec gpufleet-agent; "
+        "systemd-analyze security --no-pager gpufleet-agent | tail -1"
     )
-    pid, exposure = hostsetup.sh(host.name, look).splitlines()
+    pid, limit, exposure = hostsetup.sh(host.name, look).splitlines()
+    assert limit == "StartLimitIntervalUSec=0", "it comes back however long its port is taken"
     assert " 1.1 " in exposure, "as docs/drain.md says"
     status = hostsetup.sh(host.name, "cat /proc/%s/status" % pid)
     found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import pytest
 import yaml
@@ -19,6 +19,19 @@ import yaml
 SITE = Path(__file__).resolve().parents[2] / "playbooks/site.yml"
 ENGINES = ("ollama", "vllm", "llama_server")
 SHARED = {"name": "big", "model": "org/big", "hosts": ["a", "b"]}
+
+
+def included(play: Dict[str, Any]) -> List[str]:
+    """The roles that a play of site.yml includes."""
+    names = [task.get("ansible.builtin.include_role", {}).get("name", "") for task in play.get("tasks", [])]
+    return [name.rpartition(".")[2] for name in names if name]
+
+
+def test_no_role_is_read_for_hosts_that_are_as_declared() -> None:
+    """Ansible reads those that a play lists even where it has no hosts: 0.2 s at each start."""
+    plays = yaml.safe_load(SITE.read_text())
+    assert not [play for play in plays if "roles" in play]
+    assert sorted({role for play in plays for role in included(play)}) == sorted(["gateway", "gpu_host", *ENGINES])
 
 
 def batches(folder: Path, inventory: Dict[str, Any], *words: str) -> Dict[str, int]:
@@ -31,7 +44,7 @@ def batches(folder: Path, inventory: Dict[str, Any], *words: str) -> Dict[str, i
             "tasks": [{"ansible.builtin.debug": {"msg": "%s=={{ ansible_play_batch | length }}=" % role}}],
         }
         for play in yaml.safe_load(SITE.read_text())
-        for role in [play["roles"][-1]["role"].rpartition(".")[2] if "roles" in play else ""]
+        for role in included(play)[-1:]
         if role in ENGINES
     ]
     (folder / "play.yml").write_text(json.dumps(plays))

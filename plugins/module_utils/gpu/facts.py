@@ -44,8 +44,8 @@ _DRIVER = (
 #: What report() has found in this process. Others follow it there only in a check of several functions.
 _reported: Optional[Dict[str, Any]] = None
 
-_URGENT = ("reset", "reboot", "replace")
-"""Actions that no program takes by itself."""
+_URGENT = {"reset": "reset it", "reboot": "reboot the host", "replace": "have it replaced"}
+"""Actions that somebody has to take, in words."""
 
 
 def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
@@ -79,7 +79,8 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
         warn(trouble)
     for finding in gpu["findings"]:
         if finding["effect"] == NOTE and finding["action"] in _URGENT:
-            warn("GPU %s: %s. What to do: %s it" % (finding["gpu"], finding["text"], finding["action"]))
+            gpu_of = "a GPU that is gone" if finding["gpu"] is None else "GPU %d" % finding["gpu"]
+            warn("%s: %s. What to do: %s" % (gpu_of, finding["text"], _URGENT[finding["action"]]))
     return {"changed": False, "ansible_facts": {"gpu": gpu}}
 
 

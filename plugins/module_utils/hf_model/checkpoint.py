@@ -64,7 +64,7 @@ def document(path: str, name: str, user: str) -> Dict[str, Any]:
 def weight_bytes(path: str, user: str) -> int:
     """Bytes of the weights: what an index of safetensors says, else the sizes of the files; 0 when there are none.
 
-    Mistral's repositories have the same weights a second time, as ``consolidated*``, which are not loaded then.
+    Mistral's repositories have the same weights a second time, as ``consolidated*``; one of the two is loaded.
     """
     for index in sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors.index.json")), key=_is_second):
         metadata = _document(index, user).get("metadata")

@@ -44,23 +44,25 @@ def choose(
         the GPUs and by the layers; ``data``: copies of the model, or of what is not in its experts, which are divided
         among all GPUs; None and ``auto`` mean one.
     :param hosts: how many share the model. Where they choose, a layer is split over the GPUs of a host, and the layers
-        are dealt out to the hosts, which says less between them.
+        are dealt out to the hosts, which says less between them. Several copies are dealt out to the hosts as a whole.
     :param whole_experts: each expert is on one GPU (expert parallel), so that its size does not matter.
     :param part: of which a GPU's part of an expert or perceptron must be a multiple, as its weights are quantised.
     :raises Refused: with the numbers.
     """
     copies = _number("data_parallel_size", data) or 1
     fixed_tensor, fixed_pipeline = _number("tensor_parallel_size", tensor), _number("pipeline_parallel_size", pipeline)
-    if hosts > 1:
-        if copies > 1:
-            raise Refused("data_parallel_size: %d copies of a model on %d hosts; expected 1" % (copies, hosts))
-        if fixed_tensor is None and fixed_pipeline is None:
-            fixed_tensor = choose(gpus, shape, None, None, 1, whole_experts=whole_experts, part=part).tensor
+    if hosts > 1 and copies > 1 and copies % hosts:
+        raise Refused(
+            "data_parallel_size: %d copies of a model on %d hosts; expected 1 or a multiple of %d"
+            % (copies, hosts, hosts)
+        )
+    if hosts > 1 and copies == 1 and fixed_tensor is None and fixed_pipeline is None:
+        fixed_tensor = choose(gpus, shape, None, None, 1, whole_experts=whole_experts, part=part).tensor
+    gpus *= hosts
     if gpus % copies:
         raise Refused(
             "data_parallel_size: %d copies of the model do not share %d GPUs evenly; choose a divisor" % (copies, gpus)
         )
-    gpus *= hosts
     each = max(gpus // copies, 1)
     rules = _Rules(shape, copies, whole_experts, part)
     if gpus == 0:

@@ -29,12 +29,15 @@ OTHER_FORMATS = (
     "*.h5",
     "*.msgpack",
     "*.onnx",
-    "*.onnx_data",
+    "*.onnx_data*",
+    "*.ot",
     "*.gguf",
     "original/*",
 )
 
 
+_MODULE = re.compile(r"[0-9]+_[A-Za-z]+/")
+"""Folder of a module of sentence-transformers, whose weights may be in another format than the model's."""
 _PRINTED = re.compile(r"[^\x00-\x1f\x7f]+\Z")
 _REVISION = re.compile(r"(?![-./])(?!.*(?:\.\.|//|@\{))[^\s~^:?*\[\\\x00-\x1f\x7f]+\Z")
 """What git takes as the name of a branch or tag, and a commit."""
@@ -148,10 +151,13 @@ def wanted(files: Sequence[File], include: Iterable[str], exclude: Iterable[str]
     :raises Failed: none is left.
     """
     include, exclude = list(include), list(exclude)
-    if not include and any(file.path.endswith(".safetensors") for file in files):
-        exclude += OTHER_FORMATS
+    safe = {_module(file.path) for file in files if file.path.endswith(".safetensors")} if not include else ()
     kept = [
-        file for file in files if (not include or _matches(file.path, include)) and not _matches(file.path, exclude)
+        file
+        for file in files
+        if (not include or _matches(file.path, include))
+        and not _matches(file.path, exclude)
+        and not (_module(file.path) in safe and _matches(file.path, OTHER_FORMATS))
     ]
     if not kept:
         raise Failed("of its %d files none matches include and exclude" % len(files))
@@ -168,6 +174,12 @@ def check_revision(revision: str) -> None:
     """:raises Refused: it cannot be the name of a branch or tag, nor a commit."""
     if not _REVISION.match(revision):
         raise Refused("revision is %r; expected a commit, or the name of a branch or tag" % revision)
+
+
+def _module(path: str) -> str:
+    """The module of sentence-transformers to which a file belongs; empty for the model itself."""
+    found = _MODULE.match(path)
+    return found.group() if found else ""
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:

@@ -188,6 +188,10 @@ def _advice(engine: str, driver: Optional[str], python: Optional[Python], known:
 def _unknown(engine: str, version: Optional[str], cuda: Optional[str], known: Sequence[Wheel]) -> str:
     if not known:
         return "no engine %r; known are %s" % (engine, ", ".join(sorted({wheel.engine for wheel in WHEELS})))
+    if version and not cuda and any(wheel.version == version for wheel in known):
+        return "%s is in the table for the CPU only; set cuda: cpu, or choose another version" % _what(
+            engine, version, cuda
+        )
     builds: List[str] = []
     for wheel in sorted(known, key=lambda wheel: (numbers(wheel.version), wheel.cuda), reverse=True):
         if version is None or wheel.version == version or not any(one.version == version for one in known):

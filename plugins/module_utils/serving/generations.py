@@ -27,7 +27,7 @@ from .sources import without_secrets
 FOLDER = "/var/lib/gpufleet/generations"
 KEPT = 5
 """Generations of a service."""
-SECRETS = frozenset({"api_key", "hf_token", "secret_environment"})
+SECRETS = frozenset({"api_key", "client_keys", "hf_token", "secret_environment"})
 """A test compares this with the option tables of all engines."""
 _OF_A_RUN = frozenset(
     {

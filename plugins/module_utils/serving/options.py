@@ -202,8 +202,8 @@ COMMON = (
         "list",
         """Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16
         tokens at temperature 0. The tokens and their log probabilities are recorded on the host, and compared after
-        each later change of the service, and whenever O(prove=now). If they differ by more than the answers of one
-        process do, the verdict is V(wrong_answers), and the change is rolled back.
+        each later change of the service, and whenever a run has all models answer. If they differ by more than the
+        answers of one process do, the verdict is V(wrong_answers), and the change is rolled back.
 
         Needs an engine that reports log probabilities with C(/v1/chat/completions); where it does not, there is a
         warning, and nothing is compared.""",

@@ -243,9 +243,9 @@ OPTIONS = table(
         "list",
         """The hosts that share the model, in the order of their ranks, with vLLM's own multi-node serving. All of them
         must have the same version and options, and the same number of chosen GPUs. The first host serves the API; the
-        others only compute. O(tensor_parallel_size) × O(pipeline_parallel_size) must be the number of GPUs of all hosts
-        together. With V(auto), each layer is split over the GPUs of one host, and the layers are divided among the
-        hosts.
+        others only compute. O(tensor_parallel_size) × O(pipeline_parallel_size) × O(data_parallel_size) must be the
+        number of GPUs of all hosts together. With V(auto), each layer is split over the GPUs of one host, and the
+        layers are divided among the hosts. With O(data_parallel_size), each host has the same number of copies.
 
         Run the module on all of them at the same time. They start together. A change is kept only if all of them are
         verified; otherwise all are rolled back. If the process of one host ends later, all end and start again
@@ -253,8 +253,8 @@ OPTIONS = table(
 
         The role P(gpufleet.inference.vllm#role) does this, with addresses and variables from its planner.
 
-        The traffic between the hosts is neither encrypted nor authenticated. It uses O(master_port) and the next port
-        on the first host, and other ports that vLLM chooses. Use a separate network for it.""",
+        The traffic between the hosts is neither encrypted nor authenticated. It uses O(master_port) and the next two
+        ports on the first host, and other ports that vLLM chooses. Use a separate network for it.""",
         elements="dict",
         suboptions=(
             Option("name", "str", "Name of the host, for messages.", required=True),
@@ -271,7 +271,7 @@ OPTIONS = table(
     Option(
         "master_port",
         "int",
-        "Port of the rendezvous on the first of the hosts of one model; the next port is used too.",
+        "Port of the rendezvous on the first of the hosts of one model; the next two ports are used too.",
         default=29500,
     ),
     Option(

@@ -87,7 +87,7 @@ class Vllm:
             ),
             checks=_checks(options, configuration, [adapter.name for adapter in loras], limit),
             hooks=_stop_hooks(service, host),
-            ports=unit.ports(options),
+            ports=unit.ports(options, parallel),
             share=utilization if placed.devices else None,
             writable=unit.writable(options),
             readable=[

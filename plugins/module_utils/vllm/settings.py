@@ -234,6 +234,8 @@ def _take_nodes(
     declared.addresses, declared.rank = [node["address"] for node in nodes], rank
     declared.config.update({"distributed-executor-backend": "mp", "nnodes": len(nodes), "node-rank": rank})
     declared.config.update({"master-addr": declared.addresses[0], "master-port": int(options["master_port"])})
+    if declared.config.get("data-parallel-size", 1) > 1:  # vLLM's own default would be the same for each instance
+        declared.config["data-parallel-rpc-port"] = int(options["master_port"]) + 2
     if rank:
         declared.config["headless"] = True
     declared.environment["VLLM_HOST_IP"] = declared.addresses[rank]

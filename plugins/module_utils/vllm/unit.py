@@ -123,8 +123,10 @@ def _supervised(name: str, options: Mapping[str, Any], own: Own, words: List[str
     return [program.python, "-I", paths(name)[2], place, str(rank), names, ",".join(addresses), key, *words]
 
 
-def ports(options: Mapping[str, Any]) -> Tuple[int, ...]:
-    """Ports besides the API's that are known before: the rendezvous of several hosts, and the supervisor's."""
+def ports(options: Mapping[str, Any], parallel: Parallel) -> Tuple[int, ...]:
+    """Ports besides the API's that are known before: the rendezvous of several hosts, the supervisor's, and one for the
+    copies of a model."""
     if not options["nodes"] or options["node_rank"]:
         return ()
-    return options["master_port"], options["master_port"] + 1
+    first = options["master_port"]
+    return (first, first + 1, first + 2) if parallel.data > 1 else (first, first + 1)

@@ -31,13 +31,14 @@ def callback(monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
-def play(*hosts: str, role: str = "gpufleet.inference.ollama", check: bool = False) -> Any:
+def play(*hosts: str, role: str = "gpufleet.inference.ollama", included: str = "", check: bool = False) -> Any:
     found = [SimpleNamespace(name=host) for host in hosts]
     inventory = SimpleNamespace(get_hosts=lambda pattern, ignore_restrictions: found)
     return SimpleNamespace(
         get_name=lambda: "Serve",
         check_mode=check,
-        roles=[SimpleNamespace(get_name=lambda: role)],
+        roles=[] if included else [SimpleNamespace(get_name=lambda: role)],
+        tasks=[SimpleNamespace(block=[SimpleNamespace(args={"name": included}), SimpleNamespace(block=[])])],
         hosts="ollama",
         get_variable_manager=lambda: SimpleNamespace(_inventory=inventory),
     )
@@ -48,12 +49,13 @@ def result(host: str, action: str = SERVICE, task_vars: Any = (), **found: Any) 
     return SimpleNamespace(_host=SimpleNamespace(get_name=lambda: host), _task=task, _result=found)
 
 
-def test_a_run_that_stops_after_the_first_batch(callback: Any) -> None:
+@pytest.mark.parametrize("included", ["", "gpufleet.inference.vllm"])
+def test_a_run_that_stops_after_the_first_batch(callback: Any, included: str) -> None:
     fleet = ("gpu1", "gpu2", "gpu3", "gpu4")
-    callback.v2_playbook_on_play_start(play(*fleet))
+    callback.v2_playbook_on_play_start(play(*fleet, included=included))
     callback.v2_runner_on_ok(result("gpu1", msg="ok · 4× H200", changed=True))
     callback.v2_runner_on_failed(result("gpu2", msg="gpu_lost: GPU 1"))
-    callback.v2_playbook_on_play_start(play(*fleet))
+    callback.v2_playbook_on_play_start(play(*fleet, included=included))
     stopped = {summary.NOT_TOUCHED: True}
     callback.v2_runner_on_failed(result("gpu3", "ansible.builtin.fail", stopped, msg="gpu2 failed in an earlier batch"))
     printed = callback.stats(gpu1={"changed": 1}, gpu2={"failures": 1}, gpu3={"failures": 1})
@@ -81,5 +83,6 @@ def test_an_unreachable_host(callback: Any) -> None:
 
 def test_a_playbook_of_somebody_else_is_left_alone(callback: Any) -> None:
     callback.v2_playbook_on_play_start(play("web1", role="other.role"))
+    callback.v2_playbook_on_play_start(play("web1", included="other.role"))
     callback.v2_runner_on_ok(result("web1", "ansible.builtin.command", changed=True))
     assert callback.stats(web1={"changed": 1}) == []

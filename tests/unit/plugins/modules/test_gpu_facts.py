@@ -24,12 +24,12 @@ WARNING = "GPU fault driver_mismatch: module 1, library 2. What to do: reboot"
 def gathered(monkeypatch):
     """`gathered(count, fault)` decides what is found; gives the list of calls."""
 
-    def decide(count=2, fault=None):
+    def decide(count=2, fault=None, findings=()):
         calls = []
 
         def gather(**arguments):
             calls.append(arguments)
-            return {"source": "nvml", "count": count, "fault": fault}
+            return {"source": "nvml", "count": count, "fault": fault, "findings": list(findings)}
 
         monkeypatch.setattr(facts, "gather", gather)
         monkeypatch.setattr(facts, "VENV", "/nonexistent")
@@ -42,7 +42,7 @@ def gathered(monkeypatch):
 def test_facts(run_module, gathered, check):
     calls = gathered()
     result = run_module(gpu_facts.main, check=check)
-    assert result["ansible_facts"] == {"gpu": {"source": "nvml", "count": 2, "fault": None}}
+    assert result["ansible_facts"] == {"gpu": {"source": "nvml", "count": 2, "fault": None, "findings": []}}
     assert (result["changed"], result["failed"]) == (False, False)
     assert calls == [{"timeout": 10.0, "python_paths": []}]
 
@@ -159,6 +159,15 @@ def found(data, known):
                     yield "%s.%s" % (name, more)
 
 
+def test_what_somebody_has_to_act_upon_is_a_warning(run_module, gathered):
+    one = {"gpu": 2, "check": "xid_119", "effect": "note", "action": "reset", "text": "Xid 119, the GSP: once, 5 s ago"}
+    quiet = [dict(one, action=action) for action in ("look", "restart", "none")]
+    gathered(findings=[one, *quiet, dict(one, effect="unfit"), dict(one, gpu=None, action="reboot")])
+    said = ("GPU 2: Xid 119, the GSP: once, 5 s ago. What to do: reset it",)
+    gone = ("a GPU that is gone: Xid 119, the GSP: once, 5 s ago. What to do: reboot the host",)
+    assert not run_module(gpu_facts.main, warnings=said + gone)["failed"]
+
+
 def test_every_value_is_documented(monkeypatch):
     """What the facts hold and what RETURN says are the same; it stays so only because this looks."""
     port = dict.fromkeys(
@@ -172,7 +181,14 @@ def test_every_value_is_documented(monkeypatch):
     gpu_device = facts.model.blank(0, "unsupported")
     facts.model.put(gpu_device, "processes", [process])
     gone = facts.faults.fault("gpu_lost", "lost")
-    parts = [("source", "nvml"), ("rdma", [device]), ("device", [gpu_device, gone]), ("mig_device", instance)]
+    xid = {"pci_bus_id": "0000:01:00.0", "code": 79, "count": 1, "age_seconds": 5}
+    parts = [
+        ("source", "nvml"),
+        ("xids", [xid]),
+        ("rdma", [device]),
+        ("device", [gpu_device, gone]),
+        ("mig_device", instance),
+    ]
     gpu = facts.assemble(parts, None, 10)
     documented = yaml.safe_load(gpu_facts.RETURN)["ansible_facts"]["contains"]["gpu"]["contains"]
     assert sorted(found(gpu, known=("unavailable",))) == sorted(names(documented))

@@ -70,7 +70,7 @@ def test_wrong_options(run_module, bring, given, words):
 def test_an_instance_has_all_options_and_no_defaults_of_its_own():
     spec = vllm_service.argument_spec()
     instance = spec["instances"]["options"]
-    assert set(instance) == {"name", *spec} - {"instances", "facts_timeout", "model_paths", "prove"}
+    assert set(instance) == {"name", *spec} - {"instances", "facts_timeout", "model_paths", "new_answers", "prove"}
     assert not [name for name, option in instance.items() if "default" in option], "else they would hide the call's"
     assert instance["api_key"]["no_log"] and instance["hf_token"]["no_log"]
 

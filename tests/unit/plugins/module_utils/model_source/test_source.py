@@ -498,10 +498,20 @@ def test_files_to_have(include, exclude, names):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.bin", "a.pth", "a.pt", "a.ckpt", "a.h5", "a.msgpack", "a.onnx", "a.onnx_data", "a.gguf", "original/a"]
+    "name",
+    ["a.bin", "a.pth", "a.pt", "a.ckpt", "a.h5", "a.msgpack", "a.onnx", "a.onnx_data", "a.gguf", "original/a"]
+    + ["a.ot", "onnx/a.onnx_data_1", "openvino/a.bin"],
 )
 def test_formats_that_are_not_used_beside_safetensors(name):
     assert [file.path for file in hub.wanted([File(name, 1), File("a.safetensors", 1)], [], [])] == ["a.safetensors"]
+
+
+def test_a_module_of_sentence_transformers_has_its_weights():
+    """An embedding model needs its dense layer."""
+    names = ["1_Pooling/config.json", "2_Dense/pytorch_model.bin", "3_Dense/model.safetensors", "model.safetensors"]
+    files = [File(name, 1) for name in [*names, "3_Dense/pytorch_model.bin", "pytorch_model.bin"]]
+    assert [file.path for file in hub.wanted(files, [], [])] == names
+    assert names[1] not in [file.path for file in hub.wanted(files, [], ["*.bin"])]
 
 
 def test_other_formats_are_had_where_there_are_no_safetensors():

@@ -108,6 +108,10 @@ def test_a_build_for_the_cpu_is_taken_only_when_asked_for():
             "the table has no engine 2.0 with CUDA 11.8; there are 2.0 (cu132), 2.0 (cu130), 2.0 (cu129). "
             "Another one is installed with package, version and cuda",
         ),
+        (
+            {"version": "2.1", "driver": "580"},
+            "engine 2.1 is in the table for the CPU only; set cuda: cpu, or choose another",
+        ),
         ({"cuda": "thirteen"}, "cuda is 'thirteen'; expected a version such as 13.0 or cu130, or cpu"),
         ({"package": "fork==1"}, "package fork==1: give version and cuda with it"),
         ({"package": "fork==1", "version": "7"}, "package fork==1: give version and cuda with it"),
@@ -193,7 +197,7 @@ def test_a_build_that_is_not_on_pypi_names_its_cuda_or_its_place():
     ("engine", "driver", "python", "version", "cuda"),
     [
         ("vllm", "580.159.04", (3, 12), "0.33.0", "cu130"),
-        ("vllm", "580.159.04", (3, 10), "0.28.0", "cu130"),
+        ("vllm", "580.159.04", (3, 10), "0.31.0", "cu130"),
         ("vllm", "570.86.15", (3, 12), "0.28.0", "cu129"),
         ("vllm", "470.1", (3, 12), "0.8.5", "cu118"),
         ("torch", "580.159.04", (3, 12), "2.15.0", "cu132"),

@@ -122,6 +122,7 @@ def test_no_secret_is_recorded(folder, name):
         "api_key": SESAME,
         "hf_token": SESAME,
         "secret_environment": {"TOKEN": SESAME},
+        "client_keys": {"alice": SESAME},
         "https_proxy": "http://me:%s@proxy:3128" % SESAME,
         "mirror": "https://me:%s@mirror/releases" % SESAME,
         "archive": "https://mirror/ollama.tgz?signature=%s" % SESAME,

@@ -313,10 +313,26 @@ def test_a_model_on_several_hosts(gpus, hosts, model, sizes, expected):
 
 
 @pytest.mark.parametrize(
+    "config, sizes, rules, expected",
+    [
+        (LLAMA70, (None, None, 2), {}, (8, 1, 2)),
+        (LLAMA70, (None, None, 4), {}, (4, 1, 4)),
+        (LLAMA70, (None, 2, 4), {}, (2, 2, 4)),
+        (QWEN235, ("1", None, 16), {"whole_experts": True, "part": 128}, (1, 1, 16)),  # as the recipe of DeepSeek
+        (dict(QWEN235, moe_intermediate_size=2048), (None, None, 2), {"part": 128}, (8, 1, 2)),
+    ],
+)
+def test_copies_on_several_hosts(config, sizes, rules, expected):
+    assert choose(8, shape.read(config), *sizes, 2, **rules)[:3] == expected
+
+
+@pytest.mark.parametrize(
     "sizes, words",
     [
         ((2, 1, None), "= 2 GPUs, but 8 are chosen (visible_devices, 4 on each of 2 hosts)"),
-        ((None, None, 2), "data_parallel_size: 2 copies of a model on 2 hosts; expected 1"),
+        ((None, None, 3), "data_parallel_size: 3 copies of a model on 2 hosts; expected 1 or a multiple of 2"),
+        ((None, None, 6), "data_parallel_size: 6 copies of the model do not share 8 GPUs evenly"),
+        (("4", None, 4), "tensor 4 × pipeline 1 × data 4 = 16 GPUs, but 8 are chosen (visible_devices, 4 on each of 2"),
     ],
 )
 def test_what_does_not_fit_several_hosts(sizes, words):

@@ -608,6 +608,19 @@ def test_one_model_on_two_hosts(bring):
     assert words_of(bring.asked["change"])[7] != commands[0][7]
 
 
+def test_copies_of_a_model_on_several_hosts(bring):
+    """Each host has two of the four copies; that many is vLLM's own to find out."""
+    bring(nodes=NODES, data_parallel_size="4")
+    head = bring.asked["change"]
+    assert "data-parallel-size: 4" in head.files[CONFIG] and "tensor-parallel-size: 2" in head.files[CONFIG]
+    assert "data-parallel-rpc-port: 29502" in head.files[CONFIG]
+    assert head.settings[claims.SECTION]["Port"] == ["8000", "29500", "29501", "29502"]
+    bring(nodes=NODES, node_rank=1, data_parallel_size="4")
+    other = bring.asked["change"]
+    assert "data-parallel-rpc-port: 29502" in other.files[CONFIG]
+    assert words_of(other)[7] == words_of(head)[7], "the same definition"
+
+
 def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
     bring(nodes=NODES)
     converged(bring)
