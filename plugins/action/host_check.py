@@ -24,7 +24,6 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     vllm_service,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import one_line
-from ansible_collections.gpufleet.inference.plugins.modules import host_check
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, refuse
@@ -40,8 +39,10 @@ QUESTIONS = {
         *(ollama_service, python_environment, vllm_service),
     )
 }
+KNOWN_ROLES = ("gateway", "gpu_host", "llama_server", "ollama", "vllm")
+ARGUMENT_SPEC = {"roles": {"type": "list", "elements": "str", "choices": list(KNOWN_ROLES), "required": True}}
 if role_walk.POSSIBLE:
-    for _name in host_check.ROLES:
+    for _name in KNOWN_ROLES:
         role_walk.load(_name)  # before Ansible forks
 
 display = Display()
@@ -53,9 +54,9 @@ class ActionModule(CheckFirstAction):
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = dict(ActionBase.run(self, tmp, task_vars), changed=False)
         self.variables = task_vars or {}
-        refuse(list(problems(host_check.argument_spec(), self._task.args)))
+        refuse(list(problems(ARGUMENT_SPEC, self._task.args)))
         roles = check_type_list(self._task.args["roles"])
-        refuse([] if roles else ["roles is empty; expected one or more of %s" % ", ".join(host_check.ROLES)])
+        refuse([] if roles else ["roles is empty; expected one or more of %s" % ", ".join(KNOWN_ROLES)])
         try:
             walk = self._walked(roles)
             shares = any(self._value("%s_seeding" % name) and self._value("%s_models" % name) for name in roles)

@@ -15,7 +15,7 @@ description:
   - After the recap of a playbook that uses this collection, prints one block for all plays and batches. It has the
     totals and the duration, the failed hosts with their causes, and one line for all hosts that reported the same.
   - Hosts that the run did not get to, because it stopped after a failed batch, are listed as C(not touched).
-  - It prints nothing for other playbooks.
+  - It prints nothing for other playbooks, nor for C(gpufleet.inference.rollout), which ends with its own receipt.
 requirements:
   - 'To enable it, add it to the list C(callbacks_enabled) of the section C([defaults]) in C(ansible.cfg):
     C(callbacks_enabled = gpufleet.inference.summary). The playbooks of this collection then leave out their own report
@@ -49,6 +49,7 @@ class CallbackModule(CallbackBase):
         self.results: Dict[str, run_summary.Results] = {}
         self.plays: Dict[str, Set[str]] = {}
         self.started, self.play, self.ours, self.check = time.monotonic(), "", False, False
+        self.rollout = False
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         self.play = play.get_name()
@@ -57,6 +58,9 @@ class CallbackModule(CallbackBase):
             inventory = play.get_variable_manager()._inventory
             # for each batch, but with the hosts of all
             self.plays[self.play] = {host.name for host in inventory.get_hosts(play.hosts, ignore_restrictions=True)}
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        self.rollout = self.rollout or task.action == run_summary.OURS + "rollout"
 
     def v2_runner_on_ok(self, result: Any) -> None:
         action = str(getattr(result._task, "resolved_action", None) or result._task.action)
@@ -72,7 +76,7 @@ class CallbackModule(CallbackBase):
         self._of(result).unreachable = result._result
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        if not (self.ours or self.plays):
+        if self.rollout or not (self.ours or self.plays):
             return
         counts = {name: stats.summarize(name) for name in {*self.results, *chain(*self.plays.values())}}
         failed = any(count["failures"] or count["unreachable"] for count in counts.values())

@@ -2,11 +2,9 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Documentation and options: the action plugin of the same name does the work on the controller."""
+"""Documentation alone: the action plugin of the same name does the work on the controller."""
 
 from __future__ import annotations
-
-from typing import Any, Dict
 
 DOCUMENTATION = r"""
 module: host_check
@@ -92,9 +90,3 @@ ansible_facts:
   returned: if the host is as declared
   type: dict
 """
-
-ROLES = ("gateway", "gpu_host", "llama_server", "ollama", "vllm")
-
-
-def argument_spec() -> Dict[str, Any]:
-    return {"roles": {"type": "list", "elements": "str", "choices": list(ROLES), "required": True}}

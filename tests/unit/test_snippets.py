@@ -196,7 +196,8 @@ def exists(name: str) -> bool:
 
 def check_playbook(words: List[str]) -> None:
     """The playbook exists, and what -e passes can be read."""
-    (playbook,) = [word for word in words if word.startswith(COLLECTION) or word.endswith(".yml")]
+    given = [word for flag, word in zip(["", *words], words) if flag != "-i"]
+    (playbook,) = [word for word in given if word.startswith(COLLECTION) or word.endswith(".yml")]
     fqcn = playbook.startswith(COLLECTION)
     assert exists("playbooks/%s.yml" % playbook[len(COLLECTION) :] if fqcn else playbook)
     for flag, value in zip(words, words[1:]):

@@ -46,7 +46,7 @@ def _content(path: str) -> bytes:
     except OSError:
         return b""
     try:
-        for _ in range(_MOST):
+        for _number in range(_MOST):
             try:
                 parts.append(os.read(log, 8192))
             except BrokenPipeError:  # it was overwritten meanwhile: the next read goes on behind that

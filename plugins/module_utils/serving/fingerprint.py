@@ -35,7 +35,7 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
     proof.accepted = None
     try:
         first = take(endpoint, model, prompts, timeout)
-        further = [take(endpoint, model, prompts, timeout) for _ in range(0 if known else REPEATS)]
+        further = [take(endpoint, model, prompts, timeout) for _number in range(0 if known else REPEATS)]
         accepted = known or Recorded(model, prompts, first, learned([first, *further]))
         answers, found = first, difference(accepted, first)
         if found:  # other requests in the same batch may move them once

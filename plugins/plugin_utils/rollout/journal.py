@@ -96,14 +96,28 @@ class Journal:
                 break
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    holder = os.pread(descriptor, 100, 0).decode("utf-8", "replace").strip()
+                    holder = _holder(descriptor)
                     os.close(descriptor)
-                    return holder or "another process"
+                    return holder
                 time.sleep(0.1)  # a lock sends no word
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"process %d" % os.getpid(), 0)
         _held = descriptor
         return ""
+
+    def running(self) -> str:
+        """Who has the run's lock; empty if nobody does."""
+        try:
+            descriptor = os.open(os.path.join(self.folder, "lock"), os.O_RDWR)
+        except FileNotFoundError:
+            return ""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return ""
+        except BlockingIOError:
+            return _holder(descriptor)
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -138,6 +152,10 @@ def default_folder(sources: Sequence[Any]) -> str:
     digest = hashlib.sha256("\0".join(paths).encode()).hexdigest()[:8]
     name = os.path.basename(paths[0]) if paths and os.path.exists(paths[0]) else "inventory"
     return "~/.local/state/gpufleet/rollout/%s-%s" % (name, digest)
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 100, 0).decode("utf-8", "replace").strip() or "another process"
 
 
 def _line(event: str, fields: Dict[str, Any]) -> bytes:

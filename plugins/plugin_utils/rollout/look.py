@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Set, Tuple
+from typing import AbstractSet, Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
 from ...module_utils.gateway.runtime import slug
 from ...module_utils.toolbox.text import one_line
@@ -72,9 +72,9 @@ def look(registered: Mapping[str, Any], fault: str) -> Look:
 def measured(registered: Mapping[str, Any]) -> Dict[str, float]:
     """The seconds for which each restarted service did not serve."""
     return {
-        name: round(result.get("downtime_ms", 0) / 1000, 1)
+        name: round(result["downtime_ms"] / 1000, 1)
         for name, _engine, result in _services(registered)
-        if result.get("restarted")
+        if result.get("restarted") and result.get("downtime_ms")  # none in check mode
     }
 
 
@@ -91,9 +91,32 @@ def predicted(measured: Mapping[str, Mapping[str, float]], host: str, row: Mappi
     return DEFAULTS[row["engine"]], "default"
 
 
+def left(
+    host: str, rows: Sequence[Mapping[str, Any]], served: Mapping[str, Mapping[str, AbstractSet[str]]]
+) -> List[str]:
+    """The pools that a host leaves for a while, as an engine that serves them there restarts.
+
+    :param served: pool → host → the engines that serve it there. A service of no known engine may serve any.
+    """
+    engines = {row["engine"] for row in rows if row["restart"]}
+    return [
+        pool for pool, hosts in served.items() if engines & {*hosts.get(host, ()), *([""] if host in hosts else [])}
+    ]
+
+
+def failure(registered: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The result of the service that failed; empty if none did."""
+    return next((result for _name, _engine, result in _services(registered) if result.get("failed")), {})
+
+
 def safe(failed: Mapping[str, Any]) -> bool:
-    """Whether a host serves as before after a failed task: it was rolled back, or no service was stopped."""
-    return not failed.get("unreachable") and bool(failed.get("rolled_back") or not failed.get("restarted"))
+    """Whether a host serves as before after a failed task: it was rolled back, or no service was stopped.
+
+    :param failed: its result. ``lost`` says that nobody knows.
+    """
+    return not (failed.get("unreachable") or failed.get("lost")) and bool(
+        failed.get("rolled_back") or not failed.get("restarted")
+    )
 
 
 def _services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import AbstractSet, Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import AbstractSet, Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
 
 class Pool(NamedTuple):
@@ -22,8 +22,8 @@ class Unit(NamedTuple):
     """Hosts that change together: one, or all that share a model."""
 
     hosts: Tuple[str, ...]
-    stops: bool = True
-    """Whether a service of theirs stops for a while."""
+    takes: Tuple[str, ...] = ()
+    """The pools that they leave for a while, as a service that is in them restarts."""
 
 
 Pools = Mapping[str, Pool]
@@ -63,11 +63,11 @@ def number(wish: Any, size: int) -> int:
     return math.ceil(size * float(share[1]) / 100 - 1e-9)
 
 
-def units(changing: Sequence[str], together: Iterable[Sequence[str]], stopping: AbstractSet[str]) -> List[Unit]:
+def units(changing: Sequence[str], together: Iterable[Sequence[str]], takes: Mapping[str, Iterable[str]]) -> List[Unit]:
     """The units of the hosts that change, in their order.
 
     :param together: sets of hosts that share a model. One that has a changing host changes as a whole.
-    :param stopping: hosts of which a service stops.
+    :param takes: host → the pools that it leaves for a while.
     """
     sets = [set(hosts) for hosts in together]
     found: List[Unit] = []
@@ -78,25 +78,33 @@ def units(changing: Sequence[str], together: Iterable[Sequence[str]], stopping: 
         while len(members) != before:
             before = len(members)
             members.update(*(hosts for hosts in sets if hosts & members))
-        found.append(Unit((host, *sorted(members - {host})), bool(members & stopping)))
+        left = {pool for member in members for pool in takes.get(member, ())}
+        found.append(Unit((host, *sorted(members - {host})), tuple(sorted(left))))
     return found
 
 
-def fits(unit: Unit, pools: Pools, ready: AbstractSet[str]) -> bool:
-    """Whether every pool keeps its minimum without the unit. A host that does not serve takes nothing from a pool."""
-    for pool in pools.values():
-        serving = ready & set(pool.hosts)
-        rest = serving - set(unit.hosts)
-        if unit.stops and rest != serving and len(rest) < pool.minimum:
-            return False
-    return True
+def ready(name: str, pool: Pool, serving: AbstractSet[str], out: Iterable[Unit]) -> Set[str]:
+    """The hosts of a pool that serve while some units are being changed."""
+    return set(pool.hosts) & serving - {host for unit in out if name in unit.takes for host in unit.hosts}
+
+
+def lacking(unit: Unit, pools: Pools, serving: AbstractSet[str], out: Sequence[Unit] = ()) -> str:
+    """The first pool that would fall below its minimum without the unit, or an empty string.
+
+    A host that does not serve takes nothing from a pool.
+    """
+    for name, pool in pools.items():
+        before, after = ready(name, pool, serving, out), ready(name, pool, serving, [*out, unit])
+        if before != after and len(after) < pool.minimum:
+            return name
+    return ""
 
 
 def impossible(changing: Sequence[Unit], pools: Pools) -> List[str]:
     """Pools whose minimum could not be kept even if all of their hosts served, in a sentence each."""
     found = []
     for name, pool in pools.items():
-        stuck = [unit for unit in changing if not fits(unit, {name: pool}, set(pool.hosts))]
+        stuck = [unit for unit in changing if lacking(unit, {name: pool}, set(pool.hosts))]
         if stuck:
             found.append(
                 "pool %s has %d host%s, of which %d must serve at any moment: %s can never be restarted; lower "
@@ -112,32 +120,34 @@ def impossible(changing: Sequence[Unit], pools: Pools) -> List[str]:
     return found
 
 
-def batch(waiting: Sequence[Unit], pools: Pools, ready: AbstractSet[str], width: int) -> List[Unit]:
+def batch(
+    waiting: Sequence[Unit], pools: Pools, serving: AbstractSet[str], width: int, out: Sequence[Unit] = ()
+) -> List[Unit]:
     """The units that can be changed now, in the given order.
 
     Hosts that share a model form a batch of their own: one that fails there ends the others' turn.
 
-    :param ready: hosts that serve now.
+    :param serving: hosts that serve now.
     :param width: hosts at a time.
+    :param out: units that are being changed already.
     """
     chosen: List[Unit] = []
-    left = set(ready)
     for unit in waiting:
         if chosen and (len(unit.hosts) > 1 or len(chosen) >= width):
             continue
-        if fits(unit, pools, left):
+        if not lacking(unit, pools, serving, [*out, *chosen]):
             chosen.append(unit)
-            left -= set(unit.hosts) if unit.stops else set()
             if len(unit.hosts) > 1:
                 break
     return chosen
 
 
-def batches(waiting: Sequence[Unit], pools: Pools, ready: AbstractSet[str], width: int) -> List[List[Unit]]:
-    """All batches, provided that nothing fails. Units without room in any are in none."""
+def batches(waiting: Sequence[Unit], pools: Pools, width: int) -> List[List[Unit]]:
+    """All batches, provided that all hosts serve and nothing fails. Units without room in any are in none."""
+    everybody = {host for pool in pools.values() for host in pool.hosts}
     waiting, found = list(waiting), []
     while waiting:
-        chosen = batch(waiting, pools, ready, width)
+        chosen = batch(waiting, pools, everybody, width)
         if not chosen:
             break
         found.append(chosen)

@@ -15,6 +15,7 @@ IN_HAND = ("admitted", "applied")
 """A run is, or was, changing the host."""
 FAILED = ("failed", "lost")
 """It serves as before; its state is unknown, or it does not serve."""
+ENDED = ("done", *FAILED)
 
 
 @dataclass
@@ -97,23 +98,30 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
 
 
 def _plan(state: State, event: Mapping[str, Any]) -> None:
+    """A plan; that of a resumed run has what is left."""
+    units = [Unit(tuple(hosts), tuple(takes)) for hosts, takes in event["units"]]
+    planned = {host for unit in units for host in unit.hosts}
+    past = [
+        unit
+        for unit in (state.plan.units if state.plan else ())
+        if not planned & set(unit.hosts) and all(state.hosts[host].status in ENDED for host in unit.hosts)
+    ]
+    known = {host: rows for host, rows in (state.plan.services if state.plan else {}).items() if host not in planned}
+    ended = {host for unit in past for host in unit.hosts}
     state.plan = Planned(
-        [Unit(tuple(hosts), stops) for hosts, stops in event["units"]],
+        past + units,
         event["canary"],
         {name: Pool(tuple(hosts), minimum) for name, (hosts, minimum) in event["pools"].items()},
         event["width"],
         event["failures"],
-        event["as_declared"],
-        event["services"],
+        [host for host in event["as_declared"] if host not in ended],
+        {**known, **event["services"]},
         event["gateways"],
     )
-    for unit in state.plan.units:
-        for host in unit.hosts:
-            known = state.hosts.setdefault(host, HostState())
-            if known.status == "lost":  # it answers again, and is repaired first
-                known.status = "admitted"
-    seen = {*state.plan.as_declared, *(host for unit in state.plan.units for host in unit.hosts)}
-    state.away = [host for host in state.away if host not in seen]
+    for host in planned:
+        if state.hosts.setdefault(host, HostState()).status == "lost":  # it answers again, and is repaired first
+            state.hosts[host].status = "admitted"
+    state.away = [host for host in state.away if host not in {*event["as_declared"], *planned}]
 
 
 def _set(state: State, name: str, event: Mapping[str, Any]) -> None:
@@ -123,7 +131,7 @@ def _set(state: State, name: str, event: Mapping[str, Any]) -> None:
     host.why = event.get("why", host.why)
     host.rolled_back = event.get("rolled_back", host.rolled_back)
     host.measured.update(event.get("measured", {}))
-    if event.get("measured"):
+    if event.get("measured") and host.status == "applied":  # a rollback's seconds predict nothing
         state.measured.setdefault(name, {}).update(event["measured"])
 
 
@@ -131,16 +139,21 @@ def remaining(state: State) -> List[Unit]:
     """The units that are left, those in hand first; none once the run has stopped, apart from those in hand."""
     if not state.plan:
         return []
-    held = [unit for unit in state.plan.units if any(state.hosts[host].status in IN_HAND for host in unit.hosts)]
     if state.ended:
         return []
     waiting = [unit for unit in state.plan.units if all(state.hosts[host].status == "waiting" for host in unit.hosts)]
-    return held + ([] if state.stopped else waiting)
+    return in_hand(state) + ([] if state.stopped else waiting)
 
 
-def taken(state: State) -> Set[str]:
-    """Hosts that cannot be counted on: in hand, or lost."""
-    return {*state.of("lost", *IN_HAND), *state.away}
+def lost(state: State) -> Set[str]:
+    """Hosts that cannot be counted on."""
+    return {*state.of("lost"), *state.away}
+
+
+def in_hand(state: State) -> List[Unit]:
+    """The units that are being changed."""
+    units = state.plan.units if state.plan else []
+    return [unit for unit in units if any(state.hosts[host].status in IN_HAND for host in unit.hosts)]
 
 
 class Admission(NamedTuple):
@@ -161,28 +174,28 @@ def admit(state: State, unit: Unit, serving: AbstractSet[str], request: str) -> 
     planned = state.plan
     if planned is None:
         return Admission(False, "there is no plan")
-    if any(state.hosts[host].status in IN_HAND for host in unit.hosts):
+    out = in_hand(state)
+    if unit in out:
         return Admission(True, "it was in hand already")
     why = state.stopped or exceeded(state) or ("stopped by request" if request == "stop" else "")
     if why:
         return Admission(False, why, stops=True)
-    busy = taken(state)
-    beside = state.of(*IN_HAND)
-    if beside and len(beside) + len(unit.hosts) > planned.width:
-        return Admission(False, "no room next to %s (rollout_width)" % ", ".join(beside))
-    for name, pool in planned.pools.items():
-        ready = (set(serving) - busy) & set(pool.hosts)
-        if not plan.fits(unit, {name: pool}, ready):
-            counts = (name, len(ready), len(pool.hosts), pool.minimum)
-            return Admission(False, "pool %s has %d of %d hosts ready, and %d must stay so" % counts)
+    busy = [host for other in out for host in other.hosts]
+    if busy and len(busy) + len(unit.hosts) > planned.width:
+        return Admission(False, "no room next to %s (rollout_width)" % ", ".join(busy))
+    name = plan.lacking(unit, planned.pools, set(serving) - lost(state), out)
+    if name:
+        pool = planned.pools[name]
+        counts = (name, ready(state, serving)[name], len(pool.hosts), pool.minimum)
+        return Admission(False, "pool %s has %d of %d hosts ready, and %d must stay so" % counts)
     return Admission(True, "")
 
 
-def ready(state: State, serving: AbstractSet[str], unit: Optional[Unit] = None) -> Dict[str, int]:
-    """How many hosts of each pool serve, without those in hand and this unit."""
-    busy = taken(state) | (set(unit.hosts) if unit and unit.stops else set())
+def ready(state: State, serving: AbstractSet[str], *more: Unit) -> Dict[str, int]:
+    """How many hosts of each pool serve, without those in hand and these units."""
     pools = state.plan.pools if state.plan else {}
-    return {name: len((set(serving) - busy) & set(pool.hosts)) for name, pool in pools.items()}
+    out, serving = [*in_hand(state), *more], set(serving) - lost(state)
+    return {name: len(plan.ready(name, pool, serving, out)) for name, pool in pools.items()}
 
 
 def exceeded(state: State) -> str:

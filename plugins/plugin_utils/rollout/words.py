@@ -8,26 +8,24 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Sequence
 
 from . import state as states
-from .plan import batches
+from .plan import Unit, batches, ready
 from .state import Planned, State
 
 
-def steps(planned: Planned) -> List[List[str]]:
-    """The hosts of each step, provided that nothing fails: the canary, then the batches."""
+def steps(planned: Planned) -> List[List[Unit]]:
+    """The steps, provided that nothing fails: the canary, then the batches."""
     canary = [unit for unit in planned.units if set(unit.hosts) & set(planned.canary)]
     rest = [unit for unit in planned.units if unit not in canary]
-    everybody = {host for pool in planned.pools.values() for host in pool.hosts}
-    found = batches(canary, planned.pools, everybody, planned.width) + batches(
-        rest, planned.pools, everybody, planned.width
-    )
-    return [[host for unit in chosen for host in unit.hosts] for chosen in found]
+    return batches(canary, planned.pools, planned.width) + batches(rest, planned.pools, planned.width)
 
 
-def plan_lines(planned: Planned, resumed: bool = False) -> List[str]:
+def plan_lines(planned: Planned) -> List[str]:
     """The plan as text."""
     number = sum(len(unit.hosts) for unit in planned.units)
     lines = ["%s to change, %s as declared" % (_hosts(number), _hosts(len(planned.as_declared)))]
-    for number, hosts in enumerate(steps(planned), 1):
+    everybody = {host for pool in planned.pools.values() for host in pool.hosts}
+    for number, chosen in enumerate(steps(planned), 1):
+        hosts = [host for unit in chosen for host in unit.hosts]
         canary = set(hosts) <= set(planned.canary)
         lines.append("%d. %s%s" % (number, "canary " if canary else "", ", ".join(hosts)))
         for host in hosts:
@@ -38,12 +36,11 @@ def plan_lines(planned: Planned, resumed: bool = False) -> List[str]:
                         "   %s  restart, about %.1f s without it (%s)" % (host, row["predicted"], row["basis"])
                     )
         for name, pool in planned.pools.items():
-            stopping = [host for unit in planned.units if unit.stops for host in unit.hosts if host in hosts]
-            left = len(set(pool.hosts) - set(stopping))
+            left = len(ready(name, pool, everybody, chosen))
             if left < len(pool.hosts):
                 lines.append("   pool %s: %d of %d ready, at least %d" % (name, left, len(pool.hosts), pool.minimum))
                 if not left:
-                    seconds = sum(seconds_of(planned, host) for host in stopping if host in pool.hosts)
+                    seconds = max(seconds_of(planned, host) for host in hosts if host in pool.hosts)
                     lines.append("   pool %s: about %.1f s unserved" % (name, seconds))
     return lines
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import yaml
 
+from ansible_collections.gpufleet.inference.plugins.action.host_check import ARGUMENT_SPEC
 from ansible_collections.gpufleet.inference.plugins.modules import host_check
 
 
 def test_it_names_the_options() -> None:
-    documented = yaml.safe_load(host_check.DOCUMENTATION)
-    assert set(documented["options"]) == {"roles"}
+    documented = yaml.safe_load(host_check.DOCUMENTATION)["options"]
+    keys = ("type", "elements", "choices", "required")
+    assert {name: {key: row[key] for key in keys} for name, row in documented.items()} == ARGUMENT_SPEC

@@ -75,6 +75,13 @@ def test_whether_a_host_serves_as_before(failed, safe):
     assert look.safe(failed) is safe
 
 
+def test_a_host_leaves_the_pools_of_the_engines_that_restart():
+    served = {"m8b": {"a": {"ollama"}, "b": {"vllm"}}, "chat": {"a": {"vllm"}}, "the gateways": {"a": {"gateway"}}}
+    rows = [{"engine": "ollama", "restart": True}, {"engine": "vllm", "restart": False}]
+    assert look.left("a", rows, served) == ["m8b"] and look.left("b", rows, served) == []
+    assert look.left("a", [{"engine": "", "restart": True}], served) == ["m8b", "chat", "the gateways"]
+
+
 METRICS = """# HELP haproxy_server_status Current status of the service, per state label value.
 haproxy_server_status{proxy="m8b",server="gpu1.ollama:11434",state="DOWN"} 0
 haproxy_server_status{proxy="m8b",server="gpu1.ollama:11434",state="UP"} 1

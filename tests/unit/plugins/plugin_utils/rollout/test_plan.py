@@ -12,6 +12,12 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import plan
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.plan import Pool, Unit
 
+ALL = ("chat", "embed")
+
+
+def unit(*hosts, takes=ALL):
+    return Unit(hosts, takes)
+
 
 @pytest.mark.parametrize(
     ("wish", "size", "found"),
@@ -38,31 +44,29 @@ def test_the_minimum_of_each_pool():
 
 def test_hosts_that_share_a_model_are_one_unit():
     together = [["a", "b"], ["b", "c"], ["x", "y"]]
-    assert plan.units(["d", "c", "a"], together, {"a"}) == [Unit(("d",), False), Unit(("c", "a", "b"), True)]
+    takes = {"a": ["chat"], "c": ["embed", "chat"]}
+    assert plan.units(["d", "c", "a"], together, takes) == [unit("d", takes=()), unit("c", "a", "b")]
 
 
 def test_a_pool_that_could_never_spare_a_host_is_refused_with_the_numbers():
     pools = {"chat": Pool(("a", "b"), 2), "embed": Pool(("b", "c"), 1)}
-    (said,) = plan.impossible([Unit(("a",)), Unit(("c",))], pools)
+    (said,) = plan.impossible([unit("a"), unit("c")], pools)
     assert said.startswith("pool chat has 2 hosts, of which 2 must serve at any moment: a can never be restarted")
-    assert plan.impossible([Unit(("a",), stops=False)], pools) == []
+    assert plan.impossible([unit("a", takes=["embed"])], pools) == []
 
 
 def test_batches_keep_overlapping_pools_and_the_order():
     pools = {"chat": Pool(("a", "b", "c"), 2), "embed": Pool(("c", "d"), 1)}
-    waiting = [Unit((name,)) for name in "abcd"]
-    assert plan.batches(waiting, pools, set("abcd"), 9) == [
-        [Unit(("a",)), Unit(("d",))],
-        [Unit(("b",))],
-        [Unit(("c",))],
-    ]
-    assert plan.batch(waiting, pools, set("abd"), 9) == [Unit(("c",))], "it does not serve, and takes nothing"
+    waiting = [unit(name) for name in "abcd"]
+    assert plan.batches(waiting, pools, 9) == [[unit("a"), unit("d")], [unit("b")], [unit("c")]]
+    assert plan.batch(waiting, pools, set("abd"), 9) == [unit("c")], "it does not serve, and takes nothing"
+    assert plan.batch(waiting[1:], pools, set("abcd"), 9, out=[unit("a")]) == [unit("d")]
 
 
 def test_shared_hosts_are_a_batch_of_their_own():
-    waiting = [Unit(("a",)), Unit(("b", "c")), Unit(("d",))]
-    found = plan.batches(waiting, {}, set("abcd"), 2)
-    assert found == [[Unit(("a",)), Unit(("d",))], [Unit(("b", "c"))]]
+    waiting = [unit("a"), unit("b", "c"), unit("d")]
+    found = plan.batches(waiting, {}, 2)
+    assert found == [[unit("a"), unit("d")], [unit("b", "c")]]
 
 
 def test_random_fleets_keep_their_minimums_and_lose_no_host():
@@ -75,14 +79,16 @@ def test_random_fleets_keep_their_minimums_and_lose_no_host():
         }
         pools = plan.pools(served, chance.choice([None, 0, 1, "50%", "90%"]))
         together = [chance.sample(hosts, 2) for _pair in range(chance.randint(0, 2)) if len(hosts) > 2]
-        units = plan.units(chance.sample(hosts, chance.randint(1, len(hosts))), together, set(hosts))
+        changing = chance.sample(hosts, chance.randint(1, len(hosts)))
+        takes = {host: [pool for pool in served if chance.random() < 0.8] for host in changing}
+        units = plan.units(changing, together, takes)
         if plan.impossible(units, pools):
             continue
         width = chance.randint(1, 8)
-        found = plan.batches(units, pools, set(hosts), width)
-        assert sorted(unit for chosen in found for unit in chosen) == sorted(units)
+        found = plan.batches(units, pools, width)
+        assert sorted(one for chosen in found for one in chosen) == sorted(units)
         for chosen in found:
-            out = {host for unit in chosen for host in unit.hosts}
-            assert len(chosen) == 1 or len(out) <= width
-            for pool in pools.values():
+            assert len(chosen) == 1 or sum(len(one.hosts) for one in chosen) <= width
+            for name, pool in pools.items():
+                out = {host for one in chosen if name in one.takes for host in one.hosts}
                 assert len(set(pool.hosts) - out) >= pool.minimum or not out & set(pool.hosts)

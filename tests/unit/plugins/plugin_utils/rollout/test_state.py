@@ -27,7 +27,7 @@ def begun():
 def planned(units, pools, width=4, failures=0, canary=(), as_declared=()):
     return event(
         "plan",
-        units=[[list(unit.hosts), unit.stops] for unit in units],
+        units=[[list(unit.hosts), unit.takes] for unit in units],
         pools={name: [list(pool.hosts), pool.minimum] for name, pool in pools.items()},
         width=width,
         failures=failures,
@@ -42,7 +42,7 @@ def admitted(*hosts, **ready):
     return event("admitted", hosts=list(hosts), ready=ready)
 
 
-UNITS = [Unit((name,)) for name in "abcd"]
+UNITS = [Unit((name,), ("chat",)) for name in "abcd"]
 POOLS = plan.pools({"chat": list("abcd")}, 2)
 
 
@@ -67,7 +67,9 @@ def test_a_host_is_admitted_while_its_pool_has_room():
 def test_the_width_counts_hosts_in_hand():
     found = fold(planned(UNITS, {}, width=1), admitted("a"))
     assert state.admit(found, UNITS[1], set("abcd"), "").why == "no room next to a (rollout_width)"
-    assert state.admit(fold(planned(UNITS, {}, width=1)), Unit(("a", "b")), set(), "").go, "else it could never go"
+    assert state.admit(fold(planned(UNITS, {}, width=1)), Unit(("a", "b"), ("chat",)), set(), "").go, (
+        "else it could never go"
+    )
 
 
 def test_a_lost_host_is_not_counted_on():
@@ -76,9 +78,9 @@ def test_a_lost_host_is_not_counted_on():
     )
     assert "has 3 of 4" in state.admit(found, UNITS[1], set("abcd"), "").why
     later = state.fold([event("begin", run="r2", measured={}, away=["a"]), planned(UNITS[1:], POOLS)])
-    assert state.taken(later) == {"a"}
+    assert state.lost(later) == {"a"}
     seen = state.fold([event("begin", run="r2", measured={}, away=["a"]), planned(UNITS, POOLS)])
-    assert state.taken(seen) == set()
+    assert state.lost(seen) == set()
 
 
 @pytest.mark.parametrize(
@@ -108,9 +110,18 @@ def test_a_lost_host_that_answers_again_comes_first():
     assert found.of(*state.FAILED) == []
 
 
+def test_a_resumed_run_reports_the_whole_run():
+    before = [planned(UNITS, POOLS, canary=["a"]), admitted("a"), event("done", host="a"), event("resume")]
+    found = fold(*before, planned(UNITS[2:], POOLS, as_declared=["a", "b"]))
+    assert [unit.hosts for unit in found.plan.units] == [("a",), ("c",), ("d",)], "b was changed by somebody else"
+    assert found.plan.as_declared == ["b"] and [unit.hosts for unit in state.remaining(found)] == [("c",), ("d",)]
+
+
 def test_the_last_measured_restart_outlives_a_run():
     found = fold(planned(UNITS, POOLS), admitted("a"), event("applied", host="a", measured={"ollama": 2.5}))
     assert found.measured == {"a": {"ollama": 2.5}} and found.hosts["a"].measured == {"ollama": 2.5}
+    found = fold(planned(UNITS, POOLS), admitted("a"), event("failed", host="a", measured={"ollama": 9.0}))
+    assert found.measured == {} and found.hosts["a"].measured == {"ollama": 9.0}, "with the rollback"
 
 
 class World:
@@ -161,11 +172,11 @@ def rollout(world, journal, pools, chance, width, failures, kill):
     for host in state.fold(journal).of(*state.IN_HAND):
         if host in world.applied:
             write("done", host=host)
-    units = [Unit((host,)) for host in changing]
+    units = [Unit((host,), tuple(pools)) for host in changing]
     journal.append(planned(units, pools, width, failures))
     for _sweep in range(3):
         found = state.fold(journal)
-        for chosen in plan.batches(state.remaining(found), pools, set(world.hosts), width):
+        for chosen in plan.batches(state.remaining(found), pools, width):
             going = []
             for unit in chosen:
                 told = state.admit(state.fold(journal), unit, world.serving(), "")
@@ -201,7 +212,7 @@ def test_random_runs_with_failures_and_kills():
         hosts = ["h%d" % number for number in range(chance.randint(1, 10))]
         served = {"p%d" % n: chance.sample(hosts, chance.randint(1, len(hosts))) for n in range(chance.randint(0, 3))}
         pools = plan.pools(served, chance.choice([None, 0, "50%"]))
-        if plan.impossible([Unit((host,)) for host in hosts], pools):
+        if plan.impossible([Unit((host,), tuple(pools)) for host in hosts], pools):
             continue
         world, journal, verdict = World(chance, hosts), [], ""
         for attempt in range(12):

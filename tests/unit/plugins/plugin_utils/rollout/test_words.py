@@ -23,7 +23,7 @@ def row(seconds, basis="default"):
 
 def planned():
     return Planned(
-        [Unit(("a",)), Unit(("b",)), Unit(("c",))],
+        [Unit((name,), ("chat", "embed")) for name in "abc"],
         ["a"],
         {"chat": Pool(("a", "b", "d"), 2), "embed": Pool(("c",), 0)},
         2,

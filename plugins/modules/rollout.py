@@ -1,0 +1,82 @@
+#!/usr/bin/python
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation alone: the action plugin of the same name does the work on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: rollout
+short_description: One step of a rollout
+version_added: 0.2.0
+description:
+  - The steps of the playbook C(gpufleet.inference.rollout), which is the way to use them. They plan the rollout, decide
+    when a host may be changed, keep the journal, and write the receipt. The roles change the hosts.
+  - Everything happens on the controller, apart from O(step=gateways) and O(step=room).
+author:
+  - The gpufleet developers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.inference.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+options:
+  step:
+    description:
+      - V(look) reads what the roles have found on a host. V(gateways) asks a gateway which hosts serve. V(plan) plans
+        the rollout from that, and refuses it where it cannot succeed.
+      - V(room) asks a gateway until its pools can do without a batch. V(admit) decides whether a host may be changed
+        now. V(applied), V(soak), V(done) and V(failed) follow.
+      - V(report) writes the receipt. V(control) is for the playbook C(gpufleet.inference.rollout_control).
+    type: str
+    choices: [look, plan, gateways, room, admit, applied, soak, done, failed, report, control]
+    required: true
+  result:
+    description: For O(step=failed), the result of the task that failed.
+    type: dict
+  request:
+    description: For O(step=control), what to do.
+    type: str
+    choices: [status, pause, resume, stop]
+notes:
+  - Its variables, such as C(rollout_min_ready), are those of the playbook.
+"""
+
+EXAMPLES = r"""
+- name: Ask whether this host may be changed now
+  gpufleet.inference.rollout:
+    step: admit
+  register: rollout_admission
+"""
+
+RETURN = r"""
+msg:
+  description: What the step found or did.
+  returned: always
+  type: str
+  sample: "pool chat has 3 of 4 hosts ready, and 3 must stay so"
+go:
+  description: Whether the host may be changed now.
+  returned: with O(step=admit)
+  type: bool
+plan:
+  description: The units that change, the canary, the pools, what changes of each service, and the predicted seconds.
+  returned: with O(step=plan)
+  type: dict
+lines:
+  description: The plan as text.
+  returned: with O(step=plan)
+  type: list
+  elements: str
+receipt:
+  description: What the rollout was predicted to cost, and what it cost.
+  returned: with O(step=report)
+  type: dict
+path:
+  description: The file on the controller that contains the receipt.
+  returned: with O(step=report)
+  type: str
+"""

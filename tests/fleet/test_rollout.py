@@ -1,0 +1,171 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A rollout under load: three hosts with a real Ollama, a gateway in front of them, clients that stream."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import pytest
+import yaml
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS / "lab/ollama"))
+
+import faults  # noqa: E402
+import hostsetup  # noqa: E402
+from gpulab import podman  # noqa: E402
+
+HOSTS = ("gpu1", "gpu2", "gpu3")
+GATEWAY, PORT, KEY = "gpu3", 8443, "rollout-sesame-4711-open"
+ASK = json.dumps({"model": "tiny", "prompt": "hello", "options": {"num_predict": 10}})
+MARK = "/run/counting"
+UP = "curl -s 127.0.0.1:8404/metrics | grep -c '^haproxy_server_status.*\"UP\".* 1$'"
+VARIABLES = {
+    "ollama_host": "0.0.0.0",
+    "ollama_allow_unauthenticated": True,
+    "ollama_models": ["tiny"],
+    "ollama_num_parallel": 4,
+    "ollama_keep_alive": "10m",
+    "gateway_host": "0.0.0.0",
+    "gateway_allow_plaintext": True,
+    "gateway_connections": 2000,
+    "gateway_keys": [{"name": "alice", "key": KEY, "pools": ["*"]}],
+    "rollout_soak": 1,
+}
+
+
+class Fleet:
+    """The hosts, and the playbooks that configure them."""
+
+    def __init__(self, lab: Any, folder: Path) -> None:
+        self.lab, self.folder, self.inventory = lab, folder, folder / "fleet.yml"
+        groups = {"ollama": {"hosts": dict.fromkeys(HOSTS)}, "gateway": {"hosts": {GATEWAY: None}}}
+        self.inventory.write_text(yaml.safe_dump(groups))
+        self.address = lab.sh(GATEWAY, "hostname -I").split()[0]
+
+    def run(self, playbook: str, *words: str, ok: bool = True, **variables: Any) -> Any:
+        given = json.dumps({**VARIABLES, "rollout_state": str(self.folder / "state"), **variables})
+        words = ("-i", str(self.inventory), "-e", given, *words)
+        return self.lab.playbook("playbooks/%s.yml" % playbook, *words, ok=ok, warnings=True)
+
+    def receipt(self) -> Any:
+        paths = sorted((self.folder / "state").glob("receipt-*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return json.loads(paths[-1].read_text())
+
+    def processes(self) -> List[str]:
+        return [self.lab.sh(host, "systemctl show -p MainPID --value ollama") for host in HOSTS]
+
+    def once(self) -> str:
+        """What went wrong with one streamed request, if anything did."""
+        connection = http.client.HTTPConnection(self.address, PORT, timeout=60)
+        try:
+            headers = {"Content-Type": "application/json", "Authorization": "Bearer " + KEY}
+            connection.request("POST", "/api/generate", ASK, headers)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                return "failed: %d" % answer.status
+            last = answer.read().strip().rpartition(b"\n")[2]
+            return "" if json.loads(last or b"{}").get("done") else "cut"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return "cut: %s" % error
+        finally:
+            connection.close()
+
+
+class Load:
+    """Clients that stream one answer after the other, and a count of the servers that the gateway has up."""
+
+    def __init__(self, fleet: Fleet, clients: int = 6) -> None:
+        self.fleet, self.whole, self.ending = fleet, 0, False
+        self.faults: List[str] = []
+        self.ready: List[int] = []
+        self.threads = [threading.Thread(target=self.client) for _number in range(clients)]
+        words = podman.inside("%s-%s" % (os.environ["GPUFLEET_LAB"], GATEWAY))
+        self.counting = [*words, "sh", "-c", "touch %s; while [ -e %s ]; do %s; sleep 0.2; done" % (MARK, MARK, UP)]
+
+    def client(self) -> None:
+        while not self.ending:
+            fault = self.fleet.once()
+            if fault:
+                self.faults.append(fault)
+                time.sleep(0.1)  # as a person would, not a loop
+            else:
+                self.whole += 1
+
+    def __enter__(self) -> "Load":
+        self.counter = subprocess.Popen(self.counting, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        for thread in self.threads:
+            thread.start()
+        until = time.monotonic() + 60
+        while self.whole < 12:
+            assert time.monotonic() < until, self.faults[:3]
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_words: Any) -> None:
+        self.ending = True
+        for thread in self.threads:
+            thread.join()
+        self.fleet.lab.sh(GATEWAY, "rm %s" % MARK)
+        self.ready = [int(line) for line in self.counter.communicate()[0].split()]
+
+
+@pytest.fixture(scope="module")
+def fleet(lab: Any, tmp_path_factory: Any) -> Iterator[Fleet]:
+    """The hosts, set up by site.yml, with all servers up at the gateway."""
+    for host in HOSTS:
+        lab.reset(host)
+        hostsetup.uninstall(host)
+        hostsetup.install(host)
+        hostsetup.add_models(host, "tiny")
+        faults.worker(host, "slow-token:0.1")
+    lab.sh(GATEWAY, "apt-get -qq update", timeout=300)
+    made = Fleet(lab, tmp_path_factory.mktemp("rollout"))
+    made.run("site")
+    lab.sh(GATEWAY, "until [ $(%s) = 3 ]; do sleep 0.5; done" % UP, timeout=120)
+    yield made
+    for host in HOSTS:
+        faults.clear(host)
+        assert not lab.module(host, "gateway_service", {"state": "absent"})["failed"]
+        assert not lab.module(host, "gateway_agent", {"state": "absent"})["failed"]
+        hostsetup.uninstall(host)
+
+
+def test_a_changed_setting_fails_no_request(fleet: Fleet) -> None:
+    before = fleet.processes()
+    with Load(fleet) as load:
+        done = fleet.run("rollout", ollama_keep_alive="11m")
+    print(done.output[done.output.index("  rollout complete") :])
+    print("%d whole answers, faults: %s, fewest ready: %d" % (load.whole, load.faults, min(load.ready)))
+    assert load.faults == [] and min(load.ready) >= 2
+    assert all(old != new for old, new in zip(before, fleet.processes()))
+    receipt = fleet.receipt()
+    assert receipt["verdict"] == "complete" and receipt["pools"]["tiny"]["least_ready"] == 2
+    assert all(row["measured"] > 0 for own in receipt["hosts"].values() for row in own["services"])
+    again = fleet.run("rollout", ollama_keep_alive="11m")
+    assert "0 hosts to change, 3 hosts as declared" in again.output and again.changed == 0
+
+
+def test_a_change_that_breaks_the_canary_stays_there(fleet: Fleet) -> None:
+    faults.server("gpu1", "crash-loop:0.1", "OLLAMA_KEEP_ALIVE=13m")
+    before = fleet.processes()
+    with Load(fleet) as load:
+        done = fleet.run("rollout", ok=False, ollama_keep_alive="13m")
+    print(done.output[done.output.index("  rollout failed") :])
+    print("%d whole answers, faults: %s, fewest ready: %d" % (load.whole, load.faults, min(load.ready)))
+    assert done.rc == 2 and load.faults == [] and min(load.ready) >= 2
+    receipt = fleet.receipt()
+    statuses = [own["status"] for own in receipt["hosts"].values()]
+    assert list(receipt["hosts"]) == list(HOSTS) and statuses == ["failed", "waiting", "waiting"]
+    assert receipt["hosts"]["gpu1"]["rolled_back"] and "the canary gpu1 failed" in receipt["reason"]
+    assert fleet.processes()[1:] == before[1:]

@@ -1,0 +1,263 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbook rollout over the local connection, with a pretended service on each host: plans, failures, kills.
+
+ROLLOUT_KILLS=all kills a run at every point where it writes to the disk, instead of at a few.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[4]
+FIXTURES = ROOT / "tests/unit/fixtures/rollout"
+TOOL = str(Path(sys.executable).with_name("ansible-playbook"))
+POOLS = {"h1": ["chat"], "h2": ["chat", "embed"], "h3": ["chat", "embed"], "h4": ["embed"]}
+
+
+class Fleet:
+    """Four hosts in two pools, h2 and h3 in both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world, self.state, self.inventory = folder / "world", folder / "state", folder / "fleet.yml"
+        self.folder = folder
+        self.world.mkdir()
+        hosts = {name: {"ollama_models": models} for name, models in POOLS.items()}
+        self.inventory.write_text(yaml.safe_dump({"ollama": {"hosts": hosts, "vars": {"ansible_connection": "local"}}}))
+
+    def words(self, playbook: str, words: Any, variables: Dict[str, Any]) -> List[str]:
+        given = {
+            "world": str(self.world),
+            "want": "new",
+            "rollout_state": str(self.state),
+            "rollout_apply": str(FIXTURES / "apply.yml"),
+            "rollout_soak": 0,
+            **variables,
+        }
+        extra = ["-e", json.dumps(given), *words]
+        return [TOOL, "-i", str(self.inventory), str(ROOT / "playbooks" / (playbook + ".yml")), *extra]
+
+    def start(self, *words: str, playbook: str = "rollout", environ: Any = None, **variables: Any) -> subprocess.Popen:
+        own = {
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_ACTION_PLUGINS": str(FIXTURES / "action"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_LOCAL_TEMP": str(self.folder / "tmp"),
+            **(environ or {}),
+        }
+        return subprocess.Popen(
+            self.words(playbook, words, variables),
+            cwd=ROOT,
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *words: str, rc: Optional[int] = 0, **more: Any) -> str:
+        process = self.start(*words, **more)
+        output, _nothing = process.communicate(timeout=120)
+        assert rc is None or process.returncode == rc, output
+        return output
+
+    def fault(self, host: str, mode: str) -> None:
+        (self.world / (host + ".fault")).write_text(mode)
+
+    def heal(self) -> None:
+        for path in self.world.glob("*.fault"):
+            path.unlink()
+
+    def log(self) -> List[str]:
+        path = self.world / "log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def events(self) -> List[Dict[str, Any]]:
+        return [json.loads(line) for line in (self.state / "journal.jsonl").read_text().splitlines()]
+
+    def receipt(self) -> Dict[str, Any]:
+        path = max(self.state.glob("receipt-*.json"), key=lambda path: path.stat().st_mtime_ns)
+        found: Dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def statuses(self) -> Dict[str, str]:
+        return {host: own["status"] for host, own in self.receipt()["hosts"].items()}
+
+    def wait(self, line: str) -> None:
+        until = time.monotonic() + 60
+        while line not in self.log():
+            assert time.monotonic() < until, self.log()
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    return Fleet(tmp_path)
+
+
+def most_at_once(log: List[str], pool: str) -> int:
+    """The most hosts of a pool that were being changed at once; one that was killed there is begun again."""
+    open_, most = set(), 0
+    for host, word in map(str.split, log):
+        if pool in POOLS[host]:
+            open_ = open_ | {host} if word == "begins" else open_ - {host}
+            most = max(most, len(open_))
+    return most
+
+
+def test_a_plan_a_rollout_and_nothing_left_to_do(fleet: Fleet) -> None:
+    planned = fleet.run("--check")
+    assert "4 hosts to change, 0 hosts as declared" in planned and "1. canary h1" in planned
+    assert "h2  restart, about 10.0 s without it (default)" in planned
+    assert not fleet.state.exists() and fleet.log() == []
+    done = fleet.run()
+    assert "rollout complete: 4 changed, 0 as declared" in done
+    assert [event["event"] for event in fleet.events()][-2:] == ["done", "end"]
+    assert most_at_once(fleet.log(), "chat") == most_at_once(fleet.log(), "embed") == 1
+    assert fleet.log()[:2] == ["h1 begins", "h1 ends"] and len(fleet.log()) == 8
+    receipt = fleet.receipt()
+    assert receipt["hosts"]["h2"]["services"][0]["measured"] == 0.1
+    assert receipt["pools"]["chat"] == {"hosts": 3, "minimum": 2, "least_ready": 2}
+    again = fleet.run()
+    assert "0 hosts to change, 4 hosts as declared" in again and "rollout complete: 4 as declared" in again
+    later = fleet.run("--check", want="newer")
+    assert "h2  restart, about 0.1 s without it (last restart here)" in later
+
+
+def test_a_broken_canary_leaves_the_others_untouched(fleet: Fleet) -> None:
+    fleet.fault("h1", "breaks")
+    output = fleet.run(rc=2, rollout_max_failures=3)
+    said = "rollout failed: 3 not touched, 1 failed, 0 as declared; the canary h1 failed: crash_loop: h1 ends"
+    assert said in output
+    assert fleet.statuses() == {"h1": "failed", "h2": "waiting", "h3": "waiting", "h4": "waiting"}
+    canary = fleet.receipt()["hosts"]["h1"]
+    assert canary["rolled_back"] and canary["services"][0]["measured"] == 0.1 and fleet.log() == ["h1 begins"]
+    fleet.heal()
+    assert "rollout complete: 4 changed" in fleet.run()
+
+
+def test_failures_up_to_the_budget_do_not_stop_the_run(fleet: Fleet) -> None:
+    fleet.fault("h2", "breaks")
+    fleet.run(rc=2, rollout_max_failures=1)
+    assert fleet.statuses() == {"h1": "done", "h2": "failed", "h3": "done", "h4": "done"}
+    fleet.run(rc=2, want="newer", rollout_canary=[])
+    assert fleet.statuses() == {"h1": "done", "h2": "failed", "h3": "waiting", "h4": "done"}
+    assert fleet.receipt()["reason"] == "1 failed (h2), and rollout_max_failures allows 0"
+
+
+def test_a_host_that_falls_silent_is_lost(fleet: Fleet) -> None:
+    fleet.fault("h3", "falls silent")
+    output = fleet.run(rc=2)
+    assert fleet.statuses()["h3"] == "lost" and "changed, and still not as declared: service: " in output
+    output = fleet.run(rc=2)
+    assert "nothing was changed, because not all hosts can be: h3: service: " in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    ("fault", "variables", "words", "said"),
+    [
+        ("unfit", {}, [], "not all hosts can be: h4: GPU 0 fell off the bus"),
+        ("gone", {}, [], "no route to h4 Origin"),
+        (
+            "",
+            {"rollout_min_ready": {"embed": 3}},
+            [],
+            "pool embed has 3 hosts, of which 3 must serve at any moment: h2, h3, h4",
+        ),
+        (
+            "",
+            {"rollout_min_ready": "most"},
+            [],
+            "rollout_min_ready: 'most' is neither a number nor a share such as 75%",
+        ),
+        ("", {"rollout_canary": "h9"}, [], "rollout_canary: h9 is not a host of this run"),
+        ("", {}, ["--skip-tags", "x"], "--skip-tags would leave out steps of the rollout"),
+    ],
+)
+def test_what_cannot_succeed_touches_nothing(fleet: Fleet, fault: str, variables: Any, words: Any, said: str) -> None:
+    if fault:
+        fleet.fault("h4", fault)
+    output = fleet.run(*words, rc=None, **variables)
+    assert said in " ".join(output.split()), output
+    assert "PLAY RECAP" in output or "skip-tags" in said
+    assert fleet.log() == [] and not (fleet.state / "journal.jsonl").exists()
+
+
+def test_a_running_rollout_is_watched_paused_stopped_and_resumed(fleet: Fleet) -> None:
+    fleet.fault("h1", "holds")
+    running = fleet.start()
+    fleet.wait("h1 begins")
+    told = fleet.run(playbook="rollout_control")
+    assert "running (process %d)" % running.pid in told and "1 in hand" in told
+    refused = fleet.run(rc=None)
+    assert "another rollout of this inventory is running (process %d)" % running.pid in " ".join(refused.split())
+    fleet.run(playbook="rollout_control", rollout_do="stop")
+    fleet.heal()
+    output = running.communicate(timeout=120)[0]
+    assert running.returncode == 2 and "stopped by request" in output and "rollout stopped: " in output
+    assert fleet.statuses() == {"h1": "done", "h2": "waiting", "h3": "waiting", "h4": "waiting"}
+    assert "no rollout of this inventory is running" in fleet.run(playbook="rollout_control", rc=2, rollout_do="pause")
+    (fleet.state / "pause").touch()
+    resumed = fleet.start()
+    line = ""
+    while "paused by request" not in line:
+        line = resumed.stdout.readline()  # type: ignore[union-attr]
+        assert line, "it ended without a pause"
+    assert fleet.log().count("h4 begins") == 0
+    fleet.run(playbook="rollout_control", rollout_do="resume")
+    output = resumed.communicate(timeout=120)[0]
+    assert resumed.returncode == 0 and "rollout complete: 4 changed" in " ".join(output.split()), output
+    assert sorted(fleet.log()) == sorted("h%d %s" % (n, word) for n in range(1, 5) for word in ("begins", "ends"))
+
+
+def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
+    inventory = yaml.safe_load(fleet.inventory.read_text())
+    shared = {"vllm_instances": [{"name": "big", "model": "big", "hosts": ["h3", "h4"]}], "ansible_connection": "local"}
+    inventory["vllm"] = {"hosts": {"h3": None, "h4": None}, "vars": shared}
+    fleet.inventory.write_text(yaml.safe_dump(inventory))
+    output = fleet.run("--limit", "h3", rc=2)
+    assert "h4 shares a model with a host of this run: include it (nothing was changed)" in " ".join(output.split())
+    output = fleet.run(rc=2)
+    assert "pool embed has 3 hosts, of which 2 must serve at any moment: h3, h4 can never be restarted" in " ".join(
+        output.split()
+    )
+    fleet.run(rollout_min_ready={"embed": 1}, rollout_canary=[])
+    assert [event["hosts"] for event in fleet.events() if event["event"] == "admitted"][-1] == ["h3", "h4"]
+
+
+POINTS = range(1, 45) if os.environ.get("ROLLOUT_KILLS") else (7, 12)
+KILLS = [
+    (at, workers) for at in POINTS for workers in ("yes", "no") if len(POINTS) > 2 or (at % 2 == 1) == (workers == "no")
+]
+
+
+@pytest.mark.parametrize(("at", "workers"), KILLS)
+def test_a_killed_rollout_is_resumed(fleet: Fleet, at: int, workers: str) -> None:
+    environ = {
+        "PYTHONPATH": str(FIXTURES / "kill"),
+        "KILL_AT": str(at),
+        "KILL_COUNT": str(fleet.folder / "count"),
+        "KILL_WORKERS": workers,
+    }
+    process = fleet.start(environ=environ)
+    first = process.communicate(timeout=120)[0]
+    assert process.returncode == -9 or at > 30, first
+    second = fleet.run()
+    assert sorted(line for line in fleet.log() if line.endswith("ends")) == ["h%d ends" % n for n in range(1, 5)], (
+        "no host is left out, and none is changed twice"
+    )
+    assert most_at_once(fleet.log(), "chat") == most_at_once(fleet.log(), "embed") == 1
+    assert "rollout complete" in second
+    finished = [event["event"] for event in fleet.events()]
+    assert finished[-1] == "end" and finished.count("end") == 1
+    assert fleet.run("--check").count("0 hosts to change") == 1
