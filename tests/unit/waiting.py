@@ -9,12 +9,15 @@ import time
 from typing import Any, Callable
 
 
-def until(condition: Callable[[], Any], limit: float = 60) -> Any:
-    """The first true value of a condition, within so many seconds."""
+def until(condition: Callable[[], Any], limit: float = 60, said: Callable[[], str] = str) -> Any:
+    """The first true value of a condition, within so many seconds.
+
+    :param said: what to show where it never comes.
+    """
     end = time.monotonic() + limit
     while True:
         found = condition()
         if found:
             return found
-        assert time.monotonic() < end, "not within %d s" % limit
+        assert time.monotonic() < end, "not within %d s. %s" % (limit, said())
         time.sleep(0.02)

@@ -118,7 +118,7 @@ class Gateway:
         worker, digest = self.worker, self.write()
         self.keep("save", self.socket, self.place.state)
         self.process.send_signal(signal.SIGUSR2)
-        until(lambda: self.worker not in ("", worker))
+        until(lambda: self.worker not in ("", worker), said=lambda: self.log.read_text()[-3000:])
         self.await_digest(digest)
 
     def kill(self) -> None:

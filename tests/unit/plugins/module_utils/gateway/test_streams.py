@@ -210,11 +210,13 @@ def test_twenty_reloads_under_load_fail_no_request(gateway: Gateway, engines: Li
     clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
     for thread in clients:
         thread.start()
-    for _ in range(20):
-        gateway.reload()
-    ended.set()
-    for thread in clients:
-        thread.join()
+    try:
+        for _ in range(20):
+            gateway.reload()
+    finally:
+        ended.set()
+        for thread in clients:
+            thread.join()
     assert set(statuses) == {200} and statuses[200] > 4
 
 
