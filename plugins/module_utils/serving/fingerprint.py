@@ -8,8 +8,6 @@ The record belongs to root. It is replaced only once a service is proven.
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from typing import Any, Callable, List, Optional
 
 from ..converge.model import Fault
@@ -67,7 +65,7 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
 
 def read(unit: str) -> Optional[Recorded]:
     """What was accepted of a service; None where nothing was, or the record cannot be read."""
-    found = record.read(_path(unit))
+    found = record.read(place_of(unit))
     try:
         recorded = Recorded(
             str(found["model"]),
@@ -91,16 +89,11 @@ def _answer(tokens: List[Any]) -> Answer:
 def keep(unit: str, accepted: Recorded, warn: Callable[[str], None]) -> None:
     """Record what a proof has accepted."""
     try:
-        record.write(_path(unit), accepted._asdict())
+        record.write(place_of(unit), accepted._asdict())
     except OSError as error:  # the service is proven without it
         warn("fingerprints: the answers of %s are not recorded (%s); the next change records them" % (unit, error))
 
 
-def forget(unit: str) -> None:
-    """Remove the record of a service that has been removed."""
-    with suppress(OSError):
-        os.remove(_path(unit))
-
-
-def _path(unit: str) -> str:
+def place_of(unit: str) -> str:
+    """Where the record of a unit is."""
     return "%s/%s.json" % (FOLDER, unit)

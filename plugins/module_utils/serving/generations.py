@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 from ..converge.model import Outcome
-from ..toolbox import files, record, trusted
+from ..toolbox import record, trusted
 from ..toolbox.errors import Refused
 from ..toolbox.text import one_line
 from .model import Service
@@ -89,31 +89,15 @@ def accept(
         }
         kept = [dict(one, options=_cleared(one["options"], service)) for one in [*before, found][-KEPT:]]
         history = {"unit": service.unit, "engine": engine, "generations": kept}
-        record.write(_place(service.unit), history, mode=0o600)
+        record.write(place_of(service.unit), history, mode=0o600)
     except (Refused, OSError) as error:
         outcome.warnings.append("%s is verified, but its generation is not recorded: %s" % (service.unit, error))
         return []
     return [found]
 
 
-def forget(unit: str, outcome: Outcome) -> None:
-    """Remove the history of a service that leaves."""
-    try:
-        for path in places(unit):
-            files.remove(path)
-        if os.path.isdir(FOLDER) and not os.listdir(FOLDER):
-            files.remove_folder(FOLDER)
-    except OSError as error:
-        outcome.warnings.append("the generations of %s are not removed: %s" % (unit, error))
-
-
-def places(unit: str) -> List[str]:
-    """What there is of a unit's history: the file, and what a killed run left of a new one."""
-    folder, name = os.path.split(_place(unit))
-    return [path for path in (_place(unit), "%s/.%s.new" % (folder, name)) if os.path.lexists(path)]
-
-
-def _place(unit: str) -> str:
+def place_of(unit: str) -> str:
+    """Where the history of a unit is."""
     return "%s/%s.json" % (FOLDER, unit)
 
 
@@ -164,7 +148,7 @@ def read(unit: str, engine: str = "") -> List[Dict[str, Any]]:
     :param engine: whose they must be; empty for any.
     :raises Refused: what lies there is not what root has recorded of this unit.
     """
-    place = _place(unit)
+    place = place_of(unit)
     why = trusted.intruder(place)
     if why:
         raise Refused("%s is not used, as %s; expected a file that only root can write: remove it" % (place, why))

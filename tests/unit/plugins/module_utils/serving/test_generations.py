@@ -17,6 +17,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server im
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import options as ollama
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import generations
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import record
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options as vllm
 
@@ -160,7 +161,7 @@ def test_the_options_that_are_left_out_are_those_of_the_tables():
 
 def test_a_kill_leaves_a_history_that_can_be_read(kills):
     def prepare():
-        generations.forget(UNIT, Outcome())
+        record.forget(generations.place_of(UNIT))
         accept()
         return lambda: accept(port=9000)
 
@@ -190,11 +191,11 @@ def test_a_service_that_leaves_leaves_no_history(folder):
     (folder / (".%s.json.new" % UNIT)).write_text("left by a kill")
     other = folder / "ollama.service.json"
     other.write_text("{}")
-    generations.forget(UNIT, Outcome())
+    record.forget(generations.place_of(UNIT))
     assert os.listdir(folder) == [other.name]
-    generations.forget("ollama.service", Outcome())
-    assert not folder.exists()
-    generations.forget(UNIT, Outcome())
+    for _ in range(2):
+        record.forget(generations.place_of("ollama.service"))
+        assert not folder.exists()
 
 
 # --- what is believed
