@@ -10,6 +10,7 @@ the text.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -86,13 +87,21 @@ def read(body: Dict[str, Any]) -> Answer:
         return [
             Token(
                 str(token["token"]),
-                float(token["logprob"]),
-                {str(other["token"]): float(other["logprob"]) for other in token.get("top_logprobs") or ()},
+                _number(token["logprob"]),
+                {str(other["token"]): _number(other["logprob"]) for other in token.get("top_logprobs") or ()},
             )
             for token in content
         ]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return []
+
+
+def _number(logprob: Any) -> float:
+    """:raises ValueError: it is NaN or infinite, which no comparison would find different."""
+    number = float(logprob)
+    if not math.isfinite(number):
+        raise ValueError(logprob)
+    return number
 
 
 def deviation(one: Answer, other: Answer) -> float:

@@ -41,9 +41,7 @@ def run(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any
 
     :raises Failed: no endpoint, no such model, or nothing at all was answered.
     """
-    rate = params["rate"]
-    if params["users"] < 1 or params["requests"] < 1 or params["tokens"] < 1 or (rate is not None and rate <= 0):
-        raise Refused("users, requests and tokens: expected 1 or more of each; rate: more than 0")
+    _check(params)
     endpoint = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
     try:  # not measured: the model may have to be loaded
         paths = {model: endpoint.generate(model, params["timeout"]).path for model in params["models"]}
@@ -65,6 +63,17 @@ def run(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any
         "errors": errors,
     }  # type: Dict[str, Any]
     return {**result, "report": report(result)}
+
+
+def _check(params: Mapping[str, Any]) -> None:
+    for name in ("users", "requests", "tokens"):
+        if params[name] < 1:
+            raise Refused("%s is %d; expected 1 or more" % (name, params[name]))
+    for name in ("rate", "timeout"):
+        if params[name] is not None and not params[name] > 0:  # nor is it NaN
+            raise Refused("%s is %g; expected more than 0" % (name, params[name]))
+    if not params["models"] or len(set(params["models"])) < len(params["models"]):
+        raise Refused("models is %s; expected one or more names, each once" % params["models"])
 
 
 def _all_users(endpoint: Endpoint, paths: Mapping[str, str], params: Mapping[str, Any]) -> List[Request]:
