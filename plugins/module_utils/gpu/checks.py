@@ -23,9 +23,9 @@ class Check(NamedTuple):
     action: str
     """What is to be done: ``reset`` the GPU, ``reboot``, ``replace`` it, ``look``, or ``none``."""
     found: Callable[[Device], Any]
-    """What there is to say; anything that is false: nothing. A datum that is not known counts as nothing."""
+    """The finding; a false value means that there is none, as does an unknown datum."""
     says: str
-    """The sentence; ``%s`` is what was found."""
+    """The sentence; ``%s`` is the finding."""
 
 
 def _slowdown(name: str) -> Callable[[Device], Any]:

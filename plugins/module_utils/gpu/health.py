@@ -33,12 +33,17 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
 def findings(devices: Sequence[Dict[str, Any]], xids: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     """Everything that was found, of all GPUs, for people and for monitoring.
 
-    :param devices: the facts' devices.
+    :param devices: the facts' devices, with their health.
     :param xids: what kernel_log.read() gives.
     :returns: for each: ``gpu`` (its index; None for one that is not known by its place on the PCI bus), ``check``,
         ``effect`` (``unfit``, ``slow``, ``note``), ``action``, ``text``.
     """
     found = [
+        _finding(device["index"], "lost", UNFIT, "look", device["health"]["reasons"][0])
+        for device in devices
+        if device["health"]["lost"]
+    ]
+    found += [
         _finding(device["index"], check.name, check.effect, check.action, text)
         for device in devices
         for check, text in _found(device)
