@@ -120,8 +120,9 @@ def _cleared(options: Mapping[str, Any], service: Service) -> Dict[str, Any]:
 
 
 def _secret(value: Any) -> bool:
-    texts = value if isinstance(value, list) else [value]
-    return any(isinstance(text, str) and without_secrets(text) != text for text in texts)
+    if isinstance(value, (dict, list)):
+        return any(map(_secret, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and without_secrets(value) != value
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> List[str]:
@@ -154,6 +155,8 @@ def read(unit: str, engine: str = "") -> List[Dict[str, Any]]:
         raise Refused("%s is not used, as %s; expected a file that only root can write: remove it" % (place, why))
     if not os.path.lexists(place):
         return []
+    if not (os.path.islink(place) or os.access(place, os.R_OK)):
+        raise Refused("%s cannot be read by user %d; expected root: set become" % (place, os.geteuid()))
     found = record.read(place)
     generations = found.get("generations")
     if found.get("unit") != unit or not isinstance(generations, list) or not all(map(_whole, generations)):

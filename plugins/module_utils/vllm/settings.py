@@ -398,8 +398,10 @@ def _take_secrets(declared: Declared, secrets: Mapping[str, Any]) -> List[str]:
         where = "secret_environment.%s: " % name
         if name in _SECRETS:
             problems.append(where + "use %s" % _SECRETS[name])
-        elif name in _OURS or name in declared.environment:
-            problems.append(where + "is set elsewhere; leave it out here")
+        elif name in _OURS:
+            problems.append(where + "is set by %s; leave it out here" % _OURS[name])
+        elif name in declared.environment:
+            problems.append(where + "is in environment, too; leave it out there")
         elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
             problems.append(where + "expected text; put quotes around it")
         else:

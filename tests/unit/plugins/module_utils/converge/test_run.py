@@ -468,6 +468,16 @@ def test_a_secret_in_any_spelling_is_taken_out_of_what_is_said(system: Any) -> N
         assert "AbCd" not in text and "KlMn" not in text
 
 
+def test_each_key_of_a_secret_with_several_is_taken_out_of_what_is_said(system: Any) -> None:
+    """As a server may log the one that a client has sent."""
+
+    def gate(running: Running, changed: bool) -> Verdict:
+        return Verdict("misread", "web-sesame is no key of batch-sesame")
+
+    error = fails(system, gate=gate, secret_environment={"T": "batch-sesame web-sesame"})
+    assert "<secret> is no key of <secret>" in error.message and "sesame" not in error.message
+
+
 def strings(value: Any) -> List[str]:
     """All text in data of any depth, as it is."""
     if isinstance(value, dict):

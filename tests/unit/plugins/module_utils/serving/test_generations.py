@@ -130,6 +130,9 @@ def test_no_secret_is_recorded(folder, name):
         "addons": ["rocm", "https://me:%s@mirror/rocm.tgz" % SESAME],
         "drain_command": ["/bin/drain", "--token", SESAME],
         "undrain_command": ["/bin/drain", "--token", SESAME],
+        "environment": {"HTTPS_PROXY": "http://me:%s@proxy:3128" % SESAME},
+        "models": [{"name": "m", "source": "https://me:%s@mirror/m.gguf" % SESAME}],
+        "extra_args": {"otlp": {"endpoints": ["https://otlp/v1?key=%s" % SESAME]}},
     }
     assert accept(declared(name, keep_alive="1h", **secret))[0] == 1
     text = (folder / (UNIT + ".json")).read_text()

@@ -185,7 +185,8 @@ def test_keys_of_clients_that_are_refused(keys, words):
         ({"port": 65536, "user": "root"}, "port: 65536; expected 1 to 65535"),
         ({"environment": {"WANDB_API_KEY": "hush"}}, "WANDB_API_KEY: may be a secret and would stand in the unit"),
         ({"secret_environment": {"HF_TOKEN": "x"}}, "secret_environment.HF_TOKEN: use hf_token"),
-        ({"secret_environment": {"A": "1"}, "environment": {"A": "1"}}, "secret_environment.A: is set elsewhere"),
+        ({"secret_environment": {"A": "1"}, "environment": {"A": "1"}}, "secret_environment.A: is in environment, too"),
+        ({"secret_environment": {"PYTHONPATH": "x"}}, "secret_environment.PYTHONPATH: is set by guard_all_paths"),
         (
             {"guard_all_paths": True, "api_key": "sesame-sesame", "environment": {"VLLM_USE_RUST_FRONTEND": 1}},
             "guard_all_paths: it cannot run in the front end",
