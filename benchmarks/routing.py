@@ -333,7 +333,7 @@ def loaded(folder: Path, clients: int) -> tuple[list[str], dict[str, Callable[[]
     ways: dict[str, Callable[[Path, int], Any]] = {
         "HAProxy, round robin": lambda to, port: haproxy(to, port, places, names, RoundRobin, agent_port=0),
         "HAProxy, least connections": lambda to, port: haproxy(to, port, places, names, LeastConnections, agent_port=0),
-        "the gateway, with its agent on each host": lambda to, port: haproxy(to, port, places, names, agent_port=AGENT),
+        "the gateway": lambda to, port: haproxy(to, port, places, names, agent_port=AGENT),
         "nginx, least_conn": lambda to, port: nginx(to, port, places),
     }
     columns = ["loads of models", "s to the first token, 95 %", "median"]

@@ -489,9 +489,8 @@ def test_what_an_operator_of_the_gateway_declares_stays(start, engine, gateway):
 def test_haproxy_does_as_it_is_told(start, engine, gateway):
     engine.ollama()
     agent = start({"ollama.service": {"port": engine.port}})
-    haproxy = gateway(agent, engine.port, {"gpu1.ollama": "ollama.service chat", "gpu2.ollama": "ollama.service code"})
+    haproxy = gateway(agent, engine.port, {"gpu1.ollama": "ollama.service chat"})
     haproxy.sees("gpu1.ollama", status="UP", weight="100", slim="4")
-    haproxy.sees("gpu2.ollama", status="UP", weight="10", slim="4")
     agent.mark("ollama.service", state="drain")
     haproxy.sees("gpu1.ollama", status="DRAIN (agent)")
     began = time.monotonic()
