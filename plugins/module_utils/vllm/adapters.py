@@ -53,6 +53,17 @@ def rank_limit(adapters: Sequence[Adapter]) -> int:
     return fitting[0]
 
 
+def check_readable(adapter: Adapter, user: str) -> None:
+    """:raises Refused: the user of the instance cannot read its configuration or its weights."""
+    # a converged host does not need it
+    from ..serving import access
+
+    for name in ("adapter_config.json", *_WEIGHTS):
+        path = os.path.join(adapter.path, name)
+        if os.path.exists(path):
+            access.check_readable("lora_adapters.%s" % adapter.name, path, user)
+
+
 def _adapter(name: str, path: Any, user: str, host: Host) -> Adapter:
     where = "lora_adapters.%s: " % name
     if not isinstance(path, str) or not path.startswith("/"):

@@ -71,7 +71,7 @@ class Vllm:
             )
         utilization = options["gpu_memory_utilization"] or releases.memory_share(release)
         fit = model.fit(options, placed.devices, found, parallel, utilization, release)
-        own = unit.Own(configuration, program, parallel, fit, utilization)
+        own = unit.Own(configuration, program, parallel, fit, utilization, loras)
         limit = options["timeout"] or start_limit(START_BASE, found.weights)
         files = unit.files(service.name, options, configuration)
         return Declared(
@@ -105,11 +105,13 @@ class Vllm:
         )
 
     def preflight(self, plan: Plan, host: Host) -> None:
-        """Room on the GPUs, certificate and key, and vLLM's own word on the configuration."""
+        """Room on the GPUs, adapters, certificate and key, and vLLM's own word on the configuration."""
         own, configuration = plan.declared.own, plan.declared.own.configuration
         memory.await_room(
             plan.placed.devices, plan.unit, own.utilization, "gpu_memory_utilization", host.gather, plan.vacated
         )
+        for adapter in own.adapters:
+            adapters.check_readable(adapter, plan.declared.user)
         config, options = dict(configuration.config), plan.service.options
         for name in ("chat_template", "ssl_certfile", "ssl_keyfile"):
             if host.check_mode and options[name] and not os.path.lexists(options[name]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +67,24 @@ def test_an_adapter_without_weights(host, adapter):
         read(host, a=str(adapter))
     (adapter / "adapter_model.bin").touch()
     assert read(host, a=str(adapter))
+
+
+def test_an_adapter_that_its_user_can_read(adapter):
+    (adapter / "adapter_model.bin").symlink_to("/nosuch")  # vLLM prefers the other one
+    adapters.check_readable(Adapter("a", str(adapter), 8), USER)
+    adapters.check_readable(Adapter("a", "/nosuch", 0), USER)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as somebody else")
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_that_only_root_can_read(name):
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's own folders are closed to others
+        os.chmod(place, 0o755)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            with open(os.path.join(place, file), "w", encoding="utf-8"):
+                os.chmod(os.path.join(place, file), 0o600 if file == name else 0o644)
+        with pytest.raises(Refused, match=r"lora_adapters\.a: user daemon cannot read .*%s: Permission denied" % name):
+            adapters.check_readable(Adapter("a", place, 8), "daemon")
 
 
 @pytest.mark.parametrize("path", ["Team/unknown", 5, None])

@@ -451,8 +451,11 @@ def test_each_adapter_must_answer_by_its_name(bring, tmp_path, monkeypatch):
     (tmp_path / "adapter_model.safetensors").touch()
     asked = []
     monkeypatch.setattr(service.openai, "answers", lambda endpoint, name, timeout: asked.append(name))
+    readable = []
+    monkeypatch.setattr(service.adapters, "check_readable", lambda adapter, user: readable.append((adapter.name, user)))
     bring(lora_adapters={"sql": str(tmp_path), "law": str(tmp_path)}, served_model_name=["chat"])
     assert asked == ["law", "sql", "chat"]
+    assert readable == [("law", "vllm"), ("sql", "vllm")]
     assert checks_of(bring.asked) == ["ComesUp", *["after_change"] * 4, "UsesGpus"]
     assert "max-lora-rank: 64" in bring.asked["change"].files[CONFIG]
 
