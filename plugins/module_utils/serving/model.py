@@ -98,6 +98,9 @@ class Declared:
     steps: List[Step] = field(default_factory=list)
     checks: List[Check] = field(default_factory=list)
     """The proof, in order. The serving floor has the neutral ones (checks.py); an engine puts its own among them."""
+    together: Optional[Check] = None
+    """After all other checks: waits until the other hosts of a shared model are verified, too. A fault that is found
+    later would be rolled back on this host alone."""
     hooks: Optional[StopHooks] = None
     ports: Tuple[int, ...] = ()
     """Further ports that it takes, in addition to the one on which it listens."""

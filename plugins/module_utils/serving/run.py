@@ -143,6 +143,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         declared.checks.append(exposure.closed(declared.listen, options["clients"]))
     if options["fingerprints"] and declared.asks:
         declared.checks.append(after_change(partial(_compare_answers, service, declared.asks, host)))
+    if declared.together:
+        declared.checks.append(declared.together)
     environment = dict(declared.environment)
     texts = {path: text for path, text in declared.files.items() if text is not None}
     if texts and "ExecStart" in settings:

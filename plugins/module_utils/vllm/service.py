@@ -86,6 +86,7 @@ class Vllm:
                 options["user"], unit.home(options["user"]), "vllm@.service", unit.UNIT, host.system.root
             ),
             checks=_checks(options, configuration, [adapter.name for adapter in loras], limit),
+            together=multinode.all_proven if options["nodes"] else None,
             hooks=_stop_hooks(service, host),
             ports=unit.ports(options, parallel),
             share=utilization if placed.devices else None,
@@ -202,7 +203,7 @@ def _checks(
 ) -> List[Check]:
     """/health answers 200 for as long as the front end lives, so it is not asked."""
     if options["node_rank"]:
-        return [multinode.leader_serves, checks.UsesGpus(), multinode.all_proven]
+        return [multinode.leader_serves, checks.UsesGpus()]
     endpoint, served = _endpoint(options, configuration), configuration.served
     found: List[Check] = [
         checks.ComesUp(openai.lists_model(endpoint, served), limit, options["stall_timeout"]),
@@ -216,8 +217,7 @@ def _checks(
         found += [gate.awake(endpoint, served, options["asleep"] == "accept"), *map(gate.unless_asleep, answers)]
     else:
         found += answers
-    found.append(checks.UsesGpus())
-    return [*found, multinode.all_proven] if options["nodes"] else found
+    return [*found, checks.UsesGpus()]
 
 
 def _endpoint(options: Mapping[str, Any], configuration: settings.Declared) -> Endpoint:

@@ -55,14 +55,15 @@ class Engine:
 
     def __init__(self, does):
         self.does = does
-        self.steps, self.refuses, self.asks = [], {}, None
+        self.steps, self.refuses, self.asks, self.together = [], {}, None, None
 
     def declare(self, service, placed, host):
         if service.unit in self.refuses:
             raise self.refuses[service.unit]
         self.does.append("declare " + service.unit)
         listen = Listen("127.0.0.1", service.options["port"])
-        return Declared("root", listen, {"A": "1"}, steps=self.steps, warnings=["look out"], asks=self.asks)
+        more = {"steps": self.steps, "warnings": ["look out"], "asks": self.asks, "together": self.together}
+        return Declared("root", listen, {"A": "1"}, **more)
 
     def preflight(self, plan, host):
         self.does.append("preflight " + plan.unit)
@@ -562,6 +563,14 @@ def test_answers_of_a_proof_without_a_change_are_recorded_too(converge, answers)
     assert fingerprint.read("e.service") is None
     assert "answers recorded" in converge(fingerprints=["Hi"])["msg"]
     assert fingerprint.read("e.service").model == "m"
+
+
+def test_other_hosts_are_waited_for_once_everything_is_found_right(converge, answers):
+    """Wrong answers of the first host have to be known before the others keep the change."""
+    waited = []
+    converge.engine.together = lambda proof: waited.append(answers.asked)
+    converge(fingerprints=["Hi"])
+    assert waited == [1]
 
 
 def test_a_model_that_sleeps_is_not_asked(converge, answers):
