@@ -46,7 +46,9 @@ def draft(options: Mapping[str, Any], release: releases.Release) -> Optional[Mod
     name = speculative.get("model") if isinstance(speculative, dict) else None
     if not isinstance(name, str):
         return None
-    return _read(dict(options, quantization=None), _locate(options, name, speculative.get("revision")), {}, release)
+    revision = speculative.get("revision")
+    path = _locate(options, name, None if revision is None else str(revision))
+    return _read(dict(options, quantization=None), path, {}, release)
 
 
 def _locate(options: Mapping[str, Any], name: str, revision: Optional[str]) -> Optional[str]:
@@ -113,7 +115,7 @@ def _tokens(options: Mapping[str, Any], known: context.Context) -> Optional[int]
     if options["max_model_len"] is None:
         return known.default
     wanted = settings.tokens(options["max_model_len"])
-    forced = str(options["environment"].get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")) == "1"
+    forced = str(options["environment"].get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")).strip().lower() in ("1", "true")
     if wanted and known.longest and wanted > known.longest and not forced:
         raise Refused(
             "max_model_len: %d tokens, but the model's config.json allows %d at most; lower it, or extend the context "

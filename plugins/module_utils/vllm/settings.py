@@ -140,7 +140,7 @@ def declare(
     if options.get("guard_all_paths"):
         if key is None:
             problems.append("guard_all_paths: there is no api_key that it could ask for")
-        if declared.environment.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
+        if {**declared.secret_environment, **declared.environment}.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
             problems.append("guard_all_paths: it cannot run in the front end of VLLM_USE_RUST_FRONTEND; leave one out")
         declared.config["middleware"] = "%s.Guard" % GUARD
         declared.environment["GPUFLEET_OPEN_PATHS"] = ",".join(options.get("open_paths") or ())

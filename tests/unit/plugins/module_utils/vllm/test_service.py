@@ -416,8 +416,9 @@ def test_a_claim_is_checked_again_when_it_is_written(bring):
         pass
 
 
-def test_a_context_may_be_forced(bring):
-    bring(max_model_len="9k", environment={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"})
+@pytest.mark.parametrize("value", ["1", " True"])
+def test_a_context_may_be_forced(bring, value):
+    bring(max_model_len="9k", environment={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": value})
     assert 'max-model-len: "9k"' in bring.asked["change"].files[CONFIG]
 
 
@@ -441,7 +442,11 @@ def test_a_draft_model_takes_memory_too(bring, tmp_path):
     draft = tmp_path / "draft"
     draft.mkdir()
     (draft / "model.safetensors").write_bytes(bytes(1 << 20))
-    for given, more in ({"model": str(draft)}, 1 << 18), ({"model": "Team/on-the-hub"}, 0), ({"method": "ngram"}, 0):
+    for given, more in (
+        ({"model": str(draft)}, 1 << 18),
+        ({"model": "Team/on-the-hub", "revision": 5}, 0),
+        ({"method": "ngram"}, 0),
+    ):
         assert bring(extra_args={"speculative-config": given})["fit"]["weight_bytes"] == 15 * GIB // 4 + more
 
 

@@ -191,6 +191,10 @@ def test_keys_of_clients_that_are_refused(keys, words):
             {"guard_all_paths": True, "api_key": "sesame-sesame", "environment": {"VLLM_USE_RUST_FRONTEND": 1}},
             "guard_all_paths: it cannot run in the front end",
         ),
+        (
+            {"guard_all_paths": True, "api_key": "sesame-sesame", "secret_environment": {"VLLM_USE_RUST_FRONTEND": 1}},
+            "guard_all_paths: it cannot run in the front end",
+        ),
         ({"gpu_memory_utilization": 92.0}, "gpu_memory_utilization: 92 is not a share"),
         ({"gpu_memory_utilization": 0.0}, "is not a share"),
         ({"max_num_seqs": 0}, "max_num_seqs: 0; expected 1"),
