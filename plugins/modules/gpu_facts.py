@@ -747,7 +747,7 @@ ansible_facts:
                   type: bool
                   sample: true
                 fit:
-                  description: Whether nothing is known against using it but that its clocks are held down.
+                  description: Whether it can be used. Clocks that are held down do not count.
                   returned: success
                   type: bool
                   sample: true
@@ -781,7 +781,7 @@ ansible_facts:
           elements: dict
           contains:
             gpu:
-              description: Index of the GPU, null for a place on the PCI bus where no GPU is any more.
+              description: Index of the GPU, null if there is no longer a GPU at that place on the PCI bus.
               returned: success
               type: int
               sample: 3
@@ -791,7 +791,7 @@ ansible_facts:
               type: str
               sample: xid_119
             effect:
-              description: V(unfit), V(slow), or V(note) for what keeps it from nothing.
+              description: V(unfit), V(slow), or V(note) if the GPU works all the same.
               returned: success
               type: str
               sample: note

@@ -673,55 +673,6 @@ diff:
   returned: success
   type: list
   elements: dict
-generation:
-  description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null
-    where it recorded none.
-  returned: success, with O(state=present)
-  type: int
-  sample: 3
-fingerprint:
-  description: What came of O(fingerprints); empty where nothing was compared or recorded in this run.
-  returned: success, with O(state=present)
-  type: dict
-  contains:
-    state:
-      description: V(same) as recorded, V(recorded) for the first time, or V(not_offered) by the server.
-      returned: always
-      type: str
-    deviation:
-      description: The largest difference of a log probability from the recorded one, in nats.
-      returned: unless RV(fingerprint.state) is V(not_offered)
-      type: float
-      sample: 0.0002
-    tolerance:
-      description: What it may be at most, from what the answers of one process differed by.
-      returned: unless RV(fingerprint.state) is V(not_offered)
-      type: float
-      sample: 0.1
-drain:
-  description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
-  returned: success, with O(state=present)
-  type: dict
-  contains:
-    seconds:
-      description: How long it took until nothing was running any more.
-      returned: always
-      type: float
-    gateways:
-      description: Gateways that sent new requests elsewhere by then.
-      returned: always
-      type: list
-      elements: str
-    silent:
-      description: Gateways that did not ask this host in time, and could not be told.
-      returned: always
-      type: list
-      elements: str
-    cut:
-      description: What was still running at the end, and was cut; empty for nothing.
-      returned: always
-      type: str
-      sample: 2 connections from 192.0.2.10 are open
 instances:
   description: The result of each instance, by the name of its unit. If one fails, its keys are at the top level.
   returned: success
@@ -859,6 +810,55 @@ instances:
           description: Memory that the unit's own processes use there.
           returned: always
           type: int
+    generation:
+      description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null
+        where it recorded none.
+      returned: with O(state=present)
+      type: int
+      sample: 3
+    fingerprint:
+      description: What came of O(fingerprints); empty where nothing was compared or recorded in this run.
+      returned: with O(state=present)
+      type: dict
+      contains:
+        state:
+          description: V(same) as recorded, V(recorded) for the first time, or V(not_offered) by the server.
+          returned: always
+          type: str
+        deviation:
+          description: The largest difference of a log probability from the recorded one, in nats.
+          returned: unless C(state) is V(not_offered)
+          type: float
+          sample: 0.0002
+        tolerance:
+          description: What it may be at most, from what the answers of one process differed by.
+          returned: unless C(state) is V(not_offered)
+          type: float
+          sample: 0.1
+    drain:
+      description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
+      returned: with O(state=present)
+      type: dict
+      contains:
+        seconds:
+          description: How long it took until nothing was running any more.
+          returned: always
+          type: float
+        gateways:
+          description: Gateways that sent new requests elsewhere by then.
+          returned: always
+          type: list
+          elements: str
+        silent:
+          description: Gateways that did not ask this host in time, and could not be told.
+          returned: always
+          type: list
+          elements: str
+        cut:
+          description: What was still running at the end, and was cut; empty for nothing.
+          returned: always
+          type: str
+          sample: 2 connections from 192.0.2.10 are open
 """
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options

@@ -14,7 +14,7 @@ UNFIT = "unfit"
 SLOW = "slow"
 """It works, but slower than it could. A service that left it would be restarted twice."""
 NOTE = "note"
-"""Nothing that keeps it from working; somebody should look at it."""
+"""It works; somebody should look at it."""
 
 
 class Check(NamedTuple):

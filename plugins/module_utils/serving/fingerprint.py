@@ -40,8 +40,10 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
             answers = take(endpoint, model, prompts, timeout)
             found = difference(accepted, answers)
     except NoLogprobs as reason:
-        if known:  # such as a model whose numbers are none any more
-            raise Fault("wrong_answers", "%s has answered before, and does not now: %s" % (model, reason)) from None
+        if known:  # such as a model whose log probabilities are NaN now
+            raise Fault(
+                "wrong_answers", "%s used to report log probabilities, and no longer does: %s" % (model, reason)
+            ) from None
         warn("fingerprints: the answers are not compared: %s" % reason)
         proof.figures["fingerprint"] = {"state": "not_offered"}
         return

@@ -101,7 +101,9 @@ def test_log_probabilities_that_are_none_any_more_are_wrong_answers(compare, web
     """As llama-server reports the NaN of a broken weight."""
     compare()
     web.answers[CHAT] = chat(("yes", None))
-    with pytest.raises(Fault, match="m has answered before, and does not now: .* reports no log probabilities"):
+    with pytest.raises(
+        Fault, match="m used to report log probabilities, and no longer does: .* reports no log probabilities"
+    ):
         compare()
 
 
