@@ -637,8 +637,8 @@ verdict:
   description:
     - The result of the verification. V(ok), or one of V(crash_loop), V(not_ready), V(port_taken), V(wrong_version),
       V(unproven), V(misread), V(cpu_fallback), V(wrong_gpu), V(model_missing), V(load_failed), V(stalled),
-      V(partial_offload), V(vram_missing), V(spread_missing), V(uneven_spread), V(vram_held), or a verdict of the
-      M(gpufleet.inference.systemd_override) module.
+      V(partial_offload), V(vram_missing), V(spread_missing), V(uneven_spread), V(vram_held), V(exposed),
+      V(wrong_answers), or a verdict of the M(gpufleet.inference.systemd_override) module.
   returned: when a service was inspected
   type: str
   sample: ok
