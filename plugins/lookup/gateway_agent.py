@@ -15,8 +15,8 @@ description:
   - Returns the options of M(gpufleet.inference.gateway_agent) for the host that asks, from what the inventory declares
     of its engines and of the group C(gateway). Nothing is declared twice.
   - A gateway is known by its C(gateway_address), or else its C(ansible_host), or else its name.
-  - The port is the C(gateway_agent_port) of the gateways. Without a group C(gateway), or where that port is V(0), the
-    agent is V(absent).
+  - The port is the C(gateway_agent_port) of the gateways. Without a group C(gateway), or if that port is V(0), the
+    state is V(absent).
 seealso:
   - module: gpufleet.inference.gateway_agent
 """
