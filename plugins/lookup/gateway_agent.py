@@ -42,7 +42,7 @@ from ansible.plugins.lookup import LookupBase
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import address_of, pools
 
 PORT = 8405
-"""Default of the role gateway, which its hosts' variables do not have."""
+"""The default of the role gateway, which is not among the variables of its hosts."""
 
 
 class LookupModule(LookupBase):

@@ -781,7 +781,7 @@ ansible_facts:
           elements: dict
           contains:
             gpu:
-              description: Index of the GPU. Null if an Xid error names a place on the PCI bus where no GPU is found now.
+              description: Index of the GPU. Null if an Xid error names a place on the PCI bus that has no GPU now.
               returned: success
               type: int
               sample: 3

@@ -2,13 +2,13 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several users at once of an OpenAI-compatible endpoint, and what each of them waits for."""
+"""Several simultaneous users of an OpenAI-compatible endpoint, and how long each waits."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: inference_loadtest
-short_description: Measure an OpenAI-compatible endpoint under several users at once
+short_description: Measure an OpenAI-compatible endpoint with several simultaneous users
 version_added: 0.2.0
 description:
   - Sends requests of several simultaneous users to an endpoint such as vLLM's, llama.cpp's, or Ollama's under C(/v1),

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several users at once of an OpenAI-compatible endpoint, and what each of them waits for."""
+"""Several simultaneous users of an OpenAI-compatible endpoint, and how long each waits."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ ADDRESSES, HOLDERS = ":addresses", ":holders"
 NO_MODEL = "there is no such model"
 BAD_BODY = "the body is not a JSON object with exactly one model"
 HEALTHY = "^(200|401|403)$"
-"""What an engine that serves says of its health; the latter two where it asks for its key on every path."""
+"""What an engine that serves answers to a health check; 401 and 403 if it asks for its key on every path."""
 RETRY = 'hdr Retry-After "%d" '
 """Seconds."""
 
@@ -414,7 +414,7 @@ def _deny(status: int, code: str, message: str, condition: str) -> str:
 
 
 def _refuse(status: int, code: str, message: str, condition: str) -> str:
-    """The same, counted as the key's."""
+    """The same, counted for the key."""
     return "http-request sc-inc-gpc0(0) if %s\n    %s" % (condition, _deny(status, code, message, condition))
 
 

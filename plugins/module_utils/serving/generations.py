@@ -54,7 +54,7 @@ than the next one."""
 _OF_A_HOST = _SOURCES | {"prefix", "version", "archive_checksum"}
 """Options of all instances of a host together: one of them alone cannot go back to another release."""
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)(?:Z|\+00:00)?")
-"""YAML reads a time with seconds as one, and Ansible writes it with ``+00:00``."""
+"""YAML parses a time with seconds, and Ansible writes it back with ``+00:00``."""
 _WIDEST = 40  # characters of a value in a history
 
 
@@ -108,7 +108,7 @@ def forget(unit: str, outcome: Outcome) -> None:
 
 
 def places(unit: str) -> List[str]:
-    """What there is of a unit's history: the file, and what a killed run left of a new one."""
+    """The files of a unit's history: the current one, and what a killed run left of a new one."""
     folder, name = os.path.split(_place(unit))
     return [path for path in (_place(unit), "%s/.%s.new" % (folder, name)) if os.path.lexists(path)]
 
@@ -162,7 +162,7 @@ def read(unit: str, engine: str = "") -> List[Dict[str, Any]]:
     """The generations of a unit, the newest last.
 
     :param engine: whose they must be; empty for any.
-    :raises Refused: what lies there is not what root has recorded of this unit.
+    :raises Refused: the file is not what root recorded for this unit.
     """
     place = _place(unit)
     why = trusted.intruder(place)
@@ -173,7 +173,7 @@ def read(unit: str, engine: str = "") -> List[Dict[str, Any]]:
     found = record.read(place)
     generations = found.get("generations")
     if found.get("unit") != unit or not isinstance(generations, list) or not all(map(_whole, generations)):
-        raise Refused("%s does not hold generations of %s: remove it; the next change begins a new one" % (place, unit))
+        raise Refused("%s does not hold generations of %s: remove it; the next change starts a new one" % (place, unit))
     if engine and found.get("engine") != engine:
         said = "%s holds generations of %s, while %s is declared as %s: remove it"
         raise Refused(said % (place, one_line(str(found.get("engine"))), unit, engine))
@@ -210,7 +210,7 @@ def _back(service: Service, engine: str) -> Service:
             "values instead" % (generation["number"], service.unit, one_line(", ".join(unknown)))
         )
     differs = sorted(name for name, value in recorded.items() if options[name] != value and name not in _SOURCES)
-    said = "generation %d" % generation["number"]  # no time, for which the summary of a fleet would fold no two hosts
+    said = "generation %d" % generation["number"]  # without its time, or a fleet's summary could not fold hosts
     said += ", not as declared: %s" % ", ".join(differs) if differs else ", which is as declared"
     return service._replace(options=dict(options, **recorded), held=said)
 
@@ -229,7 +229,7 @@ def pick(generations: Sequence[Mapping[str, Any]], wanted: str, unit: str) -> Ma
     found = [one for one in generations if (one["accepted"] <= until if until else one["number"] == int(wanted))]
     if not found:
         which = "that was accepted by %s" % until if until else wanted
-        raise Refused("generation: %s has no generation %s; kept are: %s" % (unit, which, kept or "none"))
+        raise Refused("generation: %s has no generation %s; it has: %s" % (unit, which, kept or "none"))
     return found[-1]
 
 

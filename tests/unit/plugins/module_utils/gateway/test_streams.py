@@ -313,7 +313,7 @@ def impostor(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[
         thread.join()
 
 
-def test_what_is_no_state_replaces_none(gateway: Gateway, tmp_path: Path) -> None:
+def test_what_is_not_a_state_replaces_none(gateway: Gateway, tmp_path: Path) -> None:
     file = tmp_path / "servers"
     file.write_text("before")
 
