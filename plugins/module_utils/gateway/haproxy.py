@@ -323,8 +323,8 @@ def _return(text: str, condition: str) -> str:
 
 
 def _with_homes(pools: keys.Pools) -> Dict[str, Sequence[Mapping[str, Any]]]:
-    """The pools in the order of their models. If an Ollama serves several models, which may not all fit into its memory,
-    each model gets the next host as its home: its rows start with that host, and have ``home``."""
+    """The pools in the order of their models. If an Ollama serves several models, which may not all fit into its
+    memory, each model gets the next host as its home: its rows start with that host, and have ``home``."""
     served = Counter(server(row) for rows in pools.values() for row in rows)
     found: Dict[str, Sequence[Mapping[str, Any]]] = {}
     turn = 0
