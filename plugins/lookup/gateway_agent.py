@@ -61,7 +61,7 @@ class LookupModule(LookupBase):
 
 
 def agent_port(hostvars: Mapping[str, Mapping[str, Any]], gateways: Sequence[str]) -> int:
-    """The port at which all gateways ask; 0 where they ask no agent, or there are none.
+    """The port at which all gateways ask; 0 if they ask no agent, or there are none.
 
     :raises AnsibleLookupError: they ask at different ports.
     """

@@ -603,7 +603,7 @@ drain:
       type: list
       elements: str
     silent:
-      description: Gateways that did not ask this host in time, and could not be told.
+      description: Gateways that did not ask this host in time, and so do not know of the drain.
       returned: always
       type: list
       elements: str

@@ -326,7 +326,7 @@ def _answer(status: int, content: bytes) -> Answer:
 
 
 def _document(content: bytes) -> Dict[str, Any]:
-    """The object in a JSON text; empty where there is none."""
+    """The object in a JSON text; empty if there is none."""
     try:
         document = decode(content) if content else {}
     except ValueError:

@@ -80,7 +80,7 @@ def take(endpoint: Endpoint, model: str, prompts: Sequence[str], timeout: float)
 
 
 def read(body: Dict[str, Any]) -> Answer:
-    """The tokens of a completion; empty where it does not report them. Pure."""
+    """The tokens of a completion; empty if it does not report them. Pure."""
     try:
         content = body["choices"][0]["logprobs"]["content"]
         return [
@@ -98,7 +98,7 @@ def read(body: Dict[str, Any]) -> Answer:
 def deviation(one: Answer, other: Answer) -> float:
     """How much two answers differ: the largest difference of log probabilities up to the first other token. Pure.
 
-    There, how much less likely ``one`` considered the token of ``other``; infinite where that is not known. So two
+    There, how much less likely ``one`` considered the token of ``other``; infinite if that is not known. So two
     tokens that were about equally likely count as a small difference.
     """
     worst = 0.0

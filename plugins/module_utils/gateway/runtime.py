@@ -87,7 +87,7 @@ def rows(text: str) -> List[Dict[str, str]]:
 
 
 def save_state(path: str = SOCKET, file: str = STATE) -> None:
-    """Write down the state of all servers, so that a gateway that is killed has it again.
+    """Write down the state of all servers, so that a killed gateway restores it.
 
     :raises Failed: the gateway does not answer, or the file cannot be written.
     """

@@ -49,7 +49,7 @@ def _narrow(device: Device) -> Optional[str]:
 
 
 def _few_spare_rows(device: Device) -> Optional[str]:
-    """Banks of memory in which hardly any row, or none, is left to replace a bad one."""
+    """Banks of memory in which few rows, or none, are left to replace a bad one."""
     banks = device["remapped_rows"]["spare_banks"]
     low, none = banks["low"] or 0, banks["none"] or 0
     return "%d low, %d without any" % (low, none) if low or none else None

@@ -17,7 +17,7 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
     :param device: one of the facts' devices.
     :param lost: why it does not answer; None when it does.
     :returns: ``ok`` (bool: nothing is known against it), ``fit`` (bool: the same, apart from what makes it slow),
-        ``lost`` (bool: no answer), ``reasons`` (list of str). A datum that is not known counts neither for nor against.
+        ``lost`` (bool: no answer), ``reasons`` (list of str). A value that is not known counts neither for nor against.
     """
     found = [(check.effect, text) for check, text in _found(device) if check.effect != NOTE]
     if lost:

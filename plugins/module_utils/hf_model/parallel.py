@@ -119,7 +119,7 @@ class _Rules(NamedTuple):
     part: int
 
     def against(self, size: int) -> str:
-        """What does not split over so many GPUs, as the beginning of a sentence; empty where all does."""
+        """What does not split over so many GPUs, as the beginning of a sentence; empty if all does."""
         if self.shape is None:
             return ""
         return self._heads(self.shape, size) or self._inner(self.shape, size)

@@ -110,7 +110,7 @@ def _await_gateways(unit: str, port: int, names: Sequence[str], since: float) ->
         young = not isinstance(started, float) or started > last
         if time.monotonic() >= until or not (silent if young else set(silent) & set(asked)):
             return silent
-        # the agent sends no word of its own
+        # the agent sends no notification
         time.sleep(0.1)
 
 
@@ -121,7 +121,7 @@ def _await_refusals(port: int) -> None:
         started = agent.ask(port).get("started")
         if isinstance(started, float) and started <= time.monotonic() - REFUSED:
             return
-        # the agent sends no word of its own
+        # the agent sends no notification
         time.sleep(0.1)
 
 
@@ -232,7 +232,7 @@ def _await_return(unit: str, warn: Callable[[str], None]) -> None:
                 "here when the next service is changed" % (unit, ", ".join(late), HEAR)
             )
             return
-        # the agent sends no word of its own
+        # the agent sends no notification
         time.sleep(0.1)
 
 

@@ -66,7 +66,7 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
 
 
 def read(unit: str) -> Optional[Recorded]:
-    """What was accepted of a service; None where nothing was, or the record cannot be read."""
+    """What was accepted for a service; None if nothing was, or the record cannot be read."""
     found = record.read(_path(unit))
     try:
         recorded = Recorded(

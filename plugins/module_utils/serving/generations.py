@@ -6,7 +6,7 @@
 A generation is what was declared, not what was written: going back is a run like any other, with the declared values of
 that time, so everything is decided, checked and proven again on the host as it is now. Secrets are never recorded; the
 inventory's are used. One file for each unit holds the last few, written at once after a proof and before the previous
-files are given up: of a run that is killed in between, the next one repeats the proof.
+files are given up: if a run is killed in between, the next one repeats the proof.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _OF_A_RUN = frozenset(
         "models_dir_change",
     }
 )
-"""Options that say which services there are, or how a run treats them, and not what a service is."""
+"""Options that say which services exist, or how a run treats them, not what a service is."""
 _SOURCES = frozenset({"mirror", "archive", "addons", "remote_src"})
-"""Options that say where a release comes from, and not what it is: a run that sends it from the controller has others
-than the next one."""
+"""Options that say where a release comes from, not what it is: they differ between a run that sends it from the
+controller and the next one."""
 _OF_A_HOST = _SOURCES | {"prefix", "version", "archive_checksum"}
 """Options of all instances of a host together: one of them alone cannot go back to another release."""
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)(?:Z|\+00:00)?")
@@ -64,12 +64,12 @@ _WIDEST = 40  # characters of a value in a history
 def accept(
     service: Service, engine: str, figures: Mapping[str, Any], version: Any, installed: bool, outcome: Outcome
 ) -> List[Dict[str, Any]]:
-    """Record what was just proven, unless it is what was accepted last; what cannot be recorded is a warning.
+    """Record what was just proven, unless it was also accepted last. If that fails, the outcome gets a warning.
 
     :param figures: of the proof.
-    :param version: of the program; None where it is unknown.
+    :param version: of the program; None if it is unknown.
     :param installed: whether this run has installed a release.
-    :returns: the generation; none where there is nothing new.
+    :returns: the generation; none if there is nothing new.
     """
     options = json.loads(json.dumps(_kept(service)))
     try:

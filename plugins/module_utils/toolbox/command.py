@@ -14,7 +14,7 @@ _PDEATHSIG = 1  # of prctl
 
 
 def end_with_parent() -> None:
-    """In a child before it is executed: it must not continue when the run that waits for it is killed."""
+    """Runs in the child before the command: that must not continue when the run that waits for it is killed."""
     import ctypes
 
     ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
@@ -29,7 +29,7 @@ def status_of(
     output: Any = subprocess.DEVNULL,
     errors: Any = subprocess.STDOUT,
 ) -> Optional[int]:
-    """Exit status of a command that runs without a shell; None where it did not end within the limit.
+    """Exit status of a command that runs without a shell; None if it did not end within the limit.
 
     :param limit: seconds.
     :param environment: all variables that it gets.

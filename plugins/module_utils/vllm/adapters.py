@@ -25,7 +25,7 @@ class Adapter(NamedTuple):
     name: str
     path: str
     rank: int
-    """0 where it is not on this host yet."""
+    """0 if it is not on this host yet."""
 
 
 def read(options: Mapping[str, Any], host: Host) -> List[Adapter]:

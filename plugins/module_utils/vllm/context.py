@@ -19,7 +19,7 @@ _NOT_SCALED = ("su", "longrope", "llama3", "deepseek_yarn", "deepseek_llama_scal
 
 
 class Context(NamedTuple):
-    """Tokens; None where config.json does not say."""
+    """Tokens; None if config.json does not say."""
 
     longest: Optional[int]
     """The most that vLLM accepts without being forced."""

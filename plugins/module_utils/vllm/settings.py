@@ -278,7 +278,7 @@ def definition(declared: Declared, version: str) -> str:
 
 
 def extra(options: Mapping[str, Any], flag: str) -> Any:
-    """The value of an option in ``extra_args``, however it is spelled there; None where it is left out.
+    """The value of an option in ``extra_args``, however it is spelled there; None if it is left out.
 
     One whose value is JSON is a mapping: ``{"a": {"b": 1}}``, also as text or as the dotted key ``FLAG.a.b``.
     """
