@@ -63,14 +63,20 @@ class ActionModule(ActionBase):
     # --- before anything is changed
 
     def step_look(self) -> Dict[str, Any]:
-        fault = (self.variables.get("rollout_fault") or {}).get("msg", "")
-        found = look.look(self.variables, str(fault))
+        found = look.look(self.variables)
         return {"state": found.state, "msg": found.why or found.state, "services": list(found.services)}
+
+    def step_unfit(self) -> Dict[str, Any]:
+        return {"state": "unfit", "msg": look.reason(self.fault()), "services": []}
+
+    def fault(self) -> Mapping[str, Any]:
+        """The result of the task that failed on this host."""
+        return self.variables.get("ansible_failed_result") or look.failure(self.variables)
 
     def step_plan(self) -> Dict[str, Any]:
         hosts = list(self.variables["ansible_play_hosts_all"])
         looks = {host: self.variables["hostvars"][host].get("rollout_look") or {} for host in hosts}
-        unfit = ["%s: %s" % (host, found.get("msg")) for host, found in looks.items() if not _fit(found)]
+        unfit = ["%s: %s" % (host, look.reason(found)) for host, found in looks.items() if not _fit(found)]
         if unfit:
             raise Refused("nothing was changed, because not all hosts can be: %s" % "; ".join(unfit))
         changing = [host for host in hosts if looks[host]["state"] == "differs"]
@@ -274,15 +280,11 @@ class ActionModule(ActionBase):
         return {"msg": "as declared"}
 
     def step_failed(self) -> Dict[str, Any]:
-        failed = self._task.args.get("result") or look.failure(self.variables)
-        reached = self.variables.get("rollout_reached") or {}
-        why = (
-            "unreachable"
-            if reached.get("unreachable")
-            else str(failed.get("msg") or "another host of its model failed")
-        )
-        status = "failed" if look.safe(failed) and not reached.get("unreachable") else "lost"
-        why, rolled_back = look.one_line(why), bool(failed.get("rolled_back"))
+        failed = self.fault()
+        away = (self.variables.get("rollout_reached") or {}).get("unreachable")
+        status = "failed" if look.safe(failed) and not away else "lost"
+        why = look.reason(failed) if failed else "another host of its model failed"
+        why, rolled_back = "unreachable" if away else why, bool(failed.get("rolled_back"))
         real = look.measured(self.variables)
         self.journal.append(status, host=self.host, why=why, rolled_back=rolled_back, measured=real)
         return {"msg": "%s: %s" % (status, why)}

@@ -146,6 +146,16 @@ def test_a_broken_canary_leaves_the_others_untouched(fleet: Fleet) -> None:
     assert "rollout complete: 4 changed" in fleet.run()
 
 
+@pytest.mark.parametrize("mode", ["breaks", "unfit"])
+def test_what_a_secret_task_says_stays_secret(fleet: Fleet, mode: str) -> None:
+    fleet.fault("h1", mode)
+    output = fleet.run(rc=2, secret=True)
+    assert "a task failed whose result is secret" in " ".join(output.split())
+    own = [line for line in output.splitlines() if not line.startswith("[ERROR]: Task failed: ")]  # Ansible's
+    kept = [path.read_text() for path in fleet.state.glob("*")]
+    assert not any(word in text for word in ("crash_loop", "fell off") for text in [*own, *kept])
+
+
 def test_failures_up_to_the_budget_do_not_stop_the_run(fleet: Fleet) -> None:
     fleet.fault("h2", "breaks")
     fleet.run(rc=2, rollout_max_failures=1)
