@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look, plan, words
@@ -20,6 +21,9 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.journal
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.plan import Unit
 
 PAUSE = 1.0  # seconds between two looks at a gateway, or at a request of a person
+VARIABLES = ("min_ready", "width", "max_failures", "canary", "soak", "room_wait", "state", "apply")
+"""What a person may set, without the prefix ``rollout_``."""
+REGISTERED = ("check", "reached", "look", "gateways", "admission", "result")
 GATEWAYS = "the gateways"
 """Name of the pool that the gateways themselves form."""
 
@@ -45,6 +49,8 @@ class ActionModule(ActionBase):
             result.update(getattr(self, "step_" + self._task.args["step"])())
         except Refused as error:
             result.update(failed=True, msg=str(error))
+        except OSError as error:
+            result.update(failed=True, msg="the state folder of the rollout (rollout_state): %s" % error)
         return dict(result, changed=False)
 
     def value(self, name: str, default: Any) -> Any:
@@ -52,9 +58,12 @@ class ActionModule(ActionBase):
 
     def seconds(self, name: str, default: float) -> float:
         try:
-            return float(self.value(name, default))
+            found = float(self.value(name, default))
         except (TypeError, ValueError):
-            raise Refused("%s: expected seconds, got %r" % (name, self.value(name, default))) from None
+            found = -1.0
+        if not 0 <= found < float("inf"):
+            raise Refused("%s: expected seconds, got %s" % (name, look.one_line(str(self.value(name, default)))))
+        return found
 
     def sources(self) -> List[Any]:
         found = self.variables.get("ansible_inventory_sources") or []
@@ -73,7 +82,19 @@ class ActionModule(ActionBase):
         """The result of the task that failed on this host."""
         return self.variables.get("ansible_failed_result") or look.failure(self.variables)
 
+    def check_variables(self) -> None:
+        """Refuse what would be ignored now, or fail after a host was changed."""
+        for name in sorted(self.variables):
+            if name.startswith("rollout_") and name[len("rollout_") :] not in VARIABLES + REGISTERED:
+                known = ", ".join(map("rollout_%s".__mod__, VARIABLES))
+                raise Refused("%s: no such variable; there are %s (nothing was changed)" % (name, known))
+        if "rollout_state" in self.variables and "rollout_state" not in load_extra_vars(self._loader):
+            raise Refused("rollout_state: give it with -e, not in the inventory (nothing was changed)")
+        for name in ("rollout_soak", "rollout_room_wait"):
+            self.seconds(name, 0)
+
     def step_plan(self) -> Dict[str, Any]:
+        self.check_variables()
         hosts = list(self.variables["ansible_play_hosts_all"])
         looks = {host: self.variables["hostvars"][host].get("rollout_look") or {} for host in hosts}
         unfit = ["%s: %s" % (host, look.reason(found)) for host, found in looks.items() if not _fit(found)]
@@ -95,6 +116,7 @@ class ActionModule(ActionBase):
             self.journal.append("plan", **fields)
         planned = states.fold([{"event": "plan", "t": 0, **fields}]).plan
         lines = words.plan_lines(planned) if planned else []
+        lines += ["%s does not answer: it will not be asked who serves" % name for name in self.silent()]
         self.show(["resuming run %s" % former.run] * resumed + lines)
         return {"msg": lines[0] if lines else "", "lines": lines, "plan": fields}
 
@@ -123,7 +145,7 @@ class ActionModule(ActionBase):
             "units": [[list(unit.hosts), list(unit.takes)] for unit in chosen],
             "canary": self.canary(hosts, chosen, former),
             "pools": {name: [list(pool.hosts), pool.minimum] for name, pool in pools.items()},
-            "width": max(1, self.number("rollout_width", 4, lambda wish: plan.number(wish, number))),
+            "width": self.number("rollout_width", 4, lambda wish: plan.number(wish, number or 1, 1)),
             "failures": self.number("rollout_max_failures", 0, lambda wish: plan.number(wish, number)),
             "as_declared": [host for host in hosts if looks[host]["state"] == "as declared"],
             "services": services,
@@ -141,17 +163,22 @@ class ActionModule(ActionBase):
             raise Refused("%s: %s (nothing was changed)" % (name, error)) from None
 
     def canary(self, hosts: Sequence[str], units: Sequence[Unit], former: states.State) -> List[str]:
-        """The hosts that are changed first and alone: those that are named, else the first one that changes."""
+        """The hosts that are changed first and alone: those that are named, else the first one that changes.
+
+        An empty list names none.
+        """
         if former.of("done"):
             return former.plan.canary if former.plan else []
+        first = list(units[0].hosts) if len(units) > 1 else []
         named = self.value("rollout_canary", None)
         if named is None:
-            return list(units[0].hosts) if len(units) > 1 else []
-        named = [named] if isinstance(named, str) else list(named)
-        unknown = sorted(set(named) - set(hosts))
+            return first
+        names = set(map(str, named)) if isinstance(named, list) else {*str(named).replace(",", " ").split()}
+        unknown = sorted(names - set(hosts))
         if unknown:
             raise Refused("rollout_canary: %s is not a host of this run (nothing was changed)" % ", ".join(unknown))
-        return [host for unit in units if set(unit.hosts) & set(named) for host in unit.hosts]
+        found = [host for unit in units if set(unit.hosts) & names for host in unit.hosts]
+        return found or (first if names else [])
 
     def begin(self, former: states.State, resumed: bool, looks: Mapping[str, Any]) -> None:
         self.journal.withdraw("stop")
@@ -231,6 +258,9 @@ class ActionModule(ActionBase):
         found = self.variables.get("rollout_gateways") or {}
         return [(str(one.get("item")), one) for one in found.get("results") or ()]
 
+    def silent(self) -> List[str]:
+        return [name for name, found in self.answers() if not found.get("answers")]
+
     def serving(self, answers: Sequence[Mapping[str, Any]]) -> Set[str]:
         """Hosts that serve. One that no gateway knows counts as serving: it has none in front of it, or not yet."""
         everybody = {host for hosts in self.served().values() for host in hosts}
@@ -247,7 +277,7 @@ class ActionModule(ActionBase):
             state = self.journal.state()
             unit = next(unit for unit in state.plan.units if self.host in unit.hosts)  # type: ignore[union-attr]
             answers = [found for _name, found in self.answers()]
-            silent = [name for name, found in self.answers() if not found.get("answers")]
+            silent = self.silent()
             serving = self.serving([found for found in answers if found.get("answers")])
             told = states.admit(state, unit, serving, self.journal.requested())
             if told.go and told.why == "" and silent:
@@ -267,6 +297,9 @@ class ActionModule(ActionBase):
         return {"msg": ", ".join("%s: %.1f s without it" % pair for pair in found.items()) or "nothing was restarted"}
 
     def step_soak(self) -> Dict[str, Any]:
+        planned = self.journal.state().plan
+        if planned is None or self.host not in planned.canary:
+            return {"skipped": True}
         until = time.monotonic() + self.seconds("rollout_soak", 60)
         while time.monotonic() < until and self.journal.requested() != "stop":
             time.sleep(min(PAUSE, max(0.0, until - time.monotonic())))
@@ -304,17 +337,19 @@ class ActionModule(ActionBase):
     def step_control(self) -> Dict[str, Any]:
         asked = str(self._task.args.get("request"))
         if asked not in ("status", "pause", "resume", "stop"):
-            raise Refused("rollout_do: expected status, pause, resume or stop, got %s" % asked)
+            raise Refused("rollout_do: expected status, pause, resume or stop, got %s" % look.one_line(asked))
         runs = self.journal.running()
         if asked in ("pause", "stop"):
             if not runs:
                 raise Refused("no rollout of this inventory is running")
-            self.journal.request(asked)
-        elif asked == "resume":
+            if not self._task.check_mode:
+                self.journal.request(asked)
+        elif asked == "resume" and not self._task.check_mode:
             self.journal.withdraw("pause")
         now = "running (%s)" % runs if runs else "not running"
         requested = self.journal.requested()
-        lines = words.receipt_lines(words.receipt(self.journal.state(), time.time()))
+        state = self.journal.state()
+        lines = words.receipt_lines(words.receipt(state, time.time())) if state.run else ["there was no rollout yet"]
         self.show([now + (", %s requested" % requested if requested else ""), *lines])
         return {"msg": lines[0], "running": bool(runs), "requested": requested}
 

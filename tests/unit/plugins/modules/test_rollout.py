@@ -44,6 +44,7 @@ class Fleet:
             "rollout_soak": 0,
             **variables,
         }
+        given = {name: value for name, value in given.items() if value is not None}
         extra = ["-e", json.dumps(given), *words]
         return [TOOL, "-i", str(self.inventory), str(ROOT / "playbooks" / (playbook + ".yml")), *extra]
 
@@ -191,6 +192,11 @@ def test_a_host_that_falls_silent_is_lost(fleet: Fleet) -> None:
             "rollout_min_ready: 'most' is neither a number nor a share such as 75%",
         ),
         ("", {"rollout_canary": "h9"}, [], "rollout_canary: h9 is not a host of this run"),
+        ("", {"rollout_min_redy": 1}, [], "rollout_min_redy: no such variable; there are rollout_min_ready, "),
+        ("", {"rollout_do": "stop"}, [], "rollout_do: no such variable"),
+        ("", {"rollout_width": 0}, [], "rollout_width: 0 is 0, and must be at least 1"),
+        ("", {"rollout_soak": "a while"}, [], "rollout_soak: expected seconds, got a while"),
+        ("", {"rollout_room_wait": -1}, [], "rollout_room_wait: expected seconds, got -1"),
         ("", {}, ["--skip-tags", "x"], "--skip-tags would leave out steps of the rollout"),
     ],
 )
@@ -228,6 +234,35 @@ def test_a_running_rollout_is_watched_paused_stopped_and_resumed(fleet: Fleet) -
     output = resumed.communicate(timeout=120)[0]
     assert resumed.returncode == 0 and "rollout complete: 4 changed" in " ".join(output.split()), output
     assert sorted(fleet.log()) == sorted("h%d %s" % (n, word) for n in range(1, 5) for word in ("begins", "ends"))
+
+
+def test_an_inventory_cannot_choose_the_state_folder(fleet: Fleet) -> None:
+    inventory = yaml.safe_load(fleet.inventory.read_text())
+    inventory["ollama"]["vars"]["rollout_state"] = str(fleet.state)
+    fleet.inventory.write_text(yaml.safe_dump(inventory))
+    output = fleet.run("--check", rc=2, rollout_state=None)
+    assert "rollout_state: give it with -e, not in the inventory" in " ".join(output.split())
+
+
+def test_the_canary_may_be_named_left_out_or_unchanged_already(fleet: Fleet) -> None:
+    assert "1. canary h3" in fleet.run("--check", rollout_canary="h3")
+    planned = fleet.run("--check", rollout_canary="h3,h2")
+    assert "1. canary h2\n" in planned and "2. canary h3\n" in planned
+    assert "canary h" not in fleet.run("--check", rollout_canary="")
+    fleet.run("--limit", "h3")
+    assert "1. canary h1" in fleet.run("--check", rollout_canary="h3"), "h3 would show nothing"
+
+
+def test_a_stopped_rollout_is_resumed_for_some_of_its_hosts(fleet: Fleet) -> None:
+    fleet.fault("h1", "holds")
+    running = fleet.start()
+    fleet.wait("h1 begins")
+    fleet.run("--check", playbook="rollout_control", rollout_do="stop")
+    assert not (fleet.state / "stop").exists(), "check mode requests nothing"
+    fleet.run("--limit", "h2", playbook="rollout_control", rollout_do="stop")
+    fleet.heal()
+    assert "stopped by request" in running.communicate(timeout=120)[0]
+    assert "rollout complete: 4 changed" in fleet.run("--limit", "h2,h3,h4")
 
 
 def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
