@@ -12,7 +12,7 @@ short_description: Report the services of a GPU host to gateways
 version_added: 0.1.0
 description:
   - Runs C(gpufleet-agent.service) on a GPU host. It answers the agent checks of HAProxy gateways, so they know which
-    services of the host are ready, how busy they are, which models Ollama has loaded, and when to send nothing.
+    services of the host are ready, how busy they are, and when to send nothing.
   - A service gets no new requests while a run of this collection changes it (C(drain)), or when its last verification
     failed (C(down), with the verdict). Before a service is stopped, all gateways must have asked and its requests must
     have ended, within O(gpufleet.inference.vllm_service#module:drain_timeout).
