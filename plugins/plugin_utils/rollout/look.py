@@ -67,9 +67,7 @@ def look(registered: Mapping[str, Any]) -> Look:
 
 
 def reason(failed: Mapping[str, Any]) -> str:
-    """Why a task failed, on one line. What the result of a task with ``no_log`` says is a secret."""
-    if failed.get("_ansible_no_log"):
-        return "a task failed whose result is secret"
+    """Why a task failed, on one line."""
     return one_line(str(failed.get("msg") or "a task failed without a message"))
 
 

@@ -171,7 +171,7 @@ def test_a_host_that_falls_silent_is_lost(fleet: Fleet) -> None:
     output = fleet.run(rc=2)
     assert fleet.statuses()["h3"] == "lost" and "changed, and still not as declared: service: " in output
     output = fleet.run(rc=2)
-    assert "nothing was changed, because not all hosts can be: h3: service: " in " ".join(output.split())
+    assert "nothing was changed: not all hosts can be: h3: service: " in " ".join(output.split())
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_an_inventory_cannot_choose_the_state_folder(fleet: Fleet) -> None:
     inventory["ollama"]["vars"]["rollout_state"] = str(fleet.state)
     fleet.inventory.write_text(yaml.safe_dump(inventory))
     output = fleet.run("--check", rc=2, rollout_state=None)
-    assert "rollout_state: give it with -e, not in the inventory" in " ".join(output.split())
+    assert "rollout_state: give it with -e, because the plays cannot read it" in " ".join(output.split())
 
 
 def test_the_canary_may_be_named_left_out_or_unchanged_already(fleet: Fleet) -> None:
@@ -271,7 +271,7 @@ def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
     inventory["vllm"] = {"hosts": {"h3": None, "h4": None}, "vars": shared}
     fleet.inventory.write_text(yaml.safe_dump(inventory))
     output = fleet.run("--limit", "h3", rc=2)
-    assert "h4 shares a model with a host of this run: include it (nothing was changed)" in " ".join(output.split())
+    assert "h4 shares a model with a host of this run: include it" in " ".join(output.split())
     output = fleet.run(rc=2)
     assert "pool embed has 3 hosts, of which 2 must serve at any moment: h3, h4 can never be restarted" in " ".join(
         output.split()
