@@ -188,8 +188,10 @@ verdict:
   description:
     - V(ok), or why the job does not run or has failed on this host.
     - V(bad_interface), V(too_many_processes), V(peer_missing), V(master_unreachable), V(stranger_at_port),
-      V(port_taken), V(connection_lost), V(out_of_memory), V(no_driver), V(no_script), V(no_module), V(wrong_sum),
-      V(worker_failed), V(stalled), V(not_begun), V(stopped), V(failed).
+      V(port_taken), V(connection_lost), V(collective_timeout), V(nccl_system_error), V(locked_memory),
+      V(shared_memory), V(disk_full), V(out_of_memory), V(gpu_memory_error), V(kernel_failed), V(no_kernel),
+      V(no_driver), V(no_script), V(no_module), V(wrong_sum), V(worker_failed), V(stalled), V(not_begun), V(stopped),
+      V(failed).
   returned: always
   type: str
   sample: ok

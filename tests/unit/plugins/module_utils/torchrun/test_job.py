@@ -234,6 +234,19 @@ def test_a_cause_without_an_error_file(bring, system, log):
     assert [(one["rank"], one["exit_code"]) for one in raised.value.result["failures"]] == [(4, 1)]
 
 
+def test_a_process_that_the_watchdog_ended_is_told_with_its_line(bring, system):
+    system.ends = ("exit-code", "exited", "1")
+    bring()
+    words = "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=125, OpType=ALLREDUCE, NumelIn=1)"
+    leave(system, 0, 0, stderr="all is well\n[rank0]:[E1129 ProcessGroupNCCL.cpp:685] %s\nterminate called\n" % words)
+    with pytest.raises(
+        Failed, match="collective_timeout: it has failed. not all processes came to operation 125"
+    ) as raised:
+        bring("finished")
+    (failure,) = raised.value.result["failures"]
+    assert failure["fault"] == "collective_timeout" and words in failure["message"]
+
+
 def test_a_restart_is_told(bring, system):
     bring()
     leave(system, 0, 0, error="RuntimeError: killed")
