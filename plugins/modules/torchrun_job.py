@@ -85,12 +85,19 @@ options:
     elements: str
     default: []
   working_directory:
-    description: Where it runs. C(/) by default.
+    description: Where it runs. The folder of O(script) by default, otherwise C(/).
     type: path
+  stop_timeout:
+    description:
+      - Seconds that the processes have to end, for instance to write a checkpoint, before they are killed.
+      - PyTorch before 2.12 kills them after 30 seconds, whatever is declared here.
+    type: int
+    default: 30
   user:
     description:
       - The user it runs as.
-      - The module warns when a job of V(root) is about to run a script or an environment that others can change.
+      - The module warns when a job of V(root) is about to run a script or an environment that others can change, or
+        to run in such a folder.
     type: str
     default: root
   environment:
@@ -350,6 +357,7 @@ def argument_spec():
         content=dict(type="str"),
         arguments=dict(type="list", elements="str", default=[]),
         working_directory=dict(type="path"),
+        stop_timeout=dict(type="int", default=30),
         user=dict(type="str", default="root"),
         environment=dict(type="dict", default={}),
         secret_environment=dict(type="dict", default={}, no_log=True),

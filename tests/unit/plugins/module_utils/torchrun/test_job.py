@@ -202,6 +202,20 @@ def test_one_that_was_stopped_has_not_ended_well(bring, system, status, text):
     assert bring()["started"] is True
 
 
+@pytest.mark.parametrize(
+    "declared, told, waits",
+    [(30, "", 50), (600, "45s", 620), (30, "10min 15s", 620)],  # a longer one is still loaded
+)
+def test_a_stop_is_given_the_time_that_the_unit_has(bring, system, declared, told, waits):
+    bring()
+    show, limits = system.show, []
+    system.show = lambda unit: dict(show(unit), TimeoutStopUSec=told)
+    stop = system.stop
+    system.stop = lambda unit, limit: limits.append(limit) or stop(unit, limit)
+    bring("stopped", stop_timeout=declared)
+    assert limits == [waits]
+
+
 def leave(system, attempt, rank, error=None, stderr="", stdout=""):
     folder = system.path("/var/log/torchrun/train/train-1_x/attempt_%d/%d" % (attempt, rank))
     folder.mkdir(parents=True)
