@@ -757,12 +757,12 @@ version:
 generation:
   description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null if
     it recorded none.
-  returned: success, with O(state=present)
+  returned: success, with O(state=present) and without O(instances)
   type: int
   sample: 3
 fingerprint:
   description: Result of O(fingerprints). Empty if this run compared and recorded nothing.
-  returned: success, with O(state=present)
+  returned: success, with O(state=present) and without O(instances)
   type: dict
   contains:
     state:
@@ -781,7 +781,7 @@ fingerprint:
       sample: 0.1
 drain:
   description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
-  returned: success, with O(state=present)
+  returned: success, with O(state=present) and without O(instances)
   type: dict
   contains:
     seconds:

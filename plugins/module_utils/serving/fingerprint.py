@@ -89,7 +89,7 @@ def _answer(tokens: List[Any]) -> Answer:
 def keep(unit: str, accepted: Recorded, warn: Callable[[str], None]) -> None:
     """Record what a proof has accepted."""
     try:
-        record.write(place_of(unit), accepted._asdict())
+        record.write(place_of(unit), accepted._asdict(), mode=0o600)
     except OSError as error:  # the service is proven without it
         warn("fingerprints: the answers of %s are not recorded (%s); the next change records them" % (unit, error))
 

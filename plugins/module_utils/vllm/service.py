@@ -101,7 +101,10 @@ class Vllm:
             if options["node_rank"]
             else lambda _proof: (_endpoint(options, configuration), configuration.served),
             restart="all hosts of the model start together" if options["restart"] else "",
-            warnings=configuration.warnings + unknown_variables(options["environment"], program.variables()),
+            warnings=configuration.warnings
+            + unknown_variables(
+                {**options["environment"], **(options["secret_environment"] or {})}, program.variables()
+            ),
             own=own,
         )
 

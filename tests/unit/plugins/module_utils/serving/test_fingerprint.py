@@ -53,7 +53,7 @@ def compare(web, tmp_path, monkeypatch, warnings):
 def test_recorded_once_then_compared(compare, web, tmp_path):
     assert compare() == {"state": "recorded", "deviation": 0.0, "tolerance": 0.1}
     assert len(web.requests) == 1 + REPEATS
-    assert os.stat(fingerprint.place_of(UNIT)).st_mode & 0o022 == 0
+    assert os.stat(fingerprint.place_of(UNIT)).st_mode & 0o777 == 0o600
     web.answers[CHAT] = chat(("yes", -0.15))
     assert compare() == {"state": "same", "deviation": 0.05, "tolerance": 0.1}
     assert len(web.requests) == 2 + REPEATS
@@ -126,7 +126,7 @@ def test_a_damaged_record_counts_as_none(compare, content):
 
 
 def test_a_full_disk_is_warned_about(compare, monkeypatch, warnings):
-    def full(path, record):
+    def full(path, record, mode):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(fingerprint.record, "write", full)
