@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look, plan, wishes, words
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
@@ -156,7 +157,6 @@ class ActionModule(ActionBase):
         return dict(row, predicted=seconds, basis=basis)
 
     def begin(self, former: states.State, resumed: bool, looks: Mapping[str, Any]) -> None:
-        self.journal.withdraw("stop")
         if resumed:
             self.journal.append("resume")
         else:
@@ -193,7 +193,7 @@ class ActionModule(ActionBase):
         except AnsibleConnectionFailure as error:  # raised, it would count as this host's
             answer = {"failed": True, "msg": str(error)}
         if answer.get("failed") or answer.get("unreachable") or answer.get("status") != 200:
-            return {"answers": False, "msg": str(answer.get("msg")), "up": [], "known": []}
+            return {"answers": False, "msg": look.one_line(str(answer.get("msg"))), "up": [], "known": []}
         up, known = look.serving(str(answer.get("content", "")), self.inventory.hosts(*ENGINES))
         return {
             "answers": True,
@@ -304,7 +304,7 @@ class ActionModule(ActionBase):
 
     def show(self, lines: Sequence[str]) -> None:
         for line in lines:
-            display.display("  " + line)
+            display.display("  " + printable(line))
 
 
 def _fit(found: Mapping[str, Any]) -> bool:
