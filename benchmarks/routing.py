@@ -214,7 +214,7 @@ def table(columns: list[str], ways: dict[str, Callable[[], list[float]]], rounds
         for name, way in ways.items():
             found[name].append(way())
             print("    %s: %s" % (name, found[name][-1]), file=sys.stderr, flush=True)
-    print("| router | %s | beside round robin |" % " | ".join(columns))
+    print("| router | %s | relative to round robin |" % " | ".join(columns))
     print("| --- |%s" % (" --- |" * (len(columns) + 1)))
     for name, own in found.items():
         cells = ["%.3g" % statistics.median(column) for column in zip(*own, strict=True)]

@@ -12,8 +12,8 @@ version_added: 0.1.0
 description:
   - From what M(gpufleet.inference.torchrun_facts) has gathered on all hosts of a job, decides its ranks (in the order
     of the inventory), the address of the rendezvous, on each host the network interface and the RDMA ports that lead to
-    the others, and the variables that NCCL and Gloo need. Only variables are given that differ from what these
-    libraries would choose themselves, each with its reason.
+    the others, and the variables that NCCL and Gloo need, each with its reason. Left out is what these libraries choose
+    themselves, whatever interfaces the host has or gets, such as those of containers.
   - Finds the classic mistakes before the job does, see RV(_raw[].findings).
   - The plan is for M(gpufleet.inference.torchrun_job). What it contains about a host, such as
     C(plan.nodes[inventory_hostname].environment), serves any other program over several hosts, too.

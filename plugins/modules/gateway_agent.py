@@ -75,7 +75,7 @@ options:
     elements: str
     default: []
   local_gateway:
-    description: The one of O(gateways) that runs on this host itself, and so may ask from its loopback address.
+    description: The one of O(gateways) that runs on this host, and may therefore ask from a loopback address.
     type: str
     default: ""
   port:

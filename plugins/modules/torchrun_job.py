@@ -85,12 +85,19 @@ options:
     elements: str
     default: []
   working_directory:
-    description: Where it runs. C(/) by default.
+    description: Where it runs. The folder of O(script) by default, otherwise C(/).
     type: path
+  stop_timeout:
+    description:
+      - Seconds that the processes have to end, for instance to write a checkpoint, before they are killed.
+      - PyTorch before 2.12 kills them after 30 seconds, whatever is declared here.
+    type: int
+    default: 30
   user:
     description:
       - The user it runs as.
-      - The module warns when a job of V(root) is about to run a script or an environment that others can change.
+      - The module warns when a job of V(root) is about to run a script or an environment that others can change, or
+        to run in such a folder.
     type: str
     default: root
   environment:
@@ -188,8 +195,10 @@ verdict:
   description:
     - V(ok), or why the job does not run or has failed on this host.
     - V(bad_interface), V(too_many_processes), V(peer_missing), V(master_unreachable), V(stranger_at_port),
-      V(port_taken), V(connection_lost), V(out_of_memory), V(no_driver), V(no_script), V(no_module), V(wrong_sum),
-      V(worker_failed), V(stalled), V(not_begun), V(stopped), V(failed).
+      V(port_taken), V(connection_lost), V(collective_timeout), V(nccl_system_error), V(locked_memory),
+      V(shared_memory), V(disk_full), V(out_of_memory), V(gpu_memory_error), V(kernel_failed), V(no_kernel),
+      V(no_driver), V(no_script), V(no_module), V(wrong_sum), V(worker_failed), V(stalled), V(not_begun), V(stopped),
+      V(failed).
   returned: always
   type: str
   sample: ok
@@ -348,6 +357,7 @@ def argument_spec():
         content=dict(type="str"),
         arguments=dict(type="list", elements="str", default=[]),
         working_directory=dict(type="path"),
+        stop_timeout=dict(type="int", default=30),
         user=dict(type="str", default="root"),
         environment=dict(type="dict", default={}),
         secret_environment=dict(type="dict", default={}, no_log=True),

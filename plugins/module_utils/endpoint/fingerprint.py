@@ -21,9 +21,9 @@ TOKENS = 16
 REPEATS = 3
 """Further answers from which the tolerance is learned."""
 LEAST = 0.1
-"""Least tolerance: a new process of the same model may choose other kernels, and computes in half precision."""
+"""Smallest tolerance: a new process of the same model may choose other kernels, and computes in half precision."""
 FACTOR = 8.0
-"""Tolerance, in units of what the answers of one process differ by."""
+"""Tolerance as a multiple of how much the answers of one process differ."""
 _ASKED = 5  # alternatives per token: a tie is decided among the first ones
 
 
@@ -34,7 +34,7 @@ class Token(NamedTuple):
     logprob: float
     """Natural logarithm of its probability."""
     others: Dict[str, float]
-    """The most likely tokens at its place, itself among them, with their log probabilities."""
+    """The most likely tokens at its place, usually including itself, with their log probabilities."""
 
 
 Answer = List[Token]
@@ -80,7 +80,7 @@ def take(endpoint: Endpoint, model: str, prompts: Sequence[str], timeout: float)
 
 
 def read(body: Dict[str, Any]) -> Answer:
-    """The tokens of a completion; empty where it does not report them. Pure."""
+    """The tokens of a completion; empty if it does not report them. Pure."""
     try:
         content = body["choices"][0]["logprobs"]["content"]
         return [
@@ -98,7 +98,7 @@ def read(body: Dict[str, Any]) -> Answer:
 def deviation(one: Answer, other: Answer) -> float:
     """How much two answers differ: the largest difference of log probabilities up to the first other token. Pure.
 
-    There, how much less likely ``one`` considered the token of ``other``; infinite where that is not known. So two
+    There, how much less likely ``one`` considered the token of ``other``; infinite if that is not known. So two
     tokens that were about equally likely count as a small difference.
     """
     worst = 0.0

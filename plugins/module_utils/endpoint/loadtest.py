@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several users at once of an OpenAI-compatible endpoint, and what each of them waits for."""
+"""Several simultaneous users of an OpenAI-compatible endpoint, and how long each waits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Request(NamedTuple):
     model: str
     error: str = ""
     first_token: Optional[float] = None
-    """None where the answer did not come as a stream."""
+    """None if the answer did not come as a stream."""
     last_token: float = 0.0
     tokens: int = 0
 
@@ -78,7 +78,7 @@ def _all_users(endpoint: Endpoint, paths: Mapping[str, str], params: Mapping[str
             if params["rate"]:
                 due = began + (count * params["users"] + number) / params["rate"]
                 time.sleep(max(0.0, due - time.monotonic()))
-            # a beginning of its own, or the server would reuse its work on another user's prompt
+            # each prompt begins differently, or the server would reuse its work on another user's prompt
             prompt = "User %d, question %d. %s" % (number + 1, count + 1, params["prompt"])
             done.append(_send(endpoint, model, paths[model], prompt, params))
 
@@ -145,7 +145,7 @@ def _summary(model: str, requests: Sequence[Request]) -> Dict[str, Any]:
 
 
 def _spread(values: Sequence[Optional[float]]) -> Optional[Dict[str, float]]:
-    """Mean, median, 99th percentile and the longest; None where nothing was measured."""
+    """Mean, median, 99th percentile and the longest; None if nothing was measured."""
     ordered = sorted(value for value in values if value is not None)
     if not ordered:
         return None

@@ -49,7 +49,7 @@ ADDRESSES, HOLDERS = ":addresses", ":holders"
 NO_MODEL = "there is no such model"
 BAD_BODY = "the body is not a JSON object with exactly one model"
 HEALTHY = "^(200|401|403)$"
-"""What an engine that serves says of its health; the latter two where it asks for its key on every path."""
+"""What an engine that serves answers to a health check; 401 and 403 if it asks for its key on every path."""
 RETRY = 'hdr Retry-After "%d" '
 """Seconds."""
 
@@ -323,8 +323,8 @@ def _return(text: str, condition: str) -> str:
 
 
 def _with_homes(pools: keys.Pools) -> Dict[str, Sequence[Mapping[str, Any]]]:
-    """The pools in the order of their models. Where an Ollama serves several models, which may not all fit into its
-    memory, each model gets the next host as its home: the rows begin with it, and have ``home``."""
+    """The pools in the order of their models. If an Ollama serves several models, which may not all fit into its
+    memory, each model gets the next host as its home: its rows start with that host, and have ``home``."""
     served = Counter(server(row) for rows in pools.values() for row in rows)
     found: Dict[str, Sequence[Mapping[str, Any]]] = {}
     turn = 0
@@ -434,7 +434,7 @@ def _deny(status: int, code: str, message: str, condition: str) -> str:
 
 
 def _refuse(status: int, code: str, message: str, condition: str) -> str:
-    """The same, counted as the key's."""
+    """The same, counted for the key."""
     return "http-request sc-inc-gpc0(0) if %s\n    %s" % (condition, _deny(status, code, message, condition))
 
 

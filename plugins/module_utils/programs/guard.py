@@ -8,7 +8,7 @@ vLLM itself asks for the key only on paths that begin with /v1; since 0.22 also 
 /invocations, which generates, /tokenize, /detokenize, /generative_scoring, /scale_elastic_ep, /metrics, /load, /docs
 and others.
 
-vLLM itself knows one key; a request with the key of a client is handed to it with that one.
+vLLM itself knows one key; a request with a client's key is passed on with that one.
 
 The Ansible collection gpufleet.inference writes this file for an instance, and replaces it on its next run.
 """

@@ -25,7 +25,7 @@ FOLDER = "/var/lib/gpufleet/fingerprints"
 def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[str], None], proof: Proof) -> None:
     """The check; verdict ``wrong_answers``, or that of a failed request.
 
-    ``figures["fingerprint"]`` then holds what the result reports, and ``proof.accepted`` what :func:`keep` is to write.
+    ``figures["fingerprint"]`` then holds what the result reports, and ``proof.accepted`` what :func:`keep` writes.
     """
     prompts = list(service.options["fingerprints"])
     timeout = service.options.get("token_timeout") or service.options["timeout"]
@@ -42,8 +42,8 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
             answers = take(endpoint, model, prompts, timeout)
             found = difference(accepted, answers)
     except NoLogprobs as reason:
-        if known:  # such as a model whose numbers are none any more
-            raise Fault("wrong_answers", "%s has answered before, and does not now: %s" % (model, reason)) from None
+        if known:  # for example, a model whose numbers have become NaN
+            raise Fault("wrong_answers", "the answers of %s can no longer be compared: %s" % (model, reason)) from None
         warn("fingerprints: the answers are not compared: %s" % reason)
         proof.figures["fingerprint"] = {"state": "not_offered"}
         return
@@ -54,7 +54,7 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
     if found:
         raise Fault(
             "wrong_answers",
-            "%s gives other answers than those recorded on this host: %s. If the change is meant to change them, run "
+            "the answers of %s differ from those recorded on this host: %s. If the change is meant to change them, run "
             "it with -e gpufleet_new_answers=true" % (model, found),
         )
     proof.accepted = None if known else accepted
@@ -66,7 +66,7 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
 
 
 def read(unit: str) -> Optional[Recorded]:
-    """What was accepted of a service; None where nothing was, or the record cannot be read."""
+    """What was accepted for a service; None if nothing was, or the record cannot be read."""
     found = record.read(_path(unit))
     try:
         recorded = Recorded(

@@ -55,7 +55,7 @@ class Service(NamedTuple):
     replaced: bool = False
     """Whether instances take the place of this service."""
     held: str = ""
-    """Which generation its options come from, in words; empty where they are as declared."""
+    """Which generation its options come from, in words; empty if they are as declared."""
 
 
 class Listen(NamedTuple):
@@ -123,7 +123,7 @@ class Declared:
     unproven: str = ""
     """Why its model is not going to answer even after a change, in a few words."""
     asks: Optional[Callable[[Proof], Tuple[Any, str]]] = None
-    """Its ``Endpoint``, and the model to ask there; None where there is no model to ask."""
+    """Its ``Endpoint``, and the model to ask there; None if there is no model to ask."""
     own: Any = None
     """What the engine keeps of its decisions, for ``preflight`` and ``describe``."""
 

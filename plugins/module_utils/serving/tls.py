@@ -16,7 +16,7 @@ from . import access
 
 def check(certificate: Tuple[str, str], key: Tuple[str, str], user: str) -> None:
     """:param certificate: the option and its path; ``key``: the same.
-    :raises Refused: a server with these files would end.
+    :raises Refused: a server could not start with these files.
     """
     for option, path in certificate, key:
         try:

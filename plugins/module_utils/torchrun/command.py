@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
@@ -18,6 +19,10 @@ FOLDER = "/etc/gpufleet/torchrun"
 UNITS = "/etc/systemd/system"
 STATE = "/var/lib/gpufleet/torchrun"
 SCRIPT_RECORD = "/script_path"
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""systemd's own."""
+STOP_MARGIN = 15
+"""Seconds that torchrun has for itself after it has killed its processes."""
 MARK = "GPUFLEET_JOB"
 """Variable that holds which generation of which job a process belongs to."""
 OF_TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -57,6 +62,7 @@ class Job:
         self.mark = "%s-%s" % (self.name, self.generation)
         self.state = "%s/%s" % (STATE, self.name)
         self.log_dir = params["log_dir"] or "/var/log/torchrun/" + self.name
+        self.working_directory = params["working_directory"] or os.path.dirname(params["script"] or "") or "/"
         self.environment = self._environment()
 
     def _generation(self) -> str:
@@ -88,6 +94,9 @@ class Job:
         found = {MARK: (self.mark, "distinguishes this generation of the job from others")}  # type: Dict[str, Tuple[str, str]]
         found["PYTHONUNBUFFERED"] = ("1", "what a process printed before it died must be in its log")
         found["LOGLEVEL"] = ("INFO", "torchrun logs each rendezvous, and with how many hosts it continues")
+        path = "%s/bin:/usr/local/cuda/bin:%s" % (self.params["venv"], SYSTEM_PATH)
+        found["PATH"] = (path, "extensions are built with programs of the environment, such as ninja, and of CUDA")
+        found["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = (str(self.params["stop_timeout"]), "the declared stop_timeout")
         for name, value in self.node["environment"].items():
             found[name] = (value, self.node["reasons"][name])
         for name, value in self.params["environment"].items():
@@ -204,7 +213,7 @@ class Job:
         service = [
             "Type=exec",
             "User=%s" % params["user"],
-            "WorkingDirectory=%s" % (params["working_directory"] or "/").replace("%", "%%"),
+            "WorkingDirectory=%s" % self.working_directory.replace("%", "%%"),
             "EnvironmentFile=%s" % self.env_file,
         ]
         if params["secret_environment"]:
@@ -214,9 +223,9 @@ class Job:
             "# how it ended, for the next run of the collection; as the job's user, since it has the job's variables,",
             "# and one such as LD_LIBRARY_PATH may name a folder of that user",
             "ExecStopPost=/bin/sh -c %s" % render.argument(ended, variables=True),
-            "# torchrun ends its processes itself, and kills them after 30 s",
+            "# torchrun ends its processes itself, and kills them when their time is up",
             "KillMode=mixed",
-            "TimeoutStopSec=45",
+            "TimeoutStopSec=%d" % (params["stop_timeout"] + STOP_MARGIN),
         ]
         service += ["Limit%s=%s" % (name.upper(), value) for name, value in sorted(params["limits"].items())]
         return (
@@ -234,7 +243,7 @@ class Job:
         for name, value in sorted(self.params["limits"].items()):
             if name.lower() in ULIMIT and value == "infinity":
                 lines.append("ulimit %s unlimited" % ULIMIT[name.lower()])
-        lines.append("cd %s || exit 1" % shlex.quote(self.params["working_directory"] or "/"))
+        lines.append("cd %s || exit 1" % shlex.quote(self.working_directory))
         lines.append("exec " + " \\\n    ".join(" ".join(map(shlex.quote, line)) for line in self._lines()))
         return "\n".join(lines) + "\n"
 
@@ -262,6 +271,8 @@ def check(params: Mapping[str, Any]) -> List[str]:
         wrong.append("expected one of script, module and content, found %s" % (" and ".join(programs) or "none"))
     if params["script"] and not params["script"].startswith("/"):
         wrong.append("script: %s: expected an absolute path on the host" % params["script"])
+    if params["stop_timeout"] < 0:
+        wrong.append("stop_timeout: %d: expected seconds, 0 or more" % params["stop_timeout"])
     unknown = sorted(name for name in params["limits"] if name.lower() not in LIMITS)
     if unknown:
         wrong.append("limits: %s: expected some of %s" % (", ".join(unknown), ", ".join(LIMITS)))

@@ -225,7 +225,9 @@ def _failures(attempt: str, job: Job) -> List[Dict[str, Any]]:
         text, moment = _error_file(os.path.join(folder, "error.json"))
         if text is None:
             log = os.path.join(folder, "stderr.log")
-            text = logs.last_words(printable(_ends(log, TAIL)))
+            said = printable(_ends(log, TAIL))
+            # a process that NCCL's watchdog ends leaves no exception of Python's
+            text = logs.last_words(said) or (logs.fault(said) or {}).get("line")
             moment = _changed(log) if text else None
         text = printable(text or "").strip()
         if text:

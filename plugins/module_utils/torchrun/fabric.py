@@ -3,12 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The network and the RDMA ports that several hosts share, and the variables that make NCCL and Gloo use them. Pure.
 
-Only what they would not choose themselves is set, each variable with its reason.
+Only what they might not choose themselves is set, each variable with its reason.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..toolbox.errors import Refused
@@ -17,8 +18,8 @@ Nodes = Mapping[str, Mapping[str, Any]]
 Reach = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Host, peer, the peer's address, and what came of trying it: ``data`` and ``rendezvous``, each ``ok`` and ``why``."""
 
-NEVER = ("docker", "lo", "virbr")
-"""Beginnings of the names of interfaces that NCCL takes only when there is no other."""
+VIRTUAL = ("docker", "lo", "virbr")
+"""Beginnings of the names of interfaces that are the last choice, as with NCCL."""
 
 
 # --- addresses
@@ -40,7 +41,7 @@ def candidates(node: Mapping[str, Any], network: Optional[str] = None) -> List[D
                     "interface": interface["name"],
                     "subnet": str(subnet),
                     "speed": interface.get("speed_mbps") or 0,
-                    "virtual": interface["name"].startswith(NEVER),
+                    "virtual": interface["name"].startswith(VIRTUAL),
                     "version": address.version,
                 }
             )
@@ -55,8 +56,14 @@ def choose(nodes: Nodes, reach: Optional[Reach] = None, network: Optional[str] =
 
     :raises Refused: when a host has no such address.
     """
+    found_on = Counter(one["address"] for node in nodes.values() for one in candidates(node))
     usable = {
-        host: [one for one in candidates(node, network) if _reached(host, one["address"], nodes, reach)]
+        host: [
+            one
+            for one in candidates(node, network)
+            # the bridges of containers have the same address on every host
+            if found_on[one["address"]] == 1 and _reached(host, one["address"], nodes, reach)
+        ]
         for host, node in nodes.items()
     }
     lost = [host for host, found in usable.items() if not found]
@@ -107,6 +114,9 @@ def _tried(host: str, nodes: Nodes, reach: Optional[Reach], network: Optional[st
     said = []
     for one in found:
         for peer in nodes:
+            if peer != host and one["address"] in [other["address"] for other in candidates(nodes[peer])]:
+                said.append("%s (%s) is an address of %s, too" % (one["address"], one["interface"], peer))
+                continue
             tried = (reach or {}).get(peer, {}).get(host, {}).get(one["address"])
             if peer != host and not (tried and tried["data"]["ok"]):
                 why = tried["data"]["why"] if tried else "not tried"
@@ -187,12 +197,11 @@ def environment(
     """
     needed: Variables = {}
     interface = address["interface"]
-    others = sorted({one["interface"] for one in candidates(node)} - {interface})
     if address["version"] == 6:
         needed["NCCL_SOCKET_FAMILY"] = ("AF_INET6", "the hosts reach each other over IPv6, but NCCL would choose IPv4")
-    if address["virtual"] or any(not name.startswith(NEVER) for name in others):
-        reason = "%s (%s) is where the other hosts reach this one; NCCL would also use %s"
-        needed["NCCL_SOCKET_IFNAME"] = ("=" + interface, reason % (interface, address["address"], ", ".join(others)))
+    # Always: containers that come and go bring interfaces that NCCL would use, and must not change the job.
+    reason = "%s (%s) is where the other hosts reach this one; NCCL would use each interface, a container's too"
+    needed["NCCL_SOCKET_IFNAME"] = ("=" + interface, reason % (interface, address["address"]))
     named = node["own_names"].get(node["hostname"]) or []
     if named[:1] != [address["address"]]:
         where = "resolves to %s here" % named[0] if named else "does not resolve here"
@@ -200,7 +209,8 @@ def environment(
             interface,
             "Gloo looks up the host's own name: %s %s" % (node["hostname"], where),
         )
-    needed.update(_rdma_environment(rdma_ports(node), chosen, nccl))
+    if node.get("rdma"):
+        needed.update(_rdma_environment(rdma_ports(node), chosen, nccl))
     return needed
 
 

@@ -16,14 +16,14 @@ import time
 from typing import Any, Dict, List, Mapping, Optional
 
 from ..converge.atomic import Files, Wanted
-from ..systemd.manager import ManagerError, System, main_environ
+from ..systemd.manager import ManagerError, System, main_environ, seconds
 from ..toolbox.errors import Failed, Refused
 from . import command, evidence, preflight
 from .network import LISTENER
 
 DOWN = ("inactive", "failed")
-STOP_LIMIT = 50.0
-"""Seconds: the unit's TimeoutStopSec and a little."""
+STOP_MARGIN = 5.0
+"""Seconds beyond the unit's TimeoutStopSec."""
 SETTLE = 1.0
 """Seconds for which a process that was just started is watched."""
 START_LIMIT = 30.0
@@ -92,7 +92,9 @@ class _Part:
 
     def stop(self) -> None:
         """Stop the unit, and forget that torchrun calls it a failure."""
-        failure = self.system.stop(self.unit, STOP_LIMIT)
+        declared = self.params["stop_timeout"] + command.STOP_MARGIN
+        limit = max(declared, seconds(self.state.get("TimeoutStopUSec", "")) or 0)
+        failure = self.system.stop(self.unit, limit + STOP_MARGIN)
         self.state = self.system.show(self.unit)
         if self.up():
             raise Failed("%s did not stop: %s" % (self.unit, failure or self.state.get("ActiveState")), self.result)

@@ -96,6 +96,27 @@ FAULTS = (
         r"RendezvousTimeoutError",
         "too few hosts came to the rendezvous in time; check whether the others started and can reach the master",
     ),
+    _fault(
+        "gpu_memory_error",
+        r"uncorrectable ECC error",
+        "a GPU has a memory error that it cannot correct: look at its findings with gpu_facts, and reset or replace it",
+    ),
+    _fault(
+        "no_kernel",
+        r"no kernel image is available",
+        "this build of PyTorch, or of an extension, has no code for this GPU: choose a version that supports it",
+    ),
+    _fault(
+        "locked_memory",
+        r"Call to (ibv_reg_\w+) failed",
+        "RDMA memory cannot be registered ({0}): raise the limit memlock, or look at the driver of the adapter",
+    ),
+    _fault(
+        "shared_memory",
+        r"(?:out of shared memory|[Ee]rror while creating shared memory segment)",
+        "/dev/shm is full: enlarge it, or use fewer workers that load data",
+    ),
+    _fault("disk_full", r"No space left on device", "a file system is full on this host"),
     _fault("out_of_memory", r"(?:CUDA out of memory|OutOfMemoryError)", "a GPU's memory does not suffice"),
     _fault("no_driver", r"Found no NVIDIA driver", "PyTorch finds no NVIDIA driver on this host"),
     _fault(
@@ -103,13 +124,35 @@ FAULTS = (
     ),
     _fault("no_module", r"(?:ModuleNotFoundError|No module named) ?:? ?(.*)", "a Python module is missing: {0}"),
     _fault(
+        "kernel_failed",
+        r"CUDA error: (unspecified launch failure|an illegal memory access[^\n]*)",
+        "code on a GPU failed ({0}): find it with CUDA_LAUNCH_BLOCKING=1, and look at the findings of gpu_facts",
+    ),
+    _fault(
+        "collective_timeout",
+        r"Watchdog caught collective operation timeout: \w+\(SeqNum=(\d+), OpType=(\w+)",
+        "not all processes came to operation {0}, {1}, in time: look at the process that did not, or raise the timeout"
+        " of init_process_group",
+    ),
+    _fault(
+        "collective_timeout",
+        r"(?:collective operation timeout|watchdog hang|Timed out waiting \d+ms for (?:send|recv) operation)",
+        "not all processes came to an operation in time: look at the process that did not, or raise the timeout of"
+        " init_process_group",
+    ),
+    _fault(
         "connection_lost",
         r"(?:Connection closed by peer|Connection reset by peer|socketProgress: Connection closed|ncclRemoteError)",
         "the connection to another process was lost: that process or its host ended first",
     ),
+    _fault(
+        "nccl_system_error",
+        r"ncclSystemError: [^\n]*(?:\n(?:\[\w+\]: )?Last error:[^\n]*\n(?:\[\w+\]: )?([^\n]*))?",
+        "the operating system refused NCCL something, {0}: set NCCL_DEBUG to INFO to see what came before",
+    ),
 )
 
-CONSEQUENCES = ("connection_lost", "peer_missing", "master_unreachable")
+CONSEQUENCES = ("collective_timeout", "connection_lost", "peer_missing", "master_unreachable")
 """What a host prints when another one has failed."""
 
 

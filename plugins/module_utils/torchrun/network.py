@@ -19,6 +19,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..toolbox.errors import Failed
 from . import command
+from .command import SYSTEM_PATH
 
 LISTENER = "gpufleet-torchrun-listen.service"
 """Transient unit of the listener that peers try; gone by itself after a while."""
@@ -29,8 +30,6 @@ ANSWER = 200
 """Bytes of a listener's answer, at most."""
 VERSION_FILE = 1 << 16
 """Bytes read of a file that names a version."""
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""systemd's own, whatever the user who logged in has set."""
 CONFINED = (
     *("NoNewPrivileges=yes", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "RestrictAddressFamilies=AF_INET AF_INET6"),
     *("MemoryMax=128M", "TasksMax=8"),
@@ -317,8 +316,10 @@ def _line(connection: socket.socket, until: float) -> str:
 
 def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     streams: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    # whatever path the user who logged in has set
+    environment = dict(os.environ, LC_ALL="C", PATH=SYSTEM_PATH)
     try:
-        return subprocess.run(command, **streams, timeout=30, check=False, env=dict(os.environ, LC_ALL="C", PATH=PATH))
+        return subprocess.run(command, **streams, timeout=30, check=False, env=environment)
     except FileNotFoundError:
         raise Failed("there is no %s on this host" % command[0]) from None
     except subprocess.TimeoutExpired:

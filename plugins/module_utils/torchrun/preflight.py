@@ -64,10 +64,13 @@ def code_of_others(system: Any, job: Job) -> List[str]:
         return []
     from ..toolbox.trusted import intruder
 
-    words = [job.params["script"], job.params["venv"] and job.params["venv"] + "/bin/python"]
+    params = job.params
+    run = [("%s as root", params["script"]), ("%s as root", params["venv"] and params["venv"] + "/bin/python")]
+    run.append(("as root in %s", params["working_directory"]))  # where Python looks for modules first
     return [
-        "the job runs %s as root, but %s: declare another user" % (path, who)
-        for path in filter(None, words)
+        "the job runs %s, but %s: declare another user" % (how % path, who)
+        for how, path in run
+        if path
         for who in filter(None, [intruder(system.root + path)])
     ]
 

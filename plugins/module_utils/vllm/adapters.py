@@ -25,13 +25,13 @@ class Adapter(NamedTuple):
     name: str
     path: str
     rank: int
-    """0 where it is not on this host yet."""
+    """0 if it is not on this host yet."""
 
 
 def read(options: Mapping[str, Any], host: Host) -> List[Adapter]:
     """The adapters of an instance, in the order of their names.
 
-    :raises Refused: one is not there, or is none.
+    :raises Refused: one is missing, or is not an adapter.
     """
     return [
         _adapter(name, options["model_paths"].get(path, path), options["user"], host)

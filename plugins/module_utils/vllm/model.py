@@ -18,10 +18,10 @@ from . import context, releases, settings, sizing, unit
 
 
 class Model(NamedTuple):
-    """What is known of a model before its start."""
+    """What is known about a model before its start."""
 
     dimensions: Optional[shape.Shape]
-    """None where its config.json is not on this host."""
+    """None if its config.json is not on this host."""
     weights: int
     """Bytes, once loaded."""
     context: context.Context = context.Context(None, None)
@@ -41,7 +41,7 @@ def read(options: Mapping[str, Any], host: Host, release: releases.Release) -> M
 
 
 def draft(options: Mapping[str, Any], release: releases.Release) -> Optional[Model]:
-    """The draft model of speculative decoding; None where there is none with files of its own."""
+    """The draft model of speculative decoding; None if there is none with files of its own."""
     speculative = settings.extra(options, "speculative-config")
     name = speculative.get("model") if isinstance(speculative, dict) else None
     if not isinstance(name, str):
@@ -109,7 +109,7 @@ def fit(
 
 
 def _tokens(options: Mapping[str, Any], known: context.Context) -> Optional[int]:
-    """Tokens of the longest request; None where they are not known before the start."""
+    """Tokens of the longest request; None if they are not known before the start."""
     if options["max_model_len"] is None:
         return known.default
     wanted = settings.tokens(options["max_model_len"])

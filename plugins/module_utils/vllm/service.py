@@ -67,7 +67,7 @@ class Vllm:
         _warn_of_open_paths(options, release, host.warn)
         if options["model"].endswith(".gguf") and not releases.loads_gguf(release):
             configuration.warnings.append(
-                "model: vLLM loads no GGUF files since 0.24; without a plugin that does, serve it with llama_server"
+                "model: since 0.24, vLLM loads GGUF files only with a plugin; without one, serve it with llama_server"
             )
         utilization = options["gpu_memory_utilization"] or releases.memory_share(release)
         fit = model.fit(options, placed.devices, found, parallel, utilization, release)
@@ -105,7 +105,7 @@ class Vllm:
         )
 
     def preflight(self, plan: Plan, host: Host) -> None:
-        """Room on the GPUs, certificate and key, and vLLM's own word on the configuration."""
+        """Room on the GPUs, certificate and key, and vLLM's own verdict on the configuration."""
         own, configuration = plan.declared.own, plan.declared.own.configuration
         memory.await_room(
             plan.placed.devices, plan.unit, own.utilization, "gpu_memory_utilization", host.gather, plan.vacated
@@ -184,7 +184,7 @@ def _warn_of_open_paths(options: Mapping[str, Any], release: releases.Release, w
     if options["api_key"] and not options["guard_all_paths"] and not is_loopback(options["host"]):
         warn(
             "host: this vLLM asks for the api_key only under %s; /invocations, which generates, and others are open to "
-            "all who reach it; set guard_all_paths: true" % ", ".join(releases.paths_with_key(release))
+            "everyone who can reach it; set guard_all_paths: true" % ", ".join(releases.paths_with_key(release))
         )
 
 

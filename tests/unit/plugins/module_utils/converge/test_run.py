@@ -1687,7 +1687,7 @@ def test_what_the_steps_wrote_is_undone_if_it_fails_the_unit_check(system: Any) 
     go(system, state="absent", unit_check=no_nice)
 
 
-# --- who is told of an accepted change
+# --- accepted changes
 
 
 def test_a_change_is_accepted_once_it_is_proven_and_before_the_way_back_is_gone(system: Any) -> None:

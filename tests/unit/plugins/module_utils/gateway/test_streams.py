@@ -189,7 +189,7 @@ def test_chats_with_one_beginning_go_to_one_server(gateway: Gateway, engines: Li
 
 
 def test_each_model_of_several_has_a_home(gateway: Gateway, engines: List[Engine]) -> None:
-    """So an Ollama whose memory does not hold all of its models loads each of them once."""
+    """An Ollama whose memory does not hold all of its models then loads each of them once."""
     names = ["m%d" % number for number in range(3)]
     served = [row(engine, "ollama", engine="ollama", api="both", max_concurrent=1) for engine in engines]
     gateway.pools.update(dict.fromkeys(names, served))
@@ -341,7 +341,7 @@ def impostor(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[
         thread.join()
 
 
-def test_what_is_no_state_replaces_none(gateway: Gateway, tmp_path: Path) -> None:
+def test_what_is_not_a_state_replaces_none(gateway: Gateway, tmp_path: Path) -> None:
     file = tmp_path / "servers"
     file.write_text("before")
 

@@ -65,7 +65,7 @@ def test_other_answers_are_wrong_answers_until_they_are_meant(compare, web):
     web.answers[CHAT] = chat(("no", -0.1))
     for _ in range(2):
         with pytest.raises(
-            Fault, match="m gives other answers than those recorded on this host: to 'Hi', token 1 is 'no'"
+            Fault, match="the answers of m differ from those recorded on this host: to 'Hi', token 1 is 'no'"
         ) as caught:
             compare()
         assert caught.value.verdict.name == "wrong_answers"
@@ -83,7 +83,7 @@ def test_answers_that_another_request_has_moved_are_asked_for_again(compare, web
 
 
 @pytest.mark.parametrize("change", [{"model": "n"}, {"prompts": ("Hi", "there")}])
-def test_another_model_or_other_prompts_are_recorded_anew(compare, web, change):
+def test_another_model_or_other_prompts_are_recorded_again(compare, web, change):
     compare()
     web.answers[CHAT] = chat(("no", -0.1))
     assert compare(**change)["state"] == "recorded"
@@ -101,7 +101,7 @@ def test_log_probabilities_that_are_none_any_more_are_wrong_answers(compare, web
     """As llama-server reports the NaN of a broken weight."""
     compare()
     web.answers[CHAT] = chat(("yes", None))
-    with pytest.raises(Fault, match="m has answered before, and does not now: .* reports no log probabilities"):
+    with pytest.raises(Fault, match="the answers of m can no longer be compared: .* reports no log probabilities"):
         compare()
 
 

@@ -304,8 +304,8 @@ def test_which_generation_is_meant(three, wanted, port):
 @pytest.mark.parametrize(
     "wanted, said",
     [
-        ("4", "has no generation 4; kept are: 1 of 2026-11-30T08:00:12Z, 2 of"),
-        ("2026-11-30T07:59Z", "has no generation that was accepted by 2026-11-30T07:59Z; kept are: 1 of"),
+        ("4", "has no generation 4; it has: 1 of 2026-11-30T08:00:12Z, 2 of"),
+        ("2026-11-30T07:59Z", "has no generation that was accepted by 2026-11-30T07:59Z; it has: 1 of"),
         ("yesterday", "'yesterday'; expected a number, or a time in UTC such as"),
         ("-1", "expected a number"),
         ("2026-11-30", "expected a number"),
@@ -317,7 +317,7 @@ def test_a_generation_that_does_not_exist_is_rejected(three, wanted, said):
 
 
 def test_without_any_generation():
-    with pytest.raises(Refused, match="has no generation 1; kept are: none"):
+    with pytest.raises(Refused, match="has no generation 1; it has: none"):
         back(generation="1")
 
 

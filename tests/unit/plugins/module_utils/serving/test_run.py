@@ -282,7 +282,7 @@ def test_the_main_service_runs_again_where_an_instance_fails(converge, monkeypat
 
 
 @pytest.mark.parametrize("error", [ServiceError("it cannot be disabled"), OSError("no space"), KeyboardInterrupt()])
-def test_the_main_service_does_not_run_again_beside_proven_instances(converge, monkeypatch, error):
+def test_the_main_service_does_not_run_again_next_to_proven_instances(converge, monkeypatch, error):
     monkeypatch.setattr(vacate.Vacated, "stop", lambda self, unit, *more: self.units.update({unit: more}))
     left = []
     monkeypatch.setattr(vacate.Vacated, "start_again", lambda self: left.append(list(self.units)) or "")

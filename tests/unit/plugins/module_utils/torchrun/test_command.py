@@ -97,6 +97,33 @@ def test_unit(job):
     assert "secrets" not in text
 
 
+@pytest.mark.parametrize(
+    "more, folder",
+    [
+        ({}, "/srv"),
+        ({"working_directory": "/data"}, "/data"),
+        ({"script": None, "module": "pkg.train"}, "/"),
+        ({"script": None, "content": "print(1)"}, "/"),
+    ],
+)
+def test_a_job_runs_in_the_folder_of_its_script(job, more, folder):
+    made = job(**more)
+    assert "\nWorkingDirectory=%s\n" % folder in made.unit_text()
+    assert "\ncd %s || exit 1\n" % folder in made.script_text()
+
+
+def test_programs_of_the_environment_are_found(job):
+    path = job(venv="/opt/conda/envs/x").environment["PATH"][0]
+    assert path.split(":")[:2] == ["/opt/conda/envs/x/bin", "/usr/local/cuda/bin"] and path.endswith(":/bin")
+    assert job(environment={"PATH": "/own"}).environment["PATH"] == ("/own", "declared")
+
+
+def test_the_stop_leaves_time_for_a_checkpoint(job):
+    made = job(stop_timeout=600)
+    assert made.environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"][0] == "600"
+    assert "\nTimeoutStopSec=615\n" in made.unit_text()
+
+
 def test_the_unit_of_an_elastic_job_does_not_change_with_its_hosts(job, node, interface, params):
     alone = plan.make({"a": node("a", interface("eth0", "10.1.0.1/24"), names=["127.0.1.1"]), "b": None}, min_nodes=1,
                       nproc_per_node=2)  # fmt: skip
@@ -131,6 +158,7 @@ def test_plain_script(job, tmp_path):
         ({"script": None}, "expected one of script, module and content, found none"),
         ({"module": "x"}, "found script and module"),
         ({"script": "train.py"}, "expected an absolute path"),
+        ({"stop_timeout": -1}, "stop_timeout: -1: expected seconds, 0 or more"),
         ({"limits": {"memory": "1"}}, "limits: memory: expected some of as, core"),
         (
             {"environment": {"A": 1}, "secret_environment": {"A": 1}},

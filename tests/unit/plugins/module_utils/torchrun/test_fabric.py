@@ -45,12 +45,16 @@ def test_the_network_that_is_not_routed_between_hosts_is_left_alone(node, interf
     assert [one["interface"] for one in chosen.values()] == ["eth0", "ens1f1np1"]
 
 
-def test_a_bridge_that_every_host_has_with_one_address_is_no_network(node, interface, reach):
+@pytest.mark.parametrize("bridge", ["docker0", "podman0", "br-1f0c"])
+def test_a_bridge_that_every_host_has_with_one_address_is_no_network(node, interface, bridge):
     facts = {
-        "a": node("a", interface("docker0", "172.17.0.1/16", speed=10000), interface("eth0", "10.1.0.1/24")),
-        "b": node("b", interface("docker0", "172.17.0.1/16", speed=10000), interface("eth0", "10.1.0.2/24")),
+        "a": node("a", interface(bridge, "10.88.0.1/16", speed=10000), interface("eth0", "10.1.0.1/24", speed=1000)),
+        "b": node("b", interface(bridge, "10.88.0.1/16", speed=10000), interface("eth0", "10.1.0.2/24", speed=1000)),
     }
     assert [one["interface"] for one in fabric.choose(facts).values()] == ["eth0", "eth0"]
+    facts = {host: node(host, interface(bridge, "10.88.0.1/16")) for host in "ab"}
+    with pytest.raises(Refused, match=r"a is not reached by all: 10.88.0.1 \(%s\) is an address of b, too" % bridge):
+        fabric.choose(facts)
 
 
 def test_hosts_of_different_subnets_need_a_proof(node, interface, reach):
@@ -118,28 +122,51 @@ def test_near_gpus_are_told():
 # --- variables
 
 
+def names_and_values(told):
+    return {name: value for name, (value, _why) in told.items()}
+
+
 def test_nothing_is_told_that_nccl_and_gloo_find_themselves(node, interface, sysfs):
     sysfs.device("mlx5_0", NDR)
     found = node("a", interface("eth0", "10.1.0.1/24"), rdma=rdma.read(str(sysfs.root)))
     chosen = fabric.choose_rdma({"a": found})["a"]
-    assert fabric.environment(found, fabric.choose({"a": found})["a"], chosen, "2.29.7") == {}
+    told = fabric.environment(found, fabric.choose({"a": found})["a"], chosen, "2.29.7")
+    assert names_and_values(told) == {"NCCL_SOCKET_IFNAME": "=eth0"}
 
 
-def test_what_they_would_get_wrong_is_told(node, interface):
-    found = node("a", interface("eth0", "10.1.0.1/24"), interface("eth1", "10.9.0.1/24"), names=["127.0.1.1"])
+def test_what_they_would_get_wrong_is_told(node, interface, sysfs):
+    sysfs.device("mlx5_0", DOWN)
+    cards = interface("eth0", "10.1.0.1/24"), interface("eth1", "10.9.0.1/24")
+    found = node("a", *cards, names=["127.0.1.1"], rdma=rdma.read(str(sysfs.root)))
     told = fabric.environment(found, fabric.choose({"a": found}, network="10.1.0.0/24")["a"], [], None)
-    assert {name: value for name, (value, _why) in told.items()} == {
+    assert names_and_values(told) == {
         "NCCL_SOCKET_IFNAME": "=eth0",
         "GLOO_SOCKET_IFNAME": "eth0",
         "NCCL_IB_DISABLE": "1",
     }
-    assert told["NCCL_SOCKET_IFNAME"][1].endswith("NCCL would also use eth1")
     assert told["GLOO_SOCKET_IFNAME"][1] == "Gloo looks up the host's own name: a resolves to 127.0.1.1 here"
 
 
-def test_interfaces_that_nccl_passes_over_need_no_word(node, interface):
-    found = node("a", interface("eth0", "10.1.0.1/24"), interface("docker0", "172.17.0.1/16"))
-    assert "NCCL_SOCKET_IFNAME" not in fabric.environment(found, fabric.choose({"a": found})["a"], [], None)
+@pytest.mark.parametrize(
+    "name, addresses, up",
+    [
+        ("docker0", ["172.17.0.1/16", "fe80::42/64"], True),
+        ("podman0", ["10.88.0.1/16"], False),  # an older NCCL uses an interface without a carrier, too
+        ("veth1a2b3c", ["fe80::8c1f/64"], True),
+        ("ib0", ["fe80::506b:4b03:b5:1/64"], True),  # NCCL looks for ib* first
+    ],
+)
+def test_interfaces_of_containers_do_not_matter(node, interface, name, addresses, up):
+    card = interface("eth0", "10.1.0.1/24", "fe80::1/64")
+    alone, beside = node("a", card), node("a", card, interface(name, *addresses, up=up))
+    told = fabric.environment(beside, fabric.choose({"a": beside}, network="10.1.0.0/24")["a"], [], None)
+    assert told["NCCL_SOCKET_IFNAME"][0] == "=eth0"
+    assert told == fabric.environment(alone, fabric.choose({"a": alone})["a"], [], None)  # reasons are part of a file
+
+
+def test_without_an_rdma_device_there_is_none_to_disable(node, interface):
+    found = node("a", interface("eth0", "10.1.0.1/24"))
+    assert "NCCL_IB_DISABLE" not in fabric.environment(found, fabric.choose({"a": found})["a"], [], None)
 
 
 def test_ipv6(node, interface):

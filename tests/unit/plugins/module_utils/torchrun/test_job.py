@@ -202,6 +202,20 @@ def test_one_that_was_stopped_has_not_ended_well(bring, system, status, text):
     assert bring()["started"] is True
 
 
+@pytest.mark.parametrize(
+    "declared, told, waits",
+    [(30, "", 50), (600, "45s", 620), (30, "10min 15s", 620)],  # a longer one is still loaded
+)
+def test_a_stop_is_given_the_time_that_the_unit_has(bring, system, declared, told, waits):
+    bring()
+    show, limits = system.show, []
+    system.show = lambda unit: dict(show(unit), TimeoutStopUSec=told)
+    stop = system.stop
+    system.stop = lambda unit, limit: limits.append(limit) or stop(unit, limit)
+    bring("stopped", stop_timeout=declared)
+    assert limits == [waits]
+
+
 def leave(system, attempt, rank, error=None, stderr="", stdout=""):
     folder = system.path("/var/log/torchrun/train/train-1_x/attempt_%d/%d" % (attempt, rank))
     folder.mkdir(parents=True)
@@ -232,6 +246,19 @@ def test_a_cause_without_an_error_file(bring, system, log):
     with pytest.raises(Failed, match="too_many_processes: it has failed. more processes than GPUs") as raised:
         bring("finished")
     assert [(one["rank"], one["exit_code"]) for one in raised.value.result["failures"]] == [(4, 1)]
+
+
+def test_a_process_that_the_watchdog_ended_is_told_with_its_line(bring, system):
+    system.ends = ("exit-code", "exited", "1")
+    bring()
+    words = "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=125, OpType=ALLREDUCE, NumelIn=1)"
+    leave(system, 0, 0, stderr="all is well\n[rank0]:[E1129 ProcessGroupNCCL.cpp:685] %s\nterminate called\n" % words)
+    with pytest.raises(
+        Failed, match="collective_timeout: it has failed. not all processes came to operation 125"
+    ) as raised:
+        bring("finished")
+    (failure,) = raised.value.result["failures"]
+    assert failure["fault"] == "collective_timeout" and words in failure["message"]
 
 
 def test_a_restart_is_told(bring, system):

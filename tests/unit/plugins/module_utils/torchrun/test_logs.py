@@ -84,6 +84,43 @@ def test_the_line_that_shows_a_fault(log):
     assert logs.fault(log("nvlink-all")) is None
 
 
+WATCHDOG = (
+    "[rank0]:[E1129 10:00:00.1 ProcessGroupNCCL.cpp:685] [Rank 0] Watchdog caught collective operation timeout: WorkNCCL("
+    "SeqNum=125, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600021 milliseconds before timing out.\n"
+    "terminate called after throwing an instance of 'c10::DistBackendError'\n"
+)
+
+
+@pytest.mark.parametrize(
+    "line, name, words",
+    [
+        (WATCHDOG, "collective_timeout", "not all processes came to operation 125, ALLREDUCE, in time"),
+        ("[F1129 ProcessGroupNCCL.cpp:1556] due to ProcessGroupNCCL watchdog hang.", "collective_timeout", "in time"),
+        ("RuntimeError: Timed out waiting 1800000ms for recv operation to complete", "collective_timeout", "in time"),
+        ("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered", "gpu_memory_error", "replace it"),
+        ("CUDA error: no kernel image is available for execution on the device", "no_kernel", "supports it"),
+        ("CUDA error: unspecified launch failure", "kernel_failed", "failed (unspecified launch failure)"),
+        ("worker (pid 7) is killed by signal: Bus error. … are out of shared memory.", "shared_memory", "/dev/shm"),
+        ("OSError: [Errno 28] No space left on device", "disk_full", "is full"),
+        ("ncclSystemError: System call … failed.\nLast error:\nCall to ibv_reg_mr failed", "locked_memory", "memlock"),
+        (
+            "[rank1]: ncclSystemError: System call … failed.\n[rank1]: Last error:\n[rank1]: Too many open files",
+            "nccl_system_error",
+            "refused NCCL something, Too many open files:",
+        ),
+    ],
+)
+def test_faults_of_a_running_job(line, name, words):
+    found = logs.fault("all is well\n" + line)
+    assert found["name"] == name and words in found["text"]
+
+
+def test_a_timeout_follows_from_the_process_that_failed():
+    late = {"host": "a", "rank": 0, "exit_code": -6, "time": 1.0, "fault": "collective_timeout"}
+    cause = {"host": "b", "rank": 2, "exit_code": 1, "time": 2.0, "fault": None}
+    assert logs.first_failure([late, cause])["rank"] == 2
+
+
 def test_root_cause(log):
     assert logs.read(log("dead-at-init"))["root_cause"] == {
         "rank": 1,

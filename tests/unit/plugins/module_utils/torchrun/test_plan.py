@@ -222,9 +222,10 @@ def test_the_page(three, reach):
         "gpu2  1     2-3    10.1.0.2  eth0       -\n"
         "gpu3  2     4-5    10.1.0.3  eth0       -\n"
         + "".join(
-            "gpu%d: NCCL_IB_DISABLE=1  # there is no active RDMA port here; all hosts must talk over sockets\n"
+            "gpu%d: NCCL_SOCKET_IFNAME==eth0  # eth0 (10.1.0.%d) is where the other hosts reach this one; NCCL would use "
+            "each interface, a container's too\n"
             "gpu%d: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # after a failure hosts would read addresses of the previous "
-            "round\n" % (n, n)
+            "round\n" % (n, n, n)
             for n in (1, 2, 3)
         )
     )

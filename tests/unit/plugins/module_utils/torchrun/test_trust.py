@@ -339,6 +339,14 @@ def test_root_is_told_when_it_runs_what_others_can_change(bring, system, place, 
     assert len([text for text in said if "as root" in text]) == (not safe)
 
 
+def test_root_is_told_when_it_runs_where_others_can_put_modules(bring, system):
+    system.path("/shared").mkdir()
+    system.path("/shared").chmod(0o777)
+    said = []
+    bring(warnings=said, working_directory="/shared")
+    assert len([text for text in said if "the job runs as root in /shared, but " in text]) == 1
+
+
 # --- the plain script
 
 

@@ -52,7 +52,7 @@ def test_the_highest_rank_counts(host, adapter):
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"r": "8"}', '{"r": true}', '{"r": -1}', '{"r": 1e999}', "{}"])
-def test_what_is_no_adapter(host, adapter, text):
+def test_what_is_not_an_adapter(host, adapter, text):
     (adapter / "adapter_config.json").unlink()
     if text is not None:
         (adapter / "adapter_config.json").write_text(text)
@@ -74,7 +74,7 @@ def test_names_that_nothing_was_downloaded_for(host, path):
         read(host, a=path)
 
 
-def test_what_a_play_has_not_brought_yet(host):
+def test_what_a_play_has_not_downloaded_yet(host):
     with pytest.raises(Refused, match="has no adapter_config"):
         read(host, a="/nosuch")
     host.check_mode = True
@@ -113,7 +113,7 @@ def test_a_declared_rank():
         (
             Adapter("chat", "/a", 8),
             {"served_model_name": ["x", "chat"]},
-            "lora_adapters.chat: is the name of the model",
+            "lora_adapters.chat: this is the name of the model",
         ),
         (Adapter("a", "/a", 8), {"extra_args": {"lora_modules": ["b=/b"]}}, "use the option lora_adapters"),
         (Adapter("a", "/a", 8), {"extra_args": {"no-enable-lora": True}}, "use the option lora_adapters"),

@@ -265,7 +265,7 @@ def test_a_model_may_be_one_file(bring):
     file.touch()
     bring(model=str(file))
     assert bring.asked["change"].timeout == 300
-    assert "loads no GGUF files since 0.24" in bring.warnings[0]
+    assert "since 0.24, vLLM loads GGUF files only with a plugin" in bring.warnings[0]
     site = bring.model.parent / "venv/lib/python3.11/site-packages"
     (site / "vllm-0.33.0.dist-info").rename(site / "vllm-0.23.0.dist-info")
     bring(model=str(file))
