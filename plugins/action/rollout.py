@@ -87,11 +87,12 @@ class ActionModule(ActionBase):
 
     def check_variables(self) -> None:
         """Refuse what would be ignored now, or fail after a host was changed."""
+        extra = load_extra_vars(self._loader)
         try:
-            wishes.known(self.variables)
+            wishes.known(self.variables, extra)
         except ValueError as error:
             raise Refused(str(error)) from None
-        if "rollout_state" in self.variables and "rollout_state" not in load_extra_vars(self._loader):
+        if "rollout_state" in self.variables and "rollout_state" not in extra:
             raise Refused("rollout_state: give it with -e, because the plays cannot read it from the inventory")
         for name in DEFAULTS:
             self.seconds(name)
