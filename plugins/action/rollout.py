@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look, plan, wishes, words
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
@@ -86,11 +87,12 @@ class ActionModule(ActionBase):
 
     def check_variables(self) -> None:
         """Refuse what would be ignored now, or fail after a host was changed."""
+        extra = load_extra_vars(self._loader)
         try:
-            wishes.known(self.variables)
+            wishes.known(self.variables, extra)
         except ValueError as error:
             raise Refused(str(error)) from None
-        if "rollout_state" in self.variables and "rollout_state" not in load_extra_vars(self._loader):
+        if "rollout_state" in self.variables and "rollout_state" not in extra:
             raise Refused("rollout_state: give it with -e, because the plays cannot read it from the inventory")
         for name in DEFAULTS:
             self.seconds(name)
@@ -156,7 +158,6 @@ class ActionModule(ActionBase):
         return dict(row, predicted=seconds, basis=basis)
 
     def begin(self, former: states.State, resumed: bool, looks: Mapping[str, Any]) -> None:
-        self.journal.withdraw("stop")
         if resumed:
             self.journal.append("resume")
         else:
@@ -193,7 +194,7 @@ class ActionModule(ActionBase):
         except AnsibleConnectionFailure as error:  # raised, it would count as this host's
             answer = {"failed": True, "msg": str(error)}
         if answer.get("failed") or answer.get("unreachable") or answer.get("status") != 200:
-            return {"answers": False, "msg": str(answer.get("msg")), "up": [], "known": []}
+            return {"answers": False, "msg": look.one_line(str(answer.get("msg"))), "up": [], "known": []}
         up, known = look.serving(str(answer.get("content", "")), self.inventory.hosts(*ENGINES))
         return {
             "answers": True,
@@ -304,7 +305,7 @@ class ActionModule(ActionBase):
 
     def show(self, lines: Sequence[str]) -> None:
         for line in lines:
-            display.display("  " + line)
+            display.display("  " + printable(line))
 
 
 def _fit(found: Mapping[str, Any]) -> bool:

@@ -93,7 +93,7 @@ class Journal:
     # --- locks
 
     def lock(self, wait: float = LOCK_WAIT) -> str:
-        """Take the run's lock for this process and its children.
+        """Take the run's lock for this process and its children. An earlier request to stop was for another run.
 
         :returns: who has it, if somebody else does; else an empty string.
         """
@@ -116,6 +116,7 @@ class Journal:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"process %d" % os.getpid(), 0)
         _held = descriptor
+        self.withdraw("stop")
         return ""
 
     def running(self) -> str:

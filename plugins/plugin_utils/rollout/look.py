@@ -52,6 +52,8 @@ def look(registered: Mapping[str, Any]) -> Look:
     reached = registered.get("rollout_reached") or {}
     if reached.get("unreachable"):
         return Look("unfit", "unreachable: %s" % one_line(str(reached.get("msg"))))
+    if registered.get("rollout_apply") and "rollout_result" not in registered:
+        return Look("unfit", "the tasks of rollout_apply register no rollout_result")
     results = [*_services(registered), *_others(registered)]
     for name, _engine, result in results:
         if result.get("unreachable") or result.get("failed"):

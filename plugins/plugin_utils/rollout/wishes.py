@@ -14,15 +14,19 @@ PREFIX = "rollout_"
 NAMES = ("min_ready", "width", "max_failures", "canary", "soak", "room_wait", "state", "apply")
 """What a person may set, without the prefix."""
 REGISTERED = ("check", "reached", "look", "gateways", "admission", "result")
+"""What the playbook registers, and would not if it were given with ``-e``."""
 
 
-def known(given: Iterable[str]) -> None:
-    """Refuse a variable that Ansible would ignore silently.
+def known(variables: Iterable[str], extra: Iterable[str]) -> None:
+    """Refuse a variable that Ansible would ignore silently, or use in place of a result.
 
+    :param variables: all variables of a host.
+    :param extra: those that were given with ``-e``.
     :raises ValueError: with its name, and those that exist.
     """
-    for name in sorted(given):
-        if name.startswith(PREFIX) and name[len(PREFIX) :] not in NAMES + REGISTERED:
+    registered = {PREFIX + name for name in REGISTERED} - set(extra)
+    for name in sorted(set(variables) - registered):
+        if name.startswith(PREFIX) and name[len(PREFIX) :] not in NAMES:
             raise ValueError("%s: no such variable; there are %s" % (name, ", ".join(PREFIX + one for one in NAMES)))
 
 

@@ -265,6 +265,26 @@ def test_a_stopped_rollout_is_resumed_for_some_of_its_hosts(fleet: Fleet) -> Non
     assert "rollout complete: 4 changed" in fleet.run("--limit", "h2,h3,h4")
 
 
+def test_a_canary_is_also_watched_in_a_resumed_run(fleet: Fleet) -> None:
+    fleet.run()
+    journal = fleet.state / "journal.jsonl"
+    begin, plan, admitted = journal.read_text().splitlines(keepends=True)[:3]
+    assert json.loads(admitted)["hosts"] == ["h1"]
+    journal.write_text(begin + plan + admitted)
+    for path in fleet.world.glob("h?"):
+        path.unlink()
+    output = fleet.run().split("TASK [Watch the canary for a while]")
+    assert len(output) == 2 and "ok: [h1]" in output[1].split("TASK")[0], "and no other host is"
+
+
+def test_the_plan_names_a_gateway_that_does_not_answer(fleet: Fleet) -> None:
+    inventory = yaml.safe_load(fleet.inventory.read_text())
+    gateway = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "gateway_status_port": 1}
+    inventory["gateway"] = {"hosts": {"h4": gateway}}
+    fleet.inventory.write_text(yaml.safe_dump(inventory))
+    assert "h4 does not answer: it will not be asked who serves" in fleet.run("--check")
+
+
 def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
     inventory = yaml.safe_load(fleet.inventory.read_text())
     shared = {"vllm_instances": [{"name": "big", "model": "big", "hosts": ["h3", "h4"]}], "ansible_connection": "local"}

@@ -98,6 +98,14 @@ def test_requests_are_files_that_anybody_can_create(journal):
     assert journal.requested() == ""
 
 
+def test_a_request_to_stop_is_for_the_run_that_has_the_lock(journal):
+    journal.request("stop")
+    assert journal.lock() == "" and journal.requested() == "", "it was for another run"
+    journal.request("stop")
+    journal.begin("r2")
+    assert journal.lock() == "" and journal.requested() == "stop", "a run is also stopped while it checks the hosts"
+
+
 def test_each_inventory_has_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fleet").mkdir()

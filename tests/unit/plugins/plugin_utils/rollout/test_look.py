@@ -23,6 +23,7 @@ def test_one_question_is_enough_for_a_host_that_is_as_declared():
     [
         ({"rollout_reached": {"unreachable": True, "msg": "no\nroute"}}, "unreachable: no route"),
         ({"ollama_result": {"unreachable": True, "msg": "gone"}}, "ollama: gone"),
+        ({"rollout_apply": "/tasks.yml"}, "the tasks of rollout_apply register no rollout_result"),
     ],
 )
 def test_unfit(registered, why):

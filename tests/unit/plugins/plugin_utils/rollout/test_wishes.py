@@ -14,10 +14,10 @@ UNITS = [Unit(("a",)), Unit(("b", "c")), Unit(("d",))]
 
 
 def test_a_misspelt_variable_is_refused():
-    wishes.known(["rollout_width", "rollout_check", "ollama_rollout", "rollouts"])
-    for name in ("rollout_min_redy", "rollout_do", "rollout_"):
+    wishes.known(["rollout_width", "rollout_check", "ollama_rollout", "rollouts"], ["rollout_width"])
+    for name in ("rollout_min_redy", "rollout_do", "rollout_", "rollout_admission"):
         with pytest.raises(ValueError, match="^%s: no such variable; there are rollout_min_ready, " % name):
-            wishes.known(["rollout_width", name])
+            wishes.known(["rollout_width", name], [name])
 
 
 @pytest.mark.parametrize(("wish", "found"), [(0, 0.0), ("60", 60.0), (0.5, 0.5)])
