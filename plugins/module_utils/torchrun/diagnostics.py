@@ -90,6 +90,14 @@ def versions(nodes: Mapping[str, Mapping[str, Any]]) -> List[Finding]:
     return found
 
 
+def gpus(host: str, wanted: Sequence[int], count: int) -> List[Finding]:
+    """Whether the declared GPUs are there, each once."""
+    if wanted and len(set(wanted)) == len(wanted) and all(0 <= index < count for index in wanted):
+        return []
+    text = "gpus: %s: expected different indexes of the %d GPUs of %s, from 0 on" % (list(wanted), count, host)
+    return [error("no_gpu", host, text)]
+
+
 def processes(host: str, wanted: int, gpus: int) -> List[Finding]:
     """Whether each process has a GPU, and each GPU a process; a host without GPUs computes on its CPU.
 
