@@ -60,11 +60,11 @@ def record(model: Path) -> fingerprint.Recorded:
 
 
 def alarm(recorded: fingerprint.Recorded, model: Path, *arguments: str) -> Tuple[bool, float]:
-    """Whether a new process raises one, and by how much its answers differ."""
+    """Whether a new process raises an alarm, and by how much its answers differ."""
     with serving(model, *arguments) as endpoint:
         try:
             answers = fingerprint.take(endpoint, "tiny", PROMPTS, 60)
-        except fingerprint.NoLogprobs:  # its numbers are none any more
+        except fingerprint.NoLogprobs:  # its numbers have become NaN
             return True, float("inf")
     worst = max(map(fingerprint.deviation, recorded.answers, answers))
     return fingerprint.difference(recorded, answers) is not None, worst

@@ -21,6 +21,7 @@ import http.client
 import json
 import os
 import random
+import re
 import socket
 import statistics
 import subprocess
@@ -93,14 +94,20 @@ class Process:
         self.process.wait()
 
 
-class RoundRobin(Gateway):
-    """The gateway's configuration, but for the order."""
+class LeastConnections(Gateway):
+    """The gateway's configuration, but for the choice of a server."""
+
+    balance = "leastconn"
 
     def write(self) -> str:
         digest = super().write()
         file = self.folder / "haproxy.cfg"
-        file.write_text(file.read_text().replace("balance leastconn", "balance roundrobin"))
+        file.write_text(re.sub("balance (leastconn|first)", "balance " + self.balance, file.read_text()))
         return digest
+
+
+class RoundRobin(LeastConnections):
+    balance = "roundrobin"
 
 
 Places = list[tuple[str, int]]
@@ -207,7 +214,7 @@ def table(columns: list[str], ways: dict[str, Callable[[], list[float]]], rounds
         for name, way in ways.items():
             found[name].append(way())
             print("    %s: %s" % (name, found[name][-1]), file=sys.stderr, flush=True)
-    print("| router | %s | beside round robin |" % " | ".join(columns))
+    print("| router | %s | relative to round robin |" % " | ".join(columns))
     print("| --- |%s" % (" --- |" * (len(columns) + 1)))
     for name, own in found.items():
         cells = ["%.3g" % statistics.median(column) for column in zip(*own, strict=True)]
@@ -325,8 +332,8 @@ def loaded(folder: Path, clients: int) -> tuple[list[str], dict[str, Callable[[]
     names = list(MODELS)
     ways: dict[str, Callable[[Path, int], Any]] = {
         "HAProxy, round robin": lambda to, port: haproxy(to, port, places, names, RoundRobin, agent_port=0),
-        "HAProxy, least connections": lambda to, port: haproxy(to, port, places, names, agent_port=0),
-        "the gateway, with its agent on each host": lambda to, port: haproxy(to, port, places, names, agent_port=AGENT),
+        "HAProxy, least connections": lambda to, port: haproxy(to, port, places, names, LeastConnections, agent_port=0),
+        "the gateway": lambda to, port: haproxy(to, port, places, names, agent_port=AGENT),
         "nginx, least_conn": lambda to, port: nginx(to, port, places),
     }
     columns = ["loads of models", "s to the first token, 95 %", "median"]

@@ -16,8 +16,8 @@ class ActionModule(CheckFirstAction):
     FUNCTION = RemoteFunction("gateway.service", "check", gateway_service.argument_spec())
 
     def prepare(self, arguments: Dict[str, Any], variables: Mapping[str, Any]) -> Dict[str, Any]:
-        """Engines' keys leave the pools for an option of their own, which is logged and shown nowhere. What is no pool
-        stays, for the module to refuse."""
+        """Move the engines' keys from the pools to an option of their own, which is never logged or shown. Anything
+        malformed stays, for the module to reject."""
         given = arguments.get("pools") or {}
         if not isinstance(given, Mapping):
             return arguments

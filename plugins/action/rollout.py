@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look, plan, words
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look, plan, wishes, words
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.inventory import Inventory
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.journal import Journal, default_folder
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.plan import Unit
 
 PAUSE = 1.0  # seconds between two looks at a gateway, or at a request of a person
-GATEWAYS = "the gateways"
-"""Name of the pool that the gateways themselves form."""
+DEFAULTS = {"rollout_soak": 60, "rollout_room_wait": 600}  # seconds
 
 display = Display()
 
@@ -40,21 +40,29 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         self.variables: Dict[str, Any] = task_vars or {}
         self.host = str(self.variables["inventory_hostname"])
+        self.inventory = Inventory(self.variables["groups"], self.variables["hostvars"])
         self.journal = Journal(str(self.value("rollout_state", "") or default_folder(self.sources())))
+        step = self._task.args["step"]
         try:
-            result.update(getattr(self, "step_" + self._task.args["step"])())
+            result.update(getattr(self, "step_" + step)())
         except Refused as error:
-            result.update(failed=True, msg=str(error))
+            result.update(failed=True, msg="nothing was changed: " * (step == "plan") + str(error))
+        except OSError as error:
+            result.update(failed=True, msg="the state folder of the rollout (rollout_state): %s" % error)
         return dict(result, changed=False)
 
     def value(self, name: str, default: Any) -> Any:
         return self._templar.template(self.variables[name]) if name in self.variables else default
 
-    def seconds(self, name: str, default: float) -> float:
+    def wish(self, name: str, default: Any, read: Callable[[Any], Any]) -> Any:
+        """The value of a variable as ``read`` returns it."""
         try:
-            return float(self.value(name, default))
-        except (TypeError, ValueError):
-            raise Refused("%s: expected seconds, got %r" % (name, self.value(name, default))) from None
+            return read(self.value(name, default))
+        except ValueError as error:
+            raise Refused("%s: %s" % (name, error)) from None
+
+    def seconds(self, name: str) -> float:
+        return float(self.wish(name, DEFAULTS[name], wishes.seconds))
 
     def sources(self) -> List[Any]:
         found = self.variables.get("ansible_inventory_sources") or []
@@ -63,32 +71,51 @@ class ActionModule(ActionBase):
     # --- before anything is changed
 
     def step_look(self) -> Dict[str, Any]:
-        fault = (self.variables.get("rollout_fault") or {}).get("msg", "")
-        found = look.look(self.variables, str(fault))
+        found = look.look(self.variables)
         return {"state": found.state, "msg": found.why or found.state, "services": list(found.services)}
 
+    def step_unfit(self) -> Dict[str, Any]:
+        return {"state": "unfit", "msg": look.reason(self.fault()), "services": []}
+
+    def fault(self) -> Mapping[str, Any]:
+        """The result of the task that failed on this host, without its message if that is secret."""
+        failed = self.variables.get("ansible_failed_result") or look.failure(self.variables)
+        task = self.variables.get("ansible_failed_task") or {}
+        secret = failed.get("_ansible_no_log") or task.get("no_log")
+        return dict(failed, msg="a task failed whose result is secret") if secret else failed
+
+    def check_variables(self) -> None:
+        """Refuse what would be ignored now, or fail after a host was changed."""
+        try:
+            wishes.known(self.variables)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        if "rollout_state" in self.variables and "rollout_state" not in load_extra_vars(self._loader):
+            raise Refused("rollout_state: give it with -e, because the plays cannot read it from the inventory")
+        for name in DEFAULTS:
+            self.seconds(name)
+
     def step_plan(self) -> Dict[str, Any]:
+        self.check_variables()
         hosts = list(self.variables["ansible_play_hosts_all"])
         looks = {host: self.variables["hostvars"][host].get("rollout_look") or {} for host in hosts}
-        unfit = ["%s: %s" % (host, found.get("msg")) for host, found in looks.items() if not _fit(found)]
+        unfit = ["%s: %s" % (host, look.reason(found)) for host, found in looks.items() if not _fit(found)]
         if unfit:
-            raise Refused("nothing was changed, because not all hosts can be: %s" % "; ".join(unfit))
+            raise Refused("not all hosts can be: %s" % "; ".join(unfit))
         changing = [host for host in hosts if looks[host]["state"] == "differs"]
-        changing.sort(key=lambda host: host in self.groups("gateway") and not self.serves(host))  # as in site.yml
+        changing.sort(key=lambda host: host not in self.inventory.hosts(*ENGINES))  # as in site.yml
         former = self.journal.state()
         resumed = states.resumes(former, set(changing))
         outside = sorted(set(former.of(*states.IN_HAND)) - set(hosts))
         if outside:
-            raise Refused(
-                "%s was being changed when the last run ended: include it in this run (nothing was changed)"
-                % ", ".join(outside)
-            )
+            raise Refused("%s was being changed when the last run ended: include it in this run" % ", ".join(outside))
         fields = self.planned(hosts, changing, looks, former if resumed else states.State(measured=former.measured))
         if not self._task.check_mode:
             self.begin(former, resumed, looks)
             self.journal.append("plan", **fields)
         planned = states.fold([{"event": "plan", "t": 0, **fields}]).plan
         lines = words.plan_lines(planned) if planned else []
+        lines += ["%s does not answer: it will not be asked who serves" % name for name in self.silent()]
         self.show(["resuming run %s" % former.run] * resumed + lines)
         return {"msg": lines[0] if lines else "", "lines": lines, "plan": fields}
 
@@ -100,25 +127,25 @@ class ActionModule(ActionBase):
         :raises Refused: a pool could not keep its ready minimum, or a variable is wrong.
         """
         services = {host: [self.priced(former, host, row) for row in looks[host]["services"]] for host in changing}
-        served = self.served()
+        served = self.inventory.served(ENGINES)
         takes = {host: look.left(host, rows, served) for host, rows in services.items()}
-        chosen = plan.units(changing, self.together(), takes)
+        chosen = plan.units(changing, self.inventory.together(), takes)
         away = sorted({host for unit in chosen for host in unit.hosts} - set(hosts))
         if away:
-            raise Refused(
-                "%s shares a model with a host of this run: include it (nothing was changed)" % ", ".join(away)
-            )
-        pools = self.number("rollout_min_ready", None, lambda wish: plan.pools(served, wish))
+            raise Refused("%s shares a model with a host of this run: include it" % ", ".join(away))
+        pools = self.wish("rollout_min_ready", None, lambda wish: plan.pools(served, wish))
         never = plan.impossible(chosen, pools)
         if never:
-            raise Refused("nothing was changed: %s" % "; ".join(never))
+            raise Refused("; ".join(never))
         number = sum(len(unit.hosts) for unit in chosen)
         return {
             "units": [[list(unit.hosts), list(unit.takes)] for unit in chosen],
-            "canary": self.canary(hosts, chosen, former),
+            "canary": former.plan.canary
+            if former.plan and former.of("done")
+            else self.wish("rollout_canary", None, lambda wish: wishes.canary(wish, hosts, chosen)),
             "pools": {name: [list(pool.hosts), pool.minimum] for name, pool in pools.items()},
-            "width": max(1, self.number("rollout_width", 4, lambda wish: plan.number(wish, number))),
-            "failures": self.number("rollout_max_failures", 0, lambda wish: plan.number(wish, number)),
+            "width": self.wish("rollout_width", 4, lambda wish: plan.number(wish, number or 1, 1)),
+            "failures": self.wish("rollout_max_failures", 0, lambda wish: plan.number(wish, number)),
             "as_declared": [host for host in hosts if looks[host]["state"] == "as declared"],
             "services": services,
             "gateways": [name for name, found in self.answers() if found.get("answers")],
@@ -127,25 +154,6 @@ class ActionModule(ActionBase):
     def priced(self, former: states.State, host: str, row: Mapping[str, Any]) -> Dict[str, Any]:
         seconds, basis = look.predicted(former.measured, host, row)
         return dict(row, predicted=seconds, basis=basis)
-
-    def number(self, name: str, default: Any, read: Any) -> Any:
-        try:
-            return read(self.value(name, default))
-        except ValueError as error:
-            raise Refused("%s: %s (nothing was changed)" % (name, error)) from None
-
-    def canary(self, hosts: Sequence[str], units: Sequence[Unit], former: states.State) -> List[str]:
-        """The hosts that are changed first and alone: those that are named, else the first one that changes."""
-        if former.of("done"):
-            return former.plan.canary if former.plan else []
-        named = self.value("rollout_canary", None)
-        if named is None:
-            return list(units[0].hosts) if len(units) > 1 else []
-        named = [named] if isinstance(named, str) else list(named)
-        unknown = sorted(set(named) - set(hosts))
-        if unknown:
-            raise Refused("rollout_canary: %s is not a host of this run (nothing was changed)" % ", ".join(unknown))
-        return [host for unit in units if set(unit.hosts) & set(named) for host in unit.hosts]
 
     def begin(self, former: states.State, resumed: bool, looks: Mapping[str, Any]) -> None:
         self.journal.withdraw("stop")
@@ -156,31 +164,6 @@ class ActionModule(ActionBase):
         for host in former.of("lost", *states.IN_HAND) if resumed else ():
             if looks.get(host, {}).get("state") == "as declared":  # the last run was killed before it wrote so
                 self.journal.append("done", host=host)
-
-    def served(self) -> Dict[str, Dict[str, Set[str]]]:
-        """For each pool, its hosts and the engines that serve it there. An engine without models is a pool, too."""
-        found: Dict[str, Dict[str, Set[str]]] = {}
-        for group, services in ENGINES.items():
-            for host in self.groups(group):
-                for service in services(host, self.variables["hostvars"][host]):
-                    for pool in service.models or [group]:
-                        found.setdefault(pool, {}).setdefault(host, set()).add(group)
-        if self.groups("gateway"):
-            found[GATEWAYS] = {host: {"gateway"} for host in self.groups("gateway")}
-        return found
-
-    def together(self) -> List[List[str]]:
-        """Hosts that share a model of vLLM."""
-        instances = [
-            one for host in self.groups("vllm") for one in self.variables["hostvars"][host].get("vllm_instances") or []
-        ]
-        return [list(one["hosts"]) for one in instances if one.get("hosts")]
-
-    def groups(self, name: str) -> List[str]:
-        return list(self.variables["groups"].get(name, []))
-
-    def serves(self, host: str) -> bool:
-        return any(host in self.groups(group) for group in ENGINES)
 
     # --- one host
 
@@ -193,7 +176,7 @@ class ActionModule(ActionBase):
         state, batch = self.journal.state(), set(self.variables["ansible_play_batch"])
         held, pools = states.in_hand(state), state.plan.pools if state.plan else {}
         waiting = [unit for unit in states.remaining(state) if set(unit.hosts) <= batch and unit not in held]
-        until = time.monotonic() + self.seconds("rollout_room_wait", 600)
+        until = time.monotonic() + self.seconds("rollout_room_wait")
         while True:
             found = self.ask_gateway()
             serving = self.serving([found]) - states.lost(state)
@@ -211,8 +194,7 @@ class ActionModule(ActionBase):
             answer = {"failed": True, "msg": str(error)}
         if answer.get("failed") or answer.get("unreachable") or answer.get("status") != 200:
             return {"answers": False, "msg": str(answer.get("msg")), "up": [], "known": []}
-        hosts = sorted({host for group in ENGINES for host in self.groups(group)})
-        up, known = look.serving(str(answer.get("content", "")), hosts)
+        up, known = look.serving(str(answer.get("content", "")), self.inventory.hosts(*ENGINES))
         return {
             "answers": True,
             "msg": "%d of %d hosts serve" % (len(up), len(known)),
@@ -225,9 +207,12 @@ class ActionModule(ActionBase):
         found = self.variables.get("rollout_gateways") or {}
         return [(str(one.get("item")), one) for one in found.get("results") or ()]
 
+    def silent(self) -> List[str]:
+        return [name for name, found in self.answers() if not found.get("answers")]
+
     def serving(self, answers: Sequence[Mapping[str, Any]]) -> Set[str]:
         """Hosts that serve. One that no gateway knows counts as serving: it has none in front of it, or not yet."""
-        everybody = {host for hosts in self.served().values() for host in hosts}
+        everybody = {host for hosts in self.inventory.served(ENGINES).values() for host in hosts}
         return {host for host in everybody if all(host in one["up"] or host not in one["known"] for one in answers)}
 
     def step_admit(self) -> Dict[str, Any]:
@@ -241,7 +226,7 @@ class ActionModule(ActionBase):
             state = self.journal.state()
             unit = next(unit for unit in state.plan.units if self.host in unit.hosts)  # type: ignore[union-attr]
             answers = [found for _name, found in self.answers()]
-            silent = [name for name, found in self.answers() if not found.get("answers")]
+            silent = self.silent()
             serving = self.serving([found for found in answers if found.get("answers")])
             told = states.admit(state, unit, serving, self.journal.requested())
             if told.go and told.why == "" and silent:
@@ -261,7 +246,10 @@ class ActionModule(ActionBase):
         return {"msg": ", ".join("%s: %.1f s without it" % pair for pair in found.items()) or "nothing was restarted"}
 
     def step_soak(self) -> Dict[str, Any]:
-        until = time.monotonic() + self.seconds("rollout_soak", 60)
+        planned = self.journal.state().plan
+        if planned is None or self.host not in planned.canary:
+            return {"skipped": True}
+        until = time.monotonic() + self.seconds("rollout_soak")
         while time.monotonic() < until and self.journal.requested() != "stop":
             time.sleep(min(PAUSE, max(0.0, until - time.monotonic())))
         return {}
@@ -274,15 +262,11 @@ class ActionModule(ActionBase):
         return {"msg": "as declared"}
 
     def step_failed(self) -> Dict[str, Any]:
-        failed = self._task.args.get("result") or look.failure(self.variables)
-        reached = self.variables.get("rollout_reached") or {}
-        why = (
-            "unreachable"
-            if reached.get("unreachable")
-            else str(failed.get("msg") or "another host of its model failed")
-        )
-        status = "failed" if look.safe(failed) and not reached.get("unreachable") else "lost"
-        why, rolled_back = look.one_line(why), bool(failed.get("rolled_back"))
+        failed = self.fault()
+        away = (self.variables.get("rollout_reached") or {}).get("unreachable")
+        status = "failed" if look.safe(failed) and not away else "lost"
+        why = look.reason(failed) if failed else "another host of its model failed"
+        why, rolled_back = "unreachable" if away else why, bool(failed.get("rolled_back"))
         real = look.measured(self.variables)
         self.journal.append(status, host=self.host, why=why, rolled_back=rolled_back, measured=real)
         return {"msg": "%s: %s" % (status, why)}
@@ -302,17 +286,19 @@ class ActionModule(ActionBase):
     def step_control(self) -> Dict[str, Any]:
         asked = str(self._task.args.get("request"))
         if asked not in ("status", "pause", "resume", "stop"):
-            raise Refused("rollout_do: expected status, pause, resume or stop, got %s" % asked)
+            raise Refused("rollout_do: expected status, pause, resume or stop, got %s" % look.one_line(asked))
         runs = self.journal.running()
         if asked in ("pause", "stop"):
             if not runs:
                 raise Refused("no rollout of this inventory is running")
-            self.journal.request(asked)
-        elif asked == "resume":
+            if not self._task.check_mode:
+                self.journal.request(asked)
+        elif asked == "resume" and not self._task.check_mode:
             self.journal.withdraw("pause")
         now = "running (%s)" % runs if runs else "not running"
         requested = self.journal.requested()
-        lines = words.receipt_lines(words.receipt(self.journal.state(), time.time()))
+        state = self.journal.state()
+        lines = words.receipt_lines(words.receipt(state, time.time())) if state.run else ["there was no rollout yet"]
         self.show([now + (", %s requested" % requested if requested else ""), *lines])
         return {"msg": lines[0], "running": bool(runs), "requested": requested}
 

@@ -15,7 +15,7 @@ description:
   - After the recap of a playbook that uses this collection, prints one block for all plays and batches. It has the
     totals and the duration, the failed hosts with their causes, and one line for all hosts that reported the same.
   - Hosts that the run did not get to, because it stopped after a failed batch, are listed as C(not touched).
-  - It prints nothing for other playbooks, nor for C(gpufleet.inference.rollout), which ends with its own receipt.
+  - It prints nothing for other playbooks, or for C(gpufleet.inference.rollout), which ends with its own receipt.
 requirements:
   - 'To enable it, add it to the list C(callbacks_enabled) of the section C([defaults]) in C(ansible.cfg):
     C(callbacks_enabled = gpufleet.inference.summary). The playbooks of this collection then leave out their own report

@@ -15,8 +15,8 @@ description:
   - Returns the options of M(gpufleet.inference.gateway_agent) for the host that asks, from what the inventory declares
     of its engines and of the group C(gateway). Nothing is declared twice.
   - A gateway is known by its C(gateway_address), or else its C(ansible_host), or else its name.
-  - The port is the C(gateway_agent_port) of the gateways. Without a group C(gateway), or where that port is V(0), the
-    agent is V(absent).
+  - The port is the C(gateway_agent_port) of the gateways. Without a group C(gateway), or if that port is V(0), the
+    state is V(absent).
 seealso:
   - module: gpufleet.inference.gateway_agent
 """
@@ -42,7 +42,7 @@ from ansible.plugins.lookup import LookupBase
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import address_of, pools
 
 PORT = 8405
-"""Default of the role gateway, which its hosts' variables do not have."""
+"""The default of the role gateway, which is not among the variables of its hosts."""
 
 
 class LookupModule(LookupBase):
@@ -61,7 +61,7 @@ class LookupModule(LookupBase):
 
 
 def agent_port(hostvars: Mapping[str, Mapping[str, Any]], gateways: Sequence[str]) -> int:
-    """The port at which all gateways ask; 0 where they ask no agent, or there are none.
+    """The port at which all gateways ask; 0 if they ask no agent, or there are none.
 
     :raises AnsibleLookupError: they ask at different ports.
     """

@@ -19,7 +19,7 @@ description:
   - For Ollama, the models are those of C(ollama_models).
 options:
   keys:
-    description: Whether the servers come with the API keys of their engines. Do not print them then.
+    description: Whether to include the API keys of the engines. If so, do not print the result.
     type: bool
     default: false
 seealso:

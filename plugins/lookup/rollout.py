@@ -55,35 +55,38 @@ class LookupModule(LookupBase):
     """Entry point for Ansible."""
 
     def run(self, terms: List[Any], variables: Optional[Dict[str, Any]] = None, **kwargs: Any) -> List[Any]:
-        what, part = str(terms[0]), str((terms[1:] or [""])[0])
         variables = variables or {}
-        check = bool(variables.get("ansible_check_mode"))
-        journal = Journal(str(self._value("rollout_state", variables, "") or default_folder(_sources(variables))))
-        if what == "targets":
-            _refuse_parts()
-            if not check and context.CLIARGS.get("syntax") is not True and not context.CLIARGS.get("listhosts"):
-                _lock(journal)
-            known = [group for group in GROUPS if group in variables.get("groups", {})]
-            return [str(self._value("rollout_targets", variables, ":".join(known) or NONE))]
-        state = State() if check else journal.state()
-        if what == "gateways":
-            return [state.plan.gateways if state.plan else []]
-        found = _part(state, part)
-        if what == "sizes":  # an empty list would mean all hosts at once
-            return [[sum(len(unit.hosts) for unit in chosen) for chosen in found] or [1]]
-        return [[host for chosen in found for unit in chosen for host in unit.hosts]]
+        folder = self._templar.template(variables.get("rollout_state", "")) or default_folder(_sources(variables))
+        try:
+            return [_found(Journal(str(folder)), variables, *map(str, terms))]
+        except OSError as error:
+            raise AnsibleLookupError("the state folder of the rollout (rollout_state): %s" % error) from None
 
-    def _value(self, name: str, variables: Mapping[str, Any], default: Any) -> Any:
-        return self._templar.template(variables[name]) if name in variables else default
+
+def _found(journal: Journal, variables: Mapping[str, Any], what: str, part: str = "") -> Any:
+    check = bool(variables.get("ansible_check_mode"))
+    if what == "targets":
+        _refuse_parts()
+        if not check and not any(
+            context.CLIARGS.get(name) for name in ("syntax", "listhosts", "listtasks", "listtags")
+        ):
+            _lock(journal)
+        return ":".join(group for group in GROUPS if group in variables.get("groups", {})) or NONE
+    state = State() if check else journal.state()
+    if what == "gateways":
+        return state.plan.gateways if state.plan else []
+    found = _part(state, part)
+    if what == "sizes":  # an empty list would mean all hosts at once
+        return [sum(len(unit.hosts) for unit in chosen) for chosen in found] or [1]
+    return [host for chosen in found for unit in chosen for host in unit.hosts]
 
 
 def _part(state: State, part: str) -> List[List[Unit]]:
     """The batches of one part. What has no room now is in the last ones: it may have, by its turn."""
     if not state.plan:
         return []
-    if part == "all":
-        names = [host for unit in state.plan.units for host in unit.hosts] or state.plan.as_declared
-        return [[Unit((names[0],))]] if names else []
+    if part == "all":  # one of them is enough for the receipt, but --limit may leave out any
+        return [[*state.plan.units, Unit(tuple(state.plan.as_declared))]]
     left = remaining(state)
     held = in_hand(state)
     canary = [unit for unit in left if unit not in held and set(unit.hosts) & set(state.plan.canary)]

@@ -12,7 +12,7 @@ short_description: Report the services of a GPU host to gateways
 version_added: 0.1.0
 description:
   - Runs C(gpufleet-agent.service) on a GPU host. It answers the agent checks of HAProxy gateways, so they know which
-    services of the host are ready, how busy they are, which models Ollama has loaded, and when to send nothing.
+    services of the host are ready, how busy they are, and when to send nothing.
   - A service gets no new requests while a run of this collection changes it (C(drain)), or when its last verification
     failed (C(down), with the verdict). Before a service is stopped, all gateways must have asked and its requests must
     have ended, within O(gpufleet.inference.vllm_service#module:drain_timeout).
@@ -75,7 +75,7 @@ options:
     elements: str
     default: []
   local_gateway:
-    description: The one of O(gateways) that runs on this host itself, and so may ask from its loopback address.
+    description: The one of O(gateways) that runs on this host, and may therefore ask from a loopback address.
     type: str
     default: ""
   port:

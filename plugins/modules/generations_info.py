@@ -12,9 +12,10 @@ short_description: List the last accepted configurations of the services of a ho
 version_added: 0.2.0
 description:
   - Each time a service is changed and verified, its options are recorded on the host, with what the verification
-    measured. The last five of each service are kept, in C(/var/lib/gpufleet/generations), which only root can read.
-  - No secret is recorded. Neither is a change of secrets alone.
-  - The option C(generation) of the module of a service takes it back to one of them.
+    measured. The last five of each service are kept in C(/var/lib/gpufleet/generations), in files that only root can
+    read.
+  - No secret is recorded, and a change of secrets alone records nothing.
+  - The option C(generation) of a service's module takes the service back to one of them.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -46,12 +47,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: How many there are.
+  description: How many generations and services there are.
   returned: always
   type: str
   sample: 5 generations of 2 services
 table:
-  description: A heading, and a line for each generation, the newest of a service first. Empty where there is none.
+  description: A heading and a line for each generation, the newest of each service first. Empty if there is none.
   returned: always
   type: list
   elements: str

@@ -747,7 +747,7 @@ ansible_facts:
                   type: bool
                   sample: true
                 fit:
-                  description: Whether nothing is known against using it but that its clocks are held down.
+                  description: Whether nothing is known against using the GPU, apart from clocks that are held down.
                   returned: success
                   type: bool
                   sample: true
@@ -772,16 +772,16 @@ ansible_facts:
                 fan_speed_percent: unsupported
         findings:
           description:
-            - Everything that was found, for people and for monitoring. What makes a GPU unfit or slow is also in
-              RV(ansible_facts.gpu.devices[].health). From NVML's values, from the GPUs of the same name on this host,
-              and from the Xid errors in the kernel's log since the boot, as far back as C(/dev/kmsg) reaches; only root
-              can read that.
+            - Everything that was found to be wrong or unusual, for people and for monitoring. What makes a GPU unfit or
+              slow is also in RV(ansible_facts.gpu.devices[].health).
+            - The sources are NVML's values, the other GPUs of the same name on this host, and the Xid errors in the
+              kernel's log since boot, as far back as C(/dev/kmsg) reaches; only root can read it.
           returned: success
           type: list
           elements: dict
           contains:
             gpu:
-              description: Index of the GPU, null for a place on the PCI bus where no GPU is any more.
+              description: Index of the GPU. Null if an Xid error names a place on the PCI bus that has no GPU now.
               returned: success
               type: int
               sample: 3
@@ -791,14 +791,14 @@ ansible_facts:
               type: str
               sample: xid_119
             effect:
-              description: V(unfit), V(slow), or V(note) for what keeps it from nothing.
+              description: V(unfit), V(slow), or V(note) for what does not keep the GPU from working.
               returned: success
               type: str
               sample: note
             action:
               description:
-                - What is to be done. V(reset) or V(replace) the GPU, V(reboot) the host, V(restart) the program that
-                  used it, V(look), or V(none).
+                - What to do. V(reset) or V(replace) the GPU, V(reboot) the host, V(restart) the program that used it,
+                  V(look) into it, or V(none).
               returned: success
               type: str
               sample: reset

@@ -2,19 +2,19 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several users at once of an OpenAI-compatible endpoint, and what each of them waits for."""
+"""Several simultaneous users of an OpenAI-compatible endpoint, and how long each waits."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: inference_loadtest
-short_description: Measure an OpenAI-compatible endpoint under several users at once
+short_description: Measure an OpenAI-compatible endpoint with several simultaneous users
 version_added: 0.2.0
 description:
-  - Sends requests of several users to an endpoint such as vLLM's, llama.cpp's, or Ollama's under C(/v1), from the host
-    on which the task runs, and measures what each user waits for.
-  - Each model generates one token first, which is not measured, so that it is loaded. A model with a chat template
-    receives chats, any other receives completions.
+  - Sends requests of several simultaneous users to an endpoint such as vLLM's, llama.cpp's, or Ollama's under C(/v1),
+    from the host on which the task runs, and measures how long each user waits.
+  - First, each model generates one token that is not measured, so that it is loaded. A model with a chat template
+    receives chats, any other model completions.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -29,14 +29,14 @@ attributes:
     details: It measures, and changes nothing that is declared.
 options:
   url:
-    description: The endpoint, as V(http://127.0.0.1:8000). A C(/v1) at the end may be left out.
+    description: The endpoint, such as V(http://127.0.0.1:8000). A C(/v1) at the end may be left out.
     type: str
     required: true
   api_key:
     description: Key to send as a bearer token. It appears in no command line and no result.
     type: str
   models:
-    description: Models to ask. Users take them in turn, so that with two of them each has half of the users.
+    description: Models to ask. Users are assigned to them in turn, so that each of two models has half of the users.
     type: list
     elements: str
     required: true
@@ -54,7 +54,7 @@ options:
         next request late. If unset, each begins its next request as soon as it has an answer.
     type: float
   stream:
-    description: Whether answers come as a stream. Without one, only whole answers can be timed.
+    description: Whether answers are streamed. Without a stream, only whole answers can be timed.
     type: bool
     default: true
   tokens:
@@ -66,7 +66,7 @@ options:
     type: str
     default: Tell a long story about a ship that looks for a new home.
   timeout:
-    description: Seconds within which an answer must be complete, waiting in the queue and loading the model included.
+    description: Seconds within which an answer must be complete, including the time in the queue and to load the model.
     type: float
     default: 600.0
   validate_certs:

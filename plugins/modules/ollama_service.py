@@ -328,28 +328,29 @@ options:
     default: {}
   generation:
     description:
-      - Take the service back to an earlier accepted configuration. Its number, or a time in UTC such as
+      - >-
+        Earlier accepted configuration to take the service back to: its number, or a time in UTC such as
         V(2026-11-30T08:00Z) for the one that was in force then. M(gpufleet.inference.generations_info) lists them.
-      - The options of that time take the place of those declared here, except secrets, the drain, and with O(instances)
-        the release. The change is verified, and rolled back if it fails, like any other.
-      - The service stays there while this is set. Without it, the declared options are in force again.
+      - Its options replace those declared here, except secrets, the drain, and with O(instances) the release. The
+        change is verified, and rolled back if it fails, like any other.
+      - The service stays there while this is set. Without it, the declared options apply again.
     type: str
   fingerprints:
     description:
-      - Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16
-        tokens at temperature 0. The tokens and their log probabilities are recorded on the host, and compared after
-        each later change of the service, and whenever a run has all models answer. If they differ by more than the
-        answers of one process do, the verdict is V(wrong_answers), and the change is rolled back.
-      - Needs an engine that reports log probabilities with C(/v1/chat/completions); where it does not, there is a
-        warning, and nothing is compared.
+      - Prompts that show whether the model still answers as before. When a change is verified, the model answers each
+        of them with 16 tokens at temperature 0. The tokens and their log probabilities are recorded on the host, where
+        every user can read them. They are compared after each later change of the service, and whenever a run makes
+        every model answer. If they differ by more than the answers of one process do, the verdict is V(wrong_answers),
+        and the change is rolled back.
+      - The engine must report log probabilities with C(/v1/chat/completions). If it does not, the run warns, and
+        nothing is compared.
     type: list
     elements: str
     default: []
   new_answers:
     description:
-      - >-
-        The change is meant to change the answers, such as another model or quantisation under the same name: the
-        answers to O(fingerprints) are recorded again instead of compared.
+      - Whether this change is meant to change the answers, for example by another model or quantisation under the same
+        name. The answers to O(fingerprints) are then recorded again instead of compared.
     type: bool
     default: false
   prove:
@@ -637,8 +638,8 @@ verdict:
   description:
     - The result of the verification. V(ok), or one of V(crash_loop), V(not_ready), V(port_taken), V(wrong_version),
       V(unproven), V(misread), V(cpu_fallback), V(wrong_gpu), V(model_missing), V(load_failed), V(stalled),
-      V(partial_offload), V(vram_missing), V(spread_missing), V(uneven_spread), V(vram_held), or a verdict of the
-      M(gpufleet.inference.systemd_override) module.
+      V(partial_offload), V(vram_missing), V(spread_missing), V(uneven_spread), V(vram_held), V(exposed),
+      V(wrong_answers), or a verdict of the M(gpufleet.inference.systemd_override) module.
   returned: when a service was inspected
   type: str
   sample: ok
@@ -754,18 +755,18 @@ version:
   type: str
   sample: 0.32.15
 generation:
-  description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null
-    where it recorded none.
+  description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null if
+    it recorded none.
   returned: success, with O(state=present)
   type: int
   sample: 3
 fingerprint:
-  description: What came of O(fingerprints); empty where nothing was compared or recorded in this run.
+  description: Result of O(fingerprints). Empty if this run compared and recorded nothing.
   returned: success, with O(state=present)
   type: dict
   contains:
     state:
-      description: V(same) as recorded, V(recorded) for the first time, or V(not_offered) by the server.
+      description: V(same) as before, V(recorded) by this run, or V(not_offered) by the server.
       returned: always
       type: str
     deviation:
@@ -774,7 +775,7 @@ fingerprint:
       type: float
       sample: 0.0002
     tolerance:
-      description: What it may be at most, from what the answers of one process differed by.
+      description: The largest difference allowed, derived from how much the answers of one process differed.
       returned: unless RV(fingerprint.state) is V(not_offered)
       type: float
       sample: 0.1
@@ -793,7 +794,7 @@ drain:
       type: list
       elements: str
     silent:
-      description: Gateways that did not ask this host in time, and could not be told.
+      description: Gateways that did not ask this host in time, and so do not know of the drain.
       returned: always
       type: list
       elements: str

@@ -26,17 +26,14 @@ attributes:
 options:
   step:
     description:
-      - V(look) reads what the roles have found on a host. V(gateways) asks a gateway which hosts serve. V(plan) plans
-        the rollout from that, and refuses it where it cannot succeed.
+      - V(look) reads what the roles have found on a host, V(unfit) why they failed there. V(gateways) asks a gateway
+        which hosts serve. V(plan) plans the rollout from that, and refuses it where it cannot succeed.
       - V(room) asks a gateway until its pools can do without a batch. V(admit) decides whether a host may be changed
         now. V(applied), V(soak), V(done) and V(failed) follow.
       - V(report) writes the receipt. V(control) is for the playbook C(gpufleet.inference.rollout_control).
     type: str
-    choices: [look, plan, gateways, room, admit, applied, soak, done, failed, report, control]
+    choices: [look, unfit, plan, gateways, room, admit, applied, soak, done, failed, report, control]
     required: true
-  result:
-    description: For O(step=failed), the result of the task that failed.
-    type: dict
   request:
     description: For O(step=control), what to do.
     type: str

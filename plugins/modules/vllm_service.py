@@ -354,33 +354,34 @@ options:
   environment:
     description:
       - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning. A
-        name that ends as those of secrets do, such as E(WANDB_API_KEY), is rejected; see O(secret_environment).
+        name that ends like that of a secret, such as E(WANDB_API_KEY), is rejected; see O(secret_environment).
     type: dict
     default: {}
   generation:
     description:
-      - Take the service back to an earlier accepted configuration. Its number, or a time in UTC such as
+      - >-
+        Earlier accepted configuration to take the service back to: its number, or a time in UTC such as
         V(2026-11-30T08:00Z) for the one that was in force then. M(gpufleet.inference.generations_info) lists them.
-      - The options of that time take the place of those declared here, except secrets, the drain, and with O(instances)
-        the release. The change is verified, and rolled back if it fails, like any other.
-      - The service stays there while this is set. Without it, the declared options are in force again.
+      - Its options replace those declared here, except secrets, the drain, and with O(instances) the release. The
+        change is verified, and rolled back if it fails, like any other.
+      - The service stays there while this is set. Without it, the declared options apply again.
     type: str
   fingerprints:
     description:
-      - Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16
-        tokens at temperature 0. The tokens and their log probabilities are recorded on the host, and compared after
-        each later change of the service, and whenever a run has all models answer. If they differ by more than the
-        answers of one process do, the verdict is V(wrong_answers), and the change is rolled back.
-      - Needs an engine that reports log probabilities with C(/v1/chat/completions); where it does not, there is a
-        warning, and nothing is compared.
+      - Prompts that show whether the model still answers as before. When a change is verified, the model answers each
+        of them with 16 tokens at temperature 0. The tokens and their log probabilities are recorded on the host, where
+        every user can read them. They are compared after each later change of the service, and whenever a run makes
+        every model answer. If they differ by more than the answers of one process do, the verdict is V(wrong_answers),
+        and the change is rolled back.
+      - The engine must report log probabilities with C(/v1/chat/completions). If it does not, the run warns, and
+        nothing is compared.
     type: list
     elements: str
     default: []
   new_answers:
     description:
-      - >-
-        The change is meant to change the answers, such as another model or quantisation under the same name: the
-        answers to O(fingerprints) are recorded again instead of compared.
+      - Whether this change is meant to change the answers, for example by another model or quantisation under the same
+        name. The answers to O(fingerprints) are then recorded again instead of compared.
     type: bool
     default: false
   prove:
@@ -430,8 +431,8 @@ options:
     description:
       - >-
         LoRA adapters by the names under which clients request them: directories on the host, or names of downloaded
-        models. Before a change each must have a configuration and weights that O(user) can read; after it, each must
-        answer a request under its name. C(max-lora-rank) follows from them unless O(extra_args) has it.
+        models. Before a change, each must have a configuration and weights that O(user) can read; after it, each must
+        answer a request under its name. C(max-lora-rank) is derived from them unless O(extra_args) sets it.
     type: dict
   load_format:
     description: How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy).
@@ -454,8 +455,8 @@ options:
     description:
       - >-
         Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for as
-        many as fit. Left out, it is the length that the model was trained for. One that the model's config.json, with
-        C(hf-overrides) in O(extra_args), does not allow is rejected.
+        many as fit. If left out, it is the length that the model was trained for. A length that the model's
+        config.json, with C(hf-overrides) in O(extra_args), does not allow is rejected.
     type: str
   max_num_seqs:
     description: How many requests are computed at the same time.
@@ -466,7 +467,7 @@ options:
   gpu_memory_utilization:
     description:
       - Share of each GPU's total memory that the instance uses; vLLM's default is 0.92 (0.9 before 0.20). This much
-        must be free, or already be used by this instance.
+        must be free, or already in use by this instance.
     type: float
   kv_cache_dtype:
     description: Data type of the cache, such as V(fp8). Left out, it is that of the model.
@@ -494,8 +495,10 @@ options:
     default: auto
   data_parallel_size:
     description:
-      - Number of copies of the model; V(auto) is one. A mixture of experts copies its attention alone and divides its
-        experts among all GPUs, each expert into parts, or with C(enable-expert-parallel) in O(extra_args) as a whole.
+      - >-
+        Number of copies of the model; V(auto) is one. Of a mixture of experts, only the attention is copied. Its
+        experts are divided among all GPUs: each is split, or with C(enable-expert-parallel) in O(extra_args) stays
+        whole.
     type: str
     default: auto
   host:
@@ -530,8 +533,8 @@ options:
     default: false
   client_keys:
     description:
-      - Further keys, by the names of clients. Requires O(guard_all_paths), as vLLM itself knows one key. A change
-        restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without one.
+      - Further keys, by the names of clients. Requires O(guard_all_paths), because vLLM itself knows only one key. A
+        change restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without a restart.
     type: dict
   open_paths:
     description: Paths that need no key with O(guard_all_paths), such as V(/metrics).
@@ -673,55 +676,6 @@ diff:
   returned: success
   type: list
   elements: dict
-generation:
-  description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null
-    where it recorded none.
-  returned: success, with O(state=present)
-  type: int
-  sample: 3
-fingerprint:
-  description: What came of O(fingerprints); empty where nothing was compared or recorded in this run.
-  returned: success, with O(state=present)
-  type: dict
-  contains:
-    state:
-      description: V(same) as recorded, V(recorded) for the first time, or V(not_offered) by the server.
-      returned: always
-      type: str
-    deviation:
-      description: The largest difference of a log probability from the recorded one, in nats.
-      returned: unless RV(fingerprint.state) is V(not_offered)
-      type: float
-      sample: 0.0002
-    tolerance:
-      description: What it may be at most, from what the answers of one process differed by.
-      returned: unless RV(fingerprint.state) is V(not_offered)
-      type: float
-      sample: 0.1
-drain:
-  description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
-  returned: success, with O(state=present)
-  type: dict
-  contains:
-    seconds:
-      description: How long it took until nothing was running any more.
-      returned: always
-      type: float
-    gateways:
-      description: Gateways that sent new requests elsewhere by then.
-      returned: always
-      type: list
-      elements: str
-    silent:
-      description: Gateways that did not ask this host in time, and could not be told.
-      returned: always
-      type: list
-      elements: str
-    cut:
-      description: What was still running at the end, and was cut; empty for nothing.
-      returned: always
-      type: str
-      sample: 2 connections from 192.0.2.10 are open
 instances:
   description: The result of each instance, by the name of its unit. If one fails, its keys are at the top level.
   returned: success
@@ -740,9 +694,9 @@ instances:
       description:
         - The result of the verification. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken),
           V(bad_config), V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(asleep), V(not_generated),
-          V(no_progress), V(cpu_fallback), V(wrong_gpu), V(spread_missing), V(unproven), V(vram_held),
-          V(peer_lost) (another of O(nodes) has ended), or a verdict of the M(gpufleet.inference.systemd_override)
-          module.
+          V(no_progress), V(cpu_fallback), V(wrong_gpu), V(spread_missing), V(unproven), V(vram_held), V(exposed),
+          V(wrong_answers), V(peer_lost) (another of O(nodes) has ended), or a verdict of the
+          M(gpufleet.inference.systemd_override) module.
       returned: when the instance was inspected
       type: str
       sample: ok
@@ -750,7 +704,7 @@ instances:
       description:
         - Why the model was not asked to answer in this run, such as V(nothing changed). Empty if it answered.
         - With O(prove=now) it is always asked.
-      returned: when a instance was inspected
+      returned: when the instance was inspected
       type: str
     evidence:
       description: The measurements behind the verdict, and the last lines of the journal.
@@ -859,6 +813,55 @@ instances:
           description: Memory that the unit's own processes use there.
           returned: always
           type: int
+    generation:
+      description: Number of the generation that this run has recorded, see M(gpufleet.inference.generations_info). Null
+        if it recorded none.
+      returned: with O(state=present)
+      type: int
+      sample: 3
+    fingerprint:
+      description: Result of O(fingerprints). Empty if this run compared and recorded nothing.
+      returned: with O(state=present)
+      type: dict
+      contains:
+        state:
+          description: V(same) as before, V(recorded) by this run, or V(not_offered) by the server.
+          returned: always
+          type: str
+        deviation:
+          description: The largest difference of a log probability from the recorded one, in nats.
+          returned: unless C(state) is V(not_offered)
+          type: float
+          sample: 0.0002
+        tolerance:
+          description: The largest difference allowed, derived from how much the answers of one process differed.
+          returned: unless C(state) is V(not_offered)
+          type: float
+          sample: 0.1
+    drain:
+      description: What happened before the service was stopped; empty where it was not stopped or O(drain_timeout=0).
+      returned: with O(state=present)
+      type: dict
+      contains:
+        seconds:
+          description: How long it took until nothing was running any more.
+          returned: always
+          type: float
+        gateways:
+          description: Gateways that sent new requests elsewhere by then.
+          returned: always
+          type: list
+          elements: str
+        silent:
+          description: Gateways that did not ask this host in time, and so do not know of the drain.
+          returned: always
+          type: list
+          elements: str
+        cut:
+          description: What was still running at the end, and was cut; empty for nothing.
+          returned: always
+          type: str
+          sample: 2 connections from 192.0.2.10 are open
 """
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import options

@@ -57,7 +57,7 @@ class RemoteFunction:
     :param module: below ``module_utils``, such as ``ollama.service``.
     :param function: its name there.
     :param argument_spec: the module's; it is applied on the controller.
-    :param facts: the facts that it finds: a host has no other believed, as Ansible makes variables of them.
+    :param facts: the facts that it may return; others are dropped, because Ansible makes variables of facts.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Answer(NamedTuple):
 def _answers(said: Mapping[str, Any], mark: str, facts: Sequence[Collection[str]]) -> List[Answer]:
     """The host's answers, reduced to what a module's result may contain.
 
-    :param facts: of each function that was asked, those that it finds.
+    :param facts: for each function that was asked, the facts that it may return.
     """
     for line in reversed((said.get("stdout") or "").splitlines()):
         if line.startswith(mark):

@@ -215,7 +215,7 @@ def test_a_host_leaves_all_pools_and_comes_back(running: Gateways, lab: Any) -> 
     assert users.faults == [] and len(users.whole) == 4, users.whole
 
 
-def test_a_gateway_is_killed_and_its_users_go_on_at_the_other(running: Gateways, lab: Any) -> None:
+def test_a_gateway_is_killed_and_its_users_continue_at_the_other(running: Gateways, lab: Any) -> None:
     states = "curl -s 127.0.0.1:8404/metrics | grep '^haproxy_server_status.* 1$'"
     before = lab.sh("gpu1", states)
     with running.users(again=2) as users:

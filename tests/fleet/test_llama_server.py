@@ -189,7 +189,7 @@ def test_wrong_answers_are_noticed(bring: Bring, on: Any) -> None:
     template = {"jinja": True, "no-warmup": True, "chat-template-file": "/srv/models/bare.jinja"}
     result = bring({**CHAT, "ctx_size": 1024}, **prompts, extra_args=template)
     assert result["failed"] and result.get("verdict") == "wrong_answers" and result["rolled_back"], result["msg"]
-    assert "chat gives other answers than those recorded on this host: to 'Say hello.', token " in result["msg"]
+    assert "the answers of chat differ from those recorded on this host: to 'Say hello.', token " in result["msg"]
     assert not bring({**CHAT, "ctx_size": 1024}, **prompts)["changed"]
     assert not bring({**CHAT, "ctx_size": 1024}, **prompts, new_answers=True, extra_args=template)["failed"]
     assert on("cat " + record) != before

@@ -70,7 +70,7 @@ def test_a_model_given_to_create_is_rewritten_by_the_real_tool(served: str) -> N
 
 
 def test_it_reports_log_probabilities(served: str) -> None:
-    """Which fingerprints need; the second answer is the same to the last digit that counts."""
+    """Fingerprints need them; the second answer is the same to the last digit that counts."""
     ask = {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
     ask.update(temperature=0, seed=0, logprobs=True, top_logprobs=5)
     one, other = (read(hostsetup.api(served, "/v1/chat/completions", ask)) for _ in range(2))

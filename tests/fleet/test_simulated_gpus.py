@@ -56,8 +56,8 @@ def test_a_unit_sees_the_gpus_it_may_open(lab: Any, gpus: str) -> None:
     ]
 
 
-def test_what_the_driver_logged_is_told(lab: Any, gpus: str) -> None:
-    """The lines are real ones' in form; a lab host has no /dev/kmsg of its own."""
+def test_what_the_driver_logged_is_reported(lab: Any, gpus: str) -> None:
+    """The lines have the form of real ones; a lab host has no /dev/kmsg of its own."""
 
     def said() -> str:
         run = lab.ansible("ansible", gpus, "--become", "-m", "gpufleet.inference.gpu_facts")

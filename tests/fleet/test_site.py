@@ -108,7 +108,7 @@ def test_second_run_changes_nothing_and_costs_one_call(managed, lab, sh):
     assert len(re.findall(r"^<[0-9.]+> SSH: EXEC", run.output, re.MULTILINE)) == 2, "one call a host, nothing beside"
 
 
-def test_a_host_that_drifts_within_a_run_is_brought_back_by_it(managed, lab, sh, tmp_path):
+def test_a_host_that_drifts_within_a_run_is_repaired_by_it(managed, lab, sh, tmp_path):
     """What an earlier check of the same run found does not count."""
     playbook = tmp_path / "twice.yml"
     drift = {"hosts": "gpu1", "become": True, "tasks": [{"ansible.builtin.command": "systemctl disable ollama"}]}

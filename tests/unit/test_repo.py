@@ -200,3 +200,12 @@ def test_the_tests_that_are_named_exist() -> None:
 
 def test_no_key_is_committed() -> None:
     assert [path for path in tracked() if "PRIVATE KEY-----" in text_of(path) and path != Path(__file__)] == []
+
+
+@pytest.mark.parametrize("module", ["ollama", "vllm", "llama_server"])
+def test_each_verdict_that_holds_for_any_engine_is_documented(module: str) -> None:
+    neutral = [ROOT / "plugins/module_utils/serving" / name for name in ("exposure.py", "fingerprint.py")]
+    verdicts = {name for path in neutral for name in re.findall(r'Fault\(\s*"(\w+)"', path.read_text())}
+    assert verdicts == {"exposed", "wrong_answers"}
+    documented = (ROOT / "plugins/modules" / (module + "_service.py")).read_text().partition("RETURN = ")[2]
+    assert all("V(%s)" % name in documented for name in verdicts)

@@ -59,8 +59,8 @@ class Change:
     while_writing: Callable[[], ContextManager[None]] = nullcontext
     """Entered while the files are put in place, such as a lock; a StepError stops the change there."""
     accepted: Callable[["Outcome"], None] = lambda outcome: None
-    """Called once a change is proven, before the previous files are given up: of a run that is killed meanwhile, the
-    next one proves again, and calls it again."""
+    """Called once a change is proven, before the previous files are given up. If the run is killed in between, the next
+    one proves the change again, and calls this again."""
 
 
 class StepError(Refused):

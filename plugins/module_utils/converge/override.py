@@ -23,7 +23,7 @@ DROP_IN = "zz-gpufleet.conf"
 SECRETS = "/etc/gpufleet"
 SECRET = "<secret>"
 SHORT, LONG = 4, 8
-"""Fewest characters of a secret, and of a single line of one, that are masked: shorter text occurs anywhere."""
+"""Fewest characters of a secret, and of a line or word of one, that are masked: shorter text occurs anywhere."""
 
 
 def checked(change: Change) -> str:
@@ -133,9 +133,13 @@ class Override:
 
 
 def _spellings(secret: str) -> Set[str]:
-    """A secret and each of its lines: as is, as written in our files, and as quoted by Python and JSON."""
+    """A secret, each of its lines and words: as is, as written in our files, and as quoted by Python and JSON.
+
+    A word, as some secrets are several keys.
+    """
     found = set()
-    for text in {secret, secret.strip(), *(line.strip() for line in secret.splitlines() if len(line) >= LONG)}:
+    parts = (part.strip() for part in (*secret.splitlines(), *secret.split()) if len(part) >= LONG)
+    for text in {secret, secret.strip(), *parts}:
         drop_in = render.environment_line("", text)[len('Environment="=') : -1]
         file = render.environment_file({"": text})[len('="') : -len('"\n')]
         quoted = repr(text), json.dumps(text), json.dumps(text, ensure_ascii=False)

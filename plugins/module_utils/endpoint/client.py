@@ -195,9 +195,9 @@ class Endpoint:
         return load_of(parse_metrics(answer.text)) if answer.status == 200 else None
 
     def generate(self, model: str, timeout: float, tokens: int = 1) -> Token:
-        """Have ``tokens`` tokens generated.
+        """Let a model generate ``tokens`` tokens.
 
-        :raises EndpointError: as of :meth:`complete`; ``not_generated`` also for an answer without a token.
+        :raises EndpointError: as for :meth:`complete`; ``not_generated`` also for an answer without a token.
         """
         asked = time.monotonic()
         path, body = self.complete(model, "Say hello.", timeout, tokens)
@@ -212,7 +212,7 @@ class Endpoint:
         return Token(model, path, made, time.monotonic() - asked)
 
     def complete(self, model: str, prompt: str, timeout: float, tokens: int, **more: Any) -> Tuple[str, Dict[str, Any]]:
-        """The greedy answer to a prompt, as a chat, or where the model has no chat template as a completion.
+        """The greedy answer to a prompt, as a chat, or as a completion if the model has no chat template.
 
         :param timeout: seconds for both together.
         :param more: further keys of the request.
@@ -326,7 +326,7 @@ def _answer(status: int, content: bytes) -> Answer:
 
 
 def _document(content: bytes) -> Dict[str, Any]:
-    """The object in a JSON text; empty where there is none."""
+    """The object in a JSON text; empty if there is none."""
     try:
         document = decode(content) if content else {}
     except ValueError:

@@ -10,6 +10,7 @@ the text.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -21,9 +22,9 @@ TOKENS = 16
 REPEATS = 3
 """Further answers from which the tolerance is learned."""
 LEAST = 0.1
-"""Least tolerance: a new process of the same model may choose other kernels, and computes in half precision."""
+"""Smallest tolerance: a new process of the same model may choose other kernels, and computes in half precision."""
 FACTOR = 8.0
-"""Tolerance, in units of what the answers of one process differ by."""
+"""Tolerance as a multiple of how much the answers of one process differ."""
 _ASKED = 5  # alternatives per token: a tie is decided among the first ones
 
 
@@ -34,7 +35,7 @@ class Token(NamedTuple):
     logprob: float
     """Natural logarithm of its probability."""
     others: Dict[str, float]
-    """The most likely tokens at its place, itself among them, with their log probabilities."""
+    """The most likely tokens at its place, usually including itself, with their log probabilities."""
 
 
 Answer = List[Token]
@@ -80,14 +81,14 @@ def take(endpoint: Endpoint, model: str, prompts: Sequence[str], timeout: float)
 
 
 def read(body: Dict[str, Any]) -> Answer:
-    """The tokens of a completion; empty where it does not report them. Pure."""
+    """The tokens of a completion; empty if it does not report them. Pure."""
     try:
         content = body["choices"][0]["logprobs"]["content"]
         return [
             Token(
                 str(token["token"]),
-                float(token["logprob"]),
-                {str(other["token"]): float(other["logprob"]) for other in token.get("top_logprobs") or ()},
+                _number(token["logprob"]),
+                {str(other["token"]): _number(other["logprob"]) for other in token.get("top_logprobs") or ()},
             )
             for token in content
         ]
@@ -95,10 +96,18 @@ def read(body: Dict[str, Any]) -> Answer:
         return []
 
 
+def _number(logprob: Any) -> float:
+    """:raises ValueError: it is NaN or infinite, which no comparison would find different."""
+    number = float(logprob)
+    if not math.isfinite(number):
+        raise ValueError(logprob)
+    return number
+
+
 def deviation(one: Answer, other: Answer) -> float:
     """How much two answers differ: the largest difference of log probabilities up to the first other token. Pure.
 
-    There, how much less likely ``one`` considered the token of ``other``; infinite where that is not known. So two
+    There, how much less likely ``one`` considered the token of ``other``; infinite if that is not known. So two
     tokens that were about equally likely count as a small difference.
     """
     worst = 0.0

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several users at once of an OpenAI-compatible endpoint, and what each of them waits for."""
+"""Several simultaneous users of an OpenAI-compatible endpoint, and how long each waits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Request(NamedTuple):
     model: str
     error: str = ""
     first_token: Optional[float] = None
-    """None where the answer did not come as a stream."""
+    """None if the answer did not come as a stream."""
     last_token: float = 0.0
     tokens: int = 0
 
@@ -41,9 +41,7 @@ def run(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any
 
     :raises Failed: no endpoint, no such model, or nothing at all was answered.
     """
-    rate = params["rate"]
-    if params["users"] < 1 or params["requests"] < 1 or params["tokens"] < 1 or (rate is not None and rate <= 0):
-        raise Refused("users, requests and tokens: expected 1 or more of each; rate: more than 0")
+    _check(params)
     endpoint = Endpoint(params["url"], params["api_key"], params["validate_certs"], params["ca_path"])
     try:  # not measured: the model may have to be loaded
         paths = {model: endpoint.generate(model, params["timeout"]).path for model in params["models"]}
@@ -67,6 +65,17 @@ def run(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str, Any
     return {**result, "report": report(result)}
 
 
+def _check(params: Mapping[str, Any]) -> None:
+    for name in ("users", "requests", "tokens"):
+        if params[name] < 1:
+            raise Refused("%s is %d; expected 1 or more" % (name, params[name]))
+    for name in ("rate", "timeout"):
+        if params[name] is not None and not params[name] > 0:  # nor is it NaN
+            raise Refused("%s is %g; expected more than 0" % (name, params[name]))
+    if not params["models"] or len(set(params["models"])) < len(params["models"]):
+        raise Refused("models is %s; expected one or more names, each once" % params["models"])
+
+
 def _all_users(endpoint: Endpoint, paths: Mapping[str, str], params: Mapping[str, Any]) -> List[Request]:
     """All users begin at the same moment, each with the next model in turn, and send one request after the other."""
     done = []  # type: List[Request]
@@ -78,7 +87,7 @@ def _all_users(endpoint: Endpoint, paths: Mapping[str, str], params: Mapping[str
             if params["rate"]:
                 due = began + (count * params["users"] + number) / params["rate"]
                 time.sleep(max(0.0, due - time.monotonic()))
-            # a beginning of its own, or the server would reuse its work on another user's prompt
+            # each prompt begins differently, or the server would reuse its work on another user's prompt
             prompt = "User %d, question %d. %s" % (number + 1, count + 1, params["prompt"])
             done.append(_send(endpoint, model, paths[model], prompt, params))
 
@@ -145,7 +154,7 @@ def _summary(model: str, requests: Sequence[Request]) -> Dict[str, Any]:
 
 
 def _spread(values: Sequence[Optional[float]]) -> Optional[Dict[str, float]]:
-    """Mean, median, 99th percentile and the longest; None where nothing was measured."""
+    """Mean, median, 99th percentile and the longest; None if nothing was measured."""
     ordered = sorted(value for value in values if value is not None)
     if not ordered:
         return None

@@ -41,7 +41,7 @@ _SANDBOX = {
     "TasksMax": ["16"],
 }
 _PATIENT = {"StartLimitIntervalSec": ["0"]}
-"""systemd would give up after five starts at a port that somebody else uses for a while."""
+"""Otherwise systemd would give up after five starts while somebody else uses the port."""
 _LOOPBACK = ("127.0.0.1", "::1")
 _STARTS = 15
 

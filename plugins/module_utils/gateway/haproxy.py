@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 from ..programs import gateway_state
@@ -48,7 +49,7 @@ ADDRESSES, HOLDERS = ":addresses", ":holders"
 NO_MODEL = "there is no such model"
 BAD_BODY = "the body is not a JSON object with exactly one model"
 HEALTHY = "^(200|401|403)$"
-"""What an engine that serves says of its health; the latter two where it asks for its key on every path."""
+"""What an engine that serves answers to a health check; 401 and 403 if it asks for its key on every path."""
 RETRY = 'hdr Retry-After "%d" '
 """Seconds."""
 
@@ -106,7 +107,7 @@ def _configuration(options: Mapping[str, Any], pools: keys.Pools, place: Place) 
         _global(options, place),
         _defaults(options),
         _frontend(options, place),
-        *(_pool(model, rows, options) for model, rows in sorted(pools.items())),
+        *(_pool(model, rows, options) for model, rows in _with_homes(pools).items()),
     ]
     if options["redirect_port"]:
         sections.append(_redirect(options))
@@ -321,6 +322,23 @@ def _return(text: str, condition: str) -> str:
     return "http-request return status 200 content-type application/json lf-string '%s' if %s" % (text, condition)
 
 
+def _with_homes(pools: keys.Pools) -> Dict[str, Sequence[Mapping[str, Any]]]:
+    """The pools in the order of their models. If an Ollama serves several models, which may not all fit into its
+    memory, each model gets the next host as its home: its rows start with that host, and have ``home``."""
+    served = Counter(server(row) for rows in pools.values() for row in rows)
+    found: Dict[str, Sequence[Mapping[str, Any]]] = {}
+    turn = 0
+    for model, rows in sorted(pools.items()):
+        limited = all(row["engine"] == "ollama" and row.get("max_concurrent") for row in rows)
+        found[model] = rows
+        if limited and any(served[server(row)] > 1 for row in rows):
+            ordered = sorted(rows, key=server)
+            first = turn % len(ordered)
+            found[model] = [dict(row, home=True) for row in ordered[first:] + ordered[:first]]
+            turn += 1
+    return found
+
+
 def _pool(model: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
     chat = model in options["affinity"] or keys.ALL in options["affinity"]
     engines = {row["engine"] for row in rows}
@@ -333,6 +351,8 @@ def _pool(model: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, A
             "hash-type consistent",
             "hash-balance-factor 150",
         ]
+    elif rows and rows[0].get("home"):
+        lines.append("balance first")  # the first server with a free place
     else:
         lines.append("balance leastconn")
     lines.append(
@@ -414,7 +434,7 @@ def _deny(status: int, code: str, message: str, condition: str) -> str:
 
 
 def _refuse(status: int, code: str, message: str, condition: str) -> str:
-    """The same, counted as the key's."""
+    """The same, counted for the key."""
     return "http-request sc-inc-gpc0(0) if %s\n    %s" % (condition, _deny(status, code, message, condition))
 
 

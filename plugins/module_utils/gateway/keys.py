@@ -102,10 +102,12 @@ def apis(rows: Iterable[Mapping[str, Any]]) -> Sequence[str]:
 
 
 def check(pools: Mapping[str, Any], affinity: Iterable[str] = ()) -> None:
-    """:raises Refused: a pool is not one, or a model with affinity has none."""
+    """:raises Refused: a pool is malformed, or a model with affinity has no pool."""
     for model, rows in pools.items():
         if not isinstance(model, str) or not MODEL.match(model):
-            raise Refused("pools: %r is not a model's name; expected letters, digits and any of ._/:@+=~-" % (model,))
+            raise Refused(
+                "pools: %r is not a valid model name; expected letters, digits and any of ._/:@+=~-" % (model,)
+            )
         if not isinstance(rows, list) or not rows:
             raise Refused("pools: %s has no list of servers" % model)
         for row in rows:
@@ -122,7 +124,7 @@ def check(pools: Mapping[str, Any], affinity: Iterable[str] = ()) -> None:
 
 
 def _wrong(row: Any) -> str:
-    """What is wrong with a server of a pool; empty for nothing."""
+    """What is wrong with a server of a pool; empty if nothing is."""
     if not isinstance(row, Mapping):
         return "is %r; expected a dictionary" % (row,)
     for part in ("host", "address", "unit"):
@@ -134,7 +136,7 @@ def _wrong(row: Any) -> str:
     for part, least in (("port", 1), ("max_concurrent", 0)):
         number = row.get(part)
         if not re.match(r"[0-9]{1,5}\Z", str(0 if number is None else number)) or int(number or 0) < least:
-            return "has the %s %r; expected a number from %d on" % (part, number, least)
+            return "has the %s %r; expected a number of at least %d" % (part, number, least)
     return ""
 
 

@@ -75,8 +75,8 @@ OPTIONS = (
         "host",
         "str",
         """
-        Address at which clients reach the gateway; V(0.0.0.0) means all of IPv4, V(::) all of IPv4 and IPv6. One that
-        other hosts can reach requires O(tls_certificate) or O(allow_plaintext).
+        Address at which clients reach the gateway; V(0.0.0.0) means all IPv4 addresses, V(::) all of IPv4 and IPv6. An
+        address that other hosts can reach requires O(tls_certificate) or O(allow_plaintext).
         """,
         default="127.0.0.1",
     ),

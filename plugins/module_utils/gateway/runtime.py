@@ -40,7 +40,7 @@ def host_name(host: str) -> str:
 
 
 def server_name(host: str, unit: str) -> str:
-    """What the name of a server begins with in the backend of each model that it serves: HOST:UNIT, its port follows.
+    """How the name of a server begins in the backend of each model that it serves: HOST:UNIT; its port follows.
 
     From the saved state of a server of the same name, HAProxy would also take its previous port.
 
@@ -87,7 +87,7 @@ def rows(text: str) -> List[Dict[str, str]]:
 
 
 def save_state(path: str = SOCKET, file: str = STATE) -> None:
-    """Write down the state of all servers, so that a gateway that is killed has it again.
+    """Write down the state of all servers, so that a killed gateway restores it.
 
     :raises Failed: the gateway does not answer, or the file cannot be written.
     """

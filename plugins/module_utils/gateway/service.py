@@ -46,7 +46,7 @@ RuntimeDirectoryMode=0700
 [Install]
 WantedBy=multi-user.target
 """
-"""How it stops is written here: when the gateway is removed, its drop-in goes first, and its requests still end."""
+"""How the unit stops is set here, not in the drop-in: a removal deletes that first, and requests must still end."""
 UNRESOLVED = "MAINT (resolution)"
 """Status of a server whose name did not resolve when HAProxy last read its configuration."""
 FILES = 4096
@@ -131,7 +131,7 @@ class Gate:
             try:
                 return self._look(changed)
             except Fault as fault:
-                # HAProxy sends no word: a reload takes force a moment after systemd has asked for it
+                # HAProxy does not report it: a reload takes effect a moment after systemd has asked for it
                 hopeless = fault.verdict.name == "not_reloaded"
                 if hopeless or not changed or time.monotonic() > running.deadline or running.dying():
                     return fault.verdict

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What can be found out about a GPU: one row each, from its facts, its twins and the kernel's log. Data. Pure."""
+"""The checks of a GPU, one row each, from its facts, its twins and the kernel's log. Data. Pure."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ UNFIT = "unfit"
 SLOW = "slow"
 """It works, but slower than it could. A service that left it would be restarted twice."""
 NOTE = "note"
-"""Nothing that keeps it from working; somebody should look at it."""
+"""It works, but somebody should look at it."""
 
 
 class Check(NamedTuple):
     name: str
     effect: str
     action: str
-    """What is to be done: ``reset`` the GPU, ``reboot``, ``replace`` it, ``look``, or ``none``."""
+    """What to do: ``reset`` the GPU, ``reboot``, ``replace`` it, ``look``, or ``none``."""
     found: Callable[[Device], Any]
-    """What there is to say; anything that is false: nothing. A datum that is not known counts as nothing."""
+    """What was found; a false value is no finding, and so is a fact that is not known."""
     says: str
     """The sentence; ``%s`` is what was found."""
 
@@ -49,7 +49,7 @@ def _narrow(device: Device) -> Optional[str]:
 
 
 def _few_spare_rows(device: Device) -> Optional[str]:
-    """Banks of memory in which hardly any row, or none, is left to replace a bad one."""
+    """Banks of memory in which few rows, or none, are left to replace a bad one."""
     banks = device["remapped_rows"]["spare_banks"]
     low, none = banks["low"] or 0, banks["none"] or 0
     return "%d low, %d without any" % (low, none) if low or none else None
@@ -145,7 +145,7 @@ CHECKS: Tuple[Check, ...] = (
         NOTE,
         "replace",
         _few_spare_rows,
-        "its memory runs out of spare rows (banks: %s): have it replaced before one fails",
+        "its memory is running out of spare rows (banks: %s): replace it before one fails",
     ),
     Check("hot", NOTE, "look", _hot, "it is %s below the temperature at which it slows down: check the cooling"),
 )
@@ -162,7 +162,7 @@ TWINS: Tuple[Tuple[str, str], ...] = (
     ("nvlink.active_count", "NVLinks that are up"),
     ("clocks.max_sm_mhz", "highest clock in MHz"),
 )
-"""Leaves in which the GPUs of one host that have the same name are alike, and what they are called."""
+"""Facts in which the GPUs of one name on a host are alike, and what they are called."""
 
 XIDS: Dict[int, Tuple[str, str]] = {
     31: ("restart", "memory page fault of a program"),
@@ -180,7 +180,7 @@ XIDS: Dict[int, Tuple[str, str]] = {
     92: ("none", "many corrected memory errors"),
     94: ("restart", "contained memory error"),
     95: ("reset", "memory error that was not contained"),
-    109: ("reset", "switch of contexts timed out"),
+    109: ("reset", "context switch timed out"),
     110: ("reset", "security fault"),
     119: ("reset", "the GPU's system processor did not answer"),
     120: ("reset", "error of the GPU's system processor"),
@@ -197,5 +197,5 @@ XIDS: Dict[int, Tuple[str, str]] = {
 }
 """NVIDIA's codes in the kernel's log: the action of its catalogue of 2025-10, and what it means.
 
-``restart``: the program that used the GPU has failed, the GPU has not. A code that is not here is to be looked at.
+``restart``: the program that used the GPU has failed, the GPU has not. Somebody should look at any other code.
 """

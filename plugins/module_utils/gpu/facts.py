@@ -41,7 +41,7 @@ _DRIVER = (
 )
 
 
-#: What report() has found in this process. Others follow it there only in a check of several functions.
+#: What report() has found in this process, for functions of the same check that run after it.
 _reported: Optional[Dict[str, Any]] = None
 
 _URGENT = {"reset": "reset it", "reboot": "reboot the host", "replace": "have it replaced"}

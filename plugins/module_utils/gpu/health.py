@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a GPU is fit for work, and what else there is to say, out of the facts. Pure."""
+"""Whether a GPU is fit for work, and what else was found about it, from the facts. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
     :param device: one of the facts' devices.
     :param lost: why it does not answer; None when it does.
     :returns: ``ok`` (bool: nothing is known against it), ``fit`` (bool: the same, apart from what makes it slow),
-        ``lost`` (bool: no answer), ``reasons`` (list of str). A datum that is not known counts neither for nor against.
+        ``lost`` (bool: no answer), ``reasons`` (list of str). A value that is not known counts neither for nor against.
     """
     found = [(check.effect, text) for check, text in _found(device) if check.effect != NOTE]
     if lost:
@@ -33,12 +33,17 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
 def findings(devices: Sequence[Dict[str, Any]], xids: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     """Everything that was found, of all GPUs, for people and for monitoring.
 
-    :param devices: the facts' devices.
+    :param devices: the facts' devices, with their health.
     :param xids: what kernel_log.read() gives.
     :returns: for each: ``gpu`` (its index; None for one that is not known by its place on the PCI bus), ``check``,
         ``effect`` (``unfit``, ``slow``, ``note``), ``action``, ``text``.
     """
     found = [
+        _finding(device["index"], "lost", UNFIT, "look", device["health"]["reasons"][0])
+        for device in devices
+        if device["health"]["lost"]
+    ]
+    found += [
         _finding(device["index"], check.name, check.effect, check.action, text)
         for device in devices
         for check, text in _found(device)
@@ -62,7 +67,7 @@ def _found(device: Dict[str, Any]) -> List[Tuple[Check, str]]:
 
 
 def _unlike(devices: Sequence[Dict[str, Any]]) -> List[Tuple[Dict[str, Any], str]]:
-    """GPUs that differ from most others of their name on this host, with how."""
+    """GPUs that differ from most others of their name on this host, and how they differ."""
     found = []
     for name in sorted({str(device["name"]) for device in devices}):
         twins = [device for device in devices if device["name"] == name]

@@ -1,9 +1,9 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the driver says of its GPUs in the kernel's log: the Xid errors since the boot, as far back as the log reaches.
+"""The driver's errors in the kernel's log: the Xid errors since boot, as far back as the log reaches.
 
-Read from /dev/kmsg, which costs a host a few milliseconds where a query of the journal costs a process.
+Reading /dev/kmsg takes a few milliseconds; asking the journal would take a process.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _MOST = 100000  # records; the kernel's buffer has a megabyte at most
 def read(root: str = "/") -> List[Dict[str, Any]]:
     """The Xid errors by GPU and code, the latest first.
 
-    :returns: ``pci_bus_id``, ``code`` (int), ``count``, ``age_seconds`` (of the last one). None where the log cannot be
-        read, as by others than root.
+    :returns: ``pci_bus_id``, ``code`` (int), ``count``, ``age_seconds`` (of the last one). Empty if the log cannot
+        be read, as by users other than root.
     """
     now = time.clock_gettime(time.CLOCK_MONOTONIC)
     last: Dict[Tuple[str, int], Tuple[int, float]] = {}
@@ -39,7 +39,7 @@ def read(root: str = "/") -> List[Dict[str, Any]]:
 
 
 def _content(path: str) -> bytes:
-    """The whole log; each read gives one record, up to the one that says that there are no more."""
+    """The whole log; each read returns one record, until there are no more."""
     parts: List[bytes] = []
     try:
         log = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -49,7 +49,7 @@ def _content(path: str) -> bytes:
         for _number in range(_MOST):
             try:
                 parts.append(os.read(log, 8192))
-            except BrokenPipeError:  # it was overwritten meanwhile: the next read goes on behind that
+            except BrokenPipeError:  # the record was overwritten meanwhile: the next read continues after it
                 continue
             if not parts[-1]:
                 break

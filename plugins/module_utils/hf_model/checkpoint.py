@@ -57,7 +57,7 @@ def config(path: str, user: str) -> Dict[str, Any]:
 
 
 def document(path: str, name: str, user: str) -> Dict[str, Any]:
-    """What a file of JSON in a model's directory says; empty when there is no object in it that can be read."""
+    """The object in a JSON file of a model's directory; empty if there is none that can be read."""
     return _document(os.path.join(path, name), user)
 
 

@@ -44,9 +44,9 @@ def choose(
         the GPUs and by the layers; ``data``: copies of the model, or of what is not in its experts, which are divided
         among all GPUs; None and ``auto`` mean one.
     :param hosts: how many share the model. Where they choose, a layer is split over the GPUs of a host, and the layers
-        are dealt out to the hosts, which says less between them. Several copies are dealt out to the hosts as a whole.
+        are divided among the hosts, which saves traffic between them. Each of several copies stays on one host.
     :param whole_experts: each expert is on one GPU (expert parallel), so that its size does not matter.
-    :param part: of which a GPU's part of an expert or perceptron must be a multiple, as its weights are quantised.
+    :param part: a GPU's part of an expert or perceptron must be a multiple of this, because of quantised weights.
     :raises Refused: with the numbers.
     """
     copies = _number("data_parallel_size", data) or 1
@@ -119,7 +119,7 @@ class _Rules(NamedTuple):
     part: int
 
     def against(self, size: int) -> str:
-        """What does not split over so many GPUs, as the beginning of a sentence; empty where all does."""
+        """What does not split over so many GPUs, as the beginning of a sentence; empty if all does."""
         if self.shape is None:
             return ""
         return self._heads(self.shape, size) or self._inner(self.shape, size)

@@ -54,7 +54,7 @@ class Shape(NamedTuple):
 
 
 def text_of(config: Mapping[str, Any]) -> Dict[str, Any]:
-    """What a config.json says of the language model, with what is left out there taken from the whole."""
+    """The language model's part of a config.json; keys that it lacks are taken from the whole."""
     inner = dict(config)
     for name in _NESTED:
         part = inner.get(name)

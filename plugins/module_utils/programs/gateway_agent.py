@@ -40,8 +40,6 @@ QUESTIONS = 10000  # the most different ones to remember
 ASKERS = 64  # open connections of one gateway, and of this host
 READY = 3  # answers that end a drain; more would undo what an operator of the gateway declares
 LEAST = 5  # per cent: a busy service still gets requests; only drain and down get none
-COLD = 10  # per cent where the model is not loaded and others are, which it may push out
-EMPTY = 20  # per cent where nothing is loaded
 AWAKE = "vllm:engine_sleep_state{"
 ROOT = 0
 HERE = "this host"  # counts as one asker, however many loopback addresses it has
@@ -50,18 +48,16 @@ HERE = "this host"  # counts as one asker, however many loopback addresses it ha
 class Health:
     """What a service said last."""
 
-    def __init__(self, down="", waiting=0.0, cache=0.0, models=None):
+    def __init__(self, down="", waiting=0.0, cache=0.0):
         self.down = down
         """Why it takes no requests; empty where it does."""
         self.waiting = waiting
         """Requests that wait in it."""
         self.cache = cache
         """Share of its KV cache in use, 0 to 1."""
-        self.models = models
-        """Names of the models in memory; None where that does not matter."""
 
 
-def answer(mark, health, limit, model, gateways, ready=True):
+def answer(mark, health, limit, gateways, ready=True):
     """The line for HAProxy. Pure.
 
     :param mark: what a run has left for the service: ``state`` drain or down, ``verdict``; empty for nothing.
@@ -76,8 +72,6 @@ def answer(mark, health, limit, model, gateways, ready=True):
     if health.down:
         return "down #%s" % word(health.down)
     weight = 100.0 * (1.0 - min(max(health.cache, 0.0), 1.0)) / (1.0 + max(health.waiting, 0.0))
-    if health.models is not None and model and not {model, model + ":latest"} & health.models:
-        weight = COLD if health.models else EMPTY
     places = " maxconn:%d" % -(-limit // max(gateways, 1)) if limit else ""
     return "up %s%d%%%s" % ("ready " if ready else "", max(LEAST, round(weight)), places)
 
@@ -165,15 +159,7 @@ def total(samples, *names):
 
 async def ask_ollama(place):
     status, _text = await get(place, "/api/version")
-    if status != 200:
-        return Health("not_ready")
-    status, text = await get(place, "/api/ps")
-    try:
-        listed = json.loads(text).get("models") or [] if status == 200 else []
-        models = {entry.get("name") for entry in listed}
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        models = None
-    return Health(models=models)
+    return Health("" if status == 200 else "not_ready")
 
 
 async def ask_vllm(place):
@@ -277,7 +263,7 @@ class Agent:
         health = service.health if mark else await service.look()
         model = model.strip()
         known = self.questions.get((unit, gateway, model))
-        said = answer(mark, health, service.limit, model, self._sharing(), known is None or known[2] < READY)
+        said = answer(mark, health, service.limit, self._sharing(), known is None or known[2] < READY)
         if gateway is not None:
             self._note(unit, gateway, model, said)
         if said.partition(" ")[0] != service.said.partition(" ")[0]:

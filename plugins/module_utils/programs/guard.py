@@ -4,11 +4,10 @@
 """Middleware of a vLLM server: without an API key, only the open paths and CORS' OPTIONS are answered.
 
 vLLM itself asks for the key only on paths that begin with /v1; since 0.22 also /v2 and /inference, since 0.27 /cohere.
-0.32.0 leaves open
-/invocations, which generates, /tokenize, /detokenize, /generative_scoring, /scale_elastic_ep, /metrics, /load, /docs
-and others.
+0.32.0 leaves open /invocations, which generates, /tokenize, /detokenize, /generative_scoring, /scale_elastic_ep,
+/metrics, /load, /docs and others.
 
-vLLM itself knows one key; a request with the key of a client is handed to it with that one.
+vLLM itself knows one key; a request with a client's key is passed on with that one.
 
 The Ansible collection gpufleet.inference writes this file for an instance, and replaces it on its next run.
 """

@@ -1,7 +1,8 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Work in the files of a service's user, with that user's rights, and whether that user may use a folder."""
+"""Work in the files of a service's user, with that user's rights, and whether that user may use a folder or
+read a file."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from shlex import quote
 from typing import Any, Callable, Iterable, Iterator, List, NoReturn, Optional, Tuple
 
 from ..converge.model import StepError
-from ..toolbox.errors import Failed
-from ..toolbox.users import STRANGERS, Ids, as_user, ids_of
+from ..toolbox.errors import Failed, Refused
+from ..toolbox.users import STRANGERS, Ids, as_user, beginning, ids_of
 
 LIMIT = 60
 """Seconds to look through a folder."""
@@ -42,6 +43,15 @@ def with_rights_of(user: str, work: Any, limit: float = LIMIT) -> Any:
 def refuse(error: OSError, user: str) -> NoReturn:
     """:raises StepError: what a user could not do in a store."""
     raise StepError("%s: %s (as user %s)" % (error.filename or "the store", error.strerror, user)) from None
+
+
+def check_readable(option: str, path: str, user: str) -> None:
+    """:raises Refused: the user cannot read the file that an option names."""
+    try:
+        beginning(ids(user), path, 1)
+    except (OSError, Failed) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Refused("%s: user %s cannot read %s: %s" % (option, user, path, reason)) from None
 
 
 def refused(

@@ -48,11 +48,11 @@ def drain(
 ) -> Dict[str, Any]:
     """Redirect new requests, and wait until those of the process have finished.
 
-    The agent may have been configured for the service as it will be: only the gateways are taken from its
+    The agent may already be configured for the changed service, so only the gateways are taken from its
     configuration.
 
     :param endpoint: reports the requests of the process; None for an engine that does not.
-    :param port: at which the process listens; 0 where it is not known, then its declared one counts.
+    :param port: port at which the process listens; 0 if unknown: the declared port is used.
     :param command: argv that takes the service out of another load balancer; empty for none.
     :param limit: seconds for which requests are waited for.
     :param warn: called with what is not as it should be: a silent gateway, requests that are going to be cut.
@@ -110,18 +110,18 @@ def _await_gateways(unit: str, port: int, names: Sequence[str], since: float) ->
         young = not isinstance(started, float) or started > last
         if time.monotonic() >= until or not (silent if young else set(silent) & set(asked)):
             return silent
-        # the agent sends no word of its own
+        # the agent sends no notification
         time.sleep(0.1)
 
 
 def _await_refusals(port: int) -> None:
-    """Wait until every gateway has heard that a service is no longer declared, which the agent says from its start."""
+    """Wait until every gateway knows that a service is no longer declared; the agent reports that from its start."""
     until = time.monotonic() + REFUSED
     while time.monotonic() < until:
         started = agent.ask(port).get("started")
         if isinstance(started, float) and started <= time.monotonic() - REFUSED:
             return
-        # the agent sends no word of its own
+        # the agent sends no notification
         time.sleep(0.1)
 
 
@@ -209,12 +209,12 @@ def put_back(unit: str, command: Sequence[str], warn: Callable[[str], None]) -> 
 
 
 def forget(unit: str) -> None:
-    """Remove the mark of a service that no load balancer is to get back."""
+    """Remove the mark of a service that no load balancer should get back."""
     files.remove(os.path.join(agent.MARKS, unit))
 
 
 def _await_return(unit: str, warn: Callable[[str], None]) -> None:
-    """Wait until the gateways send requests again, or the service that is changed next could be the last one left."""
+    """Wait until the gateways send requests again: the service that is changed next could be the last one left."""
     config = record.read(agent.CONFIG)
     if unit not in (config.get("services") or {}):
         return
@@ -228,11 +228,11 @@ def _await_return(unit: str, warn: Callable[[str], None]) -> None:
             return
         if time.monotonic() >= until:
             warn(
-                "%s is proven, but %s did not ask the agent of this host for %.0f s, and may not send requests here "
-                "before the next service is changed" % (unit, ", ".join(late), HEAR)
+                "%s is verified, but %s did not ask the agent of this host for %.0f s, and may still send no requests "
+                "here when the next service is changed" % (unit, ", ".join(late), HEAR)
             )
             return
-        # the agent sends no word of its own
+        # the agent sends no notification
         time.sleep(0.1)
 
 

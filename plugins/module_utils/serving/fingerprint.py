@@ -8,8 +8,6 @@ The record belongs to root. It is replaced only once a service is proven.
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from typing import Any, Callable, List, Optional
 
 from ..converge.model import Fault
@@ -25,7 +23,7 @@ FOLDER = "/var/lib/gpufleet/fingerprints"
 def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[str], None], proof: Proof) -> None:
     """The check; verdict ``wrong_answers``, or that of a failed request.
 
-    ``figures["fingerprint"]`` then holds what the result reports, and ``proof.accepted`` what :func:`keep` is to write.
+    ``figures["fingerprint"]`` then holds what the result reports, and ``proof.accepted`` what :func:`keep` writes.
     """
     prompts = list(service.options["fingerprints"])
     timeout = service.options.get("token_timeout") or service.options["timeout"]
@@ -42,8 +40,8 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
             answers = take(endpoint, model, prompts, timeout)
             found = difference(accepted, answers)
     except NoLogprobs as reason:
-        if known:  # such as a model whose numbers are none any more
-            raise Fault("wrong_answers", "%s has answered before, and does not now: %s" % (model, reason)) from None
+        if known:  # for example, a model whose numbers have become NaN
+            raise Fault("wrong_answers", "the answers of %s can no longer be compared: %s" % (model, reason)) from None
         warn("fingerprints: the answers are not compared: %s" % reason)
         proof.figures["fingerprint"] = {"state": "not_offered"}
         return
@@ -54,7 +52,7 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
     if found:
         raise Fault(
             "wrong_answers",
-            "%s gives other answers than those recorded on this host: %s. If the change is meant to change them, run "
+            "the answers of %s differ from those recorded on this host: %s. If the change is meant to change them, run "
             "it with -e gpufleet_new_answers=true" % (model, found),
         )
     proof.accepted = None if known else accepted
@@ -66,8 +64,8 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
 
 
 def read(unit: str) -> Optional[Recorded]:
-    """What was accepted of a service; None where nothing was, or the record cannot be read."""
-    found = record.read(_path(unit))
+    """What was accepted for a service; None if nothing was, or the record cannot be read."""
+    found = record.read(place_of(unit))
     try:
         recorded = Recorded(
             str(found["model"]),
@@ -91,16 +89,11 @@ def _answer(tokens: List[Any]) -> Answer:
 def keep(unit: str, accepted: Recorded, warn: Callable[[str], None]) -> None:
     """Record what a proof has accepted."""
     try:
-        record.write(_path(unit), accepted._asdict())
+        record.write(place_of(unit), accepted._asdict())
     except OSError as error:  # the service is proven without it
         warn("fingerprints: the answers of %s are not recorded (%s); the next change records them" % (unit, error))
 
 
-def forget(unit: str) -> None:
-    """Remove the record of a service that has been removed."""
-    with suppress(OSError):
-        os.remove(_path(unit))
-
-
-def _path(unit: str) -> str:
+def place_of(unit: str) -> str:
+    """Where the record of a unit is."""
     return "%s/%s.json" % (FOLDER, unit)

@@ -6,7 +6,7 @@
 A generation is what was declared, not what was written: going back is a run like any other, with the declared values of
 that time, so everything is decided, checked and proven again on the host as it is now. Secrets are never recorded; the
 inventory's are used. One file for each unit holds the last few, written at once after a proof and before the previous
-files are given up: of a run that is killed in between, the next one repeats the proof.
+files are given up: if a run is killed in between, the next one repeats the proof.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 from ..converge.model import Outcome
-from ..toolbox import files, record, trusted
+from ..toolbox import record, trusted
 from ..toolbox.errors import Refused
 from ..toolbox.text import one_line
 from .model import Service
@@ -47,14 +47,14 @@ _OF_A_RUN = frozenset(
         "models_dir_change",
     }
 )
-"""Options that say which services there are, or how a run treats them, and not what a service is."""
+"""Options that say which services exist, or how a run treats them, not what a service is."""
 _SOURCES = frozenset({"mirror", "archive", "addons", "remote_src"})
-"""Options that say where a release comes from, and not what it is: a run that sends it from the controller has others
-than the next one."""
+"""Options that say where a release comes from, not what it is: they differ between a run that sends it from the
+controller and the next one."""
 _OF_A_HOST = _SOURCES | {"prefix", "version", "archive_checksum"}
 """Options of all instances of a host together: one of them alone cannot go back to another release."""
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)(?:Z|\+00:00)?")
-"""YAML reads a time with seconds as one, and Ansible writes it with ``+00:00``."""
+"""YAML parses a time with seconds, and Ansible writes it back with ``+00:00``."""
 _WIDEST = 40  # characters of a value in a history
 
 
@@ -64,12 +64,12 @@ _WIDEST = 40  # characters of a value in a history
 def accept(
     service: Service, engine: str, figures: Mapping[str, Any], version: Any, installed: bool, outcome: Outcome
 ) -> List[Dict[str, Any]]:
-    """Record what was just proven, unless it is what was accepted last; what cannot be recorded is a warning.
+    """Record what was just proven, unless it was also accepted last. If that fails, the outcome gets a warning.
 
     :param figures: of the proof.
-    :param version: of the program; None where it is unknown.
+    :param version: of the program; None if it is unknown.
     :param installed: whether this run has installed a release.
-    :returns: the generation; none where there is nothing new.
+    :returns: the generation; none if there is nothing new.
     """
     options = json.loads(json.dumps(_kept(service)))
     try:
@@ -89,31 +89,15 @@ def accept(
         }
         kept = [dict(one, options=_cleared(one["options"], service)) for one in [*before, found][-KEPT:]]
         history = {"unit": service.unit, "engine": engine, "generations": kept}
-        record.write(_place(service.unit), history, mode=0o600)
+        record.write(place_of(service.unit), history, mode=0o600)
     except (Refused, OSError) as error:
         outcome.warnings.append("%s is verified, but its generation is not recorded: %s" % (service.unit, error))
         return []
     return [found]
 
 
-def forget(unit: str, outcome: Outcome) -> None:
-    """Remove the history of a service that leaves."""
-    try:
-        for path in places(unit):
-            files.remove(path)
-        if os.path.isdir(FOLDER) and not os.listdir(FOLDER):
-            files.remove_folder(FOLDER)
-    except OSError as error:
-        outcome.warnings.append("the generations of %s are not removed: %s" % (unit, error))
-
-
-def places(unit: str) -> List[str]:
-    """What there is of a unit's history: the file, and what a killed run left of a new one."""
-    folder, name = os.path.split(_place(unit))
-    return [path for path in (_place(unit), "%s/.%s.new" % (folder, name)) if os.path.lexists(path)]
-
-
-def _place(unit: str) -> str:
+def place_of(unit: str) -> str:
+    """Where the history of a unit is."""
     return "%s/%s.json" % (FOLDER, unit)
 
 
@@ -136,8 +120,9 @@ def _cleared(options: Mapping[str, Any], service: Service) -> Dict[str, Any]:
 
 
 def _secret(value: Any) -> bool:
-    texts = value if isinstance(value, list) else [value]
-    return any(isinstance(text, str) and without_secrets(text) != text for text in texts)
+    if isinstance(value, (dict, list)):
+        return any(map(_secret, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and without_secrets(value) != value
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> List[str]:
@@ -162,18 +147,20 @@ def read(unit: str, engine: str = "") -> List[Dict[str, Any]]:
     """The generations of a unit, the newest last.
 
     :param engine: whose they must be; empty for any.
-    :raises Refused: what lies there is not what root has recorded of this unit.
+    :raises Refused: the file is not what root recorded for this unit.
     """
-    place = _place(unit)
+    place = place_of(unit)
     why = trusted.intruder(place)
     if why:
         raise Refused("%s is not used, as %s; expected a file that only root can write: remove it" % (place, why))
     if not os.path.lexists(place):
         return []
+    if not (os.path.islink(place) or os.access(place, os.R_OK)):
+        raise Refused("%s cannot be read by user %d; expected root: set become" % (place, os.geteuid()))
     found = record.read(place)
     generations = found.get("generations")
     if found.get("unit") != unit or not isinstance(generations, list) or not all(map(_whole, generations)):
-        raise Refused("%s does not hold generations of %s: remove it; the next change begins a new one" % (place, unit))
+        raise Refused("%s does not hold generations of %s: remove it; the next change starts a new one" % (place, unit))
     if engine and found.get("engine") != engine:
         said = "%s holds generations of %s, while %s is declared as %s: remove it"
         raise Refused(said % (place, one_line(str(found.get("engine"))), unit, engine))
@@ -210,7 +197,7 @@ def _back(service: Service, engine: str) -> Service:
             "values instead" % (generation["number"], service.unit, one_line(", ".join(unknown)))
         )
     differs = sorted(name for name, value in recorded.items() if options[name] != value and name not in _SOURCES)
-    said = "generation %d" % generation["number"]  # no time, for which the summary of a fleet would fold no two hosts
+    said = "generation %d" % generation["number"]  # without its time, or a fleet's summary could not fold hosts
     said += ", not as declared: %s" % ", ".join(differs) if differs else ", which is as declared"
     return service._replace(options=dict(options, **recorded), held=said)
 
@@ -229,7 +216,7 @@ def pick(generations: Sequence[Mapping[str, Any]], wanted: str, unit: str) -> Ma
     found = [one for one in generations if (one["accepted"] <= until if until else one["number"] == int(wanted))]
     if not found:
         which = "that was accepted by %s" % until if until else wanted
-        raise Refused("generation: %s has no generation %s; kept are: %s" % (unit, which, kept or "none"))
+        raise Refused("generation: %s has no generation %s; it has: %s" % (unit, which, kept or "none"))
     return found[-1]
 
 

@@ -55,7 +55,7 @@ class Service(NamedTuple):
     replaced: bool = False
     """Whether instances take the place of this service."""
     held: str = ""
-    """Which generation its options come from, in words; empty where they are as declared."""
+    """Which generation its options come from, in words; empty if they are as declared."""
 
 
 class Listen(NamedTuple):
@@ -98,6 +98,9 @@ class Declared:
     steps: List[Step] = field(default_factory=list)
     checks: List[Check] = field(default_factory=list)
     """The proof, in order. The serving floor has the neutral ones (checks.py); an engine puts its own among them."""
+    together: Optional[Check] = None
+    """After all other checks: waits until the other hosts of a shared model are verified, too. A fault that is found
+    later would be rolled back on this host alone."""
     hooks: Optional[StopHooks] = None
     ports: Tuple[int, ...] = ()
     """Further ports that it takes, in addition to the one on which it listens."""
@@ -123,7 +126,7 @@ class Declared:
     unproven: str = ""
     """Why its model is not going to answer even after a change, in a few words."""
     asks: Optional[Callable[[Proof], Tuple[Any, str]]] = None
-    """Its ``Endpoint``, and the model to ask there; None where there is no model to ask."""
+    """Its ``Endpoint``, and the model to ask there; None if there is no model to ask."""
     own: Any = None
     """What the engine keeps of its decisions, for ``preflight`` and ``describe``."""
 

@@ -189,32 +189,33 @@ COMMON = (
     Option(
         "generation",
         "str",
-        """Take the service back to an earlier accepted configuration. Its number, or a time in UTC such as
+        """Earlier accepted configuration to take the service back to: its number, or a time in UTC such as
         V(2026-11-30T08:00Z) for the one that was in force then. M(gpufleet.inference.generations_info) lists them.
 
-        The options of that time take the place of those declared here, except secrets, the drain, and with
-        O(instances) the release. The change is verified, and rolled back if it fails, like any other.
+        Its options replace those declared here, except secrets, the drain, and with O(instances) the release. The
+        change is verified, and rolled back if it fails, like any other.
 
-        The service stays there while this is set. Without it, the declared options are in force again.""",
+        The service stays there while this is set. Without it, the declared options apply again.""",
     ),
     Option(
         "fingerprints",
         "list",
-        """Prompts by which wrong answers are noticed. When a change is verified, the model answers each of them with 16
-        tokens at temperature 0. The tokens and their log probabilities are recorded on the host, and compared after
-        each later change of the service, and whenever a run has all models answer. If they differ by more than the
-        answers of one process do, the verdict is V(wrong_answers), and the change is rolled back.
+        """Prompts that show whether the model still answers as before. When a change is verified, the model answers
+        each of them with 16 tokens at temperature 0. The tokens and their log probabilities are recorded on the host,
+        where every user can read them. They are compared after each later change of the service, and whenever a run
+        makes every model answer. If they differ by more than the answers of one process do, the verdict is
+        V(wrong_answers), and the change is rolled back.
 
-        Needs an engine that reports log probabilities with C(/v1/chat/completions); where it does not, there is a
-        warning, and nothing is compared.""",
+        The engine must report log probabilities with C(/v1/chat/completions). If it does not, the run warns, and
+        nothing is compared.""",
         default=[],
         elements="str",
     ),
     Option(
         "new_answers",
         "bool",
-        """The change is meant to change the answers, such as another model or quantisation under the same name: the
-        answers to O(fingerprints) are recorded again instead of compared.""",
+        """Whether this change is meant to change the answers, for example by another model or quantisation under the
+        same name. The answers to O(fingerprints) are then recorded again instead of compared.""",
         default=False,
         only="module",
         per_host=True,

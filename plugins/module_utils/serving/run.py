@@ -143,6 +143,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         declared.checks.append(exposure.closed(declared.listen, options["clients"]))
     if options["fingerprints"] and declared.asks:
         declared.checks.append(after_change(partial(_compare_answers, service, declared.asks, host)))
+    if declared.together:
+        declared.checks.append(declared.together)
     environment = dict(declared.environment)
     texts = {path: text for path, text in declared.files.items() if text is not None}
     if texts and "ExecStart" in settings:
@@ -170,6 +172,8 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
 
 
 def _compare_answers(service: Service, asks: Callable[[Proof], Tuple[Any, str]], host: Host, proof: Proof) -> None:
+    if proof.figures.get("asleep"):  # it has no weights to answer with
+        return
     # a converged host does not need it
     from . import fingerprint
 
@@ -233,10 +237,8 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     if agent.marked(plan.unit) and not host.check_mode:
         _put_back(plan, outcome, host)
     finish(plan.declared.steps, outcome, host)
-    if plan.gate.proof.accepted and not host.check_mode:
-        from . import fingerprint
-
-        fingerprint.keep(plan.unit, plan.gate.proof.accepted, host.warn)
+    if not host.check_mode:
+        _keep_answers(plan, host.warn)  # of a proof without a change
     gpus = plan.gate.gpus()
     parts, more = engine.describe(plan, plan.gate.proof, outcome)
     unproven = _unproven(plan, outcome, host)
@@ -245,7 +247,8 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
     parts += ["not proven (%s)" % unproven] if unproven else []
     parts += [plan.service.held] if plan.service.held else []
     answers = plan.gate.proof.figures.get("fingerprint", {})
-    parts += {"same": ["answers as recorded"], "recorded": ["answers recorded"]}.get(answers.get("state"), [])
+    kept = "answers would be recorded" if host.check_mode else "answers recorded"
+    parts += {"same": ["answers as recorded"], "recorded": [kept]}.get(answers.get("state"), [])
     message = summary.line(outcome, gpus, plan.placed.cpu, parts, host.check_mode, program)
     more.update(drain=_drained(plan), fingerprint=answers, generation=recorded[0] if recorded else None)
     return dict(outcome.as_result(), msg=message, gpus=gpus, unproven=unproven, **more)
@@ -259,12 +262,28 @@ def _accept(engine: Engine, plan: Plan, recorded: List[int], outcome: Outcome) -
     installed = plan.declared.installs is not None
     found = generations.accept(plan.service, engine.title, figures, version, installed, outcome)
     recorded += [one["number"] for one in found]
+    _keep_answers(plan, outcome.warnings.append)
+
+
+def _keep_answers(plan: Plan, warn: Callable[[str], None]) -> None:
+    """Record the answers that were just accepted, once."""
+    accepted, plan.gate.proof.accepted = plan.gate.proof.accepted, None
+    if accepted:
+        from . import fingerprint
+
+        fingerprint.keep(plan.unit, accepted, warn)
 
 
 def _forget(unit: str, outcome: Outcome) -> None:
-    from . import generations
+    """Remove what was recorded of a service that leaves, or a later one of its name would be measured by it."""
+    from ..toolbox import record
+    from . import fingerprint, generations
 
-    generations.forget(unit, outcome)
+    for part in generations, fingerprint:
+        try:
+            record.forget(part.place_of(unit))
+        except OSError as error:
+            outcome.warnings.append("%s is not removed: %s" % (part.place_of(unit), error))
 
 
 def _drained(plan: Plan) -> Dict[str, Any]:
@@ -333,10 +352,6 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
 
         drain.forget(service.unit)
     finish(leaving.steps, outcome, host)
-    if outcome.changed and not host.check_mode:
-        from . import fingerprint
-
-        fingerprint.forget(service.unit)
     if not outcome.changed:
         said = "disabled" if service.replaced else "not there" if service.name else "no override"
     else:

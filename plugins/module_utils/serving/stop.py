@@ -25,7 +25,7 @@ class Stop:
     :param command: argv that takes the service out of another load balancer; empty for none.
     :param endpoint_of: gives the endpoint of the running process from its environment, as its key may be about to
         change; None where it does not report its requests.
-    :param port_of: gives the port of such a process from its environment; 0 where it is not known.
+    :param port_of: gives the port of such a process from its environment; 0 if it is not known.
     :param warn: called with each warning.
     """
 

@@ -1,8 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A unit file that is written where there is none, such as the template ``vllm@.service``, as a step; and how such a
-unit leaves the host."""
+"""Writes a missing unit file, such as the template ``vllm@.service``, as a step; removes such a unit from the host."""
 
 from __future__ import annotations
 
@@ -58,8 +57,8 @@ def leave(
 
     A host that has none of it is not even asked for the unit.
 
-    :param text: of the unit file; what somebody has changed stays.
-    :param folders: of the unit alone, removed with all that is in them.
+    :param text: of the unit file; a file that somebody has changed stays.
+    :param folders: of this unit alone; they are removed with their content.
     :returns: the module's result.
     """
     change = Change(unit=name, state="absent", files=dict.fromkeys(files))

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-from functools import partial
 from typing import Optional, Tuple
 
 from ..toolbox.errors import Failed, Refused
@@ -16,14 +14,10 @@ from . import access
 
 def check(certificate: Tuple[str, str], key: Tuple[str, str], user: str) -> None:
     """:param certificate: the option and its path; ``key``: the same.
-    :raises Refused: a server with these files would end.
+    :raises Refused: a server could not start with these files.
     """
     for option, path in certificate, key:
-        try:
-            as_user(access.ids(user), partial(_opened, path), 20)
-        except (OSError, Failed) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise Refused("%s: user %s cannot read %s: %s" % (option, user, path, reason)) from None
+        access.check_readable(option, path, user)
     try:
         wrong = as_user(access.ids(user), lambda: _wrong(certificate[1], key[1]), 20)
     except (OSError, Failed) as error:
@@ -33,10 +27,6 @@ def check(certificate: Tuple[str, str], key: Tuple[str, str], user: str) -> None
             "%s, %s: %s and %s are not a certificate and its unencrypted key in PEM format: %s"
             % (certificate[0], key[0], certificate[1], key[1], wrong)
         )
-
-
-def _opened(path: str) -> None:
-    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
 
 
 def _wrong(certificate: str, key: str) -> Optional[str]:

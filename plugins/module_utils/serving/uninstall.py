@@ -20,9 +20,9 @@ from ..converge import run as convergence
 from ..converge.model import Change, ServiceError, StepError, Verdict
 from ..converge.override import DROP_IN
 from ..gpu.processes import unit_of
-from ..toolbox import files
+from ..toolbox import files, record
 from ..toolbox.errors import Refused
-from . import generations
+from . import fingerprint, generations
 from . import switch as switches
 from .switch import Layout
 
@@ -162,7 +162,8 @@ def uninstall(unit: str, layout: Layout, data_of: DataOf, check_mode: bool, syst
     outcome = convergence.converge(change, steps=[restore] if goes_on else [], check_mode=check_mode, system=system)
 
     data = data_of(goes_on)  # once no server writes there any more
-    gone = [*beside, *([] if goes_on else ours), *installed.folders, *data.records, *generations.places(unit)]
+    recorded = [path for part in (generations, fingerprint) for path in record.places(part.place_of(unit))]
+    gone = [*beside, *([] if goes_on else ours), *installed.folders, *data.records, *recorded]
     links = [] if goes_on else installed.links
     names = [*links, *gone, *data.removed, *(["user " + data.user] if data.user else [])]
     if names:

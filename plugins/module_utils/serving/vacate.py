@@ -69,7 +69,7 @@ class Vacated:
             state = system.show(unit)
             if state.get("ActiveState") in _DOWN:
                 return False
-            self.units[unit] = (timeout, undrain)  # a drain that fails has to be taken back, too
+            self.units[unit] = (timeout, undrain)  # a drain that fails must be undone, too
             pid = int(state.get("MainPID") or 0)
             if hooks and pid:
                 process, environ = system.process(pid), system.environ(pid) or {}

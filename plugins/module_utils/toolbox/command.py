@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A command that ends within a limit, with all that it has started, and not later than the run that waits for it."""
+"""A command with a time limit: everything it has started ends with it, and it ends with the run that waits for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PDEATHSIG = 1  # of prctl
 
 
 def end_with_parent() -> None:
-    """In a child before it is executed: it must not continue when the run that waits for it is killed."""
+    """Runs in the child before the command: that must not continue when the run that waits for it is killed."""
     import ctypes
 
     ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
@@ -29,7 +29,7 @@ def status_of(
     output: Any = subprocess.DEVNULL,
     errors: Any = subprocess.STDOUT,
 ) -> Optional[int]:
-    """Exit status of a command that runs without a shell; None where it did not end within the limit.
+    """Exit status of a command that runs without a shell; None if it did not end within the limit.
 
     :param limit: seconds.
     :param environment: all variables that it gets.

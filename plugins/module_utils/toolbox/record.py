@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, List, Mapping
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _LARGEST = 16 << 20  # bytes
@@ -32,3 +32,23 @@ def write(path: str, record: Mapping[str, Any], mode: int = 0o644) -> None:
 
     files.make_folders(os.path.dirname(path))
     files.write_whole(path, json.dumps(record, indent=1, sort_keys=True).encode("utf-8"), mode)
+
+
+def places(path: str) -> List[str]:
+    """What exists of a record: the file, and what a killed run left of a new one."""
+    folder, name = os.path.split(path)
+    return [place for place in (path, "%s/.%s.new" % (folder, name)) if os.path.lexists(place)]
+
+
+def forget(path: str) -> None:
+    """Remove the record, and its folder once that is empty.
+
+    :raises OSError: one of them cannot be removed.
+    """
+    from . import files
+
+    for place in places(path):
+        files.remove(place)
+    folder = os.path.dirname(path)
+    if os.path.isdir(folder) and not os.listdir(folder):
+        files.remove_folder(folder)

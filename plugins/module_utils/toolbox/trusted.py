@@ -53,7 +53,7 @@ def intruder(path: str) -> Optional[str]:
 def intruder_of(argv: Sequence[str]) -> Optional[str]:
     """Why somebody else may change what a command runs, its program or a script among its words; None for nobody.
 
-    Every absolute path among the words counts, but for those of sockets, pipes and devices.
+    Every absolute path among the words counts, except those of sockets, pipes and devices.
     """
     for number, word in enumerate(argv):
         if number and not (os.path.isabs(word) and _may_be_code(word)):

@@ -25,13 +25,13 @@ class Adapter(NamedTuple):
     name: str
     path: str
     rank: int
-    """0 where it is not on this host yet."""
+    """0 if it is not on this host yet."""
 
 
 def read(options: Mapping[str, Any], host: Host) -> List[Adapter]:
     """The adapters of an instance, in the order of their names.
 
-    :raises Refused: one is not there, or is none.
+    :raises Refused: one is missing, or is not an adapter.
     """
     return [
         _adapter(name, options["model_paths"].get(path, path), options["user"], host)
@@ -51,6 +51,17 @@ def rank_limit(adapters: Sequence[Adapter]) -> int:
             "lora_adapters.%s: its rank is %d; vLLM serves ranks up to %d" % (highest.name, highest.rank, _RANKS[-1])
         )
     return fitting[0]
+
+
+def check_readable(adapter: Adapter, user: str) -> None:
+    """:raises Refused: the user of the instance cannot read its configuration or its weights."""
+    # a converged host does not need it
+    from ..serving import access
+
+    for name in ("adapter_config.json", *_WEIGHTS):
+        path = os.path.join(adapter.path, name)
+        if os.path.exists(path):
+            access.check_readable("lora_adapters.%s" % adapter.name, path, user)
 
 
 def _adapter(name: str, path: Any, user: str, host: Host) -> Adapter:

@@ -19,12 +19,12 @@ _NOT_SCALED = ("su", "longrope", "llama3", "deepseek_yarn", "deepseek_llama_scal
 
 
 class Context(NamedTuple):
-    """Tokens; None where config.json does not say."""
+    """Tokens; None if config.json does not say."""
 
     longest: Optional[int]
-    """The most that vLLM takes without being forced."""
+    """The most that vLLM accepts without being forced."""
     default: Optional[int]
-    """What it takes where ``max_model_len`` is left out."""
+    """What it uses if ``max_model_len`` is left out."""
 
 
 def overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Dict[str, Any]:

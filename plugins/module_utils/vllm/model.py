@@ -18,10 +18,10 @@ from . import context, releases, settings, sizing, unit
 
 
 class Model(NamedTuple):
-    """What is known of a model before its start."""
+    """What is known about a model before its start."""
 
     dimensions: Optional[shape.Shape]
-    """None where its config.json is not on this host."""
+    """None if its config.json is not on this host."""
     weights: int
     """Bytes, once loaded."""
     context: context.Context = context.Context(None, None)
@@ -41,12 +41,14 @@ def read(options: Mapping[str, Any], host: Host, release: releases.Release) -> M
 
 
 def draft(options: Mapping[str, Any], release: releases.Release) -> Optional[Model]:
-    """The draft model of speculative decoding; None where there is none with files of its own."""
+    """The draft model of speculative decoding; None if there is none with files of its own."""
     speculative = settings.extra(options, "speculative-config")
     name = speculative.get("model") if isinstance(speculative, dict) else None
     if not isinstance(name, str):
         return None
-    return _read(dict(options, quantization=None), _locate(options, name, speculative.get("revision")), {}, release)
+    revision = speculative.get("revision")
+    path = _locate(options, name, None if revision is None else str(revision))
+    return _read(dict(options, quantization=None), path, {}, release)
 
 
 def _locate(options: Mapping[str, Any], name: str, revision: Optional[str]) -> Optional[str]:
@@ -109,11 +111,11 @@ def fit(
 
 
 def _tokens(options: Mapping[str, Any], known: context.Context) -> Optional[int]:
-    """Tokens of the longest request; None where they are not known before the start."""
+    """Tokens of the longest request; None if they are not known before the start."""
     if options["max_model_len"] is None:
         return known.default
     wanted = settings.tokens(options["max_model_len"])
-    forced = str(options["environment"].get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")) == "1"
+    forced = str(options["environment"].get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")).strip().lower() in ("1", "true")
     if wanted and known.longest and wanted > known.longest and not forced:
         raise Refused(
             "max_model_len: %d tokens, but the model's config.json allows %d at most; lower it, or extend the context "

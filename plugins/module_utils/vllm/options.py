@@ -74,7 +74,7 @@ OPTIONS = table(
         "environment",
         "dict",
         """Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes
-        a warning. A name that ends as those of secrets do, such as E(WANDB_API_KEY), is rejected; see
+        a warning. A name that ends like that of a secret, such as E(WANDB_API_KEY), is rejected; see
         O(secret_environment).""",
         default={},
     ),
@@ -116,8 +116,8 @@ OPTIONS = table(
         "lora_adapters",
         "dict",
         """LoRA adapters by the names under which clients request them: directories on the host, or names of downloaded
-        models. Before a change each must have a configuration and weights that O(user) can read; after it, each must
-        answer a request under its name. C(max-lora-rank) follows from them unless O(extra_args) has it.""",
+        models. Before a change, each must have a configuration and weights that O(user) can read; after it, each must
+        answer a request under its name. C(max-lora-rank) is derived from them unless O(extra_args) sets it.""",
     ),
     Option("load_format", "str", "How the weights are read, by vLLM's names, such as V(safetensors) or V(dummy)."),
     Option("trust_remote_code", "bool", "Whether code that comes with the model may run."),
@@ -138,8 +138,8 @@ OPTIONS = table(
         "max_model_len",
         "str",
         """Tokens of the longest request including its answer: V(32768), V(32k) (32000), V(32K) (32768), or V(auto) for
-        as many as fit. Left out, it is the length that the model was trained for. One that the model's config.json,
-        with C(hf-overrides) in O(extra_args), does not allow is rejected.""",
+        as many as fit. If left out, it is the length that the model was trained for. A length that the model's
+        config.json, with C(hf-overrides) in O(extra_args), does not allow is rejected.""",
     ),
     Option("max_num_seqs", "int", "How many requests are computed at the same time."),
     Option("max_num_batched_tokens", "int", "How many tokens are computed at the same time.", no_log=False),
@@ -147,7 +147,7 @@ OPTIONS = table(
         "gpu_memory_utilization",
         "float",
         """Share of each GPU's total memory that the instance uses; vLLM's default is 0.92 (0.9 before 0.20). This much
-        must be free, or already be used by this instance.""",
+        must be free, or already in use by this instance.""",
     ),
     Option("kv_cache_dtype", "str", "Data type of the cache, such as V(fp8). Left out, it is that of the model."),
     Option("cpu_offload_gb", "float", "GiB of weights per GPU that are kept in the host's memory."),
@@ -174,8 +174,8 @@ OPTIONS = table(
     Option(
         "data_parallel_size",
         "str",
-        """Number of copies of the model; V(auto) is one. A mixture of experts copies its attention alone and divides
-        its experts among all GPUs, each expert into parts, or with C(enable-expert-parallel) in O(extra_args) as a
+        """Number of copies of the model; V(auto) is one. Of a mixture of experts, only the attention is copied. Its
+        experts are divided among all GPUs: each is split, or with C(enable-expert-parallel) in O(extra_args) stays
         whole.""",
         default="auto",
     ),
@@ -219,8 +219,8 @@ OPTIONS = table(
     Option(
         "client_keys",
         "dict",
-        """Further keys, by the names of clients. Requires O(guard_all_paths), as vLLM itself knows one
-        key. A change restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without one.""",
+        """Further keys, by the names of clients. Requires O(guard_all_paths), because vLLM itself knows only one key. A
+        change restarts the instance; the role P(gpufleet.inference.gateway#role) changes keys without a restart.""",
         no_log=True,
     ),
     Option(

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What differs between releases of vLLM. Pure.
 
-Each fact was read in the source of the releases on both sides of the change, as PyPI has them. An empty release is an
-unknown one: nothing is rejected because of it.
+Each fact was read in the source of the releases before and after the change, as published on PyPI. An empty release is
+an unknown one: nothing is rejected because of it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def loads_gguf(release: Release) -> bool:
 
 
 def paths_with_key(release: Release) -> Tuple[str, ...]:
-    """With what the paths begin on which it asks for the API key."""
+    """How the paths begin on which it asks for the API key."""
     if not since(release, 0, 22):
         return ("/v1",)
     both = ("/v1", "/v2", "/inference")
@@ -62,7 +62,7 @@ def yarn_is_applied(release: Release) -> bool:
 
 
 def expert_part(release: Release, block: int) -> int:
-    """Of which a GPU's part of an expert must be a multiple, where a block of weights shares a scale.
+    """A GPU's part of an expert must be a multiple of this, if a block of weights shares a scale.
 
     Later releases refine the scales, down to blocks of 32.
     """

@@ -67,11 +67,11 @@ class Vllm:
         _warn_of_open_paths(options, release, host.warn)
         if options["model"].endswith(".gguf") and not releases.loads_gguf(release):
             configuration.warnings.append(
-                "model: vLLM loads no GGUF files since 0.24; without a plugin that does, serve it with llama_server"
+                "model: since 0.24, vLLM loads GGUF files only with a plugin; without one, serve it with llama_server"
             )
         utilization = options["gpu_memory_utilization"] or releases.memory_share(release)
         fit = model.fit(options, placed.devices, found, parallel, utilization, release)
-        own = unit.Own(configuration, program, parallel, fit, utilization)
+        own = unit.Own(configuration, program, parallel, fit, utilization, loras)
         limit = options["timeout"] or start_limit(START_BASE, found.weights)
         files = unit.files(service.name, options, configuration)
         return Declared(
@@ -86,6 +86,7 @@ class Vllm:
                 options["user"], unit.home(options["user"]), "vllm@.service", unit.UNIT, host.system.root
             ),
             checks=_checks(options, configuration, [adapter.name for adapter in loras], limit),
+            together=multinode.all_proven if options["nodes"] else None,
             hooks=_stop_hooks(service, host),
             ports=unit.ports(options, parallel),
             share=utilization if placed.devices else None,
@@ -105,11 +106,13 @@ class Vllm:
         )
 
     def preflight(self, plan: Plan, host: Host) -> None:
-        """Room on the GPUs, certificate and key, and vLLM's own word on the configuration."""
+        """Room on the GPUs, adapters, certificate and key, and vLLM's own verdict on the configuration."""
         own, configuration = plan.declared.own, plan.declared.own.configuration
         memory.await_room(
             plan.placed.devices, plan.unit, own.utilization, "gpu_memory_utilization", host.gather, plan.vacated
         )
+        for adapter in own.adapters:
+            adapters.check_readable(adapter, plan.declared.user)
         config, options = dict(configuration.config), plan.service.options
         for name in ("chat_template", "ssl_certfile", "ssl_keyfile"):
             if host.check_mode and options[name] and not os.path.lexists(options[name]):
@@ -184,7 +187,7 @@ def _warn_of_open_paths(options: Mapping[str, Any], release: releases.Release, w
     if options["api_key"] and not options["guard_all_paths"] and not is_loopback(options["host"]):
         warn(
             "host: this vLLM asks for the api_key only under %s; /invocations, which generates, and others are open to "
-            "all who reach it; set guard_all_paths: true" % ", ".join(releases.paths_with_key(release))
+            "everyone who can reach it; set guard_all_paths: true" % ", ".join(releases.paths_with_key(release))
         )
 
 
@@ -200,7 +203,7 @@ def _checks(
 ) -> List[Check]:
     """/health answers 200 for as long as the front end lives, so it is not asked."""
     if options["node_rank"]:
-        return [multinode.leader_serves, checks.UsesGpus(), multinode.all_proven]
+        return [multinode.leader_serves, checks.UsesGpus()]
     endpoint, served = _endpoint(options, configuration), configuration.served
     found: List[Check] = [
         checks.ComesUp(openai.lists_model(endpoint, served), limit, options["stall_timeout"]),
@@ -214,8 +217,7 @@ def _checks(
         found += [gate.awake(endpoint, served, options["asleep"] == "accept"), *map(gate.unless_asleep, answers)]
     else:
         found += answers
-    found.append(checks.UsesGpus())
-    return [*found, multinode.all_proven] if options["nodes"] else found
+    return [*found, checks.UsesGpus()]
 
 
 def _endpoint(options: Mapping[str, Any], configuration: settings.Declared) -> Endpoint:

@@ -52,7 +52,7 @@ _OURS = {
     "HF_TOKEN_PATH": "hf_token",
     "PYTHONPATH": "guard_all_paths",
 }
-_NOT_HERE = {name: "is a secret and would stand in the unit; use %s" % option for name, option in _SECRETS.items()}
+_NOT_HERE = {name: "is a secret, and everyone can read the unit; use %s" % option for name, option in _SECRETS.items()}
 _NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items()})
 """By the name of a variable, what to do instead of setting it in ``environment``."""
 _KEY = re.compile(r"[\x21-\x7e]{8,}\Z")
@@ -130,7 +130,7 @@ def declare(
     key, token = options.get("api_key"), options.get("hf_token")
     if key is not None:
         if not _KEY.match(key):
-            problems.append("api_key: expected 8 or more characters without blanks, all of ASCII")
+            problems.append("api_key: expected at least 8 ASCII characters without blanks")
         declared.secret_environment["VLLM_API_KEY"] = key
     if token is not None:
         declared.credentials["hf_token"] = token
@@ -140,7 +140,7 @@ def declare(
     if options.get("guard_all_paths"):
         if key is None:
             problems.append("guard_all_paths: there is no api_key that it could ask for")
-        if declared.environment.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
+        if {**declared.secret_environment, **declared.environment}.get("VLLM_USE_RUST_FRONTEND", "0") != "0":
             problems.append("guard_all_paths: it cannot run in the front end of VLLM_USE_RUST_FRONTEND; leave one out")
         declared.config["middleware"] = "%s.Guard" % GUARD
         declared.environment["GPUFLEET_OPEN_PATHS"] = ",".join(options.get("open_paths") or ())
@@ -253,7 +253,7 @@ def _take_adapters(declared: Declared, adapters: Sequence[Adapter], limit: Any) 
         declared.config["max-lora-rank"] = needed
     served = declared.config.get("served-model-name") or declared.config.get("model")
     problems = [
-        "lora_adapters.%s: is the name of the model itself; choose another" % adapter.name
+        "lora_adapters.%s: this is the name of the model itself; choose another" % adapter.name
         for adapter in adapters
         if adapter.name in (served if isinstance(served, list) else [served])
     ]
@@ -278,7 +278,7 @@ def definition(declared: Declared, version: str) -> str:
 
 
 def extra(options: Mapping[str, Any], flag: str) -> Any:
-    """The value of an option in ``extra_args``, however it is spelled there; None where it is left out.
+    """The value of an option in ``extra_args``, however it is spelled there; None if it is left out.
 
     One whose value is JSON is a mapping: ``{"a": {"b": 1}}``, also as text or as the dotted key ``FLAG.a.b``.
     """
@@ -360,7 +360,7 @@ def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
 
 def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> List[str]:
     secret = [name for name in environment if _SECRET_NAME.search(str(name))]
-    said = "may be a secret and would stand in the unit; use secret_environment"
+    said = "may be a secret, and everyone can read the unit; use secret_environment"
     found, problems = variables(environment, {**dict.fromkeys(secret, said), **_NOT_HERE})
     declared.environment.update(found)
     if "VLLM_PORT" in found:
@@ -382,9 +382,9 @@ def _take_client_keys(declared: Declared, options: Mapping[str, Any]) -> List[st
     problems, seen = [], {options.get("api_key"): "api_key"}
     for name, key in sorted(keys.items()):
         if not isinstance(key, str) or not _KEY.match(key):
-            problems.append("client_keys.%s: expected 8 or more characters without blanks, all of ASCII" % name)
+            problems.append("client_keys.%s: expected at least 8 ASCII characters without blanks" % name)
         elif key in seen:
-            problems.append("client_keys.%s: is the key of %s; give each its own" % (name, seen[key]))
+            problems.append("client_keys.%s: is also the key of %s; give each client its own" % (name, seen[key]))
         else:
             seen[key] = str(name)
     if not problems:
@@ -398,8 +398,10 @@ def _take_secrets(declared: Declared, secrets: Mapping[str, Any]) -> List[str]:
         where = "secret_environment.%s: " % name
         if name in _SECRETS:
             problems.append(where + "use %s" % _SECRETS[name])
-        elif name in _OURS or name in declared.environment:
-            problems.append(where + "is set elsewhere; leave it out here")
+        elif name in _OURS:
+            problems.append(where + "is set by %s; leave it out here" % _OURS[name])
+        elif name in declared.environment:
+            problems.append(where + "is in environment, too; leave it out there")
         elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
             problems.append(where + "expected text; put quotes around it")
         else:

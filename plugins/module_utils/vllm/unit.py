@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..hf_model import checkpoint
 from ..hf_model.parallel import Parallel
@@ -16,6 +16,7 @@ from ..serving.model import Service
 from ..toolbox.errors import Refused
 from ..toolbox.source import source_of
 from . import settings, sizing
+from .adapters import Adapter
 from .program import Program
 
 CONFIGS = "/etc/gpufleet/vllm"
@@ -42,6 +43,7 @@ class Own(NamedTuple):
     parallel: Parallel
     fit: Optional[sizing.Fit]
     utilization: float
+    adapters: Sequence[Adapter]
 
 
 def home(user: str) -> str:

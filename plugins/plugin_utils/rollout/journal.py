@@ -9,6 +9,7 @@ upon. The kernel releases both locks when the last process of a run has ended.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -51,7 +52,9 @@ class Journal:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             size = os.fstat(descriptor).st_size
             torn = size and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, (b"\0\n" if torn else b"") + _line(event, fields))  # a torn line stays invalid
+            line = (b"\0\n" if torn else b"") + _line(event, fields)  # a torn line stays invalid
+            if os.write(descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -60,7 +63,7 @@ class Journal:
         """Start a new run's journal; it keeps what predictions are made from."""
         former = self.state()
         away = sorted({*former.away, *former.of("lost")})
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self._own()
         self._write("journal.jsonl", _line("begin", {"run": run, "measured": former.measured, "away": away}))
 
     def receipt(self, run: str, found: Dict[str, Any]) -> str:
@@ -69,13 +72,23 @@ class Journal:
 
     def _write(self, name: str, content: bytes) -> str:
         path = os.path.join(self.folder, name)
-        temporary = "%s.%d" % (path, os.getpid())
+        temporary = path + ".new"  # only the holder of the lock writes it
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         return path
+
+    def _own(self) -> None:
+        """Create the folder.
+
+        :raises OSError: somebody else could write to it.
+        """
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        found = os.stat(self.folder)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o002:
+            raise PermissionError(errno.EPERM, "expected a folder that only its user writes to", self.folder)
 
     # --- locks
 
@@ -87,7 +100,7 @@ class Journal:
         global _held
         if _held is not None:
             return ""
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self._own()
         descriptor = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
         until = time.monotonic() + wait
         while True:
@@ -136,7 +149,7 @@ class Journal:
         return next((word for word in ("stop", "pause") if os.path.exists(os.path.join(self.folder, word))), "")
 
     def request(self, word: str) -> None:
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self._own()
         open(os.path.join(self.folder, word), "w").close()
 
     def withdraw(self, word: str) -> None:

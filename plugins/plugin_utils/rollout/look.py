@@ -42,23 +42,20 @@ class Look(NamedTuple):
     """What changes: ``service``, ``engine``, ``why``, ``restart``."""
 
 
-def look(registered: Mapping[str, Any], fault: str) -> Look:
+def look(registered: Mapping[str, Any]) -> Look:
     """What the roles have found in check mode.
 
     :param registered: the variables of the host.
-    :param fault: why a task of the roles failed, if one did.
     """
     if (registered.get("rollout_check") or {}).get("as_declared"):
         return Look("as declared")
     reached = registered.get("rollout_reached") or {}
     if reached.get("unreachable"):
         return Look("unfit", "unreachable: %s" % one_line(str(reached.get("msg"))))
-    if fault:
-        return Look("unfit", one_line(fault))
     results = [*_services(registered), *_others(registered)]
     for name, _engine, result in results:
         if result.get("unreachable") or result.get("failed"):
-            return Look("unfit", "%s: %s" % (name, one_line(str(result.get("msg")))))
+            return Look("unfit", "%s: %s" % (name, reason(result)))
     rows = [
         {"service": name, "engine": engine, "why": _why(result), "restart": bool(result.get("restarted"))}
         for name, engine, result in results
@@ -69,12 +66,17 @@ def look(registered: Mapping[str, Any], fault: str) -> Look:
     )
 
 
+def reason(failed: Mapping[str, Any]) -> str:
+    """Why a task failed, on one line."""
+    return one_line(str(failed.get("msg") or "a task failed without a message"))
+
+
 def measured(registered: Mapping[str, Any]) -> Dict[str, float]:
     """The seconds for which each restarted service did not serve."""
     return {
         name: round(result["downtime_ms"] / 1000, 1)
         for name, _engine, result in _services(registered)
-        if result.get("restarted") and result.get("downtime_ms")  # none in check mode
+        if result.get("restarted") and _duration(result.get("downtime_ms"))  # none in check mode
     }
 
 
@@ -112,8 +114,10 @@ def failure(registered: Mapping[str, Any]) -> Mapping[str, Any]:
 def safe(failed: Mapping[str, Any]) -> bool:
     """Whether a host serves as before after a failed task: it was rolled back, or no service was stopped.
 
-    :param failed: its result. ``lost`` says that nobody knows.
+    :param failed: its result. Nobody knows after ``lost``, and where the module ended without an answer.
     """
+    if any(failed.get(name) is not None for name in ("module_stdout", "timedout")):
+        return False
     return not (failed.get("unreachable") or failed.get("lost")) and bool(
         failed.get("rolled_back") or not failed.get("restarted")
     )
@@ -121,23 +125,35 @@ def safe(failed: Mapping[str, Any]) -> bool:
 
 def _services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
     for name, engine in SERVICES.items():
-        result = registered.get(name) or {}
-        if result.get("instances"):
-            for unit, own in result["instances"].items():
-                yield unit.replace(".service", ""), engine, own
-        elif not result.get("skipped"):
-            yield str(result.get("service") or engine or "service"), engine, result
+        result = _mapping(registered.get(name))
+        instances = _mapping(result.get("instances"))
+        for unit, own in instances.items():
+            yield one_line(str(unit)).replace(".service", ""), engine, _mapping(own)
+        if not instances and not result.get("skipped"):
+            yield one_line(str(result.get("service") or engine or "service")), engine, result
 
 
 def _others(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
     for name, words in OTHERS.items():
-        for result in (registered.get(name) or {}).get("results") or [registered.get(name) or {}]:
+        found = _mapping(registered.get(name))
+        for result in map(_mapping, found.get("results") or [found]):
             if not result.get("skipped"):
                 yield words, "", result
 
 
 def _why(result: Mapping[str, Any]) -> str:
-    return one_line("; ".join(map(str, result.get("reasons") or ())) or str(result.get("msg") or "changes"))
+    reasons = result.get("reasons")
+    listed = "; ".join(map(str, reasons)) if isinstance(reasons, (list, tuple)) else ""
+    return one_line(listed or str(result.get("msg") or "changes"))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """What a host has answered may be of any type."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _duration(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < 1e9
 
 
 _ROW = re.compile(r'^haproxy_server_status\{proxy="[^"]*",server="([^"]*)",state="([^"]*)"\} 1(?:\.0+)?$', re.MULTILINE)

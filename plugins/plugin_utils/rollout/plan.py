@@ -49,18 +49,22 @@ def pools(served: Mapping[str, Sequence[str]], wish: Any) -> Dict[str, Pool]:
     return found
 
 
-def number(wish: Any, size: int) -> int:
+def number(wish: Any, size: int, least: int = 0) -> int:
     """How many of ``size`` a number or a share such as ``75%`` is; a share is rounded up.
 
-    :raises ValueError: it is neither.
+    :raises ValueError: it is neither, or less than ``least``.
     """
     text = str(wish).strip()
-    if re.fullmatch(r"\d+", text):
-        return int(text)
     share = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)
-    if not share or float(share[1]) > 100:
+    if re.fullmatch(r"\d+", text):
+        found = int(text)
+    elif share and float(share[1]) <= 100:
+        found = math.ceil(size * float(share[1]) / 100 - 1e-9)
+    else:
         raise ValueError("%r is neither a number nor a share such as 75%%" % (wish,))
-    return math.ceil(size * float(share[1]) / 100 - 1e-9)
+    if found < least:
+        raise ValueError("%s is %d, and must be at least %d" % (text, found, least))
+    return found
 
 
 def units(changing: Sequence[str], together: Iterable[Sequence[str]], takes: Mapping[str, Iterable[str]]) -> List[Unit]:

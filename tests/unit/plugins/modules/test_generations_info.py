@@ -46,3 +46,10 @@ def test_a_damaged_file_is_a_warning_and_hides_no_other(run_module, folder):
     (folder / ".ollama.service.json.new").write_text("left by a kill")
     result = run_module(generations_info.main, warnings=("vllm@chat.service.json does not hold generations",))
     assert list(result["generations"]) == ["ollama.service"]
+
+
+def test_another_user_than_root_is_told_to_become_root(run_module, folder, monkeypatch):
+    accept("ollama.service", keep_alive="5m")
+    monkeypatch.setattr(generations.os, "access", lambda path, mode: False)
+    result = run_module(generations_info.main, warnings=("ollama.service.json cannot be read by user",))
+    assert result["generations"] == {}

@@ -181,14 +181,7 @@ def test_every_value_is_documented(monkeypatch):
     gpu_device = facts.model.blank(0, "unsupported")
     facts.model.put(gpu_device, "processes", [process])
     gone = facts.faults.fault("gpu_lost", "lost")
-    xid = {"pci_bus_id": "0000:01:00.0", "code": 79, "count": 1, "age_seconds": 5}
-    parts = [
-        ("source", "nvml"),
-        ("xids", [xid]),
-        ("rdma", [device]),
-        ("device", [gpu_device, gone]),
-        ("mig_device", instance),
-    ]
+    parts = [("source", "nvml"), ("rdma", [device]), ("device", [gpu_device, gone]), ("mig_device", instance)]
     gpu = facts.assemble(parts, None, 10)
     documented = yaml.safe_load(gpu_facts.RETURN)["ansible_facts"]["contains"]["gpu"]["contains"]
     assert sorted(found(gpu, known=("unavailable",))) == sorted(names(documented))

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the module makes of a run; that is tested beside module_utils/endpoint/loadtest.py."""
+"""What the module makes of a run; the run itself has its own tests, of module_utils/endpoint/loadtest.py."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ class Fleet:
             "rollout_soak": 0,
             **variables,
         }
+        given = {name: value for name, value in given.items() if value is not None}
         extra = ["-e", json.dumps(given), *words]
         return [TOOL, "-i", str(self.inventory), str(ROOT / "playbooks" / (playbook + ".yml")), *extra]
 
@@ -146,6 +147,16 @@ def test_a_broken_canary_leaves_the_others_untouched(fleet: Fleet) -> None:
     assert "rollout complete: 4 changed" in fleet.run()
 
 
+@pytest.mark.parametrize("mode", ["breaks", "unfit"])
+def test_what_a_secret_task_says_stays_secret(fleet: Fleet, mode: str) -> None:
+    fleet.fault("h1", mode)
+    output = fleet.run(rc=2, secret=True)
+    assert "a task failed whose result is secret" in " ".join(output.split())
+    own = [line for line in output.splitlines() if not line.startswith("[ERROR]: Task failed: ")]  # Ansible's
+    kept = [path.read_text() for path in fleet.state.glob("*")]
+    assert not any(word in text for word in ("crash_loop", "fell off") for text in [*own, *kept])
+
+
 def test_failures_up_to_the_budget_do_not_stop_the_run(fleet: Fleet) -> None:
     fleet.fault("h2", "breaks")
     fleet.run(rc=2, rollout_max_failures=1)
@@ -160,7 +171,7 @@ def test_a_host_that_falls_silent_is_lost(fleet: Fleet) -> None:
     output = fleet.run(rc=2)
     assert fleet.statuses()["h3"] == "lost" and "changed, and still not as declared: service: " in output
     output = fleet.run(rc=2)
-    assert "nothing was changed, because not all hosts can be: h3: service: " in " ".join(output.split())
+    assert "nothing was changed: not all hosts can be: h3: service: " in " ".join(output.split())
 
 
 @pytest.mark.parametrize(
@@ -181,6 +192,11 @@ def test_a_host_that_falls_silent_is_lost(fleet: Fleet) -> None:
             "rollout_min_ready: 'most' is neither a number nor a share such as 75%",
         ),
         ("", {"rollout_canary": "h9"}, [], "rollout_canary: h9 is not a host of this run"),
+        ("", {"rollout_min_redy": 1}, [], "rollout_min_redy: no such variable; there are rollout_min_ready, "),
+        ("", {"rollout_do": "stop"}, [], "rollout_do: no such variable"),
+        ("", {"rollout_width": 0}, [], "rollout_width: 0 is 0, and must be at least 1"),
+        ("", {"rollout_soak": "a while"}, [], "rollout_soak: expected seconds, got a while"),
+        ("", {"rollout_room_wait": -1}, [], "rollout_room_wait: expected seconds, got -1"),
         ("", {}, ["--skip-tags", "x"], "--skip-tags would leave out steps of the rollout"),
     ],
 )
@@ -220,13 +236,42 @@ def test_a_running_rollout_is_watched_paused_stopped_and_resumed(fleet: Fleet) -
     assert sorted(fleet.log()) == sorted("h%d %s" % (n, word) for n in range(1, 5) for word in ("begins", "ends"))
 
 
+def test_an_inventory_cannot_choose_the_state_folder(fleet: Fleet) -> None:
+    inventory = yaml.safe_load(fleet.inventory.read_text())
+    inventory["ollama"]["vars"]["rollout_state"] = str(fleet.state)
+    fleet.inventory.write_text(yaml.safe_dump(inventory))
+    output = fleet.run("--check", rc=2, rollout_state=None)
+    assert "rollout_state: give it with -e, because the plays cannot read it" in " ".join(output.split())
+
+
+def test_the_canary_may_be_named_left_out_or_unchanged_already(fleet: Fleet) -> None:
+    assert "1. canary h3" in fleet.run("--check", rollout_canary="h3")
+    planned = fleet.run("--check", rollout_canary="h3,h2")
+    assert "1. canary h2\n" in planned and "2. canary h3\n" in planned
+    assert "canary h" not in fleet.run("--check", rollout_canary="")
+    fleet.run("--limit", "h3")
+    assert "1. canary h1" in fleet.run("--check", rollout_canary="h3"), "h3 would show nothing"
+
+
+def test_a_stopped_rollout_is_resumed_for_some_of_its_hosts(fleet: Fleet) -> None:
+    fleet.fault("h1", "holds")
+    running = fleet.start()
+    fleet.wait("h1 begins")
+    fleet.run("--check", playbook="rollout_control", rollout_do="stop")
+    assert not (fleet.state / "stop").exists(), "check mode requests nothing"
+    fleet.run("--limit", "h2", playbook="rollout_control", rollout_do="stop")
+    fleet.heal()
+    assert "stopped by request" in running.communicate(timeout=120)[0]
+    assert "rollout complete: 4 changed" in fleet.run("--limit", "h2,h3,h4")
+
+
 def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
     inventory = yaml.safe_load(fleet.inventory.read_text())
     shared = {"vllm_instances": [{"name": "big", "model": "big", "hosts": ["h3", "h4"]}], "ansible_connection": "local"}
     inventory["vllm"] = {"hosts": {"h3": None, "h4": None}, "vars": shared}
     fleet.inventory.write_text(yaml.safe_dump(inventory))
     output = fleet.run("--limit", "h3", rc=2)
-    assert "h4 shares a model with a host of this run: include it (nothing was changed)" in " ".join(output.split())
+    assert "h4 shares a model with a host of this run: include it" in " ".join(output.split())
     output = fleet.run(rc=2)
     assert "pool embed has 3 hosts, of which 2 must serve at any moment: h3, h4 can never be restarted" in " ".join(
         output.split()

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome, ServiceError, Verdict
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import service
 from ansible_collections.gpufleet.inference.plugins.modules import vllm_service
@@ -79,3 +81,9 @@ def test_keys_are_in_no_result(run_module, bring):
     given = {"api_key": "key-of-all-1", "instances": [{"name": "chat", "api_key": "key-of-chat"}]}
     bring.does = lambda params, check_mode, warn: {"changed": False, "msg": "key-of-all-1 key-of-chat"}
     assert "key-of" not in str(run_module(vllm_service.main, given))
+
+
+def test_what_is_documented_of_a_result_is_where_it_is():
+    documented = yaml.safe_load(vllm_service.RETURN)
+    assert set(documented) == set(serving.together({})) - {"changed"}
+    assert {"generation", "fingerprint", "drain"} <= set(documented["instances"]["contains"])

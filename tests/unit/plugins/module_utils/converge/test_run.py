@@ -468,6 +468,16 @@ def test_a_secret_in_any_spelling_is_taken_out_of_what_is_said(system: Any) -> N
         assert "AbCd" not in text and "KlMn" not in text
 
 
+def test_each_key_of_a_secret_with_several_is_taken_out_of_what_is_said(system: Any) -> None:
+    """As a server may log the one that a client has sent."""
+
+    def gate(running: Running, changed: bool) -> Verdict:
+        return Verdict("misread", "web-sesame is no key of batch-sesame")
+
+    error = fails(system, gate=gate, secret_environment={"T": "batch-sesame web-sesame"})
+    assert "<secret> is no key of <secret>" in error.message and "sesame" not in error.message
+
+
 def strings(value: Any) -> List[str]:
     """All text in data of any depth, as it is."""
     if isinstance(value, dict):
@@ -1687,7 +1697,7 @@ def test_what_the_steps_wrote_is_undone_if_it_fails_the_unit_check(system: Any) 
     go(system, state="absent", unit_check=no_nice)
 
 
-# --- who is told of an accepted change
+# --- accepted changes
 
 
 def test_a_change_is_accepted_once_it_is_proven_and_before_the_way_back_is_gone(system: Any) -> None:

@@ -104,6 +104,8 @@ def test_a_real_answer(web, fixture_text):
         {"choices": [{"logprobs": None}]},
         {"choices": [{"logprobs": {"content": [{"token": "a"}]}}]},
         {"choices": [{"logprobs": {"content": ["a"]}}]},
+        {"choices": [{"logprobs": {"content": [{"token": "a", "logprob": float("nan")}]}}]},
+        {"choices": [{"logprobs": {"content": [{"token": "a", "logprob": float("-inf")}]}}]},
         {"choices": []},
     ],
 )

@@ -127,9 +127,21 @@ def test_nothing_is_answered(load: Any) -> None:
         load()
 
 
-@pytest.mark.parametrize("params", [{"users": 0}, {"requests": 0}, {"tokens": 0}, {"rate": 0.0}])
-def test_what_is_refused(load: Any, params: Dict[str, Any]) -> None:
-    with pytest.raises(Refused, match="expected 1 or more of each"):
+@pytest.mark.parametrize(
+    "params, said",
+    [
+        ({"users": 0}, "users is 0; expected 1 or more"),
+        ({"requests": -1}, "requests is -1; expected 1 or more"),
+        ({"tokens": 0}, "tokens is 0; expected 1 or more"),
+        ({"rate": 0.0}, "rate is 0; expected more than 0"),
+        ({"rate": float("nan")}, "rate is nan; expected more than 0"),
+        ({"timeout": 0.0}, "timeout is 0; expected more than 0"),
+        ({"models": []}, "models is \\[\\]; expected one or more names, each once"),
+        ({"models": ["a", "a"]}, "each once"),
+    ],
+)
+def test_what_is_refused(load: Any, params: Dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused, match=said):
         load(**params)
 
 

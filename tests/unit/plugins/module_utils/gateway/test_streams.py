@@ -188,6 +188,34 @@ def test_chats_with_one_beginning_go_to_one_server(gateway: Gateway, engines: Li
     assert places == {"gpu1", "gpu2"}
 
 
+def test_each_model_of_several_has_a_home(gateway: Gateway, engines: List[Engine]) -> None:
+    """An Ollama whose memory does not hold all of its models then loads each of them once."""
+    names = ["m%d" % number for number in range(3)]
+    served = [row(engine, "ollama", engine="ollama", api="both", max_concurrent=1) for engine in engines]
+    gateway.pools.update(dict.fromkeys(names, served))
+    gateway.reload()
+    until(lambda: set(gateway.states().values()) == {"UP"})
+
+    def turn(name: str) -> str:
+        until(lambda: all(found["scur"] == "0" for found in runtime.servers(gateway.socket)))
+        return str(gateway.chat(name).json["engine"])
+
+    homes = {name: {turn(name) for _ in range(4)} for name in names}
+    assert sorted(min(found) for found in homes.values()) == ["gpu1", "gpu2", "gpu3"], homes
+    assert all(len(found) == 1 for found in homes.values()), homes
+    home = next(engine for engine in engines if engine.name in homes["m0"])
+    home.go.clear()
+    first = threading.Thread(target=gateway.chat, args=("m0",), kwargs={"wait": True})
+    first.start()
+    until(lambda: any(found["scur"] == "1" for found in runtime.servers(gateway.socket)))
+    assert gateway.chat("m0").json["engine"] != home.name, "its one place is taken"
+    home.go.set()
+    first.join()
+    home.health = 503
+    until(lambda: any(state.startswith("DOWN") for state in gateway.states().values()))
+    until(lambda: turn("m0") != home.name)
+
+
 # --- reloads
 
 
@@ -313,7 +341,7 @@ def impostor(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[
         thread.join()
 
 
-def test_what_is_no_state_replaces_none(gateway: Gateway, tmp_path: Path) -> None:
+def test_what_is_not_a_state_replaces_none(gateway: Gateway, tmp_path: Path) -> None:
     file = tmp_path / "servers"
     file.write_text("before")
 

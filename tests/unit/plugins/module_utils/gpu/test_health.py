@@ -90,6 +90,18 @@ def test_lost_comes_first():
     assert told["reasons"] == ["GPU is lost", "remapping of memory rows is pending: reset the GPU"]
 
 
+def findings(devices, xids):
+    return health.findings([dict(device, health=health.health(device)) for device in devices], xids)
+
+
+def test_a_gpu_that_does_not_answer_is_a_finding():
+    device = model.blank(3, "unsupported")
+    device["health"] = health.health(device, "GPU is lost")
+    assert health.findings([device], []) == [
+        {"gpu": 3, "check": "lost", "effect": "unfit", "action": "look", "text": "GPU is lost"}
+    ]
+
+
 def twins(count=4, **leaves):
     """GPUs of one host that are alike."""
     found = []
@@ -119,9 +131,9 @@ def test_notes(check, path, value, text):
     """Each of them leads to its finding and to no other, and keeps no GPU from working."""
     alike = {"vbios_version": "96.00", "nvlink__active_count": 18, "ecc__enabled": True}
     devices = twins(pcie__width=16, pcie__max_width=16, temperature__margin_celsius=40, **alike)
-    assert health.findings(devices, []) == []
+    assert findings(devices, []) == []
     model.put(devices[2], path, value)
-    (found,) = health.findings(devices, [])
+    (found,) = findings(devices, [])
     assert (found["gpu"], found["check"], found["effect"]) == (2, check, "note")
     assert text in found["text"]
     assert health.health(devices[2])["ok"]
@@ -130,7 +142,7 @@ def test_notes(check, path, value, text):
 def test_what_is_against_a_gpu_is_a_finding_too():
     (device,) = twins(1)
     model.put(device, "remapped_rows.pending", True)
-    assert health.findings([device], []) == [
+    assert findings([device], []) == [
         {
             "gpu": 0,
             "check": "remap_pending",
@@ -145,14 +157,14 @@ def test_no_twin_is_odd_where_they_are_half_and_half():
     devices = twins(vbios_version="96.00")
     for device in devices[:2]:
         model.put(device, "vbios_version", "96.01")
-    assert health.findings(devices, []) == []
+    assert findings(devices, []) == []
 
 
 def test_other_models_are_no_twins():
     devices = twins(vbios_version="96.00")
     model.put(devices[3], "name", "NVIDIA L4")
     model.put(devices[3], "vbios_version", "95.04")
-    assert health.findings(devices, []) == []
+    assert findings(devices, []) == []
 
 
 def test_xids():
@@ -163,9 +175,7 @@ def test_xids():
         {"pci_bus_id": "0000:99:00.0", "code": 79, "count": 1, "age_seconds": 400000},
         {"pci_bus_id": "0000:10:00.0", "code": 999, "count": 1, "age_seconds": 7300},
     ]
-    assert [
-        (found["gpu"], found["check"], found["action"], found["text"]) for found in health.findings(devices, xids)
-    ] == [
+    assert [(found["gpu"], found["check"], found["action"], found["text"]) for found in findings(devices, xids)] == [
         (1, "xid_119", "reset", "Xid 119, the GPU's system processor did not answer: once, 14 min ago"),
         (0, "xid_31", "restart", "Xid 31, memory page fault of a program: 3 times, the last 90 s ago"),
         (None, "xid_79", "reboot", "Xid 79, the GPU has fallen off the bus: once, 4 days ago"),

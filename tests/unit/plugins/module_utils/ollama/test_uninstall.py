@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pathlib
 import pwd
 import threading
 
@@ -18,6 +19,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import DROP_IN
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import install, records
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama.uninstall import uninstall
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import fingerprint, generations
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import uninstall as neutral
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
@@ -90,6 +92,8 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(neutral.convergence, "converge", converge)
     monkeypatch.setattr(neutral.Installed, "other_users", lambda self, units, wanted: host.others)
     monkeypatch.setattr(records, "FOLDER", str(tmp_path / "records"))
+    for part in (fingerprint, generations):
+        monkeypatch.setattr(part, "FOLDER", str(tmp_path / "host/var" / part.__name__))
     monkeypatch.setattr(install, "HOME", str(tmp_path / "host/home"))
     host.others, host.commands = [], []
     monkeypatch.setattr(account, "run", lambda command: host.commands.append(" ".join(command)))
@@ -105,6 +109,9 @@ def test_from_a_bare_host_nothing_stays(host, remembered):
     host.installed()
     host.write(host.folder / "home/.ollama/id_ed25519")
     install_record.add("homes", str(host.folder / "home"))
+    for part in (fingerprint, generations):
+        host.write(pathlib.Path(part.place_of(UNIT)))
+        host.write(pathlib.Path(part.FOLDER) / (".%s.json.new" % UNIT), "left by a kill")
     result = host.uninstall()
     assert host.asked == ("present", False, False), "stopped, disabled, without our override"
     assert result["changed"]

@@ -67,9 +67,8 @@ class Engine:
         self.server.shutdown()
         self.server.server_close()
 
-    def ollama(self, *models):
-        listed = json.dumps({"models": [{"name": name} for name in models]})
-        self.answers = {"/api/version": (200, '{"version":"0.13.0"}'), "/api/ps": (200, listed)}
+    def ollama(self):
+        self.answers = {"/api/version": (200, '{"version":"0.13.0"}')}
 
 
 class Agent:
@@ -138,38 +137,33 @@ ELSEWHERE = {"gw1": ["192.0.2.1"]}
 
 
 @pytest.mark.parametrize(
-    "mark, health, model, line",
+    "mark, health, line",
     [
-        ({}, Health(), "", "up ready 100% maxconn:4"),
-        ({}, Health(waiting=1), "", "up ready 50% maxconn:4"),
-        ({}, Health(cache=0.25), "", "up ready 75% maxconn:4"),
-        ({}, Health(cache=7.0, waiting=1e8), "", "up ready 5% maxconn:4"),
-        ({}, Health(models={"chat:latest"}), "chat", "up ready 100% maxconn:4"),
-        ({}, Health(models={"code:7b"}), "chat", "up ready 10% maxconn:4"),
-        ({}, Health(models=set()), "chat", "up ready 20% maxconn:4"),
-        ({}, Health(models=set()), "", "up ready 100% maxconn:4"),
-        ({}, Health("not_ready"), "", "down #not_ready"),
-        ({"state": "drain", "verdict": "cpu_fallback"}, Health("not_ready"), "", "drain"),
-        ({"state": "down", "verdict": "cpu_fallback"}, Health(), "", "down #cpu_fallback"),
-        ({"state": "down", "verdict": "x\nup ready"}, Health(), "", "down #x_up_ready"),
-        ({"state": "down"}, Health(), "", "down #none"),
+        ({}, Health(), "up ready 100% maxconn:4"),
+        ({}, Health(waiting=1), "up ready 50% maxconn:4"),
+        ({}, Health(cache=0.25), "up ready 75% maxconn:4"),
+        ({}, Health(cache=7.0, waiting=1e8), "up ready 5% maxconn:4"),
+        ({}, Health("not_ready"), "down #not_ready"),
+        ({"state": "drain", "verdict": "cpu_fallback"}, Health("not_ready"), "drain"),
+        ({"state": "down", "verdict": "cpu_fallback"}, Health(), "down #cpu_fallback"),
+        ({"state": "down", "verdict": "x\nup ready"}, Health(), "down #x_up_ready"),
+        ({"state": "down"}, Health(), "down #none"),
     ],
 )
-def test_the_line(mark, health, model, line):
-    assert answer(mark, health, 4, model, 1) == line
+def test_the_line(mark, health, line):
+    assert answer(mark, health, 4, 1) == line
 
 
 @pytest.mark.parametrize("limit, gateways, places", [(4, 0, 4), (4, 2, 2), (5, 2, 3), (1, 3, 1), (0, 2, None)])
 def test_gateways_share_the_places_of_a_service(limit, gateways, places):
-    line = answer({}, Health(), limit, "", gateways)
+    line = answer({}, Health(), limit, gateways)
     assert line == "up ready 100%" + (" maxconn:%d" % places if places else "")
 
 
-def test_a_service_says_which_models_it_has_loaded(start, engine):
-    engine.ollama("chat:latest")
+def test_an_unknown_service(start, engine):
+    engine.ollama()
     agent = start({"ollama.service": {"port": engine.port}})
     assert agent.ask("ollama.service chat") == "up ready 100% maxconn:4\n"
-    assert agent.ask("ollama.service code") == "up ready 10% maxconn:4\n"
     assert agent.ask("other.service chat") == "down #unknown_service\n"
 
 
@@ -231,7 +225,7 @@ def test_a_service_that_hangs_is_down_after_a_few_looks_and_nobody_waits_for_it(
 )
 def test_nonsense_of_a_service(start, engine, text):
     engine.ollama()
-    engine.answers["/api/ps"] = (200, text)
+    engine.answers["/api/version"] = (200, text)
     agent = start({"ollama.service": {"port": engine.port}})
     for _number in range(3):
         assert agent.ask("ollama.service chat").startswith(("up", "down #not_ready"))
@@ -471,7 +465,7 @@ def gateway(tmp_path):
 
 @pytest.mark.skipif(not HAPROXY, reason="HAProxy is not installed")
 def test_what_an_operator_of_the_gateway_declares_stays(start, engine, gateway):
-    engine.ollama("chat:latest")
+    engine.ollama()
     agent = start({"ollama.service": {"port": engine.port}})
     haproxy = gateway(agent, engine.port, {"gpu1.ollama": "ollama.service chat"})
     haproxy.sees("gpu1.ollama", status="UP", slim="4")
@@ -493,11 +487,10 @@ def test_what_an_operator_of_the_gateway_declares_stays(start, engine, gateway):
 
 @pytest.mark.skipif(not HAPROXY, reason="HAProxy is not installed")
 def test_haproxy_does_as_it_is_told(start, engine, gateway):
-    engine.ollama("chat:latest")
+    engine.ollama()
     agent = start({"ollama.service": {"port": engine.port}})
-    haproxy = gateway(agent, engine.port, {"gpu1.ollama": "ollama.service chat", "gpu2.ollama": "ollama.service code"})
+    haproxy = gateway(agent, engine.port, {"gpu1.ollama": "ollama.service chat"})
     haproxy.sees("gpu1.ollama", status="UP", weight="100", slim="4")
-    haproxy.sees("gpu2.ollama", status="UP", weight="10", slim="4")
     agent.mark("ollama.service", state="drain")
     haproxy.sees("gpu1.ollama", status="DRAIN (agent)")
     began = time.monotonic()
@@ -512,7 +505,7 @@ def test_haproxy_does_as_it_is_told(start, engine, gateway):
 
 @pytest.mark.skipif(not HAPROXY, reason="HAProxy is not installed")
 def test_two_gateways_share_the_places(start, engine, gateway):
-    engine.ollama("chat:latest")
+    engine.ollama()
     agent = start({"ollama.service": {"port": engine.port, "limit": 5}}, {"a": ["127.0.0.2"], "b": ["127.0.0.3"]})
     first = gateway(agent, engine.port, {"gpu1.ollama": "ollama.service chat"}, source="127.0.0.2")
     first.sees("gpu1.ollama", slim="5")

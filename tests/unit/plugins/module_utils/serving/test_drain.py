@@ -211,7 +211,7 @@ def test_a_gateway_that_hears_nothing_is_named_and_holds_nobody_up_for_long(host
     drain.put_back(UNIT, [], host.warnings.append)
     assert host.agent.reports > 1 and not host.mark.exists()
     (warning,) = host.warnings
-    assert "is proven, but gw1 did not ask the agent of this host for 0 s" in warning
+    assert "is verified, but gw1 did not ask the agent of this host for 0 s" in warning
 
 
 def test_what_a_former_run_has_found_is_kept_until_the_proof(host):

@@ -53,7 +53,7 @@ def compare(web, tmp_path, monkeypatch, warnings):
 def test_recorded_once_then_compared(compare, web, tmp_path):
     assert compare() == {"state": "recorded", "deviation": 0.0, "tolerance": 0.1}
     assert len(web.requests) == 1 + REPEATS
-    assert os.stat(fingerprint._path(UNIT)).st_mode & 0o022 == 0
+    assert os.stat(fingerprint.place_of(UNIT)).st_mode & 0o022 == 0
     web.answers[CHAT] = chat(("yes", -0.15))
     assert compare() == {"state": "same", "deviation": 0.05, "tolerance": 0.1}
     assert len(web.requests) == 2 + REPEATS
@@ -65,7 +65,7 @@ def test_other_answers_are_wrong_answers_until_they_are_meant(compare, web):
     web.answers[CHAT] = chat(("no", -0.1))
     for _ in range(2):
         with pytest.raises(
-            Fault, match="m gives other answers than those recorded on this host: to 'Hi', token 1 is 'no'"
+            Fault, match="the answers of m differ from those recorded on this host: to 'Hi', token 1 is 'no'"
         ) as caught:
             compare()
         assert caught.value.verdict.name == "wrong_answers"
@@ -83,7 +83,7 @@ def test_answers_that_another_request_has_moved_are_asked_for_again(compare, web
 
 
 @pytest.mark.parametrize("change", [{"model": "n"}, {"prompts": ("Hi", "there")}])
-def test_another_model_or_other_prompts_are_recorded_anew(compare, web, change):
+def test_another_model_or_other_prompts_are_recorded_again(compare, web, change):
     compare()
     web.answers[CHAT] = chat(("no", -0.1))
     assert compare(**change)["state"] == "recorded"
@@ -94,14 +94,14 @@ def test_a_server_without_log_probabilities_is_warned_about(compare, web, warnin
     assert compare() == {"state": "not_offered"}
     (warning,) = warnings
     assert warning.startswith("fingerprints: the answers are not compared: http://127.0.0.1:")
-    assert not os.path.exists(fingerprint._path(UNIT))
+    assert not os.path.exists(fingerprint.place_of(UNIT))
 
 
 def test_log_probabilities_that_are_none_any_more_are_wrong_answers(compare, web):
     """As llama-server reports the NaN of a broken weight."""
     compare()
     web.answers[CHAT] = chat(("yes", None))
-    with pytest.raises(Fault, match="m has answered before, and does not now: .* reports no log probabilities"):
+    with pytest.raises(Fault, match="the answers of m can no longer be compared: .* reports no log probabilities"):
         compare()
 
 
@@ -119,7 +119,7 @@ def test_log_probabilities_that_are_none_any_more_are_wrong_answers(compare, web
 )
 def test_a_damaged_record_counts_as_none(compare, content):
     compare()
-    with open(fingerprint._path(UNIT), "w", encoding="utf-8") as file:
+    with open(fingerprint.place_of(UNIT), "w", encoding="utf-8") as file:
         file.write(content)
     assert compare()["state"] == "recorded"
     assert compare()["state"] == "same"
@@ -132,11 +132,3 @@ def test_a_full_disk_is_warned_about(compare, monkeypatch, warnings):
     monkeypatch.setattr(fingerprint.record, "write", full)
     assert compare()["state"] == "recorded"
     assert "are not recorded ([Errno 28] No space left on device)" in warnings[0]
-
-
-def test_the_record_goes_with_the_service(compare):
-    compare()
-    for _ in range(2):
-        fingerprint.forget(UNIT)
-        assert not os.path.exists(fingerprint._path(UNIT))
-    assert compare()["state"] == "recorded"

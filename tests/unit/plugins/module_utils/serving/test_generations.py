@@ -17,6 +17,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server im
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import options as ollama
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import generations
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Service
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import record
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options as vllm
 
@@ -129,6 +130,9 @@ def test_no_secret_is_recorded(folder, name):
         "addons": ["rocm", "https://me:%s@mirror/rocm.tgz" % SESAME],
         "drain_command": ["/bin/drain", "--token", SESAME],
         "undrain_command": ["/bin/drain", "--token", SESAME],
+        "environment": {"HTTPS_PROXY": "http://me:%s@proxy:3128" % SESAME},
+        "models": [{"name": "m", "source": "https://me:%s@mirror/m.gguf" % SESAME}],
+        "extra_args": {"otlp": {"endpoints": ["https://otlp/v1?key=%s" % SESAME]}},
     }
     assert accept(declared(name, keep_alive="1h", **secret))[0] == 1
     text = (folder / (UNIT + ".json")).read_text()
@@ -160,7 +164,7 @@ def test_the_options_that_are_left_out_are_those_of_the_tables():
 
 def test_a_kill_leaves_a_history_that_can_be_read(kills):
     def prepare():
-        generations.forget(UNIT, Outcome())
+        record.forget(generations.place_of(UNIT))
         accept()
         return lambda: accept(port=9000)
 
@@ -190,11 +194,11 @@ def test_a_service_that_leaves_leaves_no_history(folder):
     (folder / (".%s.json.new" % UNIT)).write_text("left by a kill")
     other = folder / "ollama.service.json"
     other.write_text("{}")
-    generations.forget(UNIT, Outcome())
+    record.forget(generations.place_of(UNIT))
     assert os.listdir(folder) == [other.name]
-    generations.forget("ollama.service", Outcome())
-    assert not folder.exists()
-    generations.forget(UNIT, Outcome())
+    for _ in range(2):
+        record.forget(generations.place_of("ollama.service"))
+        assert not folder.exists()
 
 
 # --- what is believed
@@ -304,8 +308,8 @@ def test_which_generation_is_meant(three, wanted, port):
 @pytest.mark.parametrize(
     "wanted, said",
     [
-        ("4", "has no generation 4; kept are: 1 of 2026-11-30T08:00:12Z, 2 of"),
-        ("2026-11-30T07:59Z", "has no generation that was accepted by 2026-11-30T07:59Z; kept are: 1 of"),
+        ("4", "has no generation 4; it has: 1 of 2026-11-30T08:00:12Z, 2 of"),
+        ("2026-11-30T07:59Z", "has no generation that was accepted by 2026-11-30T07:59Z; it has: 1 of"),
         ("yesterday", "'yesterday'; expected a number, or a time in UTC such as"),
         ("-1", "expected a number"),
         ("2026-11-30", "expected a number"),
@@ -317,7 +321,7 @@ def test_a_generation_that_does_not_exist_is_rejected(three, wanted, said):
 
 
 def test_without_any_generation():
-    with pytest.raises(Refused, match="has no generation 1; kept are: none"):
+    with pytest.raises(Refused, match="has no generation 1; it has: none"):
         back(generation="1")
 
 

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,15 +20,18 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model 
     Verdict,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.override import Override
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.fingerprint import Recorded, Token
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import (
     agent,
     drain,
+    fingerprint,
     generations,
     model,
     run,
     vacate,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause, Declared, Leaving, Listen
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import record
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Needed, Refused
 
 GIB = 1 << 30
@@ -50,14 +55,15 @@ class Engine:
 
     def __init__(self, does):
         self.does = does
-        self.steps, self.refuses = [], {}
+        self.steps, self.refuses, self.asks, self.together = [], {}, None, None
 
     def declare(self, service, placed, host):
         if service.unit in self.refuses:
             raise self.refuses[service.unit]
         self.does.append("declare " + service.unit)
         listen = Listen("127.0.0.1", service.options["port"])
-        return Declared("root", listen, {"A": "1"}, steps=self.steps, warnings=["look out"])
+        more = {"steps": self.steps, "warnings": ["look out"], "asks": self.asks, "together": self.together}
+        return Declared("root", listen, {"A": "1"}, **more)
 
     def preflight(self, plan, host):
         self.does.append("preflight " + plan.unit)
@@ -147,6 +153,7 @@ def converge(monkeypatch, fakes, tmp_path):
     call.engine, call.system, call.facts = Engine(call.does), System(), fakes.facts()
     monkeypatch.setattr(run.convergence, "converge", carry_out)
     monkeypatch.setattr(generations, "FOLDER", str(tmp_path / "generations"))
+    monkeypatch.setattr(fingerprint, "FOLDER", str(tmp_path / "fingerprints"))
     monkeypatch.setattr(model.gpu_facts, "gather", lambda timeout, python_paths: call.facts)
     return call
 
@@ -282,7 +289,7 @@ def test_the_main_service_runs_again_where_an_instance_fails(converge, monkeypat
 
 
 @pytest.mark.parametrize("error", [ServiceError("it cannot be disabled"), OSError("no space"), KeyboardInterrupt()])
-def test_the_main_service_does_not_run_again_beside_proven_instances(converge, monkeypatch, error):
+def test_the_main_service_does_not_run_again_next_to_proven_instances(converge, monkeypatch, error):
     monkeypatch.setattr(vacate.Vacated, "stop", lambda self, unit, *more: self.units.update({unit: more}))
     left = []
     monkeypatch.setattr(vacate.Vacated, "start_again", lambda self: left.append(list(self.units)) or "")
@@ -509,3 +516,87 @@ def test_a_converged_host_does_not_look_at_generations(converge, monkeypatch):
     monkeypatch.delattr(sys.modules[run.__package__], "generations")
     converge()
     converge(A, B, check_mode=True)
+
+
+# --- fingerprints
+
+
+@pytest.fixture
+def answers(converge, monkeypatch):
+    """The model answers with "yes"; `.asked` is how often. `.figures` is what the checks before have found."""
+
+    class Answers:
+        asked, figures, accepts = 0, {}, True
+
+    def compare(service, endpoint, model, warn, proof):
+        Answers.asked += 1
+        proof.figures["fingerprint"] = {"state": "recorded"}
+        proof.accepted = Recorded(model, service.options["fingerprints"], [[Token("yes", -0.1, {})]], 0.1)
+
+    def convergence(change, gate=None, check_mode=False, **more):
+        outcome = Outcome(changed=Answers.accepts)
+        if gate:
+            gate.proof.figures.update(Answers.figures)
+            assert gate(SimpleNamespace(invocation_id="1"), changed=True).ok
+            if Answers.accepts:
+                assert fingerprint.read(change.unit) is None, "it is not proven yet"
+                change.accepted(outcome)
+                assert fingerprint.read(change.unit), "a run that is killed from now on is complete"
+        elif not check_mode:
+            change.accepted(outcome)
+        return outcome
+
+    monkeypatch.setattr(fingerprint, "compare", compare)
+    monkeypatch.setattr(run.convergence, "converge", convergence)
+    converge.engine.asks = lambda proof: (None, "m")
+    return Answers
+
+
+def test_answers_are_recorded_before_the_way_back_is_given_up(converge, answers):
+    assert "answers recorded" in converge(fingerprints=["Hi"])["msg"]
+    assert answers.asked == 1
+
+
+def test_answers_of_a_proof_without_a_change_are_recorded_too(converge, answers):
+    answers.accepts = False
+    assert "answers would be recorded" in converge(check_mode=True, fingerprints=["Hi"])["msg"]
+    assert fingerprint.read("e.service") is None
+    assert "answers recorded" in converge(fingerprints=["Hi"])["msg"]
+    assert fingerprint.read("e.service").model == "m"
+
+
+def test_other_hosts_are_waited_for_once_everything_is_found_right(converge, answers):
+    """Wrong answers of the first host have to be known before the others keep the change."""
+    waited = []
+    converge.engine.together = lambda proof: waited.append(answers.asked)
+    converge(fingerprints=["Hi"])
+    assert waited == [1]
+
+
+def test_a_model_that_sleeps_is_not_asked(converge, answers):
+    answers.accepts, answers.figures = False, {"asleep": True}
+    assert "fingerprint" not in converge(fingerprints=["Hi"])["msg"] and not answers.asked
+
+
+def test_a_service_that_leaves_takes_its_answers_with_it(converge, answers):
+    one = dict(A, fingerprints=["Hi"])
+    converge(one)
+    converge(dict(one, state="absent"), check_mode=True)
+    assert fingerprint.read(UNITS[0])
+    rest = "%s/.%s.json.new" % (fingerprint.FOLDER, UNITS[0])
+    with open(rest, "w", encoding="utf-8"):
+        pass
+    answers.accepts = False  # as after a kill: the unit itself is gone already
+    converge(dict(one, state="absent"))
+    assert not os.path.exists(fingerprint.FOLDER)
+
+
+def test_what_cannot_be_removed_of_a_service_that_leaves_is_a_warning(converge, monkeypatch):
+    def fails(path):
+        raise OSError(16, "busy")
+
+    monkeypatch.setattr(record, "forget", fails)
+    converge.changed = True
+    converge(dict(A, state="absent"))
+    for part in generations, fingerprint:
+        assert "%s is not removed: [Errno 16] busy" % part.place_of(UNITS[0]) in converge.warnings

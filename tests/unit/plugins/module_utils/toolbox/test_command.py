@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A command ends in time, with all that it has started, and with the run that waits for it."""
+"""A command ends in time, with everything it has started, and with the run that waits for it."""
 
 from __future__ import annotations
 

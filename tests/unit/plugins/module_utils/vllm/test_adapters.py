@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -52,7 +53,7 @@ def test_the_highest_rank_counts(host, adapter):
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"r": "8"}', '{"r": true}', '{"r": -1}', '{"r": 1e999}', "{}"])
-def test_what_is_no_adapter(host, adapter, text):
+def test_what_is_not_an_adapter(host, adapter, text):
     (adapter / "adapter_config.json").unlink()
     if text is not None:
         (adapter / "adapter_config.json").write_text(text)
@@ -68,13 +69,31 @@ def test_an_adapter_without_weights(host, adapter):
     assert read(host, a=str(adapter))
 
 
+def test_an_adapter_that_its_user_can_read(adapter):
+    (adapter / "adapter_model.bin").symlink_to("/nosuch")  # vLLM prefers the other one
+    adapters.check_readable(Adapter("a", str(adapter), 8), USER)
+    adapters.check_readable(Adapter("a", "/nosuch", 0), USER)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as somebody else")
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_that_only_root_can_read(name):
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's own folders are closed to others
+        os.chmod(place, 0o755)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            with open(os.path.join(place, file), "w", encoding="utf-8"):
+                os.chmod(os.path.join(place, file), 0o600 if file == name else 0o644)
+        with pytest.raises(Refused, match=r"lora_adapters\.a: user daemon cannot read .*%s: Permission denied" % name):
+            adapters.check_readable(Adapter("a", place, 8), "daemon")
+
+
 @pytest.mark.parametrize("path", ["Team/unknown", 5, None])
 def test_names_that_nothing_was_downloaded_for(host, path):
     with pytest.raises(Refused, match="is neither the path of a directory nor the name of a downloaded model"):
         read(host, a=path)
 
 
-def test_what_a_play_has_not_brought_yet(host):
+def test_what_a_play_has_not_downloaded_yet(host):
     with pytest.raises(Refused, match="has no adapter_config"):
         read(host, a="/nosuch")
     host.check_mode = True
@@ -113,7 +132,7 @@ def test_a_declared_rank():
         (
             Adapter("chat", "/a", 8),
             {"served_model_name": ["x", "chat"]},
-            "lora_adapters.chat: is the name of the model",
+            "lora_adapters.chat: this is the name of the model",
         ),
         (Adapter("a", "/a", 8), {"extra_args": {"lora_modules": ["b=/b"]}}, "use the option lora_adapters"),
         (Adapter("a", "/a", 8), {"extra_args": {"no-enable-lora": True}}, "use the option lora_adapters"),

@@ -265,7 +265,7 @@ def test_a_model_may_be_one_file(bring):
     file.touch()
     bring(model=str(file))
     assert bring.asked["change"].timeout == 300
-    assert "loads no GGUF files since 0.24" in bring.warnings[0]
+    assert "since 0.24, vLLM loads GGUF files only with a plugin" in bring.warnings[0]
     site = bring.model.parent / "venv/lib/python3.11/site-packages"
     (site / "vllm-0.33.0.dist-info").rename(site / "vllm-0.23.0.dist-info")
     bring(model=str(file))
@@ -416,8 +416,9 @@ def test_a_claim_is_checked_again_when_it_is_written(bring):
         pass
 
 
-def test_a_context_may_be_forced(bring):
-    bring(max_model_len="9k", environment={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"})
+@pytest.mark.parametrize("value", ["1", " True"])
+def test_a_context_may_be_forced(bring, value):
+    bring(max_model_len="9k", environment={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": value})
     assert 'max-model-len: "9k"' in bring.asked["change"].files[CONFIG]
 
 
@@ -441,7 +442,11 @@ def test_a_draft_model_takes_memory_too(bring, tmp_path):
     draft = tmp_path / "draft"
     draft.mkdir()
     (draft / "model.safetensors").write_bytes(bytes(1 << 20))
-    for given, more in ({"model": str(draft)}, 1 << 18), ({"model": "Team/on-the-hub"}, 0), ({"method": "ngram"}, 0):
+    for given, more in (
+        ({"model": str(draft)}, 1 << 18),
+        ({"model": "Team/on-the-hub", "revision": 5}, 0),
+        ({"method": "ngram"}, 0),
+    ):
         assert bring(extra_args={"speculative-config": given})["fit"]["weight_bytes"] == 15 * GIB // 4 + more
 
 
@@ -451,8 +456,11 @@ def test_each_adapter_must_answer_by_its_name(bring, tmp_path, monkeypatch):
     (tmp_path / "adapter_model.safetensors").touch()
     asked = []
     monkeypatch.setattr(service.openai, "answers", lambda endpoint, name, timeout: asked.append(name))
+    readable = []
+    monkeypatch.setattr(service.adapters, "check_readable", lambda adapter, user: readable.append((adapter.name, user)))
     bring(lora_adapters={"sql": str(tmp_path), "law": str(tmp_path)}, served_model_name=["chat"])
     assert asked == ["law", "sql", "chat"]
+    assert readable == [("law", "vllm"), ("sql", "vllm")]
     assert checks_of(bring.asked) == ["ComesUp", *["after_change"] * 4, "UsesGpus"]
     assert "max-lora-rank: 64" in bring.asked["change"].files[CONFIG]
 

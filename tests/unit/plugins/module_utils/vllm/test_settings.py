@@ -165,11 +165,11 @@ def test_the_keys_of_clients():
 @pytest.mark.parametrize(
     "keys, words",
     [
-        ({"a": "short"}, "client_keys.a: expected 8"),
-        ({"a": "with a blank"}, "client_keys.a: expected 8"),
-        ({"a": 12345678}, "client_keys.a: expected 8"),
-        ({"a": "open-sesame"}, "client_keys.a: is the key of api_key"),
-        ({"a": "same-sesame", "b": "same-sesame"}, "client_keys.b: is the key of a"),
+        ({"a": "short"}, "client_keys.a: expected at least 8 ASCII"),
+        ({"a": "with a blank"}, "client_keys.a: expected at least 8 ASCII"),
+        ({"a": 12345678}, "client_keys.a: expected at least 8 ASCII"),
+        ({"a": "open-sesame"}, "client_keys.a: is also the key of api_key"),
+        ({"a": "same-sesame", "b": "same-sesame"}, "client_keys.b: is also the key of a"),
     ],
 )
 def test_keys_of_clients_that_are_refused(keys, words):
@@ -183,11 +183,16 @@ def test_keys_of_clients_that_are_refused(keys, words):
     [
         ({"port": 80}, "port: 80; only root may listen below 1024"),
         ({"port": 65536, "user": "root"}, "port: 65536; expected 1 to 65535"),
-        ({"environment": {"WANDB_API_KEY": "hush"}}, "WANDB_API_KEY: may be a secret and would stand in the unit"),
+        ({"environment": {"WANDB_API_KEY": "hush"}}, "WANDB_API_KEY: may be a secret, and everyone can read the unit"),
         ({"secret_environment": {"HF_TOKEN": "x"}}, "secret_environment.HF_TOKEN: use hf_token"),
-        ({"secret_environment": {"A": "1"}, "environment": {"A": "1"}}, "secret_environment.A: is set elsewhere"),
+        ({"secret_environment": {"A": "1"}, "environment": {"A": "1"}}, "secret_environment.A: is in environment, too"),
+        ({"secret_environment": {"PYTHONPATH": "x"}}, "secret_environment.PYTHONPATH: is set by guard_all_paths"),
         (
             {"guard_all_paths": True, "api_key": "sesame-sesame", "environment": {"VLLM_USE_RUST_FRONTEND": 1}},
+            "guard_all_paths: it cannot run in the front end",
+        ),
+        (
+            {"guard_all_paths": True, "api_key": "sesame-sesame", "secret_environment": {"VLLM_USE_RUST_FRONTEND": 1}},
             "guard_all_paths: it cannot run in the front end",
         ),
         ({"gpu_memory_utilization": 92.0}, "gpu_memory_utilization: 92 is not a share"),
@@ -199,8 +204,8 @@ def test_keys_of_clients_that_are_refused(keys, words):
         ({"model": ""}, "vLLM would serve a small model of its own choice"),
         ({"ssl_keyfile": "/k"}, "ssl_keyfile, ssl_certfile: set both, or neither"),
         ({"shutdown_timeout": -1}, "shutdown_timeout: -1"),
-        ({"api_key": "short"}, "api_key: expected 8"),
-        ({"api_key": "with a blank"}, "api_key: expected 8"),
+        ({"api_key": "short"}, "api_key: expected at least 8 ASCII"),
+        ({"api_key": "with a blank"}, "api_key: expected at least 8 ASCII"),
         ({"asleep": "accept"}, "asleep: it cannot sleep without"),
         ({"guard_all_paths": True}, "guard_all_paths: there is no api_key"),
         ({"extra_args": {"max_model_len": 5}}, "extra_args.max_model_len: use the option max_model_len"),

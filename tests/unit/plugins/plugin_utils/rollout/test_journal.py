@@ -45,6 +45,27 @@ def test_a_damaged_line_is_skipped(journal, rubbish):
     assert journal.state().hosts["gpu0"].status == "done"
 
 
+def test_an_event_that_does_not_fit_on_the_disk_is_an_error(journal, monkeypatch):
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:9]))
+        with pytest.raises(OSError, match="No space left on device"):
+            journal.append("admitted", hosts=["gpu0"], ready={})
+    journal.append("done", host="gpu1")
+    assert [event["event"] for event in journal.events()] == ["begin", "done"]
+
+
+def test_a_folder_that_others_write_to_is_refused(journal, monkeypatch):
+    os.chmod(journal.folder, 0o777)
+    for action in (journal.lock, lambda: journal.request("stop"), lambda: journal.begin("r2")):
+        with pytest.raises(PermissionError, match="expected a folder that only its user writes to"):
+            action()
+    os.chmod(journal.folder, 0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(PermissionError):
+        journal.lock()
+
+
 def test_a_new_run_keeps_what_was_measured_and_who_was_lost(journal):
     journal.append("applied", host="gpu1", measured={"ollama": 2.0})
     journal.append("lost", host="gpu2", why="unreachable")

@@ -15,19 +15,39 @@ QUIET = {"changed": False, "restarted": False, "reasons": [], "msg": "ok"}
 
 
 def test_one_question_is_enough_for_a_host_that_is_as_declared():
-    assert look.look({"rollout_check": {"as_declared": True}, "ollama_result": CHANGED}, "") == Look("as declared")
+    assert look.look({"rollout_check": {"as_declared": True}, "ollama_result": CHANGED}) == Look("as declared")
 
 
 @pytest.mark.parametrize(
-    ("registered", "fault", "why"),
+    ("registered", "why"),
     [
-        ({"rollout_reached": {"unreachable": True, "msg": "no\nroute"}}, "x is undefined", "unreachable: no route"),
-        ({}, "claims: GPU 0 is taken", "claims: GPU 0 is taken"),
-        ({"ollama_result": {"unreachable": True, "msg": "gone"}}, "", "ollama: gone"),
+        ({"rollout_reached": {"unreachable": True, "msg": "no\nroute"}}, "unreachable: no route"),
+        ({"ollama_result": {"unreachable": True, "msg": "gone"}}, "ollama: gone"),
     ],
 )
-def test_unfit(registered, fault, why):
-    assert look.look(registered, fault) == Look("unfit", why)
+def test_unfit(registered, why):
+    assert look.look(registered) == Look("unfit", why)
+
+
+def test_a_reason_is_one_line():
+    assert look.reason({"msg": "claims: \x1b[2JGPU 0\nis taken"}) == "claims: GPU 0 is taken"
+    assert look.reason({}) == "a task failed without a message"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "words",
+        {"changed": True, "restarted": True, "reasons": 7, "downtime_ms": "long", "service": "\x1b]0;x\x07\nok: all"},
+        {"changed": True, "restarted": True, "downtime_ms": float("nan"), "instances": [1]},
+        {"changed": True, "restarted": True, "downtime_ms": -5, "instances": {"a\nb.service": "words"}},
+    ],
+)
+def test_a_host_may_answer_anything(lie):
+    found = look.look({"ollama_result": lie, "vllm_models_result": {"results": [lie]}})
+    assert found.state in ("as declared", "differs") and found.why.isprintable()
+    assert all(row["service"].isprintable() and row["why"].isprintable() for row in found.services)
+    assert look.measured({"ollama_result": lie}) == {}
 
 
 def test_what_changes_of_each_service():
@@ -41,7 +61,7 @@ def test_what_changes_of_each_service():
         "vllm_result": {"changed": False, "skipped": True},
         "vllm_models_result": {"changed": False, "results": [QUIET, {"changed": True, "msg": "would download q"}]},
     }
-    found = look.look(registered, "")
+    found = look.look(registered)
     assert found.state == "differs"
     assert [(row["service"], row["engine"], row["restart"]) for row in found.services] == [
         ("ollama@a", "ollama", True),
@@ -50,7 +70,7 @@ def test_what_changes_of_each_service():
     ]
     assert found.why.startswith("ollama@a: the value in force changes: X; models: would download")
     assert look.measured(registered) == {"ollama@a": 1.9}
-    assert look.look({"ollama_result": QUIET}, "") == Look("as declared")
+    assert look.look({"ollama_result": QUIET}) == Look("as declared")
 
 
 def test_the_nearest_measured_restart_predicts():
@@ -69,6 +89,8 @@ def test_the_nearest_measured_restart_predicts():
         ({"restarted": True, "rolled_back": True}, True),
         ({"restarted": True, "rolled_back": False}, False),
         ({"unreachable": True}, False),
+        ({"msg": "MODULE FAILURE", "module_stdout": "", "rc": 137}, False),
+        ({"msg": "Timed out after 5 second(s).", "timedout": {"period": 5}}, False),
     ],
 )
 def test_whether_a_host_serves_as_before(failed, safe):

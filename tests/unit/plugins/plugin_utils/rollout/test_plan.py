@@ -33,6 +33,12 @@ def test_neither_a_number_nor_a_share(wish):
         plan.number(wish, 4)
 
 
+@pytest.mark.parametrize("wish", [0, "0", "0%"])
+def test_a_number_has_a_least_value(wish):
+    with pytest.raises(ValueError, match="is 0, and must be at least 1"):
+        plan.number(wish, 4, least=1)
+
+
 def test_the_minimum_of_each_pool():
     served = {"chat": ["a", "b", "c", "b"], "embed": ["c"]}
     assert plan.pools(served, None) == {"chat": Pool(("a", "b", "c"), 2), "embed": Pool(("c",), 0)}
