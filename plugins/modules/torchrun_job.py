@@ -331,6 +331,13 @@ pairs:
   type: list
   elements: dict
   sample: [{a: 0, b: 1, MiB: 64.0, gbps: 11.7}]
+enqueued:
+  description:
+    - By rank, the number of the last operation that a process had come to when one had timed out, of those among all
+      processes.
+  returned: when it has ended
+  type: dict
+  sample: {"0": 126, "1": 124}
 log:
   description: Folder with the logs of the last run.
   returned: when it has ended
