@@ -51,7 +51,8 @@ RETURN = r"""
 _value:
   description:
     - C(name) (V(ok) or what is wrong), C(text), C(first_failure), C(restarts), C(nodes) (how many hosts the job ended
-      with), C(transports) by host, C(allreduce) (the figures), C(outlier), and C(lines) for a person.
+      with), C(transports) by host, C(allreduce) (the figures), C(outlier), C(late) (the processes that were
+      behind when an operation timed out), and C(lines) for a person.
   type: dict
 """
 

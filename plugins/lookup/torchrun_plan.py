@@ -35,8 +35,14 @@ options:
     description: With how many hosts the job may run, for an elastic one. It needs all by default.
     type: int
   nproc_per_node:
-    description: Processes on each host. By default one for each of its GPUs, or one where there is none.
+    description: Processes on each host. By default one for each of its GPUs, or of O(gpus), or one where there is none.
     type: int
+  gpus:
+    description:
+      - Indexes of the GPUs that the job uses on each host, as C(nvidia-smi) counts them. All by default.
+      - Nothing reserves them. Keep services off them by their own options.
+    type: list
+    elements: int
   max_restarts:
     description: How often torchrun restarts the processes when one has failed.
     type: int
@@ -131,7 +137,7 @@ _raw:
         - What is wrong, or looks so, each C(level) (V(error) or V(warning)), C(code), C(host) and C(text).
         - The codes are V(group_size), V(no_facts), V(no_network), V(loopback_master), V(loopback_name), V(not_tried),
           V(rendezvous_blocked), V(port_taken), V(clock_skew), V(mtu_differs), V(no_torch), V(torch_differs),
-          V(nccl_differs), V(too_many_processes), V(idle_gpus).
+          V(nccl_differs), V(no_gpu), V(too_many_processes), V(idle_gpus).
       type: list
       elements: dict
     errors:
@@ -151,7 +157,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import
 
 LONGEST = 2000  # characters of a finding
 OPTIONS = (
-    *("job", "nnodes", "min_nodes", "nproc_per_node", "max_restarts", "rendezvous"),
+    *("job", "nnodes", "min_nodes", "nproc_per_node", "gpus", "max_restarts", "rendezvous"),
     *("master", "master_addr", "master_port", "network"),
 )
 

@@ -127,6 +127,14 @@ options:
         the job had before stay.
     type: int
     default: 5
+  options:
+    description:
+      - Further options of torchrun, by their long names, such as V(numa-binding) or V(no-python). Those without a value
+        are V(true).
+      - What follows from O(plan) or from another option is refused. Whether torchrun knows an option depends on its
+        version.
+    type: dict
+    default: {}
   monitor_interval:
     description: Seconds between two looks of torchrun at its processes. Its own default is 0.1.
     type: float
@@ -323,6 +331,13 @@ pairs:
   type: list
   elements: dict
   sample: [{a: 0, b: 1, MiB: 64.0, gbps: 11.7}]
+enqueued:
+  description:
+    - By rank, the number of the last operation that a process had come to when one had timed out, of those among all
+      processes.
+  returned: when it has ended
+  type: dict
+  sample: {"0": 126, "1": 124}
 log:
   description: Folder with the logs of the last run.
   returned: when it has ended
@@ -364,6 +379,7 @@ def argument_spec():
         limits=dict(type="dict", default={"memlock": "infinity"}),
         log_dir=dict(type="path"),
         keep_logs=dict(type="int", default=5),
+        options=dict(type="dict", default={}),
         monitor_interval=dict(type="float"),
         join_timeout=dict(type="int", default=300),
         rdzv_conf=dict(type="dict", default={}),

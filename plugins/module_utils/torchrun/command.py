@@ -128,6 +128,8 @@ class Job:
         if params["monitor_interval"] is not None:
             words.append("--monitor-interval=%g" % params["monitor_interval"])
         words += ["--log-dir=" + self.log_dir, "--redirects=3"]
+        for name, value in params["options"].items():
+            words.append("--" + _dashed(name) + ("" if value is True else "=%s" % value))
         program = ["--module", params["module"]] if params["module"] else [self.program]
         head = [params["venv"] + "/bin/python", "-m", "torch.distributed.run"]
         return [head, *([word] for word in words), program + params["arguments"]]
@@ -261,6 +263,29 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
+PLANNED = re.compile(
+    r"nnodes|nproc-per-node|rdzv-.*|standalone|node-rank|master-.*|local-addr|max-restarts|monitor-interval|log-dir"
+    r"|redirects|module|shutdown-timeout"
+)
+"""Options of torchrun that follow from the plan, or from an option of the same name."""
+
+
+def _dashed(name: str) -> str:
+    return name.lstrip("-").replace("_", "-")
+
+
+def _wrong_options(options: Mapping[str, Any]) -> List[str]:
+    wrong = []
+    for name, value in options.items():
+        if not re.fullmatch("[a-z][a-z-]+", _dashed(name)):
+            wrong.append("options: %r: expected a long name of torchrun, such as numa-binding" % name)
+        elif PLANNED.fullmatch(_dashed(name)):
+            wrong.append("options: %s is not free: it follows from the plan, or from another option of this job" % name)
+        elif value is False or value is None or not str(value).isprintable():
+            wrong.append("options: %s: expected a value on one line, or true for an option without one" % name)
+    return wrong
+
+
 def check(params: Mapping[str, Any]) -> List[str]:
     """What is wrong with what is declared, in sentences; nothing when it can be carried out."""
     wrong = []
@@ -273,6 +298,7 @@ def check(params: Mapping[str, Any]) -> List[str]:
         wrong.append("script: %s: expected an absolute path on the host" % params["script"])
     if params["stop_timeout"] < 0:
         wrong.append("stop_timeout: %d: expected seconds, 0 or more" % params["stop_timeout"])
+    wrong += _wrong_options(params["options"])
     unknown = sorted(name for name in params["limits"] if name.lower() not in LIMITS)
     if unknown:
         wrong.append("limits: %s: expected some of %s" % (", ".join(unknown), ", ".join(LIMITS)))

@@ -90,15 +90,22 @@ def versions(nodes: Mapping[str, Mapping[str, Any]]) -> List[Finding]:
     return found
 
 
+def gpus(host: str, wanted: Sequence[int], count: int) -> List[Finding]:
+    """Whether the declared GPUs are there, each once."""
+    if wanted and len(set(wanted)) == len(wanted) and all(0 <= index < count for index in wanted):
+        return []
+    text = "gpus: %s: expected different indexes of the %d GPUs of %s, from 0 on" % (list(wanted), count, host)
+    return [error("no_gpu", host, text)]
+
+
 def processes(host: str, wanted: int, gpus: int) -> List[Finding]:
-    """Whether each process has a GPU, and each GPU a process; a host without GPUs computes on its CPU."""
+    """Whether each process has a GPU, and each GPU a process; a host without GPUs computes on its CPU.
+
+    More processes than GPUs are right for Gloo, which computes on the CPU, and with MPS or MIG.
+    """
     if gpus and wanted > gpus:
-        text = "%d processes on %d GPUs: NCCL refuses two processes on one GPU; ask for %d at most" % (
-            wanted,
-            gpus,
-            gpus,
-        )
-        return [error("too_many_processes", host, text)]
+        text = "%d processes on %d GPUs: NCCL refuses two processes on one GPU; with NCCL, ask for %d at most"
+        return [warning("too_many_processes", host, text % (wanted, gpus, gpus))]
     if gpus and wanted < gpus:
         return [warning("idle_gpus", host, "%d processes on %d GPUs: the other GPUs stay idle" % (wanted, gpus))]
     return []

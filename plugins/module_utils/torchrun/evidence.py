@@ -123,6 +123,7 @@ def _said(folder: str, before: Sequence[str], agent: str, job: Job) -> Dict[str,
         "seen_ranks": of_processes["ranks"],
         "allreduce": of_processes["allreduce"],
         "pairs": of_processes["pairs"],
+        "enqueued": {str(rank): work for rank, work in of_processes["enqueued"].items()},
         # a host that restarts because another one has failed stays in its attempt
         "restarts": max(0, len(attempts) - 1, len(rounds) - 1),
         "rounds": rounds,

@@ -257,7 +257,7 @@ class _Running(_Part):
         )
         self._describe(start)
         if start:
-            for text in preflight.code_of_others(self.system, self.job):
+            for text in preflight.code_of_others(self.system, self.job) + preflight.without_effect(self.job):
                 self.warn(text)
         if not self.check_mode:
             if start:

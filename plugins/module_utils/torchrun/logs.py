@@ -18,6 +18,7 @@ _SET = re.compile(r"(NCCL_\w+) set by environment to (.*?)\.?$")
 _RANKS = re.compile(r"\bRANKS ((?:\w+=\S+ ?)+)")
 _ALLREDUCE = re.compile(r"\bALLREDUCE ((?:\w+=\S+ ?)+)")
 _PAIR = re.compile(r"\bPAIR ((?:\w+=\S+ ?)+)")
+_ENQUEUED = re.compile(r"\[PG ID 0 [^\]\n]{0,200} Rank (\d{1,9})\][^\n]{0,200}last enqueued work: (\d{1,9})")
 _ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):\s*\n\[\d+\]:\n((?:  .*\n?)+)")
 _FIELD = re.compile(r"^[ \t]+(time|host|rank|exitcode|error_file)[ \t]*: (.*)$", re.MULTILINE)
 _ROUND = re.compile(
@@ -161,7 +162,8 @@ def read(text: str) -> Dict[str, Any]:
 
     ``version``, ``interfaces`` (name to address), ``network`` (what NCCL uses between hosts), ``via`` (transport to
     number of channels), ``set`` (variables that NCCL found set), ``warnings`` (of NCCL), ``ranks``, ``allreduce``,
-    ``pairs`` (what the all-reduce program prints), ``root_cause`` (of torchrun's summary) and ``fault``.
+    ``pairs`` (what the all-reduce program prints), ``enqueued`` (by rank the last operation that a process
+    had come to when one timed out, in the group of all), ``root_cause`` (of torchrun's summary) and ``fault``.
     """
     said = {"version": None, "interfaces": {}, "network": None, "via": {}, "set": {}, "warnings": []}  # type: Dict[str, Any]
     for match in _NCCL.finditer(text):
@@ -173,6 +175,7 @@ def read(text: str) -> Dict[str, Any]:
     said["ranks"] = sorted(ranks, key=lambda one: one["rank"])
     said["allreduce"] = _with(_FIGURES, _ALLREDUCE, text)
     said["pairs"] = _with(("a", "b", "gbps"), _PAIR, text)
+    said["enqueued"] = {int(rank): int(work) for rank, work in _ENQUEUED.findall(text)[-MOST:]}
     said["root_cause"] = _root_cause(text)
     said["fault"] = fault(text)
     return said

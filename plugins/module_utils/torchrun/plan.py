@@ -30,6 +30,7 @@ def make(
     nnodes: Optional[int] = None,
     min_nodes: Optional[int] = None,
     nproc_per_node: Optional[int] = None,
+    gpus: Optional[Sequence[int]] = None,
     max_restarts: int = 0,
     rendezvous: Optional[str] = None,
     master: Optional[str] = None,
@@ -45,6 +46,7 @@ def make(
     :param nnodes: the expected number of hosts; not checked if left out.
     :param min_nodes: with how many hosts an elastic job may run; None for one that needs all.
     :param nproc_per_node: processes a host; None for one on each GPU, or one where there is no GPU.
+    :param gpus: indexes of the GPUs to use on each host, as nvidia-smi counts them; None for all.
     :param rendezvous: one of RENDEZVOUS; None to choose.
     :param master: the host of the rendezvous, that is rank 0; None for the first.
     :param master_addr: its address; chosen if left out.
@@ -80,7 +82,7 @@ def make(
     if chosen:
         plan["master_addr"] = master_addr or chosen[hosts[0]]["address"]
         findings += _network_findings(nodes, chosen, reach, plan)
-    plan["nodes"] = _nodes(nodes, chosen, nproc_per_node, kind == "c10d", findings)
+    plan["nodes"] = _nodes(nodes, chosen, nproc_per_node, gpus, kind == "c10d", findings)
     _give_ranks(plan)
     findings += diagnostics.versions(nodes)
     if hosts[0] in nodes and kind != "standalone":
@@ -168,6 +170,7 @@ def _nodes(
     nodes: fabric.Nodes,
     chosen: Mapping[str, Dict[str, Any]],
     wanted: Optional[int],
+    only: Optional[Sequence[int]],
     c10d: bool,
     findings: List[diagnostics.Finding],
 ) -> Dict[str, Dict[str, Any]]:
@@ -176,12 +179,17 @@ def _nodes(
     found = {}
     for host, node in nodes.items():
         gpus = node["gpus"]["count"]
+        variables = {}  # type: fabric.Variables
+        if only is not None:
+            findings += diagnostics.gpus(host, only, gpus)
+            gpus = len(only)
+            variables["CUDA_DEVICE_ORDER"] = ("PCI_BUS_ID", "GPUs are counted as nvidia-smi counts them")
+            variables["CUDA_VISIBLE_DEVICES"] = (",".join(map(str, only)), "the declared GPUs")
         nproc = wanted or gpus or 1
         findings += diagnostics.processes(host, nproc, gpus)
-        variables = {}  # type: fabric.Variables
         if host in chosen:
             version = node["torch"]["nccl"] if node["torch"] else None
-            variables = fabric.environment(node, chosen[host], ports[host], version)
+            variables.update(fabric.environment(node, chosen[host], ports[host], version))
             if c10d:
                 variables.update(_OWN_STORE)
         found[host] = {

@@ -9,6 +9,9 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from . import logs
 
+LATE = 8
+"""Processes that were behind that are told, at most."""
+
 
 def of_job(
     results: Mapping[str, Mapping[str, Any]],
@@ -23,7 +26,8 @@ def of_job(
     :param gpus: per host ``nvlink`` and ``rdma``, whether its GPUs have NVLinks and it has RDMA ports in use.
     :param floor_gbps: the bus bandwidth in GB/s that the last all-reduce must reach.
     :returns: ``name`` (``ok`` or what is wrong), ``text``, ``first_failure``, ``restarts``, ``nodes`` (at its end),
-        ``transports``, ``allreduce`` (figures of the largest), ``outlier`` and ``lines``, all for a person.
+        ``transports``, ``allreduce`` (figures of the largest), ``outlier``, ``late`` (processes that were
+        behind when an operation timed out) and ``lines``, all for a person.
     """
     failed = {host: one for host, one in results.items() if one.get("verdict") != "ok"}
     failures = [failure for one in results.values() for failure in one.get("failures") or ()]
@@ -44,6 +48,7 @@ def of_job(
         "transports": _transports(results, gpus or {}),
         "allreduce": figures,
         "outlier": _outlier(results, plan),
+        "late": _late(results) if failed else [],
     }  # type: Dict[str, Any]
     elastic = len(results) - len(failed) >= plan["min_nodes"]
     if failed and not (elastic and plan["min_nodes"] < plan["nnodes"]):
@@ -119,6 +124,20 @@ def _outlier(results: Mapping[str, Any], plan: Mapping[str, Any]) -> Optional[Di
     return logs.outlier(pairs)
 
 
+def _late(results: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    """The processes that were behind when an operation timed out; none where all had come equally far.
+
+    :returns: each ``rank``, ``host``, ``work`` (the number of its last operation) and ``others`` (that of the others).
+    """
+    found = [
+        {"rank": int(rank), "host": host, "work": work}
+        for host, one in results.items()
+        for rank, work in (one.get("enqueued") or {}).items()
+    ]
+    most = max([one["work"] for one in found], default=0)
+    return [dict(one, others=most) for one in found if one["work"] < most]
+
+
 def _say(outlier: Mapping[str, Any]) -> str:
     return "the outlier is %s: %.2f GB/s to the others, which have %.2f GB/s among them" % (
         outlier["host"],
@@ -143,6 +162,9 @@ def _lines(found: Mapping[str, Any], results: Mapping[str, Any], failed: Mapping
         )
     if found["outlier"]:
         lines.append(_say(found["outlier"]))
+    for one in found["late"][:LATE]:
+        text = "rank {rank} on {host} was behind: its last operation was {work}, the others had come to {others}"
+        lines.append(text.format(**one))
     if found["restarts"]:
         first = found["first_failure"]
         because = " after %s on %s" % (logs.describe(first), first["host"]) if first and not failed else ""

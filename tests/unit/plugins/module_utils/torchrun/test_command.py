@@ -16,14 +16,14 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import
 
 @pytest.fixture
 def job(node, interface, params):
-    """`job(host="b", plan={...}, **params)` is the part of one of two hosts, a and b."""
+    """`job(host="b", planned={...}, **params)` is the part of one of two hosts, a and b."""
 
-    def make(host="a", options=None, **more):
+    def make(host="a", planned=None, **more):
         facts = {
             "a": node("a", interface("eth0", "10.1.0.1/24"), names=["127.0.1.1"]),
             "b": node("b", interface("ens1", "10.1.0.2/24")),
         }
-        return command.Job(params(**more), dict(plan.make(facts, nproc_per_node=2, **(options or {})), host=host))
+        return command.Job(params(**more), dict(plan.make(facts, nproc_per_node=2, **(planned or {})), host=host))
 
     return make
 
@@ -35,6 +35,12 @@ def test_static(job):
         *("--local-addr=10.1.0.2", "--rdzv-conf=timeout=300", "--log-dir=/var/log/torchrun/train", "--redirects=3"),
         "/srv/train.py",
     ]
+
+
+def test_free_options(job):
+    words = job(options={"numa_binding": "node", "no-python": True, "tee": 3}, arguments=["--x"]).command()
+    assert words[-6:] == ["--redirects=3", "--numa-binding=node", "--no-python", "--tee=3", "/srv/train.py", "--x"]
+    assert job(options={"tee": 3}).generation != job().generation
 
 
 def test_c10d(job):
@@ -158,6 +164,11 @@ def test_plain_script(job, tmp_path):
         ({"script": None}, "expected one of script, module and content, found none"),
         ({"module": "x"}, "found script and module"),
         ({"script": "train.py"}, "expected an absolute path"),
+        ({"options": {"nproc_per_node": 2}}, "options: nproc_per_node is not free"),
+        ({"options": {"rdzv-backend": "etcd"}}, "options: rdzv-backend is not free"),
+        ({"options": {"r": 3}}, "options: 'r': expected a long name"),
+        ({"options": {"tee": "3\n"}}, "options: tee: expected a value on one line"),
+        ({"options": {"no-python": False}}, "options: no-python: expected a value on one line, or true"),
         ({"stop_timeout": -1}, "stop_timeout: -1: expected seconds, 0 or more"),
         ({"limits": {"memory": "1"}}, "limits: memory: expected some of as, core"),
         (

@@ -115,6 +115,13 @@ def test_faults_of_a_running_job(line, name, words):
     assert found["name"] == name and words in found["text"]
 
 
+def test_how_far_the_processes_had_come():
+    line = "[rank3]:[E808 ProcessGroupNCCL.cpp:2299] [PG ID %d PG GUID 0(default_pg) Rank 3]  failure detected by watchdog "
+    line += "at work sequence id: 5 PG status: last enqueued work: %d, last completed work: 4\n"
+    assert logs.read(line % (0, 6) + line % (1, 99))["enqueued"] == {3: 6}
+    assert logs.read("all is well\n")["enqueued"] == {}
+
+
 def test_a_timeout_follows_from_the_process_that_failed():
     late = {"host": "a", "rank": 0, "exit_code": -6, "time": 1.0, "fault": "collective_timeout"}
     cause = {"host": "b", "rank": 2, "exit_code": 1, "time": 2.0, "fault": None}

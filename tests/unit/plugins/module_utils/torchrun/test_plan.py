@@ -30,6 +30,23 @@ def test_ranks_in_the_order_of_the_inventory(three, reach):
     assert (made["nnodes"], made["world_size"], made["errors"]) == (3, 6, [])
 
 
+def test_some_of_the_gpus(node, interface, reach):
+    facts = {n: node(n, interface("eth0", "10.1.0.%d/24" % i), gpus=8) for i, n in enumerate("ab", 1)}
+    made = plan.make(facts, reach(facts), gpus=[4, 6])
+    assert (made["world_size"], made["findings"]) == (4, [])
+    told = made["nodes"]["b"]["environment"]
+    assert (told["CUDA_VISIBLE_DEVICES"], told["CUDA_DEVICE_ORDER"]) == ("4,6", "PCI_BUS_ID")
+    assert told["NCCL_SOCKET_IFNAME"] == "=eth0"
+    assert codes(plan.make(facts, reach(facts), gpus=[4, 6], nproc_per_node=1)) == ["idle_gpus", "idle_gpus"]
+    assert "CUDA_VISIBLE_DEVICES" not in plan.make(facts, reach(facts))["nodes"]["b"]["environment"]
+
+
+@pytest.mark.parametrize("wanted", [[], [8], [-1], [1, 1]])
+def test_gpus_that_are_not_there(node, wanted):
+    made = plan.make({"a": node("a", gpus=8)}, gpus=wanted)
+    assert made["errors"] == ["gpus: %s: expected different indexes of the 8 GPUs of a, from 0 on" % wanted]
+
+
 def test_another_master_is_first(three, reach):
     made = plan.make(three, reach(three), master="gpu3")
     assert [one["host"] for one in made["ranks"]] == ["gpu3", "gpu1", "gpu2"]
@@ -133,7 +150,9 @@ def test_versions_that_differ(node, interface, reach):
 
 
 def test_processes_and_gpus(node):
-    assert codes(plan.make({"a": node("a", gpus=4)}, nproc_per_node=5), "error") == ["too_many_processes"]
+    # no error: Gloo runs on the CPU
+    assert codes(plan.make({"a": node("a", gpus=4)}, nproc_per_node=5), "warning") == ["too_many_processes"]
+    assert plan.make({"a": node("a", gpus=4)}, nproc_per_node=5)["errors"] == []
     assert codes(plan.make({"a": node("a", gpus=4)}, nproc_per_node=2)) == ["idle_gpus"]
     assert codes(plan.make({"a": node("a", gpus=0)}, nproc_per_node=2)) == []
 

@@ -43,6 +43,17 @@ def test_who_failed_first(good, planned):
     assert found["text"] == "gpu2: first failed rank 3 (local rank 1) exited with status 1: ValueError: bad batch"
 
 
+def test_the_process_that_did_not_come(good, planned):
+    late = [failure("gpu1", 0, 10, fault="collective_timeout", message="timed out")]
+    good["gpu1"].update(verdict="collective_timeout", failures=late, enqueued={"0": 126, "1": 126})
+    good["gpu2"].update(verdict="collective_timeout", enqueued={"2": 126, "3": 124})
+    found = report.of_job(good, planned)
+    assert found["late"] == [{"rank": 3, "host": "gpu2", "work": 124, "others": 126}]
+    assert "rank 3 on gpu2 was behind: its last operation was 124, the others had come to 126" in found["lines"]
+    good["gpu2"]["enqueued"]["3"] = 126
+    assert report.of_job(good, planned)["late"] == []
+
+
 def test_a_host_that_was_not_reached(good, planned):
     good["gpu3"] = {}
     found = report.of_job(good, planned)
