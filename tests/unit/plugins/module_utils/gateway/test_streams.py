@@ -214,6 +214,8 @@ def test_each_model_of_several_has_a_home(gateway: Gateway, engines: List[Engine
     home.health = 503
     until(lambda: any(state.startswith("DOWN") for state in gateway.states().values()))
     until(lambda: turn("m0") != home.name)
+    home.health = 200
+    until(lambda: set(gateway.states().values()) == {"UP"})
 
 
 # --- reloads
