@@ -178,7 +178,7 @@ def test_a_host_that_falls_silent_is_lost(fleet: Fleet) -> None:
     ("fault", "variables", "words", "said"),
     [
         ("unfit", {}, [], "not all hosts can be: h4: GPU 0 fell off the bus"),
-        ("gone", {}, [], "no route to h4 Origin"),
+        ("gone", {}, [], "no route to h4"),
         (
             "",
             {"rollout_min_ready": {"embed": 3}},
@@ -204,7 +204,8 @@ def test_what_cannot_succeed_touches_nothing(fleet: Fleet, fault: str, variables
     if fault:
         fleet.fault("h4", fault)
     output = fleet.run(*words, rc=None, **variables)
-    assert said in " ".join(output.split()), output
+    printed = " ".join(output.split()).replace("''", "'")  # YAML doubles quotes in a quoted line
+    assert said in printed, output
     assert "PLAY RECAP" in output or "skip-tags" in said
     assert fleet.log() == [] and not (fleet.state / "journal.jsonl").exists()
 
