@@ -23,14 +23,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Tuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / ".collections"), str(ROOT / "tests/lab/ollama"), str(ROOT / "tests/lab/llama_server")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".collections"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/lab/ollama"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/lab/llama_server"))
 
-import models  # noqa: E402
-import program  # noqa: E402
+import models
+import program
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import fingerprint  # noqa: E402
-from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint  # noqa: E402
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint import fingerprint
+from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint
 
 PROMPTS = ["Say hello.", "List the first five prime numbers.", "Name three colours.", "Translate to French: the cat."]
 

@@ -20,17 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, List
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path[:0] = [
-    str(TESTS.parent / ".collections"),
-    str(TESTS / "unit/plugins/module_utils/gateway"),
-    str(TESTS / "unit"),
-]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".collections"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/unit/plugins/module_utils/gateway"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/unit"))
 
-# from the folder that is on the path only now
-from engines import Engine  # noqa: E402  (see above)
-from gateways import ALICE, ENGINE_KEY, Gateway, row  # noqa: E402  (see above)
-from waiting import until  # noqa: E402  (see above)
+from engines import Engine
+from gateways import ALICE, ENGINE_KEY, Gateway, row
+from waiting import until
 
 HEAD = "%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + ALICE + "\r\n"
 LIST = (HEAD % "GET /v1/models" + "\r\n").encode()

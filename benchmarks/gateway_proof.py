@@ -26,15 +26,17 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-os.environ.setdefault("GPUFLEET_LAB", "proof")
-sys.path[:0] = [str(ROOT / "tests/lab"), str(ROOT / "tests/lab/ollama"), str(ROOT / "tests/lab/llama_server")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/lab"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/lab/ollama"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/lab/llama_server"))
+os.environ["GPUFLEET_LAB"] = os.environ.get("GPUFLEET_LAB", "proof")
 
-# from folders that are on the path only now
-import clients  # noqa: E402
-import faults  # noqa: E402
-import program  # noqa: E402
-from hostsetup import add_models, install, sh  # noqa: E402
+import clients
+import faults
+import program
+from hostsetup import add_models, install, sh
+
+ROOT = Path(__file__).resolve().parents[1]
 
 LAB = [sys.executable, str(ROOT / "tests/lab/lab.py")]
 BIN = Path(sys.executable).parent

@@ -37,19 +37,21 @@ from typing import Any, NamedTuple
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-TESTS = ROOT / "tests"
-os.environ.setdefault("GPUFLEET_LAB", "routing")
-sys.path[:0] = [str(ROOT / ".collections"), str(TESTS / "unit"), str(TESTS / "unit/plugins/module_utils/gateway")]
-sys.path[:0] = [str(TESTS / "lab/ollama"), str(TESTS / "lab/llama_server")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".collections"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/unit/plugins/module_utils/gateway"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/lab/ollama"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/lab/llama_server"))
+os.environ["GPUFLEET_LAB"] = os.environ.get("GPUFLEET_LAB", "routing")
+import faults
+import hostsetup
+import models
+import program
+from gateways import ALICE, Gateway
+from waiting import until
 
-# from folders that are on the path only now
-import faults  # noqa: E402
-import hostsetup  # noqa: E402
-import models  # noqa: E402
-import program  # noqa: E402
-from gateways import ALICE, Gateway  # noqa: E402
-from waiting import until  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests"
 
 CACHE = Path(os.environ.get("GPUFLEET_CACHE") or Path.home() / ".cache/gpufleet-inference") / "routers"
 VLLM_ROUTER = "vllm-router==0.1.17"
