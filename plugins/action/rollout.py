@@ -184,7 +184,8 @@ class ActionModule(ActionBase):
             room = found["answers"] and plan.batch(waiting, pools, serving, len(batch), held) == waiting
             if room or time.monotonic() >= until or self.journal.requested() == "stop":
                 return found
-            time.sleep(PAUSE)  # a gateway sends no word of its own
+            # a gateway only answers questions: it cannot announce that a server is up again
+            time.sleep(PAUSE)
 
     def ask_gateway(self) -> Dict[str, Any]:
         port = (self.variables["hostvars"][self._task.delegate_to]).get("gateway_status_port", 8404)
@@ -222,7 +223,8 @@ class ActionModule(ActionBase):
             if not said:
                 self.show(["paused by request; rollout_do=resume continues"])
             said = True
-            time.sleep(PAUSE)  # a file sends no word
+            # a person resumes by a file in the state folder, and the standard library cannot wait for one
+            time.sleep(PAUSE)
         with self.journal.exclusive():
             state = self.journal.state()
             unit = next(unit for unit in state.plan.units if self.host in unit.hosts)  # type: ignore[union-attr]
@@ -252,6 +254,7 @@ class ActionModule(ActionBase):
             return {"skipped": True}
         until = time.monotonic() + self.seconds("rollout_soak")
         while time.monotonic() < until and self.journal.requested() != "stop":
+            # the time itself is what the canary has to get through, unless a person stops the rollout
             time.sleep(min(PAUSE, max(0.0, until - time.monotonic())))
         return {}
 

@@ -43,7 +43,7 @@ class Role:
 
     @classmethod
     def of(cls, task_vars: Mapping[str, Any]) -> Optional["Role"]:
-        """The role that a task belongs to, by the task's variables; None if it is no role of this collection."""
+        """The role of this collection that runs the task with these variables, or None if there is none."""
         name = str(task_vars.get("ansible_role_name") or "")
         return cls(name[len(OURS) :], Path(str(task_vars.get("role_path")))) if name.startswith(OURS) else None
 

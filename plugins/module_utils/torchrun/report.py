@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional
 from . import logs
 
 LATE = 8
-"""Processes that were behind that are told, at most."""
+"""The most processes to name that were behind."""
 
 
 def of_job(
