@@ -18,6 +18,7 @@ author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
+  - gpufleet.inference.endpoint
 attributes:
   check_mode:
     support: full
@@ -25,13 +26,6 @@ attributes:
   diff_mode:
     support: none
 options:
-  url:
-    description: The endpoint, as V(http://127.0.0.1:8000). A C(/v1) at the end may be left out.
-    type: str
-    required: true
-  api_key:
-    description: Key to send as a bearer token. It appears in no command line and no result.
-    type: str
   state:
     description:
       - V(ready) waits until it lists its models, O(model) among them.
@@ -56,13 +50,6 @@ options:
     description: Maximum seconds for everything.
     type: float
     default: 60.0
-  validate_certs:
-    description: Whether the certificate of an C(https) endpoint must be valid.
-    type: bool
-    default: true
-  ca_path:
-    description: File of the certificate authorities to trust. If unset, those of the host.
-    type: path
 seealso:
   - module: gpufleet.inference.ollama_service
 """

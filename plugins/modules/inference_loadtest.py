@@ -19,6 +19,7 @@ author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.inference.attributes
+  - gpufleet.inference.endpoint
 attributes:
   check_mode:
     support: none
@@ -28,13 +29,6 @@ attributes:
     support: N/A
     details: It measures, and changes nothing that is declared.
 options:
-  url:
-    description: The endpoint, such as V(http://127.0.0.1:8000). A C(/v1) at the end may be left out.
-    type: str
-    required: true
-  api_key:
-    description: Key to send as a bearer token. It appears in no command line and no result.
-    type: str
   models:
     description: Models to ask. Users are assigned to them in turn, so that each of two models has half of the users.
     type: list
@@ -69,13 +63,6 @@ options:
     description: Seconds within which an answer must be complete, including the time in the queue and to load the model.
     type: float
     default: 600.0
-  validate_certs:
-    description: Whether the certificate of an C(https) endpoint must be valid.
-    type: bool
-    default: true
-  ca_path:
-    description: File of the certificate authorities to trust. If unset, those of the host.
-    type: path
 seealso:
   - module: gpufleet.inference.inference_endpoint
 """

@@ -5,9 +5,27 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import threading
 import time
 from typing import Any, Callable, List
+
+
+def fault_of_stream(address: str, port: int, body: str, **headers: str) -> str:
+    """What went wrong with one streamed answer of Ollama's, if anything did."""
+    connection = http.client.HTTPConnection(address, port, timeout=60)
+    try:
+        connection.request("POST", "/api/generate", body, {"Content-Type": "application/json", **headers})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            return "failed: %d" % answer.status
+        last = answer.read().strip().rpartition(b"\n")[2]
+        return "" if json.loads(last or b"{}").get("done") else "cut"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return "cut: %s" % error
+    finally:
+        connection.close()
 
 
 class Load:

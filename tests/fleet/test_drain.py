@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ sys.path.insert(0, str(TESTS / "lab/ollama"))
 
 import faults  # noqa: E402
 import hostsetup  # noqa: E402
-from load import Load  # noqa: E402
+from load import Load, fault_of_stream  # noqa: E402
 
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
 PORT = 18480
@@ -119,18 +118,7 @@ def ask(_number: int = 0) -> str:
 
 def fault_of_request() -> str:
     """What went wrong with one request, if anything did."""
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
-    try:
-        connection.request("POST", "/api/generate", ASK, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        if answer.status != 200:
-            return "failed: %d" % answer.status
-        last = answer.read().strip().rpartition(b"\n")[2]
-        return "" if json.loads(last or b"{}").get("done") else "cut"
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return "cut: %s" % error
-    finally:
-        connection.close()
+    return fault_of_stream("127.0.0.1", PORT, ASK)
 
 
 def test_a_changed_setting_fails_no_request_and_cuts_none(host: Host) -> None:

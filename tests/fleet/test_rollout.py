@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ sys.path.insert(0, str(TESTS / "lab/ollama"))
 import faults  # noqa: E402
 import hostsetup  # noqa: E402
 from gpulab import podman  # noqa: E402
+from load import fault_of_stream  # noqa: E402
 
 HOSTS = ("gpu1", "gpu2", "gpu3")
 GATEWAY, PORT, KEY = "gpu3", 8443, "rollout-sesame-4711-open"
@@ -67,19 +67,7 @@ class Fleet:
 
     def once(self) -> str:
         """What went wrong with one streamed request, if anything did."""
-        connection = http.client.HTTPConnection(self.address, PORT, timeout=60)
-        try:
-            headers = {"Content-Type": "application/json", "Authorization": "Bearer " + KEY}
-            connection.request("POST", "/api/generate", ASK, headers)
-            answer = connection.getresponse()
-            if answer.status != 200:
-                return "failed: %d" % answer.status
-            last = answer.read().strip().rpartition(b"\n")[2]
-            return "" if json.loads(last or b"{}").get("done") else "cut"
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            return "cut: %s" % error
-        finally:
-            connection.close()
+        return fault_of_stream(self.address, PORT, ASK, Authorization="Bearer " + KEY)
 
 
 class Load:
