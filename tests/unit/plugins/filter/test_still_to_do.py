@@ -74,7 +74,8 @@ def test_the_last_check_of_a_run_counts(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text(json.dumps({"ollama": {"hosts": {"a": {}, "b": {}}}}))
     command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "hosts.yml", "play.yml"]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
-    environ.update(ANSIBLE_COLLECTIONS_PATH=str(ROOT / ".collections"), ANSIBLE_NOCOLOR="1")
+    # One fork prints the hosts in the inventory's order.
+    environ.update(ANSIBLE_COLLECTIONS_PATH=str(ROOT / ".collections"), ANSIBLE_NOCOLOR="1", ANSIBLE_FORKS="1")
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     ran: List[str] = re.findall(r'"msg": "(\w+ \w)"', done.stdout)
