@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import AbstractSet, Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
-from ...module_utils.gateway.runtime import slug
+from ...module_utils.gateway.runtime import host_name
 from ...module_utils.toolbox.text import one_line
 
 SERVICES = {
@@ -172,7 +172,7 @@ def serving(metrics: str, hosts: Sequence[str]) -> Tuple[Set[str], Set[str]]:
     known: Set[str] = set()
     up: Set[str] = set()
     for host in hosts:
-        own = [state for server, found in states.items() if server.startswith(slug(host) + ".") for state in found]
+        own = [state for server, found in states.items() if server.startswith(host_name(host) + ":") for state in found]
         if own:
             known.add(host)
             if all(state == "UP" for state in own):

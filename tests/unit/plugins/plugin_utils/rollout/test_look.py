@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.look import Look
 
@@ -105,16 +106,26 @@ def test_a_host_leaves_the_pools_of_the_engines_that_restart():
     assert look.left("a", [{"engine": "", "restart": True}], served) == ["m8b", "chat", "the gateways"]
 
 
-METRICS = """# HELP haproxy_server_status Current status of the service, per state label value.
-haproxy_server_status{proxy="m8b",server="gpu1.ollama:11434",state="DOWN"} 0
-haproxy_server_status{proxy="m8b",server="gpu1.ollama:11434",state="UP"} 1
-haproxy_server_status{proxy="m8b",server="gpu10.ollama:11434",state="DRAIN"} 1
-haproxy_server_status{proxy="m8b",server="gpu2.example.ollama:11434",state="UP"} 1
-haproxy_server_status{proxy="chat",server="gpu2.example.vllm_chat-1f2e3d:8000",state="MAINT"} 1
-haproxy_server_status{proxy="chat",server="gpu3.vllm_chat-1f2e3d:8000",state="UP"} 1
-"""
+def servers(*rows):
+    """A gateway's figures: its servers, named as its configuration names them, and their states."""
+    lines = ["# HELP haproxy_server_status Current status of the service, per state label value."]
+    for pool, host, unit, states in rows:
+        name = haproxy.server({"host": host, "unit": unit, "port": 8000})
+        for state in ("DOWN", "UP", "DRAIN", "MAINT"):
+            words = (pool, name, state, state == states)
+            lines.append('haproxy_server_status{proxy="%s",server="%s",state="%s"} %d' % words)
+    return "\n".join(lines) + "\n"
 
 
 def test_who_serves_as_a_gateway_reports_it():
-    hosts = ["gpu1", "gpu10", "gpu2.example", "gpu3", "gpu4"]
-    assert look.serving(METRICS, hosts) == ({"gpu1", "gpu3"}, {"gpu1", "gpu10", "gpu2.example", "gpu3"})
+    figures = servers(
+        ("m8b", "gpu1", "ollama", "UP"),
+        ("m8b", "gpu10", "ollama", "DRAIN"),
+        ("m8b", "gpu2.example", "ollama", "UP"),
+        ("chat", "gpu2.example", "vllm@chat/1", "MAINT"),
+        ("chat", "gpu3", "vllm@chat/1", "UP"),
+        ("chat", "größe", "vllm@chat", "UP"),
+    )
+    hosts = ["gpu1", "gpu10", "gpu2", "gpu2.example", "gpu3", "gpu4", "größe"]
+    known = {"gpu1", "gpu10", "gpu2.example", "gpu3", "größe"}
+    assert look.serving(figures, hosts) == ({"gpu1", "gpu3", "größe"}, known)
