@@ -88,5 +88,5 @@ def within(series, share, window):
 
 def test_measured_restarts_predict_the_next_one_to_within_a_fifth():
     assert within(QUIET, 0.2, predict.KEPT) == 23
-    assert within(BUSY, 0.2, predict.KEPT) == 21, "all but the slow ones themselves"
+    assert within(BUSY, 0.2, predict.KEPT) == 20, "all but the three slow ones"
     assert within(BUSY, 0.2, 1) < within(BUSY, 0.2, predict.KEPT), "the last one alone misses the one after it, too"
