@@ -71,17 +71,29 @@ def test_what_changes_of_each_service():
         ("models", "", False),
     ]
     assert found.why.startswith("ollama@a: the value in force changes: X; models: would download")
-    assert look.measured(registered) == {"ollama@a": 1.9}
+    assert look.measured(registered) == {"ollama@a": 1.94}
     assert look.look({"ollama_result": QUIET}) == Look("as declared")
 
 
-def test_the_nearest_measured_restart_predicts():
-    row = {"service": "ollama", "engine": "ollama", "restart": True}
-    known = {"a": {"ollama": 2.0}, "b": {"ollama": 4.0}, "c": {"vllm@x": 90.0}}
-    assert look.predicted(known, "a", row) == (2.0, "last restart here")
-    assert look.predicted(known, "c", row) == (3.0, "last restarts of other hosts")
-    assert look.predicted({}, "c", row) == (10.0, "default")
-    assert look.predicted(known, "a", dict(row, restart=False)) == (0.0, "no restart")
+@pytest.mark.parametrize(
+    ("recorded", "restarts"),
+    [
+        ({"ollama.service": [{"downtime_ms": 1900}, {"downtime_ms": 0}, {"downtime_ms": 2100}]}, [1.9, 2.1]),
+        ({"other.service": [{"downtime_ms": 1900}]}, []),
+        ({"ollama.service": [7, {"downtime_ms": "long"}, {"downtime_ms": float("nan")}, {}]}, []),
+        ({"ollama.service": 7}, []),
+        ("words", []),
+    ],
+)
+def test_the_host_has_recorded_its_restarts(recorded, restarts):
+    registered = {"ollama_result": CHANGED, "rollout_generations": {"generations": recorded}}
+    assert look.look(registered).services[0]["restarts"] == restarts
+
+
+def test_the_unit_of_an_engine_may_have_a_hyphen():
+    recorded = {"llama-server.service": [{"downtime_ms": 3000}]}
+    registered = {"llama_server_result": CHANGED, "rollout_generations": {"generations": recorded}}
+    assert look.look(registered).services[0]["restarts"] == [3.0]
 
 
 @pytest.mark.parametrize(
