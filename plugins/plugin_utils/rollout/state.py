@@ -55,6 +55,8 @@ class State:
     """The last run, and what earlier runs have left to it."""
 
     run: str = ""
+    by: str = ""
+    """The process that began or resumed it."""
     began: float = 0.0
     plan: Optional[Planned] = None
     hosts: Dict[str, HostState] = field(default_factory=dict)
@@ -83,10 +85,10 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
     for event in events:
         kind, host = event.get("event"), event.get("host")
         if kind == "begin":
-            state = State(event["run"], event["t"], measured=event["measured"], away=event["away"])
+            state = State(event["run"], event["by"], event["t"], measured=event["measured"], away=event["away"])
         elif kind == "resume":
             state.resumed += 1
-            state.stopped = ""
+            state.by, state.stopped = event["by"], ""
         elif kind == "plan":
             _plan(state, event)
         elif kind == "stop":

@@ -13,6 +13,7 @@ from .plan import Unit
 PREFIX = "rollout_"
 NAMES = ("min_ready", "width", "max_failures", "canary", "soak", "room_wait", "state", "apply")
 """What a person may set, without the prefix."""
+VARIABLES = tuple(PREFIX + name for name in NAMES)
 REGISTERED = (
     "check",
     "reached",
@@ -38,7 +39,7 @@ def known(variables: Iterable[str], extra: Iterable[str]) -> None:
     registered = {PREFIX + name for name in REGISTERED} - set(extra)
     for name in sorted(set(variables) - registered):
         if name.startswith(PREFIX) and name[len(PREFIX) :] not in NAMES:
-            raise ValueError("%s: no such variable; there are %s" % (name, ", ".join(PREFIX + one for one in NAMES)))
+            raise ValueError("%s: no such variable; there are %s" % (name, ", ".join(VARIABLES)))
 
 
 def seconds(wish: Any) -> float:
