@@ -73,7 +73,7 @@ class ActionModule(ActionBase):
         self.given.check(hosts, load_extra_vars(self._loader))
         looks = {host: self.looked(host) for host in hosts}
         former, forks = self.journal.state(), context.CLIARGS["forks"]
-        found = draft(self.given, self.inventory, looks, former, forks)
+        found = draft(self.given, self.inventory, ENGINES, looks, former, forks)
         found.fields["gateways"] = [name for name, answer in self.answers() if answer.get("answers")]
         if not self._task.check_mode:
             self.begin(former, found)

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, NamedTuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple
 
-from ..gateway_pools import ENGINES
 from . import look, plan, predict, wishes
 from . import state as states
 from .given import Given, Refused
@@ -25,9 +24,20 @@ class Draft(NamedTuple):
     remarks: List[str]
 
 
-def draft(given: Given, inventory: Inventory, looks: Mapping[str, Mapping[str, Any]], last: State, forks: int) -> Draft:
+Engines = Mapping[str, Callable[..., Any]]
+
+
+def draft(
+    given: Given,
+    inventory: Inventory,
+    engines: Engines,
+    looks: Mapping[str, Mapping[str, Any]],
+    last: State,
+    forks: int,
+) -> Draft:
     """The plan.
 
+    :param engines: group → what a host of it serves, as for :meth:`Inventory.served`.
     :param looks: what was found on each host of the run.
     :param last: the last run.
     :param forks: how many hosts Ansible works on at a time.
@@ -47,7 +57,7 @@ def draft(given: Given, inventory: Inventory, looks: Mapping[str, Mapping[str, A
     resumed = states.resumes(last, set(services))
     former = last if resumed else State()
     services = {**_unwatched(former, services), **services}
-    return _fields(given, inventory, list(looks), services, former, forks)._replace(resumed=resumed)
+    return _fields(given, inventory, engines, list(looks), services, former, forks)._replace(resumed=resumed)
 
 
 _FIT = ("as declared", "differs")
@@ -63,13 +73,14 @@ def _unwatched(former: State, services: Mapping[str, Any]) -> Dict[str, Any]:
 def _fields(
     given: Given,
     inventory: Inventory,
+    engines: Engines,
     hosts: List[str],
     services: Mapping[str, List[Dict[str, Any]]],
     former: State,
     forks: int,
 ) -> Draft:
-    changing = sorted(services, key=lambda host: host not in inventory.hosts(*ENGINES))  # as in site.yml
-    served = inventory.served(ENGINES)
+    changing = sorted(services, key=lambda host: host not in inventory.hosts(*engines))  # as in site.yml
+    served = inventory.served(engines)
     takes = {host: look.left(host, rows, served) for host, rows in services.items()}
     units = plan.units(changing, inventory.together(), takes)
     away = sorted({host for unit in units for host in unit.hosts} - set(hosts))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.draft import draft
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.given import Given, Refused
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.inventory import Inventory
@@ -24,7 +25,7 @@ def given(hostvars=None, **variables):
 
 
 def drafted(*looks, last=None, forks=5, **variables):
-    return draft(given(**variables), INVENTORY, dict(zip(HOSTS, looks)), last or State(), forks)
+    return draft(given(**variables), INVENTORY, ENGINES, dict(zip(HOSTS, looks)), last or State(), forks)
 
 
 def test_a_plan():
@@ -66,7 +67,7 @@ def test_another_host_that_was_changed_is_done():
 
 def test_a_host_in_hand_cannot_be_left_out():
     with pytest.raises(Refused, match="b was being changed when the last run ended: include it"):
-        draft(given(), INVENTORY, {"a": CHANGES}, State("r1", hosts={"b": HostState("applied")}), 5)
+        draft(given(), INVENTORY, ENGINES, {"a": CHANGES}, State("r1", hosts={"b": HostState("applied")}), 5)
 
 
 @pytest.mark.parametrize(
