@@ -92,6 +92,7 @@ def _fields(
         raise Refused("; ".join(never))
     number = sum(len(unit.hosts) for unit in units)
     width = given.wish("rollout_width", 4, lambda wish: plan.number(wish, number or 1, 1))
+    failures, in_a_row = given.wish("rollout_max_failures", 0, lambda wish: wishes.failures(wish, number))
     fields = {
         "units": [[list(unit.hosts), list(unit.takes)] for unit in units],
         "canary": former.plan.canary
@@ -99,7 +100,8 @@ def _fields(
         else given.wish("rollout_canary", None, lambda wish: wishes.canary(wish, hosts, units)),
         "pools": {name: [list(pool.hosts), pool.minimum] for name, pool in pools.items()},
         "width": min(width, forks),
-        "failures": given.wish("rollout_max_failures", 0, lambda wish: plan.number(wish, number)),
+        "failures": failures,
+        "in_a_row": in_a_row,
         "as_declared": [host for host in hosts if host not in services],
         "services": services,
     }

@@ -47,7 +47,7 @@ def test_no_more_hosts_at_a_time_than_forks(wish, forks, width):
 
 
 def in_hand(status):
-    planned = Planned([Unit((host,)) for host in HOSTS], ["a"], {}, 1, 0, [], {"a": [ROW]}, [])
+    planned = Planned([Unit((host,)) for host in HOSTS], ["a"], {}, 1, 0, None, [], {"a": [ROW]}, [])
     return State("r1", plan=planned, hosts={"a": HostState(status), "b": HostState(), "c": HostState()})
 
 

@@ -24,13 +24,14 @@ def begun():
     return event("begin", run="r1", by="1", measured={}, away=[])
 
 
-def planned(units, pools, width=4, failures=0, canary=(), as_declared=()):
+def planned(units, pools, width=4, failures=0, canary=(), as_declared=(), in_a_row=None):
     return event(
         "plan",
         units=[[list(unit.hosts), unit.takes] for unit in units],
         pools={name: [list(pool.hosts), pool.minimum] for name, pool in pools.items()},
         width=width,
         failures=failures,
+        in_a_row=in_a_row,
         canary=list(canary),
         as_declared=list(as_declared),
         services={},
@@ -92,6 +93,20 @@ def test_failures_stop_the_run(failures, canary, why):
     told = state.admit(found, UNITS[1], set("abcd"), "")
     assert told == ((True, "", False) if not why else (False, why, True))
     assert state.verdict(found) == ("failed" if why else "incomplete")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "why"),
+    [
+        (["failed", "lost"], "2 failed in a row (a, b), and rollout_max_failures allows 1"),
+        (["failed", "done", "failed"], ""),
+        (["done", "failed", "failed"], "2 failed in a row (b, c), and rollout_max_failures allows 1"),
+    ],
+)
+def test_failures_in_a_row_stop_the_run(outcomes, why):
+    ended = [event(outcome, host=host) for host, outcome in zip("abc", outcomes)]
+    found = fold(planned(UNITS, POOLS, failures=3, in_a_row=1), *ended)
+    assert state.exceeded(found) == why and state.verdict(found) == ("failed" if why else "incomplete")
 
 
 def test_a_request_stops_the_run_and_the_next_one_resumes_it():

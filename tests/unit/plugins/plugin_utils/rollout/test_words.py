@@ -30,6 +30,7 @@ def planned():
         {"chat": Pool(("a", "b", "d"), 2), "embed": Pool(("c",), 0)},
         2,
         0,
+        None,
         ["d"],
         {"a": [row(2.0, "last restart here")], "b": [row(3.0)], "c": [row(4.0)]},
         [],
