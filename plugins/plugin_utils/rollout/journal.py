@@ -23,6 +23,9 @@ from .state import State, fold
 LOCK_WAIT = 5.0
 """Seconds that a killed run's last process gets to end."""
 
+RECEIPTS = 20
+"""Receipts that are read; each is kept."""
+
 _held: Optional[int] = None
 """The run's lock. The workers that Ansible forks hold it as well, so it is free when the last of them has ended."""
 
@@ -69,6 +72,18 @@ class Journal:
     def receipt(self, run: str, found: Dict[str, Any]) -> str:
         """Write the receipt of a run; its path."""
         return self._write("receipt-%s.json" % run, (json.dumps(found, indent=2) + "\n").encode())
+
+    def receipts(self) -> List[Dict[str, Any]]:
+        """The last receipts, the newest first."""
+        try:
+            names = [name for name in os.listdir(self.folder) if name.startswith("receipt-") and name.endswith(".json")]
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in sorted(names, reverse=True)[:RECEIPTS]:
+            with open(os.path.join(self.folder, name), "rb") as file:
+                found.append(_read(file.read()))
+        return [receipt for receipt in found if receipt]
 
     def _write(self, name: str, content: bytes) -> str:
         path = os.path.join(self.folder, name)
@@ -177,7 +192,7 @@ def _line(event: str, fields: Dict[str, Any]) -> bytes:
 
 
 def _read(line: bytes) -> Dict[str, Any]:
-    """One event; empty for a torn line of a killed run, which a later one has ended."""
+    """One event, or a receipt; empty for a torn line of a killed run, which a later one has ended."""
     try:
         found = json.loads(line)
     except ValueError:
