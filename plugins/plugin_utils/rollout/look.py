@@ -105,7 +105,7 @@ def left(
 
 def taken_back(registered: Mapping[str, Any]) -> bool:
     """Whether the roles have changed something, and none of it failed."""
-    results = [result for _name, _engine, result in _services(registered)]
+    results = [result for _name, _engine, result in services(registered)]
     return any(result.get("changed") for result in results) and not any(result.get("failed") for result in results)
 
 
