@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / ".collections"))
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import options as gateway  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import options as llama_server  # noqa: E402
+from ansible_collections.gpufleet.inference.plugins.module_utils.monitoring import options as monitoring  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import options as ollama  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options as vllm  # noqa: E402
@@ -32,11 +33,12 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import opt
 ENGINES = {
     "gateway": ("gateway_service", gateway.OPTIONS),
     "llama_server": ("llama_server_service", llama_server.OPTIONS),
+    "monitoring": ("monitoring_service", monitoring.OPTIONS),
     "ollama": ("ollama_service", ollama.OPTIONS),
     "vllm": ("vllm_service", vllm.OPTIONS),
 }
 """Role to its module, and the options of both."""
-ROLES = ("gateway", "gpu_host", "llama_server", "ollama", "torchrun", "vllm")
+ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "torchrun", "vllm")
 
 BLOCK = re.compile(
     r"(?P<begin>^(?P<indent> *)(?:#|<!--) begin: written by make generate[^\n]*\n).*?(?P<end>^ *(?:#|<!--) end[^\n]*$)",
