@@ -61,7 +61,7 @@ class Monitoring:
     def rules(self, expression: str) -> str:
         """A rule file on the controller."""
         path = self.folder / "rules.yml"
-        path.write_text(json.dumps({"groups": [{"name": "own", "rules": [dict(RULE, expr=expression)]}]}))
+        path.write_text(yaml.safe_dump({"groups": [{"name": "own", "rules": [dict(RULE, expr=expression)]}]}))
         return str(path)
 
     def sh(self, command: str, **more: Any) -> str:
@@ -95,7 +95,7 @@ def test_prometheus_is_configured_proven_and_rolled_back(monitoring: Monitoring)
     first = monitoring()
     assert (first["verdict"], first["planned"]) == ("ok", would["planned"])
     up = "until curl -sf '127.0.0.1:9090/api/v1/query?query=up' | grep -q '\"1\"'; do sleep 0.2; done"
-    monitoring.sh('timeout 60 sh -c "%s"' % up.replace('"', '\\"'))
+    monitoring.sh('timeout 300 sh -c "%s"' % up.replace('"', '\\"'))
     (target,) = monitoring.ask("/api/v1/targets")["activeTargets"]
     assert target["labels"].items() >= {"job": "llama_server", "host": "gpu1", "unit": "llama-server"}.items()
     assert monitoring.sh("grep -rl [s]%s /etc/gpufleet /proc/[0-9]*/cmdline 2>/dev/null || :" % KEY[1:]).split() == [
