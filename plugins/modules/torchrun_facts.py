@@ -101,7 +101,7 @@ ansible_facts:
         venv: /opt/torch
         torch: {version: 2.13.0+cu130, cuda: "13.0", nccl: 2.29.7}
         torch_missing: null
-        gpus: {count: 4, fault: null, nvlink: true}
+        gpus: {count: 1, fault: null, nvlink: false, devices: [{index: 0, uuid: GPU-6e9bd5b2, processes: []}]}
         rdma: []
         listener: {token: 9b0f, port: 41234, busy: {}}
     torchrun_reach:

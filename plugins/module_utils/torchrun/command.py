@@ -12,6 +12,8 @@ import re
 import shlex
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
+from ..converge.override import DROP_IN
+from ..placement.claims import Claim, lines
 from ..systemd import render
 from ..toolbox.errors import Refused
 
@@ -33,6 +35,11 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}")
 
 def unit_name(job: str) -> str:
     return "torchrun@%s.service" % job
+
+
+def claim_file(job: str) -> str:
+    """The drop-in that holds the claim of a job, see placement.claims."""
+    return "%s/%s.d/%s" % (UNITS, unit_name(job), DROP_IN)
 
 
 def holds(words: Sequence[str], port: int) -> bool:
@@ -166,6 +173,8 @@ class Job:
         found[self.env_file] = (self.env_text(), 0o644)
         if secrets:
             found[self.secret_file] = (render.environment_file({k: str(v) for k, v in secrets.items()}), 0o600)
+        if self.claim.gpus:
+            found[self.claim_file] = (render.drop_in(unit_name(self.name), {}, lines(self.claim)), 0o644)
         found["%s/%s" % (UNITS, unit_name(self.name))] = (self.unit_text(), 0o644)
         return found
 
@@ -178,6 +187,20 @@ class Job:
     def ended_file(self) -> str:
         """Where the unit records how it ended: a file of the job's user in a folder of root."""
         return "%s/ended" % self.state
+
+    @property
+    def claim(self) -> Claim:
+        """The job's GPUs, while it runs: its unit is never enabled."""
+        return Claim(unit_name(self.name), {device["uuid"]: None for device in self.node["gpus"] if device["uuid"]})
+
+    def gpu(self, uuid: str) -> str:
+        """How messages name a GPU of the job."""
+        index = next((device["index"] for device in self.node["gpus"] if device["uuid"] == uuid), "?")
+        return "%s (%s)" % (index, uuid)
+
+    @property
+    def claim_file(self) -> str:
+        return claim_file(self.name)
 
     @property
     def env_file(self) -> str:

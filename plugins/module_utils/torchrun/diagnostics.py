@@ -12,6 +12,8 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from ..placement.memory import holders
+
 Finding = Dict[str, Any]
 
 SKEW = 1.0
@@ -91,11 +93,17 @@ def versions(nodes: Mapping[str, Mapping[str, Any]]) -> List[Finding]:
 
 
 def gpus(host: str, wanted: Sequence[int], count: int) -> List[Finding]:
-    """Whether the declared GPUs are there, each once."""
-    if wanted and len(set(wanted)) == len(wanted) and all(0 <= index < count for index in wanted):
+    """Whether the declared GPUs are there, each once; an empty list is for a job that uses none."""
+    if len(set(wanted)) == len(wanted) and all(0 <= index < count for index in wanted):
         return []
     text = "gpus: %s: expected different indexes of the %d GPUs of %s, from 0 on" % (list(wanted), count, host)
     return [error("no_gpu", host, text)]
+
+
+def in_use(host: str, devices: Sequence[Dict[str, Any]], unit: str) -> List[Finding]:
+    """Whether others compute on the job's GPUs already, which may leave it too little memory."""
+    said = holders(devices, unit)
+    return [warning("gpu_in_use", host, "%s, which the job uses, too: stop it, or choose gpus" % said)] if said else []
 
 
 def processes(host: str, wanted: int, gpus: int) -> List[Finding]:

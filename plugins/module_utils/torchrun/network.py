@@ -30,6 +30,8 @@ ANSWER = 200
 """Bytes of a listener's answer, at most."""
 VERSION_FILE = 1 << 16
 """Bytes read of a file that names a version."""
+DEVICE = ("index", "uuid", "processes")
+"""What a plan needs to know of each GPU."""
 CONFINED = (
     *("NoNewPrivileges=yes", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "RestrictAddressFamilies=AF_INET AF_INET6"),
     *("MemoryMax=128M", "TasksMax=8"),
@@ -145,6 +147,7 @@ def facts(params: Mapping[str, Any], gather: Any) -> Dict[str, Any]:
         "gpus": {
             "count": gpu["count"],
             "fault": gpu["fault"]["text"] if gpu["fault"] else None,
+            "devices": [{key: device[key] for key in DEVICE} for device in gpu["devices"]],
             "nvlink": any((word or "").startswith("NV") for row in gpu["topology"] for word in row),
         },
         "rdma": gpu["rdma"],

@@ -9,6 +9,7 @@ import os
 import pwd
 from typing import Any, List
 
+from ..toolbox.errors import Refused
 from .command import Job
 
 MEANT = {
@@ -63,6 +64,17 @@ def unusable(system: Any, job: Job, due: bool) -> List[str]:
     for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         wrong += _bad_interfaces(system, job, name)
     return wrong
+
+
+def claimed(system: Any, job: Job) -> List[str]:
+    """Which service, or other job, has the GPUs of this one."""
+    from ..placement.claims import check
+
+    try:
+        check([job.claim], system, label=job.gpu)
+    except Refused as conflict:
+        return [str(conflict)]
+    return []
 
 
 def _bad_log_dir(system: Any, job: Job) -> List[str]:

@@ -19,7 +19,7 @@ def facts(number):
     card = {"name": "eth0", "up": True, "loopback": False, "mtu": 1500, "speed_mbps": None, "addresses": [address]}
     return {
         "hostname": "gpu%d" % number, "interfaces": [card], "own_names": {}, "venv": None, "torch": None,
-        "gpus": {"count": 0, "fault": None, "nvlink": False}, "rdma": [],
+        "gpus": {"count": 0, "fault": None, "nvlink": False, "devices": []}, "rdma": [],
         "listener": {"token": "t%d" % number, "port": 40000, "busy": {}},
     }  # fmt: skip
 

@@ -21,6 +21,10 @@ def interface(name, *addresses, up=True, speed=None, mtu=1500):
     return {"name": name, "up": up, "loopback": name == "lo", "mtu": mtu, "speed_mbps": speed, "addresses": found}
 
 
+def gpu(index, *processes):
+    return {"index": index, "uuid": "GPU-%d" % index, "processes": list(processes)}
+
+
 LOOPBACK = interface("lo", "127.0.0.1/8", "::1/128")
 
 
@@ -39,7 +43,7 @@ def node():
             "venv": "/opt/torch",
             "torch": {"version": torch, "cuda": "13.0", "nccl": nccl} if torch else None,
             "torch_missing": None if torch else "its Python has no package torch",
-            "gpus": {"count": gpus, "fault": None, "nvlink": nvlink},
+            "gpus": {"count": gpus, "fault": None, "nvlink": nvlink, "devices": [gpu(i) for i in range(gpus)]},
             "rdma": list(rdma),
             "listener": {"token": "t-" + hostname, "port": 40000, "busy": busy or {}},
         }
@@ -192,7 +196,7 @@ class FakeSystem(System):
         pass
 
     def names(self, directory):
-        return ["eth0", "lo"]
+        return ["eth0", "lo"] if directory == "/sys/class/net" else super().names(directory)
 
     def _write(self, call):
         assert not self.forbidden, call
@@ -231,22 +235,25 @@ def system(tmp_path):
 
 @pytest.fixture
 def bring(system, params, node, interface):
-    """`bring(state, check=False, options of the plan, **params)` on host a of two."""
-    facts = {n: node(n, interface("eth0", "10.1.0.%d/24" % i)) for i, n in enumerate("ab", 1)}
+    """`bring(state, check=False, options of the plan, gpus of each host, **params)` on host a of two."""
 
-    def run(state="started", check=False, warnings=None, options=None, **more):
+    def hosts(gpus=0):
+        return {n: node(n, interface("eth0", "10.1.0.%d/24" % i), gpus=gpus) for i, n in enumerate("ab", 1)}
+
+    def run(state="started", check=False, warnings=None, options=None, gpus=0, **more):
         if state in ("joined", "finished") and not system.up:  # neither of them starts it
-            run(check=check, options=options, **more)
-        made = None if state in ("stopped", "absent") else dict(plan.make(facts, **(options or {})), host="a")
+            run(check=check, options=options, gpus=gpus, **more)
+        made = None if state in ("stopped", "absent") else dict(plan.make(hosts(gpus), **(options or {})), host="a")
         system.forbidden = check
         warn = (warnings if warnings is not None else []).append
         return job.converge(params(state=state, plan=made, **more), check, warn, system)
 
-    def bare(state, **more):
-        return job.converge(params(state=state, plan=dict(plan.make(facts), host="a"), **more), False, print, system)
+    def bare(state, gpus=0, **more):
+        made = dict(plan.make(hosts(gpus)), host="a")
+        return job.converge(params(state=state, plan=made, **more), False, print, system)
 
     def part(**more):
-        return job._Running(params(plan=dict(plan.make(facts), host="a"), **more), False, print, system)
+        return job._Running(params(plan=dict(plan.make(hosts()), host="a"), **more), False, print, system)
 
     run.bare = bare  # a wait without a start before it
     run.part, run.system = part, system

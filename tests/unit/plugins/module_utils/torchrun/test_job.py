@@ -10,6 +10,7 @@ import os
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import trusted
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, job, plan
@@ -390,3 +391,76 @@ def test_old_logs_are_removed_at_a_start(bring, system):
         "train-1_4",
         "train-1_5",
     ]
+
+
+# --- the claim on the GPUs
+
+CLAIM = "/etc/systemd/system/torchrun@train.service.d/zz-gpufleet.conf"
+
+
+def a_service(system, monkeypatch, **state):
+    """An instance of vLLM on this host that has claimed GPU 1."""
+    name = "/etc/systemd/system/vllm@chat.service.d/zz-gpufleet.conf"
+    system.path(name).parent.mkdir(parents=True)
+    system.path(name).write_text("[X-Gpufleet]\nExclusive=yes\nGPU=GPU-1 0.9\n")
+    state = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled", **state}
+    show = system.show
+    monkeypatch.setattr(system, "show", lambda unit: state if unit == "vllm@chat.service" else show(unit))
+
+
+def test_a_job_claims_its_gpus(bring, system):
+    bring(gpus=2, options={"gpus": [1]})
+    assert system.path(CLAIM).read_text().endswith("\n[X-Gpufleet]\nExclusive=yes\nGPU=GPU-1\n")
+    assert bring(gpus=2, options={"gpus": [1]})["changed"] is False
+    bring(gpus=2, options={"gpus": []})
+    assert not system.path(CLAIM).parent.exists()
+    bring(gpus=2)
+    assert [claim.gpus for claim in claims.held(system)] == [{"GPU-0": None, "GPU-1": None}]
+    bring("absent")
+    assert not system.path(CLAIM).parent.exists()
+
+
+@pytest.mark.parametrize("state", ["present", "started"])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_job_is_refused_where_a_service_has_the_gpu(bring, system, monkeypatch, state, check):
+    a_service(system, monkeypatch)
+    with pytest.raises(Refused) as caught:
+        bring(state, check, gpus=2)
+    assert "torchrun@train.service and vllm@chat.service both claim GPU 1 (GPU-1), and each for itself" in str(
+        caught.value
+    )
+    assert system.calls == [] and not system.path(CLAIM).exists()
+    bring(gpus=2, options={"gpus": [0]})
+    assert system.up
+
+
+def test_a_service_that_is_down_has_no_gpu(bring, system, monkeypatch):
+    a_service(system, monkeypatch, ActiveState="inactive", UnitFileState="disabled")
+    bring(gpus=2)
+    assert system.up
+
+
+def test_a_service_that_comes_between_the_check_and_the_start(bring, system, monkeypatch):
+    monkeypatch.setattr(system, "reset_failed", lambda unit: a_service(system, monkeypatch))
+    with pytest.raises(Failed) as caught:
+        bring(gpus=2)
+    assert "vllm@chat.service both claim GPU 1" in str(caught.value) and not system.up
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_service_is_refused_as_long_as_the_job_runs(bring, system, ended):
+    bring(gpus=2)
+    if ended:
+        system.end("signal", "killed", "KILL")
+        claims.check([claims.Claim("vllm@chat.service", {"GPU-1": 0.9})], system)
+        return
+    with pytest.raises(Refused, match="torchrun@train.service both claim GPU GPU-1"):
+        claims.check([claims.Claim("vllm@chat.service", {"GPU-1": 0.9})], system)
+
+
+def test_how_a_job_failed_is_told_also_when_a_service_has_its_gpus_by_then(bring, system, monkeypatch):
+    bring(gpus=2)
+    system.end("exit-code", "exited", "1")
+    a_service(system, monkeypatch)
+    with pytest.raises(Failed, match="it has failed"):
+        bring.bare("finished", gpus=2)

@@ -98,13 +98,15 @@ def test_torch_by_its_files(tmp_path):
 
 def test_facts(run, monkeypatch):
     run.answers["ip"] = (0, json.dumps(ADDRESSES))
-    gpu = {"count": 2, "fault": None, "topology": [["X", "NV18"], ["NV18", "X"]], "rdma": []}
+    devices = [{"index": i, "uuid": "GPU-%d" % i, "processes": None, "health": {}} for i in range(2)]
+    gpu = {"count": 2, "devices": devices, "fault": None, "topology": [["X", "NV18"], ["NV18", "X"]], "rdma": []}
     found = network.facts({"venv": None, "listen": 0, "master_port": 1}, lambda: gpu)
-    assert found["gpus"] == {"count": 2, "fault": None, "nvlink": True}
+    told = [{"index": i, "uuid": "GPU-%d" % i, "processes": None} for i in range(2)]
+    assert found["gpus"] == {"count": 2, "fault": None, "nvlink": True, "devices": told}
     assert (found["torch"], found["listener"], found["hostname"]) == (None, None, socket.gethostname())
-    gpu = {"count": 0, "fault": {"text": "driver hangs"}, "topology": [[None]], "rdma": []}
+    gpu = {"count": 0, "devices": [], "fault": {"text": "driver hangs"}, "topology": [[None]], "rdma": []}
     found = network.facts({"venv": "/none", "listen": 0, "master_port": 1}, lambda: gpu)
-    assert found["gpus"] == {"count": 0, "fault": "driver hangs", "nvlink": False}
+    assert found["gpus"] == {"count": 0, "fault": "driver hangs", "nvlink": False, "devices": []}
     assert found["torch_missing"] == "there is no /none/bin/python"
 
 

@@ -41,7 +41,27 @@ def test_some_of_the_gpus(node, interface, reach):
     assert "CUDA_VISIBLE_DEVICES" not in plan.make(facts, reach(facts))["nodes"]["b"]["environment"]
 
 
-@pytest.mark.parametrize("wanted", [[], [8], [-1], [1, 1]])
+def test_a_job_that_uses_no_gpu(node):
+    made = plan.make({"a": node("a", gpus=8)}, gpus=[], nproc_per_node=3)
+    assert (made["world_size"], made["findings"], made["nodes"]["a"]["gpus"]) == (3, [], [])
+    assert made["nodes"]["a"]["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_whoever_computes_on_the_jobs_gpus_is_named(node):
+    def holder(unit):
+        return {"pid": 7, "name": "python3", "unit": unit, "used_bytes": 4 << 30}
+
+    facts = {"a": node("a", gpus=2)}
+    facts["a"]["gpus"]["devices"][1]["processes"] = [holder("torchrun@train.service"), holder("vllm@chat.service")]
+    assert plan.make(facts, job="train", gpus=[0], nproc_per_node=1)["findings"] == []
+    (found,) = plan.make(facts, job="train")["findings"]
+    assert (found["level"], found["code"], found["host"]) == ("warning", "gpu_in_use", "a")
+    assert found["text"].startswith(
+        "PID 7 (python3, vllm@chat.service) holds 4.0 GiB on GPU 1, which the job uses, too"
+    )
+
+
+@pytest.mark.parametrize("wanted", [[8], [-1], [1, 1]])
 def test_gpus_that_are_not_there(node, wanted):
     made = plan.make({"a": node("a", gpus=8)}, gpus=wanted)
     assert made["errors"] == ["gpus: %s: expected different indexes of the 8 GPUs of a, from 0 on" % wanted]
