@@ -12,32 +12,16 @@ from typing import Any, List
 from ..toolbox.errors import Refused
 from .command import Job
 
-MEANT = {
-    "GLOO_IB_DISABLE": "NCCL_IB_DISABLE; Gloo uses TCP alone",
-    "NCCL_IB_DISABLED": "NCCL_IB_DISABLE",
-    "NCCL_IB_ENABLE": "NCCL_IB_DISABLE",
-    "NCCL_IB_IFNAME": "NCCL_IB_HCA",
-    "NCCL_IFNAME": "NCCL_SOCKET_IFNAME",
-    "NCCL_P2P_DISABLED": "NCCL_P2P_DISABLE",
-    "NCCL_SHM_DISABLED": "NCCL_SHM_DISABLE",
-    "NCCL_SOCKET_INTERFACE": "NCCL_SOCKET_IFNAME",
-}
-"""Variables that neither NCCL 2.30 nor Gloo reads, and the one that does what they seem to do."""
-OF_GLOO = (
-    *("GLOO_SOCKET_IFNAME", "GLOO_DEVICE_TRANSPORT", "GLOO_LAZY_INIT", "GLOO_LOG_LEVEL"),
-    *("GLOO_DISABLE_CONNECTION_RETRIES", "GLOO_ENABLE_"),
-)
-"""What the variables begin with that Gloo reads, as PyTorch 2.13 has it."""
-
 
 def without_effect(job: Job) -> List[str]:
-    """Declared variables that nothing reads: most often they come from an old launch script."""
+    """Declared variables that nothing reads."""
+    from .variables import meant
+
     names = sorted({*job.params["environment"], *job.params["secret_environment"]})
     return [
-        "environment: nothing reads %s: leave it out, or use %s"
-        % (name, MEANT.get(name) or "one of " + ", ".join(OF_GLOO))
+        "environment: neither NCCL, Gloo nor PyTorch reads %s: leave it out, or use %s" % (name, meant(name))
         for name in names
-        if name in MEANT or name.startswith("GLOO_") and not name.startswith(OF_GLOO)
+        if meant(name)
     ]
 
 
