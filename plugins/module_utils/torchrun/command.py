@@ -80,7 +80,13 @@ class Job:
         elastic = self.plan["min_nodes"] < self.plan["nnodes"]
         nodes = {self.host: self.node} if elastic else self.plan["nodes"]
         planned = {
-            host: [node["address"], node["environment"], node["nproc_per_node"], elastic or node["node_rank"]]
+            host: [
+                node["address"],
+                node["environment"],
+                node["nproc_per_node"],
+                elastic or node["node_rank"],
+                node["script"],
+            ]
             for host, node in nodes.items()
         }
         return _digest([declared, planned, self._common()])

@@ -85,11 +85,44 @@ def versions(nodes: Mapping[str, Mapping[str, Any]]) -> List[Finding]:
             if node["torch"] and node["torch"][key]:
                 have.setdefault(node["torch"][key], []).append(host)
         if len(have) > 1:
-            said = "; ".join("%s on %s" % (version, ", ".join(hosts)) for version, hosts in sorted(have.items()))
-            text = "%s differs among the hosts: %s; processes of different versions hang or fail" % (what, said)
-            odd = min(have.values(), key=len)
-            found.append(error(code, odd[0] if len(odd) == 1 else None, text))
+            text = "%s differs among the hosts: %s; processes of different versions hang or fail" % (what, _who(have))
+            found.append(error(code, _odd(have), text))
     return found
+
+
+def _who(have: Mapping[str, Sequence[str]]) -> str:
+    """Who has what: ``2.13.0 on gpu1, gpu2; 2.12.0 on gpu3``."""
+    return "; ".join("%s on %s" % (what, ", ".join(hosts)) for what, hosts in sorted(have.items()))
+
+
+def _odd(have: Mapping[str, Sequence[str]]) -> Optional[str]:
+    """The only host that has something else; None where there are several."""
+    few = min(have.values(), key=len)
+    return few[0] if len(few) == 1 else None
+
+
+def code(nodes: Mapping[str, Mapping[str, Any]]) -> List[Finding]:
+    """The script must be the same everywhere; of the Python files next to it the first that differs is named."""
+    told = {host: node["code"] for host, node in nodes.items() if node["code"]}
+    have: Dict[str, List[str]] = {}
+    for host, one in told.items():
+        if one["digest"]:
+            have.setdefault(one["digest"], []).append(host)
+    if len(have) > 1:
+        path = next(one["path"] for one in told.values() if one["digest"])
+        text = "the script %s differs among the hosts: SHA-256 %s; bring the same one to all of them"
+        return [error("script_differs", _odd(have), text % (path, _who(have)))]
+    names = sorted({name for one in told.values() for name in one["files"]})
+    differing = [name for name in names if len({one["files"].get(name) for one in told.values()}) > 1]
+    if not differing:
+        return []
+    have = {}
+    for host, one in told.items():
+        have.setdefault(one["files"].get(differing[0]) or "none", []).append(host)
+    text = "%s in %s differs among the hosts: SHA-256 %s%s; bring the same folder to all of them"
+    more = ", and so do %d more files" % (len(differing) - 1) if len(differing) > 1 else ""
+    folder = next(iter(told.values()))["folder"]
+    return [warning("code_differs", _odd(have), text % (differing[0], folder, _who(have), more))]
 
 
 def gpus(host: str, wanted: Sequence[int], count: int) -> List[Finding]:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..toolbox.errors import Failed
-from . import command
+from . import code, command
 from .command import SYSTEM_PATH
 
 LISTENER = "gpufleet-torchrun-listen.service"
@@ -41,10 +41,10 @@ JOB_LIMIT = 120.0
 """Seconds within which a job that was started must hold its port: the import of PyTorch, and time to spare."""
 
 
-def report(params: Mapping[str, Any], _check_mode: bool, _warn: Any) -> Dict[str, Any]:
+def report(params: Mapping[str, Any], _check_mode: bool, warn: Any) -> Dict[str, Any]:
     """The result of the module ``torchrun_facts``: the host's own facts, or which of its ``peers`` it reaches."""
     if params["peers"] is None:
-        return {"changed": False, "ansible_facts": {"torchrun": facts(params, lambda: _gpus(params))}}
+        return {"changed": False, "ansible_facts": {"torchrun": facts(params, lambda: _gpus(params), warn)}}
     peers = {peer["name"]: peer for peer in params["peers"] if isinstance(peer, dict)}
     return {"changed": False, "ansible_facts": {"torchrun_reach": reach(peers, params["timeout"])}}
 
@@ -128,11 +128,12 @@ def _site_packages(venv: str) -> List[str]:
     return sorted(glob.glob(glob.escape(venv) + "/lib*/python3*/site-packages"))
 
 
-def facts(params: Mapping[str, Any], gather: Any) -> Dict[str, Any]:
+def facts(params: Mapping[str, Any], gather: Any, warn: Any) -> Dict[str, Any]:
     """Everything of this host that a plan needs; starts the listener when asked to.
 
     :param params: the module's parameters.
     :param gather: gives the facts of the GPUs.
+    :param warn: called with each warning.
     """
     gpu = gather()
     hostname = socket.gethostname()
@@ -144,6 +145,7 @@ def facts(params: Mapping[str, Any], gather: Any) -> Dict[str, Any]:
         "venv": params["venv"],
         "torch": found,
         "torch_missing": missing,
+        "code": code.of_job(params, warn),
         "gpus": {
             "count": gpu["count"],
             "fault": gpu["fault"]["text"] if gpu["fault"] else None,

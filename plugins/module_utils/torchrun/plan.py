@@ -85,7 +85,7 @@ def make(
         findings += _network_findings(nodes, chosen, reach, plan)
     plan["nodes"] = _nodes(nodes, chosen, nproc_per_node, gpus, kind == "c10d", unit, findings)
     _give_ranks(plan)
-    findings += diagnostics.versions(nodes)
+    findings += diagnostics.versions(nodes) + diagnostics.code(nodes)
     if hosts[0] in nodes and kind != "standalone":
         findings += diagnostics.ports(hosts[0], nodes[hosts[0]], master_port, unit)
     plan["findings"] = findings
@@ -196,6 +196,7 @@ def _nodes(
                 variables.update(_OWN_STORE)
         found[host] = {
             "nproc_per_node": nproc,
+            "script": (node["code"] or {}).get("digest"),
             "gpus": [{key: device[key] for key in ("index", "uuid")} for device in used],
             "address": chosen[host]["address"] if host in chosen else None,
             "interface": chosen[host]["interface"] if host in chosen else None,

@@ -42,6 +42,7 @@ def node():
             "own_names": {hostname: [first] if names is None else names},
             "venv": "/opt/torch",
             "torch": {"version": torch, "cuda": "13.0", "nccl": nccl} if torch else None,
+            "code": None,
             "torch_missing": None if torch else "its Python has no package torch",
             "gpus": {"count": gpus, "fault": None, "nvlink": nvlink, "devices": [gpu(i) for i in range(gpus)]},
             "rdma": list(rdma),
@@ -235,15 +236,19 @@ def system(tmp_path):
 
 @pytest.fixture
 def bring(system, params, node, interface):
-    """`bring(state, check=False, options of the plan, gpus of each host, **params)` on host a of two."""
+    """`bring(state, check=False, options of the plan, gpus and code of each host, **params)` on host a of two."""
 
-    def hosts(gpus=0):
-        return {n: node(n, interface("eth0", "10.1.0.%d/24" % i), gpus=gpus) for i, n in enumerate("ab", 1)}
+    def hosts(gpus=0, code=None):
+        code = code and {"path": "/srv/train.py", "folder": "/srv", "files": {}, **code}
+        cards = {n: interface("eth0", "10.1.0.%d/24" % i) for i, n in enumerate("ab", 1)}
+        return {n: dict(node(n, card, gpus=gpus), code=code) for n, card in cards.items()}
 
-    def run(state="started", check=False, warnings=None, options=None, gpus=0, **more):
+    def run(state="started", check=False, warnings=None, options=None, gpus=0, code=None, **more):
         if state in ("joined", "finished") and not system.up:  # neither of them starts it
-            run(check=check, options=options, gpus=gpus, **more)
-        made = None if state in ("stopped", "absent") else dict(plan.make(hosts(gpus), **(options or {})), host="a")
+            run(check=check, options=options, gpus=gpus, code=code, **more)
+        made = (
+            None if state in ("stopped", "absent") else dict(plan.make(hosts(gpus, code), **(options or {})), host="a")
+        )
         system.forbidden = check
         warn = (warnings if warnings is not None else []).append
         return job.converge(params(state=state, plan=made, **more), check, warn, system)

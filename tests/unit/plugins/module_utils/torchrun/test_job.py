@@ -393,6 +393,13 @@ def test_old_logs_are_removed_at_a_start(bring, system):
     ]
 
 
+def test_a_changed_script_restarts_the_job(bring, system):
+    bring(code={"digest": "one"})
+    assert bring(code={"digest": "one"})["changed"] is False
+    assert bring("present", code={"digest": "two"})["stale"] is True
+    assert bring(code={"digest": "two"})["started"] is True
+
+
 # --- the claim on the GPUs
 
 CLAIM = "/etc/systemd/system/torchrun@train.service.d/zz-gpufleet.conf"

@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.programs import
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
+from ansible_collections.gpufleet.inference.plugins.modules import torchrun_facts
 
 COMM, UNIT = Path("/proc/self/comm").read_text(encoding="utf-8").strip(), unit_of(os.getpid())
 OURSELVES = "%s, process %d%s" % (COMM, os.getpid(), " of %s" % UNIT if UNIT else "")
@@ -96,16 +97,22 @@ def test_torch_by_its_files(tmp_path):
     assert network.torch(venv)[0]["cuda"] is None
 
 
+def asked(**more):
+    """The module's parameters."""
+    found = {name: option.get("default") for name, option in torchrun_facts.argument_spec().items()}
+    return dict(found, listen=0, **more)
+
+
 def test_facts(run, monkeypatch):
     run.answers["ip"] = (0, json.dumps(ADDRESSES))
     devices = [{"index": i, "uuid": "GPU-%d" % i, "processes": None, "health": {}} for i in range(2)]
     gpu = {"count": 2, "devices": devices, "fault": None, "topology": [["X", "NV18"], ["NV18", "X"]], "rdma": []}
-    found = network.facts({"venv": None, "listen": 0, "master_port": 1}, lambda: gpu)
+    found = network.facts(asked(), lambda: gpu, print)
     told = [{"index": i, "uuid": "GPU-%d" % i, "processes": None} for i in range(2)]
     assert found["gpus"] == {"count": 2, "fault": None, "nvlink": True, "devices": told}
     assert (found["torch"], found["listener"], found["hostname"]) == (None, None, socket.gethostname())
     gpu = {"count": 0, "devices": [], "fault": {"text": "driver hangs"}, "topology": [[None]], "rdma": []}
-    found = network.facts({"venv": "/none", "listen": 0, "master_port": 1}, lambda: gpu)
+    found = network.facts(asked(venv="/none"), lambda: gpu, print)
     assert found["gpus"] == {"count": 0, "fault": "driver hangs", "nvlink": False, "devices": []}
     assert found["torch_missing"] == "there is no /none/bin/python"
 

@@ -268,3 +268,40 @@ def test_the_page(three, reach):
             for n in (1, 2, 3)
         )
     )
+
+
+def told(script, **files):
+    return {"path": "/srv/train.py", "digest": script, "folder": "/srv", "files": files}
+
+
+@pytest.mark.parametrize(
+    "third, level, text",
+    [
+        (told("aaa", model="m1"), None, None),
+        (told(None, model="m1"), None, None),
+        (None, None, None),
+        (
+            told("bbb", model="m2"),
+            "error",
+            "the script /srv/train.py differs among the hosts: SHA-256 aaa on gpu1, gpu2; bbb on gpu3; bring the same one to"
+            " all of them",
+        ),
+        (
+            told("aaa", model="m2", other="o"),
+            "warning",
+            "model in /srv differs among the hosts: SHA-256 m1 on gpu1, gpu2; m2 on gpu3, and so do 1 more files; bring the"
+            " same folder to all of them",
+        ),
+        (
+            told("aaa"),
+            "warning",
+            "model in /srv differs among the hosts: SHA-256 m1 on gpu1, gpu2; none on gpu3; bring the same folder to all of"
+            " them",
+        ),
+    ],
+)
+def test_a_host_with_another_script_or_folder_is_named(three, reach, third, level, text):
+    for host, code in zip(three, (told("aaa", model="m1"), told("aaa", model="m1"), third)):
+        three[host]["code"] = code
+    found = [one for one in plan.make(three, reach(three))["findings"] if "SHA-256" in one["text"]]
+    assert [(one["level"], one["host"], one["text"]) for one in found] == ([(level, "gpu3", text)] if level else [])
