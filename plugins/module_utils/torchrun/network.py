@@ -103,6 +103,8 @@ def own_names(hostname: str) -> Dict[str, List[str]]:
 
 def torch(venv: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
     """The PyTorch of an environment, from its files (an import would take seconds), or why there is none."""
+    if not os.path.isabs(venv):
+        return None, "expected the absolute path of an environment; those of conda are listed by: conda env list"
     if not os.access(venv + "/bin/python", os.X_OK):
         return None, "there is no %s/bin/python" % venv
     packages = [path for path in _site_packages(venv) if os.path.isfile(path + "/torch/version.py")]
@@ -118,14 +120,29 @@ def torch(venv: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
     for name in ("__version__", "cuda"):
         match = re.search(r"^%s\b[^=\n]*= *['\"]([\w.+-]{1,64})['\"]" % name, text, re.MULTILINE)
         found[name] = match.group(1) if match else None
-    nccl = glob.glob(glob.escape(packages[0]) + "/nvidia_nccl_cu*.dist-info")
-    named = re.search(r"-([\w.+]{1,64})\.dist-info$", nccl[0]) if nccl else None
-    version = named.group(1) if named else None
-    return {"version": found["__version__"], "cuda": found["cuda"], "nccl": version}, None
+    conda = os.path.isdir(venv + "/conda-meta")
+    return {
+        "version": found["__version__"],
+        "cuda": found["cuda"],
+        "nccl": _nccl(venv, packages[0]),
+        "conda": conda,
+    }, None
+
+
+def _nccl(venv: str, packages: str) -> Optional[str]:
+    """The version of NCCL that PyPI's or conda's package has; None where PyTorch has its own inside."""
+    for pattern in (packages + "/nvidia_nccl_cu*-*.dist-info", venv + "/conda-meta/nccl-*.json"):
+        folder, _sep, name = pattern.rpartition("/")
+        for path in glob.glob("%s/%s" % (glob.escape(folder), name)):
+            version = re.search(r"-(\d{1,9}\.\d{1,9}\.\d{1,9})[\w.+]*-?[^/]*$", os.path.basename(path))
+            if version:
+                return version.group(1)
+    return None
 
 
 def _site_packages(venv: str) -> List[str]:
-    return sorted(glob.glob(glob.escape(venv) + "/lib*/python3*/site-packages"))
+    found = sorted(glob.glob(glob.escape(venv) + "/lib*/python3*/site-packages"))
+    return [path for path in found if not os.path.islink(os.path.dirname(path))]  # conda's python3.1 is one to python3.12
 
 
 def facts(params: Mapping[str, Any], gather: Any, warn: Any) -> Dict[str, Any]:

@@ -182,6 +182,11 @@ def _nodes(
     for host, node in nodes.items():
         gpus, used = node["gpus"]["count"], node["gpus"]["devices"]
         variables = {}  # type: fabric.Variables
+        if node["torch"] and node["torch"]["conda"]:
+            variables["CONDA_PREFIX"] = (
+                node["venv"],
+                "PyTorch's compiler finds its libraries by it, as after activation",
+            )
         if only is not None:
             findings += diagnostics.gpus(host, only, gpus)
             gpus, used = len(only), [device for device in used if device["index"] in only]

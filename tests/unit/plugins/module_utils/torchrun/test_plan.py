@@ -67,6 +67,13 @@ def test_gpus_that_are_not_there(node, wanted):
     assert made["errors"] == ["gpus: %s: expected different indexes of the 8 GPUs of a, from 0 on" % wanted]
 
 
+def test_a_conda_environment_is_known_to_its_programs(node):
+    host = node("a")
+    assert "CONDA_PREFIX" not in plan.make({"a": host})["nodes"]["a"]["environment"]
+    host["torch"]["conda"] = True
+    assert plan.make({"a": host})["nodes"]["a"]["environment"]["CONDA_PREFIX"] == "/opt/torch"
+
+
 def test_another_master_is_first(three, reach):
     made = plan.make(three, reach(three), master="gpu3")
     assert [one["host"] for one in made["ranks"]] == ["gpu3", "gpu1", "gpu2"]
