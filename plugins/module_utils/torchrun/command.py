@@ -110,6 +110,8 @@ class Job:
         path = "%s/bin:/usr/local/cuda/bin:%s" % (self.params["venv"], SYSTEM_PATH)
         found["PATH"] = (path, "extensions are built with programs of the environment, such as ninja, and of CUDA")
         found["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = (str(self.params["stop_timeout"]), "the declared stop_timeout")
+        trace = self.log_dir + "/trace_rank_"
+        found["TORCH_FR_DUMP_TEMP_FILE"] = (trace, "where a process writes what it ran, once an operation timed out")
         for name, value in self.node["environment"].items():
             found[name] = (value, self.node["reasons"][name])
         for name, value in self.params["environment"].items():

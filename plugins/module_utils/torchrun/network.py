@@ -142,7 +142,9 @@ def _nccl(venv: str, packages: str) -> Optional[str]:
 
 def _site_packages(venv: str) -> List[str]:
     found = sorted(glob.glob(glob.escape(venv) + "/lib*/python3*/site-packages"))
-    return [path for path in found if not os.path.islink(os.path.dirname(path))]  # conda's python3.1 is one to python3.12
+    return [
+        path for path in found if not os.path.islink(os.path.dirname(path))
+    ]  # conda's python3.1 is one to python3.12
 
 
 def facts(params: Mapping[str, Any], gather: Any, warn: Any) -> Dict[str, Any]:
