@@ -133,8 +133,8 @@ options:
     description:
       - Further options of torchrun, by their long names, such as V(numa-binding) or V(no-python). Those without a value
         are V(true).
-      - What follows from O(plan) or from another option is refused. Whether torchrun knows an option depends on its
-        version.
+      - What follows from O(plan) or from another option is refused, and so is an option that the torchrun of O(venv)
+        does not have. V(numa-binding) requires C(numactl) on the host.
     type: dict
     default: {}
   monitor_interval:

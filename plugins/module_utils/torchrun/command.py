@@ -144,7 +144,7 @@ class Job:
             words.append("--monitor-interval=%g" % params["monitor_interval"])
         words += ["--log-dir=" + self.log_dir, "--redirects=3"]
         for name, value in params["options"].items():
-            words.append("--" + _dashed(name) + ("" if value is True else "=%s" % value))
+            words.append("--" + dashed(name) + ("" if value is True else "=%s" % value))
         program = ["--module", params["module"]] if params["module"] else [self.program]
         head = [params["venv"] + "/bin/python", "-m", "torch.distributed.run"]
         return [head, *([word] for word in words), program + params["arguments"]]
@@ -301,16 +301,17 @@ PLANNED = re.compile(
 """Options of torchrun that follow from the plan, or from an option of the same name."""
 
 
-def _dashed(name: str) -> str:
+def dashed(name: str) -> str:
+    """An option of torchrun as its help prints it, without the dashes before it."""
     return name.lstrip("-").replace("_", "-")
 
 
 def _wrong_options(options: Mapping[str, Any]) -> List[str]:
     wrong = []
     for name, value in options.items():
-        if not re.fullmatch("[a-z][a-z-]+", _dashed(name)):
+        if not re.fullmatch("[a-z][a-z-]+", dashed(name)):
             wrong.append("options: %r: expected a long name of torchrun, such as numa-binding" % name)
-        elif PLANNED.fullmatch(_dashed(name)):
+        elif PLANNED.fullmatch(dashed(name)):
             wrong.append("options: %s is not free: it follows from the plan, or from another option of this job" % name)
         elif value is False or value is None or not str(value).isprintable():
             wrong.append("options: %s: expected a value on one line, or true for an option without one" % name)

@@ -107,7 +107,7 @@ def torch(venv: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
         return None, "expected the absolute path of an environment; those of conda are listed by: conda env list"
     if not os.access(venv + "/bin/python", os.X_OK):
         return None, "there is no %s/bin/python" % venv
-    packages = [path for path in _site_packages(venv) if os.path.isfile(path + "/torch/version.py")]
+    packages = [path for path in site_packages(venv) if os.path.isfile(path + "/torch/version.py")]
     if not packages:
         return None, "its Python has no package torch"
     from ..toolbox.files import read_regular
@@ -140,7 +140,7 @@ def _nccl(venv: str, packages: str) -> Optional[str]:
     return None
 
 
-def _site_packages(venv: str) -> List[str]:
+def site_packages(venv: str) -> List[str]:
     found = sorted(glob.glob(glob.escape(venv) + "/lib*/python3*/site-packages"))
     return [
         path for path in found if not os.path.islink(os.path.dirname(path))

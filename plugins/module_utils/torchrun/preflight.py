@@ -10,7 +10,10 @@ import pwd
 from typing import Any, List
 
 from ..toolbox.errors import Refused
-from .command import Job
+from .command import Job, dashed
+
+SOURCE = 1 << 18
+"""Bytes read of torchrun's source."""
 
 
 def without_effect(job: Job) -> List[str]:
@@ -44,9 +47,33 @@ def unusable(system: Any, job: Job, due: bool) -> List[str]:
     except KeyError:
         wrong.append("there is no user %s on this host" % params["user"])
     else:
-        wrong += _bad_log_dir(system, job) if due else []
+        wrong += _bad_log_dir(system, job) + _bad_options(root, job) if due else []
     for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         wrong += _bad_interfaces(system, job, name)
+    return wrong
+
+
+def _bad_options(root: str, job: Job) -> List[str]:
+    """Options that the torchrun of this environment does not know, by its source, or cannot carry out here."""
+    from ..toolbox.files import read_regular
+    from .network import site_packages
+
+    names, wrong = [dashed(name) for name in job.params["options"]], []
+    for packages in site_packages(root + job.params["venv"])[:1] if names else []:
+        try:
+            text = (read_regular(packages + "/torch/distributed/run.py", SOURCE) or b"").decode("utf-8", "replace")
+        except OSError:  # an environment of a user, with links in it
+            continue
+        unknown = [name for name in names if text and '"--%s"' % name not in text]
+        wrong += ["options: the torchrun of %s has no option %s" % (job.params["venv"], name) for name in unknown]
+    if "numa-binding" in names and not job.node["gpus"]:
+        wrong.append("options: numa-binding: the job uses no GPU on this host whose CPUs it could be bound to")
+    elif "numa-binding" in names:
+        path = job.environment["PATH"][0].split(":")
+        if not any(os.access("%s%s/numactl" % (root, folder), os.X_OK) for folder in path):
+            wrong.append(
+                "options: numa-binding: torchrun calls numactl, which is not in PATH: install the package numactl"
+            )
     return wrong
 
 

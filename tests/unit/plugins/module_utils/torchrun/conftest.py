@@ -236,22 +236,22 @@ def system(tmp_path):
 
 @pytest.fixture
 def bring(system, params, node, interface):
-    """`bring(state, check=False, options of the plan, gpus and code of each host, **params)` on host a of two."""
+    """`bring(state, check=False, options of the plan, gpus and code of each host, own options, **params)` on host a."""
 
     def hosts(gpus=0, code=None):
         code = code and {"path": "/srv/train.py", "folder": "/srv", "files": {}, **code}
         cards = {n: interface("eth0", "10.1.0.%d/24" % i) for i, n in enumerate("ab", 1)}
         return {n: dict(node(n, card, gpus=gpus), code=code) for n, card in cards.items()}
 
-    def run(state="started", check=False, warnings=None, options=None, gpus=0, code=None, **more):
+    def run(state="started", check=False, warnings=None, options=None, gpus=0, code=None, own=None, **more):
         if state in ("joined", "finished") and not system.up:  # neither of them starts it
-            run(check=check, options=options, gpus=gpus, code=code, **more)
+            run(check=check, options=options, gpus=gpus, code=code, own=own, **more)
         made = (
             None if state in ("stopped", "absent") else dict(plan.make(hosts(gpus, code), **(options or {})), host="a")
         )
         system.forbidden = check
         warn = (warnings if warnings is not None else []).append
-        return job.converge(params(state=state, plan=made, **more), check, warn, system)
+        return job.converge(params(state=state, plan=made, options=own or {}, **more), check, warn, system)
 
     def bare(state, gpus=0, **more):
         made = dict(plan.make(hosts(gpus)), host="a")

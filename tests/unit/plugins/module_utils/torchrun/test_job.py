@@ -400,6 +400,36 @@ def test_a_changed_script_restarts_the_job(bring, system):
     assert bring(code={"digest": "two"})["started"] is True
 
 
+# --- torchrun's own options
+
+
+@pytest.fixture
+def torchrun(system):
+    """The environment's torchrun, which has two options of those that may be declared."""
+    source = system.path("/opt/torch/lib/python3.11/site-packages/torch/distributed/run.py")
+    source.parent.mkdir(parents=True)
+    source.write_text('add_argument("--tee", help="see --other")\nadd_argument("--numa-binding")\n')
+
+
+def test_an_option_that_this_torchrun_does_not_have(bring, system, torchrun):
+    with pytest.raises(Refused, match="options: the torchrun of /opt/torch has no option other"):
+        bring("present", own={"other": 1, "tee": 3})
+    assert system.calls == []
+    bring("present", own={"tee": 3})
+
+
+@pytest.mark.parametrize("gpus, said", [(0, "the job uses no GPU on this host"), (1, "numactl, which is not in PATH")])
+def test_what_binding_to_numa_nodes_needs(bring, system, torchrun, gpus, said):
+    with pytest.raises(Refused, match="options: numa-binding: .*" + said):
+        bring(gpus=gpus, own={"numa_binding": "node"})
+    path = system.path("/usr/bin/numactl")
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    path.chmod(0o755)
+    bring(gpus=1, own={"numa_binding": "node"})
+    assert system.up
+
+
 # --- the claim on the GPUs
 
 CLAIM = "/etc/systemd/system/torchrun@train.service.d/zz-gpufleet.conf"
