@@ -54,7 +54,7 @@ def look(registered: Mapping[str, Any]) -> Look:
         return Look("unfit", "unreachable: %s" % one_line(str(reached.get("msg"))))
     if registered.get("rollout_apply") and "rollout_result" not in registered:
         return Look("unfit", "the tasks of rollout_apply register no rollout_result")
-    results = [*_services(registered), *_others(registered)]
+    results = [*services(registered), *_others(registered)]
     for name, _engine, result in results:
         if result.get("unreachable") or result.get("failed"):
             return Look("unfit", "%s: %s" % (name, reason(result)))
@@ -77,7 +77,7 @@ def measured(registered: Mapping[str, Any]) -> Dict[str, float]:
     """The seconds for which each restarted service did not serve."""
     return {
         name: round(result["downtime_ms"] / 1000, 1)
-        for name, _engine, result in _services(registered)
+        for name, _engine, result in services(registered)
         if result.get("restarted") and _duration(result.get("downtime_ms"))  # none in check mode
     }
 
@@ -110,7 +110,7 @@ def left(
 
 def failure(registered: Mapping[str, Any]) -> Mapping[str, Any]:
     """The result of the service that failed; empty if none did."""
-    return next((result for _name, _engine, result in _services(registered) if result.get("failed")), {})
+    return next((result for _name, _engine, result in services(registered) if result.get("failed")), {})
 
 
 def safe(failed: Mapping[str, Any]) -> bool:
@@ -125,7 +125,8 @@ def safe(failed: Mapping[str, Any]) -> bool:
     )
 
 
-def _services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
+def services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
+    """The services of a host: name, engine, result."""
     for name, engine in SERVICES.items():
         result = _mapping(registered.get(name))
         instances = _mapping(result.get("instances"))

@@ -23,7 +23,6 @@ def plan_lines(planned: Planned) -> List[str]:
     """The plan as text."""
     number = sum(len(unit.hosts) for unit in planned.units)
     lines = ["%s to change, %s as declared" % (_hosts(number), _hosts(len(planned.as_declared)))]
-    everybody = {host for pool in planned.pools.values() for host in pool.hosts}
     for number, chosen in enumerate(steps(planned), 1):
         hosts = [host for unit in chosen for host in unit.hosts]
         canary = set(hosts) <= set(planned.canary)
@@ -35,13 +34,28 @@ def plan_lines(planned: Planned) -> List[str]:
                     lines.append(
                         "   %s  restart, about %.1f s without it (%s)" % (host, row["predicted"], row["basis"])
                     )
-        for name, pool in planned.pools.items():
-            left = len(ready(name, pool, everybody, chosen))
-            if left < len(pool.hosts):
-                lines.append("   pool %s: %d of %d ready, at least %d" % (name, left, len(pool.hosts), pool.minimum))
-                if not left:
-                    seconds = max(seconds_of(planned, host) for host in hosts if host in pool.hosts)
-                    lines.append("   pool %s: about %.1f s unserved" % (name, seconds))
+        lines += ["   " + line for line in capacity_lines(capacity(planned, chosen))]
+    return lines
+
+
+def capacity(planned: Planned, chosen: Sequence[Unit]) -> Dict[str, Dict[str, Any]]:
+    """The pools that some units leave: the hosts that still serve, all, the fewest allowed, and seconds without any."""
+    hosts = {host for unit in chosen for host in unit.hosts}
+    found = {}
+    for name, pool in planned.pools.items():
+        left = len(ready(name, pool, set(pool.hosts), chosen))
+        if left < len(pool.hosts):
+            seconds = 0.0 if left else max(seconds_of(planned, host) for host in hosts & set(pool.hosts))
+            found[name] = {"ready": left, "hosts": len(pool.hosts), "minimum": pool.minimum, "unserved": seconds}
+    return found
+
+
+def capacity_lines(found: Mapping[str, Mapping[str, Any]]) -> List[str]:
+    """The same as text."""
+    lines = []
+    for name, pool in found.items():
+        lines.append("pool %s: %d of %d ready, at least %d" % (name, pool["ready"], pool["hosts"], pool["minimum"]))
+        lines += ["pool %s: about %.1f s unserved" % (name, pool["unserved"])] if not pool["ready"] else []
     return lines
 
 
