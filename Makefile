@@ -15,7 +15,7 @@ STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help link deps generate docs $(STAGES) platforms test demo clean
+.PHONY: help link deps generate wheel-table docs $(STAGES) platforms test demo clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ deps: link ## install missing Debian packages, the tools in .venv, and the link 
 
 generate: deps ## write documentation, role specs, tasks, defaults and README tables from the option tables
 	python tests/generate.py
+
+wheel-table: deps ## write the table of the engines' wheels from the package index that pip is configured for
+	python tests/wheel_table.py
 
 docs: deps ## build the documentation site; any warning is an error
 	python docs/site/build.py $(CACHE)/docs-$(CHECKOUT)

@@ -16,7 +16,7 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look, plan, wishes, words
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look, plan, predict, wishes, words
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.inventory import Inventory
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.journal import Journal, default_folder
@@ -131,7 +131,10 @@ class ActionModule(ActionBase):
 
         :raises Refused: a pool could not keep its ready minimum, or a variable is wrong.
         """
-        services = {host: [self.priced(former, host, row) for row in looks[host]["services"]] for host in changing}
+        services = {
+            host: [dict(row, **predict.predicted(former.measured, host, row)) for row in looks[host]["services"]]
+            for host in changing
+        }
         served = self.inventory.served(ENGINES)
         takes = {host: look.left(host, rows, served) for host, rows in services.items()}
         chosen = plan.units(changing, self.inventory.together(), takes)
@@ -155,10 +158,6 @@ class ActionModule(ActionBase):
             "services": services,
             "gateways": [name for name, found in self.answers() if found.get("answers")],
         }
-
-    def priced(self, former: states.State, host: str, row: Mapping[str, Any]) -> Dict[str, Any]:
-        seconds, basis = look.predicted(former.measured, host, row)
-        return dict(row, predicted=seconds, basis=basis)
 
     def begin(self, former: states.State, resumed: bool, looks: Mapping[str, Any]) -> None:
         if resumed:
@@ -266,6 +265,9 @@ class ActionModule(ActionBase):
         if found.get("state") != "as declared":  # silence proves nothing
             return {"failed": True, "lost": True, "msg": "changed, and still not as declared: %s" % found.get("msg")}
         self.journal.append("done", host=self.host)
+        planned = self.journal.state().plan
+        if planned and self.host in planned.canary:
+            self.show(words.renewed_lines(planned))
         return {"msg": "as declared"}
 
     def step_failed(self) -> Dict[str, Any]:

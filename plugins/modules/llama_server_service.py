@@ -46,8 +46,10 @@ options:
     description:
       - V(present) configures the service, enables it and starts it.
       - V(absent) stops the service, disables it and removes its files. Its program, user and models stay.
+      - V(stopped) drains the service, stops it and disables it, for example for work on the host. All else of it stays,
+        as it is. Load balancers send it no requests until V(present) has started and verified it again.
     type: str
-    choices: [present, absent]
+    choices: [present, stopped, absent]
     default: present
   enabled:
     description: Whether the service starts at boot.
@@ -78,9 +80,10 @@ options:
         required: true
       state:
         description:
-          - V(absent) stops and disables the instance and removes its files. Models stay. Left out, it is V(present).
+          - V(absent) stops and disables the instance and removes its files. Models stay. V(stopped) stops and disables
+            it, and keeps its files. Left out, it is that of O(state).
         type: str
-        choices: [present, absent]
+        choices: [present, stopped, absent]
       environment:
         description: Further variables of its process, merged over O(environment).
         type: dict

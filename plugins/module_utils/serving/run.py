@@ -61,6 +61,7 @@ def converge(
         services = generations.back(services, engine.title)
     leaving = [service for service in services if service.options["state"] == "absent"]
     replaced = [service for service in leaving if service.replaced]  # goes for good once the instances are proven
+    halting = [service for service in services if service.options["state"] == "stopped"]
     staying = [service for service in services if service.options["state"] == "present"]
     plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
     _check_claims(plans, [service.unit for service in leaving], host)
@@ -80,6 +81,11 @@ def converge(
             warn(warning)
     results: Dict[str, Dict[str, Any]] = {}
     try:
+        for service in halting:
+            # few hosts need it
+            from .stopped import stop
+
+            results[service.unit] = stop(engine.leave(service, host), service, host)
         for service in leaving:
             if not service.replaced:
                 results[service.unit] = leave(engine.leave(service, host), service, host)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import AbstractSet, Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set
 
-from . import plan
+from . import plan, predict
 from .plan import Pool, Unit
+from .predict import Series
 
 IN_HAND = ("admitted", "applied")
 """A run is, or was, changing the host."""
@@ -30,7 +31,8 @@ class Planned:
     """Failed hosts that do not stop the run."""
     as_declared: List[str]
     services: Dict[str, List[Dict[str, Any]]]
-    """For each host: ``service``, ``why``, ``restart``, ``predicted`` (seconds) and ``basis`` of the prediction."""
+    """For each host: ``service``, ``why``, ``restart``, ``predicted`` (seconds), its ``basis``, the ``restarts``
+    measured there, and the prediction as ``renewed`` after the canary."""
     gateways: List[str]
     """Gateways that report who serves."""
 
@@ -61,8 +63,8 @@ class State:
     resumed: int = 0
     least: Dict[str, int] = field(default_factory=dict)
     """Pool to the fewest hosts that were ready at once."""
-    measured: Dict[str, Dict[str, float]] = field(default_factory=dict)
-    """Of this run and earlier ones: host to service to the seconds of the last restart."""
+    measured: Series = field(default_factory=dict)
+    """Of this run and earlier ones."""
     away: List[str] = field(default_factory=list)
     """Hosts that an earlier run has lost."""
 
@@ -122,6 +124,8 @@ def _plan(state: State, event: Mapping[str, Any]) -> None:
         if state.hosts.setdefault(host, HostState()).status == "lost":  # it answers again, and is repaired first
             state.hosts[host].status = "admitted"
     state.away = [host for host in state.away if host not in {*event["as_declared"], *planned}]
+    for host in state.of("done"):
+        _renew(state, host)
 
 
 def _set(state: State, name: str, event: Mapping[str, Any]) -> None:
@@ -132,7 +136,19 @@ def _set(state: State, name: str, event: Mapping[str, Any]) -> None:
     host.rolled_back = event.get("rolled_back", host.rolled_back)
     host.measured.update(event.get("measured", {}))
     if event.get("measured") and host.status == "applied":  # a rollback's seconds predict nothing
-        state.measured.setdefault(name, {}).update(event["measured"])
+        predict.remember(state.measured, name, event["measured"])
+    if host.status == "done":
+        _renew(state, name)
+
+
+def _renew(state: State, done: str) -> None:
+    """What the canary took predicts the hosts after it."""
+    planned = state.plan
+    if planned is None or done not in planned.canary:
+        return
+    for name in state.of("waiting"):
+        rows = planned.services.get(name, [])
+        planned.services[name] = predict.renewed(rows, planned.services.get(done, []), state.hosts[done].measured)
 
 
 def remaining(state: State) -> List[Unit]:

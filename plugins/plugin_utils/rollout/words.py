@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Sequence
 
+from . import predict
 from . import state as states
 from .plan import Unit, batches, ready
 from .state import Planned, State
@@ -61,7 +62,23 @@ def capacity_lines(found: Mapping[str, Mapping[str, Any]]) -> List[str]:
 
 def seconds_of(planned: Planned, host: str) -> float:
     """The predicted seconds for which services of a host do not serve."""
-    return float(sum(row["predicted"] for row in planned.services.get(host, ())))
+    return float(sum(_expected(row) for row in planned.services.get(host, ())))
+
+
+def _expected(row: Mapping[str, Any]) -> float:
+    """The last prediction for a service."""
+    return float(row.get("renewed", row["predicted"]))
+
+
+def renewed_lines(planned: Planned) -> List[str]:
+    """What the canary has changed of the plan."""
+    groups: Dict[str, List[str]] = {}
+    for host, rows in planned.services.items():
+        for row in rows:
+            if "renewed" in row:
+                said = "after the canary: %s restarts in about %.1f s" % (row["service"], row["renewed"])
+                groups.setdefault(said, []).append(host)
+    return ["%s on %s" % (said, ", ".join(hosts)) for said, hosts in groups.items()]
 
 
 def receipt(state: State, now: float) -> Dict[str, Any]:
@@ -81,7 +98,7 @@ def receipt(state: State, now: float) -> Dict[str, Any]:
             name: {"hosts": len(pool.hosts), "minimum": pool.minimum, "least_ready": state.least.get(name)}
             for name, pool in planned.pools.items()
         },
-        "prediction_error": _error(state, planned),
+        "prediction_error": _errors(state, planned),
     }
 
 
@@ -91,16 +108,18 @@ def _host(state: State, planned: Planned, host: str) -> Dict[str, Any]:
     return {"status": own.status, "why": own.why, "rolled_back": own.rolled_back, "services": rows}
 
 
-def _error(state: State, planned: Planned) -> Any:
-    """By how much the predictions were wrong: the sum of the differences divided by what was measured."""
-    off = real = 0.0
-    for host, rows in planned.services.items():
-        for row in rows:
-            seconds = state.hosts[host].measured.get(row["service"])
-            if seconds is not None:
-                off += abs(seconds - row["predicted"])
-                real += seconds
-    return round(off / real, 2) if real else None
+def _errors(state: State, planned: Planned) -> Dict[str, Any]:
+    """How far off the predictions were: all, those from restarts measured on the host, those renewed by the canary."""
+    rows = [
+        (row, state.hosts[host].measured.get(row["service"]))
+        for host in planned.services
+        for row in planned.services[host]
+    ]
+    return {
+        "all": predict.error((row["predicted"], real) for row, real in rows),
+        "measured_here": predict.error((row["predicted"], real) for row, real in rows if row["restarts"]),
+        "after_the_canary": predict.error((row["renewed"], real) for row, real in rows if "renewed" in row),
+    }
 
 
 def receipt_lines(found: Mapping[str, Any]) -> List[str]:
@@ -109,20 +128,25 @@ def receipt_lines(found: Mapping[str, Any]) -> List[str]:
     table: List[Sequence[str]] = []
     for host, own in found["hosts"].items():
         for row in own["services"] or [{"service": "", "predicted": 0, "measured": None}]:
-            real = row["measured"]
-            seconds = "-" if real is None else "%.1f s" % real
-            table.append((host, str(row["service"]), "%.1f s" % row["predicted"], seconds, own["status"], own["why"]))
+            seconds = [_seconds(row.get(name)) for name in ("predicted", "renewed", "measured")]
+            table.append((host, str(row["service"]), *seconds, own["status"], own["why"]))
     if table:
-        table.insert(0, ("host", "service", "predicted", "measured", "status", ""))
-        widths = [max(len(row[column]) for row in table) for column in range(5)]
-        for row in table:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths)]
-            lines.append(("  " + "  ".join([*cells, row[5]])).rstrip())
+        table.insert(0, ("host", "service", "predicted", "renewed", "measured", "status", ""))
+        widths = [max(len(row[column]) for row in table) for column in range(6)]
+        for cells in table:
+            padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+            lines.append(("  " + "  ".join([*padded, cells[6]])).rstrip())
     for name, pool in found.get("pools", {}).items():
         if pool["least_ready"] is not None:
             counts = (name, pool["least_ready"], pool["hosts"], pool["minimum"])
             lines.append("  pool %s: never fewer than %d of %d ready, at least %d wanted" % counts)
-    return lines
+    errors = found.get("prediction_error") or {}
+    said = ["%s by %.0f %%" % (name.replace("_", " "), 100 * off) for name, off in errors.items() if off is not None]
+    return lines + (["  predictions were off: %s" % ", ".join(said)] if said else [])
+
+
+def _seconds(value: Any) -> str:
+    return "-" if value is None else "%.1f s" % value
 
 
 def summary(found: Mapping[str, Any]) -> str:

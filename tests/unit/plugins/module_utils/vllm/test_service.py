@@ -9,6 +9,7 @@ import json
 import shlex
 import ssl
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import yaml
@@ -827,3 +828,12 @@ def test_a_swap_that_fails_starts_the_second_one_again(swapping):
 def test_check_mode_stops_nothing_for_a_swap(swapping):
     swapping(check_mode=True)
     assert swapping.does == [FIRST, (*SECOND[:2], False)]
+
+
+def test_the_libraries_of_cuda_compat_come_before_those_of_the_driver(bring):
+    bring()
+    assert "LD_LIBRARY_PATH" not in bring.asked["change"].environment
+    link = Path(bring.venv) / "cuda-compat"
+    link.symlink_to("/usr/local/cuda-13.0/compat")
+    bring(environment={"LD_LIBRARY_PATH": "/opt/mine"})
+    assert bring.asked["change"].environment["LD_LIBRARY_PATH"] == "%s:/opt/mine" % link

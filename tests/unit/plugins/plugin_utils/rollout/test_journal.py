@@ -71,7 +71,7 @@ def test_a_new_run_keeps_what_was_measured_and_who_was_lost(journal):
     journal.append("lost", host="gpu2", why="unreachable")
     journal.begin("r2")
     found = journal.state()
-    assert (found.run, found.hosts, found.measured, found.away) == ("r2", {}, {"gpu1": {"ollama": 2.0}}, ["gpu2"])
+    assert (found.run, found.hosts, found.measured, found.away) == ("r2", {}, {"gpu1": {"ollama": [2.0]}}, ["gpu2"])
     assert oct(os.stat(journal.folder).st_mode)[-3:] == "700" and oct(os.stat(journal.path).st_mode)[-3:] == "600"
 
 

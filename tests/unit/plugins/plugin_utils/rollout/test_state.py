@@ -117,11 +117,26 @@ def test_a_resumed_run_reports_the_whole_run():
     assert found.plan.as_declared == ["b"] and [unit.hosts for unit in state.remaining(found)] == [("c",), ("d",)]
 
 
-def test_the_last_measured_restart_outlives_a_run():
+def test_measured_restarts_outlive_a_run():
     found = fold(planned(UNITS, POOLS), admitted("a"), event("applied", host="a", measured={"ollama": 2.5}))
-    assert found.measured == {"a": {"ollama": 2.5}} and found.hosts["a"].measured == {"ollama": 2.5}
+    assert found.measured == {"a": {"ollama": [2.5]}} and found.hosts["a"].measured == {"ollama": 2.5}
     found = fold(planned(UNITS, POOLS), admitted("a"), event("failed", host="a", measured={"ollama": 9.0}))
     assert found.measured == {} and found.hosts["a"].measured == {"ollama": 9.0}, "with the rollback"
+
+
+ROW = {"service": "ollama", "why": "X changes", "restart": True, "predicted": 10.0, "restarts": []}
+CANARY = [admitted("a"), event("applied", host="a", measured={"ollama": 2.5}), event("done", host="a")]
+
+
+def test_the_canary_renews_the_plan():
+    plans = dict(planned(UNITS, POOLS, canary=["a"]), services={name: [ROW] for name in "abc"})
+    assert "renewed" not in fold(plans, *CANARY[:2]).plan.services["b"][0], "it may still fail"
+    found = fold(plans, *CANARY, admitted("b"))
+    assert [found.plan.services[name][0].get("renewed") for name in "abc"] == [None, 2.5, 2.5]
+    rest = dict(planned(UNITS[1:], POOLS, canary=["a"]), services={name: [ROW] for name in "bc"})
+    found = fold(plans, *CANARY, event("resume"), rest)
+    assert found.plan.services["c"][0]["renewed"] == 2.5, "also in a resumed run"
+    assert "renewed" not in fold(dict(plans, canary=[]), *CANARY).plan.services["b"][0]
 
 
 class World:

@@ -10,7 +10,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.plan im
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.state import HostState, Planned, State
 
 
-def row(seconds, basis="default"):
+def row(seconds, basis="default", **more):
     return {
         "service": "ollama",
         "engine": "ollama",
@@ -18,6 +18,8 @@ def row(seconds, basis="default"):
         "restart": True,
         "predicted": seconds,
         "basis": basis,
+        "restarts": [seconds] if "here" in basis else [],
+        **more,
     }
 
 
@@ -53,30 +55,45 @@ def test_the_plan():
 
 
 def test_the_receipt_of_a_run_that_failed():
-    found = State("r1", 100.0, planned(), least={"chat": 2, "embed": 1})
+    plan = planned()
+    plan.services["b"][0]["renewed"] = 2.5
+    found = State("r1", 100.0, plan, least={"chat": 2, "embed": 1})
     found.hosts = {
         "a": HostState("done", measured={"ollama": 2.5}),
-        "b": HostState("failed", "crash_loop: it ends", True),
+        "b": HostState("failed", "crash_loop: it ends", True, {"ollama": 2.0}),
         "c": HostState(),
     }
     receipt = words.receipt(found, 130.0)
-    assert (receipt["verdict"], receipt["seconds"], receipt["prediction_error"]) == ("failed", 30.0, 0.2)
+    assert (receipt["verdict"], receipt["seconds"], receipt["prediction_error"]) == (
+        "failed",
+        30.0,
+        {"all": 0.33, "measured_here": 0.2, "after_the_canary": 0.25},
+    )
     assert receipt["hosts"]["b"] == {
         "status": "failed",
         "why": "crash_loop: it ends",
         "rolled_back": True,
-        "services": [dict(row(3.0), measured=None)],
+        "services": [row(3.0, renewed=2.5, measured=2.0)],
     }
     assert words.receipt_lines(receipt) == [
         "rollout failed: 1 changed, 1 not touched, 1 failed, 1 as declared; 1 failed (b), and rollout_max_failures allows 0"
         ": crash_loop: it ends",
-        "  host  service  predicted  measured  status",
-        "  a     ollama   2.0 s      2.5 s     done",
-        "  b     ollama   3.0 s      -         failed   crash_loop: it ends",
-        "  c     ollama   4.0 s      -         waiting",
+        "  host  service  predicted  renewed  measured  status",
+        "  a     ollama   2.0 s      -        2.5 s     done",
+        "  b     ollama   3.0 s      2.5 s    2.0 s     failed   crash_loop: it ends",
+        "  c     ollama   4.0 s      -        -         waiting",
         "  pool chat: never fewer than 2 of 3 ready, at least 2 wanted",
         "  pool embed: never fewer than 1 of 1 ready, at least 0 wanted",
+        "  predictions were off: all by 33 %, measured here by 20 %, after the canary by 25 %",
     ]
+
+
+def test_what_the_canary_has_changed_of_the_plan():
+    plan = planned()
+    plan.services["b"] = [row(3.0, renewed=2.52)]
+    plan.services["c"] = [row(4.0, renewed=2.5)]
+    assert words.renewed_lines(plan) == ["after the canary: ollama restarts in about 2.5 s on b, c"]
+    assert words.seconds_of(plan, "b") == 2.52 and words.seconds_of(plan, "a") == 2.0
 
 
 def test_the_receipt_of_a_run_without_a_plan():
