@@ -15,7 +15,7 @@ from ansible_collections.gpufleet.inference.plugins.action import rollout
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import refuse
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import overview
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import overview, predict
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
 
 UNKNOWN = {"state": "unfit", "msg": "this host was not checked", "services": []}
@@ -49,7 +49,10 @@ class ActionModule(rollout.ActionModule):
         former = states.State(measured=self.journal.state().measured)
         changing = [name for name in names if looks[name]["state"] == "differs"]
         changing.sort(key=lambda name: name not in self.inventory.hosts(*ENGINES))
-        priced = {name: [self.priced(former, name, row) for row in looks[name]["services"]] for name in names}
+        priced = {
+            name: [dict(row, **predict.predicted(former.measured, name, row)) for row in looks[name]["services"]]
+            for name in names
+        }
         hosts = {
             name: overview.host_row(self.variables["hostvars"][name], looks[name], priced[name], self.ports(name))
             for name in names

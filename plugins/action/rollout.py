@@ -16,12 +16,20 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look, plan, predict, wishes, words
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import (
+    compare,
+    look,
+    plan,
+    predict,
+    wishes,
+    words,
+)
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.inventory import Inventory
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.journal import Journal, default_folder
 
 PAUSE = 1.0  # seconds between two looks at a gateway, or at a request of a person
+LOOKS = 20  # at the gateways, while a canary is watched
 DEFAULTS = {"rollout_soak": 60, "rollout_room_wait": 600}  # seconds
 
 display = Display()
@@ -76,7 +84,7 @@ class ActionModule(ActionBase):
 
     def step_look(self) -> Dict[str, Any]:
         found = look.look(self.variables)
-        return {"state": found.state, "msg": found.why or found.state, "services": list(found.services)}
+        return {"msg": found.why or found.state, **found._asdict(), "services": list(found.services)}
 
     def step_unfit(self) -> Dict[str, Any]:
         return {"state": "unfit", "msg": look.reason(self.fault()), "services": []}
@@ -103,7 +111,7 @@ class ActionModule(ActionBase):
     def step_plan(self) -> Dict[str, Any]:
         self.check_variables()
         hosts = list(self.variables["ansible_play_hosts_all"])
-        looks = {host: self.variables["hostvars"][host].get("rollout_look") or {} for host in hosts}
+        looks = {host: self.looked(host) for host in hosts}
         unfit = ["%s: %s" % (host, look.reason(found)) for host, found in looks.items() if not _fit(found)]
         if unfit:
             raise Refused("not all hosts can be: %s" % "; ".join(unfit))
@@ -190,21 +198,29 @@ class ActionModule(ActionBase):
             time.sleep(PAUSE)
 
     def ask_gateway(self) -> Dict[str, Any]:
-        port = (self.variables["hostvars"][self._task.delegate_to]).get("gateway_status_port", 8404)
-        arguments = {"url": "http://127.0.0.1:%s/metrics" % port, "return_content": True, "timeout": 10}
-        try:
-            answer = self._execute_module("ansible.builtin.uri", module_args=arguments, task_vars=self.variables)
-        except AnsibleConnectionFailure as error:  # raised, it would count as this host's
-            answer = {"failed": True, "msg": str(error)}
-        if answer.get("failed") or answer.get("unreachable") or answer.get("status") != 200:
-            return {"answers": False, "msg": look.one_line(str(answer.get("msg"))), "up": [], "known": []}
-        up, known = look.serving(str(answer.get("content", "")), self.inventory.hosts(*ENGINES))
+        figures, fault = self.figures("server")
+        if fault:
+            return {"answers": False, "msg": fault, "up": [], "known": []}
+        up, known = look.serving(figures, self.inventory.hosts(*ENGINES))
         return {
             "answers": True,
             "msg": "%d of %d hosts serve" % (len(up), len(known)),
             "up": sorted(up),
             "known": sorted(known),
         }
+
+    def figures(self, *scopes: str) -> Tuple[str, str]:
+        """The figures of the gateway that this task is delegated to, or why there are none."""
+        port = (self.variables["hostvars"][self._task.delegate_to]).get("gateway_status_port", 8404)
+        url = "http://127.0.0.1:%s/metrics?%s" % (port, "&".join("scope=" + name for name in scopes))
+        arguments = {"url": url, "return_content": True, "timeout": 10}
+        try:
+            answer = self._execute_module("ansible.builtin.uri", module_args=arguments, task_vars=self.variables)
+        except AnsibleConnectionFailure as error:  # raised, it would count as this host's
+            answer = {"failed": True, "msg": str(error)}
+        if answer.get("failed") or answer.get("unreachable") or answer.get("status") != 200:
+            return "", look.one_line(str(answer.get("msg") or "no answer"))
+        return str(answer.get("content", "")), ""
 
     def answers(self) -> List[Tuple[str, Mapping[str, Any]]]:
         """What each gateway has said last."""
@@ -239,8 +255,15 @@ class ActionModule(ActionBase):
             if told.stops and not state.stopped:
                 self.journal.append("stop", why=told.why)
             if told.go and unit not in states.in_hand(state):
-                self.journal.append("admitted", hosts=list(unit.hosts), ready=states.ready(state, serving, unit))
-        return {"go": told.go, "msg": told.why or "this host is changed now"}
+                ready = states.ready(state, serving, unit)
+                back = {host: self.looked(host).get("generation", "") for host in unit.hosts}
+                self.journal.append("admitted", hosts=list(unit.hosts), ready=ready, generations=back)
+        canary = bool(state.plan and self.host in state.plan.canary)
+        return {"go": told.go, "msg": told.why or "this host is changed now", "canary": canary}
+
+    def looked(self, host: str) -> Mapping[str, Any]:
+        """What was found on a host."""
+        return self.variables["hostvars"][host].get("rollout_look") or {}
 
     def held(self) -> bool:
         return self.host in self.journal.state().of(*states.IN_HAND)
@@ -251,14 +274,37 @@ class ActionModule(ActionBase):
         return {"msg": ", ".join("%s: %.1f s without it" % pair for pair in found.items()) or "nothing was restarted"}
 
     def step_soak(self) -> Dict[str, Any]:
-        planned = self.journal.state().plan
-        if planned is None or self.host not in planned.canary:
-            return {"skipped": True}
-        until = time.monotonic() + self.seconds("rollout_soak")
-        while time.monotonic() < until and self.journal.requested() != "stop":
+        """For its share of the time, what a gateway counts of the canary and of the hosts that serve as before."""
+        state, began = self.journal.state(), time.monotonic()
+        gateways = state.plan.gateways if state.plan else []
+        share, samples = self.seconds("rollout_soak") / max(1, len(gateways)), []
+        while True:
+            passed = time.monotonic() - began
+            if gateways:
+                figures, _fault = self.figures("global", "server")
+                samples += [compare.sample(passed, figures)] if figures else []
+            if passed >= share or self.journal.requested() == "stop":
+                break
             # the time itself is what the canary has to get through, unless a person stops the rollout
-            time.sleep(min(PAUSE, max(0.0, until - time.monotonic())))
-        return {}
+            time.sleep(min(max(PAUSE, share / LOOKS), max(0.0, began + share - time.monotonic())))
+        before = states.unchanged(state, self.inventory.hosts(*ENGINES))
+        return {"pools": compare.watched(samples, {self.host}, before)}
+
+    def step_compare(self) -> Dict[str, Any]:
+        soaked = (self.variables.get("rollout_soaked") or {}).get("results") or ()
+        worse, unknown = compare.judged([one.get("pools") or {} for one in soaked])
+        self.journal.append("watched", host=self.host, found=[*worse, *unknown])
+        self.show(["canary %s: %s" % (self.host, line) for line in [*worse, *unknown]])
+        if not worse:
+            return {"msg": "no worse than the others"}
+        generation = self.journal.state().hosts[self.host].generation
+        said = "it does worse than the hosts that are as before: %s" % "; ".join(worse)
+        return {"failed": True, "worse": True, "generation": generation, "msg": said}
+
+    def step_back(self) -> Dict[str, Any]:
+        """After the roles ran with the generation from before the change."""
+        done = look.taken_back(self.variables)
+        return {"failed": not done, "taken_back": done, "msg": "taken back" if done else "nothing changed there"}
 
     def step_done(self) -> Dict[str, Any]:
         found = self.variables.get("rollout_look") or {}
@@ -271,14 +317,25 @@ class ActionModule(ActionBase):
         return {"msg": "as declared"}
 
     def step_failed(self) -> Dict[str, Any]:
-        failed = self.fault()
+        found = self.variables.get("rollout_compared") or {}
+        worse = found if found.get("worse") else None
+        failed = worse or self.fault()
         away = (self.variables.get("rollout_reached") or {}).get("unreachable")
         status = "failed" if look.safe(failed) and not away else "lost"
         why = look.reason(failed) if failed else "another host of its model failed"
         why, rolled_back = "unreachable" if away else why, bool(failed.get("rolled_back"))
-        real = look.measured(self.variables)
+        if worse and not away:
+            why, rolled_back = self.taken_back(why, worse)
+        real = {} if worse else look.measured(self.variables)  # it has its own already
         self.journal.append(status, host=self.host, why=why, rolled_back=rolled_back, measured=real)
         return {"msg": "%s: %s" % (status, why)}
+
+    def taken_back(self, why: str, worse: Mapping[str, Any]) -> Tuple[str, bool]:
+        """Why the canary failed and whether it serves as before, or how to take it back."""
+        back = self.variables.get("rollout_back") or {}
+        if back.get("taken_back"):
+            return why, True
+        return words.not_taken_back(why, self.host, worse["generation"], look.reason(back)), False
 
     # --- after it, and from another terminal
 

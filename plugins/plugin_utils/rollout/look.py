@@ -29,6 +29,8 @@ OTHERS = {
     "ollama_models_result": "models",
 }
 
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+
 
 class Look(NamedTuple):
     """What one host would need."""
@@ -38,6 +40,8 @@ class Look(NamedTuple):
     why: str = ""
     services: Sequence[Mapping[str, Any]] = ()
     """What changes: ``service``, ``engine``, ``why``, ``restart``, and the seconds of the last ``restarts``."""
+    generation: str = ""
+    """What takes all services of the host back to now: the time at which the last one was accepted."""
 
 
 def look(registered: Mapping[str, Any]) -> Look:
@@ -67,9 +71,9 @@ def look(registered: Mapping[str, Any]) -> Look:
         for name, engine, result in results
         if result.get("changed")
     ]
-    return (
-        Look("differs", "; ".join("%(service)s: %(why)s" % row for row in rows), rows) if rows else Look("as declared")
-    )
+    if not rows:
+        return Look("as declared")
+    return Look("differs", "; ".join("%(service)s: %(why)s" % row for row in rows), rows, _generation(registered))
 
 
 def reason(failed: Mapping[str, Any]) -> str:
@@ -97,6 +101,12 @@ def left(
     return [
         pool for pool, hosts in served.items() if engines & {*hosts.get(host, ()), *([""] if host in hosts else [])}
     ]
+
+
+def taken_back(registered: Mapping[str, Any]) -> bool:
+    """Whether the roles have changed something, and none of it failed."""
+    results = [result for _name, _engine, result in services(registered)]
+    return any(result.get("changed") for result in results) and not any(result.get("failed") for result in results)
 
 
 def failure(registered: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -151,6 +161,13 @@ def _generations(registered: Mapping[str, Any], service: str) -> List[Mapping[st
     found = _mapping(_mapping(registered.get("rollout_generations")).get("generations"))
     known: Any = next((found[unit] for unit in _units(service) if unit in found), [])
     return [one for one in known if isinstance(one, Mapping)] if isinstance(known, list) else []
+
+
+def _generation(registered: Mapping[str, Any]) -> str:
+    recorded = _mapping(_mapping(registered.get("rollout_generations")).get("generations"))
+    accepted = [_mapping(one).get("accepted") for own in recorded.values() if isinstance(own, list) for one in own]
+    accepted += [_mapping(registered.get("rollout_result")).get("generation")]
+    return max((one for one in accepted if isinstance(one, str) and _TIME.fullmatch(one)), default="")
 
 
 def _units(service: str) -> List[str]:

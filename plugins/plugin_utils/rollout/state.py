@@ -45,6 +45,8 @@ class HostState:
     rolled_back: bool = False
     measured: Dict[str, float] = field(default_factory=dict)
     """Service to the seconds that it did not serve."""
+    generation: str = ""
+    """What takes it back to before the change."""
     times: Dict[str, float] = field(default_factory=dict)
 
 
@@ -65,6 +67,8 @@ class State:
     """Pool to the fewest hosts that were ready at once."""
     measured: Series = field(default_factory=dict)
     """Of this run and earlier ones."""
+    watched: Dict[str, List[str]] = field(default_factory=dict)
+    """Of each canary: what was found when it was compared with the others."""
     away: List[str] = field(default_factory=list)
     """Hosts that an earlier run has lost."""
 
@@ -92,8 +96,11 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
         elif kind == "admitted":
             for name in event["hosts"]:
                 _set(state, name, event)
+                state.hosts[name].generation = event["generations"].get(name, "")
             for pool, count in event["ready"].items():
                 state.least[pool] = min(count, state.least.get(pool, count))
+        elif kind == "watched":
+            state.watched[str(host)] = event["found"]
         elif host:
             _set(state, host, event)
     return state
@@ -164,6 +171,11 @@ def remaining(state: State) -> List[Unit]:
 def lost(state: State) -> Set[str]:
     """Hosts that cannot be counted on."""
     return {*state.of("lost"), *state.away}
+
+
+def unchanged(state: State, hosts: Iterable[str]) -> Set[str]:
+    """Those that this run has not changed."""
+    return set(hosts) - set(state.of(*IN_HAND, *ENDED))
 
 
 def in_hand(state: State) -> List[Unit]:

@@ -13,7 +13,18 @@ from .plan import Unit
 PREFIX = "rollout_"
 NAMES = ("min_ready", "width", "max_failures", "canary", "soak", "room_wait", "state", "apply")
 """What a person may set, without the prefix."""
-REGISTERED = ("check", "reached", "generations", "look", "gateways", "admission", "result")
+REGISTERED = (
+    "check",
+    "reached",
+    "generations",
+    "look",
+    "gateways",
+    "admission",
+    "soaked",
+    "compared",
+    "back",
+    "result",
+)
 """What the playbook registers, and would not if it were given with ``-e``."""
 
 

@@ -94,6 +94,7 @@ def receipt(state: State, now: float) -> Dict[str, Any]:
         "resumed": state.resumed,
         "as_declared": planned.as_declared,
         "hosts": {host: _host(state, planned, host) for unit in planned.units for host in unit.hosts},
+        "canary": state.watched,
         "pools": {
             name: {"hosts": len(pool.hosts), "minimum": pool.minimum, "least_ready": state.least.get(name)}
             for name, pool in planned.pools.items()
@@ -136,6 +137,7 @@ def receipt_lines(found: Mapping[str, Any]) -> List[str]:
         for cells in table:
             padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
             lines.append(("  " + "  ".join([*padded, cells[6]])).rstrip())
+    lines += ["  canary %s: %s" % (host, line) for host, own in found.get("canary", {}).items() for line in own]
     for name, pool in found.get("pools", {}).items():
         if pool["least_ready"] is not None:
             counts = (name, pool["least_ready"], pool["hosts"], pool["minimum"])
@@ -147,6 +149,14 @@ def receipt_lines(found: Mapping[str, Any]) -> List[str]:
 
 def _seconds(value: Any) -> str:
     return "-" if value is None else "%.1f s" % value
+
+
+def not_taken_back(why: str, host: str, generation: str, problem: str) -> str:
+    """Why the canary failed, and what takes it back."""
+    if not generation:
+        return "%s. It is not taken back, as nothing was recorded there before: declare the previous values" % why
+    command = "ansible-playbook gpufleet.inference.rollback -e gpufleet_generation=%s --limit %s" % (generation, host)
+    return "%s. It is not taken back (%s): run %s" % (why, problem, command)
 
 
 def summary(found: Mapping[str, Any]) -> str:

@@ -8,11 +8,13 @@ ROLLOUT_KILLS=all kills a run at every point where it writes to the disk, instea
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import sys
+import threading
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Iterator, List
 
 import pytest
 import yaml
@@ -202,6 +204,69 @@ def test_the_plan_names_a_gateway_that_does_not_answer(fleet: Fleet) -> None:
     inventory["gateway"] = {"hosts": {"h4": gateway}}
     fleet.inventory.write_text(yaml.safe_dump(inventory))
     assert "h4 does not answer: it will not be asked who serves" in fleet.run("--check")
+
+
+class Gateway(http.server.BaseHTTPRequestHandler):
+    """Figures of a gateway. Half of the requests to h1 fail; each look comes 60 requests later."""
+
+    looks = 0
+
+    def do_GET(self) -> None:
+        type(self).looks += 1
+        lines = ["haproxy_process_start_time_seconds 1"]
+        for host in POOLS:
+            row = '{proxy="chat",server="%s:ollama:1"' % host
+            lines += ["haproxy_server_sessions_total%s} %d" % (row, 60 * self.looks)]
+            lines += ['haproxy_server_status%s,state="UP"} 1' % row]
+            failed = 30 * self.looks * (host == "h1")
+            lines += ['haproxy_server_http_responses_total%s,code="5xx"} %d' % (row, failed)]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write("\n".join(lines).encode() + b"\n")
+
+    def log_message(self, *_words: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def gateway(fleet: Fleet) -> Iterator[None]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        threading.Thread(target=server.serve_forever).start()
+        inventory = yaml.safe_load(fleet.inventory.read_text())
+        own = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+        inventory["gateway"] = {"hosts": {"gw": {**own, "gateway_status_port": server.server_address[1]}}}
+        fleet.inventory.write_text(yaml.safe_dump(inventory))
+        yield
+        server.shutdown()
+
+
+WORSE = "it does worse than the hosts that are as before: 50 % of its requests for chat failed; at the others, 0 %"
+
+
+@pytest.mark.parametrize(
+    ("more", "back", "said"),
+    [
+        ({"recorded": "2026-11-30T08:00:00Z"}, True, WORSE),
+        (
+            {},
+            False,
+            WORSE + ". It is not taken back, as nothing was recorded there before: declare the previous values",
+        ),
+        (
+            {"recorded": "2026-11-30T08:00:00Z", "gpufleet_generation": "7"},
+            False,
+            WORSE + ". It is not taken back (nothing changed there): run ansible-playbook gpufleet.inference.rollback "
+            "-e gpufleet_generation=2026-11-30T08:00:00Z --limit h1",
+        ),
+    ],
+)
+def test_a_canary_that_does_worse_is_taken_back(fleet: Fleet, gateway: None, more: Any, back: bool, said: str) -> None:
+    output = fleet.run("--limit", "ollama", rc=2, rollout_soak=1, **more)
+    canary = fleet.receipt()["hosts"]["h1"]
+    assert (canary["status"], canary["rolled_back"], canary["why"]) == ("failed", back, said)
+    assert ("the canary h1 failed: %s" % said) in " ".join(output.split())
+    assert fleet.log() == ["h1 begins", "h1 ends"] * (1 + back)
+    assert fleet.receipt()["canary"]["h1"] == [WORSE.partition(": ")[2]]
 
 
 def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:

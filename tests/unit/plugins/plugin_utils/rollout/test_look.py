@@ -97,6 +97,30 @@ def test_the_unit_of_an_engine_may_have_a_hyphen():
 
 
 @pytest.mark.parametrize(
+    ("recorded", "generation"),
+    [
+        ({"a.service": [{"accepted": "2026-11-30T08:00:01Z"}], "b.service": [{"accepted": "2026-11-29T08:00:00Z"}]}, 1),
+        ({"a.service": [{"accepted": "2026-11-30T08:00:01Z"}, {"accepted": "tomorrow {{ x }}"}, {"accepted": 9}]}, 1),
+        ({"a.service": [7]}, 0),
+        ({"a.service": "words"}, 0),
+        ({}, 0),
+        (7, 0),
+    ],
+)
+def test_the_last_accepted_configuration_is_the_way_back(recorded, generation):
+    found = look.look({"ollama_result": CHANGED, "rollout_generations": {"generations": recorded}})
+    assert found.generation == ("2026-11-30T08:00:01Z" if generation else "")
+
+
+@pytest.mark.parametrize(
+    ("results", "back"),
+    [([CHANGED], True), ([QUIET], False), ([CHANGED, dict(CHANGED, failed=True)], False), ([], False)],
+)
+def test_whether_the_services_were_taken_back(results, back):
+    assert look.taken_back(dict(zip(("ollama_result", "vllm_result"), results))) is back
+
+
+@pytest.mark.parametrize(
     ("failed", "safe"),
     [
         ({"msg": "no such model"}, True),

@@ -39,7 +39,7 @@ def planned(units, pools, width=4, failures=0, canary=(), as_declared=()):
 
 
 def admitted(*hosts, **ready):
-    return event("admitted", hosts=list(hosts), ready=ready)
+    return event("admitted", hosts=list(hosts), ready=ready, generations=dict.fromkeys(hosts, "2026-11-30T08:00:00Z"))
 
 
 UNITS = [Unit((name,), ("chat",)) for name in "abcd"]
@@ -139,6 +139,17 @@ def test_the_canary_renews_the_plan():
     assert "renewed" not in fold(dict(plans, canary=[]), *CANARY).plan.services["b"][0]
 
 
+def test_a_canary_knows_what_takes_it_back_and_how_it_did():
+    found = fold(planned(UNITS, POOLS, canary=["a"]), admitted("a"), event("watched", host="a", found=["too slow"]))
+    assert found.hosts["a"].generation == "2026-11-30T08:00:00Z" and found.hosts["a"].status == "admitted"
+    assert found.watched == {"a": ["too slow"]}
+
+
+def test_the_hosts_that_serve_as_before():
+    found = fold(planned(UNITS, POOLS), admitted("a"), event("done", host="b"), event("lost", host="c"))
+    assert state.unchanged(found, "abcde") == {"d", "e"}
+
+
 class World:
     """A pretended fleet: what is applied there, who serves, and how often a host was changed."""
 
@@ -199,7 +210,7 @@ def rollout(world, journal, pools, chance, width, failures, kill):
                     before = state.fold(journal)
                     if before.hosts[unit.hosts[0]].status == "waiting":
                         _check_room(before, unit, world, pools)
-                        write("admitted", hosts=list(unit.hosts), ready={})
+                        write("admitted", hosts=list(unit.hosts), ready={}, generations={})
                     going.append(unit.hosts[0])
             chance.shuffle(going)
             for host in going:
