@@ -9,14 +9,18 @@ import json
 import os
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from ansible import context
 from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gpufleet.inference.plugins.action import rollout
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import refuse
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import overview, predict
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import capacity, overview, predict
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.draft import draft
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.given import Refused
 
 UNKNOWN = {"state": "unfit", "msg": "this host was not checked", "services": []}
 
@@ -42,26 +46,22 @@ class ActionModule(rollout.ActionModule):
         return dict(result, **short, plan=found, lines=lines)
 
     def found(self) -> Tuple[Dict[str, Dict[str, Any]], Optional[states.Planned], str]:
-        """Each host, the rollout's plan, and why there is none."""
+        """Each host, the rollout's plan of those that can be changed, and why there is none."""
         names = list(self.variables["ansible_play_hosts_all"])
-        looks = {name: self.variables["hostvars"][name].get("rollout_look") or UNKNOWN for name in names}
-        looks = {name: own if "state" in own else dict(UNKNOWN, msg=str(own.get("msg"))) for name, own in looks.items()}
-        former = states.State(measured=self.journal.state().measured)
-        changing = [name for name in names if looks[name]["state"] == "differs"]
-        changing.sort(key=lambda name: name not in self.inventory.hosts(*ENGINES))
-        priced = {
-            name: [dict(row, **predict.predicted(former.measured, name, row)) for row in looks[name]["services"]]
-            for name in names
-        }
-        hosts = {
-            name: overview.host_row(self.variables["hostvars"][name], looks[name], priced[name], self.ports(name))
-            for name in names
-        }
+        looks = {name: dict(UNKNOWN, **self.looked(name)) for name in names}
+        last = states.State(measured=self.journal.state().measured)
+        hosts = {}
+        for name, own in looks.items():
+            priced = [dict(row, **predict.predicted(last.measured, name, row)) for row in own["services"]]
+            hosts[name] = overview.host_row(self.variables["hostvars"][name], own, priced, self.ports(name))
+        fit = {name: own for name, own in looks.items() if own["state"] != "unfit"}
         try:
-            self.check_variables()
-            fields = self.planned(names, changing, looks, former)
-        except rollout.Refused as error:
+            self.given.check(names, load_extra_vars(self._loader))
+            fields = draft(self.given, self.inventory, ENGINES, fit, last, context.CLIARGS["forks"]).fields
+        except Refused as error:
             return hosts, None, str(error)
+        fields["gateways"] = [name for name, answer in self.answers() if answer.get("answers")]
+        fields["traffic"] = capacity.together(answer.get("traffic") or {} for _name, answer in self.answers())
         return hosts, states.fold([{"event": "plan", "t": 0, **fields}]).plan, ""
 
     def ports(self, host: str) -> Dict[str, int]:

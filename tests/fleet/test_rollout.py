@@ -145,7 +145,8 @@ def test_the_plan_of_a_changed_setting(fleet: Fleet) -> None:
     )
     assert {risk["host"] for risk in found["risks"]} == {"gpu2"} and "memory errors" in found["risks"][0]["text"]
     assert found["hosts"]["gpu2"]["services"][0]["gpus"] == [0, 2, 3]
-    assert found["steps"][0]["pools"]["tiny"] == {"ready": 2, "hosts": 3, "minimum": 2, "unserved": 0}
+    pool = found["steps"][0]["pools"]["tiny"]
+    assert (pool["ready"], pool["hosts"], pool["minimum"]) == (2, 3, 2)
 
 
 def test_a_changed_setting_fails_no_request(fleet: Fleet) -> None:

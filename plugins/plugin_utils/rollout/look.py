@@ -127,7 +127,6 @@ def safe(failed: Mapping[str, Any]) -> bool:
 
 
 def services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
-    """The services of a host: name, engine, result."""
     for name, engine in SERVICES.items():
         result = _mapping(registered.get(name))
         instances = _mapping(result.get("instances"))

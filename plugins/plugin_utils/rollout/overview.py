@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ...module_utils.converge import compare
 from ...module_utils.toolbox.text import one_line
-from . import look, words
+from . import capacity, look, words
 from .state import Planned
 
 NOTHING, CHANGES, IMPOSSIBLE = "nothing", "changes", "impossible"
@@ -60,11 +60,7 @@ def overview(
     :param silent: gateways that do not answer.
     """
     unfit = [name for name, own in hosts.items() if own["state"] == "unfit"]
-    steps: List[Dict[str, Any]] = []
-    for chosen in words.steps(planned) if planned else ():
-        own = [host for unit in chosen for host in unit.hosts]
-        canary = planned is not None and set(own) <= set(planned.canary)
-        steps.append({"hosts": own, "canary": canary, "pools": words.capacity(planned, chosen)})  # type: ignore[arg-type]
+    steps = capacity.steps(planned) if planned else []
     reason = refused or ("%s cannot be changed: %s" % (unfit[0], hosts[unfit[0]]["why"]) if unfit else "")
     changing = [name for name, own in hosts.items() if own["state"] == "differs"]
     risks = [{"host": name, "text": text} for name, own in hosts.items() for text in own["risks"]]
@@ -72,7 +68,7 @@ def overview(
     for step in steps:
         for name, pool in step["pools"].items():
             if not pool["ready"]:
-                text = "pool %s has no other host: about %.1f s unserved" % (name, pool["unserved"])
+                text = "pool %s has no other host: about %.1f s unserved" % (name, pool["seconds"])
                 risks.append({"host": ", ".join(step["hosts"]), "text": text})
     return {
         "verdict": IMPOSSIBLE if reason else CHANGES if changing else NOTHING,
@@ -92,7 +88,7 @@ def lines(found: Mapping[str, Any]) -> List[str]:
     said += _table(found["hosts"])
     for number, step in enumerate(found["steps"], 1):
         said.append("  step %d: %s%s" % (number, "canary " * step["canary"], ", ".join(step["hosts"])))
-        said += ["    " + line for line in words.capacity_lines(step["pools"])]
+        said += ["    " + line for line in words.pool_lines(step["pools"])]
     return said
 
 

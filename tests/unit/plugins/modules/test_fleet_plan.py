@@ -36,7 +36,7 @@ def test_changes_are_printed_and_written(fleet: Fleet) -> None:
     assert found["steps"][0] == {
         "hosts": ["h1"],
         "canary": True,
-        "pools": {"chat": {"ready": 2, "hosts": 3, "minimum": 2, "unserved": 0}},
+        "pools": {"chat": {"ready": 2, "hosts": 3, "minimum": 2, "seconds": 10.0}},
     }
     assert found["hosts"]["h4"]["services"][0]["predicted"] == 10.0
     assert "plan: changes; 4 to change" in planned(fleet, 2, plan_exit_status=True)

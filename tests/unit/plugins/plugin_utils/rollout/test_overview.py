@@ -42,7 +42,7 @@ def changing():
 
 def planned():
     pools = {"chat": Pool(("a", "b"), 1), "embed": Pool(("a",), 0)}
-    return Planned([Unit(("a",), ("chat", "embed"))], [], pools, 4, 0, ["b"], {"a": [ROW]}, [])
+    return Planned([Unit(("a",), ("chat", "embed"))], [], pools, 4, 0, None, ["b"], {"a": [ROW]}, [])
 
 
 def test_what_a_host_gets_and_risks():
@@ -69,7 +69,7 @@ def test_a_host_that_is_as_declared_keeps_its_claims():
 def test_the_verdict_and_the_text():
     same = {"state": "as declared", "why": "", "services": [], "risks": []}
     found = overview.overview({"a": changing(), "b": same}, planned(), "", ["gw"])
-    assert found["verdict"] == "changes" and found["steps"][0]["pools"]["embed"]["unserved"] == 4.0
+    assert found["verdict"] == "changes" and found["steps"][0]["pools"]["embed"]["seconds"] == 4.0
     assert overview.lines(found) == [
         "plan: changes; 1 to change, 1 as declared",
         "  risk: a: GPU 1: its rows failed",
