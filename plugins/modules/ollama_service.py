@@ -62,6 +62,13 @@ options:
     description: Whether the service starts at boot.
     type: bool
     default: true
+  ready_unit:
+    description:
+      - Whether there is a unit C(NAME-ready.service), or C(NAME-ready@INSTANCE.service), that waits until the service
+        answers requests. Units with C(Wants=) and C(After=) of it start when the service can be used, however long it
+        takes to load a model.
+    type: bool
+    default: false
   timeout:
     description:
       - Seconds within which the service must be up and verified, including the time to load a model.
@@ -97,6 +104,9 @@ options:
         type: dict
       enabled:
         description: Overrides O(enabled) for this instance.
+        type: bool
+      ready_unit:
+        description: Overrides O(ready_unit) for this instance.
         type: bool
       timeout:
         description: Overrides O(timeout) for this instance.

@@ -55,6 +55,14 @@ COMMON = (
     ),
     Option("enabled", "bool", "Whether the service starts at boot.", default=True),
     Option(
+        "ready_unit",
+        "bool",
+        """Whether there is a unit C(NAME-ready.service), or C(NAME-ready@INSTANCE.service), that waits until the
+        service answers requests. Units with C(Wants=) and C(After=) of it start when the service can be used, however
+        long it takes to load a model.""",
+        default=False,
+    ),
+    Option(
         "timeout",
         "int",
         """Seconds within which the service must be up and verified, including the time to load a model.

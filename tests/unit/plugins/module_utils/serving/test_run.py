@@ -112,6 +112,7 @@ OPTIONS = {
     "sandbox": False,
     "allow_unauthenticated": False,
     "enabled": True,
+    "ready_unit": False,
     "environment": {},
     "facts_timeout": 1.0,
     "prove": "change",
