@@ -129,6 +129,26 @@ def fleet(lab: Any, tmp_path_factory: Any) -> Iterator[Fleet]:
         hostsetup.uninstall(host)
 
 
+def test_the_plan_of_a_changed_setting(fleet: Fleet) -> None:
+    """fleet_plan: the price, the claims and the file that wins, and nothing is touched."""
+    before, written = fleet.processes(), fleet.folder / "plan.json"
+    fleet.lab.state("gpu2", "h200x4", "ecc-uncorrectable:1")
+    done = fleet.run("plan", ollama_keep_alive="11m", plan_output=str(written), plan_exit_status=True, ok=False)
+    fleet.lab.state("gpu2")
+    print(done.output[done.output.index("  plan: changes") :])
+    assert done.rc == 2 and fleet.processes() == before
+    found = json.loads(written.read_text())
+    row = found["hosts"]["gpu1"]["services"][0]
+    assert row["restart"] and row["ports"] == [11434] and row["drift"]["OLLAMA_KEEP_ALIVE"]["running"] == "10m"
+    assert row["drift"]["OLLAMA_KEEP_ALIVE"]["file"].startswith(
+        "/etc/systemd/system/ollama.service.d/zz-gpufleet.conf:"
+    )
+    assert {risk["host"] for risk in found["risks"]} == {"gpu2"} and "memory errors" in found["risks"][0]["text"]
+    assert found["hosts"]["gpu2"]["services"][0]["gpus"] == [0, 2, 3]
+    pool = found["steps"][0]["pools"]["tiny"]
+    assert (pool["ready"], pool["hosts"], pool["minimum"]) == (2, 3, 2)
+
+
 def test_a_changed_setting_fails_no_request(fleet: Fleet) -> None:
     before = fleet.processes()
     with Load(fleet) as load:
