@@ -28,8 +28,8 @@ OTHERS = {
     "llama_server_models_result": "models",
     "ollama_models_result": "models",
 }
-DEFAULTS = {"ollama": 10.0, "vllm": 120.0, "llama_server": 30.0, "gateway": 0.0, "": 10.0}
-"""Seconds that a service of an engine does not serve, where no restart was measured yet."""
+DEFAULTS = {"ollama": 10.0, "vllm": 120.0, "llama_server": 30.0, "gateway": 0.0, "": 10.0, "maintenance": 600.0}
+"""Seconds that a service of an engine does not serve, where no restart was measured yet; and those of a maintenance."""
 
 
 class Look(NamedTuple):
@@ -92,7 +92,7 @@ def predicted(measured: Mapping[str, Mapping[str, float]], host: str, row: Mappi
     others = [own[service] for own in measured.values() if service in own]
     if others:
         return round(sum(others) / len(others), 1), "last restarts of other hosts"
-    return DEFAULTS[row["engine"]], "default"
+    return DEFAULTS.get(service, DEFAULTS[row["engine"]]), "default"
 
 
 def left(
@@ -123,6 +123,11 @@ def safe(failed: Mapping[str, Any]) -> bool:
     return not (failed.get("unreachable") or failed.get("lost")) and bool(
         failed.get("rolled_back") or not failed.get("restarted")
     )
+
+
+def out(registered: Mapping[str, Any]) -> bool:
+    """Whether a maintenance has stopped the services of a host, and has not ended."""
+    return bool(_mapping(registered.get("rollout_result")).get("stopped"))
 
 
 def _services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
