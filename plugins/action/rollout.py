@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
+from ansible import context
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -16,27 +17,17 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import (
-    compare,
-    look,
-    plan,
-    predict,
-    wishes,
-    words,
-)
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import compare, look, plan, words
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.draft import Draft, draft
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.given import Given, Refused
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.inventory import Inventory
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.journal import Journal, default_folder
 
 PAUSE = 1.0  # seconds between two looks at a gateway, or at a request of a person
 LOOKS = 20  # at the gateways, while a canary is watched
-DEFAULTS = {"rollout_soak": 60, "rollout_room_wait": 600}  # seconds
 
 display = Display()
-
-
-class Refused(Exception):
-    """The step fails with this sentence."""
 
 
 class ActionModule(ActionBase):
@@ -50,7 +41,8 @@ class ActionModule(ActionBase):
         self.variables: Dict[str, Any] = task_vars or {}
         self.host = str(self.variables["inventory_hostname"])
         self.inventory = Inventory(self.variables["groups"], self.variables["hostvars"])
-        self.journal = Journal(str(self.value("rollout_state", "") or default_folder(self.sources())))
+        self.given = Given(self.variables, self._templar.template)
+        self.journal = Journal(str(self.given.value("rollout_state") or default_folder(self.given.sources())))
         step = self._task.args["step"]
         try:
             result.update(getattr(self, "step_" + step)())
@@ -59,23 +51,6 @@ class ActionModule(ActionBase):
         except OSError as error:
             result.update(failed=True, msg="the state folder of the rollout (rollout_state): %s" % error)
         return dict(result, changed=False)
-
-    def value(self, name: str, default: Any) -> Any:
-        return self._templar.template(self.variables[name]) if name in self.variables else default
-
-    def wish(self, name: str, default: Any, read: Callable[[Any], Any]) -> Any:
-        """The value of a variable as ``read`` returns it."""
-        try:
-            return read(self.value(name, default))
-        except ValueError as error:
-            raise Refused("%s: %s" % (name, error)) from None
-
-    def seconds(self, name: str) -> float:
-        return float(self.wish(name, DEFAULTS[name], wishes.seconds))
-
-    def sources(self) -> List[Any]:
-        found = self.variables.get("ansible_inventory_sources") or []
-        return [found] if isinstance(found, str) else list(found)
 
     # --- before anything is changed
 
@@ -93,84 +68,29 @@ class ActionModule(ActionBase):
         secret = failed.get("_ansible_no_log") or task.get("no_log")
         return dict(failed, msg="a task failed whose result is secret") if secret else failed
 
-    def check_variables(self) -> None:
-        """Refuse what would be ignored now, or fail after a host was changed."""
-        extra = load_extra_vars(self._loader)
-        try:
-            wishes.known(self.variables, extra)
-        except ValueError as error:
-            raise Refused(str(error)) from None
-        if "rollout_state" in self.variables and "rollout_state" not in extra:
-            raise Refused("rollout_state: give it with -e, because the plays cannot read it from the inventory")
-        for name in DEFAULTS:
-            self.seconds(name)
-
     def step_plan(self) -> Dict[str, Any]:
-        self.check_variables()
         hosts = list(self.variables["ansible_play_hosts_all"])
+        self.given.check(hosts, load_extra_vars(self._loader))
         looks = {host: self.looked(host) for host in hosts}
-        unfit = ["%s: %s" % (host, look.reason(found)) for host, found in looks.items() if not _fit(found)]
-        if unfit:
-            raise Refused("not all hosts can be: %s" % "; ".join(unfit))
-        changing = [host for host in hosts if looks[host]["state"] == "differs"]
-        changing.sort(key=lambda host: host not in self.inventory.hosts(*ENGINES))  # as in site.yml
-        former = self.journal.state()
-        resumed = states.resumes(former, set(changing))
-        outside = sorted(set(former.of(*states.IN_HAND)) - set(hosts))
-        if outside:
-            raise Refused("%s was being changed when the last run ended: include it in this run" % ", ".join(outside))
-        fields = self.planned(hosts, changing, looks, former if resumed else states.State(measured=former.measured))
+        former, forks = self.journal.state(), context.CLIARGS["forks"]
+        found = draft(self.given, self.inventory, ENGINES, looks, former, forks)
+        found.fields["gateways"] = [name for name, answer in self.answers() if answer.get("answers")]
         if not self._task.check_mode:
-            self.begin(former, resumed, looks)
-            self.journal.append("plan", **fields)
-        planned = states.fold([{"event": "plan", "t": 0, **fields}]).plan
-        lines = words.plan_lines(planned) if planned else []
+            self.begin(former, found)
+            self.journal.append("plan", **found.fields)
+        planned = states.fold([{"event": "plan", "t": 0, **found.fields}]).plan
+        lines = [*(words.plan_lines(planned) if planned else ()), *found.remarks]
         lines += ["%s does not answer: it will not be asked who serves" % name for name in self.silent()]
-        self.show(["resuming run %s" % former.run] * resumed + lines)
-        return {"msg": lines[0] if lines else "", "lines": lines, "plan": fields}
+        self.show(["resuming run %s" % former.run] * found.resumed + lines)
+        return {"msg": lines[0] if lines else "", "lines": lines, "plan": found.fields}
 
-    def planned(
-        self, hosts: Sequence[str], changing: Sequence[str], looks: Mapping[str, Any], former: states.State
-    ) -> Dict[str, Any]:
-        """The fields of the plan's event.
-
-        :raises Refused: a pool could not keep its ready minimum, or a variable is wrong.
-        """
-        services = {
-            host: [dict(row, **predict.predicted(former.measured, host, row)) for row in looks[host]["services"]]
-            for host in changing
-        }
-        served = self.inventory.served(ENGINES)
-        takes = {host: look.left(host, rows, served) for host, rows in services.items()}
-        chosen = plan.units(changing, self.inventory.together(), takes)
-        away = sorted({host for unit in chosen for host in unit.hosts} - set(hosts))
-        if away:
-            raise Refused("%s shares a model with a host of this run: include it" % ", ".join(away))
-        pools = self.wish("rollout_min_ready", None, lambda wish: plan.pools(served, wish))
-        never = plan.impossible(chosen, pools)
-        if never:
-            raise Refused("; ".join(never))
-        number = sum(len(unit.hosts) for unit in chosen)
-        return {
-            "units": [[list(unit.hosts), list(unit.takes)] for unit in chosen],
-            "canary": former.plan.canary
-            if former.plan and former.of("done")
-            else self.wish("rollout_canary", None, lambda wish: wishes.canary(wish, hosts, chosen)),
-            "pools": {name: [list(pool.hosts), pool.minimum] for name, pool in pools.items()},
-            "width": self.wish("rollout_width", 4, lambda wish: plan.number(wish, number or 1, 1)),
-            "failures": self.wish("rollout_max_failures", 0, lambda wish: plan.number(wish, number)),
-            "as_declared": [host for host in hosts if looks[host]["state"] == "as declared"],
-            "services": services,
-            "gateways": [name for name, found in self.answers() if found.get("answers")],
-        }
-
-    def begin(self, former: states.State, resumed: bool, looks: Mapping[str, Any]) -> None:
-        if resumed:
-            self.journal.append("resume")
+    def begin(self, former: states.State, found: Draft) -> None:
+        if found.resumed:
+            self.journal.resume()
         else:
             self.journal.begin(time.strftime("%Y%m%dT%H%M%S-", time.gmtime()) + uuid.uuid4().hex[:6])
-        for host in former.of("lost", *states.IN_HAND) if resumed else ():
-            if looks.get(host, {}).get("state") == "as declared":  # the last run was killed before it wrote so
+        for host in former.of("lost", *states.IN_HAND) if found.resumed else ():
+            if host in found.fields["as_declared"]:  # the last run was killed before it wrote so
                 self.journal.append("done", host=host)
 
     # --- one host
@@ -184,7 +104,7 @@ class ActionModule(ActionBase):
         state, batch = self.journal.state(), set(self.variables["ansible_play_batch"])
         held, pools = states.in_hand(state), state.plan.pools if state.plan else {}
         waiting = [unit for unit in states.remaining(state) if set(unit.hosts) <= batch and unit not in held]
-        until = time.monotonic() + self.seconds("rollout_room_wait")
+        until = time.monotonic() + self.given.seconds("rollout_room_wait")
         while True:
             found = self.ask_gateway()
             serving = self.serving([found]) - states.lost(state)
@@ -274,7 +194,7 @@ class ActionModule(ActionBase):
         """For its share of the time, what a gateway counts of the canary and of the hosts that serve as before."""
         state, began = self.journal.state(), time.monotonic()
         gateways = state.plan.gateways if state.plan else []
-        share, samples = self.seconds("rollout_soak") / max(1, len(gateways)), []
+        share, samples = self.given.seconds("rollout_soak") / max(1, len(gateways)), []
         while True:
             passed = time.monotonic() - began
             if gateways:
@@ -368,7 +288,3 @@ class ActionModule(ActionBase):
     def show(self, lines: Sequence[str]) -> None:
         for line in lines:
             display.display("  " + printable(line))
-
-
-def _fit(found: Mapping[str, Any]) -> bool:
-    return found.get("state") in ("as declared", "differs")

@@ -29,6 +29,8 @@ class Planned:
     width: int
     failures: int
     """Failed hosts that do not stop the run."""
+    in_a_row: Optional[int]
+    """The same for hosts that failed one after the other; None for any number."""
     as_declared: List[str]
     services: Dict[str, List[Dict[str, Any]]]
     """For each host: ``service``, ``why``, ``restart``, ``predicted`` (seconds), its ``basis``, the ``restarts``
@@ -55,6 +57,8 @@ class State:
     """The last run, and what earlier runs have left to it."""
 
     run: str = ""
+    by: str = ""
+    """The process that began or resumed it."""
     began: float = 0.0
     plan: Optional[Planned] = None
     hosts: Dict[str, HostState] = field(default_factory=dict)
@@ -63,6 +67,8 @@ class State:
     ended: str = ""
     """The verdict of a run that is not resumed."""
     resumed: int = 0
+    row: List[str] = field(default_factory=list)
+    """The hosts that have failed since the last one that did not."""
     least: Dict[str, int] = field(default_factory=dict)
     """Pool to the fewest hosts that were ready at once."""
     measured: Series = field(default_factory=dict)
@@ -83,10 +89,10 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
     for event in events:
         kind, host = event.get("event"), event.get("host")
         if kind == "begin":
-            state = State(event["run"], event["t"], measured=event["measured"], away=event["away"])
+            state = State(event["run"], event["by"], event["t"], measured=event["measured"], away=event["away"])
         elif kind == "resume":
             state.resumed += 1
-            state.stopped = ""
+            state.by, state.stopped = event["by"], ""
         elif kind == "plan":
             _plan(state, event)
         elif kind == "stop":
@@ -123,6 +129,7 @@ def _plan(state: State, event: Mapping[str, Any]) -> None:
         {name: Pool(tuple(hosts), minimum) for name, (hosts, minimum) in event["pools"].items()},
         event["width"],
         event["failures"],
+        event["in_a_row"],
         [host for host in event["as_declared"] if host not in ended],
         {**known, **event["services"]},
         event["gateways"],
@@ -145,7 +152,10 @@ def _set(state: State, name: str, event: Mapping[str, Any]) -> None:
     if event.get("measured") and host.status == "applied":  # a rollback's seconds predict nothing
         predict.remember(state.measured, name, event["measured"])
     if host.status == "done":
+        state.row = []
         _renew(state, name)
+    elif host.status in FAILED:
+        state.row.append(name)
 
 
 def _renew(state: State, done: str) -> None:
@@ -233,12 +243,14 @@ def exceeded(state: State) -> str:
     if canary:
         return "the canary %s failed" % ", ".join(canary)
     if state.plan and len(failed) > state.plan.failures:
-        return "%d failed (%s), and rollout_max_failures allows %d" % (
-            len(failed),
-            ", ".join(failed),
-            state.plan.failures,
-        )
+        return _too_many(failed, "failed", state.plan.failures)
+    if state.plan and state.plan.in_a_row is not None and len(state.row) > state.plan.in_a_row:
+        return _too_many(state.row, "failed in a row", state.plan.in_a_row)
     return ""
+
+
+def _too_many(hosts: List[str], words: str, allowed: int) -> str:
+    return "%d %s (%s), and rollout_max_failures allows %d" % (len(hosts), words, ", ".join(hosts), allowed)
 
 
 def resumes(state: State, changing: AbstractSet[str]) -> bool:

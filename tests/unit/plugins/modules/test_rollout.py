@@ -268,16 +268,32 @@ def test_a_stopped_rollout_is_resumed_for_some_of_its_hosts(fleet: Fleet) -> Non
     assert "rollout complete: 4 changed" in fleet.run("--limit", "h2,h3,h4")
 
 
-def test_a_canary_is_also_watched_in_a_resumed_run(fleet: Fleet) -> None:
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_canary_is_also_watched_in_a_resumed_run(fleet: Fleet, changed: bool) -> None:
     fleet.run()
     journal = fleet.state / "journal.jsonl"
     begin, plan, admitted = journal.read_text().splitlines(keepends=True)[:3]
     assert json.loads(admitted)["hosts"] == ["h1"]
     journal.write_text(begin + plan + admitted)
     for path in fleet.world.glob("h?"):
-        path.unlink()
+        if path.name != "h1" or not changed:
+            path.unlink()
     output = fleet.run().split("TASK [Watch the canary for a while]")
-    assert len(output) == 2 and "ok: [h1]" in output[1].split("TASK")[0], "and no other host is"
+    assert len(output) == 2 and "ok: [h1" in output[1].split("TASK")[0], "and no other host is"
+    assert fleet.statuses() == dict.fromkeys(POOLS, "done")
+
+
+def test_hosts_differ_in_a_variable_of_the_run(fleet: Fleet) -> None:
+    inventory = yaml.safe_load(fleet.inventory.read_text())
+    inventory["ollama"]["hosts"]["h3"]["rollout_room_wait"] = "a while"
+    fleet.inventory.write_text(yaml.safe_dump(inventory))
+    output = fleet.run("--check", rc=2)
+    assert "rollout_room_wait: h1 and h3 differ in it; it is for the whole run" in " ".join(output.split())
+
+
+def test_the_width_is_limited_by_the_forks(fleet: Fleet) -> None:
+    output = fleet.run("--check", "--forks", "2", rollout_width=3, rollout_min_ready=0, rollout_canary=[])
+    assert "1. h1, h2\n" in output and "no more than 2 hosts at a time, as Ansible has 2 forks (--forks)" in output
 
 
 def test_the_plan_names_a_gateway_that_does_not_answer(fleet: Fleet) -> None:
@@ -366,7 +382,7 @@ def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
     assert [event["hosts"] for event in fleet.events() if event["event"] == "admitted"][-1] == ["h3", "h4"]
 
 
-POINTS = range(1, 45) if os.environ.get("ROLLOUT_KILLS") else (7, 12)
+POINTS = range(1, 43) if os.environ.get("ROLLOUT_KILLS") else (7, 12)
 KILLS = [
     (at, workers) for at in POINTS for workers in ("yes", "no") if len(POINTS) > 2 or (at % 2 == 1) == (workers == "no")
 ]
@@ -382,7 +398,7 @@ def test_a_killed_rollout_is_resumed(fleet: Fleet, at: int, workers: str) -> Non
     }
     process = fleet.start(environ=environ)
     first = process.communicate(timeout=120)[0]
-    assert process.returncode == -9 or at > 30, first
+    assert process.returncode == -9 or at > 36, first
     second = fleet.run()
     assert sorted(line for line in fleet.log() if line.endswith("ends")) == ["h%d ends" % n for n in range(1, 5)], (
         "no host is left out, and none is changed twice"

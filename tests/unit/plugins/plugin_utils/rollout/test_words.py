@@ -30,6 +30,7 @@ def planned():
         {"chat": Pool(("a", "b", "d"), 2), "embed": Pool(("c",), 0)},
         2,
         0,
+        None,
         ["d"],
         {"a": [row(2.0, "last restart here")], "b": [row(3.0)], "c": [row(4.0)]},
         [],
@@ -57,7 +58,7 @@ def test_the_plan():
 def test_the_receipt_of_a_run_that_failed():
     plan = planned()
     plan.services["b"][0]["renewed"] = 2.5
-    found = State("r1", 100.0, plan, least={"chat": 2, "embed": 1})
+    found = State("r1", "1", 100.0, plan, least={"chat": 2, "embed": 1})
     found.hosts = {
         "a": HostState("done", measured={"ollama": 2.5}),
         "b": HostState("failed", "crash_loop: it ends", True, {"ollama": 2.0}),
@@ -97,12 +98,12 @@ def test_what_the_canary_has_changed_of_the_plan():
 
 
 def test_the_receipt_of_a_run_without_a_plan():
-    receipt = words.receipt(State("r1", 100.0), 101.0)
+    receipt = words.receipt(State("r1", "1", 100.0), 101.0)
     assert words.receipt_lines(receipt) == ["rollout incomplete: 0 as declared"]
 
 
 def test_every_status_has_a_word():
     for status in ("waiting", "admitted", "applied", "done", "failed", "lost"):
-        found = State("r1", 0.0, planned(), {name: HostState(status) for name in "abc"})
+        found = State("r1", "1", 0.0, planned(), {name: HostState(status) for name in "abc"})
         assert "3 " in words.summary(words.receipt(found, 1.0)), status
     assert state.FAILED == ("failed", "lost")
