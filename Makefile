@@ -52,10 +52,11 @@ lint: deps docs ## check formatting, style and types of Python, YAML, playbooks,
 # The tests that reach Ansible. The others, of module_utils and of the lab, cannot fail on one ansible-core alone.
 LOWEST = $(filter-out %/module_utils/,$(wildcard tests/unit/test_*.py tests/unit/plugins/*/)) \
 $(shell grep -rlE '(from|import) ansible[. ]|toolbox\.entry' --include='test_*.py' tests/unit/plugins/module_utils)
-unit: deps ## run the unit tests on the newest ansible-core, with coverage of plugins/, and those that reach Ansible on the lowest
+unit: deps ## run the unit tests on the newest ansible-core, with coverage of plugins/, those that reach Ansible on the lowest, and pages in a browser
 	@newest=.venv-next/bin/pytest; [ -x $$newest ] || newest=pytest; set -x; $$newest -q -n 2 --cov --cov-fail-under=90
 	@if [ -d .venv-floor ]; then set -x; .venv-floor/bin/pytest -q -n 2 $(LOWEST); \
 	else echo "0 passed, 0 failed, 1 skipped (lowest ansible-core: no Python 3.10 to 3.12 here)"; fi
+	pytest -q tests/browser
 
 sanity: deps ## run ansible-test sanity
 	python tests/sanity/run.py

@@ -5,6 +5,7 @@
 
     options.py of an engine  →  documentation of its module; argument specs and first task of its role
     argument specs of a role →  its defaults, and the table in its README
+    dashboard.py             →  the dashboard of the role monitoring
 
 Only the lines between the markers are written. A role's own variables stand in its argument specs below the markers.
 """
@@ -21,10 +22,13 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Union
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / ".collections"))
+sys.path[:0] = [str(ROOT / ".collections"), str(ROOT / "tests")]
+
+import dashboard  # noqa: E402
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import options as gateway  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import options as llama_server  # noqa: E402
+from ansible_collections.gpufleet.inference.plugins.module_utils.monitoring import options as monitoring  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import options as ollama  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options as vllm  # noqa: E402
@@ -32,11 +36,12 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import opt
 ENGINES = {
     "gateway": ("gateway_service", gateway.OPTIONS),
     "llama_server": ("llama_server_service", llama_server.OPTIONS),
+    "monitoring": ("monitoring_service", monitoring.OPTIONS),
     "ollama": ("ollama_service", ollama.OPTIONS),
     "vllm": ("vllm_service", vllm.OPTIONS),
 }
 """Role to its module, and the options of both."""
-ROLES = ("gateway", "gpu_host", "llama_server", "ollama", "torchrun", "vllm")
+ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "torchrun", "vllm")
 
 BLOCK = re.compile(
     r"(?P<begin>^(?P<indent> *)(?:#|<!--) begin: written by make generate[^\n]*\n).*?(?P<end>^ *(?:#|<!--) end[^\n]*$)",
@@ -80,6 +85,7 @@ def generated() -> Dict[Path, str]:
         variables = yaml.safe_load(text)["argument_specs"]["main"]["options"]
         fill("roles/%s/defaults/main.yml" % role, partial(defaults, variables))
         fill("roles/%s/README.md" % role, partial(table, variables))
+    found[ROOT / "roles/monitoring/files/dashboard.json"] = dashboard.text()
     return found
 
 
@@ -210,7 +216,7 @@ def markdown(description: Union[str, List[str]]) -> str:
 
 def main() -> None:
     for path, text in generated().items():
-        if path.read_text(encoding="utf-8") != text:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             print("wrote %s" % path.relative_to(ROOT))
 

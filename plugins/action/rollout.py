@@ -17,7 +17,7 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import compare, look, plan, words
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import capacity, compare, look, plan, words
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.draft import Draft, draft
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.given import Given, Refused
@@ -75,6 +75,7 @@ class ActionModule(ActionBase):
         former, forks = self.journal.state(), context.CLIARGS["forks"]
         found = draft(self.given, self.inventory, ENGINES, looks, former, forks)
         found.fields["gateways"] = [name for name, answer in self.answers() if answer.get("answers")]
+        found.fields["traffic"] = capacity.together(answer.get("traffic") or {} for _name, answer in self.answers())
         if not self._task.check_mode:
             self.begin(former, found)
             self.journal.append("plan", **found.fields)
@@ -82,7 +83,8 @@ class ActionModule(ActionBase):
         lines = [*(words.plan_lines(planned) if planned else ()), *found.remarks]
         lines += ["%s does not answer: it will not be asked who serves" % name for name in self.silent()]
         self.show(["resuming run %s" % former.run] * found.resumed + lines)
-        return {"msg": lines[0] if lines else "", "lines": lines, "plan": found.fields}
+        steps = capacity.steps(planned) if planned else []
+        return {"msg": lines[0] if lines else "", "lines": lines, "plan": dict(found.fields, steps=steps)}
 
     def begin(self, former: states.State, found: Draft) -> None:
         if found.resumed:
@@ -96,8 +98,8 @@ class ActionModule(ActionBase):
     # --- one host
 
     def step_gateways(self) -> Dict[str, Any]:
-        """On each gateway: who serves."""
-        return self.ask_gateway()
+        """On each gateway: who serves, and how much is asked for."""
+        return self.ask_gateway("global", "backend")
 
     def step_room(self) -> Dict[str, Any]:
         """The same, once the pools can do without the hosts of this batch; at the latest when the time is up."""
@@ -114,8 +116,8 @@ class ActionModule(ActionBase):
             # a gateway only answers questions: it cannot announce that a server is up again
             time.sleep(PAUSE)
 
-    def ask_gateway(self) -> Dict[str, Any]:
-        figures, fault = self.figures("server")
+    def ask_gateway(self, *scopes: str) -> Dict[str, Any]:
+        figures, fault = self.figures("server", *scopes)
         if fault:
             return {"answers": False, "msg": fault, "up": [], "known": []}
         up, known = look.serving(figures, self.inventory.hosts(*ENGINES))
@@ -124,6 +126,7 @@ class ActionModule(ActionBase):
             "msg": "%d of %d hosts serve" % (len(up), len(known)),
             "up": sorted(up),
             "known": sorted(known),
+            "traffic": capacity.traffic(figures, self.inventory.served(ENGINES)),
         }
 
     def figures(self, *scopes: str) -> Tuple[str, str]:

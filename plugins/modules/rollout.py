@@ -65,7 +65,8 @@ canary:
   returned: with O(step=admit)
   type: bool
 plan:
-  description: The units that change, the canary, the pools, what changes of each service, and the predicted seconds.
+  description: The units that change, the canary, the pools, what changes of each service, the predicted seconds, and
+    what is left of each pool at each step.
   returned: with O(step=plan)
   type: dict
 lines:

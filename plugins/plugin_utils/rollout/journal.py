@@ -26,6 +26,8 @@ LOCK_WAIT = 5.0
 
 PROCESS = uuid.uuid4().hex
 """Of this process and the workers that Ansible forks from it."""
+RECEIPTS = 20
+"""Receipts that are read; each is kept."""
 
 _held: Optional[int] = None
 """The run's lock. The workers that Ansible forks hold it as well, so it is free when the last of them has ended."""
@@ -83,6 +85,18 @@ class Journal:
     def receipt(self, run: str, found: Dict[str, Any]) -> str:
         """Write the receipt of a run; its path."""
         return self._write("receipt-%s.json" % run, (json.dumps(found, indent=2) + "\n").encode())
+
+    def receipts(self) -> List[Dict[str, Any]]:
+        """The last receipts, the newest first."""
+        try:
+            names = [name for name in os.listdir(self.folder) if name.startswith("receipt-") and name.endswith(".json")]
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in sorted(names, reverse=True)[:RECEIPTS]:
+            with open(os.path.join(self.folder, name), "rb") as file:
+                found.append(_read(file.read()))
+        return [receipt for receipt in found if receipt]
 
     def _write(self, name: str, content: bytes) -> str:
         path = os.path.join(self.folder, name)
@@ -196,7 +210,7 @@ def _line(event: str, fields: Dict[str, Any]) -> bytes:
 
 
 def _read(line: bytes) -> Dict[str, Any]:
-    """One event; empty for a torn line of a killed run, which a later one has ended."""
+    """One event, or a receipt; empty for a torn line of a killed run, which a later one has ended."""
     try:
         found = json.loads(line)
     except ValueError:

@@ -56,7 +56,7 @@ def look(registered: Mapping[str, Any]) -> Look:
         return Look("unfit", "unreachable: %s" % one_line(str(reached.get("msg"))))
     if registered.get("rollout_apply") and "rollout_result" not in registered:
         return Look("unfit", "the tasks of rollout_apply register no rollout_result")
-    results = [*_services(registered), *_others(registered)]
+    results = [*services(registered), *_others(registered)]
     for name, _engine, result in results:
         if result.get("unreachable") or result.get("failed"):
             return Look("unfit", "%s: %s" % (name, reason(result)))
@@ -85,7 +85,7 @@ def measured(registered: Mapping[str, Any]) -> Dict[str, float]:
     """The seconds for which each restarted service did not serve."""
     return {
         name: round(result["downtime_ms"] / 1000, 2)
-        for name, _engine, result in _services(registered)
+        for name, _engine, result in services(registered)
         if result.get("restarted") and _timed(result)  # none in check mode
     }
 
@@ -105,13 +105,13 @@ def left(
 
 def taken_back(registered: Mapping[str, Any]) -> bool:
     """Whether the roles have changed something, and none of it failed."""
-    results = [result for _name, _engine, result in _services(registered)]
+    results = [result for _name, _engine, result in services(registered)]
     return any(result.get("changed") for result in results) and not any(result.get("failed") for result in results)
 
 
 def failure(registered: Mapping[str, Any]) -> Mapping[str, Any]:
     """The result of the service that failed; empty if none did."""
-    return next((result for _name, _engine, result in _services(registered) if result.get("failed")), {})
+    return next((result for _name, _engine, result in services(registered) if result.get("failed")), {})
 
 
 def safe(failed: Mapping[str, Any]) -> bool:
@@ -126,7 +126,7 @@ def safe(failed: Mapping[str, Any]) -> bool:
     )
 
 
-def _services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
+def services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
     for name, engine in SERVICES.items():
         result = _mapping(registered.get(name))
         instances = _mapping(result.get("instances"))

@@ -37,6 +37,8 @@ class Planned:
     measured there, and the prediction as ``renewed`` after the canary."""
     gateways: List[str]
     """Gateways that report who serves."""
+    traffic: Dict[str, List[float]] = field(default_factory=dict)
+    """Of each pool, as the gateways count it: requests per second, and seconds for one of them."""
 
 
 @dataclass
@@ -133,6 +135,7 @@ def _plan(state: State, event: Mapping[str, Any]) -> None:
         [host for host in event["as_declared"] if host not in ended],
         {**known, **event["services"]},
         event["gateways"],
+        event["traffic"],
     )
     for host in planned:
         if state.hosts.setdefault(host, HostState()).status == "lost":  # it answers again, and is repaired first

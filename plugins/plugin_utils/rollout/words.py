@@ -7,53 +7,41 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Sequence
 
-from . import predict
+from . import capacity, predict
 from . import state as states
-from .plan import Unit, batches, ready
 from .state import Planned, State
-
-
-def steps(planned: Planned) -> List[List[Unit]]:
-    """The steps, provided that nothing fails: the canary, then the batches."""
-    canary = [unit for unit in planned.units if set(unit.hosts) & set(planned.canary)]
-    rest = [unit for unit in planned.units if unit not in canary]
-    return batches(canary, planned.pools, planned.width) + batches(rest, planned.pools, planned.width)
 
 
 def plan_lines(planned: Planned) -> List[str]:
     """The plan as text."""
     number = sum(len(unit.hosts) for unit in planned.units)
     lines = ["%s to change, %s as declared" % (_hosts(number), _hosts(len(planned.as_declared)))]
-    everybody = {host for pool in planned.pools.values() for host in pool.hosts}
-    for number, chosen in enumerate(steps(planned), 1):
-        hosts = [host for unit in chosen for host in unit.hosts]
-        canary = set(hosts) <= set(planned.canary)
-        lines.append("%d. %s%s" % (number, "canary " if canary else "", ", ".join(hosts)))
-        for host in hosts:
+    for number, step in enumerate(capacity.steps(planned), 1):
+        lines.append("%d. %s%s" % (number, "canary " if step["canary"] else "", ", ".join(step["hosts"])))
+        for host in step["hosts"]:
             for row in planned.services.get(host, ()):
                 lines.append("   %s %s: %s" % (host, row["service"], row["why"]))
                 if row["restart"]:
                     lines.append(
                         "   %s  restart, about %.1f s without it (%s)" % (host, row["predicted"], row["basis"])
                     )
-        for name, pool in planned.pools.items():
-            left = len(ready(name, pool, everybody, chosen))
-            if left < len(pool.hosts):
-                lines.append("   pool %s: %d of %d ready, at least %d" % (name, left, len(pool.hosts), pool.minimum))
-                if not left:
-                    seconds = max(seconds_of(planned, host) for host in hosts if host in pool.hosts)
-                    lines.append("   pool %s: about %.1f s unserved" % (name, seconds))
+        for name, pool in step["pools"].items():
+            lines += ["   pool %s: %s" % (name, said) for said in _pool(pool)]
     return lines
 
 
-def seconds_of(planned: Planned, host: str) -> float:
-    """The predicted seconds for which services of a host do not serve."""
-    return float(sum(_expected(row) for row in planned.services.get(host, ())))
-
-
-def _expected(row: Mapping[str, Any]) -> float:
-    """The last prediction for a service."""
-    return float(row.get("renewed", row["predicted"]))
+def _pool(pool: Mapping[str, Any]) -> List[str]:
+    """What a step leaves of a pool."""
+    lines = ["%(ready)d of %(hosts)d ready, at least %(minimum)d" % pool]
+    if not pool["ready"]:
+        lines.append("about %.1f s unserved" % pool["seconds"])
+    if "drained" in pool:
+        what = "go to the other hosts" if pool["ready"] else "find no host"
+        number = pool["moved"] if pool["ready"] else pool["unserved"]
+        lines.append(
+            "requests: about %.0f are waited for, %.0f %s (gateways' mean rate)" % (pool["drained"], number, what)
+        )
+    return lines
 
 
 def renewed_lines(planned: Planned) -> List[str]:
@@ -79,6 +67,7 @@ def receipt(state: State, now: float) -> Dict[str, Any]:
         "seconds": round(now - state.began, 1),
         "resumed": state.resumed,
         "as_declared": planned.as_declared,
+        "steps": capacity.steps(planned),
         "hosts": {host: _host(state, planned, host) for unit in planned.units for host in unit.hosts},
         "canary": state.watched,
         "pools": {

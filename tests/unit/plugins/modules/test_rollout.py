@@ -311,7 +311,9 @@ class Gateway(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         type(self).looks += 1
-        lines = ["haproxy_process_start_time_seconds 1"]
+        lines = ["haproxy_process_start_time_seconds 1", "haproxy_process_uptime_seconds 100"]
+        lines += ['haproxy_backend_http_requests_total{proxy="chat"} 300']
+        lines += ['haproxy_backend_total_time_average_seconds{proxy="chat"} 2.0']
         for host in POOLS:
             row = '{proxy="chat",server="%s:ollama:1"' % host
             lines += ["haproxy_server_sessions_total%s} %d" % (row, 60 * self.looks)]
@@ -360,6 +362,7 @@ WORSE = "it does worse than the hosts that are as before: 50 % of its requests f
 )
 def test_a_canary_that_does_worse_is_taken_back(fleet: Fleet, gateway: None, more: Any, back: bool, said: str) -> None:
     output = fleet.run("--limit", "ollama", rc=2, rollout_soak=1, **more)
+    assert "pool chat: requests: about 2 are waited for, 10 go to the other hosts (gateways' mean rate)" in output
     canary = fleet.receipt()["hosts"]["h1"]
     assert (canary["status"], canary["rolled_back"], canary["why"]) == ("failed", back, said)
     assert ("the canary h1 failed: %s" % said) in " ".join(output.split())

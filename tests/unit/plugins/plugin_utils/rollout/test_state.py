@@ -36,6 +36,7 @@ def planned(units, pools, width=4, failures=0, canary=(), as_declared=(), in_a_r
         as_declared=list(as_declared),
         services={},
         gateways=[],
+        traffic={},
     )
 
 
