@@ -172,6 +172,9 @@ options:
       download_dir:
         description: Overrides O(download_dir) for this instance.
         type: path
+      offline:
+        description: Overrides O(offline) for this instance.
+        type: bool
       lora_adapters:
         description: Overrides O(lora_adapters) for this instance.
         type: dict
@@ -443,6 +446,14 @@ options:
   download_dir:
     description: Where models from the hub are stored. Left out, in the home of O(user).
     type: path
+  offline:
+    description:
+      - >-
+        Whether the instance must not fetch anything from the internet: neither from a hub, so its model must be on the
+        host (E(HF_HUB_OFFLINE)), nor kernels (E(FLASHINFER_NO_DOWNLOAD)). An environment whose FlashInfer has no
+        precompiled kernels causes a warning.
+    type: bool
+    default: false
   lora_adapters:
     description:
       - >-

@@ -135,6 +135,14 @@ OPTIONS = table(
     Option("revision", "str", "Branch, tag or commit of a model from the hub."),
     Option("download_dir", "path", "Where models from the hub are stored. Left out, in the home of O(user)."),
     Option(
+        "offline",
+        "bool",
+        """Whether the instance must not fetch anything from the internet: neither from a hub, so its model must be on
+        the host (E(HF_HUB_OFFLINE)), nor kernels (E(FLASHINFER_NO_DOWNLOAD)). An environment whose FlashInfer has no
+        precompiled kernels causes a warning.""",
+        default=False,
+    ),
+    Option(
         "lora_adapters",
         "dict",
         """LoRA adapters by the names under which clients request them: directories on the host, or names of downloaded

@@ -129,6 +129,12 @@ class Vllm:
 
             certificate, key = ((name, options[name]) for name in ("ssl_certfile", "ssl_keyfile"))
             tls.check(certificate, key, plan.declared.user)
+        if options["offline"] and plan.placed.devices and own.program.lacks_kernels():
+            host.warn(
+                "offline: FlashInfer in %s has no precompiled kernels; a model that needs one will fail to start or "
+                "be slower. Add flashinfer-cubin, of the same version, to the packages of the environment"
+                % own.program.venv
+            )
         if own.program.exists():
             own.program.parse(config, configuration.environment)
 

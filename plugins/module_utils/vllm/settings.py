@@ -57,6 +57,8 @@ _NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items(
 """By the name of a variable, what to do instead of setting it in ``environment``."""
 _KEY = re.compile(r"[\x21-\x7e]{8,}\Z")
 _SECRET_NAME = re.compile(r"(?:\A|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY)\Z")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "FLASHINFER_NO_DOWNLOAD": "1"}
+"""What keeps vLLM, and the libraries that it uses, from fetching models and kernels."""
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -132,6 +134,8 @@ def declare(
     if visible is not None:
         declared.environment.update(CUDA_VISIBLE_DEVICES=visible, CUDA_DEVICE_ORDER="PCI_BUS_ID")
     declared.environment.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if options.get("offline"):
+        declared.environment.update({**OFFLINE, **declared.environment})
     key, token = options.get("api_key"), options.get("hf_token")
     if key is not None:
         if not _KEY.match(key):

@@ -876,3 +876,26 @@ def test_an_instance_that_is_to_sleep(bring):
     )
     assert checks_of(bring.asked) == ["ComesUp", "after_change", "noted", "unless_asleep", "asleep", "UsesGpus"]
     assert result["msg"].endswith(" · not proven (asleep) · vLLM 0.33.0")
+
+
+@pytest.mark.parametrize(
+    ("packages", "warned"),
+    [
+        ((), False),
+        (("flashinfer_python-0.7.2",), True),
+        (("flashinfer_python-0.7.2", "flashinfer_cubin-0.7.2"), False),
+        (("flashinfer_python-0.7.2", "flashinfer_jit_cache-0.7.2+cu130"), False),
+    ],
+)
+def test_an_instance_that_may_fetch_nothing(bring, packages, warned):
+    site = Path(bring.venv) / "lib/python3.11/site-packages"
+    for package in packages:
+        (site / (package + ".dist-info")).mkdir()
+    bring()
+    assert not {*settings.OFFLINE} & {*bring.asked["change"].environment} and not bring.warnings
+    bring(offline=True, environment={"HF_HUB_OFFLINE": "0"})
+    found = bring.asked["change"].environment
+    assert (found["FLASHINFER_NO_DOWNLOAD"], found["HF_HUB_OFFLINE"]) == ("1", "0"), "what is declared by name wins"
+    assert any("FlashInfer in %s has no precompiled kernels" % bring.venv in text for text in bring.warnings) == warned
+    bring(offline=True, visible_devices="none")
+    assert not any("FlashInfer" in text for text in bring.warnings)
