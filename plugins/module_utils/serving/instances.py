@@ -39,7 +39,7 @@ def services(params: Mapping[str, Any], base: str) -> List[Service]:
         if name in found:
             raise Refused("instances: %s is there twice; give each its own name" % name)
         own = {option: value for option, value in given.items() if value is not None and option != "name"}
-        if params["state"] == "stopped" and own.get("state") == "present":
+        if params["state"] == "stopped" and own.get("state") in ("present", "asleep"):
             own["state"] = "stopped"  # all of them
         options = dict(params, **own)
         options["environment"] = dict(params["environment"], **own.get("environment", {}))
