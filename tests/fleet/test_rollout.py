@@ -177,3 +177,30 @@ def test_a_change_that_breaks_the_canary_stays_there(fleet: Fleet) -> None:
     assert list(receipt["hosts"]) == list(HOSTS) and statuses == ["failed", "waiting", "waiting"]
     assert receipt["hosts"]["gpu1"]["rolled_back"] and "the canary gpu1 failed" in receipt["reason"]
     assert fleet.processes()[1:] == before[1:]
+
+
+@pytest.mark.skipif("ROLLOUT_SLOW" not in os.environ, reason="it watches a canary for two minutes")
+def test_a_change_that_makes_the_canary_slow_is_taken_back(fleet: Fleet) -> None:
+    before = fleet.processes()
+
+    def slow_down() -> None:
+        while fleet.lab.sh(HOSTS[0], "systemctl show -p MainPID --value ollama") in ("0", before[0]):
+            time.sleep(0.5)  # a unit announces its new process to nobody outside its host
+        faults.worker(HOSTS[0], "slow-token:0.4")
+
+    with Load(fleet) as load:
+        while load.whole < 300:  # so that the gateway knows how long a request has taken on each host
+            assert load.faults == []
+            time.sleep(1)
+        slowing = threading.Thread(target=slow_down)
+        slowing.start()
+        done = fleet.run("rollout", ok=False, ollama_keep_alive="17m", rollout_soak=120)
+        slowing.join()
+    faults.worker(HOSTS[0], "slow-token:0.1")
+    print(done.output[done.output.index("  rollout failed") :])
+    print("%d whole answers, faults: %s, fewest ready: %d" % (load.whole, load.faults, min(load.ready)))
+    assert done.rc == 2 and load.faults == [] and min(load.ready) >= 2
+    canary = fleet.receipt()["hosts"]["gpu1"]
+    assert canary["rolled_back"] and "it does worse than the hosts that are as before" in canary["why"]
+    assert "OLLAMA_KEEP_ALIVE=17m" not in fleet.lab.sh("gpu1", "systemctl show -p Environment ollama")
+    assert fleet.processes()[1:] == before[1:]
