@@ -216,7 +216,8 @@ class ActionModule(ActionBase):
     def step_compare(self) -> Dict[str, Any]:
         soaked = (self.variables.get("rollout_soaked") or {}).get("results") or ()
         worse, unknown = compare.judged([one.get("pools") or {} for one in soaked])
-        self.journal.append("watched", host=self.host, found=[*worse, *unknown])
+        worse = self.journal.state().worse.get(self.host) or worse  # of a run that was killed before it was taken back
+        self.journal.append("watched", host=self.host, worse=worse, unknown=unknown)
         self.show(["canary %s: %s" % (self.host, line) for line in [*worse, *unknown]])
         if not worse:
             return {"msg": "no worse than the others"}

@@ -73,7 +73,7 @@ def receipt(state: State, now: float) -> Dict[str, Any]:
         "as_declared": planned.as_declared,
         "steps": capacity.steps(planned),
         "hosts": {host: _host(state, planned, host) for unit in planned.units for host in unit.hosts},
-        "canary": state.watched,
+        "canary": {host: [*worse, *state.unknown[host]] for host, worse in state.worse.items()},
         "pools": {
             name: {"hosts": len(pool.hosts), "minimum": pool.minimum, "least_ready": state.least.get(name)}
             for name, pool in planned.pools.items()

@@ -288,6 +288,21 @@ def test_a_canary_that_does_worse_is_taken_back(fleet: Fleet, gateway: None, mor
     assert fleet.receipt()["canary"]["h1"] == [WORSE.partition(": ")[2]]
 
 
+def test_a_canary_that_did_worse_before_a_kill_is_taken_back_after_it(fleet: Fleet) -> None:
+    fleet.run()
+    journal = fleet.state / "journal.jsonl"
+    begin, plan, admitted = journal.read_text().splitlines(keepends=True)[:3]
+    back = dict(json.loads(admitted), generations={"h1": "2026-11-30T08:00:00Z"})
+    watched = {"t": 1, "event": "watched", "host": "h1", "worse": ["too slow"], "unknown": []}
+    journal.write_text("".join([begin, plan, *(json.dumps(event) + "\n" for event in (back, watched))]))
+    for path in fleet.world.glob("h[234]"):
+        path.unlink()
+    fleet.run(rc=2, recorded="2026-11-30T08:00:00Z")
+    canary = fleet.receipt()["hosts"]["h1"]
+    assert (canary["status"], canary["rolled_back"]) == ("failed", True) and canary["why"].endswith(": too slow")
+    assert (fleet.world / "h1").read_text() == "old" and fleet.statuses()["h2"] == "waiting"
+
+
 def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
     inventory = yaml.safe_load(fleet.inventory.read_text())
     shared = {"vllm_instances": [{"name": "big", "model": "big", "hosts": ["h3", "h4"]}], "ansible_connection": "local"}
