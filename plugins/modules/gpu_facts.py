@@ -303,6 +303,11 @@ ansible_facts:
                   returned: success
                   type: bool
                   sample: true
+                sram_threshold_exceeded:
+                  description: Whether the memory on the chip had more uncorrectable errors than allowed.
+                  returned: success
+                  type: bool
+                  sample: false
                 pending:
                   description: Whether it is on after the next reset.
                   returned: success
@@ -428,6 +433,11 @@ ansible_facts:
                   returned: success
                   type: bool
                   sample: false
+            unrepairable_memory:
+              description: Whether errors of its memory cannot be repaired any more.
+              returned: success
+              type: bool
+              sample: false
             recovery_action:
               description: What the driver asks for, V(none), V(reset), V(reboot), V(drain_p2p) or V(drain_and_reset).
               returned: success
@@ -689,6 +699,16 @@ ansible_facts:
                   returned: success
                   type: int
                   sample: 0
+                problems:
+                  description:
+                    - What its health mask reports, such as V(degraded_bandwidth), V(route_recovery),
+                      V(route_unhealthy), V(access_timeout_recovery), V(too_few_nvlinks) or V(manager_disconnected).
+                      Empty if it is healthy.
+                    - From C(nvidia-smi), its summary of the health.
+                  returned: success
+                  type: list
+                  elements: str
+                  sample: []
                 cluster_uuid:
                   description: UUID of its cluster.
                   returned: success
