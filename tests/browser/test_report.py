@@ -159,11 +159,10 @@ def test_the_keyboard_reaches_everything(opened: Any, small: str) -> None:
     page.keyboard.press("Escape")
     assert page.evaluate(focused) == "gpu24.example"
     page.keyboard.press("Tab")
-    assert not page.evaluate("document.getElementById('map').contains(document.activeElement)"), (
-        "one stop for all hosts"
+    in_map = "document.getElementById('map').contains(document.activeElement)"
+    assert not page.evaluate(in_map), "one stop for all hosts"
     page.keyboard.press("Shift+Tab")
     assert page.evaluate(focused) == "gpu24.example"
-    )
 
 
 def test_every_control_has_a_name(opened: Any, small: str) -> None:
