@@ -211,7 +211,8 @@ class ActionModule(ActionBase):
             # the time itself is what the canary has to get through, unless a person stops the rollout
             time.sleep(min(max(PAUSE, share / LOOKS), max(0.0, began + share - time.monotonic())))
         before = states.unchanged(state, self.inventory.hosts(*ENGINES))
-        return {"pools": compare.watched(samples, {self.host}, before)}
+        found = compare.watched(samples, {self.host}, before)
+        return {"pools": {pool: [list(load) for load in sides] for pool, sides in found.items()}}
 
     def step_compare(self) -> Dict[str, Any]:
         soaked = (self.variables.get("rollout_soaked") or {}).get("results") or ()
