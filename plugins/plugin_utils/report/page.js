@@ -180,7 +180,8 @@ const verdictLevel = (row) => row.verdict === 'ok' ? 'good' : row.verdict && row
 
 function drift(row) {
   if (row.state === 'as declared') return pill('as declared', 'good');
-  const said = [...row.why, row.drift.length ? 'variables: ' + row.drift.join(', ') : ''].filter(Boolean).join('; ');
+  const more = row.drift.filter((name) => !row.why.some((why) => why.includes(name)));
+  const said = [...row.why, more.length ? 'variables: ' + more.join(', ') : ''].filter(Boolean).join('; ');
   return element('span', {}, pill(row.state, SERVICE[row.state]), said ? ' ' + said : '');
 }
 
