@@ -160,9 +160,10 @@ def test_the_canary_renews_the_plan():
 
 
 def test_a_canary_knows_what_takes_it_back_and_how_it_did():
-    found = fold(planned(UNITS, POOLS, canary=["a"]), admitted("a"), event("watched", host="a", found=["too slow"]))
+    watched = event("watched", host="a", worse=["too slow"], unknown=["few requests"])
+    found = fold(planned(UNITS, POOLS, canary=["a"]), admitted("a"), watched)
     assert found.hosts["a"].generation == "2026-11-30T08:00:00Z" and found.hosts["a"].status == "admitted"
-    assert found.watched == {"a": ["too slow"]}
+    assert (found.worse, found.unknown) == ({"a": ["too slow"]}, {"a": ["few requests"]})
 
 
 def test_the_hosts_that_serve_as_before():
@@ -277,9 +278,9 @@ class Run:
             self.write(outcome, host=host)
 
     def watch(self, host):
-        worse = host in self.world.worse
+        worse = host in self.world.worse or bool(self.state().worse.get(host))
         self.world.worse.discard(host)
-        self.write("watched", host=host, found=["too slow"] * worse)
+        self.write("watched", host=host, worse=["too slow"] * worse, unknown=[])
         if worse:
             self.world.take_back(host)
         return "failed" if worse else "done"
@@ -317,9 +318,9 @@ def test_random_runs_with_failures_and_kills():
             assert set(found.of("waiting", "done", *state.FAILED)) == set(found.hosts), (
                 "exactly one state, none in hand"
             )
-            watched += bool(found.watched)
+            watched += bool(found.worse)
             if verdict == "complete":
-                assert set(found.plan.canary) <= {*found.watched, *found.plan.as_declared}, "each canary was watched"
+                assert set(found.plan.canary) <= {*found.worse, *found.plan.as_declared}, "each canary was watched"
                 break
         assert verdict == "complete" and world.applied == set(hosts), (seed, verdict)
         assert set(world.changes.values()) == {1}, "no host is changed twice"
