@@ -103,7 +103,7 @@ class Question:
 
     def short_script(self, mark: str = MARK) -> bytes:
         """The program, where the host has kept the sources."""
-        call = (KEPT, self.name, self._key(), self.writes, json.dumps(self.calls), mark)
+        call = (KEPT, self.name, self.key(), self.writes, json.dumps(self.calls), mark)
         return ("%s\n\nmain%r\n" % (source_of(kept_check), call)).encode()
 
     def script(self, mark: str = MARK) -> bytes:
@@ -111,10 +111,11 @@ class Question:
         program = source_of(state_check)
         texts = {name: source.text for name, source in self.sources.items()}
         packed = base64.b64encode(zlib.compress(json.dumps([program, texts, self.calls]).encode(), 4)).decode()
-        kept = (KEPT, self.name, self._key()) if self.writes else None
+        kept = (KEPT, self.name, self.key()) if self.writes else None
         return ("%s\n\nunpack%r\n" % (program, (kept, packed, mark))).encode()
 
-    def _key(self) -> str:
+    def key(self) -> str:
+        """A digest of all sources: under it the host keeps what it has compiled."""
         digest = hashlib.sha256(source_of(state_check).encode())
         for name in sorted(self.sources):
             digest.update(("%s %s\n" % (name, self.sources[name].digest)).encode())
