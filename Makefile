@@ -15,7 +15,7 @@ STAGES := lint unit sanity fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help link deps generate docs $(STAGES) platforms test demo clean
+.PHONY: help link deps generate wheel-table docs $(STAGES) platforms test demo clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ deps: link ## install missing Debian packages, the tools in .venv, and the link 
 
 generate: deps ## write documentation, role specs, tasks, defaults and README tables from the option tables
 	python tests/generate.py
+
+wheel-table: deps ## write the table of the engines' wheels from the package index that pip is configured for
+	python tests/wheel_table.py
 
 docs: deps ## build the documentation site; any warning is an error
 	python docs/site/build.py $(CACHE)/docs-$(CHECKOUT)
@@ -49,10 +52,11 @@ lint: deps docs ## check formatting, style and types of Python, YAML, playbooks,
 # The tests that reach Ansible. The others, of module_utils and of the lab, cannot fail on one ansible-core alone.
 LOWEST = $(filter-out %/module_utils/,$(wildcard tests/unit/test_*.py tests/unit/plugins/*/)) \
 $(shell grep -rlE '(from|import) ansible[. ]|toolbox\.entry' --include='test_*.py' tests/unit/plugins/module_utils)
-unit: deps ## run the unit tests on the newest ansible-core, with coverage of plugins/, and those that reach Ansible on the lowest
+unit: deps ## run the unit tests on the newest ansible-core, with coverage of plugins/, those that reach Ansible on the lowest, and pages in a browser
 	@newest=.venv-next/bin/pytest; [ -x $$newest ] || newest=pytest; set -x; $$newest -q -n 2 --cov --cov-fail-under=90
 	@if [ -d .venv-floor ]; then set -x; .venv-floor/bin/pytest -q -n 2 $(LOWEST); \
 	else echo "0 passed, 0 failed, 1 skipped (lowest ansible-core: no Python 3.10 to 3.12 here)"; fi
+	pytest -q tests/browser
 
 sanity: deps ## run ansible-test sanity
 	python tests/sanity/run.py

@@ -23,11 +23,14 @@ PAGES = [
     "CODE_OF_CONDUCT.md",
     "docs/*.md",
     "docs/*.svg",
+    "docs/*.png",
     "roles/*/README.md",
     "tests/lab/README.md",
 ]
 #: README is read on Galaxy too, so its links are whole URLs; on the site they lead to the site's own pages.
-OUR_PAGE = re.compile(r"https://github\.com/gpufleet/inference/(?:blob|tree|raw)/main/([\w/-]+\.md|docs/[\w-]+\.svg)")
+OUR_PAGE = re.compile(
+    r"https://github\.com/gpufleet/inference/(?:blob|tree|raw)/main/([\w/-]+\.md|docs/[\w-]+\.(?:svg|png))"
+)
 
 SHORTER = [
     (re.compile(r"^\.\. contents::\n(?:   .*\n)*", re.MULTILINE), ""),  # the theme has a table of contents
@@ -43,7 +46,10 @@ def collect(source: Path) -> None:
     for path in (path for pattern in PAGES for path in sorted(ROOT.glob(pattern))):
         page = source / path.relative_to(ROOT)
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(OUR_PAGE.sub(r"/\1", path.read_text(encoding="utf-8")), encoding="utf-8")
+        content = path.read_bytes()
+        if path.suffix != ".png":
+            content = OUR_PAGE.sub(r"/\1", content.decode()).encode()
+        page.write_bytes(content)
     contents = (SITE / "contents.md").read_text(encoding="utf-8")
     page = source / "README.md"
     page.rename(source / "index.md").open("a", encoding="utf-8").write("\n" + contents)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
+from ansible import context
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -16,19 +17,17 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text import printable
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look, plan, wishes, words
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import capacity, compare, look, plan, words
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.draft import Draft, draft
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.given import Given, Refused
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.inventory import Inventory
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.journal import Journal, default_folder
 
 PAUSE = 1.0  # seconds between two looks at a gateway, or at a request of a person
-DEFAULTS = {"rollout_soak": 60, "rollout_room_wait": 600}  # seconds
+LOOKS = 20  # at the gateways, while a canary is watched
 
 display = Display()
-
-
-class Refused(Exception):
-    """The step fails with this sentence."""
 
 
 class ActionModule(ActionBase):
@@ -42,7 +41,8 @@ class ActionModule(ActionBase):
         self.variables: Dict[str, Any] = task_vars or {}
         self.host = str(self.variables["inventory_hostname"])
         self.inventory = Inventory(self.variables["groups"], self.variables["hostvars"])
-        self.journal = Journal(str(self.value("rollout_state", "") or default_folder(self.sources())))
+        self.given = Given(self.variables, self._templar.template)
+        self.journal = Journal(str(self.given.value("rollout_state") or default_folder(self.given.sources())))
         step = self._task.args["step"]
         try:
             result.update(getattr(self, "step_" + step)())
@@ -52,28 +52,11 @@ class ActionModule(ActionBase):
             result.update(failed=True, msg="the state folder of the rollout (rollout_state): %s" % error)
         return dict(result, changed=False)
 
-    def value(self, name: str, default: Any) -> Any:
-        return self._templar.template(self.variables[name]) if name in self.variables else default
-
-    def wish(self, name: str, default: Any, read: Callable[[Any], Any]) -> Any:
-        """The value of a variable as ``read`` returns it."""
-        try:
-            return read(self.value(name, default))
-        except ValueError as error:
-            raise Refused("%s: %s" % (name, error)) from None
-
-    def seconds(self, name: str) -> float:
-        return float(self.wish(name, DEFAULTS[name], wishes.seconds))
-
-    def sources(self) -> List[Any]:
-        found = self.variables.get("ansible_inventory_sources") or []
-        return [found] if isinstance(found, str) else list(found)
-
     # --- before anything is changed
 
     def step_look(self) -> Dict[str, Any]:
         found = look.look(self.variables)
-        return {"state": found.state, "msg": found.why or found.state, "services": list(found.services)}
+        return {"msg": found.why or found.state, **found._asdict(), "services": list(found.services)}
 
     def step_unfit(self) -> Dict[str, Any]:
         return {"state": "unfit", "msg": look.reason(self.fault()), "services": []}
@@ -85,99 +68,45 @@ class ActionModule(ActionBase):
         secret = failed.get("_ansible_no_log") or task.get("no_log")
         return dict(failed, msg="a task failed whose result is secret") if secret else failed
 
-    def check_variables(self) -> None:
-        """Refuse what would be ignored now, or fail after a host was changed."""
-        extra = load_extra_vars(self._loader)
-        try:
-            wishes.known(self.variables, extra)
-        except ValueError as error:
-            raise Refused(str(error)) from None
-        if "rollout_state" in self.variables and "rollout_state" not in extra:
-            raise Refused("rollout_state: give it with -e, because the plays cannot read it from the inventory")
-        for name in DEFAULTS:
-            self.seconds(name)
-
     def step_plan(self) -> Dict[str, Any]:
-        self.check_variables()
         hosts = list(self.variables["ansible_play_hosts_all"])
-        looks = {host: self.variables["hostvars"][host].get("rollout_look") or {} for host in hosts}
-        unfit = ["%s: %s" % (host, look.reason(found)) for host, found in looks.items() if not _fit(found)]
-        if unfit:
-            raise Refused("not all hosts can be: %s" % "; ".join(unfit))
-        changing = [host for host in hosts if looks[host]["state"] == "differs"]
-        changing.sort(key=lambda host: host not in self.inventory.hosts(*ENGINES))  # as in site.yml
-        former = self.journal.state()
-        resumed = states.resumes(former, set(changing))
-        outside = sorted(set(former.of(*states.IN_HAND)) - set(hosts))
-        if outside:
-            raise Refused("%s was being changed when the last run ended: include it in this run" % ", ".join(outside))
-        fields = self.planned(hosts, changing, looks, former if resumed else states.State(measured=former.measured))
+        self.given.check(hosts, load_extra_vars(self._loader))
+        looks = {host: self.looked(host) for host in hosts}
+        former, forks = self.journal.state(), context.CLIARGS["forks"]
+        found = draft(self.given, self.inventory, ENGINES, looks, former, forks)
+        found.fields["gateways"] = [name for name, answer in self.answers() if answer.get("answers")]
+        found.fields["traffic"] = capacity.together(answer.get("traffic") or {} for _name, answer in self.answers())
         if not self._task.check_mode:
-            self.begin(former, resumed, looks)
-            self.journal.append("plan", **fields)
-        planned = states.fold([{"event": "plan", "t": 0, **fields}]).plan
-        lines = words.plan_lines(planned) if planned else []
+            self.begin(former, found)
+            self.journal.append("plan", **found.fields)
+        planned = states.fold([{"event": "plan", "t": 0, **found.fields}]).plan
+        lines = [*(words.plan_lines(planned) if planned else ()), *found.remarks]
         lines += ["%s does not answer: it will not be asked who serves" % name for name in self.silent()]
-        self.show(["resuming run %s" % former.run] * resumed + lines)
-        return {"msg": lines[0] if lines else "", "lines": lines, "plan": fields}
+        self.show(["resuming run %s" % former.run] * found.resumed + lines)
+        steps = capacity.steps(planned) if planned else []
+        return {"msg": lines[0] if lines else "", "lines": lines, "plan": dict(found.fields, steps=steps)}
 
-    def planned(
-        self, hosts: Sequence[str], changing: Sequence[str], looks: Mapping[str, Any], former: states.State
-    ) -> Dict[str, Any]:
-        """The fields of the plan's event.
-
-        :raises Refused: a pool could not keep its ready minimum, or a variable is wrong.
-        """
-        services = {host: [self.priced(former, host, row) for row in looks[host]["services"]] for host in changing}
-        served = self.inventory.served(ENGINES)
-        takes = {host: look.left(host, rows, served) for host, rows in services.items()}
-        chosen = plan.units(changing, self.inventory.together(), takes)
-        away = sorted({host for unit in chosen for host in unit.hosts} - set(hosts))
-        if away:
-            raise Refused("%s shares a model with a host of this run: include it" % ", ".join(away))
-        pools = self.wish("rollout_min_ready", None, lambda wish: plan.pools(served, wish))
-        never = plan.impossible(chosen, pools)
-        if never:
-            raise Refused("; ".join(never))
-        number = sum(len(unit.hosts) for unit in chosen)
-        return {
-            "units": [[list(unit.hosts), list(unit.takes)] for unit in chosen],
-            "canary": former.plan.canary
-            if former.plan and former.of("done")
-            else self.wish("rollout_canary", None, lambda wish: wishes.canary(wish, hosts, chosen)),
-            "pools": {name: [list(pool.hosts), pool.minimum] for name, pool in pools.items()},
-            "width": self.wish("rollout_width", 4, lambda wish: plan.number(wish, number or 1, 1)),
-            "failures": self.wish("rollout_max_failures", 0, lambda wish: plan.number(wish, number)),
-            "as_declared": [host for host in hosts if looks[host]["state"] == "as declared"],
-            "services": services,
-            "gateways": [name for name, found in self.answers() if found.get("answers")],
-        }
-
-    def priced(self, former: states.State, host: str, row: Mapping[str, Any]) -> Dict[str, Any]:
-        seconds, basis = look.predicted(former.measured, host, row)
-        return dict(row, predicted=seconds, basis=basis)
-
-    def begin(self, former: states.State, resumed: bool, looks: Mapping[str, Any]) -> None:
-        if resumed:
-            self.journal.append("resume")
+    def begin(self, former: states.State, found: Draft) -> None:
+        if found.resumed:
+            self.journal.resume()
         else:
             self.journal.begin(time.strftime("%Y%m%dT%H%M%S-", time.gmtime()) + uuid.uuid4().hex[:6])
-        for host in former.of("lost", *states.IN_HAND) if resumed else ():
-            if looks.get(host, {}).get("state") == "as declared":  # the last run was killed before it wrote so
+        for host in former.of("lost", *states.IN_HAND) if found.resumed else ():
+            if host in found.fields["as_declared"]:  # the last run was killed before it wrote so
                 self.journal.append("done", host=host)
 
     # --- one host
 
     def step_gateways(self) -> Dict[str, Any]:
-        """On each gateway: who serves."""
-        return self.ask_gateway()
+        """On each gateway: who serves, and how much is asked for."""
+        return self.ask_gateway("global", "backend")
 
     def step_room(self) -> Dict[str, Any]:
         """The same, once the pools can do without the hosts of this batch; at the latest when the time is up."""
         state, batch = self.journal.state(), set(self.variables["ansible_play_batch"])
         held, pools = states.in_hand(state), state.plan.pools if state.plan else {}
         waiting = [unit for unit in states.remaining(state) if set(unit.hosts) <= batch and unit not in held]
-        until = time.monotonic() + self.seconds("rollout_room_wait")
+        until = time.monotonic() + self.given.seconds("rollout_room_wait")
         while True:
             found = self.ask_gateway()
             serving = self.serving([found]) - states.lost(state)
@@ -187,22 +116,31 @@ class ActionModule(ActionBase):
             # a gateway only answers questions: it cannot announce that a server is up again
             time.sleep(PAUSE)
 
-    def ask_gateway(self) -> Dict[str, Any]:
-        port = (self.variables["hostvars"][self._task.delegate_to]).get("gateway_status_port", 8404)
-        arguments = {"url": "http://127.0.0.1:%s/metrics" % port, "return_content": True, "timeout": 10}
-        try:
-            answer = self._execute_module("ansible.builtin.uri", module_args=arguments, task_vars=self.variables)
-        except AnsibleConnectionFailure as error:  # raised, it would count as this host's
-            answer = {"failed": True, "msg": str(error)}
-        if answer.get("failed") or answer.get("unreachable") or answer.get("status") != 200:
-            return {"answers": False, "msg": look.one_line(str(answer.get("msg"))), "up": [], "known": []}
-        up, known = look.serving(str(answer.get("content", "")), self.inventory.hosts(*ENGINES))
+    def ask_gateway(self, *scopes: str) -> Dict[str, Any]:
+        figures, fault = self.figures("server", *scopes)
+        if fault:
+            return {"answers": False, "msg": fault, "up": [], "known": []}
+        up, known = look.serving(figures, self.inventory.hosts(*ENGINES))
         return {
             "answers": True,
             "msg": "%d of %d hosts serve" % (len(up), len(known)),
             "up": sorted(up),
             "known": sorted(known),
+            "traffic": capacity.traffic(figures, self.inventory.served(ENGINES)),
         }
+
+    def figures(self, *scopes: str) -> Tuple[str, str]:
+        """The figures of the gateway that this task is delegated to, or why there are none."""
+        port = (self.variables["hostvars"][self._task.delegate_to]).get("gateway_status_port", 8404)
+        url = "http://127.0.0.1:%s/metrics?%s" % (port, "&".join("scope=" + name for name in scopes))
+        arguments = {"url": url, "return_content": True, "timeout": 10}
+        try:
+            answer = self._execute_module("ansible.builtin.uri", module_args=arguments, task_vars=self.variables)
+        except AnsibleConnectionFailure as error:  # raised, it would count as this host's
+            answer = {"failed": True, "msg": str(error)}
+        if answer.get("failed") or answer.get("unreachable") or answer.get("status") != 200:
+            return "", look.one_line(str(answer.get("msg") or "no answer"))
+        return str(answer.get("content", "")), ""
 
     def answers(self) -> List[Tuple[str, Mapping[str, Any]]]:
         """What each gateway has said last."""
@@ -237,8 +175,15 @@ class ActionModule(ActionBase):
             if told.stops and not state.stopped:
                 self.journal.append("stop", why=told.why)
             if told.go and unit not in states.in_hand(state):
-                self.journal.append("admitted", hosts=list(unit.hosts), ready=states.ready(state, serving, unit))
-        return {"go": told.go, "msg": told.why or "this host is changed now"}
+                ready = states.ready(state, serving, unit)
+                back = {host: self.looked(host).get("generation", "") for host in unit.hosts}
+                self.journal.append("admitted", hosts=list(unit.hosts), ready=ready, generations=back)
+        canary = bool(state.plan and self.host in state.plan.canary)
+        return {"go": told.go, "msg": told.why or "this host is changed now", "canary": canary}
+
+    def looked(self, host: str) -> Mapping[str, Any]:
+        """What was found on a host."""
+        return self.variables["hostvars"][host].get("rollout_look") or {}
 
     def held(self) -> bool:
         return self.host in self.journal.state().of(*states.IN_HAND)
@@ -249,31 +194,68 @@ class ActionModule(ActionBase):
         return {"msg": ", ".join("%s: %.1f s without it" % pair for pair in found.items()) or "nothing was restarted"}
 
     def step_soak(self) -> Dict[str, Any]:
-        planned = self.journal.state().plan
-        if planned is None or self.host not in planned.canary:
-            return {"skipped": True}
-        until = time.monotonic() + self.seconds("rollout_soak")
-        while time.monotonic() < until and self.journal.requested() != "stop":
+        """For its share of the time, what a gateway counts of the canary and of the hosts that serve as before."""
+        state, began = self.journal.state(), time.monotonic()
+        gateways = state.plan.gateways if state.plan else []
+        share, samples = self.given.seconds("rollout_soak") / max(1, len(gateways)), []
+        while True:
+            passed = time.monotonic() - began
+            if gateways:
+                figures, _fault = self.figures("global", "server")
+                samples += [compare.sample(passed, figures)] if figures else []
+            if passed >= share or self.journal.requested() == "stop":
+                break
             # the time itself is what the canary has to get through, unless a person stops the rollout
-            time.sleep(min(PAUSE, max(0.0, until - time.monotonic())))
-        return {}
+            time.sleep(min(max(PAUSE, share / LOOKS), max(0.0, began + share - time.monotonic())))
+        before = states.unchanged(state, self.inventory.hosts(*ENGINES))
+        return {"pools": compare.watched(samples, {self.host}, before)}
+
+    def step_compare(self) -> Dict[str, Any]:
+        soaked = (self.variables.get("rollout_soaked") or {}).get("results") or ()
+        worse, unknown = compare.judged([one.get("pools") or {} for one in soaked])
+        self.journal.append("watched", host=self.host, found=[*worse, *unknown])
+        self.show(["canary %s: %s" % (self.host, line) for line in [*worse, *unknown]])
+        if not worse:
+            return {"msg": "no worse than the others"}
+        generation = self.journal.state().hosts[self.host].generation
+        said = "it does worse than the hosts that are as before: %s" % "; ".join(worse)
+        return {"failed": True, "worse": True, "generation": generation, "msg": said}
+
+    def step_back(self) -> Dict[str, Any]:
+        """After the roles ran with the generation from before the change."""
+        done = look.taken_back(self.variables)
+        return {"failed": not done, "taken_back": done, "msg": "taken back" if done else "nothing changed there"}
 
     def step_done(self) -> Dict[str, Any]:
         found = self.variables.get("rollout_look") or {}
         if found.get("state") != "as declared":  # silence proves nothing
             return {"failed": True, "lost": True, "msg": "changed, and still not as declared: %s" % found.get("msg")}
         self.journal.append("done", host=self.host)
+        planned = self.journal.state().plan
+        if planned and self.host in planned.canary:
+            self.show(words.renewed_lines(planned))
         return {"msg": "as declared"}
 
     def step_failed(self) -> Dict[str, Any]:
-        failed = self.fault()
+        found = self.variables.get("rollout_compared") or {}
+        worse = found if found.get("worse") else None
+        failed = worse or self.fault()
         away = (self.variables.get("rollout_reached") or {}).get("unreachable")
         status = "failed" if look.safe(failed) and not away else "lost"
         why = look.reason(failed) if failed else "another host of its model failed"
         why, rolled_back = "unreachable" if away else why, bool(failed.get("rolled_back"))
-        real = look.measured(self.variables)
+        if worse and not away:
+            why, rolled_back = self.taken_back(why, worse)
+        real = {} if worse else look.measured(self.variables)  # it has its own already
         self.journal.append(status, host=self.host, why=why, rolled_back=rolled_back, measured=real)
         return {"msg": "%s: %s" % (status, why)}
+
+    def taken_back(self, why: str, worse: Mapping[str, Any]) -> Tuple[str, bool]:
+        """Why the canary failed and whether it serves as before, or how to take it back."""
+        back = self.variables.get("rollout_back") or {}
+        if back.get("taken_back"):
+            return why, True
+        return words.not_taken_back(why, self.host, worse["generation"], look.reason(back)), False
 
     # --- after it, and from another terminal
 
@@ -309,7 +291,3 @@ class ActionModule(ActionBase):
     def show(self, lines: Sequence[str]) -> None:
         for line in lines:
             display.display("  " + printable(line))
-
-
-def _fit(found: Mapping[str, Any]) -> bool:
-    return found.get("state") in ("as declared", "differs")

@@ -72,7 +72,7 @@ def _found(journal: Journal, variables: Mapping[str, Any], what: str, part: str 
         ):
             _lock(journal)
         return ":".join(group for group in GROUPS if group in variables.get("groups", {})) or NONE
-    state = State() if check else journal.state()
+    state = State() if check else journal.own()
     if what == "gateways":
         return state.plan.gateways if state.plan else []
     found = _part(state, part)

@@ -46,13 +46,22 @@ options:
     description:
       - V(present) configures the service, enables it and starts it.
       - V(absent) stops the service, disables it and removes its files. Its program, user and models stay.
+      - V(stopped) drains the service, stops it and disables it, for example for work on the host. All else of it stays,
+        as it is. Load balancers send it no requests until V(present) has started and verified it again.
     type: str
-    choices: [present, absent]
+    choices: [present, stopped, absent]
     default: present
   enabled:
     description: Whether the service starts at boot.
     type: bool
     default: true
+  ready_unit:
+    description:
+      - Whether there is a unit C(NAME-ready.service), or C(NAME-ready@INSTANCE.service), that waits until the service
+        answers requests. Units with C(Wants=) and C(After=) of it start when the service can be used, however long it
+        takes to load a model.
+    type: bool
+    default: false
   timeout:
     description:
       - Seconds within which the service must be up and verified, including the time to load its model. Left out, it
@@ -78,14 +87,18 @@ options:
         required: true
       state:
         description:
-          - V(absent) stops and disables the instance and removes its files. Models stay. Left out, it is V(present).
+          - V(absent) stops and disables the instance and removes its files. Models stay. V(stopped) stops and disables
+            it, and keeps its files. Left out, it is that of O(state).
         type: str
-        choices: [present, absent]
+        choices: [present, stopped, absent]
       environment:
         description: Further variables of its process, merged over O(environment).
         type: dict
       enabled:
         description: Overrides O(enabled) for this instance.
+        type: bool
+      ready_unit:
+        description: Overrides O(ready_unit) for this instance.
         type: bool
       timeout:
         description: Overrides O(timeout) for this instance.

@@ -50,16 +50,25 @@ options:
       - V(present) configures the service, enables it and starts it.
       - V(absent) removes the drop-in of this collection and restarts the service with what is left. Nothing is
         uninstalled.
+      - V(stopped) drains the service, stops it and disables it, for example for work on the host. All else of it stays,
+        as it is. Load balancers send it no requests until V(present) has started and verified it again.
       - V(uninstalled) removes everything that this collection installed. If upstream's files or a foreign unit were
         there before, they are restored and the service continues with them. Otherwise the service is stopped, and its
         unit, releases and user are removed. Models and the user that owns them stay, unless O(remove_models) is set.
     type: str
-    choices: [present, absent, uninstalled]
+    choices: [present, stopped, absent, uninstalled]
     default: present
   enabled:
     description: Whether the service starts at boot.
     type: bool
     default: true
+  ready_unit:
+    description:
+      - Whether there is a unit C(NAME-ready.service), or C(NAME-ready@INSTANCE.service), that waits until the service
+        answers requests. Units with C(Wants=) and C(After=) of it start when the service can be used, however long it
+        takes to load a model.
+    type: bool
+    default: false
   timeout:
     description:
       - Seconds within which the service must be up and verified, including the time to load a model.
@@ -86,14 +95,18 @@ options:
         required: true
       state:
         description:
-          - V(absent) stops and disables the instance and removes its files. Models stay. Left out, it is V(present).
+          - V(absent) stops and disables the instance and removes its files. Models stay. V(stopped) stops and disables
+            it, and keeps its files. Left out, it is that of O(state).
         type: str
-        choices: [present, absent]
+        choices: [present, stopped, absent]
       environment:
         description: Further variables of its process, merged over O(environment).
         type: dict
       enabled:
         description: Overrides O(enabled) for this instance.
+        type: bool
+      ready_unit:
+        description: Overrides O(ready_unit) for this instance.
         type: bool
       timeout:
         description: Overrides O(timeout) for this instance.

@@ -15,10 +15,16 @@ description:
     C(ROOT/ENGINE/current) pointing to it. The environment that was in use is kept, named by the link C(previous);
     declaring its version again switches back without building anything. Older ones are removed, but for those that a
     unit under C(/etc/systemd/system) names.
-  - The wheel is chosen from a table by the CUDA that it is built with, the host's NVIDIA driver and the interpreter.
-    One that needs a newer driver is refused before anything is installed, with the numbers and with the newest version
-    that would run. CUDA 13 needs driver 580, CUDA 12 driver 525, CUDA 11 driver 450.80.02, or newer (NVIDIA's table of
-    minor version compatibility).
+  - The wheel is chosen from a table by the CUDA that it is built with, the host's NVIDIA driver, the interpreter, the
+    processor and glibc. One that does not run on the host is rejected before anything is installed; the error lists
+    the numbers and the newest version that would run. CUDA 13 needs driver 580, CUDA 12 driver 525, CUDA 11 driver
+    450.80.02, or newer (NVIDIA's minor-version compatibility).
+  - Minor-version compatibility does not cover PTX, which vLLM's wheels contain. A vLLM that is built for the CUDA of
+    the driver, or for an older one, is therefore preferred. If the declared version is only built for a newer one, the
+    module warns. Driver 570 is for CUDA 12.8, 575 for 12.9, 580 for 13.0.
+  - If NVIDIA's package cuda-compat is installed under C(/usr/local/cuda-*/compat), wheels for its CUDA run, too
+    (forward compatibility, on data centre GPUs only). An environment that needs it has a link C(cuda-compat) to it. It
+    is tested with it, and M(gpufleet.inference.vllm_service) adds it to E(LD_LIBRARY_PATH) of its instances.
   - A new environment is tested before the switch. The engine is imported, and a small tensor is multiplied on a GPU of
     this host, or on the CPU with O(cuda=cpu).
   - A build that fails or does not pass leaves nothing behind, and the environment in use as it was. The next run
@@ -48,14 +54,14 @@ options:
     required: true
   version:
     description:
-      - Version of the engine. Left out, it is the newest of the table that the driver and the interpreter run. A newer
-        table or driver then changes what is declared.
+      - Version of the engine. Left out, it is the newest of the table that runs on the host. A newer table or driver
+        then changes what is declared.
     type: str
   cuda:
     description:
       - CUDA that the wheel is built with, such as V(13.0) or V(cu129), or V(cpu). Left out, it is that of the version's
-        package on PyPI where the driver runs it, and else the newest that the driver runs; V(cpu) is never chosen by
-        itself.
+        package on PyPI if it suits the driver, and otherwise the newest that does; V(cpu) is never chosen
+        automatically.
     type: str
   interpreter:
     description: The Python that the environment is made of. A path, a name such as V(python3.12), or a version.
@@ -196,6 +202,11 @@ pruned:
   type: list
   elements: str
   sample: []
+compat:
+  description: Folder of the cuda-compat libraries that it needs with this driver.
+  returned: success
+  type: str
+  sample: /usr/local/cuda-13.0/compat
 diff:
   description: The environment in use before and after.
   returned: success

@@ -13,7 +13,7 @@ version_added: 0.2.0
 description:
   - The steps of the playbook C(gpufleet.inference.rollout), which is the way to use them. They plan the rollout, decide
     when a host may be changed, keep the journal, and write the receipt. The roles change the hosts.
-  - Everything happens on the controller, apart from O(step=gateways) and O(step=room).
+  - Everything happens on the controller, apart from O(step=gateways), O(step=room) and O(step=soak).
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -29,10 +29,11 @@ options:
       - V(look) reads what the roles have found on a host, V(unfit) why they failed there. V(gateways) asks a gateway
         which hosts serve. V(plan) plans the rollout from that, and refuses it where it cannot succeed.
       - V(room) asks a gateway until its pools can do without a batch. V(admit) decides whether a host may be changed
-        now. V(applied), V(soak), V(done) and V(failed) follow.
+        now. V(applied) follows; for the canary, V(soak) and V(compare), and V(back) if it does worse than the others;
+        V(done) or V(failed).
       - V(report) writes the receipt. V(control) is for the playbook C(gpufleet.inference.rollout_control).
     type: str
-    choices: [look, unfit, plan, gateways, room, admit, applied, soak, done, failed, report, control]
+    choices: [look, unfit, plan, gateways, room, admit, applied, soak, compare, back, done, failed, report, control]
     required: true
   request:
     description: For O(step=control), what to do.
@@ -59,8 +60,13 @@ go:
   description: Whether the host may be changed now.
   returned: with O(step=admit)
   type: bool
+canary:
+  description: Whether the host is a canary.
+  returned: with O(step=admit)
+  type: bool
 plan:
-  description: The units that change, the canary, the pools, what changes of each service, and the predicted seconds.
+  description: The units that change, the canary, the pools, what changes of each service, the predicted seconds, and
+    what is left of each pool at each step.
   returned: with O(step=plan)
   type: dict
 lines:

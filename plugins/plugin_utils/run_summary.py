@@ -94,7 +94,7 @@ class Results:
         :param missed: names of plays that ended before this host's turn, as other hosts had failed.
         """
         if counts.get("unreachable"):
-            return HostRun(name, "unreachable", _CONNECTION.sub("", cause(self.unreachable or {})))
+            return HostRun(name, "unreachable", no_answer(self.unreachable or {}))
         if counts.get("failures") and not self.stopped:
             failed = self.failure or {}
             return HostRun(name, "put back" if failed.get("rolled_back") else "failed", cause(failed))
@@ -110,6 +110,11 @@ def cause(result: Mapping[str, Any]) -> str:
     items = [one for one in result.get("results") or () if one.get("failed")]
     said = (items[0] if items else result).get("msg")
     return one_line(said if isinstance(said, str) and said else "no reason given", LONGEST)
+
+
+def no_answer(result: Mapping[str, Any]) -> str:
+    """Why a host was unreachable, in one line."""
+    return _CONNECTION.sub("", cause(result))
 
 
 def block(hosts: Sequence[HostRun], seconds: float) -> List[Tuple[str, str]]:

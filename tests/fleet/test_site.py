@@ -161,6 +161,23 @@ def test_verify_tells_by_its_exit_status(managed, lab, sh):
     assert [everything(sh, host) for host in managed] == before
 
 
+def test_the_report_shows_drift_and_a_host_that_does_not_answer(managed, lab, sh, tmp_path):
+    before = [everything(sh, host) for host in managed]
+    gone = tmp_path / "gone.yml"
+    gone.write_text(json.dumps({"ollama": {"hosts": {"gone": {"ansible_host": "127.0.0.1", "ansible_port": 1}}}}))
+    variables = json.dumps({"ollama_keep_alive": "24h", "report_file": str(tmp_path / "page.html")})
+    words = ["-i", str(gone), "--limit", "gpu1,gpu2,gone", "-e", variables]
+    run = lab.playbook("playbooks/report.yml", *words, warnings=True)
+    (result,) = run.of("fleet_report")
+    assert result["msg"].endswith("page.html: 3 hosts, 3 with a problem")
+    assert {host: [one["kind"] for one in found] for host, found in result["problems"].items()} == {
+        **dict.fromkeys(("gpu1", "gpu2"), ["drift"]),
+        "gone": ["unreachable"],
+    }
+    assert '"name":"gpu2"' in (tmp_path / "page.html").read_text()
+    assert [everything(sh, host) for host in managed] == before
+
+
 def test_the_way_back_to_a_generation(managed, lab, sh):
     """Twice another value, then back: first to what cannot be verified any more, then to what can."""
 

@@ -92,6 +92,23 @@ def test_an_instance_is_brought_up_proven_and_left_alone(bring, ready):
     assert processes(ready) == before
 
 
+def test_others_can_be_ordered_after_a_model_that_serves(bring, ready):
+    assert not bring(ready_unit=True)["failed"]
+    sh(ready, "systemctl start vllm-ready@chat")
+    sh(ready, "systemctl kill --kill-who=main -s STOP %s" % UNIT)
+    after = "-p Wants=vllm-ready@chat.service -p After=vllm-ready@chat.service"
+    sh(ready, "systemd-run --no-block --unit app -p RemainAfterExit=yes %s true" % after)
+    states = "systemctl is-active vllm-ready@chat app %s || :" % UNIT
+    assert sh(ready, states).split() == ["activating", "inactive", "active"]
+    sh(ready, "systemctl kill --kill-who=main -s CONT %s" % UNIT)
+    sh(ready, "timeout 30 sh -c 'until systemctl is-active app; do sleep 0.1; done'")
+    sh(ready, "systemctl stop app")
+    assert not bring(ready_unit=True)["changed"]
+    done = bring()
+    assert done["changed"] and not done["restarted"]
+    assert sh(ready, "systemctl show -p LoadState --value vllm-ready@chat").strip() == "not-found"
+
+
 def test_an_option_changes_the_file_and_the_process(bring, ready):
     assert not bring()["failed"]
     before = processes(ready)

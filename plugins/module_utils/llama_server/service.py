@@ -100,6 +100,7 @@ class LlamaServer:
             readable=[os.path.dirname(file) for file in (name, *settled.files.values())],
             timeout=limit,
             asks=lambda _proof: (endpoint, instance.served),
+            ready=endpoint.url + "/health",
             own=instance,
         )
 

@@ -20,11 +20,14 @@ OPTIONS = table(
         V(absent) removes the drop-in of this collection and restarts the service with what is left. Nothing is
         uninstalled.
 
+        V(stopped) drains the service, stops it and disables it, for example for work on the host. All else of it stays,
+        as it is. Load balancers send it no requests until V(present) has started and verified it again.
+
         V(uninstalled) removes everything that this collection installed. If upstream's files or a foreign unit were
         there before, they are restored and the service continues with them. Otherwise the service is stopped, and its
         unit, releases and user are removed. Models and the user that owns them stay, unless O(remove_models) is
         set.""",
-        choices=("present", "absent", "uninstalled"),
+        choices=("present", "stopped", "absent", "uninstalled"),
         default="present",
         per_host=True,
     ),

@@ -16,6 +16,7 @@ from ..serving import instances, release, run, stop
 from ..serving.gate import Proof
 from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Service
 from ..systemd.manager import System
+from ..toolbox.addresses import host_port, reachable
 from ..toolbox.errors import Refused
 from ..toolbox.text import near
 from . import checks, install, names, settings, storage
@@ -70,8 +71,9 @@ class Ollama:
             fit = Fit(model, places, environ, host.facts, unit, user, options["prove_fit"], host.warn, main)
         spread = wanted.effective.get("OLLAMA_SCHED_SPREAD") == "true"
         home = install.home(user)
+        listen = _listen(wanted, others)
         return Declared(
-            listen=_listen(wanted, others),
+            listen=listen,
             user=user,
             environment=wanted.environment,
             steps=steps,
@@ -89,6 +91,7 @@ class Ollama:
             asks=(lambda proof: (Endpoint(checks.api(proof.running).url), model)) if there else None,
             pre_change_check=fit,
             warnings=wanted.warnings,
+            ready="http://%s/api/version" % host_port(reachable(listen.address), listen.port),
             install_hint="set ollama_version, with ollama_archive_checksum or ollama_mirror, to have it installed",
             unproven="" if there else "%s is not in the store yet" % model if model else "prove_model is not set",
             own=Own(spread, fit),

@@ -20,6 +20,8 @@ from .interpreters import find_uv
 from .wheels import Choice
 
 MARKER = "gpufleet.json"
+COMPAT = "cuda-compat"
+"""A link in an environment to libraries that must come before those of the driver; programs there need them."""
 _CONSTRAINTS, _REQUIREMENTS = ".constraints.txt", ".requirements.txt"
 LAST_LINES = 8  # of a failed program's output, for the message
 
@@ -88,6 +90,8 @@ class Builder:
         for name in (_CONSTRAINTS, _REQUIREMENTS):
             if os.path.exists(self._inside(name)):
                 os.unlink(self._inside(name))
+        if self.choice.compat:
+            self._add_compat(self.choice.compat)
         self._test()
 
     def _inside(self, name: str) -> str:
@@ -137,6 +141,14 @@ class Builder:
         said = self._run([self.python, "-c", program, _dist_name(name), *self.choice.without])
         return json.loads(said.rstrip("\n").rpartition("\n")[2])
 
+    def _add_compat(self, folder: str) -> None:
+        from ..toolbox.trusted import intruder
+
+        why = intruder(folder)
+        if why:
+            raise Failed("%s: %s, and root would load libraries from there" % (folder, why))
+        os.symlink(folder, self._inside(COMPAT))
+
     def _test(self) -> None:
         from ..programs import environment_check
         from ..toolbox import files
@@ -166,6 +178,8 @@ class Builder:
         # uv: the host's certificates, and no interpreter from elsewhere
         environment.update(UV_SYSTEM_CERTS="1", UV_NATIVE_TLS="1", UV_PYTHON_DOWNLOADS="never", UV_NO_CONFIG="1")
         environment["HOME"] = home()
+        if os.path.lexists(self._inside(COMPAT)):
+            environment["LD_LIBRARY_PATH"] = self._inside(COMPAT)
         try:
             done = subprocess.run(
                 list(command),
@@ -197,7 +211,9 @@ def asked(choice: Choice, interpreter: str) -> str:
 
 
 def _as_asked(choice: Choice, interpreter: str) -> Dict[str, Any]:
+    compat = {"compat": choice.compat} if choice.compat else {}
     return {
+        **compat,
         "engine": choice.engine,
         "version": choice.version,
         "cuda": choice.cuda,
@@ -255,6 +271,10 @@ def _test_hint(words: str, builder: Builder) -> str:
     for library, package in LIBRARIES.items():
         if library in words:
             return ". Install the host's package with %s (%s)" % (library, package)
+    if "no kernel image" in words:
+        return ". It has no kernels for this GPU; builds with CUDA 13 have none before Turing. Choose another cuda"
+    if builder.choice.compat:
+        return ". It was tested with the libraries in %s, which only data centre GPUs support" % builder.choice.compat
     return ". The new environment does not work on this host"
 
 

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 from ..gpu import procfs
 from ..toolbox.errors import Failed, Needed, Refused
+from ..toolbox.files import link
 from . import wheels
 from .build import Sources
 from .environment import EnvironmentStep
@@ -25,10 +26,9 @@ def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> Environ
     interpreter = find_interpreter(params["interpreter"])
     choice = wheels.choose(
         engine,
+        _target(interpreter, root),
         version=params["version"],
         cuda=params["cuda"],
-        driver=procfs.kernel_driver(root)["version"],
-        python=python_version(interpreter),
         package=params["package"],
         packages=params["packages"],
         without=params["without"],
@@ -42,6 +42,40 @@ def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> Environ
         timeout=params["build_timeout"],
     )
     return EnvironmentStep(choice, interpreter, sources, params["root"])
+
+
+def _target(interpreter: str, root: str) -> wheels.Target:
+    """What of this host decides which wheels run."""
+    driver = procfs.kernel_driver(root)["version"]
+    return wheels.Target(
+        driver=driver,
+        python=python_version(interpreter),
+        machine=os.uname().machine,
+        glibc=_glibc(),
+        compat=_compat(root) if driver else None,
+    )
+
+
+def _glibc() -> Optional[Tuple[int, int]]:
+    try:
+        name, _blank, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        first, second = version.split(".")[:2]
+        return (int(first), int(second)) if name == "glibc" else None
+    except (OSError, ValueError):  # another C library
+        return None
+
+
+def _compat(root: str) -> Optional[wheels.Compat]:
+    """The newest cuda-compat that is installed; its library is named after the driver that it comes from."""
+    folder = os.path.join(root, "usr/local")
+    found = []
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name, "compat")
+        library = link(os.path.join(path, "libcuda.so.1")) if name.startswith("cuda-") else None
+        version = (library or "").rpartition("libcuda.so.")[2]
+        if version[:1].isdigit() and "." in version:
+            found.append(wheels.Compat(path, version))
+    return max(found, key=lambda one: wheels.numbers(one.driver), default=None)
 
 
 def check_wheels(step: EnvironmentStep, params: Mapping[str, Any], check_mode: bool) -> None:
@@ -83,6 +117,8 @@ def converge(params: Mapping[str, Any], check_mode: bool, warn: Any) -> Dict[str
             result["diff"] = {"before": "\n".join(names) + "\n", "after": ""}
         return result
     check_wheels(step, params, check_mode)
+    if step.choice.warning:
+        warn(step.choice.warning)
     diff, pruned = step.diff(), []
     if not check_mode:
         try:
@@ -104,6 +140,7 @@ def _result(step: EnvironmentStep) -> Dict[str, Any]:
         "python": step.python,
         "version": choice.version,
         "cuda": choice.cuda,
+        "compat": choice.compat,
         "device": record.get("device"),
         "packages": record.get("packages", {}),
         "previous": step.link("previous"),

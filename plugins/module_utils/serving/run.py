@@ -9,12 +9,13 @@ they may hold what the others are to have.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..converge import run as convergence
 from ..converge.model import Change, Outcome, ServiceError, Step, StepError
-from ..converge.override import Override, as_bytes
+from ..converge.override import DIRECTORY, Override, as_bytes
 from ..gpu.processes import held_by_unit
 from ..gpu.select import label
 from ..placement import choice, claims
@@ -61,6 +62,7 @@ def converge(
         services = generations.back(services, engine.title)
     leaving = [service for service in services if service.options["state"] == "absent"]
     replaced = [service for service in leaving if service.replaced]  # goes for good once the instances are proven
+    halting = [service for service in services if service.options["state"] == "stopped"]
     staying = [service for service in services if service.options["state"] == "present"]
     plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
     _check_claims(plans, [service.unit for service in leaving], host)
@@ -80,6 +82,11 @@ def converge(
             warn(warning)
     results: Dict[str, Dict[str, Any]] = {}
     try:
+        for service in halting:
+            # few hosts need it
+            from .stopped import stop
+
+            results[service.unit] = stop(engine.leave(service, host), service, host)
         for service in leaving:
             if not service.replaced:
                 results[service.unit] = leave(engine.leave(service, host), service, host)
@@ -126,6 +133,7 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         from .drain import MarkStep
 
         declared.steps.append(MarkStep(service.unit))
+    declared.steps += _ready_unit(service, declared.ready if options["ready_unit"] else "", host)
     if declared.listen:
         allowed = options["allow_unauthenticated"] or bool(options["clients"])
         exposure.check(declared.listen, engine.open_to, allowed, host.warn)
@@ -169,6 +177,17 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
     )
     proof = gate.gate(declared.checks, devices=placed.devices, facts=facts, gather=host.gather, explain=engine.explain)
     return Plan(service, placed, declared, claim, change, proof)
+
+
+def _ready_unit(service: Service, url: str, host: Host) -> List[Step]:
+    """The step for the unit that waits for a service; one without a URL has none."""
+    path = "%s/%s" % (DIRECTORY, re.sub(r"(?=@|\.service\Z)", "-ready", service.unit, count=1))
+    if not url and host.system.read(path) is None:
+        return []
+    # most services have no such unit
+    from .ready import ReadyStep, text
+
+    return [ReadyStep(path, text(service.unit, url) if url else None, host.system.root)]
 
 
 def _compare_answers(service: Service, asks: Callable[[Proof], Tuple[Any, str]], host: Host, proof: Proof) -> None:
@@ -344,14 +363,15 @@ def leave(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
         # without its override it would be one more server at the default port: it is stopped, too
         change = Change(unit=service.unit, files=leaving.files, enabled=False, started=False)
     change.accepted = partial(_forget, service.unit)
+    steps = [*leaving.steps, *_ready_unit(service, "", host)]
     outcome = convergence.converge(
-        change, steps=leaving.steps, hooks=leaving.hooks, check_mode=host.check_mode, system=host.system
+        change, steps=steps, hooks=leaving.hooks, check_mode=host.check_mode, system=host.system
     )
     if agent.marked(service.unit) and not host.check_mode:  # no load balancer is to get it back
         from . import drain
 
         drain.forget(service.unit)
-    finish(leaving.steps, outcome, host)
+    finish(steps, outcome, host)
     if not outcome.changed:
         said = "disabled" if service.replaced else "not there" if service.name else "no override"
     else:

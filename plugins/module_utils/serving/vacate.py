@@ -17,7 +17,7 @@ from ..systemd.manager import ManagerError
 from . import agent, drain
 from .model import Host, Plan
 
-_DOWN = ("inactive", "failed")
+DOWN = ("inactive", "failed")
 
 
 def in_the_way(other: Plan, plan: Plan, host: Host) -> bool:
@@ -67,7 +67,7 @@ class Vacated:
         system = self.host.system
         with system.lock(unit, timeout):
             state = system.show(unit)
-            if state.get("ActiveState") in _DOWN:
+            if state.get("ActiveState") in DOWN:
                 return False
             self.units[unit] = (timeout, undrain)  # a drain that fails must be undone, too
             pid = int(state.get("MainPID") or 0)
@@ -91,7 +91,7 @@ class Vacated:
         said = []
         for unit, (timeout, undrain) in self.units.items():
             try:
-                down = self.host.system.show(unit).get("ActiveState") in _DOWN
+                down = self.host.system.show(unit).get("ActiveState") in DOWN
                 failure = self.host.system.start(unit, timeout) if down else None
             except ManagerError as error:
                 down, failure = True, str(error)

@@ -26,7 +26,7 @@ OPTIONS = table(
         elements="dict",
         suboptions=(
             Option("name", "str", "Name of the instance: letters, digits, C(_) and C(.).", required=True),
-            Option("state", "str", "Overrides O(state) for this instance.", choices=("present", "absent")),
+            Option("state", "str", "Overrides O(state) for this instance.", choices=("present", "stopped", "absent")),
             Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
             Option(
                 "hosts",

@@ -100,6 +100,7 @@ class Vllm:
             asks=None
             if options["node_rank"]
             else lambda _proof: (_endpoint(options, configuration), configuration.served),
+            ready="" if options["node_rank"] else _ready(configuration),
             restart="all hosts of the model start together" if options["restart"] else "",
             warnings=configuration.warnings
             + unknown_variables(
@@ -225,6 +226,12 @@ def _checks(
 
 def _endpoint(options: Mapping[str, Any], configuration: settings.Declared) -> Endpoint:
     return Endpoint(configuration.url, options["api_key"], verify=False)
+
+
+def _ready(configuration: settings.Declared) -> str:
+    """Where it answers once it serves; before that, nobody listens there."""
+    asked = configuration.environment.get("VLLM_SERVER_DEV_MODE") == "1"
+    return configuration.url + ("/is_sleeping" if asked else "/health")
 
 
 def _stop_hooks(service: Service, host: Host) -> Stop:

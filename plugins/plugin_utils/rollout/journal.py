@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
@@ -22,6 +23,11 @@ from .state import State, fold
 
 LOCK_WAIT = 5.0
 """Seconds that a killed run's last process gets to end."""
+
+PROCESS = uuid.uuid4().hex
+"""Of this process and the workers that Ansible forks from it."""
+RECEIPTS = 20
+"""Receipts that are read; each is kept."""
 
 _held: Optional[int] = None
 """The run's lock. The workers that Ansible forks hold it as well, so it is free when the last of them has ended."""
@@ -45,6 +51,11 @@ class Journal:
     def state(self) -> State:
         return fold(self.events())
 
+    def own(self) -> State:
+        """The state of the run of this process; an empty one before it has a plan, whatever an earlier run has left."""
+        state = self.state()
+        return state if state.by == PROCESS else State()
+
     def append(self, event: str, **fields: Any) -> None:
         """Write one event; it is on the disk when this returns."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -63,12 +74,29 @@ class Journal:
         """Start a new run's journal; it keeps what predictions are made from."""
         former = self.state()
         away = sorted({*former.away, *former.of("lost")})
-        self._own()
-        self._write("journal.jsonl", _line("begin", {"run": run, "measured": former.measured, "away": away}))
+        self._secure()
+        fields = {"run": run, "by": PROCESS, "measured": former.measured, "away": away}
+        self._write("journal.jsonl", _line("begin", fields))
+
+    def resume(self) -> None:
+        """Go on with the last run."""
+        self.append("resume", by=PROCESS)
 
     def receipt(self, run: str, found: Dict[str, Any]) -> str:
         """Write the receipt of a run; its path."""
         return self._write("receipt-%s.json" % run, (json.dumps(found, indent=2) + "\n").encode())
+
+    def receipts(self) -> List[Dict[str, Any]]:
+        """The last receipts, the newest first."""
+        try:
+            names = [name for name in os.listdir(self.folder) if name.startswith("receipt-") and name.endswith(".json")]
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in sorted(names, reverse=True)[:RECEIPTS]:
+            with open(os.path.join(self.folder, name), "rb") as file:
+                found.append(_read(file.read()))
+        return [receipt for receipt in found if receipt]
 
     def _write(self, name: str, content: bytes) -> str:
         path = os.path.join(self.folder, name)
@@ -78,9 +106,14 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else a power cut may bring back the former file
+        finally:
+            os.close(folder)
         return path
 
-    def _own(self) -> None:
+    def _secure(self) -> None:
         """Create the folder.
 
         :raises OSError: somebody else could write to it.
@@ -100,7 +133,7 @@ class Journal:
         global _held
         if _held is not None:
             return ""
-        self._own()
+        self._secure()
         descriptor = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
         until = time.monotonic() + wait
         while True:
@@ -150,7 +183,7 @@ class Journal:
         return next((word for word in ("stop", "pause") if os.path.exists(os.path.join(self.folder, word))), "")
 
     def request(self, word: str) -> None:
-        self._own()
+        self._secure()
         open(os.path.join(self.folder, word), "w").close()
 
     def withdraw(self, word: str) -> None:
@@ -177,7 +210,7 @@ def _line(event: str, fields: Dict[str, Any]) -> bytes:
 
 
 def _read(line: bytes) -> Dict[str, Any]:
-    """One event; empty for a torn line of a killed run, which a later one has ended."""
+    """One event, or a receipt; empty for a torn line of a killed run, which a later one has ended."""
     try:
         found = json.loads(line)
     except ValueError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import AbstractSet, Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
-from ...module_utils.gateway.runtime import slug
+from ...module_utils.gateway.runtime import host_name
 from ...module_utils.toolbox.text import one_line
 
 SERVICES = {
@@ -28,8 +28,8 @@ OTHERS = {
     "llama_server_models_result": "models",
     "ollama_models_result": "models",
 }
-DEFAULTS = {"ollama": 10.0, "vllm": 120.0, "llama_server": 30.0, "gateway": 0.0, "": 10.0}
-"""Seconds that a service of an engine does not serve, where no restart was measured yet."""
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 class Look(NamedTuple):
@@ -39,7 +39,9 @@ class Look(NamedTuple):
     """``as declared``, ``differs``, or ``unfit``."""
     why: str = ""
     services: Sequence[Mapping[str, Any]] = ()
-    """What changes: ``service``, ``engine``, ``why``, ``restart``."""
+    """What changes: ``service``, ``engine``, ``why``, ``restart``, and the seconds of the last ``restarts``."""
+    generation: str = ""
+    """What takes all services of the host back to now: the time at which the last one was accepted."""
 
 
 def look(registered: Mapping[str, Any]) -> Look:
@@ -54,18 +56,24 @@ def look(registered: Mapping[str, Any]) -> Look:
         return Look("unfit", "unreachable: %s" % one_line(str(reached.get("msg"))))
     if registered.get("rollout_apply") and "rollout_result" not in registered:
         return Look("unfit", "the tasks of rollout_apply register no rollout_result")
-    results = [*_services(registered), *_others(registered)]
+    results = [*services(registered), *_others(registered)]
     for name, _engine, result in results:
         if result.get("unreachable") or result.get("failed"):
             return Look("unfit", "%s: %s" % (name, reason(result)))
     rows = [
-        {"service": name, "engine": engine, "why": _why(result), "restart": bool(result.get("restarted"))}
+        {
+            "service": name,
+            "engine": engine,
+            "why": _why(result),
+            "restart": bool(result.get("restarted")),
+            "restarts": [one["downtime_ms"] / 1000 for one in _generations(registered, name) if _timed(one)],
+        }
         for name, engine, result in results
         if result.get("changed")
     ]
-    return (
-        Look("differs", "; ".join("%(service)s: %(why)s" % row for row in rows), rows) if rows else Look("as declared")
-    )
+    if not rows:
+        return Look("as declared")
+    return Look("differs", "; ".join("%(service)s: %(why)s" % row for row in rows), rows, _generation(registered))
 
 
 def reason(failed: Mapping[str, Any]) -> str:
@@ -76,23 +84,10 @@ def reason(failed: Mapping[str, Any]) -> str:
 def measured(registered: Mapping[str, Any]) -> Dict[str, float]:
     """The seconds for which each restarted service did not serve."""
     return {
-        name: round(result["downtime_ms"] / 1000, 1)
-        for name, _engine, result in _services(registered)
-        if result.get("restarted") and _duration(result.get("downtime_ms"))  # none in check mode
+        name: round(result["downtime_ms"] / 1000, 2)
+        for name, _engine, result in services(registered)
+        if result.get("restarted") and _timed(result)  # none in check mode
     }
-
-
-def predicted(measured: Mapping[str, Mapping[str, float]], host: str, row: Mapping[str, Any]) -> Tuple[float, str]:
-    """The seconds for which a service will not serve, and what that is based on."""
-    service = row["service"]
-    if not row["restart"]:
-        return 0.0, "no restart"
-    if service in measured.get(host, {}):
-        return measured[host][service], "last restart here"
-    others = [own[service] for own in measured.values() if service in own]
-    if others:
-        return round(sum(others) / len(others), 1), "last restarts of other hosts"
-    return DEFAULTS[row["engine"]], "default"
 
 
 def left(
@@ -108,9 +103,15 @@ def left(
     ]
 
 
+def taken_back(registered: Mapping[str, Any]) -> bool:
+    """Whether the roles have changed something, and none of it failed."""
+    results = [result for _name, _engine, result in _services(registered)]
+    return any(result.get("changed") for result in results) and not any(result.get("failed") for result in results)
+
+
 def failure(registered: Mapping[str, Any]) -> Mapping[str, Any]:
     """The result of the service that failed; empty if none did."""
-    return next((result for _name, _engine, result in _services(registered) if result.get("failed")), {})
+    return next((result for _name, _engine, result in services(registered) if result.get("failed")), {})
 
 
 def safe(failed: Mapping[str, Any]) -> bool:
@@ -125,7 +126,7 @@ def safe(failed: Mapping[str, Any]) -> bool:
     )
 
 
-def _services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
+def services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
     for name, engine in SERVICES.items():
         result = _mapping(registered.get(name))
         instances = _mapping(result.get("instances"))
@@ -154,8 +155,28 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _duration(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < 1e9
+def _generations(registered: Mapping[str, Any], service: str) -> List[Mapping[str, Any]]:
+    """What the host has recorded of a service; the name of an engine's unit may have a hyphen for an underscore."""
+    found = _mapping(_mapping(registered.get("rollout_generations")).get("generations"))
+    known: Any = next((found[unit] for unit in _units(service) if unit in found), [])
+    return [one for one in known if isinstance(one, Mapping)] if isinstance(known, list) else []
+
+
+def _generation(registered: Mapping[str, Any]) -> str:
+    recorded = _mapping(_mapping(registered.get("rollout_generations")).get("generations"))
+    accepted = [_mapping(one).get("accepted") for own in recorded.values() if isinstance(own, list) for one in own]
+    accepted += [_mapping(registered.get("rollout_result")).get("generation")]
+    return max((one for one in accepted if isinstance(one, str) and _TIME.fullmatch(one)), default="")
+
+
+def _units(service: str) -> List[str]:
+    return [service + ".service", service.replace("_", "-") + ".service"]
+
+
+def _timed(result: Mapping[str, Any]) -> bool:
+    """Whether a restart was measured."""
+    found = result.get("downtime_ms")
+    return isinstance(found, (int, float)) and 0 < found < 1e9
 
 
 _ROW = re.compile(r'^haproxy_server_status\{proxy="[^"]*",server="([^"]*)",state="([^"]*)"\} 1(?:\.0+)?$', re.MULTILINE)
@@ -172,7 +193,7 @@ def serving(metrics: str, hosts: Sequence[str]) -> Tuple[Set[str], Set[str]]:
     known: Set[str] = set()
     up: Set[str] = set()
     for host in hosts:
-        own = [state for server, found in states.items() if server.startswith(slug(host) + ".") for state in found]
+        own = [state for server, found in states.items() if server.startswith(host_name(host) + ":") for state in found]
         if own:
             known.add(host)
             if all(state == "UP" for state in own):

@@ -29,7 +29,7 @@ class Unit(NamedTuple):
 Pools = Mapping[str, Pool]
 
 
-def pools(served: Mapping[str, Sequence[str]], wish: Any) -> Dict[str, Pool]:
+def pools(served: Mapping[str, Iterable[str]], wish: Any) -> Dict[str, Pool]:
     """The pools of an inventory.
 
     :param served: pool → its hosts.

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import AbstractSet, Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set
 
-from . import plan
+from . import plan, predict
 from .plan import Pool, Unit
+from .predict import Series
 
 IN_HAND = ("admitted", "applied")
 """A run is, or was, changing the host."""
@@ -28,11 +29,16 @@ class Planned:
     width: int
     failures: int
     """Failed hosts that do not stop the run."""
+    in_a_row: Optional[int]
+    """The same for hosts that failed one after the other; None for any number."""
     as_declared: List[str]
     services: Dict[str, List[Dict[str, Any]]]
-    """For each host: ``service``, ``why``, ``restart``, ``predicted`` (seconds) and ``basis`` of the prediction."""
+    """For each host: ``service``, ``why``, ``restart``, ``predicted`` (seconds), its ``basis``, the ``restarts``
+    measured there, and the prediction as ``renewed`` after the canary."""
     gateways: List[str]
     """Gateways that report who serves."""
+    traffic: Dict[str, List[float]] = field(default_factory=dict)
+    """Of each pool, as the gateways count it: requests per second, and seconds for one of them."""
 
 
 @dataclass
@@ -43,6 +49,8 @@ class HostState:
     rolled_back: bool = False
     measured: Dict[str, float] = field(default_factory=dict)
     """Service to the seconds that it did not serve."""
+    generation: str = ""
+    """What takes it back to before the change."""
     times: Dict[str, float] = field(default_factory=dict)
 
 
@@ -51,6 +59,8 @@ class State:
     """The last run, and what earlier runs have left to it."""
 
     run: str = ""
+    by: str = ""
+    """The process that began or resumed it."""
     began: float = 0.0
     plan: Optional[Planned] = None
     hosts: Dict[str, HostState] = field(default_factory=dict)
@@ -59,10 +69,14 @@ class State:
     ended: str = ""
     """The verdict of a run that is not resumed."""
     resumed: int = 0
+    row: List[str] = field(default_factory=list)
+    """The hosts that have failed since the last one that did not."""
     least: Dict[str, int] = field(default_factory=dict)
     """Pool to the fewest hosts that were ready at once."""
-    measured: Dict[str, Dict[str, float]] = field(default_factory=dict)
-    """Of this run and earlier ones: host to service to the seconds of the last restart."""
+    measured: Series = field(default_factory=dict)
+    """Of this run and earlier ones."""
+    watched: Dict[str, List[str]] = field(default_factory=dict)
+    """Of each canary: what was found when it was compared with the others."""
     away: List[str] = field(default_factory=list)
     """Hosts that an earlier run has lost."""
 
@@ -77,10 +91,10 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
     for event in events:
         kind, host = event.get("event"), event.get("host")
         if kind == "begin":
-            state = State(event["run"], event["t"], measured=event["measured"], away=event["away"])
+            state = State(event["run"], event["by"], event["t"], measured=event["measured"], away=event["away"])
         elif kind == "resume":
             state.resumed += 1
-            state.stopped = ""
+            state.by, state.stopped = event["by"], ""
         elif kind == "plan":
             _plan(state, event)
         elif kind == "stop":
@@ -90,8 +104,11 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
         elif kind == "admitted":
             for name in event["hosts"]:
                 _set(state, name, event)
+                state.hosts[name].generation = event["generations"].get(name, "")
             for pool, count in event["ready"].items():
                 state.least[pool] = min(count, state.least.get(pool, count))
+        elif kind == "watched":
+            state.watched[str(host)] = event["found"]
         elif host:
             _set(state, host, event)
     return state
@@ -114,14 +131,18 @@ def _plan(state: State, event: Mapping[str, Any]) -> None:
         {name: Pool(tuple(hosts), minimum) for name, (hosts, minimum) in event["pools"].items()},
         event["width"],
         event["failures"],
+        event["in_a_row"],
         [host for host in event["as_declared"] if host not in ended],
         {**known, **event["services"]},
         event["gateways"],
+        event["traffic"],
     )
     for host in planned:
         if state.hosts.setdefault(host, HostState()).status == "lost":  # it answers again, and is repaired first
             state.hosts[host].status = "admitted"
     state.away = [host for host in state.away if host not in {*event["as_declared"], *planned}]
+    for host in state.of("done"):
+        _renew(state, host)
 
 
 def _set(state: State, name: str, event: Mapping[str, Any]) -> None:
@@ -132,7 +153,22 @@ def _set(state: State, name: str, event: Mapping[str, Any]) -> None:
     host.rolled_back = event.get("rolled_back", host.rolled_back)
     host.measured.update(event.get("measured", {}))
     if event.get("measured") and host.status == "applied":  # a rollback's seconds predict nothing
-        state.measured.setdefault(name, {}).update(event["measured"])
+        predict.remember(state.measured, name, event["measured"])
+    if host.status == "done":
+        state.row = []
+        _renew(state, name)
+    elif host.status in FAILED:
+        state.row.append(name)
+
+
+def _renew(state: State, done: str) -> None:
+    """What the canary took predicts the hosts after it."""
+    planned = state.plan
+    if planned is None or done not in planned.canary:
+        return
+    for name in state.of("waiting"):
+        rows = planned.services.get(name, [])
+        planned.services[name] = predict.renewed(rows, planned.services.get(done, []), state.hosts[done].measured)
 
 
 def remaining(state: State) -> List[Unit]:
@@ -148,6 +184,11 @@ def remaining(state: State) -> List[Unit]:
 def lost(state: State) -> Set[str]:
     """Hosts that cannot be counted on."""
     return {*state.of("lost"), *state.away}
+
+
+def unchanged(state: State, hosts: Iterable[str]) -> Set[str]:
+    """Those that this run has not changed."""
+    return set(hosts) - set(state.of(*IN_HAND, *ENDED))
 
 
 def in_hand(state: State) -> List[Unit]:
@@ -205,12 +246,14 @@ def exceeded(state: State) -> str:
     if canary:
         return "the canary %s failed" % ", ".join(canary)
     if state.plan and len(failed) > state.plan.failures:
-        return "%d failed (%s), and rollout_max_failures allows %d" % (
-            len(failed),
-            ", ".join(failed),
-            state.plan.failures,
-        )
+        return _too_many(failed, "failed", state.plan.failures)
+    if state.plan and state.plan.in_a_row is not None and len(state.row) > state.plan.in_a_row:
+        return _too_many(state.row, "failed in a row", state.plan.in_a_row)
     return ""
+
+
+def _too_many(hosts: List[str], words: str, allowed: int) -> str:
+    return "%d %s (%s), and rollout_max_failures allows %d" % (len(hosts), words, ", ".join(hosts), allowed)
 
 
 def resumes(state: State, changing: AbstractSet[str]) -> bool:

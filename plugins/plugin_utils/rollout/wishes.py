@@ -5,15 +5,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, List, Sequence
+from typing import Any, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from ...module_utils.toolbox.text import one_line
+from . import plan
 from .plan import Unit
 
 PREFIX = "rollout_"
 NAMES = ("min_ready", "width", "max_failures", "canary", "soak", "room_wait", "state", "apply")
 """What a person may set, without the prefix."""
-REGISTERED = ("check", "reached", "look", "gateways", "admission", "result")
+VARIABLES = tuple(PREFIX + name for name in NAMES)
+REGISTERED = (
+    "check",
+    "reached",
+    "generations",
+    "look",
+    "gateways",
+    "admission",
+    "soaked",
+    "compared",
+    "back",
+    "result",
+)
 """What the playbook registers, and would not if it were given with ``-e``."""
 
 
@@ -27,7 +40,7 @@ def known(variables: Iterable[str], extra: Iterable[str]) -> None:
     registered = {PREFIX + name for name in REGISTERED} - set(extra)
     for name in sorted(set(variables) - registered):
         if name.startswith(PREFIX) and name[len(PREFIX) :] not in NAMES:
-            raise ValueError("%s: no such variable; there are %s" % (name, ", ".join(PREFIX + one for one in NAMES)))
+            raise ValueError("%s: no such variable; there are %s" % (name, ", ".join(VARIABLES)))
 
 
 def seconds(wish: Any) -> float:
@@ -42,6 +55,22 @@ def seconds(wish: Any) -> float:
     if not 0 <= found < float("inf"):
         raise ValueError("expected seconds, got %s" % one_line(str(wish)))
     return found
+
+
+def failures(wish: Any, number: int) -> Tuple[int, Optional[int]]:
+    """How many hosts may fail in all, and how many one after the other; None for any number.
+
+    :param wish: a number or a share, or a mapping of ``total`` and ``in_a_row`` to either.
+    :param number: hosts that change.
+    :raises ValueError: it is something else.
+    """
+    if not isinstance(wish, Mapping):
+        return plan.number(wish, number), None
+    unknown = sorted(set(map(str, wish)) - {"total", "in_a_row"})
+    if unknown:
+        raise ValueError("expected total and in_a_row, got %s" % one_line(", ".join(unknown)))
+    row = wish.get("in_a_row")
+    return plan.number(wish.get("total", number), number), None if row is None else plan.number(row, number)
 
 
 def canary(wish: Any, hosts: Sequence[str], units: Sequence[Unit]) -> List[str]:

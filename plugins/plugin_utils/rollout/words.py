@@ -7,47 +7,52 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Sequence
 
+from . import capacity, predict
 from . import state as states
-from .plan import Unit, batches, ready
 from .state import Planned, State
-
-
-def steps(planned: Planned) -> List[List[Unit]]:
-    """The steps, provided that nothing fails: the canary, then the batches."""
-    canary = [unit for unit in planned.units if set(unit.hosts) & set(planned.canary)]
-    rest = [unit for unit in planned.units if unit not in canary]
-    return batches(canary, planned.pools, planned.width) + batches(rest, planned.pools, planned.width)
 
 
 def plan_lines(planned: Planned) -> List[str]:
     """The plan as text."""
     number = sum(len(unit.hosts) for unit in planned.units)
     lines = ["%s to change, %s as declared" % (_hosts(number), _hosts(len(planned.as_declared)))]
-    everybody = {host for pool in planned.pools.values() for host in pool.hosts}
-    for number, chosen in enumerate(steps(planned), 1):
-        hosts = [host for unit in chosen for host in unit.hosts]
-        canary = set(hosts) <= set(planned.canary)
-        lines.append("%d. %s%s" % (number, "canary " if canary else "", ", ".join(hosts)))
-        for host in hosts:
+    for number, step in enumerate(capacity.steps(planned), 1):
+        lines.append("%d. %s%s" % (number, "canary " if step["canary"] else "", ", ".join(step["hosts"])))
+        for host in step["hosts"]:
             for row in planned.services.get(host, ()):
                 lines.append("   %s %s: %s" % (host, row["service"], row["why"]))
                 if row["restart"]:
                     lines.append(
                         "   %s  restart, about %.1f s without it (%s)" % (host, row["predicted"], row["basis"])
                     )
-        for name, pool in planned.pools.items():
-            left = len(ready(name, pool, everybody, chosen))
-            if left < len(pool.hosts):
-                lines.append("   pool %s: %d of %d ready, at least %d" % (name, left, len(pool.hosts), pool.minimum))
-                if not left:
-                    seconds = max(seconds_of(planned, host) for host in hosts if host in pool.hosts)
-                    lines.append("   pool %s: about %.1f s unserved" % (name, seconds))
+        for name, pool in step["pools"].items():
+            lines += ["   pool %s: %s" % (name, said) for said in _pool(pool)]
     return lines
 
 
-def seconds_of(planned: Planned, host: str) -> float:
-    """The predicted seconds for which services of a host do not serve."""
-    return float(sum(row["predicted"] for row in planned.services.get(host, ())))
+def _pool(pool: Mapping[str, Any]) -> List[str]:
+    """What a step leaves of a pool."""
+    lines = ["%(ready)d of %(hosts)d ready, at least %(minimum)d" % pool]
+    if not pool["ready"]:
+        lines.append("about %.1f s unserved" % pool["seconds"])
+    if "drained" in pool:
+        what = "go to the other hosts" if pool["ready"] else "find no host"
+        number = pool["moved"] if pool["ready"] else pool["unserved"]
+        lines.append(
+            "requests: about %.0f are waited for, %.0f %s (gateways' mean rate)" % (pool["drained"], number, what)
+        )
+    return lines
+
+
+def renewed_lines(planned: Planned) -> List[str]:
+    """What the canary has changed of the plan."""
+    groups: Dict[str, List[str]] = {}
+    for host, rows in planned.services.items():
+        for row in rows:
+            if "renewed" in row:
+                said = "after the canary: %s restarts in about %.1f s" % (row["service"], row["renewed"])
+                groups.setdefault(said, []).append(host)
+    return ["%s on %s" % (said, ", ".join(hosts)) for said, hosts in groups.items()]
 
 
 def receipt(state: State, now: float) -> Dict[str, Any]:
@@ -62,12 +67,14 @@ def receipt(state: State, now: float) -> Dict[str, Any]:
         "seconds": round(now - state.began, 1),
         "resumed": state.resumed,
         "as_declared": planned.as_declared,
+        "steps": capacity.steps(planned),
         "hosts": {host: _host(state, planned, host) for unit in planned.units for host in unit.hosts},
+        "canary": state.watched,
         "pools": {
             name: {"hosts": len(pool.hosts), "minimum": pool.minimum, "least_ready": state.least.get(name)}
             for name, pool in planned.pools.items()
         },
-        "prediction_error": _error(state, planned),
+        "prediction_error": _errors(state, planned),
     }
 
 
@@ -77,16 +84,18 @@ def _host(state: State, planned: Planned, host: str) -> Dict[str, Any]:
     return {"status": own.status, "why": own.why, "rolled_back": own.rolled_back, "services": rows}
 
 
-def _error(state: State, planned: Planned) -> Any:
-    """By how much the predictions were wrong: the sum of the differences divided by what was measured."""
-    off = real = 0.0
-    for host, rows in planned.services.items():
-        for row in rows:
-            seconds = state.hosts[host].measured.get(row["service"])
-            if seconds is not None:
-                off += abs(seconds - row["predicted"])
-                real += seconds
-    return round(off / real, 2) if real else None
+def _errors(state: State, planned: Planned) -> Dict[str, Any]:
+    """How far off the predictions were: all, those from restarts measured on the host, those renewed by the canary."""
+    rows = [
+        (row, state.hosts[host].measured.get(row["service"]))
+        for host in planned.services
+        for row in planned.services[host]
+    ]
+    return {
+        "all": predict.error((row["predicted"], real) for row, real in rows),
+        "measured_here": predict.error((row["predicted"], real) for row, real in rows if row["restarts"]),
+        "after_the_canary": predict.error((row["renewed"], real) for row, real in rows if "renewed" in row),
+    }
 
 
 def receipt_lines(found: Mapping[str, Any]) -> List[str]:
@@ -95,20 +104,34 @@ def receipt_lines(found: Mapping[str, Any]) -> List[str]:
     table: List[Sequence[str]] = []
     for host, own in found["hosts"].items():
         for row in own["services"] or [{"service": "", "predicted": 0, "measured": None}]:
-            real = row["measured"]
-            seconds = "-" if real is None else "%.1f s" % real
-            table.append((host, str(row["service"]), "%.1f s" % row["predicted"], seconds, own["status"], own["why"]))
+            seconds = [_seconds(row.get(name)) for name in ("predicted", "renewed", "measured")]
+            table.append((host, str(row["service"]), *seconds, own["status"], own["why"]))
     if table:
-        table.insert(0, ("host", "service", "predicted", "measured", "status", ""))
-        widths = [max(len(row[column]) for row in table) for column in range(5)]
-        for row in table:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths)]
-            lines.append(("  " + "  ".join([*cells, row[5]])).rstrip())
+        table.insert(0, ("host", "service", "predicted", "renewed", "measured", "status", ""))
+        widths = [max(len(row[column]) for row in table) for column in range(6)]
+        for cells in table:
+            padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+            lines.append(("  " + "  ".join([*padded, cells[6]])).rstrip())
+    lines += ["  canary %s: %s" % (host, line) for host, own in found.get("canary", {}).items() for line in own]
     for name, pool in found.get("pools", {}).items():
         if pool["least_ready"] is not None:
             counts = (name, pool["least_ready"], pool["hosts"], pool["minimum"])
             lines.append("  pool %s: never fewer than %d of %d ready, at least %d wanted" % counts)
-    return lines
+    errors = found.get("prediction_error") or {}
+    said = ["%s by %.0f %%" % (name.replace("_", " "), 100 * off) for name, off in errors.items() if off is not None]
+    return lines + (["  predictions were off: %s" % ", ".join(said)] if said else [])
+
+
+def _seconds(value: Any) -> str:
+    return "-" if value is None else "%.1f s" % value
+
+
+def not_taken_back(why: str, host: str, generation: str, problem: str) -> str:
+    """Why the canary failed, and what takes it back."""
+    if not generation:
+        return "%s. It is not taken back, as nothing was recorded there before: declare the previous values" % why
+    command = "ansible-playbook gpufleet.inference.rollback -e gpufleet_generation=%s --limit %s" % (generation, host)
+    return "%s. It is not taken back (%s): run %s" % (why, problem, command)
 
 
 def summary(found: Mapping[str, Any]) -> str:

@@ -8,13 +8,15 @@ ROLLOUT_KILLS=all kills a run at every point where it writes to the disk, instea
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
 import yaml
@@ -127,7 +129,7 @@ def test_a_plan_a_rollout_and_nothing_left_to_do(fleet: Fleet) -> None:
     assert most_at_once(fleet.log(), "chat") == most_at_once(fleet.log(), "embed") == 1
     assert fleet.log()[:2] == ["h1 begins", "h1 ends"] and len(fleet.log()) == 8
     receipt = fleet.receipt()
-    assert receipt["hosts"]["h2"]["services"][0]["measured"] == 0.1
+    assert receipt["hosts"]["h2"]["services"][0]["measured"] == 0.12
     assert receipt["pools"]["chat"] == {"hosts": 3, "minimum": 2, "least_ready": 2}
     again = fleet.run()
     assert "0 hosts to change, 4 hosts as declared" in again and "rollout complete: 4 as declared" in again
@@ -142,7 +144,7 @@ def test_a_broken_canary_leaves_the_others_untouched(fleet: Fleet) -> None:
     assert said in output
     assert fleet.statuses() == {"h1": "failed", "h2": "waiting", "h3": "waiting", "h4": "waiting"}
     canary = fleet.receipt()["hosts"]["h1"]
-    assert canary["rolled_back"] and canary["services"][0]["measured"] == 0.1 and fleet.log() == ["h1 begins"]
+    assert canary["rolled_back"] and canary["services"][0]["measured"] == 0.09 and fleet.log() == ["h1 begins"]
     fleet.heal()
     assert "rollout complete: 4 changed" in fleet.run()
 
@@ -266,16 +268,32 @@ def test_a_stopped_rollout_is_resumed_for_some_of_its_hosts(fleet: Fleet) -> Non
     assert "rollout complete: 4 changed" in fleet.run("--limit", "h2,h3,h4")
 
 
-def test_a_canary_is_also_watched_in_a_resumed_run(fleet: Fleet) -> None:
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_canary_is_also_watched_in_a_resumed_run(fleet: Fleet, changed: bool) -> None:
     fleet.run()
     journal = fleet.state / "journal.jsonl"
     begin, plan, admitted = journal.read_text().splitlines(keepends=True)[:3]
     assert json.loads(admitted)["hosts"] == ["h1"]
     journal.write_text(begin + plan + admitted)
     for path in fleet.world.glob("h?"):
-        path.unlink()
+        if path.name != "h1" or not changed:
+            path.unlink()
     output = fleet.run().split("TASK [Watch the canary for a while]")
-    assert len(output) == 2 and "ok: [h1]" in output[1].split("TASK")[0], "and no other host is"
+    assert len(output) == 2 and "ok: [h1" in output[1].split("TASK")[0], "and no other host is"
+    assert fleet.statuses() == dict.fromkeys(POOLS, "done")
+
+
+def test_hosts_differ_in_a_variable_of_the_run(fleet: Fleet) -> None:
+    inventory = yaml.safe_load(fleet.inventory.read_text())
+    inventory["ollama"]["hosts"]["h3"]["rollout_room_wait"] = "a while"
+    fleet.inventory.write_text(yaml.safe_dump(inventory))
+    output = fleet.run("--check", rc=2)
+    assert "rollout_room_wait: h1 and h3 differ in it; it is for the whole run" in " ".join(output.split())
+
+
+def test_the_width_is_limited_by_the_forks(fleet: Fleet) -> None:
+    output = fleet.run("--check", "--forks", "2", rollout_width=3, rollout_min_ready=0, rollout_canary=[])
+    assert "1. h1, h2\n" in output and "no more than 2 hosts at a time, as Ansible has 2 forks (--forks)" in output
 
 
 def test_the_plan_names_a_gateway_that_does_not_answer(fleet: Fleet) -> None:
@@ -284,6 +302,72 @@ def test_the_plan_names_a_gateway_that_does_not_answer(fleet: Fleet) -> None:
     inventory["gateway"] = {"hosts": {"h4": gateway}}
     fleet.inventory.write_text(yaml.safe_dump(inventory))
     assert "h4 does not answer: it will not be asked who serves" in fleet.run("--check")
+
+
+class Gateway(http.server.BaseHTTPRequestHandler):
+    """Figures of a gateway. Half of the requests to h1 fail; each look comes 60 requests later."""
+
+    looks = 0
+
+    def do_GET(self) -> None:
+        type(self).looks += 1
+        lines = ["haproxy_process_start_time_seconds 1", "haproxy_process_uptime_seconds 100"]
+        lines += ['haproxy_backend_http_requests_total{proxy="chat"} 300']
+        lines += ['haproxy_backend_total_time_average_seconds{proxy="chat"} 2.0']
+        for host in POOLS:
+            row = '{proxy="chat",server="%s:ollama:1"' % host
+            lines += ["haproxy_server_sessions_total%s} %d" % (row, 60 * self.looks)]
+            lines += ['haproxy_server_status%s,state="UP"} 1' % row]
+            failed = 30 * self.looks * (host == "h1")
+            lines += ['haproxy_server_http_responses_total%s,code="5xx"} %d' % (row, failed)]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write("\n".join(lines).encode() + b"\n")
+
+    def log_message(self, *_words: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def gateway(fleet: Fleet) -> Iterator[None]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        threading.Thread(target=server.serve_forever).start()
+        inventory = yaml.safe_load(fleet.inventory.read_text())
+        own = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+        inventory["gateway"] = {"hosts": {"gw": {**own, "gateway_status_port": server.server_address[1]}}}
+        fleet.inventory.write_text(yaml.safe_dump(inventory))
+        yield
+        server.shutdown()
+
+
+WORSE = "it does worse than the hosts that are as before: 50 % of its requests for chat failed; at the others, 0 %"
+
+
+@pytest.mark.parametrize(
+    ("more", "back", "said"),
+    [
+        ({"recorded": "2026-11-30T08:00:00Z"}, True, WORSE),
+        (
+            {},
+            False,
+            WORSE + ". It is not taken back, as nothing was recorded there before: declare the previous values",
+        ),
+        (
+            {"recorded": "2026-11-30T08:00:00Z", "gpufleet_generation": "7"},
+            False,
+            WORSE + ". It is not taken back (nothing changed there): run ansible-playbook gpufleet.inference.rollback "
+            "-e gpufleet_generation=2026-11-30T08:00:00Z --limit h1",
+        ),
+    ],
+)
+def test_a_canary_that_does_worse_is_taken_back(fleet: Fleet, gateway: None, more: Any, back: bool, said: str) -> None:
+    output = fleet.run("--limit", "ollama", rc=2, rollout_soak=1, **more)
+    assert "pool chat: requests: about 2 are waited for, 10 go to the other hosts (gateways' mean rate)" in output
+    canary = fleet.receipt()["hosts"]["h1"]
+    assert (canary["status"], canary["rolled_back"], canary["why"]) == ("failed", back, said)
+    assert ("the canary h1 failed: %s" % said) in " ".join(output.split())
+    assert fleet.log() == ["h1 begins", "h1 ends"] * (1 + back)
+    assert fleet.receipt()["canary"]["h1"] == [WORSE.partition(": ")[2]]
 
 
 def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
@@ -301,7 +385,7 @@ def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
     assert [event["hosts"] for event in fleet.events() if event["event"] == "admitted"][-1] == ["h3", "h4"]
 
 
-POINTS = range(1, 45) if os.environ.get("ROLLOUT_KILLS") else (7, 12)
+POINTS = range(1, 43) if os.environ.get("ROLLOUT_KILLS") else (7, 12)
 KILLS = [
     (at, workers) for at in POINTS for workers in ("yes", "no") if len(POINTS) > 2 or (at % 2 == 1) == (workers == "no")
 ]
@@ -317,7 +401,7 @@ def test_a_killed_rollout_is_resumed(fleet: Fleet, at: int, workers: str) -> Non
     }
     process = fleet.start(environ=environ)
     first = process.communicate(timeout=120)[0]
-    assert process.returncode == -9 or at > 30, first
+    assert process.returncode == -9 or at > 36, first
     second = fleet.run()
     assert sorted(line for line in fleet.log() if line.endswith("ends")) == ["h%d ends" % n for n in range(1, 5)], (
         "no host is left out, and none is changed twice"

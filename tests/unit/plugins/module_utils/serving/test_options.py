@@ -43,7 +43,7 @@ def test_an_instance_has_what_it_may_override_without_defaults() -> None:
     own = SPEC["instances"]["options"]
     assert own["depth"] == {"type": "int"} and SPEC["depth"] == {"type": "int", "default": 3}
     assert own["key"] == {"type": "str", "no_log": True}
-    assert own["name"]["required"] and own["state"]["choices"] == ["present", "absent"]
+    assert own["name"]["required"] and own["state"]["choices"] == ["present", "stopped", "absent"]
     assert not {"version", "facts_timeout", "instances", "enabled"} & set(own)
     assert [name for name, argument in own.items() if "default" in argument] == []
 

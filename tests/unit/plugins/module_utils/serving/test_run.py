@@ -28,6 +28,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving import 
     generations,
     model,
     run,
+    stopped,
     vacate,
 )
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.model import Cause, Declared, Leaving, Listen
@@ -111,6 +112,7 @@ OPTIONS = {
     "sandbox": False,
     "allow_unauthenticated": False,
     "enabled": True,
+    "ready_unit": False,
     "environment": {},
     "facts_timeout": 1.0,
     "prove": "change",
@@ -248,6 +250,13 @@ def test_services_that_leave_come_first(converge):
     converge.system.states[UNITS[1]] = "not-found"
     converge(dict(B, state="absent"))
     assert converge.changes[UNITS[1]].state == "absent", "there is nothing to stop"
+
+
+def test_a_stopped_service_is_not_planned(converge, monkeypatch):
+    monkeypatch.setattr(stopped, "stop", lambda leaving, service, host: {"changed": True, "msg": "stopped", "diff": {}})
+    result = converge(A, dict(B, state="stopped"), state="present")
+    assert "declare " + UNITS[1] not in converge.does and UNITS[1] not in converge.changes
+    assert result["changed"] and result["msg"].startswith("e@b: stopped")
 
 
 def test_a_service_that_is_no_instance_runs_on_without_its_override(converge):

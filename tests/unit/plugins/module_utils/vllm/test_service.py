@@ -9,6 +9,7 @@ import json
 import shlex
 import ssl
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,7 +19,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.converge.overri
 from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims, memory, sandbox
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import supervisor
-from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest, tls
+from ansible_collections.gpufleet.inference.plugins.module_utils.serving import digest, ready, tls
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import run as serving_run
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
@@ -827,3 +828,32 @@ def test_a_swap_that_fails_starts_the_second_one_again(swapping):
 def test_check_mode_stops_nothing_for_a_swap(swapping):
     swapping(check_mode=True)
     assert swapping.does == [FIRST, (*SECOND[:2], False)]
+
+
+def test_the_libraries_of_cuda_compat_come_before_those_of_the_driver(bring):
+    bring()
+    assert "LD_LIBRARY_PATH" not in bring.asked["change"].environment
+    link = Path(bring.venv) / "cuda-compat"
+    link.symlink_to("/usr/local/cuda-13.0/compat")
+    bring(environment={"LD_LIBRARY_PATH": "/opt/mine"})
+    assert bring.asked["change"].environment["LD_LIBRARY_PATH"] == "%s:/opt/mine" % link
+
+
+@pytest.mark.parametrize(
+    ("options", "url"),
+    [
+        ({}, "http://127.0.0.1:8000/health"),
+        ({"host": "0.0.0.0", "port": 8080, "allow_unauthenticated": True}, "http://127.0.0.1:8080/health"),
+        ({"environment": {"VLLM_SERVER_DEV_MODE": "1"}}, "http://127.0.0.1:8000/is_sleeping"),
+    ],
+)
+def test_the_unit_that_waits_for_an_instance(bring, options, url):
+    def paths(asked):
+        return [step.path for step in asked["steps"] if isinstance(step, ready.ReadyStep)]
+
+    bring(**options)
+    assert paths(bring.asked) == []
+    bring(ready_unit=True, **options)
+    assert paths(bring.asked) == ["/etc/systemd/system/vllm-ready@chat.service"]
+    step = bring.asked["steps"][-1]
+    assert step.needed() and step.text == ready.text("vllm@chat.service", url)

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import journal as journals
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_new_run_keeps_what_was_measured_and_who_was_lost(journal):
     journal.append("lost", host="gpu2", why="unreachable")
     journal.begin("r2")
     found = journal.state()
-    assert (found.run, found.hosts, found.measured, found.away) == ("r2", {}, {"gpu1": {"ollama": 2.0}}, ["gpu2"])
+    assert (found.run, found.hosts, found.measured, found.away) == ("r2", {}, {"gpu1": {"ollama": [2.0]}}, ["gpu2"])
     assert oct(os.stat(journal.folder).st_mode)[-3:] == "700" and oct(os.stat(journal.path).st_mode)[-3:] == "600"
 
 
@@ -84,6 +85,22 @@ def test_the_lock_is_held_until_the_last_child_of_a_run_has_ended(journal, monke
     assert journal.lock(wait=0) == "process %d" % os.getpid()
     child.communicate(b"\n")
     assert journal.lock() == ""
+
+
+def test_a_run_does_not_follow_the_plan_of_another_one(journal, monkeypatch):
+    monkeypatch.setattr(journals, "PROCESS", "another")
+    assert journal.state().run == "r1" and journal.own() == state.State(), "as its own plan has failed"
+    journal.resume()
+    assert journal.own().run == "r1"
+
+
+def test_a_new_journal_is_on_the_disk_with_its_name(journal, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: synced.append(os.readlink("/proc/self/fd/%d" % number)) or sync(number)
+    )
+    journal.begin("r2")
+    assert synced == [journal.path + ".new", journal.folder]
 
 
 def test_requests_are_files_that_anybody_can_create(journal):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import look
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.look import Look
 
@@ -70,17 +71,53 @@ def test_what_changes_of_each_service():
         ("models", "", False),
     ]
     assert found.why.startswith("ollama@a: the value in force changes: X; models: would download")
-    assert look.measured(registered) == {"ollama@a": 1.9}
+    assert look.measured(registered) == {"ollama@a": 1.94}
     assert look.look({"ollama_result": QUIET}) == Look("as declared")
 
 
-def test_the_nearest_measured_restart_predicts():
-    row = {"service": "ollama", "engine": "ollama", "restart": True}
-    known = {"a": {"ollama": 2.0}, "b": {"ollama": 4.0}, "c": {"vllm@x": 90.0}}
-    assert look.predicted(known, "a", row) == (2.0, "last restart here")
-    assert look.predicted(known, "c", row) == (3.0, "last restarts of other hosts")
-    assert look.predicted({}, "c", row) == (10.0, "default")
-    assert look.predicted(known, "a", dict(row, restart=False)) == (0.0, "no restart")
+@pytest.mark.parametrize(
+    ("recorded", "restarts"),
+    [
+        ({"ollama.service": [{"downtime_ms": 1900}, {"downtime_ms": 0}, {"downtime_ms": 2100}]}, [1.9, 2.1]),
+        ({"other.service": [{"downtime_ms": 1900}]}, []),
+        ({"ollama.service": [7, {"downtime_ms": "long"}, {"downtime_ms": float("nan")}, {}]}, []),
+        ({"ollama.service": 7}, []),
+        ("words", []),
+    ],
+)
+def test_the_host_has_recorded_its_restarts(recorded, restarts):
+    registered = {"ollama_result": CHANGED, "rollout_generations": {"generations": recorded}}
+    assert look.look(registered).services[0]["restarts"] == restarts
+
+
+def test_the_unit_of_an_engine_may_have_a_hyphen():
+    recorded = {"llama-server.service": [{"downtime_ms": 3000}]}
+    registered = {"llama_server_result": CHANGED, "rollout_generations": {"generations": recorded}}
+    assert look.look(registered).services[0]["restarts"] == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "generation"),
+    [
+        ({"a.service": [{"accepted": "2026-11-30T08:00:01Z"}], "b.service": [{"accepted": "2026-11-29T08:00:00Z"}]}, 1),
+        ({"a.service": [{"accepted": "2026-11-30T08:00:01Z"}, {"accepted": "tomorrow {{ x }}"}, {"accepted": 9}]}, 1),
+        ({"a.service": [7]}, 0),
+        ({"a.service": "words"}, 0),
+        ({}, 0),
+        (7, 0),
+    ],
+)
+def test_the_last_accepted_configuration_is_the_way_back(recorded, generation):
+    found = look.look({"ollama_result": CHANGED, "rollout_generations": {"generations": recorded}})
+    assert found.generation == ("2026-11-30T08:00:01Z" if generation else "")
+
+
+@pytest.mark.parametrize(
+    ("results", "back"),
+    [([CHANGED], True), ([QUIET], False), ([CHANGED, dict(CHANGED, failed=True)], False), ([], False)],
+)
+def test_whether_the_services_were_taken_back(results, back):
+    assert look.taken_back(dict(zip(("ollama_result", "vllm_result"), results))) is back
 
 
 @pytest.mark.parametrize(
@@ -105,16 +142,26 @@ def test_a_host_leaves_the_pools_of_the_engines_that_restart():
     assert look.left("a", [{"engine": "", "restart": True}], served) == ["m8b", "chat", "the gateways"]
 
 
-METRICS = """# HELP haproxy_server_status Current status of the service, per state label value.
-haproxy_server_status{proxy="m8b",server="gpu1.ollama:11434",state="DOWN"} 0
-haproxy_server_status{proxy="m8b",server="gpu1.ollama:11434",state="UP"} 1
-haproxy_server_status{proxy="m8b",server="gpu10.ollama:11434",state="DRAIN"} 1
-haproxy_server_status{proxy="m8b",server="gpu2.example.ollama:11434",state="UP"} 1
-haproxy_server_status{proxy="chat",server="gpu2.example.vllm_chat-1f2e3d:8000",state="MAINT"} 1
-haproxy_server_status{proxy="chat",server="gpu3.vllm_chat-1f2e3d:8000",state="UP"} 1
-"""
+def servers(*rows):
+    """A gateway's figures: its servers, named as its configuration names them, and their states."""
+    lines = ["# HELP haproxy_server_status Current status of the service, per state label value."]
+    for pool, host, unit, states in rows:
+        name = haproxy.server({"host": host, "unit": unit, "port": 8000})
+        for state in ("DOWN", "UP", "DRAIN", "MAINT"):
+            words = (pool, name, state, state == states)
+            lines.append('haproxy_server_status{proxy="%s",server="%s",state="%s"} %d' % words)
+    return "\n".join(lines) + "\n"
 
 
 def test_who_serves_as_a_gateway_reports_it():
-    hosts = ["gpu1", "gpu10", "gpu2.example", "gpu3", "gpu4"]
-    assert look.serving(METRICS, hosts) == ({"gpu1", "gpu3"}, {"gpu1", "gpu10", "gpu2.example", "gpu3"})
+    figures = servers(
+        ("m8b", "gpu1", "ollama", "UP"),
+        ("m8b", "gpu10", "ollama", "DRAIN"),
+        ("m8b", "gpu2.example", "ollama", "UP"),
+        ("chat", "gpu2.example", "vllm@chat/1", "MAINT"),
+        ("chat", "gpu3", "vllm@chat/1", "UP"),
+        ("chat", "größe", "vllm@chat", "UP"),
+    )
+    hosts = ["gpu1", "gpu10", "gpu2", "gpu2.example", "gpu3", "gpu4", "größe"]
+    known = {"gpu1", "gpu10", "gpu2.example", "gpu3", "größe"}
+    assert look.serving(figures, hosts) == ({"gpu1", "gpu3", "größe"}, known)

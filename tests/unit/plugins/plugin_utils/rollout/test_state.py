@@ -21,25 +21,27 @@ def event(kind, **fields):
 
 
 def begun():
-    return event("begin", run="r1", measured={}, away=[])
+    return event("begin", run="r1", by="1", measured={}, away=[])
 
 
-def planned(units, pools, width=4, failures=0, canary=(), as_declared=()):
+def planned(units, pools, width=4, failures=0, canary=(), as_declared=(), in_a_row=None):
     return event(
         "plan",
         units=[[list(unit.hosts), unit.takes] for unit in units],
         pools={name: [list(pool.hosts), pool.minimum] for name, pool in pools.items()},
         width=width,
         failures=failures,
+        in_a_row=in_a_row,
         canary=list(canary),
         as_declared=list(as_declared),
         services={},
         gateways=[],
+        traffic={},
     )
 
 
 def admitted(*hosts, **ready):
-    return event("admitted", hosts=list(hosts), ready=ready)
+    return event("admitted", hosts=list(hosts), ready=ready, generations=dict.fromkeys(hosts, "2026-11-30T08:00:00Z"))
 
 
 UNITS = [Unit((name,), ("chat",)) for name in "abcd"]
@@ -77,9 +79,9 @@ def test_a_lost_host_is_not_counted_on():
         planned(UNITS, plan.pools({"chat": list("abcd")}, 3), failures=1), admitted("a"), event("lost", host="a")
     )
     assert "has 3 of 4" in state.admit(found, UNITS[1], set("abcd"), "").why
-    later = state.fold([event("begin", run="r2", measured={}, away=["a"]), planned(UNITS[1:], POOLS)])
+    later = state.fold([event("begin", run="r2", by="2", measured={}, away=["a"]), planned(UNITS[1:], POOLS)])
     assert state.lost(later) == {"a"}
-    seen = state.fold([event("begin", run="r2", measured={}, away=["a"]), planned(UNITS, POOLS)])
+    seen = state.fold([event("begin", run="r2", by="2", measured={}, away=["a"]), planned(UNITS, POOLS)])
     assert state.lost(seen) == set()
 
 
@@ -94,6 +96,20 @@ def test_failures_stop_the_run(failures, canary, why):
     assert state.verdict(found) == ("failed" if why else "incomplete")
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "why"),
+    [
+        (["failed", "lost"], "2 failed in a row (a, b), and rollout_max_failures allows 1"),
+        (["failed", "done", "failed"], ""),
+        (["done", "failed", "failed"], "2 failed in a row (b, c), and rollout_max_failures allows 1"),
+    ],
+)
+def test_failures_in_a_row_stop_the_run(outcomes, why):
+    ended = [event(outcome, host=host) for host, outcome in zip("abc", outcomes)]
+    found = fold(planned(UNITS, POOLS, failures=3, in_a_row=1), *ended)
+    assert state.exceeded(found) == why and state.verdict(found) == ("failed" if why else "incomplete")
+
+
 def test_a_request_stops_the_run_and_the_next_one_resumes_it():
     found = fold(planned(UNITS, POOLS), admitted("a"), event("done", host="a"))
     assert state.admit(found, UNITS[1], set("abcd"), "stop") == (False, "stopped by request", True)
@@ -105,23 +121,49 @@ def test_a_request_stops_the_run_and_the_next_one_resumes_it():
 
 def test_a_lost_host_that_answers_again_comes_first():
     events = [planned(UNITS, POOLS, failures=1), admitted("a"), event("done", host="a"), admitted("b")]
-    found = fold(*events, event("lost", host="b"), event("resume"), planned(UNITS[1:], POOLS, failures=1))
+    found = fold(*events, event("lost", host="b"), event("resume", by="3"), planned(UNITS[1:], POOLS, failures=1))
     assert [unit.hosts for unit in state.remaining(found)] == [("b",), ("c",), ("d",)]
     assert found.of(*state.FAILED) == []
 
 
 def test_a_resumed_run_reports_the_whole_run():
-    before = [planned(UNITS, POOLS, canary=["a"]), admitted("a"), event("done", host="a"), event("resume")]
+    before = [planned(UNITS, POOLS, canary=["a"]), admitted("a"), event("done", host="a"), event("resume", by="3")]
     found = fold(*before, planned(UNITS[2:], POOLS, as_declared=["a", "b"]))
     assert [unit.hosts for unit in found.plan.units] == [("a",), ("c",), ("d",)], "b was changed by somebody else"
     assert found.plan.as_declared == ["b"] and [unit.hosts for unit in state.remaining(found)] == [("c",), ("d",)]
 
 
-def test_the_last_measured_restart_outlives_a_run():
+def test_measured_restarts_outlive_a_run():
     found = fold(planned(UNITS, POOLS), admitted("a"), event("applied", host="a", measured={"ollama": 2.5}))
-    assert found.measured == {"a": {"ollama": 2.5}} and found.hosts["a"].measured == {"ollama": 2.5}
+    assert found.measured == {"a": {"ollama": [2.5]}} and found.hosts["a"].measured == {"ollama": 2.5}
     found = fold(planned(UNITS, POOLS), admitted("a"), event("failed", host="a", measured={"ollama": 9.0}))
     assert found.measured == {} and found.hosts["a"].measured == {"ollama": 9.0}, "with the rollback"
+
+
+ROW = {"service": "ollama", "why": "X changes", "restart": True, "predicted": 10.0, "restarts": []}
+CANARY = [admitted("a"), event("applied", host="a", measured={"ollama": 2.5}), event("done", host="a")]
+
+
+def test_the_canary_renews_the_plan():
+    plans = dict(planned(UNITS, POOLS, canary=["a"]), services={name: [ROW] for name in "abc"})
+    assert "renewed" not in fold(plans, *CANARY[:2]).plan.services["b"][0], "it may still fail"
+    found = fold(plans, *CANARY, admitted("b"))
+    assert [found.plan.services[name][0].get("renewed") for name in "abc"] == [None, 2.5, 2.5]
+    rest = dict(planned(UNITS[1:], POOLS, canary=["a"]), services={name: [ROW] for name in "bc"})
+    found = fold(plans, *CANARY, event("resume", by="3"), rest)
+    assert found.plan.services["c"][0]["renewed"] == 2.5, "also in a resumed run"
+    assert "renewed" not in fold(dict(plans, canary=[]), *CANARY).plan.services["b"][0]
+
+
+def test_a_canary_knows_what_takes_it_back_and_how_it_did():
+    found = fold(planned(UNITS, POOLS, canary=["a"]), admitted("a"), event("watched", host="a", found=["too slow"]))
+    assert found.hosts["a"].generation == "2026-11-30T08:00:00Z" and found.hosts["a"].status == "admitted"
+    assert found.watched == {"a": ["too slow"]}
+
+
+def test_the_hosts_that_serve_as_before():
+    found = fold(planned(UNITS, POOLS), admitted("a"), event("done", host="b"), event("lost", host="c"))
+    assert state.unchanged(found, "abcde") == {"d", "e"}
 
 
 class World:
@@ -166,9 +208,9 @@ def rollout(world, journal, pools, chance, width, failures, kill):
     found = state.fold(journal)
     changing = [host for host in world.hosts if host not in world.applied]
     if not state.resumes(found, set(changing)):
-        write("begin", run="r", measured=found.measured, away=found.of("lost"))
+        write("begin", run="r", by="1", measured=found.measured, away=found.of("lost"))
     else:
-        write("resume")
+        write("resume", by="3")
     for host in state.fold(journal).of(*state.IN_HAND):
         if host in world.applied:
             write("done", host=host)
@@ -184,7 +226,7 @@ def rollout(world, journal, pools, chance, width, failures, kill):
                     before = state.fold(journal)
                     if before.hosts[unit.hosts[0]].status == "waiting":
                         _check_room(before, unit, world, pools)
-                        write("admitted", hosts=list(unit.hosts), ready={})
+                        write("admitted", hosts=list(unit.hosts), ready={}, generations={})
                     going.append(unit.hosts[0])
             chance.shuffle(going)
             for host in going:

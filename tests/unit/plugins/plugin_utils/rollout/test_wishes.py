@@ -33,6 +33,34 @@ def test_no_seconds(wish):
 
 @pytest.mark.parametrize(
     ("wish", "found"),
+    [
+        (2, (2, None)),
+        ("25%", (3, None)),
+        ({"total": "25%", "in_a_row": 1}, (3, 1)),
+        ({"total": 0}, (0, None)),
+        ({"in_a_row": "25%"}, (10, 3)),
+        ({}, (10, None)),
+    ],
+)
+def test_failures_in_all_and_in_a_row(wish, found):
+    assert wishes.failures(wish, 10) == found
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"total": 1, "inarow": 2}, "expected total and in_a_row, got inarow"),
+        ({"in_a_row": "few"}, "'few' is neither a number nor a share"),
+        (["a"], "is neither a number nor a share"),
+    ],
+)
+def test_other_limits_of_failures_are_refused(wish, said):
+    with pytest.raises(ValueError, match=said):
+        wishes.failures(wish, 10)
+
+
+@pytest.mark.parametrize(
+    ("wish", "found"),
     [(None, ["a"]), ("d", ["d"]), ("d,a", ["a", "d"]), (["c"], ["b", "c"]), ("", []), ([], []), ("e", ["a"])],
 )
 def test_the_canary(wish, found):
