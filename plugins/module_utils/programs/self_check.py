@@ -40,3 +40,4 @@ def main(folder):
 
 if __name__ == "__main__":
     main(sys.path[0])
+    __import__("os")._exit(0)  # without tearing down what was imported, see question.py
