@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     gpu_facts,
     llama_server_service,
     model_source,
+    monitoring_service,
     ollama_model,
     ollama_service,
     python_environment,
@@ -37,11 +38,11 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.self_check impo
 QUESTIONS = {
     plugin.ActionModule.MODULE: plugin.ActionModule
     for plugin in (
-        *(gateway_agent, gateway_service, gpu_facts, llama_server_service, model_source, ollama_model),
-        *(ollama_service, python_environment, vllm_service),
+        *(gateway_agent, gateway_service, gpu_facts, llama_server_service, model_source, monitoring_service),
+        *(ollama_model, ollama_service, python_environment, vllm_service),
     )
 }
-KNOWN_ROLES = ("gateway", "gpu_host", "llama_server", "ollama", "vllm")
+KNOWN_ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "vllm")
 ARGUMENT_SPEC = {"roles": {"type": "list", "elements": "str", "choices": list(KNOWN_ROLES), "required": True}}
 if role_walk.POSSIBLE:
     for _name in KNOWN_ROLES:

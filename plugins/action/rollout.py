@@ -38,11 +38,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = super().run(tmp, task_vars)
-        self.variables: Dict[str, Any] = task_vars or {}
-        self.host = str(self.variables["inventory_hostname"])
-        self.inventory = Inventory(self.variables["groups"], self.variables["hostvars"])
-        self.given = Given(self.variables, self._templar.template)
-        self.journal = Journal(str(self.given.value("rollout_state") or default_folder(self.given.sources())))
+        self.read(task_vars or {})
         step = self._task.args["step"]
         try:
             result.update(getattr(self, "step_" + step)())
@@ -51,6 +47,13 @@ class ActionModule(ActionBase):
         except OSError as error:
             result.update(failed=True, msg="the state folder of the rollout (rollout_state): %s" % error)
         return dict(result, changed=False)
+
+    def read(self, variables: Dict[str, Any]) -> None:
+        self.variables = variables
+        self.host = str(variables["inventory_hostname"])
+        self.inventory = Inventory(variables["groups"], variables["hostvars"])
+        self.given = Given(variables, self._templar.template)
+        self.journal = Journal(str(self.given.value("rollout_state") or default_folder(self.given.sources())))
 
     # --- before anything is changed
 
@@ -164,6 +167,8 @@ class ActionModule(ActionBase):
             # a person resumes by a file in the state folder, and the standard library cannot wait for one
             time.sleep(PAUSE)
         with self.journal.exclusive():
+            for host in set(self.journal.state().of(*states.IN_HAND)) - set(self.variables["ansible_play_hosts"]):
+                self.journal.append("lost", host=host, why="unreachable: Ansible has dropped it")
             state = self.journal.state()
             unit = next(unit for unit in state.plan.units if self.host in unit.hosts)  # type: ignore[union-attr]
             answers = [found for _name, found in self.answers()]
@@ -208,12 +213,14 @@ class ActionModule(ActionBase):
             # the time itself is what the canary has to get through, unless a person stops the rollout
             time.sleep(min(max(PAUSE, share / LOOKS), max(0.0, began + share - time.monotonic())))
         before = states.unchanged(state, self.inventory.hosts(*ENGINES))
-        return {"pools": compare.watched(samples, {self.host}, before)}
+        found = compare.watched(samples, {self.host}, before)
+        return {"pools": {pool: [list(load) for load in sides] for pool, sides in found.items()}}
 
     def step_compare(self) -> Dict[str, Any]:
         soaked = (self.variables.get("rollout_soaked") or {}).get("results") or ()
         worse, unknown = compare.judged([one.get("pools") or {} for one in soaked])
-        self.journal.append("watched", host=self.host, found=[*worse, *unknown])
+        worse = self.journal.state().worse.get(self.host) or worse  # of a run that was killed before it was taken back
+        self.journal.append("watched", host=self.host, worse=worse, unknown=unknown)
         self.show(["canary %s: %s" % (self.host, line) for line in [*worse, *unknown]])
         if not worse:
             return {"msg": "no worse than the others"}
@@ -241,8 +248,12 @@ class ActionModule(ActionBase):
         worse = found if found.get("worse") else None
         failed = worse or self.fault()
         away = (self.variables.get("rollout_reached") or {}).get("unreachable")
-        status = "failed" if look.safe(failed) and not away else "lost"
+        out = look.out(self.variables)
+        status = "failed" if look.safe(failed) and not away and not out else "lost"
         why = look.reason(failed) if failed else "another host of its model failed"
+        if out:
+            name = (self.variables.get("ansible_failed_task") or {}).get("name") or "a task"
+            why = "%s stays out of service: %s: %s" % (self.host, name, why)
         why, rolled_back = "unreachable" if away else why, bool(failed.get("rolled_back"))
         if worse and not away:
             why, rolled_back = self.taken_back(why, worse)

@@ -34,12 +34,18 @@ options:
     description: The GPUs must be in persistence mode.
     type: bool
     required: true
+  expected:
+    description: How many GPUs the host has by the inventory. V(0) expects any number.
+    type: int
+    required: true
 """
 
 EXAMPLES = r"""
 - name: Show what has to be done
   ansible.builtin.debug:
-    msg: "{{ ansible_facts.gpu | gpufleet.inference.gpu_preparation(required=true, pynvml=true, persistence=true) }}"
+    msg: >-
+      {{ ansible_facts.gpu
+      | gpufleet.inference.gpu_preparation(required=true, pynvml=true, persistence=true, expected=8) }}
 """
 
 RETURN = r"""

@@ -52,7 +52,8 @@ _value:
   description:
     - C(name) (V(ok) or what is wrong), C(text), C(first_failure), C(restarts), C(nodes) (how many hosts the job ended
       with), C(transports) by host, C(allreduce) (the figures), C(outlier), C(late) (the processes that were
-      behind when an operation timed out), and C(lines) for a person.
+      behind when an operation timed out; where nobody is known to be, those that reported nothing), and C(lines) for a
+      person.
   type: dict
 """
 

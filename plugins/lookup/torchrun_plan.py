@@ -39,8 +39,9 @@ options:
     type: int
   gpus:
     description:
-      - Indexes of the GPUs that the job uses on each host, as C(nvidia-smi) counts them. All by default.
-      - Nothing reserves them. Keep services off them by their own options.
+      - Indexes of the GPUs that the job uses on each host, as C(nvidia-smi) counts them. All by default. An empty list
+        is for a job that computes on the CPU.
+      - The job claims them while it runs, see M(gpufleet.inference.torchrun_job).
     type: list
     elements: int
   max_restarts:
@@ -125,8 +126,9 @@ _raw:
       type: int
     nodes:
       description:
-        - Per host C(node_rank), C(first_rank), C(nproc_per_node), C(address), C(interface), C(rdma) (the RDMA ports to
-          use), C(environment) and C(reasons), the reason of each variable.
+        - Per host C(node_rank), C(first_rank), C(nproc_per_node), C(gpus) (C(index) and C(uuid) of each), C(script)
+          (its digest), C(address), C(interface), C(rdma) (the RDMA ports to use), C(environment) and C(reasons), the
+          reason of each variable.
       type: dict
     ranks:
       description: Per process C(rank), C(host), C(node_rank) and C(local_rank).
@@ -137,7 +139,8 @@ _raw:
         - What is wrong, or looks so, each C(level) (V(error) or V(warning)), C(code), C(host) and C(text).
         - The codes are V(group_size), V(no_facts), V(no_network), V(loopback_master), V(loopback_name), V(not_tried),
           V(rendezvous_blocked), V(port_taken), V(clock_skew), V(mtu_differs), V(no_torch), V(torch_differs),
-          V(nccl_differs), V(no_gpu), V(too_many_processes), V(idle_gpus).
+          V(nccl_differs), V(script_differs), V(code_differs), V(no_gpu), V(gpu_in_use), V(too_many_processes),
+          V(idle_gpus).
       type: list
       elements: dict
     errors:

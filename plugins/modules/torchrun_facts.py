@@ -35,6 +35,18 @@ options:
   venv:
     description: Folder of the Python environment whose PyTorch version is reported. By default PyTorch is not reported.
     type: path
+  script:
+    description:
+      - Script of the job. Its digest is reported, and the digests of the Python files below O(working_directory), 500
+        at most, so that the plan sees which host has others.
+    type: str
+  working_directory:
+    description: Where the job runs. The folder of O(script) by default.
+    type: path
+  user:
+    description: The user that the job runs as. The files are read with the rights of this user.
+    type: str
+    default: root
   master_port:
     description: The port of the rendezvous, listened on and tried in addition to a free one.
     type: int
@@ -99,9 +111,10 @@ ansible_facts:
              addresses: [{address: 192.0.2.10, prefix: 24}]}
         own_names: {gpu-a: [127.0.1.1]}
         venv: /opt/torch
-        torch: {version: 2.13.0+cu130, cuda: "13.0", nccl: 2.29.7}
+        torch: {version: 2.13.0+cu130, cuda: "13.0", nccl: 2.29.7, conda: false}
         torch_missing: null
-        gpus: {count: 4, fault: null, nvlink: true}
+        code: {path: /srv/train/train.py, digest: 9c56cc51b374, folder: /srv/train, files: {train.py: 9c56cc51b374}}
+        gpus: {count: 1, fault: null, nvlink: false, devices: [{index: 0, uuid: GPU-6e9bd5b2, processes: []}]}
         rdma: []
         listener: {token: 9b0f, port: 41234, busy: {}}
     torchrun_reach:
@@ -121,6 +134,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry i
 def argument_spec():
     return dict(
         venv=dict(type="path"),
+        script=dict(type="str"),
+        working_directory=dict(type="path"),
+        user=dict(type="str", default="root"),
         master_port=dict(type="int", default=29500),
         listen=dict(type="int", default=120),
         peers=dict(type="list", elements="raw"),

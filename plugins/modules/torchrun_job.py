@@ -18,6 +18,8 @@ description:
   - A job whose definition has changed on any host has changed on all of them, as all have the same plan. It is then
     stopped and started again as a whole. What only one host declares differently is seen there alone; RV(stale) reports
     it with O(state=present), and O(restart) of the next task restarts all, which is what the role C(torchrun) does.
+  - The job claims its GPUs while it runs. It is refused where a service, or another job, has claimed one of them, and
+    they are refused while it runs. The claim ends with the job, however it ends.
   - What can be known beforehand (a port that is taken, a host that is not reached, a missing script) is refused before
     a running process is touched. A job that has failed is left as it is, with its logs.
 author:
@@ -131,8 +133,8 @@ options:
     description:
       - Further options of torchrun, by their long names, such as V(numa-binding) or V(no-python). Those without a value
         are V(true).
-      - What follows from O(plan) or from another option is refused. Whether torchrun knows an option depends on its
-        version.
+      - What follows from O(plan) or from another option is refused, and so is an option that the torchrun of O(venv)
+        does not have. V(numa-binding) requires C(numactl) on the host.
     type: dict
     default: {}
   monitor_interval:

@@ -28,6 +28,8 @@ class Served(NamedTuple):
     max_concurrent: Optional[int] = None
     tls: bool = False
     key: str = ""
+    metrics: Optional[str] = None
+    """The key that its ``/metrics`` asks for; empty if it asks for none, None if there are no metrics."""
 
 
 def pools(
@@ -42,24 +44,31 @@ def pools(
     """
     found: Pools = {}
     left_out: List[str] = []
-    for group, declared in ENGINES.items():
-        for host in groups.get(group, ()):
-            for service in declared(host, hostvars[host]):
-                address = _address(service, host, hostvars[host], gateway)
-                if address is None:
-                    left_out.append(
-                        "%s on %s listens on %s, where no gateway reaches it" % (service.unit, host, service.listens)
-                    )
-                    continue
-                for model in service.models:
-                    found.setdefault(model, []).append(_row(service, host, address))
+    for host, service, address in services(hostvars, groups, gateway):
+        if address is None:
+            left_out.append(
+                "%s on %s listens on %s, where no gateway reaches it" % (service.unit, host, service.listens)
+            )
+            continue
+        for model in service.models:
+            found.setdefault(model, []).append(_row(service, host, address))
     return found, left_out
 
 
-def _address(service: Served, host: str, variables: Mapping[str, Any], gateway: str) -> Optional[str]:
-    """Where the gateway reaches a service; None where it does not."""
+def services(
+    hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]], asking: str
+) -> Iterator[Tuple[str, Served, Optional[str]]]:
+    """Every declared service: its host, itself, and where the host that asks reaches it, or None."""
+    for group, declared in ENGINES.items():
+        for host in groups.get(group, ()):
+            for service in declared(host, hostvars[host]):
+                yield host, service, _address(service, host, hostvars[host], asking)
+
+
+def _address(service: Served, host: str, variables: Mapping[str, Any], asking: str) -> Optional[str]:
+    """Where a host reaches a service; None where it does not."""
     if is_loopback(service.listens):
-        return "127.0.0.1" if host == gateway else None
+        return "127.0.0.1" if host == asking else None
     if service.listens not in EVERYWHERE:
         return service.listens
     return address_of(host, variables)
@@ -96,7 +105,7 @@ def _instances(variables: Mapping[str, Any], prefix: str, unit: str) -> Iterator
             value = variables.get("%s_%s" % (prefix, option)) if value is None else value
             return default if value is None else value
 
-        if option("state", "present") == "present":
+        if option("state", "present") in ("present", "asleep"):
             yield ("%s@%s" % (name, instance["name"]) if given else name), option
 
 
@@ -126,6 +135,8 @@ def _vllm(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
         if hosts and host != hosts[0]:  # only the first of the hosts that share a model serves it
             continue
         models = [*(option("served_model_name") or [option("model")]), *(option("lora_adapters") or {})]
+        key = str(option("api_key", ""))
+        guarded = option("guard_all_paths", False) and "/metrics" not in option("open_paths", [])
         yield Served(
             "vllm",
             unit,
@@ -134,7 +145,8 @@ def _vllm(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
             int(option("port", vllm.PORT)),
             max_concurrent=option("max_num_seqs"),
             tls=bool(option("ssl_certfile")),
-            key=str(option("api_key", "")),
+            key=key,
+            metrics=key if guarded else "",
         )
 
 
@@ -152,6 +164,7 @@ def _llama_server(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
             max_concurrent=option("parallel"),
             tls=bool(option("ssl_cert_file")),
             key=str(option("api_key", "")),
+            metrics=str(option("api_key", "")),
         )
 
 

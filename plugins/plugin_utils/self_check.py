@@ -104,5 +104,6 @@ def of_a_host(calls: Sequence[Call], params: Mapping[str, Any]) -> List[Call]:
         found.append((function, kept))
         if function.name == "gpu.facts":
             wanted = {name: params[name] for name in ("required", "pynvml", "persistence")}
-            found.append((PREPARED, {**wanted, "timeout": given["timeout"]}))
+            more = {"expected": given["expected_count"], "timeout": given["timeout"]}
+            found.append((PREPARED, {**wanted, **more}))
     return found

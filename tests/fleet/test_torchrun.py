@@ -74,7 +74,7 @@ def play(lab, venv, clean):
     """`play(name, variables)` runs a playbook of the collection."""
 
     def run(name="torchrun", ok=True, words=(), **variables):
-        given = {"torchrun_venv": venv, "torchrun_nproc_per_node": 2, "torchrun_join_timeout": 300}
+        given = {"torchrun_venv": venv, "torchrun_nproc_per_node": 2, "torchrun_join_timeout": 300, "torchrun_gpus": []}
         given.update({"torchrun_" + key: value for key, value in variables.items()})
         given = {name: value for name, value in given.items() if value is not None}
         playbook = str(ROOT / "playbooks" / (name + ".yml"))

@@ -28,7 +28,11 @@ ROWS: List[Row] = [
     ("ollama", {"ollama_context_length": "32k"}, "ollama_context_length is '32k'; expected a whole number"),
     ("ollama", {"ollama_sched_spread": "maybe"}, "ollama_sched_spread is 'maybe'; expected true or false"),
     ("ollama", {"ollama_isolate": "maybe"}, "ollama_isolate is 'maybe'; expected true or false"),
-    ("ollama", {"ollama_state": "gone"}, "ollama_state is 'gone'; expected one of present, absent, uninstalled"),
+    (
+        "ollama",
+        {"ollama_state": "gone"},
+        "ollama_state is 'gone'; expected one of present, stopped, absent, uninstalled",
+    ),
     ("ollama", {"ollama_kv_cache_type": ["q8_0"]}, "ollama_kv_cache_type is a list; expected one of f16, q8_0, q4_0,"),
     ("ollama", {"ollama_timeout": "3m"}, "ollama_timeout is '3m'; expected a number"),
     ("ollama", {"gpufleet_prove": "yes"}, "gpufleet_prove is 'yes'; expected one of change, now"),

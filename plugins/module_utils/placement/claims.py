@@ -200,7 +200,10 @@ def _between(one: Claim, two: Claim, label: Callable[[str], str]) -> Optional[st
 
 
 def _stands(state: Mapping[str, str]) -> bool:
-    """Whether a unit still is what its claim is about: one that was removed or disabled manually holds nothing."""
+    """Whether a unit still is what its claim is about: one that was removed or disabled manually holds nothing.
+
+    Nor does a job that has ended, as its unit is never enabled.
+    """
     if state.get("LoadState") != "loaded":
         return False
     down = state.get("ActiveState") in ("inactive", "failed")

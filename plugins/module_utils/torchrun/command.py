@@ -12,6 +12,8 @@ import re
 import shlex
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
+from ..converge.override import DROP_IN
+from ..placement.claims import Claim, lines
 from ..systemd import render
 from ..toolbox.errors import Refused
 
@@ -33,6 +35,11 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}")
 
 def unit_name(job: str) -> str:
     return "torchrun@%s.service" % job
+
+
+def claim_file(job: str) -> str:
+    """The drop-in that holds the claim of a job, see placement.claims."""
+    return "%s/%s.d/%s" % (UNITS, unit_name(job), DROP_IN)
 
 
 def holds(words: Sequence[str], port: int) -> bool:
@@ -73,7 +80,13 @@ class Job:
         elastic = self.plan["min_nodes"] < self.plan["nnodes"]
         nodes = {self.host: self.node} if elastic else self.plan["nodes"]
         planned = {
-            host: [node["address"], node["environment"], node["nproc_per_node"], elastic or node["node_rank"]]
+            host: [
+                node["address"],
+                node["environment"],
+                node["nproc_per_node"],
+                elastic or node["node_rank"],
+                node["script"],
+            ]
             for host, node in nodes.items()
         }
         return _digest([declared, planned, self._common()])
@@ -97,6 +110,8 @@ class Job:
         path = "%s/bin:/usr/local/cuda/bin:%s" % (self.params["venv"], SYSTEM_PATH)
         found["PATH"] = (path, "extensions are built with programs of the environment, such as ninja, and of CUDA")
         found["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = (str(self.params["stop_timeout"]), "the declared stop_timeout")
+        trace = self.log_dir + "/trace_rank_"
+        found["TORCH_FR_DUMP_TEMP_FILE"] = (trace, "where a process writes what it ran, once an operation timed out")
         for name, value in self.node["environment"].items():
             found[name] = (value, self.node["reasons"][name])
         for name, value in self.params["environment"].items():
@@ -129,7 +144,7 @@ class Job:
             words.append("--monitor-interval=%g" % params["monitor_interval"])
         words += ["--log-dir=" + self.log_dir, "--redirects=3"]
         for name, value in params["options"].items():
-            words.append("--" + _dashed(name) + ("" if value is True else "=%s" % value))
+            words.append("--" + dashed(name) + ("" if value is True else "=%s" % value))
         program = ["--module", params["module"]] if params["module"] else [self.program]
         head = [params["venv"] + "/bin/python", "-m", "torch.distributed.run"]
         return [head, *([word] for word in words), program + params["arguments"]]
@@ -166,6 +181,8 @@ class Job:
         found[self.env_file] = (self.env_text(), 0o644)
         if secrets:
             found[self.secret_file] = (render.environment_file({k: str(v) for k, v in secrets.items()}), 0o600)
+        if self.claim.gpus:
+            found[self.claim_file] = (render.drop_in(unit_name(self.name), {}, lines(self.claim)), 0o644)
         found["%s/%s" % (UNITS, unit_name(self.name))] = (self.unit_text(), 0o644)
         return found
 
@@ -178,6 +195,20 @@ class Job:
     def ended_file(self) -> str:
         """Where the unit records how it ended: a file of the job's user in a folder of root."""
         return "%s/ended" % self.state
+
+    @property
+    def claim(self) -> Claim:
+        """The job's GPUs, while it runs: its unit is never enabled."""
+        return Claim(unit_name(self.name), {device["uuid"]: None for device in self.node["gpus"] if device["uuid"]})
+
+    def gpu(self, uuid: str) -> str:
+        """How messages name a GPU of the job."""
+        index = next((device["index"] for device in self.node["gpus"] if device["uuid"] == uuid), "?")
+        return "%s (%s)" % (index, uuid)
+
+    @property
+    def claim_file(self) -> str:
+        return claim_file(self.name)
 
     @property
     def env_file(self) -> str:
@@ -270,16 +301,17 @@ PLANNED = re.compile(
 """Options of torchrun that follow from the plan, or from an option of the same name."""
 
 
-def _dashed(name: str) -> str:
+def dashed(name: str) -> str:
+    """An option of torchrun as its help prints it, without the dashes before it."""
     return name.lstrip("-").replace("_", "-")
 
 
 def _wrong_options(options: Mapping[str, Any]) -> List[str]:
     wrong = []
     for name, value in options.items():
-        if not re.fullmatch("[a-z][a-z-]+", _dashed(name)):
+        if not re.fullmatch("[a-z][a-z-]+", dashed(name)):
             wrong.append("options: %r: expected a long name of torchrun, such as numa-binding" % name)
-        elif PLANNED.fullmatch(_dashed(name)):
+        elif PLANNED.fullmatch(dashed(name)):
             wrong.append("options: %s is not free: it follows from the plan, or from another option of this job" % name)
         elif value is False or value is None or not str(value).isprintable():
             wrong.append("options: %s: expected a value on one line, or true for an option without one" % name)

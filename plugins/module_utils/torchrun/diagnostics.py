@@ -12,6 +12,8 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from ..placement.memory import holders
+
 Finding = Dict[str, Any]
 
 SKEW = 1.0
@@ -83,19 +85,58 @@ def versions(nodes: Mapping[str, Mapping[str, Any]]) -> List[Finding]:
             if node["torch"] and node["torch"][key]:
                 have.setdefault(node["torch"][key], []).append(host)
         if len(have) > 1:
-            said = "; ".join("%s on %s" % (version, ", ".join(hosts)) for version, hosts in sorted(have.items()))
-            text = "%s differs among the hosts: %s; processes of different versions hang or fail" % (what, said)
-            odd = min(have.values(), key=len)
-            found.append(error(code, odd[0] if len(odd) == 1 else None, text))
+            text = "%s differs among the hosts: %s; processes of different versions hang or fail" % (what, _who(have))
+            found.append(error(code, _odd(have), text))
     return found
 
 
+def _who(have: Mapping[str, Sequence[str]]) -> str:
+    """Who has what: ``2.13.0 on gpu1, gpu2; 2.12.0 on gpu3``."""
+    return "; ".join("%s on %s" % (what, ", ".join(hosts)) for what, hosts in sorted(have.items()))
+
+
+def _odd(have: Mapping[str, Sequence[str]]) -> Optional[str]:
+    """The only host that has something else; None where there are several."""
+    few = min(have.values(), key=len)
+    return few[0] if len(few) == 1 else None
+
+
+def code(nodes: Mapping[str, Mapping[str, Any]]) -> List[Finding]:
+    """The script must be the same everywhere; of the Python files next to it the first that differs is named."""
+    told = {host: node["code"] for host, node in nodes.items() if node["code"]}
+    have: Dict[str, List[str]] = {}
+    for host, one in told.items():
+        if one["digest"]:
+            have.setdefault(one["digest"], []).append(host)
+    if len(have) > 1:
+        path = next(one["path"] for one in told.values() if one["digest"])
+        text = "the script %s differs among the hosts: SHA-256 %s; bring the same one to all of them"
+        return [error("script_differs", _odd(have), text % (path, _who(have)))]
+    names = sorted({name for one in told.values() for name in one["files"]})
+    differing = [name for name in names if len({one["files"].get(name) for one in told.values()}) > 1]
+    if not differing:
+        return []
+    have = {}
+    for host, one in told.items():
+        have.setdefault(one["files"].get(differing[0]) or "none", []).append(host)
+    text = "%s in %s differs among the hosts: SHA-256 %s%s; bring the same folder to all of them"
+    more = ", and so do %d more files" % (len(differing) - 1) if len(differing) > 1 else ""
+    folder = next(iter(told.values()))["folder"]
+    return [warning("code_differs", _odd(have), text % (differing[0], folder, _who(have), more))]
+
+
 def gpus(host: str, wanted: Sequence[int], count: int) -> List[Finding]:
-    """Whether the declared GPUs are there, each once."""
-    if wanted and len(set(wanted)) == len(wanted) and all(0 <= index < count for index in wanted):
+    """Whether the declared GPUs are there, each once; an empty list is for a job that uses none."""
+    if len(set(wanted)) == len(wanted) and all(0 <= index < count for index in wanted):
         return []
     text = "gpus: %s: expected different indexes of the %d GPUs of %s, from 0 on" % (list(wanted), count, host)
     return [error("no_gpu", host, text)]
+
+
+def in_use(host: str, devices: Sequence[Dict[str, Any]], unit: str) -> List[Finding]:
+    """Whether others compute on the job's GPUs already, which may leave it too little memory."""
+    said = holders(devices, unit)
+    return [warning("gpu_in_use", host, "%s, which the job uses, too: stop it, or choose gpus" % said)] if said else []
 
 
 def processes(host: str, wanted: int, gpus: int) -> List[Finding]:

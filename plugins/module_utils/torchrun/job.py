@@ -121,6 +121,7 @@ class _Ending(_Part):
         state, folder = "%s/%s" % (command.STATE, self.name), command.FOLDER
         wanted = [Wanted("%s/%s.%s" % (folder, self.name, kind), None) for kind in ("env", "secrets")]
         # the unit names the others, so it is the last one here, and removed first
+        wanted.append(Wanted(command.claim_file(self.name), None))
         wanted.append(Wanted("%s/%s" % (command.UNITS, self.unit), None, own_directories=0))
         files = Files(wanted if absent else [], self.system.root)
         gone = [file.path for file in files.changes()]
@@ -169,7 +170,8 @@ class _Running(_Part):
                 Wanted(path, text.encode("utf-8", "surrogateescape"), mode, own_directories=0)
                 for path, (text, mode) in declared.items()
             ]
-            + [Wanted(path, None, own_directories=0) for path in unused],
+            + [Wanted(path, None, own_directories=0) for path in unused]
+            + ([] if self.job.claim.gpus else [Wanted(self.job.claim_file, None)]),
             system.root,
         )
         self.rewritten = self.files.changes()
@@ -231,6 +233,8 @@ class _Running(_Part):
         """What is known to fail, before a running process is touched; ``due`` is whether the job is to start."""
         wrong = [self.script.unsafe] if self.script and self.script.unsafe else []
         wrong += preflight.unusable(self.system, self.job, due)
+        if due and self.params["state"] in ("present", "started"):
+            wrong += preflight.claimed(self.system, self.job)
         if self.state.get("LoadState") == "masked":
             wrong.append("%s is masked, so it cannot start: systemctl unmask it first" % self.unit)
         if wrong:
@@ -316,7 +320,7 @@ class _Running(_Part):
                 "%s: cannot write %s: %s" % (self.unit, error.filename, error.strerror), self.result
             ) from error
         self.system.reset_failed(self.unit)
-        failure = self.system.start(self.unit, START_LIMIT)
+        failure = self._start_alone()
         self.state = self.system.show(self.unit)
         self.result["started"] = True
         pid = int(self.state.get("MainPID") or 0)
@@ -327,6 +331,17 @@ class _Running(_Part):
                 self._settle("active", "deactivating")
         if not self.up() and not (evidence.ended(self.system, self.job) or {"ok": False})["ok"]:
             self._fail(failure or "it ended at once")
+
+    def _start_alone(self) -> Optional[str]:
+        """Start the unit, if no other run has claimed its GPUs by now: why it does not start, else None."""
+        from ..placement.claims import claiming
+
+        try:
+            with claiming(self.job.claim, self.system, label=self.job.gpu):
+                failure: Optional[str] = self.system.start(self.unit, START_LIMIT)
+                return failure
+        except Refused as conflict:
+            raise Failed("%s: %s" % (self.unit, conflict), self.result) from None
 
     def _make_log_dir(self) -> None:
         """The folder for the logs, of the job's user, whatever that user has put in its place."""

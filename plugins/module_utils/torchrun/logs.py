@@ -18,7 +18,10 @@ _SET = re.compile(r"(NCCL_\w+) set by environment to (.*?)\.?$")
 _RANKS = re.compile(r"\bRANKS ((?:\w+=\S+ ?)+)")
 _ALLREDUCE = re.compile(r"\bALLREDUCE ((?:\w+=\S+ ?)+)")
 _PAIR = re.compile(r"\bPAIR ((?:\w+=\S+ ?)+)")
-_ENQUEUED = re.compile(r"\[PG ID 0 [^\]\n]{0,200} Rank (\d{1,9})\][^\n]{0,200}last enqueued work: (\d{1,9})")
+_ENQUEUED = re.compile(
+    # of a process whose operation timed out; and of one that was told so by another, and waits for none itself
+    r"\[PG ID 0 [^\]\n]{0,200} Rank (\d{1,9})\][^\n]{0,200}[Ll]ast enqueued (?:NCCL )?work: (-?\d{1,9})"
+)
 _ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):\s*\n\[\d+\]:\n((?:  .*\n?)+)")
 _FIELD = re.compile(r"^[ \t]+(time|host|rank|exitcode|error_file)[ \t]*: (.*)$", re.MULTILINE)
 _ROUND = re.compile(

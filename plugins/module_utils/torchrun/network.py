@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..toolbox.errors import Failed
-from . import command
+from . import code, command
 from .command import SYSTEM_PATH
 
 LISTENER = "gpufleet-torchrun-listen.service"
@@ -30,6 +30,8 @@ ANSWER = 200
 """Bytes of a listener's answer, at most."""
 VERSION_FILE = 1 << 16
 """Bytes read of a file that names a version."""
+DEVICE = ("index", "uuid", "processes")
+"""What a plan needs to know of each GPU."""
 CONFINED = (
     *("NoNewPrivileges=yes", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "RestrictAddressFamilies=AF_INET AF_INET6"),
     *("MemoryMax=128M", "TasksMax=8"),
@@ -39,10 +41,10 @@ JOB_LIMIT = 120.0
 """Seconds within which a job that was started must hold its port: the import of PyTorch, and time to spare."""
 
 
-def report(params: Mapping[str, Any], _check_mode: bool, _warn: Any) -> Dict[str, Any]:
+def report(params: Mapping[str, Any], _check_mode: bool, warn: Any) -> Dict[str, Any]:
     """The result of the module ``torchrun_facts``: the host's own facts, or which of its ``peers`` it reaches."""
     if params["peers"] is None:
-        return {"changed": False, "ansible_facts": {"torchrun": facts(params, lambda: _gpus(params))}}
+        return {"changed": False, "ansible_facts": {"torchrun": facts(params, lambda: _gpus(params), warn)}}
     peers = {peer["name"]: peer for peer in params["peers"] if isinstance(peer, dict)}
     return {"changed": False, "ansible_facts": {"torchrun_reach": reach(peers, params["timeout"])}}
 
@@ -101,9 +103,11 @@ def own_names(hostname: str) -> Dict[str, List[str]]:
 
 def torch(venv: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
     """The PyTorch of an environment, from its files (an import would take seconds), or why there is none."""
+    if not os.path.isabs(venv):
+        return None, "expected the absolute path of an environment; those of conda are listed by: conda env list"
     if not os.access(venv + "/bin/python", os.X_OK):
         return None, "there is no %s/bin/python" % venv
-    packages = [path for path in _site_packages(venv) if os.path.isfile(path + "/torch/version.py")]
+    packages = [path for path in site_packages(venv) if os.path.isfile(path + "/torch/version.py")]
     if not packages:
         return None, "its Python has no package torch"
     from ..toolbox.files import read_regular
@@ -116,21 +120,39 @@ def torch(venv: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
     for name in ("__version__", "cuda"):
         match = re.search(r"^%s\b[^=\n]*= *['\"]([\w.+-]{1,64})['\"]" % name, text, re.MULTILINE)
         found[name] = match.group(1) if match else None
-    nccl = glob.glob(glob.escape(packages[0]) + "/nvidia_nccl_cu*.dist-info")
-    named = re.search(r"-([\w.+]{1,64})\.dist-info$", nccl[0]) if nccl else None
-    version = named.group(1) if named else None
-    return {"version": found["__version__"], "cuda": found["cuda"], "nccl": version}, None
+    conda = os.path.isdir(venv + "/conda-meta")
+    return {
+        "version": found["__version__"],
+        "cuda": found["cuda"],
+        "nccl": _nccl(venv, packages[0]),
+        "conda": conda,
+    }, None
 
 
-def _site_packages(venv: str) -> List[str]:
-    return sorted(glob.glob(glob.escape(venv) + "/lib*/python3*/site-packages"))
+def _nccl(venv: str, packages: str) -> Optional[str]:
+    """The version of NCCL that PyPI's or conda's package has; None where PyTorch has its own inside."""
+    for pattern in (packages + "/nvidia_nccl_cu*-*.dist-info", venv + "/conda-meta/nccl-*.json"):
+        folder, _sep, name = pattern.rpartition("/")
+        for path in glob.glob("%s/%s" % (glob.escape(folder), name)):
+            version = re.search(r"-(\d{1,9}\.\d{1,9}\.\d{1,9})[\w.+]*-?[^/]*$", os.path.basename(path))
+            if version:
+                return version.group(1)
+    return None
 
 
-def facts(params: Mapping[str, Any], gather: Any) -> Dict[str, Any]:
+def site_packages(venv: str) -> List[str]:
+    found = sorted(glob.glob(glob.escape(venv) + "/lib*/python3*/site-packages"))
+    return [
+        path for path in found if not os.path.islink(os.path.dirname(path))
+    ]  # conda's python3.1 is one to python3.12
+
+
+def facts(params: Mapping[str, Any], gather: Any, warn: Any) -> Dict[str, Any]:
     """Everything of this host that a plan needs; starts the listener when asked to.
 
     :param params: the module's parameters.
     :param gather: gives the facts of the GPUs.
+    :param warn: called with each warning.
     """
     gpu = gather()
     hostname = socket.gethostname()
@@ -142,9 +164,11 @@ def facts(params: Mapping[str, Any], gather: Any) -> Dict[str, Any]:
         "venv": params["venv"],
         "torch": found,
         "torch_missing": missing,
+        "code": code.of_job(params, warn),
         "gpus": {
             "count": gpu["count"],
             "fault": gpu["fault"]["text"] if gpu["fault"] else None,
+            "devices": [{key: device[key] for key in DEVICE} for device in gpu["devices"]],
             "nvlink": any((word or "").startswith("NV") for row in gpu["topology"] for word in row),
         },
         "rdma": gpu["rdma"],

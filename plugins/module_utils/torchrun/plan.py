@@ -46,7 +46,7 @@ def make(
     :param nnodes: the expected number of hosts; not checked if left out.
     :param min_nodes: with how many hosts an elastic job may run; None for one that needs all.
     :param nproc_per_node: processes a host; None for one on each GPU, or one where there is no GPU.
-    :param gpus: indexes of the GPUs to use on each host, as nvidia-smi counts them; None for all.
+    :param gpus: indexes of the GPUs to use on each host, as nvidia-smi counts them; [] for none; None for all.
     :param rendezvous: one of RENDEZVOUS; None to choose.
     :param master: the host of the rendezvous, that is rank 0; None for the first.
     :param master_addr: its address; chosen if left out.
@@ -65,6 +65,7 @@ def make(
     if not 1 <= needed <= len(hosts):
         raise Refused("min_nodes: %d of %d hosts: expected 1 to %d" % (needed, len(hosts), len(hosts)))
     nodes = {host: facts[host] or {} for host in hosts if facts[host]}
+    unit = "torchrun@%s.service" % job
     findings = diagnostics.size(hosts, nnodes, [host for host in hosts if host not in nodes], needed)
     kind = _rendezvous(rendezvous, len(hosts), needed, max_restarts)
     plan = {
@@ -82,11 +83,11 @@ def make(
     if chosen:
         plan["master_addr"] = master_addr or chosen[hosts[0]]["address"]
         findings += _network_findings(nodes, chosen, reach, plan)
-    plan["nodes"] = _nodes(nodes, chosen, nproc_per_node, gpus, kind == "c10d", findings)
+    plan["nodes"] = _nodes(nodes, chosen, nproc_per_node, gpus, kind == "c10d", unit, findings)
     _give_ranks(plan)
-    findings += diagnostics.versions(nodes)
+    findings += diagnostics.versions(nodes) + diagnostics.code(nodes)
     if hosts[0] in nodes and kind != "standalone":
-        findings += diagnostics.ports(hosts[0], nodes[hosts[0]], master_port, "torchrun@%s.service" % job)
+        findings += diagnostics.ports(hosts[0], nodes[hosts[0]], master_port, unit)
     plan["findings"] = findings
     plan["errors"] = [one["text"] for one in findings if one["level"] == "error"]
     plan["text"] = text(plan)
@@ -172,21 +173,27 @@ def _nodes(
     wanted: Optional[int],
     only: Optional[Sequence[int]],
     c10d: bool,
+    unit: str,
     findings: List[diagnostics.Finding],
 ) -> Dict[str, Dict[str, Any]]:
     """What each host needs, in the order given; its ranks come later."""
     ports = fabric.choose_rdma(nodes) if chosen else {}
     found = {}
     for host, node in nodes.items():
-        gpus = node["gpus"]["count"]
+        gpus, used = node["gpus"]["count"], node["gpus"]["devices"]
         variables = {}  # type: fabric.Variables
+        if node["torch"] and node["torch"]["conda"]:
+            variables["CONDA_PREFIX"] = (
+                node["venv"],
+                "PyTorch's compiler finds its libraries by it, as after activation",
+            )
         if only is not None:
             findings += diagnostics.gpus(host, only, gpus)
-            gpus = len(only)
+            gpus, used = len(only), [device for device in used if device["index"] in only]
             variables["CUDA_DEVICE_ORDER"] = ("PCI_BUS_ID", "GPUs are counted as nvidia-smi counts them")
-            variables["CUDA_VISIBLE_DEVICES"] = (",".join(map(str, only)), "the declared GPUs")
+            variables["CUDA_VISIBLE_DEVICES"] = (",".join(map(str, only)), "the declared GPUs" if only else "no GPU")
         nproc = wanted or gpus or 1
-        findings += diagnostics.processes(host, nproc, gpus)
+        findings += diagnostics.processes(host, nproc, gpus) + diagnostics.in_use(host, used, unit)
         if host in chosen:
             version = node["torch"]["nccl"] if node["torch"] else None
             variables.update(fabric.environment(node, chosen[host], ports[host], version))
@@ -194,6 +201,8 @@ def _nodes(
                 variables.update(_OWN_STORE)
         found[host] = {
             "nproc_per_node": nproc,
+            "script": (node["code"] or {}).get("digest"),
+            "gpus": [{key: device[key] for key in ("index", "uuid")} for device in used],
             "address": chosen[host]["address"] if host in chosen else None,
             "interface": chosen[host]["interface"] if host in chosen else None,
             "rdma": ports.get(host, []),

@@ -9,34 +9,22 @@ import os
 import pwd
 from typing import Any, List
 
-from .command import Job
+from ..toolbox.errors import Refused
+from .command import Job, dashed
 
-MEANT = {
-    "GLOO_IB_DISABLE": "NCCL_IB_DISABLE; Gloo uses TCP alone",
-    "NCCL_IB_DISABLED": "NCCL_IB_DISABLE",
-    "NCCL_IB_ENABLE": "NCCL_IB_DISABLE",
-    "NCCL_IB_IFNAME": "NCCL_IB_HCA",
-    "NCCL_IFNAME": "NCCL_SOCKET_IFNAME",
-    "NCCL_P2P_DISABLED": "NCCL_P2P_DISABLE",
-    "NCCL_SHM_DISABLED": "NCCL_SHM_DISABLE",
-    "NCCL_SOCKET_INTERFACE": "NCCL_SOCKET_IFNAME",
-}
-"""Variables that neither NCCL 2.30 nor Gloo reads, and the one that does what they seem to do."""
-OF_GLOO = (
-    *("GLOO_SOCKET_IFNAME", "GLOO_DEVICE_TRANSPORT", "GLOO_LAZY_INIT", "GLOO_LOG_LEVEL"),
-    *("GLOO_DISABLE_CONNECTION_RETRIES", "GLOO_ENABLE_"),
-)
-"""What the variables begin with that Gloo reads, as PyTorch 2.13 has it."""
+SOURCE = 1 << 18
+"""Bytes read of torchrun's source."""
 
 
 def without_effect(job: Job) -> List[str]:
-    """Declared variables that nothing reads: most often they come from an old launch script."""
+    """Declared variables that nothing reads."""
+    from .variables import meant
+
     names = sorted({*job.params["environment"], *job.params["secret_environment"]})
     return [
-        "environment: nothing reads %s: leave it out, or use %s"
-        % (name, MEANT.get(name) or "one of " + ", ".join(OF_GLOO))
+        "environment: neither NCCL, Gloo nor PyTorch reads %s: leave it out, or use %s" % (name, meant(name))
         for name in names
-        if name in MEANT or name.startswith("GLOO_") and not name.startswith(OF_GLOO)
+        if meant(name)
     ]
 
 
@@ -59,10 +47,45 @@ def unusable(system: Any, job: Job, due: bool) -> List[str]:
     except KeyError:
         wrong.append("there is no user %s on this host" % params["user"])
     else:
-        wrong += _bad_log_dir(system, job) if due else []
+        wrong += _bad_log_dir(system, job) + _bad_options(root, job) if due else []
     for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         wrong += _bad_interfaces(system, job, name)
     return wrong
+
+
+def _bad_options(root: str, job: Job) -> List[str]:
+    """Options that the torchrun of this environment does not know, by its source, or cannot carry out here."""
+    from ..toolbox.files import read_regular
+    from .network import site_packages
+
+    names, wrong = [dashed(name) for name in job.params["options"]], []
+    for packages in site_packages(root + job.params["venv"])[:1] if names else []:
+        try:
+            text = (read_regular(packages + "/torch/distributed/run.py", SOURCE) or b"").decode("utf-8", "replace")
+        except OSError:  # an environment of a user, with links in it
+            continue
+        unknown = [name for name in names if text and '"--%s"' % name not in text]
+        wrong += ["options: the torchrun of %s has no option %s" % (job.params["venv"], name) for name in unknown]
+    if "numa-binding" in names and not job.node["gpus"]:
+        wrong.append("options: numa-binding: the job uses no GPU on this host whose CPUs it could be bound to")
+    elif "numa-binding" in names:
+        path = job.environment["PATH"][0].split(":")
+        if not any(os.access("%s%s/numactl" % (root, folder), os.X_OK) for folder in path):
+            wrong.append(
+                "options: numa-binding: torchrun calls numactl, which is not in PATH: install the package numactl"
+            )
+    return wrong
+
+
+def claimed(system: Any, job: Job) -> List[str]:
+    """Which service, or other job, has the GPUs of this one."""
+    from ..placement.claims import check
+
+    try:
+        check([job.claim], system, label=job.gpu)
+    except Refused as conflict:
+        return [str(conflict)]
+    return []
 
 
 def _bad_log_dir(system: Any, job: Job) -> List[str]:

@@ -48,7 +48,7 @@ def of_job(
         "transports": _transports(results, gpus or {}),
         "allreduce": figures,
         "outlier": _outlier(results, plan),
-        "late": _late(results) if failed else [],
+        "late": _late(results, plan) if failed else [],
     }  # type: Dict[str, Any]
     elastic = len(results) - len(failed) >= plan["min_nodes"]
     if failed and not (elastic and plan["min_nodes"] < plan["nnodes"]):
@@ -124,18 +124,31 @@ def _outlier(results: Mapping[str, Any], plan: Mapping[str, Any]) -> Optional[Di
     return logs.outlier(pairs)
 
 
-def _late(results: Mapping[str, Any]) -> List[Dict[str, Any]]:
+def _late(results: Mapping[str, Any], plan: Mapping[str, Any]) -> List[Dict[str, Any]]:
     """The processes that were behind when an operation timed out; none where all had come equally far.
 
-    :returns: each ``rank``, ``host``, ``work`` (the number of its last operation) and ``others`` (that of the others).
+    A process that reported nothing may have been ended before it could: it counts only where nobody is known to be
+    behind.
+
+    :returns: each ``rank``, ``host``, ``work`` (the number of its last operation, None for a silent one) and ``others``
+        (that of the others).
     """
-    found = [
-        {"rank": int(rank), "host": host, "work": work}
-        for host, one in results.items()
-        for rank, work in (one.get("enqueued") or {}).items()
-    ]
-    most = max([one["work"] for one in found], default=0)
-    return [dict(one, others=most) for one in found if one["work"] < most]
+    hosts = {one["rank"]: one["host"] for one in plan["ranks"]}
+    for host, one in results.items():  # as torchrun gave them out last
+        hosts.update((rank, host) for last in (one.get("rounds") or [])[-1:] for rank in last["ranks"])
+    came = {int(rank): work for one in results.values() for rank, work in (one.get("enqueued") or {}).items()}
+    if not came:
+        return []
+    most = max(came.values())
+    late = [rank for rank in sorted(came) if came[rank] < most] or sorted(set(hosts) - set(came))
+    return [{"rank": rank, "host": hosts.get(rank), "work": came.get(rank), "others": most} for rank in late]
+
+
+def _behind(one: Mapping[str, Any]) -> str:
+    if one["work"] is None:
+        return "rank {rank} on {host} reported no operation, the others had come to {others}".format(**one)
+    text = "rank {rank} on {host} was behind: its last operation was {work}, the others had come to {others}"
+    return text.format(**one)
 
 
 def _say(outlier: Mapping[str, Any]) -> str:
@@ -162,9 +175,7 @@ def _lines(found: Mapping[str, Any], results: Mapping[str, Any], failed: Mapping
         )
     if found["outlier"]:
         lines.append(_say(found["outlier"]))
-    for one in found["late"][:LATE]:
-        text = "rank {rank} on {host} was behind: its last operation was {work}, the others had come to {others}"
-        lines.append(text.format(**one))
+    lines += map(_behind, found["late"][:LATE])
     if found["restarts"]:
         first = found["first_failure"]
         because = " after %s on %s" % (logs.describe(first), first["host"]) if first and not failed else ""

@@ -18,6 +18,8 @@ class Counters(NamedTuple):
     failed: float = 0
     open: float = 0
     """Requests that it is answering now."""
+    seconds: float = 0
+    """For a request, the mean of the last 1024."""
 
 
 class Load(NamedTuple):
@@ -27,6 +29,9 @@ class Load(NamedTuple):
     failed: float = 0
     busy: float = 0
     """Seconds of all requests together."""
+    earlier: float = 0
+    """Requests of before, as far as they count in their mean."""
+    earlier_busy: float = 0
 
 
 class Rule(NamedTuple):
@@ -39,6 +44,8 @@ class Rule(NamedTuple):
     """Requests that the canary and the others must each have had; fewer show nothing."""
     factor: float
     margin: float
+    before: bool = False
+    """Whether the factor is that by which the canary has changed: its hardware may be another one."""
 
 
 RULES = (
@@ -50,11 +57,12 @@ RULES = (
         5,
     ),
     Rule(
-        "a request for {pool} takes {mine:.2f} s; at the others, {theirs:.2f} s",
+        "a request for {pool} takes {mine:.2f} s; expected, from the others now and both before: {theirs:.2f} s",
         lambda load: load.busy / load.requests,
         50,
         1.5,
         0.05,
+        True,
     ),
 )
 
@@ -65,11 +73,13 @@ _ADDS: Mapping[str, Sequence[Tuple[str, int]]] = {
     "response_errors_total": [("failed", 1)],  # streams that were cut as well
     "http_responses_total 5xx": [("failed", 1)],
     "current_sessions": [("open", 1)],
+    "total_time_average_seconds": [("seconds", 1)],
 }
 """Figure of HAProxy's to what it adds to the counters."""
 _LINE = re.compile(
     r'^haproxy_server_(\w+)\{proxy="([^"]*)",server="([^"]*)"(?:,code="([^"]*)")?\} ([0-9.]+)$', re.MULTILINE
 )
+_REMEMBERED = 1024
 _START = re.compile(r"^haproxy_process_start_time_seconds ([0-9.]+)$", re.MULTILINE)
 
 
@@ -118,7 +128,10 @@ def _load(samples: Sequence[Sample], key: Tuple[str, str]) -> Load:
     busy = sum((then - now) * (one.open + other.open) / 2 for (now, one), (then, other) in zip(known, known[1:]))
     # as many as have begun, less half of those that this has left open: seconds of the others are not complete
     requests = last.requests - first.requests - (last.open - first.open) / 2
-    return Load(max(0.0, requests), max(0.0, last.failed - first.failed), busy)
+    earlier = min(first.requests, _REMEMBERED)
+    return Load(
+        max(0.0, requests), max(0.0, last.failed - first.failed), busy, earlier, round(earlier * first.seconds, 3)
+    )
 
 
 def _sum(one: Sequence[float], other: Sequence[float]) -> Load:
@@ -137,13 +150,24 @@ def judged(watched: Iterable[Mapping[str, Sequence[Sequence[float]]]]) -> Tuple[
     worse, unknown = [], []
     for pool, (canary, others) in pools.items():
         for rule in RULES:
-            if min(canary.requests, others.requests) < rule.least:
-                unknown.append(
-                    "too few requests for %s to compare: %d there, %d at the others, and %d are needed"
-                    % (pool, canary.requests, others.requests, rule.least)
+            least = min(canary.requests, others.requests)
+            earlier = min(canary.earlier, others.earlier)
+            if least < rule.least:
+                counts = (pool, canary.requests, others.requests, rule.least)
+                unknown.append("too few requests for %s to compare: %d there, %d at the others; %d are needed" % counts)
+            elif rule.before and earlier < rule.least:
+                unknown.append("too few requests for %s before the change to compare the speed" % pool)
+            else:
+                mine, theirs = (
+                    rule.figure(canary),
+                    rule.figure(others) * (_before(canary, others) if rule.before else 1),
                 )
-                continue
-            mine, theirs = rule.figure(canary), rule.figure(others)
-            if mine > rule.factor * theirs + rule.margin:
-                worse.append(rule.sentence.format(pool=pool, mine=mine, theirs=theirs))
+                if mine > rule.factor * theirs + rule.margin:
+                    worse.append(rule.sentence.format(pool=pool, mine=mine, theirs=theirs))
     return worse, list(dict.fromkeys(unknown))
+
+
+def _before(canary: Load, others: Load) -> float:
+    """How many times as long as the others the canary took before the change."""
+    theirs = others.earlier_busy / others.earlier
+    return canary.earlier_busy / canary.earlier / theirs if theirs else 1.0

@@ -17,7 +17,7 @@ GPU = {"index": 0, "health": {"ok": True, "reasons": []}, "persistence_mode": Tr
 SICK = {**GPU, "index": 2, "health": {"ok": False, "reasons": ["3 uncorrectable memory errors"]}}
 OFF = {**GPU, "persistence_mode": False}
 LOST = {"code": "gpu_lost", "text": "GPU 1 does not answer"}
-ALL = {"required": True, "pynvml": True, "persistence": True}
+ALL = {"required": True, "pynvml": True, "persistence": True, "expected": 0}
 
 
 def gpus(*devices: Dict[str, Any], **more: Any) -> Dict[str, Any]:
@@ -35,6 +35,7 @@ def gpus(*devices: Dict[str, Any], **more: Any) -> Dict[str, Any]:
         (gpus(GPU, SICK), ALL, ["GPU 2 is not healthy: 3 uncorrectable memory errors"]),
         (gpus(GPU, source="nvidia-smi"), ALL, ["pynvml is missing"]),
         (gpus(GPU, source="nvidia-smi"), {**ALL, "pynvml": False}, []),
+        (gpus(GPU), {**ALL, "expected": 4}, ["3 of 4 GPUs are missing"]),
         (gpus(source="procfs"), ALL, ["the host has no GPU"]),
         (gpus(source="procfs"), {**ALL, "required": False}, []),
     ],

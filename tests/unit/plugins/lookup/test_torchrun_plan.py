@@ -18,8 +18,8 @@ def facts(number):
     address = {"address": "10.1.0.%d" % number, "prefix": 24}
     card = {"name": "eth0", "up": True, "loopback": False, "mtu": 1500, "speed_mbps": None, "addresses": [address]}
     return {
-        "hostname": "gpu%d" % number, "interfaces": [card], "own_names": {}, "venv": None, "torch": None,
-        "gpus": {"count": 0, "fault": None, "nvlink": False}, "rdma": [],
+        "hostname": "gpu%d" % number, "interfaces": [card], "own_names": {}, "venv": None, "torch": None, "code": None,
+        "gpus": {"count": 0, "fault": None, "nvlink": False, "devices": []}, "rdma": [],
         "listener": {"token": "t%d" % number, "port": 40000, "busy": {}},
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from ansible_collections.gpufleet.inference.plugins.modules import torchrun_fact
 
 def test_facts(run_module, monkeypatch):
     monkeypatch.setattr(facts, "gather", lambda **more: {"timeout": more["timeout"]})
-    monkeypatch.setattr(network, "facts", lambda params, gather: {"venv": params["venv"], "gpu": gather()})
+    monkeypatch.setattr(network, "facts", lambda params, gather, warn: {"venv": params["venv"], "gpu": gather()})
     result = run_module(torchrun_facts.main, {"venv": "/opt/torch", "facts_timeout": 3})
     assert result["ansible_facts"] == {"torchrun": {"venv": "/opt/torch", "gpu": {"timeout": 3.0}}}
     assert result["changed"] is False
@@ -26,7 +26,7 @@ def test_reach(run_module, monkeypatch):
 
 
 def test_no_network(run_module, monkeypatch):
-    def fail(params, gather):
+    def fail(params, gather, warn):
         raise Failed("there is no ip on this host")
 
     monkeypatch.setattr(network, "facts", fail)

@@ -19,7 +19,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import
 FACTS = RemoteFunction("gpu.facts", "report", {})
 MODEL = RemoteFunction("model_source.source", "converge", {})
 PARAMS = {"textfile_folder": "/m", "required": True, "pynvml": True, "persistence": False}
-GPUS = (FACTS, {"timeout": 10.0, "venv": None, "required": False})
+GPUS = (FACTS, {"timeout": 10.0, "venv": None, "required": False, "expected_count": 4})
 
 
 def files(*calls: Any, masked: Any = (), **params: Any) -> Dict[str, str]:
@@ -36,7 +36,7 @@ def test_what_the_controller_concludes_is_a_check_of_its_own() -> None:
         "gpu.facts",
         "gpu.preparation",
     ]
-    assert found[1][2] == {"required": True, "pynvml": True, "persistence": False, "timeout": 10.0}
+    assert found[1][2] == {"required": True, "pynvml": True, "persistence": False, "expected": 4, "timeout": 10.0}
 
 
 def test_what_belongs_to_a_run_is_left_out() -> None:

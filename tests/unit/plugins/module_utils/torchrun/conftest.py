@@ -21,6 +21,10 @@ def interface(name, *addresses, up=True, speed=None, mtu=1500):
     return {"name": name, "up": up, "loopback": name == "lo", "mtu": mtu, "speed_mbps": speed, "addresses": found}
 
 
+def gpu(index, *processes):
+    return {"index": index, "uuid": "GPU-%d" % index, "processes": list(processes)}
+
+
 LOOPBACK = interface("lo", "127.0.0.1/8", "::1/128")
 
 
@@ -37,9 +41,10 @@ def node():
             "interfaces": [LOOPBACK, *interfaces],
             "own_names": {hostname: [first] if names is None else names},
             "venv": "/opt/torch",
-            "torch": {"version": torch, "cuda": "13.0", "nccl": nccl} if torch else None,
+            "torch": {"version": torch, "cuda": "13.0", "nccl": nccl, "conda": False} if torch else None,
+            "code": None,
             "torch_missing": None if torch else "its Python has no package torch",
-            "gpus": {"count": gpus, "fault": None, "nvlink": nvlink},
+            "gpus": {"count": gpus, "fault": None, "nvlink": nvlink, "devices": [gpu(i) for i in range(gpus)]},
             "rdma": list(rdma),
             "listener": {"token": "t-" + hostname, "port": 40000, "busy": busy or {}},
         }
@@ -192,7 +197,7 @@ class FakeSystem(System):
         pass
 
     def names(self, directory):
-        return ["eth0", "lo"]
+        return ["eth0", "lo"] if directory == "/sys/class/net" else super().names(directory)
 
     def _write(self, call):
         assert not self.forbidden, call
@@ -231,22 +236,29 @@ def system(tmp_path):
 
 @pytest.fixture
 def bring(system, params, node, interface):
-    """`bring(state, check=False, options of the plan, **params)` on host a of two."""
-    facts = {n: node(n, interface("eth0", "10.1.0.%d/24" % i)) for i, n in enumerate("ab", 1)}
+    """`bring(state, check=False, options of the plan, gpus and code of each host, own options, **params)` on host a."""
 
-    def run(state="started", check=False, warnings=None, options=None, **more):
+    def hosts(gpus=0, code=None):
+        code = code and {"path": "/srv/train.py", "folder": "/srv", "files": {}, **code}
+        cards = {n: interface("eth0", "10.1.0.%d/24" % i) for i, n in enumerate("ab", 1)}
+        return {n: dict(node(n, card, gpus=gpus), code=code) for n, card in cards.items()}
+
+    def run(state="started", check=False, warnings=None, options=None, gpus=0, code=None, own=None, **more):
         if state in ("joined", "finished") and not system.up:  # neither of them starts it
-            run(check=check, options=options, **more)
-        made = None if state in ("stopped", "absent") else dict(plan.make(facts, **(options or {})), host="a")
+            run(check=check, options=options, gpus=gpus, code=code, own=own, **more)
+        made = (
+            None if state in ("stopped", "absent") else dict(plan.make(hosts(gpus, code), **(options or {})), host="a")
+        )
         system.forbidden = check
         warn = (warnings if warnings is not None else []).append
-        return job.converge(params(state=state, plan=made, **more), check, warn, system)
+        return job.converge(params(state=state, plan=made, options=own or {}, **more), check, warn, system)
 
-    def bare(state, **more):
-        return job.converge(params(state=state, plan=dict(plan.make(facts), host="a"), **more), False, print, system)
+    def bare(state, gpus=0, **more):
+        made = dict(plan.make(hosts(gpus)), host="a")
+        return job.converge(params(state=state, plan=made, **more), False, print, system)
 
     def part(**more):
-        return job._Running(params(plan=dict(plan.make(facts), host="a"), **more), False, print, system)
+        return job._Running(params(plan=dict(plan.make(hosts()), host="a"), **more), False, print, system)
 
     run.bare = bare  # a wait without a start before it
     run.part, run.system = part, system

@@ -10,6 +10,7 @@ import os
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import trusted
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import command, job, plan
@@ -219,7 +220,7 @@ def test_a_stop_is_given_the_time_that_the_unit_has(bring, system, declared, tol
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("GLOO_IB_DISABLE", "nothing reads GLOO_IB_DISABLE: leave it out, or use NCCL_IB_DISABLE; Gloo uses TCP alone"),
+        ("GLOO_IB_DISABLE", "reads GLOO_IB_DISABLE: leave it out, or use NCCL_IB_DISABLE (Gloo uses TCP alone)"),
         ("NCCL_IFNAME", "or use NCCL_SOCKET_IFNAME"),
         ("GLOO_IFNAME", "or use one of GLOO_SOCKET_IFNAME, "),
         ("GLOO_ENABLE_RANK_AS_SEQUENCE_NUMBER", None),
@@ -232,10 +233,10 @@ def test_a_stop_is_given_the_time_that_the_unit_has(bring, system, declared, tol
 def test_a_variable_that_nothing_reads_is_told_at_the_start(bring, option, name, words):
     said = []
     bring(warnings=said, **{option: {name: "1"}})
-    told = [text for text in said if "nothing reads" in text]
+    told = [text for text in said if "neither NCCL, Gloo" in text]
     assert len(told) == (words is not None) and all(words in text for text in told)
     bring(warnings=said, **{option: {name: "1"}})
-    assert [text for text in said if "nothing reads" in text] == told  # it runs by now
+    assert [text for text in said if "neither NCCL, Gloo" in text] == told  # it runs by now
 
 
 def leave(system, attempt, rank, error=None, stderr="", stdout=""):
@@ -390,3 +391,113 @@ def test_old_logs_are_removed_at_a_start(bring, system):
         "train-1_4",
         "train-1_5",
     ]
+
+
+def test_a_changed_script_restarts_the_job(bring, system):
+    bring(code={"digest": "one"})
+    assert bring(code={"digest": "one"})["changed"] is False
+    assert bring("present", code={"digest": "two"})["stale"] is True
+    assert bring(code={"digest": "two"})["started"] is True
+
+
+# --- torchrun's own options
+
+
+@pytest.fixture
+def torchrun(system):
+    """The environment's torchrun, which has two options of those that may be declared."""
+    source = system.path("/opt/torch/lib/python3.11/site-packages/torch/distributed/run.py")
+    source.parent.mkdir(parents=True)
+    source.write_text('add_argument("--tee", help="see --other")\nadd_argument("--numa-binding")\n')
+
+
+def test_an_option_that_this_torchrun_does_not_have(bring, system, torchrun):
+    with pytest.raises(Refused, match="options: the torchrun of /opt/torch has no option other"):
+        bring("present", own={"other": 1, "tee": 3})
+    assert system.calls == []
+    bring("present", own={"tee": 3})
+
+
+@pytest.mark.parametrize("gpus, said", [(0, "the job uses no GPU on this host"), (1, "numactl, which is not in PATH")])
+def test_what_binding_to_numa_nodes_needs(bring, system, torchrun, gpus, said):
+    with pytest.raises(Refused, match="options: numa-binding: .*" + said):
+        bring(gpus=gpus, own={"numa_binding": "node"})
+    path = system.path("/usr/bin/numactl")
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    path.chmod(0o755)
+    bring(gpus=1, own={"numa_binding": "node"})
+    assert system.up
+
+
+# --- the claim on the GPUs
+
+CLAIM = "/etc/systemd/system/torchrun@train.service.d/zz-gpufleet.conf"
+
+
+def a_service(system, monkeypatch, **state):
+    """An instance of vLLM on this host that has claimed GPU 1."""
+    name = "/etc/systemd/system/vllm@chat.service.d/zz-gpufleet.conf"
+    system.path(name).parent.mkdir(parents=True)
+    system.path(name).write_text("[X-Gpufleet]\nExclusive=yes\nGPU=GPU-1 0.9\n")
+    state = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled", **state}
+    show = system.show
+    monkeypatch.setattr(system, "show", lambda unit: state if unit == "vllm@chat.service" else show(unit))
+
+
+def test_a_job_claims_its_gpus(bring, system):
+    bring(gpus=2, options={"gpus": [1]})
+    assert system.path(CLAIM).read_text().endswith("\n[X-Gpufleet]\nExclusive=yes\nGPU=GPU-1\n")
+    assert bring(gpus=2, options={"gpus": [1]})["changed"] is False
+    bring(gpus=2, options={"gpus": []})
+    assert not system.path(CLAIM).parent.exists()
+    bring(gpus=2)
+    assert [claim.gpus for claim in claims.held(system)] == [{"GPU-0": None, "GPU-1": None}]
+    bring("absent")
+    assert not system.path(CLAIM).parent.exists()
+
+
+@pytest.mark.parametrize("state", ["present", "started"])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_job_is_refused_where_a_service_has_the_gpu(bring, system, monkeypatch, state, check):
+    a_service(system, monkeypatch)
+    with pytest.raises(Refused) as caught:
+        bring(state, check, gpus=2)
+    assert "torchrun@train.service and vllm@chat.service both claim GPU 1 (GPU-1), and each for itself" in str(
+        caught.value
+    )
+    assert system.calls == [] and not system.path(CLAIM).exists()
+    bring(gpus=2, options={"gpus": [0]})
+    assert system.up
+
+
+def test_a_service_that_is_down_has_no_gpu(bring, system, monkeypatch):
+    a_service(system, monkeypatch, ActiveState="inactive", UnitFileState="disabled")
+    bring(gpus=2)
+    assert system.up
+
+
+def test_a_service_that_comes_between_the_check_and_the_start(bring, system, monkeypatch):
+    monkeypatch.setattr(system, "reset_failed", lambda unit: a_service(system, monkeypatch))
+    with pytest.raises(Failed) as caught:
+        bring(gpus=2)
+    assert "vllm@chat.service both claim GPU 1" in str(caught.value) and not system.up
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_service_is_refused_as_long_as_the_job_runs(bring, system, ended):
+    bring(gpus=2)
+    if ended:
+        system.end("signal", "killed", "KILL")
+        claims.check([claims.Claim("vllm@chat.service", {"GPU-1": 0.9})], system)
+        return
+    with pytest.raises(Refused, match="torchrun@train.service both claim GPU GPU-1"):
+        claims.check([claims.Claim("vllm@chat.service", {"GPU-1": 0.9})], system)
+
+
+def test_how_a_job_failed_is_told_also_when_a_service_has_its_gpus_by_then(bring, system, monkeypatch):
+    bring(gpus=2)
+    system.end("exit-code", "exited", "1")
+    a_service(system, monkeypatch)
+    with pytest.raises(Failed, match="it has failed"):
+        bring.bare("finished", gpus=2)

@@ -36,6 +36,7 @@ STATES = {
     "secret": {"secret_environment": {"KEY": "secret-one"}, "script": None, "content": "print('one')\n"},
     "secrets": {"secret_environment": {"KEY": "secret-two", "MORE": "secret-more"}, "script_path": "/srv/launch.sh"},
     "new_secret": {"secret_environment": {"KEY": "secret-new"}, "script": None, "content": "print('one')\n"},
+    "claims": {"gpus": 2},
     "none": None,
 }
 WAYS = [
@@ -46,6 +47,8 @@ WAYS = [
     ("secret", "new_secret"),
     ("secret", "none"),
     ("secrets", "secret"),
+    ("plain", "claims"),
+    ("claims", "none"),
 ]
 
 
@@ -100,10 +103,10 @@ def killing(system, monkeypatch):
 
 
 def files(system):
-    """The files of the host that are not logs: mode and content."""
+    """The files of the host that are neither logs nor locks: mode and content."""
     found = {}
     for folder, _folders, names in os.walk(system.root):
-        for path in (os.path.join(folder, name) for name in names):
+        for path in (os.path.join(folder, name) for name in names if not name.endswith(".lock")):
             at = os.lstat(path)
             text = Path(path).read_bytes() if stat.S_ISREG(at.st_mode) else os.readlink(path)
             found[path[len(system.root) :]] = (stat.S_IMODE(at.st_mode), text)

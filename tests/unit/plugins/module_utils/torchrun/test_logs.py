@@ -119,6 +119,13 @@ def test_how_far_the_processes_had_come():
     line = "[rank3]:[E808 ProcessGroupNCCL.cpp:2299] [PG ID %d PG GUID 0(default_pg) Rank 3]  failure detected by watchdog "
     line += "at work sequence id: 5 PG status: last enqueued work: %d, last completed work: 4\n"
     assert logs.read(line % (0, 6) + line % (1, 99))["enqueued"] == {3: 6}
+    told = (
+        "[rank7]:[E703 15:37:17.178 ProcessGroupNCCL.cpp:1987] [PG ID 0 PG GUID 0(default_pg) Rank 7] Received a dump signal"
+        " due to a collective timeout from  rank 3 and we will try our best to dump the debug info. Last enqueued NCCL work:"
+        " %d, last completed NCCL work: -1.This is most likely caused by incorrect usages\n"
+    )
+    assert logs.read(line % (0, 6) + told % 5)["enqueued"] == {3: 6, 7: 5}
+    assert logs.read(told % -1)["enqueued"] == {7: -1}
     assert logs.read("all is well\n")["enqueued"] == {}
 
 

@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.programs import
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
+from ansible_collections.gpufleet.inference.plugins.modules import torchrun_facts
 
 COMM, UNIT = Path("/proc/self/comm").read_text(encoding="utf-8").strip(), unit_of(os.getpid())
 OURSELVES = "%s, process %d%s" % (COMM, os.getpid(), " of %s" % UNIT if UNIT else "")
@@ -89,22 +90,53 @@ def test_torch_by_its_files(tmp_path):
     (packages / "torch").mkdir(parents=True)
     text = "__version__ = '2.13.0+cu130'\ndebug = False\ncuda: Optional[str] = '13.0'\n"
     (packages / "torch/version.py").write_text(text)
-    assert network.torch(venv)[0] == {"version": "2.13.0+cu130", "cuda": "13.0", "nccl": None}
+    assert network.torch(venv)[0] == {"version": "2.13.0+cu130", "cuda": "13.0", "nccl": None, "conda": False}
     (packages / "nvidia_nccl_cu13-2.29.7.dist-info").mkdir()
     assert network.torch(venv)[0]["nccl"] == "2.29.7"
     (packages / "torch/version.py").write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
     assert network.torch(venv)[0]["cuda"] is None
 
 
+@pytest.mark.parametrize(
+    "package, nccl", [("nccl-2.27.7.1-h49580af_0", "2.27.7"), ("ncclient-0.6.19-pyhd8ed1ab_0", None)]
+)
+def test_torch_of_a_conda_environment(tmp_path, package, nccl):
+    """As conda lays it out: lib/python3.1 is a link to lib/python3.12, and each package has a record."""
+    venv = tmp_path / "envs/train"
+    for folder in ("bin", "conda-meta", "lib/python3.12/site-packages/torch"):
+        (venv / folder).mkdir(parents=True)
+    (venv / "lib/python3.1").symlink_to("python3.12")
+    (venv / "bin/python3.12").symlink_to(sys.executable)
+    (venv / "bin/python").symlink_to("python3.12")
+    (venv / "lib/python3.12/site-packages/torch/version.py").write_text("__version__ = '2.7.1'\ncuda: str = '12.9'\n")
+    for name in (package, "pytorch-2.7.1-cuda129_mkl_py312_h2c1a4b1_303"):
+        (venv / "conda-meta" / (name + ".json")).write_text("{}")
+    assert network.torch(str(venv)) == ({"version": "2.7.1", "cuda": "12.9", "nccl": nccl, "conda": True}, None)
+
+
+def test_an_environment_by_its_name():
+    assert network.torch("train")[1].startswith(
+        "expected the absolute path of an environment; those of conda are listed"
+    )
+
+
+def asked(**more):
+    """The module's parameters."""
+    found = {name: option.get("default") for name, option in torchrun_facts.argument_spec().items()}
+    return dict(found, listen=0, **more)
+
+
 def test_facts(run, monkeypatch):
     run.answers["ip"] = (0, json.dumps(ADDRESSES))
-    gpu = {"count": 2, "fault": None, "topology": [["X", "NV18"], ["NV18", "X"]], "rdma": []}
-    found = network.facts({"venv": None, "listen": 0, "master_port": 1}, lambda: gpu)
-    assert found["gpus"] == {"count": 2, "fault": None, "nvlink": True}
+    devices = [{"index": i, "uuid": "GPU-%d" % i, "processes": None, "health": {}} for i in range(2)]
+    gpu = {"count": 2, "devices": devices, "fault": None, "topology": [["X", "NV18"], ["NV18", "X"]], "rdma": []}
+    found = network.facts(asked(), lambda: gpu, print)
+    told = [{"index": i, "uuid": "GPU-%d" % i, "processes": None} for i in range(2)]
+    assert found["gpus"] == {"count": 2, "fault": None, "nvlink": True, "devices": told}
     assert (found["torch"], found["listener"], found["hostname"]) == (None, None, socket.gethostname())
-    gpu = {"count": 0, "fault": {"text": "driver hangs"}, "topology": [[None]], "rdma": []}
-    found = network.facts({"venv": "/none", "listen": 0, "master_port": 1}, lambda: gpu)
-    assert found["gpus"] == {"count": 0, "fault": "driver hangs", "nvlink": False}
+    gpu = {"count": 0, "devices": [], "fault": {"text": "driver hangs"}, "topology": [[None]], "rdma": []}
+    found = network.facts(asked(venv="/none"), lambda: gpu, print)
+    assert found["gpus"] == {"count": 0, "fault": "driver hangs", "nvlink": False, "devices": []}
     assert found["torch_missing"] == "there is no /none/bin/python"
 
 

@@ -41,10 +41,37 @@ def test_some_of_the_gpus(node, interface, reach):
     assert "CUDA_VISIBLE_DEVICES" not in plan.make(facts, reach(facts))["nodes"]["b"]["environment"]
 
 
-@pytest.mark.parametrize("wanted", [[], [8], [-1], [1, 1]])
+def test_a_job_that_uses_no_gpu(node):
+    made = plan.make({"a": node("a", gpus=8)}, gpus=[], nproc_per_node=3)
+    assert (made["world_size"], made["findings"], made["nodes"]["a"]["gpus"]) == (3, [], [])
+    assert made["nodes"]["a"]["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_whoever_computes_on_the_jobs_gpus_is_named(node):
+    def holder(unit):
+        return {"pid": 7, "name": "python3", "unit": unit, "used_bytes": 4 << 30}
+
+    facts = {"a": node("a", gpus=2)}
+    facts["a"]["gpus"]["devices"][1]["processes"] = [holder("torchrun@train.service"), holder("vllm@chat.service")]
+    assert plan.make(facts, job="train", gpus=[0], nproc_per_node=1)["findings"] == []
+    (found,) = plan.make(facts, job="train")["findings"]
+    assert (found["level"], found["code"], found["host"]) == ("warning", "gpu_in_use", "a")
+    assert found["text"].startswith(
+        "PID 7 (python3, vllm@chat.service) holds 4.0 GiB on GPU 1, which the job uses, too"
+    )
+
+
+@pytest.mark.parametrize("wanted", [[8], [-1], [1, 1]])
 def test_gpus_that_are_not_there(node, wanted):
     made = plan.make({"a": node("a", gpus=8)}, gpus=wanted)
     assert made["errors"] == ["gpus: %s: expected different indexes of the 8 GPUs of a, from 0 on" % wanted]
+
+
+def test_a_conda_environment_is_known_to_its_programs(node):
+    host = node("a")
+    assert "CONDA_PREFIX" not in plan.make({"a": host})["nodes"]["a"]["environment"]
+    host["torch"]["conda"] = True
+    assert plan.make({"a": host})["nodes"]["a"]["environment"]["CONDA_PREFIX"] == "/opt/torch"
 
 
 def test_another_master_is_first(three, reach):
@@ -248,3 +275,40 @@ def test_the_page(three, reach):
             for n in (1, 2, 3)
         )
     )
+
+
+def told(script, **files):
+    return {"path": "/srv/train.py", "digest": script, "folder": "/srv", "files": files}
+
+
+@pytest.mark.parametrize(
+    "third, level, text",
+    [
+        (told("aaa", model="m1"), None, None),
+        (told(None, model="m1"), None, None),
+        (None, None, None),
+        (
+            told("bbb", model="m2"),
+            "error",
+            "the script /srv/train.py differs among the hosts: SHA-256 aaa on gpu1, gpu2; bbb on gpu3; bring the same one to"
+            " all of them",
+        ),
+        (
+            told("aaa", model="m2", other="o"),
+            "warning",
+            "model in /srv differs among the hosts: SHA-256 m1 on gpu1, gpu2; m2 on gpu3, and so do 1 more files; bring the"
+            " same folder to all of them",
+        ),
+        (
+            told("aaa"),
+            "warning",
+            "model in /srv differs among the hosts: SHA-256 m1 on gpu1, gpu2; none on gpu3; bring the same folder to all of"
+            " them",
+        ),
+    ],
+)
+def test_a_host_with_another_script_or_folder_is_named(three, reach, third, level, text):
+    for host, code in zip(three, (told("aaa", model="m1"), told("aaa", model="m1"), third)):
+        three[host]["code"] = code
+    found = [one for one in plan.make(three, reach(three))["findings"] if "SHA-256" in one["text"]]
+    assert [(one["level"], one["host"], one["text"]) for one in found] == ([(level, "gpu3", text)] if level else [])

@@ -47,10 +47,15 @@ def test_the_process_that_did_not_come(good, planned):
     late = [failure("gpu1", 0, 10, fault="collective_timeout", message="timed out")]
     good["gpu1"].update(verdict="collective_timeout", failures=late, enqueued={"0": 126, "1": 126})
     good["gpu2"].update(verdict="collective_timeout", enqueued={"2": 126, "3": 124})
+    good["gpu3"].update(enqueued={"4": 126})  # rank 5 was ended before it could say
     found = report.of_job(good, planned)
     assert found["late"] == [{"rank": 3, "host": "gpu2", "work": 124, "others": 126}]
     assert "rank 3 on gpu2 was behind: its last operation was 124, the others had come to 126" in found["lines"]
     good["gpu2"]["enqueued"]["3"] = 126
+    found = report.of_job(good, planned)
+    assert found["late"] == [{"rank": 5, "host": "gpu3", "work": None, "others": 126}]
+    assert "rank 5 on gpu3 reported no operation, the others had come to 126" in found["lines"]
+    good["gpu3"]["enqueued"]["5"] = 126
     assert report.of_job(good, planned)["late"] == []
 
 

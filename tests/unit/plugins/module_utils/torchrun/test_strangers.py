@@ -15,23 +15,28 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import peer_listener
 from ansible_collections.gpufleet.inference.plugins.module_utils.systemd.manager import System
 from ansible_collections.gpufleet.inference.plugins.module_utils.torchrun import network
 
+LIMIT = 120
+"""Seconds that a busy machine may take for one exchange."""
+
 
 @pytest.fixture
-def listener():
-    """The port of a listener that answers with "token" until the test's end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    thread = threading.Thread(target=peer_listener.main, args=("token", 30, [port]), daemon=True)
+def listener(free_port):
+    """The port of a listener that answers with "token" for longer than a test takes."""
+    port = free_port()
+    thread = threading.Thread(target=peer_listener.main, args=("token", LIMIT, [port]), daemon=True)
     thread.start()
-    while network.probe_port("127.0.0.1", port, None, 1.0)["why"]:
-        time.sleep(0.01)
+    until(lambda: network.probe_port("127.0.0.1", port, None, 1.0)["ok"])
     return port
+
+
+def connected(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=LIMIT)
 
 
 def answered(port):
@@ -39,7 +44,7 @@ def answered(port):
 
 
 def test_strangers_who_hold_their_connection(listener):
-    held = [socket.create_connection(("127.0.0.1", listener)) for _one in range(300)]
+    held = [connected(listener) for _one in range(300)]
     assert answered(listener)
     assert held[-1].recv(100).startswith(b"token ") and held[-1].recv(100) == b""
     for one in held:
@@ -47,7 +52,7 @@ def test_strangers_who_hold_their_connection(listener):
 
 
 def test_strangers_who_send_gigabytes(listener):
-    with socket.create_connection(("127.0.0.1", listener)) as one:
+    with connected(listener) as one:
         sent = 0
         with pytest.raises(ConnectionError):
             while sent < 1 << 30:
@@ -58,7 +63,7 @@ def test_strangers_who_send_gigabytes(listener):
 
 def test_strangers_who_are_gone_before_they_are_served(listener):
     for _one in range(200):
-        one = socket.create_connection(("127.0.0.1", listener))
+        one = connected(listener)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
         one.close()
     assert answered(listener)
@@ -76,10 +81,12 @@ def stranger(behave):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(5)
+        server.settimeout(LIMIT)
         stop = threading.Event()
 
         def serve():
             connection, _peer = server.accept()
+            connection.settimeout(LIMIT)
             with connection:
                 try:
                     behave(connection, stop)
@@ -90,7 +97,7 @@ def stranger(behave):
         thread.start()
         yield server.getsockname()[1]
         stop.set()
-        thread.join()
+        thread.join(LIMIT)
 
 
 def _drip(connection, stop):
@@ -173,4 +180,4 @@ def test_odd_versions_are_none(venv, text):
     (path / "torch/version.py").write_text(text)
     for name in ("nvidia_nccl_cu.dist-info", "nvidia_nccl_cu13-\x1b[2J.dist-info"):
         (path / name).mkdir()
-    assert network.torch(str(venv)) == ({"version": None, "cuda": None, "nccl": None}, None)
+    assert network.torch(str(venv)) == ({"version": None, "cuda": None, "nccl": None, "conda": False}, None)

@@ -104,9 +104,9 @@ def test_a_log_dir_that_is_replaced_while_it_is_made(bring, home, precious):
                 except OSError:
                     pass
 
-    thread = threading.Thread(target=swap)
-    thread.start()
     made = bring.part(user=ALICE, log_dir="/srv/alice/runs")
+    thread = threading.Thread(target=swap, daemon=True)
+    thread.start()
     refused = 0
     try:
         for _round in range(200):
