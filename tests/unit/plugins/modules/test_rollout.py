@@ -303,6 +303,39 @@ def test_a_canary_that_did_worse_before_a_kill_is_taken_back_after_it(fleet: Fle
     assert (fleet.world / "h1").read_text() == "old" and fleet.statuses()["h2"] == "waiting"
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "maintain_name is not set, maintain_tasks is not set; expected a name such as driver-580"),
+        ({"maintain_tasks": "tasks.yml"}, "maintain_tasks is tasks.yml; expected a name such as driver-580"),
+        ({"maintain_drivr": "580"}, "there is no variable maintain_drivr"),
+        ({"maintain_name": "x", "maintain_tasks": __file__, "rollout_apply": __file__}, "rollout_apply has no meaning"),
+    ],
+)
+def test_a_maintenance_that_is_not_wholly_described_is_refused(fleet: Fleet, variables: Any, said: str) -> None:
+    output = fleet.run(playbook="maintain", rc=2, **{"rollout_apply": None, **variables})
+    assert said in " ".join(output.split()) and not fleet.state.exists()
+
+
+def test_gateways_change_one_after_the_other(fleet: Fleet) -> None:
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "gateway_status_port": 1}
+    gateways = {"hosts": {"g1": None, "g2": None}, "vars": local}
+    fleet.inventory.write_text(yaml.safe_dump({"gateway": gateways}))
+    assert "rollout complete: 2 changed" in fleet.run(rollout_canary="")
+    assert fleet.log() == ["g1 begins", "g1 ends", "g2 begins", "g2 ends"]
+    assert fleet.receipt()["pools"] == {"the gateways": {"hosts": 2, "minimum": 1, "least_ready": 1}}
+
+
+def test_a_host_that_ansible_drops_counts_as_lost(fleet: Fleet) -> None:
+    fleet.fault("h4", "falls silent")
+    apply = str(FIXTURES / "apply_or_drop.yml")
+    output = fleet.run(rc=4, rollout_canary="", rollout_apply=apply)
+    assert fleet.statuses() == {"h1": "done", "h2": "waiting", "h3": "waiting", "h4": "lost"}
+    assert "1 failed (h4), and rollout_max_failures allows 0" in " ".join(output.split())
+    fleet.heal()
+    assert "rollout complete: 3 changed" in fleet.run(rollout_canary="", rollout_apply=apply)
+
+
 def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
     inventory = yaml.safe_load(fleet.inventory.read_text())
     shared = {"vllm_instances": [{"name": "big", "model": "big", "hosts": ["h3", "h4"]}], "ansible_connection": "local"}
