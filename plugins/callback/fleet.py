@@ -36,7 +36,7 @@ from ansible import constants as C
 from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
 
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.run_board import Board
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.run_board import Board, Host
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.run_summary import OURS, ranges
 
 COUNTS = {"ok": "ok", "changed": "changed", "unreachable": "unreachable", "failed": "failures", "rescued": "rescued"}
@@ -68,14 +68,15 @@ class CallbackModule(Default):
             super().v2_playbook_on_play_start(play)
             return
         self._play = play
-        self.play = play.get_name().strip()
+        batch = play.get_variable_manager()._inventory.get_hosts(play.hosts)
+        self.board = Board(play.get_name().strip(), hosts={host.name: Host() for host in batch})
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         super().v2_runner_on_start(host, task)
         if not self.quiet:
             return
-        if self.board.play != self.play:  # the first task that has a host; a play comes again for each batch
-            self.board = Board(self.play)
+        if self.play != self.board.play:  # named with its first task, and once for all its batches
+            self.play = self.board.play
             self._display.display("%s  %s" % (time.strftime("%H:%M:%S"), self.play))
         self.board.starts(host.get_name(), task.get_name().rpartition(" : ")[2], time.strftime("%H:%M:%S"))
         self.screen.show(self.board)
@@ -183,6 +184,7 @@ class Screen:
             self.close()
             self._open(size, height)
         lines = board.lines(size.columns - 1, self.height)
+        lines += [""] * (self.height - len(lines))  # an earlier play had more hosts
         rows = [(size.lines - self.height + 1 + number, line) for number, line in enumerate(lines)]
         self._write("\0337" + "".join("\033[%d;1H\033[2K\033[2m%s\033[0m" % row for row in rows) + "\0338")
 

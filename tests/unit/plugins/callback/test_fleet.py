@@ -40,7 +40,7 @@ def start(tmp_path: Path) -> Run:
                 "tasks": [{"ansible.builtin.set_fact": {"a": 1}}],
             },
             {"name": "Nobody", "hosts": "all:!all", "tasks": []},
-            {"name": "Serve", "hosts": "all", "gather_facts": False, "serial": "50%", "tasks": tasks},
+            {"name": "Serve", "hosts": "all", "gather_facts": False, "serial": ["50%", 22, 3], "tasks": tasks},
         ]
         (tmp_path / "play.yml").write_text(json.dumps(plays))
         (tmp_path / "fleet.ini").write_text(
@@ -137,5 +137,9 @@ def test_a_terminal_keeps_its_last_lines_for_the_hosts(start: Run) -> None:
     drawn = re.findall(r"\033\[\d+;1H\033\[2K\033\[2m([^\033]*)", printed)
     assert all(len(line) < COLUMNS for line in drawn)
     assert any(re.match(r"Serve · .* · \d+ of \d+ hosts at work", line) for line in drawn)
+    pictures = re.findall(r"\0337((?:\033\[\d+;1H[^\033]*\033\[2K.*?\033\[0m)+)\0338", printed)
+    assert pictures and {picture.count(";1H") for picture in pictures} == {ROWS - top}, (
+        "each replaces the last one whole"
+    )
     end = printed.rpartition("\033[r")[2]
     assert "gpu7: ok=" in end and ";1H" not in end, "nothing is drawn once the margins are given back"

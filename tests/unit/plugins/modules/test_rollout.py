@@ -329,7 +329,7 @@ def test_gateways_change_one_after_the_other(fleet: Fleet) -> None:
 def test_a_host_that_ansible_drops_counts_as_lost(fleet: Fleet) -> None:
     fleet.fault("h4", "falls silent")
     apply = str(FIXTURES / "apply_or_drop.yml")
-    output = fleet.run(rc=4, rollout_canary="", rollout_apply=apply)
+    output = fleet.run(rc=None, rollout_canary="", rollout_apply=apply)  # 2 or 4, by the version of Ansible
     assert fleet.statuses() == {"h1": "done", "h2": "waiting", "h3": "waiting", "h4": "lost"}
     assert "1 failed (h4), and rollout_max_failures allows 0" in " ".join(output.split())
     fleet.heal()
