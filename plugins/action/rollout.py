@@ -167,6 +167,8 @@ class ActionModule(ActionBase):
             # a person resumes by a file in the state folder, and the standard library cannot wait for one
             time.sleep(PAUSE)
         with self.journal.exclusive():
+            for host in set(self.journal.state().of(*states.IN_HAND)) - set(self.variables["ansible_play_hosts"]):
+                self.journal.append("lost", host=host, why="unreachable: Ansible has dropped it")
             state = self.journal.state()
             unit = next(unit for unit in state.plan.units if self.host in unit.hosts)  # type: ignore[union-attr]
             answers = [found for _name, found in self.answers()]
@@ -246,8 +248,12 @@ class ActionModule(ActionBase):
         worse = found if found.get("worse") else None
         failed = worse or self.fault()
         away = (self.variables.get("rollout_reached") or {}).get("unreachable")
-        status = "failed" if look.safe(failed) and not away else "lost"
+        out = look.out(self.variables)
+        status = "failed" if look.safe(failed) and not away and not out else "lost"
         why = look.reason(failed) if failed else "another host of its model failed"
+        if out:
+            name = (self.variables.get("ansible_failed_task") or {}).get("name") or "a task"
+            why = "%s stays out of service: %s: %s" % (self.host, name, why)
         why, rolled_back = "unreachable" if away else why, bool(failed.get("rolled_back"))
         if worse and not away:
             why, rolled_back = self.taken_back(why, worse)

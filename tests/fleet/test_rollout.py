@@ -204,3 +204,28 @@ def test_a_change_that_makes_the_canary_slow_is_taken_back(fleet: Fleet) -> None
     assert canary["rolled_back"] and "it does worse than the hosts that are as before" in canary["why"]
     assert "OLLAMA_KEEP_ALIVE=17m" not in fleet.lab.sh("gpu1", "systemctl show -p Environment ollama")
     assert fleet.processes()[1:] == before[1:]
+
+
+def test_a_maintained_host_stays_out_until_its_work_is_done(fleet: Fleet) -> None:
+    """The work fails first, once its service is stopped; the same command goes on there, and does it again."""
+    tasks, work = fleet.folder / "work.yml", "systemctl is-active ollama; echo ran >>/root/work; test -e /root/ready"
+    tasks.write_text(yaml.safe_dump([{"name": "Work", "ansible.builtin.shell": work, "become": True}]))
+    given = {"maintain_name": "driver-575", "maintain_tasks": str(tasks), "maintain_driver": "575"}
+    before = fleet.processes()
+    fleet.lab.sh("gpu1", "rm -f /root/work /root/ready")
+    with Load(fleet) as load:
+        failed = fleet.run("maintain", "--limit", "gpu1", ok=False, **given)
+        assert "1 lost, 0 as declared" in failed.output and "gpu1 stays out of service: Work: non-zero" in failed.output
+        assert fleet.lab.sh("gpu1", "systemctl is-active ollama; systemctl is-enabled ollama", check=False).split() == [
+            "inactive",
+            "disabled",
+        ]
+        fleet.lab.sh("gpu1", "touch /root/ready; rm /run/gpufleet-agent/ollama.service")  # as a boot would
+        done = fleet.run("maintain", "--limit", "gpu1", **given)
+    print(done.output[done.output.index("  rollout complete") :])
+    print("%d whole answers, faults: %s, fewest ready: %d" % (load.whole, load.faults, min(load.ready)))
+    assert load.faults == [] and min(load.ready) == 2
+    assert fleet.lab.sh("gpu1", "cat /root/work; systemctl is-enabled ollama").split() == ["ran", "ran", "enabled"]
+    assert fleet.processes()[1:] == before[1:]
+    ended = fleet.lab.module("gpu1", "host_maintenance", {"name": "driver-575", "state": "begun"})
+    assert ended["ended"] and not ended["changed"]

@@ -150,10 +150,53 @@ def run(command: Sequence[str]) -> str:
     return text if ended is not None else text + "\n(it did not end within %g s)\n" % LIMIT
 
 
+def _bus_errors(facts: Mapping[str, Any]) -> Iterator[Tuple[str, int]]:
+    for place in filter(None, (device["pci_bus_id"] for device in facts["devices"])):
+        folder = "/sys/bus/pci/devices/%s/aer_dev_" % place
+        totals = [line.split() for kind in ("fatal", "nonfatal") for line in _content(folder + kind).splitlines()]
+        yield place, sum(int(words[1]) for words in totals if words[0].startswith("TOTAL_ERR") and words[1].isdigit())
+
+
+def _ports(facts: Mapping[str, Any]) -> Iterator[Tuple[str, Dict[str, int]]]:
+    for device in facts["rdma"]:
+        for port in device["ports"]:
+            name = "%s/%d" % (device["name"], port["port"])
+            folder = "/sys/class/infiniband/%s/ports/%d/counters/" % (device["name"], port["port"])
+            texts = {counter: _content(folder + counter).strip() for counter in (*pains.PORT_ERRORS, "link_downed")}
+            yield name, {counter: int(text) for counter, text in texts.items() if text.isdigit()}
+
+
+def _in_driver() -> Dict[int, str]:
+    """The processes that wait in the NVIDIA driver and take no signal now."""
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        start, _bracket, rest = _content("/proc/%s/stat" % name).rpartition(") ")
+        if rest.startswith("D") and "[nvidia" in _content("/proc/%s/stack" % name):
+            found[int(name)] = start.partition("(")[2]
+    return found
+
+
+def _stuck() -> Dict[int, str]:
+    before = _in_driver()
+    if before:
+        time.sleep(1)  # every call waits there for a moment: only who is still there counts
+    return {pid: name for pid, name in _in_driver().items() if pid in before} if before else {}
+
+
 def seen(facts: Mapping[str, Any], units: Mapping[str, Mapping[str, str]]) -> pains.Seen:
     """What the checks look at."""
     modules = [line.split()[0] for line in _content("/proc/modules").splitlines() if line]
-    return pains.Seen(facts, units, modules, os.listdir("/dev"), dict(_disks()), os.path.exists("/run/reboot-required"))
+    return pains.Seen(
+        facts,
+        units,
+        modules,
+        os.listdir("/dev"),
+        dict(_disks()),
+        os.path.exists("/run/reboot-required"),
+        dict(_bus_errors(facts)),
+        dict(_ports(facts)),
+        _stuck(),
+    )
 
 
 def _disks() -> Iterator[Tuple[str, int]]:

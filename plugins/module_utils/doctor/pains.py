@@ -11,6 +11,9 @@ from ..converge.override import DROP_IN
 
 RESTARTS = 3
 """Restarts by systemd itself from which on a unit is in a loop."""
+FLAPS = 3
+"""How often the link of a port was down: once or twice is a boot or a cable that was moved."""
+PORT_ERRORS = ("symbol_error", "link_error_recovery", "port_rcv_errors", "local_link_integrity_errors")
 FULL = 95
 """Percent of a disk in use."""
 
@@ -30,6 +33,12 @@ class Seen(NamedTuple):
     """Mount point → percent in use."""
     reboot: bool
     """Whether the distribution asks for a reboot."""
+    bus_errors: Mapping[str, int]
+    """PCI address of a GPU → uncorrectable errors of its link that the kernel has counted (AER)."""
+    ports: Mapping[str, Mapping[str, int]]
+    """Port of an RDMA device → its counters."""
+    stuck: Mapping[int, str]
+    """Processes that the driver does not give back → their names."""
 
 
 class Pain(NamedTuple):
@@ -82,6 +91,31 @@ def _memlock(seen: Seen) -> Iterator[str]:
                 yield "%s may lock %s bytes of memory, and this host has RDMA" % (unit, state["LimitMEMLOCK"])
 
 
+def _bus(seen: Seen) -> Iterator[str]:
+    for place, count in seen.bus_errors.items():
+        if count:
+            yield "the PCI Express link of the GPU at %s had %d uncorrectable errors since boot" % (place, count)
+
+
+def _ports(seen: Seen) -> Iterator[str]:
+    for port, counters in seen.ports.items():
+        found = ["%s %d" % (name, counters[name]) for name in PORT_ERRORS if counters.get(name)]
+        if counters.get("link_downed", 0) >= FLAPS:
+            found.append("link_downed %d" % counters["link_downed"])
+        if found:
+            yield "RDMA port %s has counted: %s" % (port, ", ".join(found))
+
+
+def _stuck(seen: Seen) -> Iterator[str]:
+    for pid, name in seen.stuck.items():
+        yield "process %d (%s) hangs in the NVIDIA driver, and cannot be killed" % (pid, name)
+
+
+def _peermem(seen: Seen) -> Iterator[str]:
+    if seen.facts.get("rdma") and seen.facts.get("count") and "nvidia_peermem" not in seen.modules:
+        yield "this host has RDMA, but the kernel module nvidia_peermem is not loaded"
+
+
 def _persistence(seen: Seen) -> Iterator[str]:
     off = [str(device["index"]) for device in seen.facts.get("devices", ()) if device["persistence_mode"] is False]
     if off:
@@ -96,6 +130,10 @@ def _nodes(seen: Seen) -> Iterator[str]:
 PAINS = (
     Pain("gpu_fault", _fault, "follow the remedy in brackets"),
     Pain("gpu_finding", _findings, "follow the action in brackets; support.txt has what the vendor asks for"),
+    Pain("stuck_in_driver", _stuck, "drain the host and reboot it; kernel.txt may say why"),
+    Pain("bus_errors", _bus, "check the seat of the card and its riser; if they rise again, have the board replaced"),
+    Pain("rdma_errors", _ports, "check cable and transceiver of that port; the counters start again at a reboot"),
+    Pain("no_peermem", _peermem, "modprobe nvidia_peermem: without it, data between hosts goes through host memory"),
     Pain("no_uvm", _nodes, "modprobe nvidia-uvm, and start the service again"),
     Pain(
         "nouveau",

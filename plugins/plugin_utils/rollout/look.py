@@ -129,6 +129,11 @@ def safe(failed: Mapping[str, Any]) -> bool:
     )
 
 
+def out(registered: Mapping[str, Any]) -> bool:
+    """Whether a maintenance has stopped the services of a host, and has not ended."""
+    return bool(_mapping(registered.get("rollout_result")).get("stopped"))
+
+
 def services(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[str, Any]]]:
     for name, engine in SERVICES.items():
         result = _mapping(registered.get(name))

@@ -10,8 +10,8 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 KEPT = 5
 """Restarts of a service on a host that are remembered; a single slow one does not move their median."""
-DEFAULTS = {"ollama": 10.0, "vllm": 120.0, "llama_server": 30.0, "gateway": 0.0, "": 10.0}
-"""Seconds that a service of an engine does not serve, where no restart was measured yet."""
+DEFAULTS = {"ollama": 10.0, "vllm": 120.0, "llama_server": 30.0, "gateway": 0.0, "": 10.0, "maintenance": 600.0}
+"""Seconds that a service of an engine does not serve, where no restart was measured yet; and those of a maintenance."""
 
 Series = Dict[str, Dict[str, List[float]]]
 """Host → service → the seconds of its last restarts, the newest last."""
@@ -64,7 +64,7 @@ def predicted(series: Series, rates: Rates, host: str, row: Mapping[str, Any]) -
     elif others:
         seconds, basis = median(others), "restarts of other hosts"
     else:
-        seconds, basis = DEFAULTS[row["engine"]], "default"
+        seconds, basis = DEFAULTS.get(service, DEFAULTS[row["engine"]]), "default"
     return {"predicted": round(seconds, 2), "basis": basis, "restarts": here if row["restart"] else []}
 
 

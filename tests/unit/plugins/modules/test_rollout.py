@@ -166,7 +166,8 @@ def test_an_inventory_cannot_choose_the_state_folder(fleet: Fleet) -> None:
 
 
 def test_the_canary_may_be_named_left_out_or_unchanged_already(fleet: Fleet) -> None:
-    assert "1. canary h3" in fleet.run("--check", rollout_canary="h3")
+    planned = fleet.run("--check", "--forks", "2", rollout_canary="h3", rollout_width=3, rollout_min_ready=0)
+    assert "1. canary h3" in planned and "no more than 2 hosts at a time, as Ansible has 2 forks (--forks)" in planned
     planned = fleet.run("--check", rollout_canary="h3,h2")
     assert "1. canary h2\n" in planned and "2. canary h3\n" in planned
     assert "canary h" not in fleet.run("--check", rollout_canary="")
@@ -199,19 +200,6 @@ def test_a_canary_is_also_watched_in_a_resumed_run(fleet: Fleet, changed: bool) 
     output = fleet.run().split("TASK [Watch the canary for a while]")
     assert len(output) == 2 and "ok: [h1" in output[1].split("TASK")[0], "and no other host is"
     assert fleet.statuses() == dict.fromkeys(POOLS, "done")
-
-
-def test_hosts_differ_in_a_variable_of_the_run(fleet: Fleet) -> None:
-    inventory = yaml.safe_load(fleet.inventory.read_text())
-    inventory["ollama"]["hosts"]["h3"]["rollout_room_wait"] = "a while"
-    fleet.inventory.write_text(yaml.safe_dump(inventory))
-    output = fleet.run("--check", rc=2)
-    assert "rollout_room_wait: h1 and h3 differ in it; it is for the whole run" in " ".join(output.split())
-
-
-def test_the_width_is_limited_by_the_forks(fleet: Fleet) -> None:
-    output = fleet.run("--check", "--forks", "2", rollout_width=3, rollout_min_ready=0, rollout_canary=[])
-    assert "1. h1, h2\n" in output and "no more than 2 hosts at a time, as Ansible has 2 forks (--forks)" in output
 
 
 def test_the_plan_names_a_gateway_that_does_not_answer(fleet: Fleet) -> None:
@@ -301,6 +289,39 @@ def test_a_canary_that_did_worse_before_a_kill_is_taken_back_after_it(fleet: Fle
     canary = fleet.receipt()["hosts"]["h1"]
     assert (canary["status"], canary["rolled_back"]) == ("failed", True) and canary["why"].endswith(": too slow")
     assert (fleet.world / "h1").read_text() == "old" and fleet.statuses()["h2"] == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "maintain_name is not set, maintain_tasks is not set; expected a name such as driver-580"),
+        ({"maintain_tasks": "tasks.yml"}, "maintain_tasks is tasks.yml; expected a name such as driver-580"),
+        ({"maintain_drivr": "580"}, "there is no variable maintain_drivr"),
+        ({"maintain_name": "x", "maintain_tasks": __file__, "rollout_apply": __file__}, "rollout_apply has no meaning"),
+    ],
+)
+def test_a_maintenance_that_is_not_wholly_described_is_refused(fleet: Fleet, variables: Any, said: str) -> None:
+    output = fleet.run(playbook="maintain", rc=2, **{"rollout_apply": None, **variables})
+    assert said in " ".join(output.split()) and not fleet.state.exists()
+
+
+def test_gateways_change_one_after_the_other(fleet: Fleet) -> None:
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "gateway_status_port": 1}
+    gateways = {"hosts": {"g1": None, "g2": None}, "vars": local}
+    fleet.inventory.write_text(yaml.safe_dump({"gateway": gateways}))
+    assert "rollout complete: 2 changed" in fleet.run(rollout_canary="")
+    assert fleet.log() == ["g1 begins", "g1 ends", "g2 begins", "g2 ends"]
+    assert fleet.receipt()["pools"] == {"the gateways": {"hosts": 2, "minimum": 1, "least_ready": 1}}
+
+
+def test_a_host_that_ansible_drops_counts_as_lost(fleet: Fleet) -> None:
+    fleet.fault("h4", "falls silent")
+    apply = str(FIXTURES / "apply_or_drop.yml")
+    output = fleet.run(rc=None, rollout_canary="", rollout_apply=apply)  # 2 or 4, by the version of Ansible
+    assert fleet.statuses() == {"h1": "done", "h2": "waiting", "h3": "waiting", "h4": "lost"}
+    assert "1 failed (h4), and rollout_max_failures allows 0" in " ".join(output.split())
+    fleet.heal()
+    assert "rollout complete: 3 changed" in fleet.run(rollout_canary="", rollout_apply=apply)
 
 
 def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:

@@ -34,6 +34,7 @@ def device(**leaves: Any) -> Any:
 def seen(unit: Any = None, facts: Any = None, **more: Any) -> pains.Seen:
     known = {"fault": None, "count": 1, "devices": [device()], "findings": [], "rdma": [], **(facts or {})}
     rest = {"modules": ["nvidia"], "nodes": ["nvidia-uvm"], "disks": {"/": 50}, "reboot": False, **more}
+    rest = {"bus_errors": {"0000:3b:00.0": 0}, "ports": {"mlx5_0/1": {"link_downed": 1}}, "stuck": {}, **rest}
     return pains.Seen(known, {UNIT: {**HEALTHY, **(unit or {})}}, **rest)
 
 
@@ -46,6 +47,10 @@ CASES = [
         "gpu_lost: gone (reboot)",
     ),
     ("gpu_finding", {"facts": {"findings": [FINDING]}}, "GPU 0: it is hot (look)"),
+    ("stuck_in_driver", {"stuck": {7: "python3"}}, "process 7 (python3) hangs"),
+    ("bus_errors", {"bus_errors": {"0000:3b:00.0": 4}}, "0000:3b:00.0 had 4 uncorrectable errors"),
+    ("rdma_errors", {"ports": {"mlx5_0/1": {"link_downed": 3, "symbol_error": 2}}}, "symbol_error 2, link_downed 3"),
+    ("no_peermem", {"facts": {"rdma": [{}]}}, "nvidia_peermem is not loaded"),
     ("no_uvm", {"nodes": []}, "/dev/nvidia-uvm"),
     ("nouveau", {"modules": ["nouveau"]}, "nouveau is loaded"),
     ("reboot_required", {"reboot": True}, "reboot"),
@@ -55,7 +60,11 @@ CASES = [
     ("stale_unit", {"unit": {"NeedDaemonReload": "yes"}}, "changed since systemd read them"),
     ("later_drop_in", {"unit": {"DropInPaths": D + "zz-gpufleet.conf " + D + "zzz.conf"}}, "wins: " + D + "zzz.conf"),
     ("orphans", {"unit": {"KillMode": "process"}}, "KillMode=process"),
-    ("memlock", {"unit": {"LimitMEMLOCK": "65536"}, "facts": {"rdma": [{}]}}, "may lock 65536 bytes"),
+    (
+        "memlock",
+        {"unit": {"LimitMEMLOCK": "65536"}, "facts": {"rdma": [{}]}, "modules": ["nvidia_peermem"]},
+        "may lock 65536 bytes",
+    ),
     ("foreign_holder", {"facts": {"devices": [device(processes=[HOLDER])]}}, "process 7 (python3, jupyter.service)"),
     ("disk_full", {"disks": {"/srv": 97}}, "/srv is 97 % full"),
 ]

@@ -116,6 +116,14 @@ def findings(devices, xids):
     return health.findings([dict(device, health=health.health(device)) for device in devices], xids)
 
 
+@pytest.mark.parametrize("count, expected, found", [(8, 8, 0), (9, 8, 0), (3, 0, 0), (7, 8, 1), (0, 8, 1)])
+def test_a_gpu_that_is_not_on_the_bus_is_a_finding(count, expected, found):
+    told = health.missing(count, expected)
+    assert [one["check"] for one in told] == ["gpu_missing"] * found
+    assert all(one["gpu"] is None and one["effect"] == "unfit" for one in told)
+    assert all(one["text"].startswith("%d of 8 GPUs are missing" % (expected - count)) for one in told)
+
+
 def test_a_gpu_that_does_not_answer_is_a_finding():
     device = model.blank(3, "unsupported")
     device["health"] = health.health(device, "GPU is lost")

@@ -377,6 +377,19 @@ def test_a_command_takes_it_out_and_another_puts_it_back(host, script, tmp_path)
     assert len(log.read_text().splitlines()) == 2, "nothing was taken out"
 
 
+# the command of docs/rollout.md, where there is one
+@pytest.mark.skipif(not os.path.exists("/usr/bin/curl"), reason="needs curl")
+def test_a_load_balancer_with_a_web_interface_needs_no_program_of_its_own(host, web):
+    post = ["/usr/bin/curl", "-fsS", "-X", "POST"]
+    url = web.url + "/pools/chat/members/gpu1/"
+    web.answers.update({"/pools/chat/members/gpu1/" + word: (200, {}) for word in ("disable", "enable")})
+    host.run(command=[*post, url + "disable"])
+    drain.put_back(UNIT, [*post, url + "enable"], host.warnings.append)
+    assert [path.rpartition("/")[2] for path, _body in web.requests] == ["disable", "enable"]
+    with pytest.raises(Fault, match="drain_command: /usr/bin/curl ended with status 22: .* 404.* Nothing was stopped"):
+        host.run(command=[*post, url + "remove"])
+
+
 def test_a_command_that_fails_stops_the_change(host, script):
     with pytest.raises(Fault, match="drain_command: .* ended with status 3: no such pool. Nothing was stopped"):
         host.run(command=[script("echo no such pool >&2; exit 3")])
