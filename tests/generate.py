@@ -5,6 +5,7 @@
 
     options.py of an engine  →  documentation of its module; argument specs and first task of its role
     argument specs of a role →  its defaults, and the table in its README
+    argument specs of all    →  a JSON schema of group_vars (group_vars_schema.py)
     dashboard.py             →  the dashboard of the role monitoring
 
 Only the lines between the markers are written. A role's own variables stand in its argument specs below the markers.
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / ".collections"), str(ROOT / "tests")]
 
 import dashboard  # noqa: E402
+import group_vars_schema  # noqa: E402
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import options as gateway  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import options as llama_server  # noqa: E402
@@ -70,6 +72,7 @@ Block = Callable[[int], str]
 def generated() -> Dict[Path, str]:
     """Each file with generated lines, and what it must hold."""
     found: Dict[Path, str] = {}
+    known: Dict[str, Mapping[str, Any]] = {}
 
     def fill(name: str, block: Block) -> None:
         found[ROOT / name] = filled(ROOT / name, block)
@@ -82,9 +85,10 @@ def generated() -> Dict[Path, str]:
             fill("roles/%s/tasks/main.yml" % role, partial(arguments, options, prefix))
             fill(specs, partial(documentation, options, prefix=prefix, nested="options"))
         text = found.get(ROOT / specs) or (ROOT / specs).read_text(encoding="utf-8")
-        variables = yaml.safe_load(text)["argument_specs"]["main"]["options"]
+        variables = known[role] = yaml.safe_load(text)["argument_specs"]["main"]["options"]
         fill("roles/%s/defaults/main.yml" % role, partial(defaults, variables))
         fill("roles/%s/README.md" % role, partial(table, variables))
+    found[ROOT / "inventories/group_vars.schema.json"] = group_vars_schema.text(known, explained)
     found[ROOT / "roles/monitoring/files/dashboard.json"] = dashboard.text()
     return found
 
@@ -212,6 +216,12 @@ def markdown(description: Union[str, List[str]]) -> str:
     text = re.sub(r"\bO\(gpufleet\.inference\.(\w+)#module:([^)]+)\)", r"`\2` of `\1`", text)
     text = re.sub(r"\bO\((\w+)=([^)]+)\)", r"`\1: \2`", text)
     return re.sub(r"\b[CEOV]\(([^)]+)\)", r"`\1`", text).replace("|", "\\|").strip()
+
+
+def explained(row: Mapping[str, Any]) -> "tuple[str, str]":
+    """The type of a variable, and its description in Markdown."""
+    kind, description = typed(row)
+    return kind, markdown(description).replace("\\|", "|")
 
 
 def main() -> None:

@@ -41,8 +41,10 @@ MODULE = re.compile(r"ansible_collections\.ansible\.builtin\.(\w+)_module")
 
 
 def ansible_reference(_app: Any, _env: Any, node: Any, content: Any) -> Optional[nodes.reference]:
-    """A link to Ansible's documentation for a label that this site does not define."""
+    """A link to Ansible's documentation for a label or an environment variable that this site does not define."""
     label = node["reftarget"]
+    if node["reftype"] == "envvar":
+        return nodes.reference("", "", content, refuri=ANSIBLE + "reference_appendices/config.html", internal=False)
     module = MODULE.fullmatch(label)
     page = "collections/ansible/builtin/%s_module.html" % module[1] if module else ANSIBLE_PAGES.get(label)
     return nodes.reference("", "", content, refuri=ANSIBLE + page, internal=False) if page else None

@@ -38,11 +38,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = super().run(tmp, task_vars)
-        self.variables: Dict[str, Any] = task_vars or {}
-        self.host = str(self.variables["inventory_hostname"])
-        self.inventory = Inventory(self.variables["groups"], self.variables["hostvars"])
-        self.given = Given(self.variables, self._templar.template)
-        self.journal = Journal(str(self.given.value("rollout_state") or default_folder(self.given.sources())))
+        self.read(task_vars or {})
         step = self._task.args["step"]
         try:
             result.update(getattr(self, "step_" + step)())
@@ -51,6 +47,13 @@ class ActionModule(ActionBase):
         except OSError as error:
             result.update(failed=True, msg="the state folder of the rollout (rollout_state): %s" % error)
         return dict(result, changed=False)
+
+    def read(self, variables: Dict[str, Any]) -> None:
+        self.variables = variables
+        self.host = str(variables["inventory_hostname"])
+        self.inventory = Inventory(variables["groups"], variables["hostvars"])
+        self.given = Given(variables, self._templar.template)
+        self.journal = Journal(str(self.given.value("rollout_state") or default_folder(self.given.sources())))
 
     # --- before anything is changed
 
@@ -210,12 +213,14 @@ class ActionModule(ActionBase):
             # the time itself is what the canary has to get through, unless a person stops the rollout
             time.sleep(min(max(PAUSE, share / LOOKS), max(0.0, began + share - time.monotonic())))
         before = states.unchanged(state, self.inventory.hosts(*ENGINES))
-        return {"pools": compare.watched(samples, {self.host}, before)}
+        found = compare.watched(samples, {self.host}, before)
+        return {"pools": {pool: [list(load) for load in sides] for pool, sides in found.items()}}
 
     def step_compare(self) -> Dict[str, Any]:
         soaked = (self.variables.get("rollout_soaked") or {}).get("results") or ()
         worse, unknown = compare.judged([one.get("pools") or {} for one in soaked])
-        self.journal.append("watched", host=self.host, found=[*worse, *unknown])
+        worse = self.journal.state().worse.get(self.host) or worse  # of a run that was killed before it was taken back
+        self.journal.append("watched", host=self.host, worse=worse, unknown=unknown)
         self.show(["canary %s: %s" % (self.host, line) for line in [*worse, *unknown]])
         if not worse:
             return {"msg": "no worse than the others"}

@@ -71,7 +71,7 @@ def instances(
         return declared if planned is None else []  # type: ignore[return-value]  # the module says what is wrong
     found = []
     for given in declared:
-        shared = "hosts" in given and given.get("state", state) == "present" and state != "stopped"
+        shared = "hosts" in given and given.get("state", state) in ("present", "asleep") and state != "stopped"
         if shared != (planned is not None) or (shared and host not in given["hosts"]):
             continue
         plan = (planned or {}).get(given.get("name"))

@@ -37,6 +37,13 @@ options:
       - Fail when the host has no GPU, or when RV(ansible_facts.gpu.fault) is not null.
     type: bool
     default: false
+  expected_count:
+    description:
+      - How many GPUs the host has by the inventory. If fewer are found, RV(ansible_facts.gpu.findings) has the check
+        V(gpu_missing), and there is a warning. Such a GPU is not even on the PCI bus, so nothing else names it.
+      - V(0) expects any number.
+    type: int
+    default: 0
   venv:
     description:
       - A virtual environment in which C(pynvml) is installed, by the package C(nvidia-ml-py).
@@ -303,6 +310,11 @@ ansible_facts:
                   returned: success
                   type: bool
                   sample: true
+                sram_threshold_exceeded:
+                  description: Whether the memory on the chip had more uncorrectable errors than allowed.
+                  returned: success
+                  type: bool
+                  sample: false
                 pending:
                   description: Whether it is on after the next reset.
                   returned: success
@@ -428,6 +440,11 @@ ansible_facts:
                   returned: success
                   type: bool
                   sample: false
+            unrepairable_memory:
+              description: Whether errors of its memory cannot be repaired any more.
+              returned: success
+              type: bool
+              sample: false
             recovery_action:
               description: What the driver asks for, V(none), V(reset), V(reboot), V(drain_p2p) or V(drain_and_reset).
               returned: success
@@ -689,6 +706,16 @@ ansible_facts:
                   returned: success
                   type: int
                   sample: 0
+                problems:
+                  description:
+                    - What its health mask reports, such as V(degraded_bandwidth), V(route_recovery),
+                      V(route_unhealthy), V(access_timeout_recovery), V(too_few_nvlinks) or V(manager_disconnected).
+                      Empty if it is healthy.
+                    - From C(nvidia-smi), its summary of the health.
+                  returned: success
+                  type: list
+                  elements: str
+                  sample: []
                 cluster_uuid:
                   description: UUID of its cluster.
                   returned: success
@@ -781,7 +808,7 @@ ansible_facts:
           elements: dict
           contains:
             gpu:
-              description: Index of the GPU. Null if an Xid error names a place on the PCI bus that has no GPU now.
+              description: Index of the GPU. Null for one that is not on the PCI bus any more.
               returned: success
               type: int
               sample: 3
@@ -992,7 +1019,10 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry i
 
 def argument_spec():
     return dict(
-        timeout=dict(type="float", default=10), required=dict(type="bool", default=False), venv=dict(type="path")
+        timeout=dict(type="float", default=10),
+        required=dict(type="bool", default=False),
+        expected_count=dict(type="int", default=0),
+        venv=dict(type="path"),
     )
 
 

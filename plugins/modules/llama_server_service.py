@@ -527,10 +527,11 @@ environment:
   type: dict
   sample: {CUDA_VISIBLE_DEVICES: "0,1,2,3", LLAMA_ARG_CTX_SIZE: "32768"}
 drift:
-  description: Variables whose values differed between the inventory, the disk and the running process, with all three.
+  description: Variables whose values differed between the inventory, the disk and the running process, with all three,
+    and the file and line of the value on disk.
   returned: when a service was inspected
   type: dict
-  sample: {LLAMA_ARG_CTX_SIZE: {declared: "32768", on_disk: null, running: null}}
+  sample: {LLAMA_ARG_CTX_SIZE: {declared: "32768", on_disk: null, running: null, file: null}}
 shadowed:
   description: Declared values that another file overrides, with the file and line.
   returned: when a service was inspected

@@ -707,10 +707,11 @@ environment:
   type: dict
   sample: {CUDA_VISIBLE_DEVICES: "0,1,2,3", OLLAMA_KEEP_ALIVE: "-1", OLLAMA_SCHED_SPREAD: "1"}
 drift:
-  description: Variables whose values differed between the inventory, the disk and the running process, with all three.
+  description: Variables whose values differed between the inventory, the disk and the running process, with all three,
+    and the file and line of the value on disk.
   returned: when a service was inspected
   type: dict
-  sample: {OLLAMA_KEEP_ALIVE: {declared: "-1", on_disk: null, running: null}}
+  sample: {OLLAMA_KEEP_ALIVE: {declared: "-1", on_disk: null, running: null, file: null}}
 shadowed:
   description: Declared values that another file overrides, with the file and line.
   returned: when a service was inspected

@@ -212,10 +212,10 @@ drift:
   description:
     - The variables whose values differed between the declaration, the unit's files and the running process when the
       module started.
-    - The value of a missing variable is V(null).
+    - The value of a missing variable is V(null). C(file) is the file and line of the value on disk.
   returned: always
   type: dict
-  sample: {OLLAMA_KEEP_ALIVE: {declared: "-1", on_disk: 5m, running: 5m}}
+  sample: {OLLAMA_KEEP_ALIVE: {declared: "-1", on_disk: 5m, running: 5m, file: /etc/default/ollama:1}}
 shadowed:
   description: What is declared but overridden elsewhere.
   returned: always

@@ -51,12 +51,16 @@ options:
   # begin: written by make generate from module_utils/vllm/options.py
   state:
     description:
-      - V(present) configures the service, enables it and starts it.
-      - V(absent) stops the service, disables it and removes its files. Its program, user and models stay.
-      - V(stopped) drains the service, stops it and disables it, for example for work on the host. All else of it stays,
-        as it is. Load balancers send it no requests until V(present) has started and verified it again.
+      - V(present) configures the instance, enables it, starts it and wakes it.
+      - >-
+        V(asleep) does the same, but then puts its engine to sleep (level 1): the weights move to the host's memory, and
+        almost all GPU memory is free. Gateways send it no requests, it is not started at boot, as it would start awake,
+        and it claims only 3 GiB of each GPU. It needs C(enable-sleep-mode) in O(extra_args) and
+        E(VLLM_SERVER_DEV_MODE=1) in O(environment).
+      - V(stopped) drains the instance, stops it and disables it. All else of it stays.
+      - V(absent) stops the instance, disables it and removes its files. Its program, user and models stay.
     type: str
-    choices: [present, stopped, absent]
+    choices: [present, asleep, stopped, absent]
     default: present
   enabled:
     description: Whether the service starts at boot.
@@ -96,7 +100,7 @@ options:
       state:
         description: Overrides O(state) for this instance.
         type: str
-        choices: [present, stopped, absent]
+        choices: [present, asleep, stopped, absent]
       environment:
         description: Further variables of its process, merged over O(environment).
         type: dict
@@ -168,6 +172,9 @@ options:
       download_dir:
         description: Overrides O(download_dir) for this instance.
         type: path
+      offline:
+        description: Overrides O(offline) for this instance.
+        type: bool
       lora_adapters:
         description: Overrides O(lora_adapters) for this instance.
         type: dict
@@ -276,7 +283,7 @@ options:
       asleep:
         description: Overrides O(asleep) for this instance.
         type: str
-        choices: [refuse, accept]
+        choices: [wake, accept]
       extra_args:
         description: Overrides O(extra_args) for this instance.
         type: dict
@@ -439,6 +446,14 @@ options:
   download_dir:
     description: Where models from the hub are stored. Left out, in the home of O(user).
     type: path
+  offline:
+    description:
+      - >-
+        Whether the instance must not fetch anything from the internet: neither from a hub, so its model must be on the
+        host (E(HF_HUB_OFFLINE)), nor kernels (E(FLASHINFER_NO_DOWNLOAD)). An environment whose FlashInfer has no
+        precompiled kernels causes a warning.
+    type: bool
+    default: false
   lora_adapters:
     description:
       - >-
@@ -601,12 +616,12 @@ options:
     default: false
   asleep:
     description:
-      - What to do about an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes possible.
-        V(refuse) fails with the verdict V(asleep), because the instance answers no requests. V(accept) succeeds and
-        reports it. Neither wakes or restarts it.
+      - What to do about an instance that is V(present), but whose engine is asleep, which C(enable-sleep-mode) in
+        O(extra_args) makes possible. V(wake) wakes it; without E(VLLM_SERVER_DEV_MODE), or from level 2, it restarts
+        it. V(accept) leaves it to another program that puts it to sleep and wakes it.
     type: str
-    choices: [refuse, accept]
-    default: refuse
+    choices: [wake, accept]
+    default: wake
   extra_args:
     description:
       - Further options of C(vllm serve), without the dashes. A list becomes several words, a dictionary becomes JSON,

@@ -105,7 +105,7 @@ def _instances(variables: Mapping[str, Any], prefix: str, unit: str) -> Iterator
             value = variables.get("%s_%s" % (prefix, option)) if value is None else value
             return default if value is None else value
 
-        if option("state", "present") == "present":
+        if option("state", "present") in ("present", "asleep"):
             yield ("%s@%s" % (name, instance["name"]) if given else name), option
 
 

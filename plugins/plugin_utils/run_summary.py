@@ -204,7 +204,7 @@ def _folded(numbers: Sequence[str]) -> str:
 
 def natural(name: str) -> List[Any]:
     """A key that sorts gpu2 before gpu10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def duration(seconds: float) -> str:

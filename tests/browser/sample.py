@@ -168,6 +168,7 @@ def rollouts(hosts: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
                 "reason": "1 host failed; rollout_max_failures is 0" if number == 1 else "",
                 "hosts": rows,
                 "as_declared": [host["name"] for host in hosts[len(rows) :]],
+                "prediction_error": {"all": 0.14},
                 "pools": {"chat": {"hosts": 12, "minimum": 11, "least_ready": 11}},
             }
         )

@@ -63,6 +63,7 @@ def test_what_the_page_shows(opened: Any, small: str) -> None:
     assert "OLLAMA_KEEP_ALIVE" in " ".join(rows(page, "services", 5))
     rollouts = page.locator("#rollouts summary")
     assert rollouts.count() == 3 and "9 changed, 15 as declared" in rollouts.first.inner_text()
+    assert "off by 14 %" in rollouts.first.inner_text()
     gap = page.locator(".gaps li").first.get_attribute("aria-label")
     assert "predicted 38.0 s, measured" in str(gap)
 
@@ -158,9 +159,10 @@ def test_the_keyboard_reaches_everything(opened: Any, small: str) -> None:
     page.keyboard.press("Escape")
     assert page.evaluate(focused) == "gpu24.example"
     page.keyboard.press("Tab")
-    assert not page.evaluate("document.getElementById('map').contains(document.activeElement)"), (
-        "one stop for all hosts"
-    )
+    in_map = "document.getElementById('map').contains(document.activeElement)"
+    assert not page.evaluate(in_map), "one stop for all hosts"
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(focused) == "gpu24.example"
 
 
 def test_every_control_has_a_name(opened: Any, small: str) -> None:

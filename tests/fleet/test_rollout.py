@@ -129,6 +129,26 @@ def fleet(lab: Any, tmp_path_factory: Any) -> Iterator[Fleet]:
         hostsetup.uninstall(host)
 
 
+def test_the_plan_of_a_changed_setting(fleet: Fleet) -> None:
+    """fleet_plan: the price, the claims and the file that wins, and nothing is touched."""
+    before, written = fleet.processes(), fleet.folder / "plan.json"
+    fleet.lab.state("gpu2", "h200x4", "ecc-uncorrectable:1")
+    done = fleet.run("plan", ollama_keep_alive="11m", plan_output=str(written), plan_exit_status=True, ok=False)
+    fleet.lab.state("gpu2")
+    print(done.output[done.output.index("  plan: changes") :])
+    assert done.rc == 2 and fleet.processes() == before
+    found = json.loads(written.read_text())
+    row = found["hosts"]["gpu1"]["services"][0]
+    assert row["restart"] and row["ports"] == [11434] and row["drift"]["OLLAMA_KEEP_ALIVE"]["running"] == "10m"
+    assert row["drift"]["OLLAMA_KEEP_ALIVE"]["file"].startswith(
+        "/etc/systemd/system/ollama.service.d/zz-gpufleet.conf:"
+    )
+    assert {risk["host"] for risk in found["risks"]} == {"gpu2"} and "memory errors" in found["risks"][0]["text"]
+    assert found["hosts"]["gpu2"]["services"][0]["gpus"] == [0, 2, 3]
+    pool = found["steps"][0]["pools"]["tiny"]
+    assert (pool["ready"], pool["hosts"], pool["minimum"]) == (2, 3, 2)
+
+
 def test_a_changed_setting_fails_no_request(fleet: Fleet) -> None:
     before = fleet.processes()
     with Load(fleet) as load:
@@ -156,6 +176,33 @@ def test_a_change_that_breaks_the_canary_stays_there(fleet: Fleet) -> None:
     statuses = [own["status"] for own in receipt["hosts"].values()]
     assert list(receipt["hosts"]) == list(HOSTS) and statuses == ["failed", "waiting", "waiting"]
     assert receipt["hosts"]["gpu1"]["rolled_back"] and "the canary gpu1 failed" in receipt["reason"]
+    assert fleet.processes()[1:] == before[1:]
+
+
+@pytest.mark.skipif("ROLLOUT_SLOW" not in os.environ, reason="it watches a canary for two minutes")
+def test_a_change_that_makes_the_canary_slow_is_taken_back(fleet: Fleet) -> None:
+    before = fleet.processes()
+
+    def slow_down() -> None:
+        while fleet.lab.sh(HOSTS[0], "systemctl show -p MainPID --value ollama") in ("0", before[0]):
+            time.sleep(0.5)  # a unit announces its new process to nobody outside its host
+        faults.worker(HOSTS[0], "slow-token:0.4")
+
+    with Load(fleet) as load:
+        while load.whole < 300:  # so that the gateway knows how long a request has taken on each host
+            assert load.faults == []
+            time.sleep(1)
+        slowing = threading.Thread(target=slow_down)
+        slowing.start()
+        done = fleet.run("rollout", ok=False, ollama_keep_alive="17m", rollout_soak=120)
+        slowing.join()
+    faults.worker(HOSTS[0], "slow-token:0.1")
+    print(done.output[done.output.index("  rollout failed") :])
+    print("%d whole answers, faults: %s, fewest ready: %d" % (load.whole, load.faults, min(load.ready)))
+    assert done.rc == 2 and load.faults == [] and min(load.ready) >= 2
+    canary = fleet.receipt()["hosts"]["gpu1"]
+    assert canary["rolled_back"] and "it does worse than the hosts that are as before" in canary["why"]
+    assert "OLLAMA_KEEP_ALIVE=17m" not in fleet.lab.sh("gpu1", "systemctl show -p Environment ollama")
     assert fleet.processes()[1:] == before[1:]
 
 

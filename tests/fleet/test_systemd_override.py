@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def test_a_process_that_is_older_than_its_unit_is_restarted(unit: Unit) -> None:
     unit.sh("sed -i 's/A=1/A=2/' %s; systemctl daemon-reload" % OURS)
     result = unit(environment={"A": "2"})
     assert result["restarted"] and result["reasons"] == ["the running process has other values: A"]
-    assert result["drift"] == {"A": {"declared": "2", "on_disk": "2", "running": "1"}} and unit.environ()["A"] == "2"
+    drift = result["drift"]["A"]
+    assert drift.pop("file").startswith(OURS) and drift == {"declared": "2", "on_disk": "2", "running": "1"}
+    assert unit.environ()["A"] == "2"
 
 
 def test_enabled_and_started(unit: Unit) -> None:
@@ -169,3 +172,35 @@ def test_secrets_are_nowhere_but_where_they_belong(unit: Unit, lab: Any) -> None
     assert all(place.startswith(own) for place in places.splitlines()), places
     assert unit(state="absent")["changed"]
     assert unit.sh("ls -d /etc/gpufleet %s; true" % DROP_INS, check=False).count("No such file") == 2
+
+
+PLANT = """
+printf '[Service]\\nEnvironment="HF_TOKEN=planted-one-4711"\\n' > {folder}/override.conf
+printf '[Service]\\nEnvironment=HARMLESS=planted-two-4711\\n' > {folder}/private.conf
+chmod 600 {folder}/private.conf
+mkdir -pm 700 /etc/gpufleet/credentials/{unit}
+echo planted-three-4711 > /etc/gpufleet/credentials/{unit}/planted
+printf 'MESSAGE=got %s\\nOBJECT_PID=%s\\n' 'planted-two-4711 planted-three-4711 token=planted-four-4711 end' \\
+  $(systemctl show -p MainPID --value {unit}) | logger --journald
+journalctl --sync
+"""
+
+
+def test_the_doctor_finds_what_is_wrong_and_no_secret_leaves(unit: Unit, tmp_path: Path) -> None:
+    """Secrets in a drop-in, a private drop-in, a secret variable, a file of keys and the log."""
+    unit(environment={"A": "1"}, secret_environment={"S": "planted-five-4711"})
+    unit.sh(PLANT.format(folder=DROP_INS, unit=UNIT))
+    try:
+        result = unit.lab.module(unit.host, "doctor", {"folder": str(tmp_path)})
+    finally:
+        unit.sh("rm -r %s /etc/gpufleet/credentials/%s" % (DROP_INS, UNIT))
+    assert not result["failed"] and {"stale_unit", "later_drop_in"} & {one["pain"] for one in result["pains"]}, result
+    (bundle,) = tmp_path.iterdir()
+    assert bundle.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(bundle) as archive:
+        members = {name.partition("/")[2]: archive.extractfile(name) for name in archive.getnames()}
+        text = {name: file.read().decode() for name, file in members.items() if file}
+    assert "4711" not in "".join(text.values()) + json.dumps(result)
+    assert "got <secret> <secret> token=<secret> end" in text["logs/%s.txt" % UNIT]
+    assert "private.conf, which not everybody may read" in text["units/%s.files.txt" % UNIT]
+    assert ":18080" in text["listeners.txt"] and "serial number" in text["support.txt"] and text["nvidia-smi.txt"]

@@ -376,20 +376,26 @@ def test_a_request_ends_well_though_the_unit_is_stopped(bring, ready, stop):
         sh(ready, "systemctl stop client 2>/dev/null || :; rm -f /run/answer /run/status")
 
 
+def sleeping(host):
+    return json.loads(sh(host, "curl -s http://127.0.0.1:8000/is_sleeping"))["is_sleeping"]
+
+
 def test_an_engine_that_is_asleep(bring, ready):
     options = {"extra_args": {"enable-sleep-mode": True}, "environment": {"VLLM_SERVER_DEV_MODE": "1"}}
     assert not bring(**options)["failed"]
     before = processes(ready)
     assert ask(ready, "/sleep?level=1", body={}) == "200"
-    result = bring(**options)
-    assert result["failed"] and result["verdict"] == "asleep" and "POST http://127.0.0.1:8000/wake_up" in result["msg"]
-    assert not result["changed"] and processes(ready) == before, "nothing is restarted for it"
+    would = bring(check=True, **options)
+    assert would["changed"] and ask(ready, "/is_sleeping") == "200" and sleeping(ready)
     accepted = bring(asleep="accept", **options)
     assert not accepted["changed"] and not accepted["failed"], accepted["msg"]
     assert "in use · not proven (asleep) ·" in accepted["msg"] and accepted["evidence"]["asleep"] is True
-    assert ask(ready, "/wake_up", body={}) == "200"
-    awake = bring(**options)
-    assert awake["verdict"] == "ok" and not awake["changed"] and "asleep" not in awake["msg"]
+    woken = bring(**options)
+    assert woken["msg"].endswith(" · was asleep") and woken["changed"] and not sleeping(ready), woken["msg"]
+    asleep = bring(state="asleep", **options)
+    assert asleep["changed"] and not asleep["failed"] and sleeping(ready), asleep["msg"]
+    assert not bring(state="asleep", **options)["changed"]
+    assert processes(ready) == before and "disabled" in sh(ready, "systemctl is-enabled %s || :" % UNIT)
 
 
 def test_a_new_environment_is_taken_and_given_back(bring, ready):

@@ -73,8 +73,9 @@ def test_the_example_inventory_is_packed_and_the_workshop_is_not(installed: Any)
     names = {entry["name"] for entry in json.loads((collection / "FILES.json").read_text())["files"]}
     assert {"inventories/example/group_vars/vllm.yml", "playbooks/site.yml", "playbooks/checks/hosts.yml"} <= names
     packed = {name.partition("/")[0] for name in names}
-    assert not packed & {"ansible.cfg", "extensions", "Makefile", "site.yml", "tests"}
-    assert "inventories/lab" not in names
+    assert not packed & {"ansible.cfg", "Makefile", "site.yml", "tests"}
+    assert "extensions/eda/rulebooks/repair.yml" in names
+    assert not names & {"inventories/lab", "extensions/molecule"}
 
 
 def test_every_group_of_the_example_inventory_is_one_of_a_playbook() -> None:

@@ -45,13 +45,18 @@ def stale(names: Sequence[str], planned: View, running: Mapping[str, str]) -> Li
 def drift(
     names: Sequence[str], declared: Mapping[str, str], now: View, running: Optional[Mapping[str, str]], hide: Hide
 ) -> Dict[str, Dict[str, Optional[str]]]:
-    """The variables for which declared, on disk and running differ; of a unit that does not run, the first two."""
+    """The variables for which declared, on disk and running differ; of a unit that does not run, the first two.
+
+    ``file`` is the place of the value on disk, None where there is none.
+    """
     found = {}
     for name in names:
         three = [declared.get(name), now.text(name)] + ([running.get(name)] if running is not None else [])
         if len(set(three)) > 1:
             shown = [hide(name, text) for text in three] + [None]
-            found[name] = dict(zip(("declared", "on_disk", "running"), shown))
+            winner = now.environment.get(name)
+            place = winner.place if winner else None
+            found[name] = dict(zip(("declared", "on_disk", "running"), shown), file=place)
     return found
 
 

@@ -117,7 +117,7 @@ class Override:
 
     def masked(self, value: Any) -> Any:
         """Text, or data of any depth, without the secrets, however they are spelled."""
-        known = sorted(set().union(*map(_spellings, set(self._secrets))), key=len, reverse=True)
+        known = sorted(set().union(*map(spellings, set(self._secrets))), key=len, reverse=True)
 
         def mask(value: Any) -> Any:
             if isinstance(value, dict):
@@ -132,7 +132,7 @@ class Override:
         return mask(value)
 
 
-def _spellings(secret: str) -> Set[str]:
+def spellings(secret: str) -> Set[str]:
     """A secret, each of its lines and words: as is, as written in our files, and as quoted by Python and JSON.
 
     A word, as some secrets are several keys.

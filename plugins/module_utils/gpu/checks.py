@@ -42,6 +42,19 @@ def _fabric_down(device: Device) -> Optional[str]:
     return state if state in ("not_started", "in_progress") else None
 
 
+def _fabric(effect: str) -> Callable[[Device], Optional[str]]:
+    """The problems of the fabric that have this effect: it recovers from some, with less bandwidth meanwhile."""
+
+    def found(device: Device) -> Optional[str]:
+        problems = device["fabric"]["problems"] or ()
+        return ", ".join(name for name in problems if (name in _FABRIC_SLOW) == (effect == SLOW))
+
+    return found
+
+
+_FABRIC_SLOW = ("degraded_bandwidth", "route_recovery", "access_timeout_recovery", "limited_capacity")
+
+
 def _narrow(device: Device) -> Optional[str]:
     """The width, unlike the generation, is not lowered on an idle card."""
     width, most = device["pcie"]["width"], device["pcie"]["max_width"]
@@ -116,6 +129,34 @@ CHECKS: Tuple[Check, ...] = (
         "look",
         _fabric_failed,
         "its NVLink fabric has failed (%s): check the nvidia-fabricmanager service",
+    ),
+    Check(
+        "fabric_unhealthy",
+        UNFIT,
+        "look",
+        _fabric(UNFIT),
+        "its NVLink fabric is unhealthy (%s): check the nvidia-fabricmanager service and the NVSwitches",
+    ),
+    Check(
+        "sram_threshold",
+        UNFIT,
+        "replace",
+        lambda device: device["ecc"]["sram_threshold_exceeded"],
+        "the memory on its chip had too many uncorrectable errors (SRAM threshold): the board needs replacing",
+    ),
+    Check(
+        "memory_unrepairable",
+        UNFIT,
+        "replace",
+        lambda device: device["unrepairable_memory"],
+        "its memory cannot be repaired any more: the board needs replacing",
+    ),
+    Check(
+        "fabric_degraded",
+        SLOW,
+        "look",
+        _fabric(SLOW),
+        "its NVLink fabric has less bandwidth (%s): check the NVLinks and the nvidia-fabricmanager service",
     ),
     # gpu_idle and sw_power_cap are everyday, sw_thermal_slowdown is warm weather
     Check("hw_slowdown", SLOW, "look", _slowdown("hw_slowdown"), "the hardware holds the clocks down (hw_slowdown)"),

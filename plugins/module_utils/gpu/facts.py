@@ -70,6 +70,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     if venv:
         _refuse_code_of_others(venv, python_paths)
     gpu = _reported = gather(timeout=timeout, python_paths=python_paths)
+    gpu["findings"][:0] = health.missing(gpu["count"], params.get("expected_count") or 0)
     fault = gpu["fault"]
     trouble = "GPU fault %s: %s. What to do: %s" % (fault["code"], fault["text"], fault["remedy"]) if fault else None
     if params["required"] and (trouble or not gpu["count"]):
@@ -78,7 +79,9 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     if trouble:
         warn(trouble)
     for finding in gpu["findings"]:
-        if finding["effect"] == NOTE and finding["action"] in _URGENT:
+        if finding["check"] == health.MISSING:
+            warn(finding["text"])
+        elif finding["effect"] == NOTE and finding["action"] in _URGENT:
             gpu_of = "a GPU that is gone" if finding["gpu"] is None else "GPU %d" % finding["gpu"]
             warn("%s: %s. What to do: %s" % (gpu_of, finding["text"], _URGENT[finding["action"]]))
     return {"changed": False, "ansible_facts": {"gpu": gpu}}

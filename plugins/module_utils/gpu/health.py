@@ -10,6 +10,16 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .checks import CHECKS, NOTE, SLOW, TWINS, UNFIT, XIDS, Check
 
+MISSING = "gpu_missing"
+
+
+def missing(count: int, expected: int) -> List[Dict[str, Any]]:
+    """The finding that there are fewer GPUs than the inventory says; none if it says nothing (0)."""
+    if count >= expected:
+        return []
+    text = "%d of %d GPUs are missing on the PCI bus: check their seat and power, and power-cycle the host"
+    return [_finding(None, MISSING, UNFIT, "look", text % (expected - count, expected))]
+
 
 def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]:
     """What is known against using a GPU.

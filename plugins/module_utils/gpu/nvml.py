@@ -59,6 +59,27 @@ _VIRTUALIZATION_MODES = {0: "none", 1: "pass-through", 2: "vgpu", 3: "host_vgpu"
 _RECOVERY_ACTIONS = {0: "none", 1: "reset", 2: "reboot", 3: "drain_p2p", 4: "drain_and_reset"}
 _FABRIC_STATES = {0: "not_supported", 1: "not_started", 2: "in_progress", 3: "completed"}
 
+_FABRIC_PROBLEMS = (
+    (0, 0x3, {1: "degraded_bandwidth"}),
+    (2, 0x3, {1: "route_recovery"}),
+    (4, 0x3, {1: "route_unhealthy"}),
+    (6, 0x3, {1: "access_timeout_recovery"}),
+    (
+        *(8, 0xF),
+        {
+            2: "wrong_system_guid",
+            3: "wrong_chassis_serial",
+            4: "no_partition",
+            5: "too_few_nvlinks",
+            6: "incompatible_firmware",
+            7: "wrong_location",
+            8: "wrong_gpu_state",
+        },
+    ),
+    (14, 0x3, {2: "manager_disconnected"}),
+)
+"""Parts of the fabric's health mask: first bit, mask, and the values that are problems."""
+
 _FIELD_MEMORY_TEMPERATURE = 82
 _FIELD_NVLINK_COUNT = 91
 _FIELD_RECOVERY_ACTION = 230
@@ -141,6 +162,7 @@ DATA = (
         _members("bar1Total", "bar1Used", "bar1Free"),
     ),
     ("ecc.enabled ecc.pending", "nvmlDeviceGetEccMode", (), _each(bool)),
+    ("ecc.sram_threshold_exceeded", "sram_threshold_exceeded", (), bool),
     ("ecc.volatile.corrected", "nvmlDeviceGetTotalEccErrors", (0, 0), int),
     ("ecc.volatile.uncorrected", "nvmlDeviceGetTotalEccErrors", (1, 0), int),
     ("ecc.aggregate.corrected", "nvmlDeviceGetTotalEccErrors", (0, 1), int),
@@ -163,6 +185,7 @@ DATA = (
     ("retired_pages.pending", "nvmlDeviceGetRetiredPagesPendingStatus", (), bool),
     ("repair.channel_pending repair.tpc_pending", "nvmlDeviceGetRepairStatus", (), _each(bool)),
     ("recovery_action", "field", (_FIELD_RECOVERY_ACTION,), _named(_RECOVERY_ACTIONS)),
+    ("unrepairable_memory", "nvmlDeviceGetUnrepairableMemoryFlag_v1", (), bool),
     ("mig.enabled mig.pending", "nvmlDeviceGetMigMode", (), _each(bool)),
     ("mig.max_instances", "nvmlDeviceGetMaxMigDeviceCount", (), int),
     ("power.usage_watts", "nvmlDeviceGetPowerUsage", (), _thousandth),
@@ -211,7 +234,7 @@ DATA = (
     ("pcie.max_width", "nvmlDeviceGetMaxPcieLinkWidth", (), int),
     ("pcie.replay_count", "nvmlDeviceGetPcieReplayCounter", (), int),
     ("nvlink.link_count", "field", (_FIELD_NVLINK_COUNT,), int),
-    ("fabric.state fabric.status fabric.clique_id fabric.cluster_uuid", "fabric_info", (), list),
+    ("fabric.state fabric.status fabric.clique_id fabric.cluster_uuid fabric.problems", "fabric_info", (), list),
     ("numa_node", "nvmlDeviceGetNumaNodeId", (), int),
     ("cpu_affinity", "nvmlDeviceGetCpuAffinity", (_CPU_WORDS,), model.cpu_list),
 )
@@ -267,15 +290,23 @@ class Library:
             raise self.pynvml.NVMLError(value.nvmlReturn)
         return getattr(value.value, _FIELD_VALUE_MEMBERS[value.valueType])
 
+    def sram_threshold_exceeded(self, handle: Any) -> int:
+        """Whether the chip's own memory had more uncorrectable errors than it may have in its life."""
+        status = self.pynvml.c_nvmlEccSramErrorStatus_v1_t()
+        self.pynvml.nvmlDeviceGetSramEccErrorStatus(handle, ctypes.byref(status))
+        return int(status.bThresholdExceeded)
+
     def fabric_info(self, handle: Any) -> List[Any]:
         info = self.pynvml.c_nvmlGpuFabricInfo_v2_t()
         self.pynvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
         if info.state == 0:
             raise NotRead(model.UNSUPPORTED)
         status = "success" if info.status == 0 else _text(self.pynvml.nvmlErrorString(info.status))
+        mask = info.healthMask
+        problems = [words[mask >> bit & part] for bit, part, words in _FABRIC_PROBLEMS if mask >> bit & part in words]
         digits = "".join("%02x" % byte for byte in info.clusterUuid)
         uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-        return [_FABRIC_STATES.get(info.state, "unknown"), status, info.cliqueId, uuid]
+        return [_FABRIC_STATES.get(info.state, "unknown"), status, info.cliqueId, uuid, problems]
 
 
 def read(pynvml: Any, emit: Callable[[str, Any], None], root: str = "/") -> None:

@@ -42,6 +42,11 @@ def _word(text: str) -> str:
     return "_".join(text.lower().split())
 
 
+def _problems(text: str) -> List[str]:
+    """The summary of the fabric's health alone: it has no words of NVML's for the rest."""
+    return [] if _word(text) == "healthy" else [_word(text)]
+
+
 def _virtualization(text: str) -> str:
     return {"pass-through": "pass-through", "none": "none", "vgpu": "vgpu"}.get(text.lower(), _word(text))
 
@@ -76,6 +81,7 @@ DATA = (
     ("bar1.free_bytes", "bar1_memory_usage/free", _bytes),
     ("ecc.enabled", "ecc_mode/current_ecc", _yes),
     ("ecc.pending", "ecc_mode/pending_ecc", _yes),
+    ("ecc.sram_threshold_exceeded", "ecc_errors/aggregate/sram_threshold_exceeded", _yes),
     ("remapped_rows.corrected", "remapped_rows/remapped_row_corr", int),
     ("remapped_rows.uncorrected", "remapped_rows/remapped_row_unc", int),
     ("remapped_rows.pending", "remapped_rows/remapped_row_pending", _yes),
@@ -91,6 +97,7 @@ DATA = (
     ("repair.channel_pending", "ecc_errors/channel_repair_pending", _yes),
     ("repair.tpc_pending", "ecc_errors/tpc_repair_pending", _yes),
     ("recovery_action", "gpu_recovery_action", _word),
+    ("unrepairable_memory", "ecc_errors/unrepairable_memory", _yes),
     ("mig.enabled", "mig_mode/current_mig", _yes),
     ("mig.pending", "mig_mode/pending_mig", _yes),
     ("power.usage_watts", "gpu_power_readings/average_power_draw", _watts),
@@ -137,6 +144,7 @@ DATA = (
     ("fabric.status", "fabric/status", _word),
     ("fabric.clique_id", "fabric/cliqueId", int),
     ("fabric.cluster_uuid", "fabric/clusterUuid", str),
+    ("fabric.problems", "fabric/health/summary", _problems),
 )
 
 # Sums of the counters that nvidia-smi distinguishes; before Ampere it printed a total itself.

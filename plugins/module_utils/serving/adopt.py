@@ -30,7 +30,7 @@ OF_THE_SYSTEM = (
 )
 """What a unit or systemd itself gives to any process."""
 
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"://[^/@]*@")
 
 
@@ -81,12 +81,12 @@ def variables(
     :param known: whether the engine knows a variable, and so that it holds no secret.
     :param take: takes a variable and its text into ``found``; Refused where the engine would misread it.
     """
-    is_private = _is_private(root)
+    is_private = private_below(root)
     for name, value in sorted(by_hand.environment.items()):
         text = value.text or ""
         if name in OF_THE_SYSTEM:
             continue
-        hidden = not known(name) and (_SECRET_NAME.search(name) or is_private(value.path))
+        hidden = not known(name) and (SECRET_NAME.search(name) or is_private(value.path))
         if hidden or _PASSWORD_IN_URL.search(text):
             found.notes.append(
                 "%s (%s) is not reported, as it may be a secret; it stays where it is" % (name, value.place)
@@ -166,7 +166,7 @@ def _host(facts: Mapping[str, Any]) -> Dict[str, Any]:
     return found
 
 
-def _is_private(root: str) -> Any:
+def private_below(root: str) -> Callable[[str], bool]:
     """Whether a file cannot be read by everybody, so that its content may be secret. The folders above it count."""
     base = os.path.realpath(root or "/")
 

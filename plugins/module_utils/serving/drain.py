@@ -176,6 +176,11 @@ def _still(load: Optional[Load], peers: Sequence[str]) -> str:
 # --- marks
 
 
+def at_gateways(unit: str) -> bool:
+    """Whether a gateway may send requests to a service."""
+    return os.path.exists(agent.CONFIG) and unit in (record.read(agent.CONFIG).get("services") or {})
+
+
 def _mark(unit: str, **said: Any) -> None:
     """Write a mark. The verdict and the command of a previous mark are kept until the service is proven.
 
@@ -209,7 +214,7 @@ def put_back(unit: str, command: Sequence[str], warn: Callable[[str], None]) -> 
 
 
 def hold(unit: str, command: bool) -> None:
-    """Keep a stopped service out of its load balancers until it is proven; a boot has removed its mark.
+    """Keep a service that is stopped or asleep out of its load balancers; a boot has removed its mark.
 
     :param command: whether ``drain_command`` took it out of one, so that ``undrain_command`` puts it back.
     """

@@ -9,7 +9,7 @@ import re
 from typing import Any, Dict, List, Mapping
 
 from ..toolbox.errors import Refused
-from .model import Service
+from .model import STAYING, Service
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
 """No ``-``: systemd reads one in an instance's name as a slash."""
@@ -39,12 +39,12 @@ def services(params: Mapping[str, Any], base: str) -> List[Service]:
         if name in found:
             raise Refused("instances: %s is there twice; give each its own name" % name)
         own = {option: value for option, value in given.items() if value is not None and option != "name"}
-        if params["state"] == "stopped" and own.get("state") == "present":
+        if params["state"] == "stopped" and own.get("state") in ("present", "asleep"):
             own["state"] = "stopped"  # all of them
         options = dict(params, **own)
         options["environment"] = dict(params["environment"], **own.get("environment", {}))
         found[name] = Service("%s@%s.service" % (base, name), name, options)
-    staying = [service for service in found.values() if service.options["state"] == "present"]
+    staying = [service for service in found.values() if service.options["state"] in STAYING]
     services = [
         service._replace(siblings=[other for other in staying if other is not service]) for service in found.values()
     ]

@@ -14,6 +14,9 @@ from ..placement.choice import Placed
 from ..placement.claims import Claim
 from .gate import Check, Gate, Proof
 
+STAYING = ("present", "asleep")
+"""States of a service that runs. Only vLLM can be asleep."""
+
 
 class Host:
     """The host of one run: its systemd, its GPUs, and where warnings go.

@@ -25,7 +25,7 @@ from . import agent, digest, exposure, gate, instances, summary
 from .checks import after_change
 from .gate import Proof
 from .isolation import Isolation
-from .model import Engine, Host, Leaving, Plan, Service
+from .model import STAYING, Engine, Host, Leaving, Plan, Service
 
 
 class Differs(Exception):
@@ -63,8 +63,11 @@ def converge(
     leaving = [service for service in services if service.options["state"] == "absent"]
     replaced = [service for service in leaving if service.replaced]  # goes for good once the instances are proven
     halting = [service for service in services if service.options["state"] == "stopped"]
-    staying = [service for service in services if service.options["state"] == "present"]
+    staying = [service for service in services if service.options["state"] in STAYING]
+    # one that falls asleep leaves its GPUs to others
+    staying.sort(key=lambda service: service.options["state"] == "present")
     plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
+    asleep = [service.unit for service in staying if service.options["state"] == "asleep"]
     _check_claims(plans, [service.unit for service in leaving], host)
     starting = [plan for plan in plans if _starts(engine, plan, host)]
     stopped: Any = None
@@ -76,7 +79,7 @@ def converge(
 
         stopped = stopped or Vacated(host)
         moving = [other.unit for other in plans if other is not plan and in_the_way(other, plan, host)]
-        vacated = [*(service.unit for service in leaving), *moving]
+        vacated = [*(service.unit for service in leaving), *moving, *asleep]
         _named(plan.service, partial(engine.preflight, plan._replace(vacated=vacated), host))
         for warning in plan.declared.warnings:
             warn(warning)
@@ -129,7 +132,7 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         declared = engine.declare(service, placed, host)
     except Refused as error:  # with fewer GPUs a model may not fit, or not be split
         raise Refused("; ".join([str(error), *_sick(options["visible_devices"], placed, facts)])) from None
-    if agent.marked(service.unit):  # a run was killed, or found it unfit
+    if options["state"] == "present" and agent.marked(service.unit):  # a run was killed, or found it unfit
         from .drain import MarkStep
 
         declared.steps.append(MarkStep(service.unit))
@@ -166,7 +169,7 @@ def _plan(engine: Engine, service: Service, host: Host) -> Plan:
         credentials=declared.credentials,
         files=declared.files,
         settings=dict({"Service": settings} if settings else {}, **claims.lines(claim)),
-        enabled=options["enabled"],
+        enabled=options["enabled"] and options["state"] == "present",
         started=True,
         restart=declared.restart,
         prove=options["prove"] == "now",
@@ -253,7 +256,7 @@ def _carry_out(engine: Engine, plan: Plan, host: Host) -> Dict[str, Any]:
         )
     except ServiceError as error:
         raise _settled(plan, error, host) from error
-    if agent.marked(plan.unit) and not host.check_mode:
+    if plan.service.options["state"] == "present" and agent.marked(plan.unit) and not host.check_mode:
         _put_back(plan, outcome, host)
     finish(plan.declared.steps, outcome, host)
     if not host.check_mode:

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Dict, Mapping, Optional
 
 from ..converge.model import Outcome, ServiceError, Verdict
 from ..converge.plan import ENABLED
 from ..systemd.manager import ManagerError
-from ..toolbox import record
 from . import agent, drain
 from .model import Host, Leaving, Service
 from .vacate import DOWN, Vacated
@@ -27,7 +25,7 @@ def stop(leaving: Leaving, service: Service, host: Host) -> Dict[str, Any]:
     state = host.system.show(unit)
     active, enabled = state.get("ActiveState", "inactive"), state.get("UnitFileState") in ENABLED
     command = bool(options["drain_command"] and options["drain_timeout"])
-    known = state.get("LoadState") == "loaded" and (command or _at_gateways(unit))
+    known = state.get("LoadState") == "loaded" and (command or drain.at_gateways(unit))
     todo = ["stopped"] * (active not in DOWN) + ["disabled"] * enabled
     todo += ["taken out of its load balancers"] * (known and not agent.marked(unit))
     if todo and not host.check_mode:
@@ -54,8 +52,3 @@ def _stop(leaving: Leaving, service: Service, host: Host, state: Mapping[str, st
         raise ServiceError(said, Outcome(verdict=Verdict("not_stopped", str(error)))) from error
     except ServiceError as error:
         raise ServiceError(error.message + vacated.start_again(), error.outcome) from error
-
-
-def _at_gateways(unit: str) -> bool:
-    """Whether a gateway may send it requests."""
-    return os.path.exists(agent.CONFIG) and unit in (record.read(agent.CONFIG).get("services") or {})

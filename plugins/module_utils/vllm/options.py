@@ -26,7 +26,12 @@ OPTIONS = table(
         elements="dict",
         suboptions=(
             Option("name", "str", "Name of the instance: letters, digits, C(_) and C(.).", required=True),
-            Option("state", "str", "Overrides O(state) for this instance.", choices=("present", "stopped", "absent")),
+            Option(
+                "state",
+                "str",
+                "Overrides O(state) for this instance.",
+                choices=("present", "asleep", "stopped", "absent"),
+            ),
             Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
             Option(
                 "hosts",
@@ -43,6 +48,23 @@ OPTIONS = table(
                 only="role",
             ),
         ),
+        per_host=True,
+    ),
+    Option(
+        "state",
+        "str",
+        """V(present) configures the instance, enables it, starts it and wakes it.
+
+        V(asleep) does the same, but then puts its engine to sleep (level 1): the weights move to the host's memory, and
+        almost all GPU memory is free. Gateways send it no requests, it is not started at boot, as it would start awake,
+        and it claims only 3 GiB of each GPU. It needs C(enable-sleep-mode) in O(extra_args) and
+        E(VLLM_SERVER_DEV_MODE=1) in O(environment).
+
+        V(stopped) drains the instance, stops it and disables it. All else of it stays.
+
+        V(absent) stops the instance, disables it and removes its files. Its program, user and models stay.""",
+        choices=("present", "asleep", "stopped", "absent"),
+        default="present",
         per_host=True,
     ),
     Option(
@@ -112,6 +134,14 @@ OPTIONS = table(
     ),
     Option("revision", "str", "Branch, tag or commit of a model from the hub."),
     Option("download_dir", "path", "Where models from the hub are stored. Left out, in the home of O(user)."),
+    Option(
+        "offline",
+        "bool",
+        """Whether the instance must not fetch anything from the internet: neither from a hub, so its model must be on
+        the host (E(HF_HUB_OFFLINE)), nor kernels (E(FLASHINFER_NO_DOWNLOAD)). An environment whose FlashInfer has no
+        precompiled kernels causes a warning.""",
+        default=False,
+    ),
     Option(
         "lora_adapters",
         "dict",
@@ -284,11 +314,11 @@ OPTIONS = table(
     Option(
         "asleep",
         "str",
-        """What to do about an instance whose engine is asleep, which C(enable-sleep-mode) in O(extra_args) makes
-        possible. V(refuse) fails with the verdict V(asleep), because the instance answers no requests. V(accept)
-        succeeds and reports it. Neither wakes or restarts it.""",
-        choices=("refuse", "accept"),
-        default="refuse",
+        """What to do about an instance that is V(present), but whose engine is asleep, which C(enable-sleep-mode) in
+        O(extra_args) makes possible. V(wake) wakes it; without E(VLLM_SERVER_DEV_MODE), or from level 2, it restarts
+        it. V(accept) leaves it to another program that puts it to sleep and wakes it.""",
+        choices=("wake", "accept"),
+        default="wake",
     ),
     Option(
         "extra_args",

@@ -127,6 +127,12 @@ class Program:
             return sorted(set(found[:5000]))
         return []
 
+    def lacks_kernels(self) -> bool:
+        """Whether its FlashInfer fetches kernels at run time, as no package with them is installed."""
+        return bool(self._packages("flashinfer_python-*.dist-info")) and not any(
+            self._packages(name + "-*.dist-info") for name in ("flashinfer_cubin", "flashinfer_jit_cache")
+        )
+
     def version(self) -> str:
         """As the distribution's folder says; empty when it does not."""
         for path in self._packages("vllm*.dist-info"):

@@ -15,11 +15,11 @@ from ..hf_model.parallel import choose
 from ..placement import memory
 from ..placement.choice import Placed
 from ..serving import checks, openai, run, stop, summary, template
-from ..serving.exposure import is_loopback
 from ..serving.gate import Check, Proof
 from ..serving.model import Cause, Declared, Host, Leaving, Listen, Plan, Service
 from ..serving.stop import Stop
 from ..serving.weights import located, start_limit
+from ..toolbox.addresses import is_loopback
 from ..toolbox.errors import Refused
 from . import adapters, gate, log, model, multinode, releases, settings, sizing, unit
 from .program import Program, unknown_variables
@@ -71,7 +71,8 @@ class Vllm:
             )
         utilization = options["gpu_memory_utilization"] or releases.memory_share(release)
         fit = model.fit(options, placed.devices, found, parallel, utilization, release)
-        own = unit.Own(configuration, program, parallel, fit, utilization, loras)
+        own = unit.Own(configuration, program, parallel, fit, utilization, loras, found.weights)
+        hooks = _stop_hooks(service, host)
         limit = options["timeout"] or start_limit(START_BASE, found.weights)
         files = unit.files(service.name, options, configuration)
         return Declared(
@@ -85,11 +86,11 @@ class Vllm:
             steps=template.steps(
                 options["user"], unit.home(options["user"]), "vllm@.service", unit.UNIT, host.system.root
             ),
-            checks=_checks(options, configuration, [adapter.name for adapter in loras], limit),
+            checks=_checks(options, configuration, own, hooks, limit),
             together=multinode.all_proven if options["nodes"] else None,
-            hooks=_stop_hooks(service, host),
+            hooks=hooks,
             ports=unit.ports(options, parallel),
-            share=utilization if placed.devices else None,
+            share=_share(options, utilization, placed.devices),
             writable=unit.writable(options),
             readable=[
                 *(path for path in unit.readable(options, program) if path),
@@ -128,6 +129,12 @@ class Vllm:
 
             certificate, key = ((name, options[name]) for name in ("ssl_certfile", "ssl_keyfile"))
             tls.check(certificate, key, plan.declared.user)
+        if options["offline"] and plan.placed.devices and own.program.lacks_kernels():
+            host.warn(
+                "offline: FlashInfer in %s has no precompiled kernels; a model that needs one will fail to start or "
+                "be slower. Add flashinfer-cubin, of the same version, to the packages of the environment"
+                % own.program.venv
+            )
         if own.program.exists():
             own.program.parse(config, configuration.environment)
 
@@ -203,7 +210,7 @@ def _listen(options: Mapping[str, Any], configuration: settings.Declared) -> Lis
 
 
 def _checks(
-    options: Mapping[str, Any], configuration: settings.Declared, loras: Sequence[str], limit: float
+    options: Mapping[str, Any], configuration: settings.Declared, own: unit.Own, hooks: Stop, limit: float
 ) -> List[Check]:
     """/health answers 200 for as long as the front end lives, so it is not asked."""
     if options["node_rank"]:
@@ -215,10 +222,15 @@ def _checks(
     ]
     # the model last, as the summary shows what answered last
     answers = [
-        checks.after_change(openai.answers(endpoint, name, options["token_timeout"])) for name in (*loras, served)
+        checks.after_change(openai.answers(endpoint, name, options["token_timeout"]))
+        for name in (*(adapter.name for adapter in own.adapters), served)
     ]
-    if configuration.config.get("enable-sleep-mode"):
-        found += [gate.awake(endpoint, served, options["asleep"] == "accept"), *map(gate.unless_asleep, answers)]
+    if options["state"] == "asleep":
+        falls = gate.asleep(endpoint, own.weights * own.parallel.data, hooks, limit)
+        found += [gate.noted(endpoint), *map(gate.unless_asleep, answers), falls]
+    elif configuration.config.get("enable-sleep-mode"):
+        wakes = gate.awake(endpoint, served, options["asleep"] == "accept", configuration.admin, limit)
+        found += [wakes, *map(gate.unless_asleep, answers)]
     else:
         found += answers
     return [*found, checks.UsesGpus()]
@@ -228,10 +240,21 @@ def _endpoint(options: Mapping[str, Any], configuration: settings.Declared) -> E
     return Endpoint(configuration.url, options["api_key"], verify=False)
 
 
+def _share(options: Mapping[str, Any], utilization: float, devices: Sequence[Dict[str, Any]]) -> Optional[float]:
+    """The share of each GPU's memory that an instance claims."""
+    if not devices:
+        return None
+    if options["state"] != "asleep":
+        return utilization
+    # a host without instances that are asleep does not need it
+    from .sleep import share
+
+    return share(utilization, devices)
+
+
 def _ready(configuration: settings.Declared) -> str:
     """Where it answers once it serves; before that, nobody listens there."""
-    asked = configuration.environment.get("VLLM_SERVER_DEV_MODE") == "1"
-    return configuration.url + ("/is_sleeping" if asked else "/health")
+    return configuration.url + ("/is_sleeping" if configuration.admin else "/health")
 
 
 def _stop_hooks(service: Service, host: Host) -> Stop:

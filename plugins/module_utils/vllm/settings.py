@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ..hf_model.parallel import Parallel
 from ..serving.variables import variables
-from ..toolbox.addresses import host_port, reachable
+from ..toolbox.addresses import host_port, is_loopback, reachable
 from ..toolbox.errors import Refused
 from . import releases
 from .adapters import LORA_RANK, Adapter, rank_limit
@@ -57,6 +57,8 @@ _NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items(
 """By the name of a variable, what to do instead of setting it in ``environment``."""
 _KEY = re.compile(r"[\x21-\x7e]{8,}\Z")
 _SECRET_NAME = re.compile(r"(?:\A|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY)\Z")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "FLASHINFER_NO_DOWNLOAD": "1"}
+"""What keeps vLLM, and the libraries that it uses, from fetching models and kernels."""
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -83,6 +85,11 @@ class Declared:
     @property
     def port(self) -> int:
         return int(self.config["port"])
+
+    @property
+    def admin(self) -> bool:
+        """Whether it has the paths that control the server, ``/sleep`` and ``/wake_up`` among them."""
+        return self.environment.get("VLLM_SERVER_DEV_MODE") == "1"
 
     @property
     def url(self) -> str:
@@ -127,6 +134,8 @@ def declare(
     if visible is not None:
         declared.environment.update(CUDA_VISIBLE_DEVICES=visible, CUDA_DEVICE_ORDER="PCI_BUS_ID")
     declared.environment.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if options.get("offline"):
+        declared.environment.update({**OFFLINE, **declared.environment})
     key, token = options.get("api_key"), options.get("hf_token")
     if key is not None:
         if not _KEY.match(key):
@@ -134,8 +143,7 @@ def declare(
         declared.secret_environment["VLLM_API_KEY"] = key
     if token is not None:
         declared.credentials["hf_token"] = token
-    if options.get("asleep") == "accept" and not declared.config.get("enable-sleep-mode"):
-        problems.append("asleep: it cannot sleep without extra_args: {enable-sleep-mode: true}")
+    problems += _take_sleep(declared, options)
     problems += _take_client_keys(declared, options)
     if options.get("guard_all_paths"):
         if key is None:
@@ -144,6 +152,8 @@ def declare(
             problems.append("guard_all_paths: it cannot run in the front end of VLLM_USE_RUST_FRONTEND; leave one out")
         declared.config["middleware"] = "%s.Guard" % GUARD
         declared.environment["GPUFLEET_OPEN_PATHS"] = ",".join(options.get("open_paths") or ())
+        if declared.admin:
+            declared.environment["GPUFLEET_LOCAL_ADMIN"] = "1"
     for flag, value in declared.config.items():
         if isinstance(value, list) and not releases.lists_are_read(release):
             problems.append("%s: this vLLM misreads a list in its file; give one value, or use 0.10.2 or newer" % flag)
@@ -365,10 +375,27 @@ def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> Lis
     declared.environment.update(found)
     if "VLLM_PORT" in found:
         declared.warnings.append("environment.VLLM_PORT: is not the API's port, but vLLM's first internal one")
-    if found.get("VLLM_SERVER_DEV_MODE") == "1":
+    return problems
+
+
+def _take_sleep(declared: Declared, options: Mapping[str, Any]) -> List[str]:
+    able, asleep = declared.config.get("enable-sleep-mode"), options.get("state") == "asleep"
+    problems = []
+    if declared.admin and not options.get("guard_all_paths"):
         declared.warnings.append(
-            "environment.VLLM_SERVER_DEV_MODE: opens paths that change the server and ask for no key"
+            "environment.VLLM_SERVER_DEV_MODE: opens paths that change the server and ask for no key; set "
+            "guard_all_paths: true"
         )
+    if options.get("asleep") == "accept" and not able:
+        problems.append("asleep: it cannot sleep without extra_args: {enable-sleep-mode: true}")
+    if asleep and not (able and declared.admin):
+        problems.append(
+            "state: asleep needs extra_args: {enable-sleep-mode: true} and environment: {VLLM_SERVER_DEV_MODE: '1'}"
+        )
+    if asleep and options.get("nodes"):
+        problems.append("state: an instance on several hosts cannot be put to sleep; use stopped")
+    if asleep and not is_loopback(str(declared.config["host"])) and not options.get("guard_all_paths"):
+        problems.append("state: others could reach the paths that wake it; set guard_all_paths: true")
     return problems
 
 

@@ -44,6 +44,8 @@ class Own(NamedTuple):
     fit: Optional[sizing.Fit]
     utilization: float
     adapters: Sequence[Adapter]
+    weights: int
+    """Bytes of the model's weights; 0 if that is not known."""
 
 
 def home(user: str) -> str:

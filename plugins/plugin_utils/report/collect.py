@@ -205,7 +205,7 @@ def rollout(receipt: Mapping[str, Any]) -> Dict[str, Any]:
         "verdict": _text(receipt.get("verdict")),
         "reason": _text(receipt.get("reason")),
         "seconds": _number(receipt.get("seconds")),
-        "error": _number(receipt.get("prediction_error")),
+        "error": _number(_mapping(receipt.get("prediction_error")).get("all")),
         "as_declared": len(receipt.get("as_declared") or ()),
         "hosts": [
             {

@@ -180,7 +180,8 @@ const verdictLevel = (row) => row.verdict === 'ok' ? 'good' : row.verdict && row
 
 function drift(row) {
   if (row.state === 'as declared') return pill('as declared', 'good');
-  const said = [...row.why, row.drift.length ? 'variables: ' + row.drift.join(', ') : ''].filter(Boolean).join('; ');
+  const more = row.drift.filter((name) => !row.why.some((why) => why.includes(name)));
+  const said = [...row.why, more.length ? 'variables: ' + more.join(', ') : ''].filter(Boolean).join('; ');
   return element('span', {}, pill(row.state, SERVICE[row.state]), said ? ' ' + said : '');
 }
 
@@ -360,7 +361,8 @@ function rolloutDetails(one, index) {
   const longest = Math.max(1, ...rows.flatMap((row) => [row.predicted || 0, row.measured || 0])) * 1.05;
   const said = [...Object.entries(counts).map(([word, number]) => `${number} ${word}`), one.as_declared + ' as declared'];
   const price = measured.length ? `unserved ${seconds(sum(measured.map((row) => row.measured)))}, predicted `
-    + seconds(sum(measured.map((row) => row.predicted))) : 'nothing was restarted';
+    + seconds(sum(measured.map((row) => row.predicted))) + (one.error === null ? '' : `, off by ${Math.round(100 * one.error)} %`)
+    : 'nothing was restarted';
   return element('details', {open: index === 0},
     element('summary', {}, element('strong', {}, rolloutDate(one.run)),
       pill(one.verdict, {complete: 'good', failed: 'bad'}[one.verdict] || 'warn'), element('span', {}, said.join(', ')),

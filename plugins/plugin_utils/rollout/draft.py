@@ -49,10 +49,11 @@ def draft(
     outside = sorted(set(last.of(*states.IN_HAND)) - set(looks))
     if outside:
         raise Refused("%s was being changed when the last run ended: include it in this run" % ", ".join(outside))
+    changing = {host: list(found["services"]) for host, found in looks.items() if found["state"] == "differs"}
+    rates = predict.rates(changing)
     services = {
-        host: [dict(row, **predict.predicted(last.measured, host, row)) for row in found["services"]]
-        for host, found in looks.items()
-        if found["state"] == "differs"
+        host: [dict(row, **predict.predicted(last.measured, rates, host, row)) for row in rows]
+        for host, rows in changing.items()
     }
     resumed = states.resumes(last, set(services))
     former = last if resumed else State()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import AbstractSet, Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
@@ -39,7 +40,8 @@ class Look(NamedTuple):
     """``as declared``, ``differs``, or ``unfit``."""
     why: str = ""
     services: Sequence[Mapping[str, Any]] = ()
-    """What changes: ``service``, ``engine``, ``why``, ``restart``, and the seconds of the last ``restarts``."""
+    """What changes: ``service``, ``engine``, ``why``, ``restart``, bytes of ``weights`` (0: unknown), and the
+    seconds of the last ``restarts``."""
     generation: str = ""
     """What takes all services of the host back to now: the time at which the last one was accepted."""
 
@@ -66,6 +68,7 @@ def look(registered: Mapping[str, Any]) -> Look:
             "engine": engine,
             "why": _why(result),
             "restart": bool(result.get("restarted")),
+            "weights": _weights(result),
             "restarts": [one["downtime_ms"] / 1000 for one in _generations(registered, name) if _timed(one)],
         }
         for name, engine, result in results
@@ -172,6 +175,14 @@ def _generation(registered: Mapping[str, Any]) -> str:
     accepted = [_mapping(one).get("accepted") for own in recorded.values() if isinstance(own, list) for one in own]
     accepted += [_mapping(registered.get("rollout_result")).get("generation")]
     return max((one for one in accepted if isinstance(one, str) and _TIME.fullmatch(one)), default="")
+
+
+def _weights(result: Mapping[str, Any]) -> int:
+    """Bytes that a start loads, as far as the engine tells."""
+    split = _mapping(result.get("parallel"))
+    given = (_mapping(result.get("fit")).get("weight_bytes"), split.get("tensor"), split.get("pipeline"))
+    factors = [number for number in given if isinstance(number, int) and 0 < number < 1 << 50]
+    return math.prod(factors) if len(factors) == len(given) else 0
 
 
 def _units(service: str) -> List[str]:

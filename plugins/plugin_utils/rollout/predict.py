@@ -24,20 +24,43 @@ def remember(series: Series, host: str, measured: Mapping[str, float]) -> None:
         own[service] = [*own.get(service, ()), seconds][-KEPT:]
 
 
-def predicted(series: Series, host: str, row: Mapping[str, Any]) -> Dict[str, Any]:
+Rates = Dict[str, Dict[str, float]]
+"""Engine → host → bytes of weights that a measured restart took a second for."""
+
+
+def rates(hosts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Rates:
+    """How fast measured restarts were, by the bytes that they load.
+
+    :param hosts: the services of each host.
+    """
+    found: Dict[str, Dict[str, List[float]]] = {}
+    for host, rows in hosts.items():
+        for row in rows:
+            if row.get("weights") and row.get("restarts"):
+                own = found.setdefault(row["engine"], {}).setdefault(host, [])
+                own.append(row["weights"] / median(row["restarts"]))
+    return {engine: {host: median(own) for host, own in known.items()} for engine, known in found.items()}
+
+
+def predicted(series: Series, rates: Rates, host: str, row: Mapping[str, Any]) -> Dict[str, Any]:
     """The prediction for one service: ``predicted`` (seconds), ``basis`` in words, ``restarts`` measured here.
 
+    :param rates: of :func:`rates`.
     :param row: the service. Its ``restarts``, which the host has recorded, count more than the rollout's own: they
         include those of other runs.
     """
     service = row["service"]
     here: List[float] = list(row.get("restarts") or series.get(host, {}).get(service, []))[-KEPT:]
     others = [median(own[service]) for own in series.values() if own.get(service)]
+    known = rates.get(row["engine"], {})
     if not row["restart"]:
         seconds, basis = 0.0, "no restart"
     elif here:
         seconds, basis = median(here), "median of the last %d restarts here" % len(here)
         basis = basis if len(here) > 1 else "last restart here"
+    elif row.get("weights") and known:
+        where, rate = ("here", known[host]) if host in known else ("on other hosts", median(known.values()))
+        seconds, basis = row["weights"] / rate, "its weights, by restarts measured %s" % where
     elif others:
         seconds, basis = median(others), "restarts of other hosts"
     else:

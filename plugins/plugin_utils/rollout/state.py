@@ -75,8 +75,10 @@ class State:
     """Pool to the fewest hosts that were ready at once."""
     measured: Series = field(default_factory=dict)
     """Of this run and earlier ones."""
-    watched: Dict[str, List[str]] = field(default_factory=dict)
-    """Of each canary: what was found when it was compared with the others."""
+    worse: Dict[str, List[str]] = field(default_factory=dict)
+    """Of each canary that was compared with the others: what it did worse."""
+    unknown: Dict[str, List[str]] = field(default_factory=dict)
+    """What of it could not be compared."""
     away: List[str] = field(default_factory=list)
     """Hosts that an earlier run has lost."""
 
@@ -108,7 +110,7 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
             for pool, count in event["ready"].items():
                 state.least[pool] = min(count, state.least.get(pool, count))
         elif kind == "watched":
-            state.watched[str(host)] = event["found"]
+            state.worse[str(host)], state.unknown[str(host)] = event["worse"], event["unknown"]
         elif host:
             _set(state, host, event)
     return state

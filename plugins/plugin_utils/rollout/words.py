@@ -25,9 +25,13 @@ def plan_lines(planned: Planned) -> List[str]:
                     lines.append(
                         "   %s  restart, about %.1f s without it (%s)" % (host, row["predicted"], row["basis"])
                     )
-        for name, pool in step["pools"].items():
-            lines += ["   pool %s: %s" % (name, said) for said in _pool(pool)]
+        lines += ["   " + line for line in pool_lines(step["pools"])]
     return lines
+
+
+def pool_lines(pools: Mapping[str, Mapping[str, Any]]) -> List[str]:
+    """What a step leaves of the pools."""
+    return ["pool %s: %s" % (name, said) for name, pool in pools.items() for said in _pool(pool)]
 
 
 def _pool(pool: Mapping[str, Any]) -> List[str]:
@@ -69,7 +73,7 @@ def receipt(state: State, now: float) -> Dict[str, Any]:
         "as_declared": planned.as_declared,
         "steps": capacity.steps(planned),
         "hosts": {host: _host(state, planned, host) for unit in planned.units for host in unit.hosts},
-        "canary": state.watched,
+        "canary": {host: [*worse, *state.unknown[host]] for host, worse in state.worse.items()},
         "pools": {
             name: {"hosts": len(pool.hosts), "minimum": pool.minimum, "least_ready": state.least.get(name)}
             for name, pool in planned.pools.items()

@@ -71,6 +71,13 @@ def test_options(run_module, gathered, venv):
     assert calls == [{"timeout": 2.5, "python_paths": [str(venv / "lib/python3.11/site-packages")]}]
 
 
+def test_a_gpu_that_is_missing_by_the_inventory_is_a_warning(run_module, gathered):
+    gathered()
+    said = "6 of 8 GPUs are missing on the PCI bus: check their seat and power, and power-cycle the host"
+    result = run_module(gpu_facts.main, {"expected_count": 8}, warnings=(said,))
+    assert [one["check"] for one in result["ansible_facts"]["gpu"]["findings"]] == ["gpu_missing"]
+
+
 @pytest.mark.parametrize("place", ["", "lib", "lib/python3.11", "lib/python3.11/site-packages"])
 @pytest.mark.parametrize("mode, owner", [(0o777, 0), (0o755, 40404)])
 def test_root_runs_no_code_of_others(run_module, gathered, venv, place, mode, owner):
@@ -190,5 +197,5 @@ def test_every_value_is_documented(monkeypatch):
 def test_documented_options_are_those_it_takes(run_module, gathered):
     gathered()
     documented = yaml.safe_load(gpu_facts.DOCUMENTATION)["options"]
-    assert set(documented) == {"timeout", "required", "venv"}
+    assert set(documented) == {"timeout", "required", "expected_count", "venv"}
     assert not run_module(gpu_facts.main, {name: entry.get("default") for name, entry in documented.items()})["failed"]

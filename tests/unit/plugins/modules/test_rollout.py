@@ -11,96 +11,14 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Iterator, List
 
 import pytest
 import yaml
-
-ROOT = Path(__file__).resolve().parents[4]
-FIXTURES = ROOT / "tests/unit/fixtures/rollout"
-TOOL = str(Path(sys.executable).with_name("ansible-playbook"))
-POOLS = {"h1": ["chat"], "h2": ["chat", "embed"], "h3": ["chat", "embed"], "h4": ["embed"]}
-
-
-class Fleet:
-    """Four hosts in two pools, h2 and h3 in both."""
-
-    def __init__(self, folder: Path) -> None:
-        self.world, self.state, self.inventory = folder / "world", folder / "state", folder / "fleet.yml"
-        self.folder = folder
-        self.world.mkdir()
-        hosts = {name: {"ollama_models": models} for name, models in POOLS.items()}
-        self.inventory.write_text(yaml.safe_dump({"ollama": {"hosts": hosts, "vars": {"ansible_connection": "local"}}}))
-
-    def words(self, playbook: str, words: Any, variables: Dict[str, Any]) -> List[str]:
-        given = {
-            "world": str(self.world),
-            "want": "new",
-            "rollout_state": str(self.state),
-            "rollout_apply": str(FIXTURES / "apply.yml"),
-            "rollout_soak": 0,
-            **variables,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
-        extra = ["-e", json.dumps(given), *words]
-        return [TOOL, "-i", str(self.inventory), str(ROOT / "playbooks" / (playbook + ".yml")), *extra]
-
-    def start(self, *words: str, playbook: str = "rollout", environ: Any = None, **variables: Any) -> subprocess.Popen:
-        own = {
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_ACTION_PLUGINS": str(FIXTURES / "action"),
-            "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_LOCAL_TEMP": str(self.folder / "tmp"),
-            **(environ or {}),
-        }
-        return subprocess.Popen(
-            self.words(playbook, words, variables),
-            cwd=ROOT,
-            env={**os.environ, **own},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, *words: str, rc: Optional[int] = 0, **more: Any) -> str:
-        process = self.start(*words, **more)
-        output, _nothing = process.communicate(timeout=120)
-        assert rc is None or process.returncode == rc, output
-        return output
-
-    def fault(self, host: str, mode: str) -> None:
-        (self.world / (host + ".fault")).write_text(mode)
-
-    def heal(self) -> None:
-        for path in self.world.glob("*.fault"):
-            path.unlink()
-
-    def log(self) -> List[str]:
-        path = self.world / "log"
-        return path.read_text().splitlines() if path.exists() else []
-
-    def events(self) -> List[Dict[str, Any]]:
-        return [json.loads(line) for line in (self.state / "journal.jsonl").read_text().splitlines()]
-
-    def receipt(self) -> Dict[str, Any]:
-        path = max(self.state.glob("receipt-*.json"), key=lambda path: path.stat().st_mtime_ns)
-        found: Dict[str, Any] = json.loads(path.read_text())
-        return found
-
-    def statuses(self) -> Dict[str, str]:
-        return {host: own["status"] for host, own in self.receipt()["hosts"].items()}
-
-    def wait(self, line: str) -> None:
-        until = time.monotonic() + 60
-        while line not in self.log():
-            assert time.monotonic() < until, self.log()
-            time.sleep(0.02)
+from pretended_fleet import FIXTURES, POOLS, Fleet
 
 
 @pytest.fixture
@@ -248,7 +166,8 @@ def test_an_inventory_cannot_choose_the_state_folder(fleet: Fleet) -> None:
 
 
 def test_the_canary_may_be_named_left_out_or_unchanged_already(fleet: Fleet) -> None:
-    assert "1. canary h3" in fleet.run("--check", rollout_canary="h3")
+    planned = fleet.run("--check", "--forks", "2", rollout_canary="h3", rollout_width=3, rollout_min_ready=0)
+    assert "1. canary h3" in planned and "no more than 2 hosts at a time, as Ansible has 2 forks (--forks)" in planned
     planned = fleet.run("--check", rollout_canary="h3,h2")
     assert "1. canary h2\n" in planned and "2. canary h3\n" in planned
     assert "canary h" not in fleet.run("--check", rollout_canary="")
@@ -281,19 +200,6 @@ def test_a_canary_is_also_watched_in_a_resumed_run(fleet: Fleet, changed: bool) 
     output = fleet.run().split("TASK [Watch the canary for a while]")
     assert len(output) == 2 and "ok: [h1" in output[1].split("TASK")[0], "and no other host is"
     assert fleet.statuses() == dict.fromkeys(POOLS, "done")
-
-
-def test_hosts_differ_in_a_variable_of_the_run(fleet: Fleet) -> None:
-    inventory = yaml.safe_load(fleet.inventory.read_text())
-    inventory["ollama"]["hosts"]["h3"]["rollout_room_wait"] = "a while"
-    fleet.inventory.write_text(yaml.safe_dump(inventory))
-    output = fleet.run("--check", rc=2)
-    assert "rollout_room_wait: h1 and h3 differ in it; it is for the whole run" in " ".join(output.split())
-
-
-def test_the_width_is_limited_by_the_forks(fleet: Fleet) -> None:
-    output = fleet.run("--check", "--forks", "2", rollout_width=3, rollout_min_ready=0, rollout_canary=[])
-    assert "1. h1, h2\n" in output and "no more than 2 hosts at a time, as Ansible has 2 forks (--forks)" in output
 
 
 def test_the_plan_names_a_gateway_that_does_not_answer(fleet: Fleet) -> None:
@@ -368,6 +274,21 @@ def test_a_canary_that_does_worse_is_taken_back(fleet: Fleet, gateway: None, mor
     assert ("the canary h1 failed: %s" % said) in " ".join(output.split())
     assert fleet.log() == ["h1 begins", "h1 ends"] * (1 + back)
     assert fleet.receipt()["canary"]["h1"] == [WORSE.partition(": ")[2]]
+
+
+def test_a_canary_that_did_worse_before_a_kill_is_taken_back_after_it(fleet: Fleet) -> None:
+    fleet.run()
+    journal = fleet.state / "journal.jsonl"
+    begin, plan, admitted = journal.read_text().splitlines(keepends=True)[:3]
+    back = dict(json.loads(admitted), generations={"h1": "2026-11-30T08:00:00Z"})
+    watched = {"t": 1, "event": "watched", "host": "h1", "worse": ["too slow"], "unknown": []}
+    journal.write_text("".join([begin, plan, *(json.dumps(event) + "\n" for event in (back, watched))]))
+    for path in fleet.world.glob("h[234]"):
+        path.unlink()
+    fleet.run(rc=2, recorded="2026-11-30T08:00:00Z")
+    canary = fleet.receipt()["hosts"]["h1"]
+    assert (canary["status"], canary["rolled_back"]) == ("failed", True) and canary["why"].endswith(": too slow")
+    assert (fleet.world / "h1").read_text() == "old" and fleet.statuses()["h2"] == "waiting"
 
 
 @pytest.mark.parametrize(

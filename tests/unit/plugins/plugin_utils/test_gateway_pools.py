@@ -49,6 +49,7 @@ def test_vllm() -> None:
         {"name": "chat", "model": "org/chat", "served_model_name": ["chat", "default"], "max_num_seqs": 64},
         {"name": "embed", "model": "org/embed", "port": 8001, "lora_adapters": {"law": "/srv/law"}},
         {"name": "old", "model": "org/old", "state": "absent"},
+        {"name": "night", "model": "org/night", "port": 8004, "state": "asleep"},
         {"name": "wide", "model": "org/wide", "port": 8002, "hosts": ["gpu0", "gpu1"]},
         {"name": "first", "model": "org/first", "port": 8003, "hosts": ["gpu1", "gpu2"]},
     ]
@@ -56,7 +57,7 @@ def test_vllm() -> None:
     assert found["chat"] == found["default"] == [("vllm@chat", "192.0.2.1", 8000, "openai", 64)]
     assert found["org/embed"] == [("vllm@embed", "192.0.2.1", 8001, "openai", None)]
     assert found["law"] == found["org/embed"], "an adapter is requested as its model is"
-    assert sorted(found) == ["chat", "default", "law", "org/embed", "org/first"]
+    assert sorted(found) == ["chat", "default", "law", "org/embed", "org/first", "org/night"]
     assert servers("vllm") == {}
 
 

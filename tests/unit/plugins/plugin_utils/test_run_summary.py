@@ -88,6 +88,7 @@ def test_every_failure_is_printed_and_the_rest_is_cut() -> None:
         (["10.0.0.1", "10.0.0.2"], "10.0.0.1,10.0.0.2"),
         (["gpu1a", "gpu2a"], "gpu[1-2]a"),
         (["gpu1", "gpu01"], "gpu[01,1]"),
+        (["gpu²", "gpu1"], "gpu1,gpu²"),
         ([], ""),
     ],
 )

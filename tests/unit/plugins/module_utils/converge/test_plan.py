@@ -260,9 +260,9 @@ def test_settings_are_shadowed_by_the_rules_of_their_kind(line: str, key: str, v
     [
         (A1, {"A": "1"}, {}),
         (A1, None, {}),
-        (A1, {"A": "0"}, {"A": {"declared": "1", "on_disk": "1", "running": "0"}}),
-        ("", {"B": "1"}, {"A": {"declared": "1", "on_disk": None, "running": None}}),
-        ("", None, {"A": {"declared": "1", "on_disk": None, "running": None}}),
+        (A1, {"A": "0"}, {"A": {"declared": "1", "on_disk": "1", "running": "0", "file": OURS + ":2"}}),
+        ("", {"B": "1"}, {"A": {"declared": "1", "on_disk": None, "running": None, "file": None}}),
+        ("", None, {"A": {"declared": "1", "on_disk": None, "running": None, "file": None}}),
     ],
 )
 def test_drift(now: str, environ: Any, drift: Any) -> None:

@@ -79,7 +79,7 @@ def test_a_change_is_written_loaded_and_proven(system: Any) -> None:
     assert outcome.changed and outcome.restarted and outcome.reloaded and outcome.verdict.ok
     assert outcome.reasons == ["the value in force changes: A"]
     assert outcome.environment == {"A": "1"} and system.environment["A"] == "1"
-    assert outcome.drift == {"A": {"declared": "1", "on_disk": None, "running": None}}
+    assert outcome.drift == {"A": {"declared": "1", "on_disk": None, "running": None, "file": None}}
     assert outcome.unit_state["drop_in_paths"] == [OURS] and outcome.unit_state["active_state"] == "active"
     assert 'Environment="A=1"' in outcome.diff["after"] and outcome.diff["before"] == "active: active\n"
     assert system.read(OURS).decode() in outcome.diff["after"]
@@ -213,7 +213,7 @@ def test_a_running_process_with_other_values_is_restarted(system: Any) -> None:
     outcome = go(system)
     assert outcome.restarted and not outcome.reloaded
     assert outcome.reasons == ["the running process has other values: A"]
-    assert outcome.drift == {"A": {"declared": "1", "on_disk": "1", "running": "old"}}
+    assert outcome.drift == {"A": {"declared": "1", "on_disk": "1", "running": "old", "file": OURS + ":5"}}
     assert system.environment["A"] == "1"
 
 
@@ -251,7 +251,7 @@ def test_a_unit_that_does_not_run_is_not_started(system: Any) -> None:
     outcome = go(system)
     assert outcome.changed and not outcome.restarted and not outcome.environment
     assert system.state["ActiveState"] == "inactive"
-    assert outcome.drift == {"A": {"declared": "1", "on_disk": None, "running": None}}
+    assert outcome.drift == {"A": {"declared": "1", "on_disk": None, "running": None, "file": None}}
 
 
 def test_started_and_enabled(system: Any) -> None:
@@ -361,7 +361,12 @@ def test_a_changed_secret_is_reported_but_not_shown(system: Any) -> None:
     assert "TOKEN=<secret, changed>\nB2=<secret>\n" in outcome.diff["after"]
     assert "TOKEN=<secret>\n" in outcome.diff["before"] and "<secret, changed>" not in outcome.diff["before"]
     assert SESAME not in json.dumps(outcome.as_result()) and "other" not in outcome.diff["after"]
-    assert outcome.drift["TOKEN"] == {"declared": "<secret>", "on_disk": "<secret>", "running": "<secret>"}
+    assert outcome.drift["TOKEN"] == {
+        "declared": "<secret>",
+        "on_disk": "<secret>",
+        "running": "<secret>",
+        "file": ENV + ":1",
+    }
 
 
 def test_a_secret_file_that_others_may_read_is_closed(system: Any) -> None:
@@ -411,7 +416,12 @@ def test_what_lies_in_the_environment_files_of_others_is_not_shown(system: Any) 
     system.write(D + "/10.conf", "[Service]\nEnvironmentFile=/etc/others.conf\n")
     system.reload()
     outcome = go(system, settings={"Service": {"UnsetEnvironment": ["HF_TOKEN"]}})
-    assert outcome.drift["HF_TOKEN"] == {"declared": None, "on_disk": "<secret>", "running": None}
+    assert outcome.drift["HF_TOKEN"] == {
+        "declared": None,
+        "on_disk": "<secret>",
+        "running": None,
+        "file": "/etc/others.conf:1",
+    }
     assert SESAME not in json.dumps(outcome.as_result())
 
 
@@ -496,13 +506,13 @@ def test_a_value_of_an_unproven_run_is_not_shown_as_that_of_the_process(system: 
         with pytest.raises(Killed):
             go(system, environment={"A": "1", "T": "plain"})
     outcome = go(system, environment={"A": "1", "T": "plain"})
-    assert outcome.drift["T"] == {"declared": "plain", "on_disk": "plain", "running": "<secret>"}
+    assert outcome.drift["T"] == {"declared": "plain", "on_disk": "plain", "running": "<secret>", "file": OURS + ":6"}
 
 
 def test_a_value_of_the_process_that_no_file_sets_any_more_is_not_shown(system: Any) -> None:
     """Its file may have been private, and removed without a restart."""
     system.environment["A"] = SESAME
-    assert go(system, check=True).drift["A"] == {"declared": "1", "on_disk": None, "running": "<secret>"}
+    assert go(system, check=True).drift["A"] == {"declared": "1", "on_disk": None, "running": "<secret>", "file": None}
     assert SESAME not in json.dumps(go(system).as_result())
 
 

@@ -19,6 +19,18 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import heal
         ("retired_pages.pending", True, "retirement of memory pages is pending: reset the GPU"),
         ("repair.channel_pending", True, "a repair of the GPU is pending: reset the GPU"),
         ("repair.tpc_pending", True, "a repair of the GPU is pending: reset the GPU"),
+        (
+            "ecc.sram_threshold_exceeded",
+            True,
+            "the memory on its chip had too many uncorrectable errors (SRAM threshold): the board needs replacing",
+        ),
+        ("unrepairable_memory", True, "its memory cannot be repaired any more: the board needs replacing"),
+        (
+            "fabric.problems",
+            ["route_unhealthy", "no_partition"],
+            "its NVLink fabric is unhealthy (route_unhealthy, no_partition): check the nvidia-fabricmanager service "
+            "and the NVSwitches",
+        ),
         ("recovery_action", "drain_and_reset", "the driver asks for recovery: drain_and_reset"),
         ("clocks_event_reasons", ["hw_slowdown"], "the hardware holds the clocks down (hw_slowdown)"),
         (
@@ -45,6 +57,13 @@ def test_bad(path, value, reason):
     assert health.health(device) == {"ok": False, "fit": fit, "lost": False, "reasons": [reason]}
 
 
+def test_a_fabric_that_is_only_degraded_is_fit():
+    device = model.blank(0, "unsupported")
+    model.put(device, "fabric.problems", ["degraded_bandwidth"])
+    told = health.health(device)
+    assert not told["ok"] and told["fit"] and "has less bandwidth (degraded_bandwidth)" in told["reasons"][0]
+
+
 def test_a_slow_gpu_with_another_fault_is_not_fit():
     device = model.blank(0, "unsupported")
     model.put(device, "clocks_event_reasons", ["hw_slowdown"])
@@ -62,6 +81,9 @@ def test_a_slow_gpu_with_another_fault_is_not_fit():
         ("recovery_action", "none"),
         ("clocks_event_reasons", ["gpu_idle", "sw_power_cap", "sw_thermal_slowdown", "sync_boost"]),
         ("fabric.state", "completed"),
+        ("fabric.problems", []),
+        ("ecc.sram_threshold_exceeded", False),
+        ("unrepairable_memory", False),
         ("index", 0),
     ],
 )
@@ -92,6 +114,14 @@ def test_lost_comes_first():
 
 def findings(devices, xids):
     return health.findings([dict(device, health=health.health(device)) for device in devices], xids)
+
+
+@pytest.mark.parametrize("count, expected, found", [(8, 8, 0), (9, 8, 0), (3, 0, 0), (7, 8, 1), (0, 8, 1)])
+def test_a_gpu_that_is_not_on_the_bus_is_a_finding(count, expected, found):
+    told = health.missing(count, expected)
+    assert [one["check"] for one in told] == ["gpu_missing"] * found
+    assert all(one["gpu"] is None and one["effect"] == "unfit" for one in told)
+    assert all(one["text"].startswith("%d of 8 GPUs are missing" % (expected - count)) for one in told)
 
 
 def test_a_gpu_that_does_not_answer_is_a_finding():

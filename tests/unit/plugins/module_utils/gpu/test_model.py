@@ -16,6 +16,7 @@ def test_blank_device_has_every_leaf_with_its_reason():
     assert device["ecc"] == {
         "enabled": None,
         "pending": None,
+        "sram_threshold_exceeded": None,
         "volatile": {"corrected": None, "uncorrected": None},
         "aggregate": {"corrected": None, "uncorrected": None},
     }

@@ -34,6 +34,7 @@ H200 = {
     "ecc": {
         "enabled": True,
         "pending": True,
+        "sram_threshold_exceeded": None,
         "volatile": {"corrected": 0, "uncorrected": 0},
         "aggregate": {"corrected": 0, "uncorrected": 0},
     },
@@ -46,6 +47,7 @@ H200 = {
     },
     "retired_pages": {"single_bit": None, "double_bit": None, "pending": None},
     "repair": {"channel_pending": False, "tpc_pending": False},
+    "unrepairable_memory": False,
     "recovery_action": None,
     "mig": {"enabled": False, "pending": False, "max_instances": 0},
     "power": {
@@ -85,7 +87,7 @@ H200 = {
     "display_active": False,
     "pcie": {"generation": 5, "width": 16, "max_generation": 5, "max_width": 16, "replay_count": 0},
     "nvlink": {"link_count": 18, "active_count": 18},
-    "fabric": {"state": None, "status": None, "clique_id": None, "cluster_uuid": None},
+    "fabric": {"state": None, "status": None, "clique_id": None, "cluster_uuid": None, "problems": None},
     "numa_node": None,
     "cpu_affinity": "0-31",
     "processes": [],
@@ -94,7 +96,7 @@ H200 = {
 H200_UNSUPPORTED = {
     "retired_pages.single_bit", "retired_pages.double_bit", "retired_pages.pending", "recovery_action",
     "temperature.gpu_celsius", "temperature.memory_celsius", "fan_speed_percent", "fabric.state", "fabric.status",
-    "fabric.clique_id", "fabric.cluster_uuid", "numa_node",
+    "fabric.clique_id", "fabric.cluster_uuid", "fabric.problems", "numa_node", "ecc.sram_threshold_exceeded",
 }  # fmt: skip
 
 
@@ -157,7 +159,8 @@ def test_what_a_newer_driver_tells(recording, read):
             "field[82]": {"ok": 41},
             "field[91]": {"ok": 12},
             "field[230]": {"ok": 4},
-            "fabric": {"ok": FABRIC},
+            "fabric": {"ok": dict(FABRIC, healthMask=0b10_10_0101_10_01_10_01)},
+            "sram": {"ok": 1},
             "nvmlDeviceGetNumaNodeId": {"ok": 1},
         }
     )
@@ -171,7 +174,9 @@ def test_what_a_newer_driver_tells(recording, read):
         "status": "success",
         "clique_id": 5,
         "cluster_uuid": "00010203-0405-0607-0809-0a0b0c0d0e0f",
+        "problems": ["degraded_bandwidth", "route_unhealthy", "too_few_nvlinks", "manager_disconnected"],
     }
+    assert device["ecc"]["sram_threshold_exceeded"] is True
 
 
 def test_fabric_that_is_none_and_one_that_failed(recording, read):

@@ -52,7 +52,7 @@ def test_agrees_with_nvml_on_recorded_hosts(name, count, recording, recorded_xml
     # of these the recordings of NVML hold nothing: they need arguments
     not_recorded = {
         "recovery_action", "temperature.gpu_celsius", "temperature.memory_celsius", "fabric.state", "fabric.status",
-        "fabric.clique_id", "fabric.cluster_uuid",
+        "fabric.clique_id", "fabric.cluster_uuid", "ecc.sram_threshold_exceeded",
     }  # fmt: skip
     assert {row[1] for row in shared if row[4] == "DIFFERENT"} == not_recorded
     tolerated = {row[1] for row in shared if row[4] == "within tolerance"}
@@ -62,7 +62,7 @@ def test_agrees_with_nvml_on_recorded_hosts(name, count, recording, recorded_xml
     assert sum(row[4] == "equal" for row in shared) == len(shared) - count * len(not_recorded) - sum(
         row[4] == "within tolerance" for row in shared
     )
-    assert len({row[1] for row in shared}) == 79
+    assert len({row[1] for row in shared}) == 82
 
 
 def test_the_comparison_finds_a_difference(recorded_xml, comparison):
@@ -180,7 +180,13 @@ def test_card_without_fabric(recorded_xml):
     assert device["unavailable"]["fabric.state"] == "unsupported"
     text = shown(recorded_xml("h200x2"), "state", "Completed", "not_supported")
     device = devices(smi.parse(text))[0]
-    assert device["fabric"] == {"state": None, "status": None, "clique_id": None, "cluster_uuid": None}
+    assert device["fabric"] == {
+        "state": None,
+        "status": None,
+        "clique_id": None,
+        "cluster_uuid": None,
+        "problems": None,
+    }
 
 
 def test_lost_gpu(recorded_xml):

@@ -79,3 +79,26 @@ def test_a_websocket_is_closed(ask):
     through, sent = ask("/v1/realtime", kind="websocket", method=None)
     assert through == [] and sent == [{"type": "websocket.close", "code": 1008}]
     assert ask("/v1/realtime", "Bearer open-sesame", kind="websocket", method=None)[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "peer", "through"),
+    [
+        ("/sleep", "127.0.0.1", True),
+        ("/sleep", "::1", True),
+        ("/sleep", "10.0.0.9", False),
+        ("/sleep", None, False),
+        ("/sleep", "unix", False),
+        ("/is_sleeping", "10.0.0.9", False),
+        ("/what_a_later_version_adds", "10.0.0.9", False),
+        ("/v1x", "10.0.0.9", False),
+        ("/v1/chat/completions", "10.0.0.9", True),
+        ("/metrics", "10.0.0.9", True),
+        ("/health", "10.0.0.9", True),
+    ],
+)
+def test_other_hosts_do_not_reach_what_controls_the_server(ask, monkeypatch, path, peer, through):
+    client = {"client": (peer, 1) if peer else None}
+    assert ask(path, "Bearer open-sesame", **client)[0] == [path], "without the paths that control it nothing is closed"
+    monkeypatch.setenv("GPUFLEET_LOCAL_ADMIN", "1")
+    assert ask(path, "Bearer open-sesame", **client)[0] == ([path] if through else [])

@@ -266,6 +266,25 @@ def test_a_service_that_is_no_instance_runs_on_without_its_override(converge):
     assert converge(state="absent")["msg"] == "e.service: override removed"
 
 
+def test_one_that_falls_asleep_comes_first_and_leaves_its_memory_to_the_others(converge, monkeypatch):
+    vacated = {}
+    monkeypatch.setattr(
+        converge.engine, "preflight", lambda plan, host: vacated.update({plan.unit: list(plan.vacated)})
+    )
+    converge(A, dict(B, state="asleep"), state="present")
+    assert converge.does == ["declare " + unit for unit in UNITS[::-1]] + ["converge " + unit for unit in UNITS[::-1]]
+    assert vacated[UNITS[0]] == [UNITS[1]]
+    assert [converge.changes[unit].enabled for unit in UNITS] == [True, False]
+
+
+def test_one_that_is_asleep_stays_marked(converge, monkeypatch):
+    monkeypatch.setattr(agent, "marked", lambda unit: True)
+    monkeypatch.setattr(run, "_put_back", lambda plan, outcome, host: put_back.append(plan.unit))
+    put_back = []
+    converge(dict(A, state="asleep"), B, state="present")
+    assert put_back == [UNITS[1]]
+
+
 MAIN = "e.service"
 
 

@@ -652,9 +652,9 @@ def test_a_node_without_an_api_waits_for_the_end_of_the_one_that_serves(bring):
     assert bring.asked["hooks"].drain == 120 + 40, "so long vLLM itself lets them end"
 
 
-@pytest.mark.parametrize("asleep", ["refuse", "accept"])
+@pytest.mark.parametrize("asleep", ["wake", "accept"])
 def test_sleep_is_looked_for_only_where_it_is_possible(bring, asleep):
-    bring(asleep="refuse")
+    bring(asleep="wake")
     assert "awake" not in checks_of(bring.asked)
     bring.figures = {"asleep": True}
     result = bring(asleep=asleep, extra_args={"enable-sleep-mode": True})
@@ -857,3 +857,45 @@ def test_the_unit_that_waits_for_an_instance(bring, options, url):
     assert paths(bring.asked) == ["/etc/systemd/system/vllm-ready@chat.service"]
     step = bring.asked["steps"][-1]
     assert step.needed() and step.text == ready.text("vllm@chat.service", url)
+
+
+SLEEPY = {"extra_args": {"enable-sleep-mode": True}, "environment": {"VLLM_SERVER_DEV_MODE": "1"}}
+
+
+def test_an_instance_that_is_to_sleep(bring):
+    bring(**SLEEPY)
+    awake = bring.asked["change"]
+    assert awake.enabled and awake.settings[claims.SECTION]["GPU"][0].endswith(" 0.92")
+    bring.figures = {"asleep": True}
+    result = bring(state="asleep", **SLEEPY)
+    asleep = bring.asked["change"]
+    assert not asleep.enabled and asleep.started, "at boot it would start awake"
+    assert asleep.settings[claims.SECTION]["GPU"][0].endswith(" 0.0214"), "3 of 140 GiB"
+    assert asleep.settings["Service"] == awake.settings["Service"] and asleep.files == awake.files, (
+        "nothing is restarted"
+    )
+    assert checks_of(bring.asked) == ["ComesUp", "after_change", "noted", "unless_asleep", "asleep", "UsesGpus"]
+    assert result["msg"].endswith(" · not proven (asleep) · vLLM 0.33.0")
+
+
+@pytest.mark.parametrize(
+    ("packages", "warned"),
+    [
+        ((), False),
+        (("flashinfer_python-0.7.2",), True),
+        (("flashinfer_python-0.7.2", "flashinfer_cubin-0.7.2"), False),
+        (("flashinfer_python-0.7.2", "flashinfer_jit_cache-0.7.2+cu130"), False),
+    ],
+)
+def test_an_instance_that_may_fetch_nothing(bring, packages, warned):
+    site = Path(bring.venv) / "lib/python3.11/site-packages"
+    for package in packages:
+        (site / (package + ".dist-info")).mkdir()
+    bring()
+    assert not {*settings.OFFLINE} & {*bring.asked["change"].environment} and not bring.warnings
+    bring(offline=True, environment={"HF_HUB_OFFLINE": "0"})
+    found = bring.asked["change"].environment
+    assert (found["FLASHINFER_NO_DOWNLOAD"], found["HF_HUB_OFFLINE"]) == ("1", "0"), "what is declared by name wins"
+    assert any("FlashInfer in %s has no precompiled kernels" % bring.venv in text for text in bring.warnings) == warned
+    bring(offline=True, visible_devices="none")
+    assert not any("FlashInfer" in text for text in bring.warnings)

@@ -186,9 +186,11 @@ def test_a_receipt() -> None:
         "verdict": "failed",
         "hosts": {"gpu1": {"status": "failed", "why": "not_ready", "rolled_back": True, "services": rows}},
         "as_declared": ["gpu2"],
+        "prediction_error": {"all": 0.1, "measured_here": None},
         "pools": {"m8b": {"hosts": 4, "minimum": 3, "least_ready": 3}},
     }
     found = collect.rollout(receipt)
     (own,) = found["hosts"]
+    assert found["error"] == 0.1
     assert own["services"] == [{"service": "ollama", "predicted": 2.1, "measured": 1.9}] and own["rolled_back"]
     assert found["pools"] == [{"name": "m8b", "hosts": 4, "minimum": 3, "least_ready": 3}] and found["as_declared"] == 1

@@ -90,6 +90,22 @@ def test_the_host_has_recorded_its_restarts(recorded, restarts):
     assert look.look(registered).services[0]["restarts"] == restarts
 
 
+@pytest.mark.parametrize(
+    ("result", "weights"),
+    [
+        ({"fit": {"weight_bytes": 10}, "parallel": {"tensor": 4, "pipeline": 2}}, 80),
+        ({"fit": {}, "parallel": {"tensor": 4, "pipeline": 2}}, 0),
+        ({"fit": {"weight_bytes": "much"}, "parallel": {"tensor": 4, "pipeline": 2}}, 0),
+        ({"fit": {"weight_bytes": 1 << 60}, "parallel": {"tensor": 4, "pipeline": 2}}, 0),
+        ({"fit": 7, "parallel": []}, 0),
+        ({}, 0),
+    ],
+)
+def test_the_bytes_that_a_start_loads(result, weights):
+    found = look.look({"vllm_result": {"instances": {"vllm@x.service": dict(CHANGED, **result)}}})
+    assert found.services[0]["weights"] == weights
+
+
 def test_the_unit_of_an_engine_may_have_a_hyphen():
     recorded = {"llama-server.service": [{"downtime_ms": 3000}]}
     registered = {"llama_server_result": CHANGED, "rollout_generations": {"generations": recorded}}

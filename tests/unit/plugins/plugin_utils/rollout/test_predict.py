@@ -26,9 +26,32 @@ KNOWN = {"a": {"ollama": [2.0]}, "b": {"ollama": [4.0, 4.2, 30.0]}, "c": {"vllm@
     ],
 )
 def test_the_nearest_measured_restarts_predict(series, host, more, seconds, basis):
-    found = predict.predicted(series, host, dict(ROW, **more))
+    found = predict.predicted(series, {}, host, dict(ROW, **more))
     assert (found["predicted"], found["basis"]) == (seconds, basis)
     assert bool(found["restarts"]) == basis.endswith("here")
+
+
+VLLM = {"service": "vllm@x", "engine": "vllm", "why": "new", "restart": True, "weights": 40 << 30}
+LOADED = {
+    "a": [dict(VLLM, service="vllm@y", weights=20 << 30, restarts=[30.0, 20.0, 90.0])],
+    "b": [dict(VLLM, restarts=[20.0]), dict(VLLM, weights=0, restarts=[9.0])],
+    "c": [dict(VLLM, restarts=[])],
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "seconds", "basis"),
+    [
+        ("a", {}, 60.0, "its weights, by restarts measured here"),
+        ("c", {}, 30.0, "its weights, by restarts measured on other hosts"),
+        ("c", {"weights": 0}, 90.0, "restarts of other hosts"),
+        ("c", {"engine": "llama_server"}, 90.0, "restarts of other hosts"),
+    ],
+)
+def test_weights_predict_the_first_restart(host, more, seconds, basis):
+    rates = predict.rates(LOADED)
+    found = predict.predicted({"z": {"vllm@x": [90.0]}}, rates, host, dict(VLLM, **more))
+    assert (found["predicted"], found["basis"], found["restarts"]) == (seconds, basis, [])
 
 
 def test_the_last_few_restarts_are_remembered():
@@ -81,7 +104,7 @@ def pairs(series, window):
         known = {}
         for seconds in series[:number][-window:]:
             predict.remember(known, "a", {"ollama": seconds})
-        yield predict.predicted(known, "a", ROW)["predicted"], series[number]
+        yield predict.predicted(known, {}, "a", ROW)["predicted"], series[number]
 
 
 def test_measured_restarts_predict_the_next_one_to_within_a_fifth():

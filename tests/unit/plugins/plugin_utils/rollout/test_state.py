@@ -10,7 +10,11 @@ from itertools import count
 
 import pytest
 
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import plan, state
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.draft import draft
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.given import Given
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.inventory import Inventory
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.plan import Unit
 
 CLOCK = count(1.0)
@@ -156,9 +160,10 @@ def test_the_canary_renews_the_plan():
 
 
 def test_a_canary_knows_what_takes_it_back_and_how_it_did():
-    found = fold(planned(UNITS, POOLS, canary=["a"]), admitted("a"), event("watched", host="a", found=["too slow"]))
+    watched = event("watched", host="a", worse=["too slow"], unknown=["few requests"])
+    found = fold(planned(UNITS, POOLS, canary=["a"]), admitted("a"), watched)
     assert found.hosts["a"].generation == "2026-11-30T08:00:00Z" and found.hosts["a"].status == "admitted"
-    assert found.watched == {"a": ["too slow"]}
+    assert (found.worse, found.unknown) == ({"a": ["too slow"]}, {"a": ["few requests"]})
 
 
 def test_the_hosts_that_serve_as_before():
@@ -173,9 +178,17 @@ class World:
         self.chance, self.hosts = chance, hosts
         self.applied, self.broken, self.changes = set(), set(), dict.fromkeys(hosts, 0)
         self.bad = {host for host in hosts if chance.random() < 0.1}
+        self.worse = {host for host in hosts if chance.random() < 0.1}
 
     def serving(self):
         return set(self.hosts) - self.broken
+
+    def looks(self):
+        row = {"service": "ollama", "engine": "ollama", "why": "X changes", "restart": True}
+        return {
+            host: {"state": "as declared"} if host in self.applied else {"state": "differs", "services": [row]}
+            for host in self.hosts
+        }
 
     def apply(self, host):
         """One host's change: ``done``, or how it failed."""
@@ -192,85 +205,126 @@ class World:
         self.changes[host] += 1
         return "done"
 
+    def take_back(self, host):
+        self.applied.discard(host)
+        self.changes[host] -= 1
+
 
 class Killed(Exception):
     pass
 
 
-def rollout(world, journal, pools, chance, width, failures, kill):
-    """One run of the rollout's own steps, in memory; killed with some chance after any step."""
+class Run:
+    """The rollout's own steps, in memory; killed with some chance after any of them."""
 
-    def write(kind, **fields):
-        journal.append(event(kind, **fields))
-        if chance.random() < kill:
+    def __init__(self, world, journal, inventory, chance, kill, **variables):
+        self.world, self.journal, self.inventory, self.chance, self.kill = world, journal, inventory, chance, kill
+        self.given = Given(variables, lambda value: value)
+
+    def write(self, kind, **fields):
+        self.journal.append(event(kind, **fields))
+        if self.chance.random() < self.kill:
             raise Killed
 
-    found = state.fold(journal)
-    changing = [host for host in world.hosts if host not in world.applied]
-    if not state.resumes(found, set(changing)):
-        write("begin", run="r", by="1", measured=found.measured, away=found.of("lost"))
-    else:
-        write("resume", by="3")
-    for host in state.fold(journal).of(*state.IN_HAND):
-        if host in world.applied:
-            write("done", host=host)
-    units = [Unit((host,), tuple(pools)) for host in changing]
-    journal.append(planned(units, pools, width, failures))
-    for _sweep in range(3):
-        found = state.fold(journal)
-        for chosen in plan.batches(state.remaining(found), pools, width):
-            going = []
-            for unit in chosen:
-                told = state.admit(state.fold(journal), unit, world.serving(), "")
-                if told.go:
-                    before = state.fold(journal)
-                    if before.hosts[unit.hosts[0]].status == "waiting":
-                        _check_room(before, unit, world, pools)
-                        write("admitted", hosts=list(unit.hosts), ready={}, generations={})
-                    going.append(unit.hosts[0])
-            chance.shuffle(going)
-            for host in going:
-                outcome = world.apply(host)
-                if chance.random() < kill:
-                    raise Killed
-                write(outcome, host=host)
-    found = state.fold(journal)
-    verdict = state.verdict(found)
-    if verdict in ("complete", "failed"):
-        write("end", verdict=verdict)
-    return verdict
+    def state(self):
+        return state.fold(self.journal)
+
+    def go(self):
+        last = self.state()
+        found = draft(self.given, self.inventory, ENGINES, self.world.looks(), last, forks=5)
+        if found.resumed:
+            self.write("resume", by="3")
+        else:
+            self.write("begin", run="r", by="1", measured=last.measured, away=last.of("lost"))
+        for host in last.of("lost", *state.IN_HAND) if found.resumed else ():
+            if host in found.fields["as_declared"]:
+                self.write("done", host=host)
+        self.write("plan", **found.fields, gateways=[], traffic={})
+        for chosen in self.parts():
+            self.change(chosen)
+        verdict = state.verdict(self.state())
+        if verdict in ("complete", "failed"):
+            self.write("end", verdict=verdict)
+        return verdict
+
+    def parts(self):
+        """Batches, as the plays have them: the canary first and alone."""
+        for part in ("held", "canary", "rest", "rest"):
+            found = self.state()
+            held = state.in_hand(found)
+            canary = [unit for unit in found.plan.units if set(unit.hosts) & set(found.plan.canary)]
+            left = [unit for unit in state.remaining(found) if unit not in held]
+            units = {"held": held, "canary": [unit for unit in left if unit in canary]}
+            yield from plan.batches(
+                units.get(part, [one for one in left if one not in canary]), found.plan.pools, found.plan.width
+            )
+
+    def change(self, chosen):
+        going = []
+        for unit in chosen:
+            before = self.state()
+            if state.admit(before, unit, self.world.serving(), "").go:
+                if before.hosts[unit.hosts[0]].status == "waiting":
+                    _check_room(before, unit, self.world)
+                    self.write("admitted", hosts=list(unit.hosts), ready={}, generations={})
+                going.append(unit.hosts[0])
+        self.chance.shuffle(going)
+        for host in going:
+            outcome = self.world.apply(host)
+            if self.chance.random() < self.kill:
+                raise Killed
+            if outcome == "done" and host in self.state().plan.canary:
+                outcome = self.watch(host)
+            self.write(outcome, host=host)
+
+    def watch(self, host):
+        worse = host in self.world.worse or bool(self.state().worse.get(host))
+        self.world.worse.discard(host)
+        self.write("watched", host=host, worse=["too slow"] * worse, unknown=[])
+        if worse:
+            self.world.take_back(host)
+        return "failed" if worse else "done"
 
 
-def _check_room(before, unit, world, pools):
-    for pool in pools.values():
+def _check_room(before, unit, world):
+    for pool in before.plan.pools.values():
         ready = world.serving() & set(pool.hosts) - set(before.of(*state.IN_HAND))
         if unit.hosts[0] in ready:
             assert len(ready - set(unit.hosts)) >= pool.minimum
 
 
 def test_random_runs_with_failures_and_kills():
+    watched = 0
     for seed in range(1000):
         chance = random.Random(seed)
         hosts = ["h%d" % number for number in range(chance.randint(1, 10))]
-        served = {"p%d" % n: chance.sample(hosts, chance.randint(1, len(hosts))) for n in range(chance.randint(0, 3))}
-        pools = plan.pools(served, chance.choice([None, 0, "50%"]))
+        models = {host: {"ollama_models": [name for name in "pqr" if chance.random() < 0.6]} for host in hosts}
+        inventory, minimum = Inventory({"ollama": hosts}, models), chance.choice([None, 0, "50%"])
+        pools = plan.pools(inventory.served(ENGINES), minimum)
         if plan.impossible([Unit((host,), tuple(pools)) for host in hosts], pools):
             continue
         world, journal, verdict = World(chance, hosts), [], ""
-        for attempt in range(12):
+        for attempt in range(14):
+            failures = chance.choice([0, 2, {"total": 3, "in_a_row": 1}])
+            wishes = {"rollout_min_ready": minimum, "rollout_max_failures": failures}
+            run = Run(
+                world, journal, inventory, chance, 0.15 * (attempt < 4), rollout_width=chance.randint(1, 4), **wishes
+            )
             try:
-                kill = 0.15 if attempt < 4 else 0.0
-                verdict = rollout(world, journal, pools, chance, chance.randint(1, 4), chance.choice([0, 2]), kill)
+                verdict = run.go()
             except Killed:
                 continue
             found = state.fold(journal)
             assert set(found.of("waiting", "done", *state.FAILED)) == set(found.hosts), (
                 "exactly one state, none in hand"
             )
+            watched += bool(found.worse)
             if verdict == "complete":
+                assert set(found.plan.canary) <= {*found.worse, *found.plan.as_declared}, "each canary was watched"
                 break
         assert verdict == "complete" and world.applied == set(hosts), (seed, verdict)
         assert set(world.changes.values()) == {1}, "no host is changed twice"
-        for length in range(len(journal)):
+        for length in range(0, len(journal), 1 + seed % 7):
             state.remaining(state.fold(journal[:length]))
             state.verdict(state.fold(journal[:length]))
+    assert watched > 500
