@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.validation import check_type_list
@@ -21,6 +21,7 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     monitoring_service,
     ollama_model,
     ollama_service,
+    open_webui_service,
     python_environment,
     vllm_service,
 )
@@ -28,23 +29,26 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text im
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, refuse
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import Call
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role, labels, translated
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role_walk import Asked, Undecided, Walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.run_summary import LONGEST
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.self_check import LOOK, SelfCheckAction
 
 #: Full name of a module to its action plugin.
 QUESTIONS = {
     plugin.ActionModule.MODULE: plugin.ActionModule
     for plugin in (
         *(gateway_agent, gateway_service, gpu_facts, llama_server_service, model_source, monitoring_service),
-        *(ollama_model, ollama_service, python_environment, vllm_service),
+        *(ollama_model, ollama_service, open_webui_service, python_environment, vllm_service),
     )
 }
-KNOWN_ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "vllm")
+KNOWN_ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "open_webui", "vllm")
 ARGUMENT_SPEC = {"roles": {"type": "list", "elements": "str", "choices": list(KNOWN_ROLES), "required": True}}
 if role_walk.POSSIBLE:
     for _name in KNOWN_ROLES:
         role_walk.load(_name)  # before Ansible forks
+    role_walk.load("gpu_host", "self_check")
 
 display = Display()
 
@@ -59,7 +63,7 @@ class ActionModule(CheckFirstAction):
         roles = check_type_list(self._task.args["roles"])
         refuse([] if roles else ["roles is empty; expected one or more of %s" % ", ".join(KNOWN_ROLES)])
         try:
-            walk = self._walked(roles)
+            walk = self._walked(roles, with_self_check=True)
             shares = any(self._value("%s_seeding" % name) and self._value("%s_models" % name) for name in roles)
         except (AnsibleError, Undecided) as error:
             # also of a host that does not answer: the roles report it, in their words
@@ -79,17 +83,48 @@ class ActionModule(CheckFirstAction):
             _ansible_verbose_override=True,  # `-v` does not print the facts
         )
 
-    def _walked(self, names: Sequence[str]) -> Walk:
+    def asked_of(self, roles: Sequence[str], variables: Mapping[str, Any]) -> Tuple[List[Call], Set[str]]:
+        """What the host is asked by these roles, and the texts that no output may contain.
+
+        :raises Undecided: the host is not as declared, or that is not known.
+        """
+        self.variables = dict(variables)
+        self._walked(roles)
+        return self.calls, self.masked
+
+    def _declared_self_check(self, names: Sequence[str]) -> Optional[Asked]:
+        """The task of the self check, if these are all roles of the host."""
+        complete = set(KNOWN_ROLES).intersection(self.variables.get("group_names", ())) <= set(names)
+        if not complete or "gpu_host" not in names:
+            return None
+        found: List[Asked] = []
+
+        def note(asked: Sequence[Asked]) -> List[Dict[str, Any]]:
+            found.extend(asked)
+            return [{"changed": False}]
+
+        walk = Walk(self.variables, self._templar, [SelfCheckAction.MODULE], note)
+        walk.through([role_walk.load("gpu_host", "self_check")])
+        return found[0]
+
+    def _walked(self, names: Sequence[str], with_self_check: bool = False) -> Walk:
         """The walk through the roles on a host that is as declared.
 
+        :param with_self_check: whether it must also check itself as declared.
         :raises Undecided: it is not, or that is not known.
         """
         if not role_walk.POSSIBLE:
             raise Undecided("this needs ansible-core 2.19")
         if not self.checks_first({}, self.variables):
             raise Undecided("this host cannot be checked without modules, or gpufleet_check_first is false")
+        self.calls: List[Call] = []
+        self.masked: Set[str] = set()
+        self.differs = ""  # why the self check is not as declared, by the last answers
+        self.self_check = self._declared_self_check(names) if with_self_check else None
         walk = Walk(self.variables, self._templar, QUESTIONS, self._asked)
         walk.through([role_walk.load(name) for name in names])
+        if self.differs:
+            raise Undecided("the self check of the host is not as declared: %s" % self.differs)
         for name in names:
             role = Role(name, role_walk.ROLES / name)
             wrong = list(role.mistyped(self.variables, self._templar.template))
@@ -100,7 +135,7 @@ class ActionModule(CheckFirstAction):
         return walk
 
     def _asked(self, asked: Sequence[Asked]) -> List[Dict[str, Any]]:
-        questions = []
+        questions, begun = [], len(self.calls)
         own = (self._task, self._connection, self._play_context, self._loader, self._templar, self._shared_loader_obj)
         for one in asked:
             plugin = QUESTIONS[one.module](*own)
@@ -110,15 +145,29 @@ class ActionModule(CheckFirstAction):
             if wrong or not plugin.checks_first(arguments, self.variables):
                 raise Undecided("%s cannot be asked without its module" % one.task)
             questions.append((plugin, validated))
-        calls = [(plugin.FUNCTION, validated.validated_parameters) for plugin, validated in questions]
-        answers = self.ask(calls, self.variables)
+            self.calls.append((plugin.FUNCTION, validated.validated_parameters))
+            self.masked |= plugin.secret(validated)
+        look = [self._look()] if self.self_check else []
+        answers = self.ask([*self.calls[begun:], *look], self.variables)
         if answers[-1].state != "converged":
-            secret = {text for plugin, validated in questions for text in plugin.secret(validated)}
-            raise Undecided("the host's answer is: %s" % self.reason(answers[-1], secret))
+            raise Undecided("the host's answer is: %s" % self.reason(answers[-1], self.masked))
+        self.differs = one_line(str((answers[-1].result or {}).get("reason"))) if look else ""
         return [
             in_words_of_the_role(one, plugin, plugin.shown(validated, answer))
             for one, (plugin, validated), answer in zip(asked, questions, answers)
         ]
+
+    def _look(self) -> Call:
+        """Whether the host asks itself what it has been asked so far. What counts is the answer to the last one."""
+        own = (self._task, self._connection, self._play_context, self._loader, self._templar, self._shared_loader_obj)
+        plugin = SelfCheckAction(*own)
+        plugin.calls, plugin.masked = self.calls, self.masked
+        assert self.self_check
+        arguments = plugin.prepare(self.self_check.arguments, self.variables)
+        wrong = list(problems(plugin.FUNCTION.argument_spec, arguments))
+        if wrong:
+            raise Undecided(wrong[0])
+        return LOOK, plugin.FUNCTION.validator.validate(arguments).validated_parameters
 
     def _value(self, name: str) -> Any:
         return self._templar.template(self.variables.get(name))

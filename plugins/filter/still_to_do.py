@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Union
 
 DOCUMENTATION = r"""
 name: still_to_do
@@ -23,8 +23,10 @@ options:
     type: dict
     required: true
   role:
-    description: The name of a role, and of the group it is for. The inventory need not have it.
-    type: str
+    description:
+      - The name of a role, and of the group it is for. The inventory need not have it.
+      - With a list of names, the hosts that are left for any of these roles.
+    type: raw
     required: true
   hostvars:
     description: The variable C(hostvars). It is not defined in C(hosts) before the first play with hosts.
@@ -47,13 +49,19 @@ _value:
 NONE = "all:!all"
 
 
-def still_to_do(groups: Mapping[str, List[str]], role: str, hostvars: Mapping[str, Mapping[str, Any]]) -> str:
+def still_to_do(
+    groups: Mapping[str, List[str]], role: Union[str, Sequence[str]], hostvars: Mapping[str, Mapping[str, Any]]
+) -> str:
     """See DOCUMENTATION."""
-    checked = {host: hostvars.get(host, {}).get("gpufleet_check", {}) for host in groups.get(role, ())}
-    done = {host: one for host, one in checked.items() if one.get("as_declared") and role in one["roles"]}
-    if len(done) == len(checked):
-        return NONE
-    return ",".join([role, *("!" + host for host, one in done.items() if not one["shares"])])
+    roles = [role] if isinstance(role, str) else role
+    left, done = [], []
+    for name in roles:
+        checked = {host: hostvars.get(host, {}).get("gpufleet_check", {}) for host in groups.get(name, ())}
+        converged = {host: one for host, one in checked.items() if one.get("as_declared") and name in one["roles"]}
+        if len(converged) < len(checked):
+            left.append(name)
+            done += [host for host, one in converged.items() if not one["shares"]]
+    return ",".join([*left, *("!" + host for host in dict.fromkeys(done))]) if left else NONE
 
 
 class FilterModule:

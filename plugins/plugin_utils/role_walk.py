@@ -52,8 +52,8 @@ class RoleTasks(NamedTuple):
 
 
 @lru_cache(maxsize=None)
-def load(name: str) -> RoleTasks:
-    """A role of this collection. Read once, before Ansible forks."""
+def load(name: str, tasks: str = "main") -> RoleTasks:
+    """A role of this collection, or some of its tasks. Read once, before Ansible forks."""
 
     def read(file: str) -> Any:
         path = ROLES / name / file
@@ -62,7 +62,7 @@ def load(name: str) -> RoleTasks:
     if not re.fullmatch(r"\w+", name) or not (ROLES / name).is_dir():
         raise Undecided("there is no role %s" % name)
     defaults, variables = read("defaults/main.yml"), read("vars/main.yml")
-    return RoleTasks(name, defaults or {}, variables or {}, read("tasks/main.yml"))
+    return RoleTasks(name, defaults or {}, variables or {}, read("tasks/%s.yml" % tasks))
 
 
 class Asked(NamedTuple):

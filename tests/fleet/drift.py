@@ -24,6 +24,11 @@ DRIFT = [
     ("nvidia-smi -L", "true"),
 ]
 
+SELF_CHECK = ("-e", "gpu_host_self_check=12h")  # it runs only when a test starts it
+OWN_VERDICT = (
+    "systemctl start gpufleet-self-check && sed -n 's/^gpufleet_as_declared //p' /var/lib/prometheus/*/gpufleet.prom"
+)
+
 
 def sample(number: int) -> List[Tuple[str, str]]:
     """Some of DRIFT in a random order. GPUFLEET_DRIFT_SEED repeats the choice that a failed test has printed."""
@@ -35,7 +40,9 @@ def sample(number: int) -> List[Tuple[str, str]]:
 def assert_agreement(
     lab: Any, hosts: Sequence[str], unit: str, rows: Sequence[Tuple[str, str]], settle: Callable[[str], Any]
 ) -> None:
-    """The question and the roles agree on each drift; as many are tried at once as there are hosts.
+    """The question, the roles and the check of the host itself agree on each drift. The hosts were left SELF_CHECK.
+
+    As many drifts are tried at once as there are hosts.
 
     :param settle: waits until the service on a host answers again.
     """
@@ -46,8 +53,9 @@ def assert_agreement(
         for host, (make, _unmake) in tried.items():
             lab.sh(host, make.format(**names) + "; systemctl daemon-reload")
         try:
-            common = ("site.yml", "--check", "--limit", ",".join(tried))
+            common = ("site.yml", "--check", "--limit", ",".join(tried), *SELF_CHECK)
             asked = lab.playbook(*common, ok=False, warnings=True)
+            own = {host: lab.sh(host, OWN_VERDICT).strip() for host in tried}
             full = lab.playbook(*common, "-e", "gpufleet_check_first=false", ok=False, warnings=True)
         finally:
             for host, (_make, unmake) in tried.items():
@@ -57,8 +65,9 @@ def assert_agreement(
             (said,) = asked.of("host_check", host)
             stats = full.stats[host]
             nothing = not (stats["changed"] or stats["failures"] or stats["unreachable"])
-            line = "%s: %s\n    by the question: %s; by the roles: %s" % (host, make, said["msg"], stats)
+            words = (host, make, said["msg"], own[host], stats)
+            line = "%s: %s\n    by the question: %s; by the host: %s; by the roles: %s" % words
             print(line)
-            if said["as_declared"] != nothing:
+            if said["as_declared"] != nothing or own[host] != str(int(nothing)):
                 found.append("%s\n%s" % (line, full.output[-4000:]))
     assert not found, "\n".join(found)

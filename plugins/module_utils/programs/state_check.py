@@ -118,26 +118,45 @@ def check_all(calls):
     return answers
 
 
+def load(texts):
+    """Have Python import these modules; returns their importer, for :func:`keep_compiled`."""
+    import gc
+
+    gc.disable()  # nothing here lives long, and looking for garbage during the imports takes a tenth of the time
+    sources = Sources(texts)
+    sys.meta_path.insert(0, sources)
+    return sources
+
+
+def keep_compiled(kept, program, sources):
+    """Keep what this check has compiled; where that fails, the next one is as slow.
+
+    :param kept: folder, name and key to keep it under.
+    :param program: this program, compiled and as bytes.
+    """
+    if sources.compiled:
+        try:
+            folder, name, key = kept
+            keep(folder, name, key, program, {**sources.texts, **sources.compiled})
+        except OSError:
+            pass
+
+
 def main(kept, program, texts, calls, mark):
     """Print the mark and the list of answers as one line, then keep what was compiled.
 
-    :param kept: folder, name and key to keep it under; None in check mode, which writes nothing.
+    :param kept: see :func:`keep_compiled`; None in check mode, which writes nothing.
     :param program: this program, compiled and as bytes.
     :param texts: see :class:`Sources`.
     :param calls: the name of a module, of a function in it, and the parameters, for each function.
     """
     import json
 
-    sources = Sources(texts)
-    sys.meta_path.insert(0, sources)
+    sources = load(texts)
     sys.stdout.write("%s%s\n" % (mark, json.dumps(check_all(calls))))
     sys.stdout.flush()
-    if kept and sources.compiled:
-        try:
-            folder, name, key = kept
-            keep(folder, name, key, program, {**texts, **sources.compiled})
-        except OSError:
-            pass  # the next check is as slow as this one
+    if kept:
+        keep_compiled(kept, program, sources)
 
 
 def unpack(kept, packed, mark):

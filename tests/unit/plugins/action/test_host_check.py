@@ -13,11 +13,13 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import lookup_loader
+from ansible.plugins.filter import AnsibleJinja2Filter
+from ansible.plugins.loader import filter_loader, lookup_loader
 from ansible.template import Templar
 
 from ansible_collections.gpufleet.inference.plugins.action import host_check
 from ansible_collections.gpufleet.inference.plugins.lookup import gateway_agent
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu.preparation import missing
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import Answer
@@ -26,9 +28,11 @@ if not role_walk.POSSIBLE:
     pytest.skip("needs ansible-core 2.19", allow_module_level=True)
 
 GPU = {"fault": None, "devices": [{"health": {"ok": True}, "persistence_mode": True}], "count": 1, "source": "nvml"}
+LOOK = {"changed": False, "reason": ""}
 MSG = "ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread"
 MODELS = {"llama_server_models": [{"name": "Qwen/Qwen3-8B"}]}
 RESULTS = {
+    "self_check.run": LOOK,
     "gpu.facts": {"changed": False, "ansible_facts": {"gpu": GPU}},
     "model_source.source": {"changed": False, "msg": "unchanged", "path": "/var/lib/models/a"},
 }
@@ -56,6 +60,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(CheckFirstAction, "ask", lambda self, calls, variables: host(calls))
     monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
     monkeypatch.setattr(lookup_loader, "get", lambda name, **more: gateway_agent.LookupModule())
+    found, ours = filter_loader.get, AnsibleJinja2Filter(missing)
+    monkeypatch.setattr(filter_loader, "get", lambda name: ours if "gpufleet" in name else found(name))
     return host
 
 
@@ -73,6 +79,7 @@ def check(host: Host) -> Callable[..., Dict[str, Any]]:
             "hostvars": {},
             "ansible_check_mode": False,
             "inventory_hostname": "a",
+            "group_names": [],
             **variables,
         }
         templar = Templar(loader=DataLoader(), variables=own)
@@ -83,13 +90,34 @@ def check(host: Host) -> Callable[..., Dict[str, Any]]:
 
 def test_a_host_that_is_as_declared(check: Any, host: Host) -> None:
     found = check({"roles": ["gpu_host", "llama_server"]}, **MODELS)
-    assert host.asked == [["gpu.facts", "gateway.agent", "model_source.source"], ["llama_server.service"]], (
-        "which needs the path"
-    )
+    assert [names[:3] for names in host.asked] == [
+        ["gpu.facts", "gateway.agent", "model_source.source"],
+        ["llama_server.service", "self_check.run"],
+    ], "which needs the path"
     assert (found["as_declared"], found["changed"], found["msg"]) == (True, False, "as declared")
     assert (found["roles"], found["shares"], found["lines"]) == (["gpu_host", "llama_server"], False, [MSG])
     assert found["ansible_facts"] == {"gpu": GPU}
     assert found["modules"]["llama_server_models_result"] == "gpufleet.inference.model_source"
+
+
+def test_the_self_check_belongs_to_the_same_exchange(check: Any, host: Host) -> None:
+    """Of two exchanges the last one counts, whose question is the whole one."""
+    roles = {"roles": ["gpu_host", "llama_server"]}
+    groups = {"group_names": ["llama_server"], "gpu_host_self_check": "5min"}
+    assert check(roles, **groups)["as_declared"]
+    assert host.asked == [["gpu.facts", "gateway.agent", "self_check.run"], ["llama_server.service", "self_check.run"]]
+    host.answers["self_check.run"] = {"changed": False, "reason": "it is missing or incomplete"}
+    found = check(roles, **groups, **MODELS)
+    assert (
+        found["msg"] == "the roles are run: the self check of the host is not as declared: it is missing or incomplete"
+    )
+    assert [asked[-1] for asked in host.asked] == ["self_check.run"] * 4
+
+
+def test_the_self_check_is_about_all_roles_of_a_host(check: Any, host: Host) -> None:
+    """Asked about some of them, nobody knows what the host asks itself."""
+    check({"roles": ["gpu_host", "llama_server"]}, group_names=["llama_server", "vllm"])
+    assert host.asked == [["gpu.facts", "gateway.agent"], ["llama_server.service"]]
 
 
 def test_a_host_that_may_have_to_share_its_models(check: Any) -> None:

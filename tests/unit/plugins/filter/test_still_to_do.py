@@ -48,6 +48,19 @@ def test_the_hosts(checks: Dict[str, Any], pattern: str) -> None:
     assert still_to_do({"ollama": list(checks)}, "ollama", hostvars) == pattern
 
 
+def test_several_roles() -> None:
+    groups = {"ollama": ["a", "b"], "vllm": ["b", "c", "d"], "llama_server": ["a"]}
+    done = {"as_declared": True, "roles": ["gpu_host", "ollama", "vllm", "llama_server"], "shares": False}
+    roles = ["ollama", "vllm", "llama_server"]
+
+    def pattern(**checks: Any) -> str:
+        return str(still_to_do(groups, roles, {host: {"gpufleet_check": one} for host, one in checks.items()}))
+
+    assert pattern(a=done, b=DIFFERS, c=done, d=DIFFERS) == "ollama,vllm,!a,!c"
+    assert pattern(a=done, b=done, c=DIFFERS, d=done) == "vllm,!b,!d"
+    assert pattern(a=done, b=done, c=done, d=done) == NONE
+
+
 def test_a_group_that_the_inventory_does_not_have() -> None:
     assert still_to_do({"vllm": ["a"]}, "ollama", {"a": {"gpufleet_check": DONE}}) == NONE
 

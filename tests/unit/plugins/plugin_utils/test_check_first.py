@@ -517,7 +517,7 @@ _program, texts, [[module, function, _params]] = json.loads(zlib.decompress(base
 sys.meta_path.insert(0, Sources(texts))
 for name in texts: __import__(name)
 print(callable(getattr(sys.modules[module], function)))
-""" % packed.strip()
+""" % packed.strip().splitlines()[0]
     done = subprocess.run([sys.executable, "-I", "-S", "-"], input=program, capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("True", "")
 

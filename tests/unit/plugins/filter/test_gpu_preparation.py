@@ -1,0 +1,49 @@
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What keeps a host from being prepared: on the controller for the role, and on the host for its self check."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import pytest
+
+from ansible_collections.gpufleet.inference.plugins.filter.gpu_preparation import FilterModule
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts, preparation
+
+missing = FilterModule().filters()["gpu_preparation"]
+GPU = {"index": 0, "health": {"ok": True, "reasons": []}, "persistence_mode": True}
+SICK = {**GPU, "index": 2, "health": {"ok": False, "reasons": ["3 uncorrectable memory errors"]}}
+OFF = {**GPU, "persistence_mode": False}
+LOST = {"code": "gpu_lost", "text": "GPU 1 does not answer"}
+ALL = {"required": True, "pynvml": True, "persistence": True, "expected": 0}
+
+
+def gpus(*devices: Dict[str, Any], **more: Any) -> Dict[str, Any]:
+    return {"fault": None, "devices": devices, "count": len(devices), "source": "nvml", **more}
+
+
+@pytest.mark.parametrize(
+    "gpu, wanted, found",
+    [
+        (gpus(GPU), ALL, []),
+        (gpus(OFF), ALL, ["persistence mode is off"]),
+        (gpus({**GPU, "persistence_mode": None}), ALL, []),
+        (gpus(OFF), {**ALL, "persistence": False}, []),
+        (gpus(OFF, fault=LOST), ALL, ["gpu_lost: GPU 1 does not answer"]),
+        (gpus(GPU, SICK), ALL, ["GPU 2 is not healthy: 3 uncorrectable memory errors"]),
+        (gpus(GPU, source="nvidia-smi"), ALL, ["pynvml is missing"]),
+        (gpus(GPU, source="nvidia-smi"), {**ALL, "pynvml": False}, []),
+        (gpus(GPU), {**ALL, "expected": 4}, ["3 of 4 GPUs are missing"]),
+        (gpus(source="procfs"), ALL, ["the host has no GPU"]),
+        (gpus(source="procfs"), {**ALL, "required": False}, []),
+    ],
+)
+def test_what_is_missing(
+    gpu: Dict[str, Any], wanted: Dict[str, bool], found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert missing(gpu, **wanted) == found
+    monkeypatch.setattr(facts, "_reported", gpu)
+    answer = preparation.check({**wanted, "timeout": 1}, True, print)
+    assert answer == {"changed": bool(found), "msg": "; ".join(found) or "the GPUs are prepared"}
