@@ -18,7 +18,13 @@ from gpulab import podman
 
 KEY = "sesame-open-4711"
 FOLDER = "/etc/gpufleet/monitoring"
-PACKAGE = ("usr/bin/prometheus", "usr/bin/promtool", "lib/systemd/system/prometheus.service", "etc/default/prometheus")
+PACKAGE = (
+    "usr/bin/prometheus",
+    "usr/bin/promtool",
+    "lib/systemd/system/prometheus.service",
+    "etc/default/prometheus",
+    "etc/prometheus/prometheus.yml",
+)
 USER = "id prometheus >/dev/null 2>&1 || useradd --system --home /var/lib/prometheus prometheus"
 DATA = "install -d -o prometheus -g prometheus /var/lib/prometheus/metrics2 && systemctl daemon-reload"
 ENGINE = """\
@@ -121,7 +127,8 @@ def test_prometheus_is_configured_proven_and_rolled_back(monitoring: Monitoring)
     assert would["planned"] == ["write %s/rules.yml" % FOLDER, "systemctl reload prometheus.service"]
     assert monitoring(monitoring_rules=monitoring.rules("vector(2)"))["planned"] == would["planned"]
 
-    options = {"state": "absent"}
-    assert monitoring.lab.module("gpu1", "monitoring_service", options)["changed"]
+    options = {"state": "absent", "timeout": 300}
+    left = monitoring.lab.module("gpu1", "monitoring_service", options)
+    assert left["changed"], left["msg"]
     assert monitoring.sh("ls -d /etc/gpufleet/* /etc/systemd/system/prometheus.service.d 2>/dev/null || :") == ""
     assert not monitoring.lab.module("gpu1", "monitoring_service", options)["changed"]

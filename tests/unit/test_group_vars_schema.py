@@ -33,7 +33,7 @@ def test_it_is_a_schema_with_every_variable() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: "%s %s" % (path.parts[-3], path.stem))
 def test_the_examples_are_valid(path: Path) -> None:
-    assert problems(yaml.safe_load(path.read_text("utf-8"))) == []
+    assert problems(yaml.safe_load(path.read_text("utf-8")) or {}) == []
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("roles/*/defaults/main.yml")), ids=lambda path: path.parts[-3])
