@@ -26,7 +26,7 @@ link: ## link the collection into .collections, where Ansible finds it in this c
 	ln -sfn ../../.. .collections/ansible_collections/gpufleet/inference
 
 deps: link ## install missing Debian packages, the tools in .venv, and the link to the collection
-	@.ci/deps cores
+	@.ci/deps cores $(BROWSER)
 
 generate: deps ## write documentation, role specs, tasks, defaults and README tables from the option tables
 	python tests/generate.py
@@ -52,6 +52,7 @@ lint: deps docs ## check formatting, style and types of Python, YAML, playbooks,
 # The tests that reach Ansible. The others, of module_utils and of the lab, cannot fail on one ansible-core alone.
 LOWEST = $(filter-out %/module_utils/,$(wildcard tests/unit/test_*.py tests/unit/plugins/*/)) \
 $(shell grep -rlE '(from|import) ansible[. ]|toolbox\.entry' --include='test_*.py' tests/unit/plugins/module_utils)
+unit: BROWSER = browser
 unit: deps ## run the unit tests on the newest ansible-core, with coverage of plugins/, those that reach Ansible on the lowest, and pages in a browser
 	@newest=.venv-next/bin/pytest; [ -x $$newest ] || newest=pytest; set -x; $$newest -q -n 2 --cov --cov-fail-under=90
 	@if [ -d .venv-floor ]; then set -x; .venv-floor/bin/pytest -q -n 2 $(LOWEST); \

@@ -68,6 +68,11 @@ ROWS: Tuple[Tuple[str, Tuple[Panel, ...]], ...] = (
                 (("sum by (host, unit, verdict) (gpufleet_service_verdict_info{%s})" % HOST, ""),),
             ),
             Panel(
+                "Checks that fail",
+                "table",
+                (("sum by (host, check) (gpufleet_check_as_declared{%s} == 0)" % HOST, ""),),
+            ),
+            Panel(
                 "Restarts by systemd in the last hour",
                 "timeseries",
                 (("increase(gpufleet_service_restarts_total{%s}[1h])" % HOST, "{{unit}} {{host}}"),),
@@ -157,11 +162,6 @@ ROWS: Tuple[Tuple[str, Tuple[Panel, ...]], ...] = (
     (
         "GPUs",
         (
-            Panel(
-                "Findings",
-                "table",
-                (("sum by (host, gpu, check, effect, action) (gpufleet_gpu_finding{%s})" % HOST, ""),),
-            ),
             Panel(
                 "Temperature", "timeseries", (("DCGM_FI_DEV_GPU_TEMP{%s}" % HOST, "{{host}} {{gpu}}"),), "celsius", 87
             ),

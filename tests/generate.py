@@ -32,6 +32,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import 
 from ansible_collections.gpufleet.inference.plugins.module_utils.llama_server import options as llama_server  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.monitoring import options as monitoring  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.ollama import options as ollama  # noqa: E402
+from ansible_collections.gpufleet.inference.plugins.module_utils.open_webui import options as open_webui  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import Option  # noqa: E402
 from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import options as vllm  # noqa: E402
 
@@ -40,10 +41,11 @@ ENGINES = {
     "llama_server": ("llama_server_service", llama_server.OPTIONS),
     "monitoring": ("monitoring_service", monitoring.OPTIONS),
     "ollama": ("ollama_service", ollama.OPTIONS),
+    "open_webui": ("open_webui_service", open_webui.OPTIONS),
     "vllm": ("vllm_service", vllm.OPTIONS),
 }
 """Role to its module, and the options of both."""
-ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "torchrun", "vllm")
+ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "open_webui", "torchrun", "vllm")
 
 BLOCK = re.compile(
     r"(?P<begin>^(?P<indent> *)(?:#|<!--) begin: written by make generate[^\n]*\n).*?(?P<end>^ *(?:#|<!--) end[^\n]*$)",

@@ -17,12 +17,13 @@ from ansible_collections.gpufleet.inference.plugins.action import rollout
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import refuse
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import ENGINES
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import capacity, overview, predict
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import capacity, overview
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout import state as states
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.draft import draft
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.given import Refused
 
 UNKNOWN = {"state": "unfit", "msg": "this host was not checked", "services": []}
+UNPRICED = {"predicted": None, "basis": "there is no plan"}
 
 
 class ActionModule(rollout.ActionModule):
@@ -49,20 +50,26 @@ class ActionModule(rollout.ActionModule):
         """Each host, the rollout's plan of those that can be changed, and why there is none."""
         names = list(self.variables["ansible_play_hosts_all"])
         looks = {name: dict(UNKNOWN, **self.looked(name)) for name in names}
-        last = states.State(measured=self.journal.state().measured)
-        hosts = {}
-        for name, own in looks.items():
-            priced = [dict(row, **predict.predicted(last.measured, name, row)) for row in own["services"]]
-            hosts[name] = overview.host_row(self.variables["hostvars"][name], own, priced, self.ports(name))
         fit = {name: own for name, own in looks.items() if own["state"] != "unfit"}
+        planned, refused = None, ""
         try:
             self.given.check(names, load_extra_vars(self._loader))
-            fields = draft(self.given, self.inventory, ENGINES, fit, last, context.CLIARGS["forks"]).fields
+            planned = self.planned(fit)
         except Refused as error:
-            return hosts, None, str(error)
+            refused = str(error)
+        hosts = {}
+        for name, own in looks.items():
+            unpriced = [dict(row, **UNPRICED) for row in own["services"]]
+            priced = planned.services.get(name, unpriced) if planned else unpriced
+            hosts[name] = overview.host_row(self.variables["hostvars"][name], own, priced, self.ports(name))
+        return hosts, planned, refused
+
+    def planned(self, fit: Mapping[str, Mapping[str, Any]]) -> Optional[states.Planned]:
+        last = states.State(measured=self.journal.state().measured)
+        fields = draft(self.given, self.inventory, ENGINES, fit, last, context.CLIARGS["forks"]).fields
         fields["gateways"] = [name for name, answer in self.answers() if answer.get("answers")]
         fields["traffic"] = capacity.together(answer.get("traffic") or {} for _name, answer in self.answers())
-        return hosts, states.fold([{"event": "plan", "t": 0, **fields}]).plan, ""
+        return states.fold([{"event": "plan", "t": 0, **fields}]).plan
 
     def ports(self, host: str) -> Dict[str, int]:
         """The ports that the inventory declares, by unit."""

@@ -21,6 +21,7 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     monitoring_service,
     ollama_model,
     ollama_service,
+    open_webui_service,
     python_environment,
     vllm_service,
 )
@@ -39,10 +40,10 @@ QUESTIONS = {
     plugin.ActionModule.MODULE: plugin.ActionModule
     for plugin in (
         *(gateway_agent, gateway_service, gpu_facts, llama_server_service, model_source, monitoring_service),
-        *(ollama_model, ollama_service, python_environment, vllm_service),
+        *(ollama_model, ollama_service, open_webui_service, python_environment, vllm_service),
     )
 }
-KNOWN_ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "vllm")
+KNOWN_ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "open_webui", "vllm")
 ARGUMENT_SPEC = {"roles": {"type": "list", "elements": "str", "choices": list(KNOWN_ROLES), "required": True}}
 if role_walk.POSSIBLE:
     for _name in KNOWN_ROLES:

@@ -82,9 +82,9 @@ plan:
     hosts:
       description:
         - By the name of a host its C(state) (V(as declared), V(differs), V(unfit)), C(why), and its C(services).
-        - Each service has C(service), C(changes), C(why), C(restart), C(predicted) (seconds without it) and C(basis) of
-          that prediction, C(drift) (declared, on disk and running), and the C(gpus) and C(ports) that it claims
-          afterwards.
+        - Each service has C(service), C(changes), C(why), C(restart), C(predicted) (seconds without it; null if there
+          is no plan) and the C(basis) of that prediction, C(drift) (declared, on disk and running), and the C(gpus) and
+          C(ports) that it claims afterwards.
       type: dict
     steps:
       description: The steps of a rollout, each with its C(hosts), whether they are the C(canary), and C(pools), the

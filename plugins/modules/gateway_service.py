@@ -180,6 +180,13 @@ options:
     description: Port on 127.0.0.1 for C(/metrics) and C(/keys) (Prometheus) and a status page; V(0) for none.
     type: int
     default: 8404
+  status_clients:
+    description:
+      - Addresses or networks of other hosts that may read O(status_port), such as that of a Prometheus. They see the
+        names of models, hosts and holders of keys, unencrypted. The port then listens on all IPv4 addresses.
+    type: list
+    elements: str
+    default: []
   # end
 notes:
   - Run it as root (C(become)).

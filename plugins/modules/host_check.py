@@ -32,7 +32,7 @@ options:
     description: Names of roles without the name of the collection, in the order in which they would run.
     type: list
     elements: str
-    choices: [gateway, gpu_host, llama_server, ollama, vllm]
+    choices: [gateway, gpu_host, llama_server, monitoring, ollama, open_webui, vllm]
     required: true
 """
 

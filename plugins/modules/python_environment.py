@@ -26,7 +26,7 @@ description:
     (forward compatibility, on data centre GPUs only). An environment that needs it has a link C(cuda-compat) to it. It
     is tested with it, and M(gpufleet.inference.vllm_service) adds it to E(LD_LIBRARY_PATH) of its instances.
   - A new environment is tested before the switch. The engine is imported, and a small tensor is multiplied on a GPU of
-    this host, or on the CPU with O(cuda=cpu).
+    this host, or on the CPU with O(cuda=cpu). Open WebUI is only imported; it has no PyTorch.
   - A build that fails or does not pass leaves nothing behind, and the environment in use as it was. The next run
     removes what a killed one has left, even if it has nothing else to do. While another run builds, this one waits.
   - Packages are trusted as root is. The installer runs as root, a source distribution is built as root, and the test
@@ -50,7 +50,7 @@ options:
   engine:
     description: What the environment is for. Each engine has environments of its own.
     type: str
-    choices: [vllm, torch]
+    choices: [vllm, torch, open_webui]
     required: true
   version:
     description:
@@ -224,7 +224,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry i
 
 def argument_spec():
     return dict(
-        engine=dict(type="str", choices=["vllm", "torch"], required=True),
+        engine=dict(type="str", choices=["vllm", "torch", "open_webui"], required=True),
         version=dict(type="str"),
         cuda=dict(type="str"),
         interpreter=dict(type="str", default="python3"),

@@ -47,8 +47,10 @@ def targets(
         found.targets.append(dict(row, tls=service.tls, key=_named(found.keys, service.metrics)))
     for host in groups.get("gateway", ()):
         port = int(hostvars[host].get("gateway_status_port", GATEWAY_STATUS_PORT))
-        if host == asking and port:
-            found.targets.append(_row("gateway", host, "127.0.0.1", port))
+        others = hostvars[host].get("gateway_status_clients")
+        if port and (host == asking or others):
+            address = "127.0.0.1" if host == asking else address_of(host, hostvars[host])
+            found.targets.append(_row("gateway", host, address, port))
         elif port:
             found.left_out.append(_out_of_reach("the status port of the gateway", host, "127.0.0.1"))
     for job, port, members in _exporters(exporters, groups):

@@ -32,7 +32,7 @@ def test_no_role_is_read_for_hosts_that_are_as_declared() -> None:
     plays = yaml.safe_load(SITE.read_text())
     assert not [play for play in plays if "roles" in play]
     roles = {role for play in plays for role in included(play)}
-    assert roles == {"gateway", "gpu_host", "monitoring", *ENGINES}
+    assert roles == {"gateway", "gpu_host", "monitoring", "open_webui", *ENGINES}
 
 
 def batches(folder: Path, inventory: Dict[str, Any], *words: str) -> Dict[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import Any, Collection, Dict, List, Optional
+from typing import Any, Collection, Dict, List, Optional, Sequence
 
 from . import install_record
 from .model import StepError
@@ -17,12 +17,12 @@ GROUPS = ("render", "video")
 
 
 class UserStep:
-    """A system user with a home, in the groups that may open GPUs."""
+    """A system user with a home, in the groups that may open GPUs unless others are given."""
 
     restarts = True  # a process keeps the groups it was started with
 
-    def __init__(self, user: str, home: str) -> None:
-        self.user, self.home = user, home
+    def __init__(self, user: str, home: str, groups: Sequence[str] = GROUPS) -> None:
+        self.user, self.home, self.groups = user, home, groups
         self.command = ["useradd", "-r", "-s", "/bin/false", "-U", "-m", "-d", home, user]
         """Creates the user; can also be run manually."""
         self._made_user = self._made_home = False
@@ -74,7 +74,7 @@ class UserStep:
         import grp
 
         missing = []
-        for group in GROUPS:
+        for group in self.groups:
             try:
                 if self.user not in grp.getgrnam(group).gr_mem:
                     missing.append(group)

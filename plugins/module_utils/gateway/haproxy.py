@@ -112,7 +112,7 @@ def _configuration(options: Mapping[str, Any], pools: keys.Pools, place: Place) 
     if options["redirect_port"]:
         sections.append(_redirect(options))
     if options["status_port"]:
-        sections.append(_status(options["status_port"]))
+        sections.append(_status(options["status_port"], options["status_clients"]))
     return "\n".join(["# Written by the Ansible collection gpufleet.inference; changes here are lost.", *sections])
 
 
@@ -398,12 +398,14 @@ def _redirect(options: Mapping[str, Any]) -> str:
     )
 
 
-def _status(port: int) -> str:
-    """Figures for Prometheus and a page for people, on loopback alone."""
+def _status(port: int, clients: Sequence[str]) -> str:
+    """Figures for Prometheus and a page for people, on loopback alone unless others are named."""
+    known = ["tcp-request connection reject unless { src 127.0.0.1 %s }" % " ".join(clients)] if clients else []
     return _section(
         "frontend status",
         [
-            "bind 127.0.0.1:%d" % port,
+            "bind %s:%d" % ("0.0.0.0" if clients else "127.0.0.1", port),
+            *known,
             "option dontlog-normal",
             "http-request use-service prometheus-exporter if { path /metrics }",
             "http-request use-service lua.gpufleet_keys if { path /keys }",

@@ -147,4 +147,14 @@ OPTIONS = (
         "Port on 127.0.0.1 for C(/metrics) and C(/keys) (Prometheus) and a status page; V(0) for none.",
         default=8404,
     ),
+    Option(
+        "status_clients",
+        "list",
+        """
+        Addresses or networks of other hosts that may read O(status_port), such as that of a Prometheus. They see the
+        names of models, hosts and holders of keys, unencrypted. The port then listens on all IPv4 addresses.
+        """,
+        elements="str",
+        default=[],
+    ),
 )

@@ -205,8 +205,20 @@ def _check(params: Mapping[str, Any]) -> None:
             "host: %s is reachable from other hosts, so keys would cross the network unencrypted. Set "
             "tls_certificate, listen on 127.0.0.1 behind a proxy, or set allow_plaintext: true" % params["host"]
         )
+    for client in params["status_clients"]:
+        if not _is_network(client):
+            raise Refused("status_clients: %r is not an IPv4 address or network such as 192.0.2.0/28" % client)
     if params["redirect_port"] and not certificate:
         raise Refused("redirect_port: there is no https to redirect to; set tls_certificate, or leave it out")
+
+
+def _is_network(text: str) -> bool:
+    import ipaddress
+
+    try:
+        return bool(ipaddress.IPv4Network(text))
+    except ValueError:
+        return False
 
 
 def _digest(certificate: Optional[str]) -> str:

@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""DEVICE MODULE...: checks a Python environment with PyTorch: arithmetic on DEVICE (cuda or cpu), and imports.
+"""DEVICE MODULE...: checks a Python environment: arithmetic on DEVICE (cuda, cpu or none) with PyTorch, and imports.
 
 Prints JSON, ``device`` and ``packages``, on the last line; exits with a sentence that says what does not work.
 """
@@ -56,7 +56,7 @@ def packages():
 
 
 def main(kind, names):
-    name = device(kind)
+    name = None if kind == "none" else device(kind)
     load(names)
     sys.stdout.write("\n%s\n" % json.dumps({"device": name, "packages": packages()}))
 

@@ -29,7 +29,14 @@ LAST_LINES = 8  # of a failed program's output, for the message
 LIBRARIES = {"libnuma.so.1": "Debian: libnuma1; Red Hat: numactl-libs"}
 
 #: What must be importable in the environment of an engine.
-IMPORTS = {"vllm": ("vllm", "vllm._custom_ops"), "torch": ("torch",)}
+IMPORTS = {
+    "vllm": ("vllm", "vllm._custom_ops"),
+    "torch": ("torch",),
+    "open_webui": ("open_webui", "fastapi", "chromadb"),
+}
+
+#: Engines without PyTorch, so without arithmetic that could be tried.
+PLAIN = ("open_webui",)
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,7 @@ class Builder:
         from ..toolbox.source import source_of
 
         choice = self.choice
-        device = "cpu" if choice.cuda == "cpu" else "cuda"
+        device = "none" if choice.engine in PLAIN else "cpu" if choice.cuda == "cpu" else "cuda"
         names = IMPORTS.get(choice.engine, (choice.engine,))
         said = self._run([self.python, "-c", source_of(environment_check), device, *names], hint=_test_hint)
         found = json.loads(said.rstrip("\n").rpartition("\n")[2])

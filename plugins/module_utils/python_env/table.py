@@ -79,6 +79,8 @@ _VLLM_BESIDE: List[Tuple[str, str]] = [
     ("0.18.1", "cpu"),
 ]
 
+_OPEN_WEBUI = ("0.12.4", "0.12.3")
+
 _PYTHON = {(one.engine, one.version): one.python for one in PUBLISHED}
 
 
@@ -122,10 +124,20 @@ def _beside() -> List[Wheel]:
     ]
 
 
+def _open_webui() -> List[Wheel]:
+    # What is left out would pull in PyTorch: it runs embedding models itself, which a fleet serves.
+    without = ("sentence-transformers", "accelerate")
+    return [
+        Wheel("open_webui", version, "cpu", ("open-webui==%s" % version,), ((3, 11), (3, 13)), without=without)
+        for version in _OPEN_WEBUI
+    ]
+
+
 WHEELS: Tuple[Wheel, ...] = (
     *(
         Wheel(one.engine, one.version, one.cuda, ("%s==%s" % one[:2],), one.python, glibc=one.glibc)
         for one in PUBLISHED
     ),
     *_beside(),
+    *_open_webui(),
 )

@@ -120,7 +120,7 @@ def _table(hosts: Mapping[str, Mapping[str, Any]]) -> List[str]:
                 row["service"],
                 "unfit" if own["state"] == "unfit" else "yes" if row["changes"] else "no",
                 "yes" if row["restart"] else "no",
-                "%.1f s" % row["predicted"] if row["restart"] else "-",
+                "%.1f s" % row["predicted"] if row["restart"] and row["predicted"] is not None else "-",
                 ",".join(map(str, row.get("gpus", ()))) or "-",
                 ",".join(map(str, row.get("ports", ()))) or "-",
                 one_line(row["why"]),

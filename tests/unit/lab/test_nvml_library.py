@@ -409,6 +409,40 @@ def test_uncorrectable_memory_errors(gpu_host: Any) -> None:
     assert program.get(actions) == [0, 0, 1, 0]
 
 
+FINDINGS = """
+import json, sys, pynvml
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import health, nvml
+parts = []
+nvml.read(pynvml, lambda *part: parts.append(part), sys.argv[1])
+devices = [dict(data[0], health=health.health(data[0])) for name, data in parts if name == "device"]
+print(json.dumps([[found["gpu"], found["check"]] for found in health.findings(devices, [])]))
+"""
+
+
+@pytest.mark.parametrize("state", ["h200x2", "h200x4", "hgx-h100x8"])
+@pytest.mark.parametrize(
+    ("fault", "checks"),
+    [
+        ("", []),
+        ("sram-threshold:1", ["sram_threshold"]),
+        ("unrepairable-memory:1", ["memory_unrepairable"]),
+        ("fabric-degraded:1", ["fabric_degraded"]),
+        ("fabric-unhealthy:1", ["fabric_unhealthy"]),
+        ("ecc-uncorrectable:1", ["ecc_uncorrected", "remap_pending", "recovery_requested"]),
+    ],
+)
+def test_a_fault_leads_to_its_finding_and_to_no_other(gpu_host: Any, state: str, fault: str, checks: list) -> None:
+    gpu_host.apply(state, *filter(None, [fault]))
+    done = subprocess.run(
+        [sys.executable, "-c", FINDINGS, str(gpu_host.root)],
+        env=dict(gpu_host.environment, PYTHONPATH=str(Path(__file__).parents[3] / ".collections")),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[1, check] for check in checks]
+
+
 def signals(pid: int, kind: str) -> int:
     """A set of signals of /proc/PID/status."""
     return int(re.search(r"^%s:\t(\w+)" % kind, Path("/proc/%d/status" % pid).read_text(), re.MULTILINE).group(1), 16)

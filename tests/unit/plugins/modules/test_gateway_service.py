@@ -34,6 +34,7 @@ def test_no_key_is_shown(run_module, monkeypatch):
         ({"host": "a b"}, "is not an address"),
         ({"tls_certificate": "/no/such.pem"}, "there is no file /no/such.pem"),
         ({"redirect_port": 80}, "no https"),
+        ({"status_clients": ["watch }"]}, "status_clients: 'watch }' is not an IPv4 address"),
         ({"keys": [{"name": "a"}]}, "has neither"),
         ({"keys": [{"name": "a b", "key": KEY}]}, "is not a name"),
         ({"keys": [{"name": "a", "key": "short"}]}, "less than 20 characters"),

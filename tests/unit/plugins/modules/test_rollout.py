@@ -166,7 +166,8 @@ def test_an_inventory_cannot_choose_the_state_folder(fleet: Fleet) -> None:
 
 
 def test_the_canary_may_be_named_left_out_or_unchanged_already(fleet: Fleet) -> None:
-    assert "1. canary h3" in fleet.run("--check", rollout_canary="h3")
+    planned = fleet.run("--check", "--forks", "2", rollout_canary="h3", rollout_width=3, rollout_min_ready=0)
+    assert "1. canary h3" in planned and "no more than 2 hosts at a time, as Ansible has 2 forks (--forks)" in planned
     planned = fleet.run("--check", rollout_canary="h3,h2")
     assert "1. canary h2\n" in planned and "2. canary h3\n" in planned
     assert "canary h" not in fleet.run("--check", rollout_canary="")
@@ -199,19 +200,6 @@ def test_a_canary_is_also_watched_in_a_resumed_run(fleet: Fleet, changed: bool) 
     output = fleet.run().split("TASK [Watch the canary for a while]")
     assert len(output) == 2 and "ok: [h1" in output[1].split("TASK")[0], "and no other host is"
     assert fleet.statuses() == dict.fromkeys(POOLS, "done")
-
-
-def test_hosts_differ_in_a_variable_of_the_run(fleet: Fleet) -> None:
-    inventory = yaml.safe_load(fleet.inventory.read_text())
-    inventory["ollama"]["hosts"]["h3"]["rollout_room_wait"] = "a while"
-    fleet.inventory.write_text(yaml.safe_dump(inventory))
-    output = fleet.run("--check", rc=2)
-    assert "rollout_room_wait: h1 and h3 differ in it; it is for the whole run" in " ".join(output.split())
-
-
-def test_the_width_is_limited_by_the_forks(fleet: Fleet) -> None:
-    output = fleet.run("--check", "--forks", "2", rollout_width=3, rollout_min_ready=0, rollout_canary=[])
-    assert "1. h1, h2\n" in output and "no more than 2 hosts at a time, as Ansible has 2 forks (--forks)" in output
 
 
 def test_the_plan_names_a_gateway_that_does_not_answer(fleet: Fleet) -> None:

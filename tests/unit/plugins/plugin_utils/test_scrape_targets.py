@@ -55,6 +55,8 @@ def test_gateways_show_their_figures_on_loopback() -> None:
     assert found("gateway").left_out == [
         "the status port of the gateway on gpu1 listens on 127.0.0.1, where this Prometheus does not reach it"
     ]
+    opened = found("gateway", gateway_status_clients=["192.0.2.2"], gateway_status_port=8500)
+    assert where(opened.targets) == [("gateway", "gpu1", "192.0.2.1", 8500, None)] and opened.left_out == []
     assert found("gateway", gateway_status_port=0) == Found([], {}, [])
 
 

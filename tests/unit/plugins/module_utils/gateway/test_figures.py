@@ -83,3 +83,22 @@ def test_the_requests_of_each_key(gateway: Gateway) -> None:
     assert found["requests_total"] == {"eve": 4, "bob": 2} and found["rejected_total"] == {"eve": 2, "bob": 1}
     assert gateway.chat(key=ALICE).status == 200 and figures(gateway)["rejected_total"]["alice"] == 0
     assert until(lambda: figures(gateway)["requests"] == {"eve": 0, "bob": 0, "alice": 0})
+
+
+def test_only_the_named_hosts_read_the_figures(gateway: Gateway) -> None:
+    def status(source: str) -> int:
+        address = ("127.0.0.1", gateway.options["status_port"])
+        connection = http.client.HTTPConnection(*address, timeout=60, source_address=(source, 0))
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().status
+        except (http.client.HTTPException, OSError):
+            return 0
+        finally:
+            connection.close()
+
+    assert status("127.0.0.3") == 200, "this test tells hosts apart by their address"
+    gateway.options["status_clients"] = ["192.0.2.1", "127.0.0.2/32"]
+    gateway.reload()
+    assert until(lambda: status("127.0.0.3") == 0)
+    assert (status("127.0.0.1"), status("127.0.0.2")) == (200, 200)

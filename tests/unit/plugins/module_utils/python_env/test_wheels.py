@@ -147,7 +147,7 @@ def test_refused_with_the_numbers(asked, message):
 
 
 def test_an_engine_that_is_not_known():
-    with pytest.raises(Refused, match="no engine 'nobody'; known are torch, vllm"):
+    with pytest.raises(Refused, match="no engine 'nobody'; known are open_webui, torch, vllm"):
         choose("nobody", Target("580"), wheels=TABLE)
 
 
@@ -308,7 +308,7 @@ def test_every_build_has_a_driver_and_is_told_apart():
         assert wheels.normal(wheel.cuda) == wheel.cuda
         assert wheels.floor(wheel.cuda) in {None, *DRIVERS.values()}
         assert wheel.python[0] < wheel.python[1]
-        assert wheel.packages[0].startswith(wheel.engine)
+        assert wheel.packages[0].startswith(wheel.engine.replace("_", "-"))
 
 
 def test_the_drivers_are_in_order():

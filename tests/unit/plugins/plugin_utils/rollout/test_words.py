@@ -104,6 +104,16 @@ def test_the_receipt_of_a_run_without_a_plan():
     assert words.receipt_lines(receipt) == ["rollout incomplete: 0 as declared"]
 
 
+def test_a_canary_that_was_not_taken_back_says_what_does_so():
+    assert words.not_taken_back("too slow", "a", "", "") == (
+        "too slow. It is not taken back, as nothing was recorded there before: declare the previous values"
+    )
+    assert words.not_taken_back("too slow", "a", "2026-11-30T08:00:00Z", "no such model") == (
+        "too slow. It is not taken back (no such model): run ansible-playbook gpufleet.inference.rollback "
+        "-e gpufleet_generation=2026-11-30T08:00:00Z --limit a"
+    )
+
+
 def test_every_status_has_a_word():
     for status in ("waiting", "admitted", "applied", "done", "failed", "lost"):
         found = State("r1", "1", 0.0, planned(), {name: HostState(status) for name in "abc"})
