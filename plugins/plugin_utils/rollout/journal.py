@@ -17,7 +17,7 @@ import os
 import time
 import uuid
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from .state import State, fold
 
@@ -202,7 +202,26 @@ def default_folder(sources: Sequence[Any]) -> str:
 
 
 def _holder(descriptor: int) -> str:
-    return os.pread(descriptor, 100, 0).decode("utf-8", "replace").strip() or "another process"
+    """Who has a lock, as its file names it. The tasks of a killed run may hang, as nobody reads their results."""
+    said = os.pread(descriptor, 100, 0).decode("utf-8", "replace").strip() or "another process"
+    pid = said.rpartition(" ")[2]
+    if not pid.isdigit() or not os.path.isdir("/proc/self") or os.path.isdir("/proc/" + pid):
+        return said
+    held = (os.fstat(descriptor).st_dev, os.fstat(descriptor).st_ino)
+    tasks = [one for one in os.listdir("/proc") if one.isdigit() and int(one) != os.getpid() and _opened(one, held)]
+    return "%s, which was killed; its tasks still run as process %s: end them if they hang" % (
+        said,
+        ", ".join(tasks) or "?",
+    )
+
+
+def _opened(pid: str, held: Tuple[int, int]) -> bool:
+    """Whether a process has opened a file."""
+    try:
+        found = [os.stat("/proc/%s/fd/%s" % (pid, one)) for one in os.listdir("/proc/%s/fd" % pid)]
+    except OSError:  # it has ended, or is somebody else's
+        return False
+    return held in [(one.st_dev, one.st_ino) for one in found]
 
 
 def _line(event: str, fields: Dict[str, Any]) -> bytes:

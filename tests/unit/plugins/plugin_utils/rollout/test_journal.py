@@ -115,6 +115,20 @@ def test_requests_are_files_that_anybody_can_create(journal):
     assert journal.requested() == ""
 
 
+def test_the_tasks_of_a_killed_run_are_named(journal, monkeypatch):
+    assert journal.lock() == ""
+    task = subprocess.Popen(["sleep", "60"], pass_fds=[journals._held])
+    os.ftruncate(journals._held, 0)
+    os.pwrite(journals._held, b"process 999999999", 0)  # larger than any process's
+    os.close(journals._held)
+    monkeypatch.setattr(journals, "_held", None)
+    said = "process 999999999, which was killed; its tasks still run as process %d: end them if they hang" % task.pid
+    assert journal.running() == said == journal.lock(wait=0)
+    task.kill()
+    task.wait()
+    assert journal.lock() == ""
+
+
 def test_a_request_to_stop_is_for_the_run_that_has_the_lock(journal):
     journal.request("stop")
     assert journal.lock() == "" and journal.requested() == "", "it was for another run"

@@ -151,6 +151,11 @@ def test_whether_a_host_serves_as_before(failed, safe):
     assert look.safe(failed) is safe
 
 
+def test_a_host_is_out_of_service_until_its_maintenance_has_ended():
+    assert look.out({"rollout_result": {"stopped": True}})
+    assert not any(map(look.out, ({}, {"rollout_result": {"ended": True}}, {"rollout_result": "gone"})))
+
+
 def test_a_host_leaves_the_pools_of_the_engines_that_restart():
     served = {"m8b": {"a": {"ollama"}, "b": {"vllm"}}, "chat": {"a": {"vllm"}}, "the gateways": {"a": {"gateway"}}}
     rows = [{"engine": "ollama", "restart": True}, {"engine": "vllm", "restart": False}]

@@ -21,6 +21,7 @@ KNOWN = {"a": {"ollama": [2.0]}, "b": {"ollama": [4.0, 4.2, 30.0]}, "c": {"vllm@
         (KNOWN, "a", {"restarts": [7.0, 9.0]}, 8.0, "median of the last 2 restarts here"),
         (KNOWN, "c", {}, 3.1, "restarts of other hosts"),
         ({}, "c", {}, 10.0, "default"),
+        ({}, "c", {"service": "maintenance", "engine": ""}, 600.0, "default"),
         (KNOWN, "a", {"restart": False}, 0.0, "no restart"),
     ],
 )
