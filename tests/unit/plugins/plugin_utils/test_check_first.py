@@ -542,4 +542,4 @@ def test_the_sources_are_those_that_a_parser_finds(action):
 def test_a_script_carries_no_other_room(act):
     rooms = {name[len(question.ROOM) + 1 :].split(".")[0] for name in gpu_facts_action.ActionModule.FUNCTION.sources}
     assert rooms == {"gpu", "toolbox"}
-    assert set(gpu_facts.argument_spec()) == {"timeout", "required", "venv"}
+    assert set(gpu_facts.argument_spec()) == {"expected_count", "timeout", "required", "venv"}
