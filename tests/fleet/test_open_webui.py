@@ -74,10 +74,8 @@ def bring(lab: Any, ready: str) -> Bring:
 
 def ask(lab: Any, host: str, path: str, body: Any = None, token: str = "") -> Any:
     data = "-H 'Content-Type: application/json' -d '%s'" % json.dumps(body) if body else ""
-    words = (
-        "curl -s -m 20 --retry 300 --retry-delay 1 --retry-connrefused %s -H 'Authorization: Bearer %s' http://127.0.0.1:%d%s"
-        % (data, token, PORT, path)
-    )
+    patient = "curl -s -m 20 --retry 300 --retry-delay 1 --retry-connrefused"
+    words = "%s %s -H 'Authorization: Bearer %s' http://127.0.0.1:%d%s" % (patient, data, token, PORT, path)
     return json.loads(lab.sh(host, words))
 
 

@@ -45,14 +45,19 @@ def main(version, data, backups):
     if found not in ("", version):
         if os.path.isdir(before):
             exchange(data, before, os.path.join(backups, found + FAILED))
-            print("Open WebUI %s again: its data from before the update to %s is back" % (version, found))
+            say("Open WebUI %s again: its data from before the update to %s is back" % (version, found))
         else:
             save(data, os.path.join(backups, found + UNPROVEN), url)
-            print("Open WebUI %s after %s: the data is saved in %s" % (version, found, backups))
+            say("Open WebUI %s after %s: the data is saved in %s" % (version, found, backups))
     if url and os.path.exists(os.path.join(data, DUMP)):
         load(os.path.join(data, DUMP), url)
     if found != version:
         write(os.path.join(data, MARK), version)
+
+
+def say(line):
+    """In the journal of the unit."""
+    sys.stdout.write(line + "\n")
 
 
 def version_of(data):

@@ -34,7 +34,8 @@ def main(folder):
     __import__(question["report"])
     said = sys.modules[question["report"]].report(question, answers)
     if said:
-        print(said, flush=True)
+        sys.stdout.write(said + "\n")
+        sys.stdout.flush()
     program["keep_compiled"](kept, found[0], sources)
 
 
