@@ -50,7 +50,9 @@ options:
     type: bool
     default: true
   timeout:
-    description: Seconds within which it must be up and verified. They include loading the model that answers.
+    description:
+      - Seconds within which it must be up and verified. They include the backup before an update, and loading the model
+        that answers.
     type: int
     default: 300
   venv:
@@ -137,6 +139,9 @@ options:
     description:
       - The first administrator, who is created if there is no user yet.
       - With it the proof signs in, and asks a model. If that password is changed on the page, change it here as well.
+      - >-
+        It is required while there is no user: whoever came first would become the administrator, whatever O(signup)
+        says.
     type: str
   admin_password:
     description: The password for O(admin_email).
@@ -178,8 +183,13 @@ options:
   environment:
     description:
       - >-
-        Further variables of its process. They win over those that this collection sets, except for secrets. What is
-        changed on the page is not kept: the inventory applies.
+        Further variables of its process, which win over those that this collection sets. What is changed on the page is
+        not kept: the inventory applies.
+    type: dict
+    default: {}
+  secret_environment:
+    description:
+      - Further variables that are secrets, such as E(REDIS_URL) with a password. Only root can read their file.
     type: dict
     default: {}
   # end

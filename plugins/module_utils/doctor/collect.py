@@ -63,7 +63,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
         files["logs/%s.txt" % unit] = "\n".join(_journal("-u", unit, "-n", str(LINES)))
     found = pains.check(seen(facts, units))
     files["support.txt"] = pains.support(facts, platform.node(), now)
-    files = {name: clean(text[-LARGEST:]) for name, text in files.items() if text}
+    files = {name: clean(text)[-LARGEST:] for name, text in files.items() if text}
     said = [{key: clean(text) for key, text in one.items()} for one in found]
     return {"changed": False, "files": files, "pains": said, "units": sorted(units), "time": now, "msg": _summary(said)}
 

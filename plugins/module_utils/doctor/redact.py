@@ -12,7 +12,8 @@ from ..converge.override import SECRET, spellings
 from ..serving.adopt import SECRET_NAME
 from ..toolbox.text import printable
 
-_NAME = r"[\w.-]*(?:key|token|secret|passw|credential|auth)[\w.-]*"
+# bounded: anybody may write a long line into a log
+_NAME = r"[\w.-]{0,40}(?:key|token|secret|passw|credential|auth)[\w.-]{0,40}"
 _VALUE = r"""(?:\\?"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',;]+)"""
 _RULES = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), text)
@@ -44,4 +45,5 @@ def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
 
 def secret_values(variables: Mapping[str, str], private: bool) -> Iterable[str]:
     """The values of variables that are secrets: all of a private file's, else those that are named like one."""
-    return [text for name, text in variables.items() if private or SECRET_NAME.search(name)]
+    found = [text for name, text in variables.items() if private or SECRET_NAME.search(name)]
+    return [text for text in found if text.lower() not in ("true", "false", "none", "null")]

@@ -23,7 +23,8 @@ OPTIONS = (
     Option(
         "timeout",
         "int",
-        "Seconds within which it must be up and verified. They include loading the model that answers.",
+        """Seconds within which it must be up and verified. They include the backup before an update, and loading the
+        model that answers.""",
         default=300,
     ),
     Option(
@@ -126,6 +127,9 @@ OPTIONS = (
         The first administrator, who is created if there is no user yet.
 
         With it the proof signs in, and asks a model. If that password is changed on the page, change it here as well.
+
+        It is required while there is no user: whoever came first would become the administrator, whatever O(signup)
+        says.
         """,
     ),
     Option("admin_password", "str", "The password for O(admin_email).", no_log=True),
@@ -170,8 +174,15 @@ OPTIONS = (
     Option(
         "environment",
         "dict",
-        """Further variables of its process. They win over those that this collection sets, except for secrets. What is
-        changed on the page is not kept: the inventory applies.""",
+        """Further variables of its process, which win over those that this collection sets. What is changed on the page
+        is not kept: the inventory applies.""",
         default={},
+    ),
+    Option(
+        "secret_environment",
+        "dict",
+        "Further variables that are secrets, such as E(REDIS_URL) with a password. Only root can read their file.",
+        default={},
+        no_log=True,
     ),
 )

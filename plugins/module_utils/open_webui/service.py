@@ -20,7 +20,7 @@ from ..systemd.render import argument
 from ..systemd.unit import parse_environment_file
 from ..toolbox import users
 from ..toolbox.addresses import host_port
-from ..toolbox.errors import Refused
+from ..toolbox.errors import Failed, Refused
 from ..toolbox.source import source_of
 from . import settings
 from .proof import Gate
@@ -51,6 +51,11 @@ def converge(
     if check_mode and not os.path.exists(params["venv"]):
         return {"changed": True, "msg": "would install Open WebUI first, in %s" % params["venv"]}
     venv, version = _installed(params["venv"])
+    if not (params["admin_email"] or params["database_url"] or os.path.exists(data + "/webui.db")):
+        raise Refused(
+            "admin_email: there is no user yet, and whoever comes first would become the administrator, whatever signup "
+            "says; give admin_email and admin_password"
+        )
     keep = [venv + "/bin/python", "-I", PROGRAM, version, data, backups]
     change = Change(
         unit=settings.UNIT,
@@ -69,7 +74,7 @@ def converge(
         timeout=params["timeout"],
         prove=params["prove"] == "now",
         pre_change_check=lambda: _obstacle(params, data, version),
-        accepted=lambda _outcome: _accept(params, backups),
+        accepted=lambda outcome: _accept(params, backups, outcome),
     )
     outcome = convergence.converge(
         change,
@@ -128,6 +133,8 @@ def _obstacle(params: Mapping[str, Any], data: str, version: str) -> Optional[st
 
     def look() -> Any:
         found = open_webui_data.version_of(data)
+        if os.path.isdir("%s/backups/%s%s" % (params["data_dir"], version, open_webui_data.UNPROVEN)):
+            return ["", 0]  # it takes its own data back, which needs no room
         return [found, open_webui_data.size(data) if found not in ("", version) else 0]
 
     before, size = users.as_user(ids, look)
@@ -152,10 +159,13 @@ def _obstacle(params: Mapping[str, Any], data: str, version: str) -> Optional[st
     return None
 
 
-def _accept(params: Mapping[str, Any], backups: str) -> None:
+def _accept(params: Mapping[str, Any], backups: str, outcome: Outcome) -> None:
     ids = users.ids_of(params["user"])
-    if ids:
-        users.as_user(ids, lambda: open_webui_data.accept(backups, params["backups"]))
+    try:
+        if ids:
+            users.as_user(ids, lambda: open_webui_data.accept(backups, params["backups"]), _LONGEST)
+    except (OSError, Failed) as error:
+        outcome.warnings.append("old backups in %s are not tidied up: %s" % (backups, error))
 
 
 def _line(outcome: Outcome, params: Mapping[str, Any], version: str, url: str, check_mode: bool) -> str:

@@ -49,6 +49,7 @@ ALWAYS = {
     "FORWARDED_ALLOW_IPS": "127.0.0.1",
 }
 _URL = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[^\s;?#]*)?/?\Z")
+_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|API_KEYS?|ACCESS_KEY)\Z")
 _SECRETS = ("WEBUI_SECRET_KEY", "WEBUI_ADMIN_PASSWORD", "DATABASE_URL", "OPENAI_API_KEYS", "RAG_OPENAI_API_KEY")
 
 
@@ -80,9 +81,15 @@ def check(params: Mapping[str, Any]) -> None:
         raise Refused("backups is %d; expected at least 1" % params["backups"])
     if params["database_url"] and not re.match(r"postgres(ql)?://", params["database_url"]):
         raise Refused("database_url: expected postgresql://USER:PASSWORD@HOST/NAME, or leave it out for SQLite")
-    taken = sorted(set(params["environment"]) & set(_SECRETS))
+    open_ones = sorted(name for name, value in params["environment"].items() if _is_secret(name, value))
+    if open_ones:
+        raise Refused(
+            "environment: %s would be readable by everybody; use secret_environment, or the option for it"
+            % ", ".join(open_ones)
+        )
+    taken = sorted(set(params["secret_environment"]) & set(_SECRETS))
     if taken:
-        raise Refused("environment: %s would be readable by everybody; use the option for it" % ", ".join(taken))
+        raise Refused("secret_environment: %s is set by an option of its own" % ", ".join(taken))
 
 
 def embedding(params: Mapping[str, Any]) -> Tuple[str, str]:
@@ -145,6 +152,7 @@ def secrets(params: Mapping[str, Any], secret_key: str) -> Dict[str, str]:
         "WEBUI_ADMIN_PASSWORD": params["admin_password"] or "",
         "DATABASE_URL": params["database_url"] or "",
     }
+    found.update({name: _text(value) for name, value in params["secret_environment"].items()})
     return {name: value for name, value in found.items() if value}
 
 
@@ -166,6 +174,12 @@ def unit(params: Mapping[str, Any], venv: str) -> Dict[str, List[str]]:
         found["IPAddressDeny"] = ["any"]
         found["IPAddressAllow"] = [" ".join(["localhost", *params["clients"]])]
     return found
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    if name in _SECRETS or re.search("://[^/@]*:[^/@]*@", str(value)):
+        return True
+    return bool(_SECRET_NAME.search(name)) and not isinstance(value, bool)
 
 
 def _url(option: str, url: str) -> None:

@@ -69,7 +69,8 @@ class Guard:
         if not self.local_admin or any(path == one or path.startswith(one + "/") for one in SERVE):
             return True
         try:
-            return ipaddress.ip_address(peer).is_loopback
+            # who connects from this host to an address of it comes from that address
+            return peer == (scope.get("server") or ("",))[0] or ipaddress.ip_address(peer).is_loopback
         except ValueError:
             return False
 

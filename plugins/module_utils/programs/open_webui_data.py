@@ -30,17 +30,22 @@ CACHE = "cache"
 
 
 def main(version, data, backups):
-    os.umask(0o077)
     os.makedirs(backups, exist_ok=True)
+    for name in os.listdir(backups):
+        if name.endswith(UNFINISHED):  # of a backup that was killed, or had no room: this version may need the room
+            shutil.rmtree(os.path.join(backups, name), ignore_errors=True)
     url = os.environ.get("DATABASE_URL", "")
     before = os.path.join(backups, version + UNPROVEN)
     if not os.path.isdir(data):
-        # an exchange that was killed half-way has left one of them
-        left = [path for path in (before, os.path.join(backups, version + FAILED)) if os.path.isdir(path)]
+        # an exchange that was killed half-way has left one of them, whatever version starts now
+        others = sorted(name for name in os.listdir(backups) if name.endswith(UNPROVEN))
+        paths = [os.path.join(backups, name) for name in (version + UNPROVEN, version + FAILED, *others)]
+        left = [path for path in paths if os.path.isdir(path)]
         if left:
             os.rename(left[0], data)
         else:
             os.mkdir(data)
+    settle(data, url)  # first, as what is saved must be the database of this data
     found = version_of(data)
     if found not in ("", version):
         if os.path.isdir(before):
@@ -49,8 +54,7 @@ def main(version, data, backups):
         else:
             save(data, os.path.join(backups, found + UNPROVEN), url)
             say("Open WebUI %s after %s: the data is saved in %s" % (version, found, backups))
-    if url and os.path.exists(os.path.join(data, DUMP)):
-        load(os.path.join(data, DUMP), url)
+    settle(data, url)
     if found != version:
         write(os.path.join(data, MARK), version)
 
@@ -98,6 +102,16 @@ def exchange(data, before, failed):
     sync(os.path.dirname(data))
 
 
+def settle(data, url):
+    """Load a dump that is still to be loaded. Without PostgreSQL it is of no use, and must not be loaded later."""
+    dump = os.path.join(data, DUMP)
+    if os.path.exists(dump):
+        if url:
+            load(dump, url)
+        else:
+            os.unlink(dump)
+
+
 def load(dump, url):
     """What a newer version has created must go, or its next migration would fail."""
     run(["psql", "--quiet", "--command=DROP SCHEMA public CASCADE; CREATE SCHEMA public"], url)
@@ -132,7 +146,9 @@ def accept(backups, keep):
             shutil.rmtree(plain)
         os.rename(plain + UNPROVEN, plain)
     paths = [os.path.join(backups, name) for name in os.listdir(backups)] if names else []
-    for path in sorted(paths, key=lambda path: os.lstat(path).st_ctime)[:-keep]:
+    paths = [path for path in paths if os.path.isdir(path) and not os.path.islink(path)]
+    # what a failed update has left goes first: it is no backup
+    for path in sorted(paths, key=lambda path: (not path.endswith(FAILED), os.lstat(path).st_ctime))[:-keep]:
         shutil.rmtree(path)
 
 
@@ -142,7 +158,11 @@ def size(data):
     for folder, names, files in os.walk(data):
         if folder == data and CACHE in names:
             names.remove(CACHE)
-        found += sum(os.lstat(os.path.join(folder, name)).st_size for name in files)
+        for name in files:
+            try:
+                found += os.lstat(os.path.join(folder, name)).st_size
+            except FileNotFoundError:
+                pass  # of a database that is in use
     return found
 
 
@@ -168,4 +188,5 @@ def sync(folder):
 
 
 if __name__ == "__main__":
+    os.umask(0o077)
     main(*sys.argv[1:])

@@ -262,11 +262,13 @@ def after_failure(
     The process from before a change was proven by an earlier run, so a rollback puts it back. A process that the gate
     has found unfit, and that runs on, is marked as down.
 
-    :param asked: what the gate said last; None where it was not asked.
+    :param asked: what the gate said last; None where it was not asked. With ``serves`` in its evidence, the process
+        does not do what was asked of it, and serves as before.
     :param drained: whether this run has begun to drain the service.
     """
     former = record.read(os.path.join(agent.MARKS, unit))
-    unfit = asked is not None and not asked.ok and not (outcome.rolled_back and outcome.restarted)
+    fit = asked is None or asked.ok or asked.evidence.get("serves")
+    unfit = not fit and not (outcome.rolled_back and outcome.restarted)
     try:
         if unfit or (drained and former.get("verdict")):
             if former or os.path.exists(agent.CONFIG):

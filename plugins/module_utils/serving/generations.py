@@ -21,7 +21,7 @@ from ..converge.model import Outcome
 from ..toolbox import record, trusted
 from ..toolbox.errors import Refused
 from ..toolbox.text import one_line
-from .model import Service
+from .model import STAYING, Service
 from .sources import without_secrets
 
 FOLDER = "/var/lib/gpufleet/generations"
@@ -186,7 +186,7 @@ def back(services: Sequence[Service], engine: str) -> List[Service]:
 
 def _back(service: Service, engine: str) -> Service:
     options, wanted = service.options, service.options.get("generation")
-    if wanted is None or options["state"] != "present":
+    if wanted is None or options["state"] not in STAYING:
         return service
     generation = pick(read(service.unit, engine), str(wanted).strip(), service.unit)
     recorded, known = _cleared(generation["options"], service), _names(service)

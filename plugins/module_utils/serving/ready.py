@@ -20,7 +20,6 @@ _TEXT = """\
 # Written by the Ansible collection gpufleet.inference, which replaces this file on its next run.
 [Unit]
 Description=Waits until %(unit)s answers requests
-Wants=%(unit)s
 After=%(unit)s
 
 [Service]

@@ -67,8 +67,8 @@ def converge(
     # one that falls asleep leaves its GPUs to others
     staying.sort(key=lambda service: service.options["state"] == "present")
     plans = [_named(service, partial(_plan, engine, service, host)) for service in staying]
-    asleep = [service.unit for service in staying if service.options["state"] == "asleep"]
-    _check_claims(plans, [service.unit for service in leaving], host)
+    going = [service.unit for service in (*leaving, *halting)]
+    _check_claims(plans, going, host)
     starting = [plan for plan in plans if _starts(engine, plan, host)]
     stopped: Any = None
     for plan in starting:
@@ -79,7 +79,8 @@ def converge(
 
         stopped = stopped or Vacated(host)
         moving = [other.unit for other in plans if other is not plan and in_the_way(other, plan, host)]
-        vacated = [*(service.unit for service in leaving), *moving, *asleep]
+        before = plans[: plans.index(plan)]
+        vacated = [*going, *moving, *(other.unit for other in before if other.service.options["state"] == "asleep")]
         _named(plan.service, partial(engine.preflight, plan._replace(vacated=vacated), host))
         for warning in plan.declared.warnings:
             warn(warning)

@@ -95,7 +95,11 @@ def _fall_asleep(endpoint: Endpoint, hooks: Optional[StopHooks], timeout: float,
 
     if hooks:
         hooks.before_stop(proof.running)
-    _post(endpoint, "/sleep?level=1", timeout, "awake")
+    try:
+        _post(endpoint, "/sleep?level=1", timeout, "awake")
+    except Fault as fault:
+        fault.verdict.evidence["serves"] = not level(endpoint)
+        raise
     if not level(endpoint):
         raise Fault("awake", "POST %s/sleep did not put its engine to sleep" % endpoint.url)
     proof.figures["asleep"] = True
@@ -110,6 +114,7 @@ def _check_host_memory(weights: int) -> None:
             "host_memory",
             "asleep, it keeps %.1f GiB of weights in the host's memory, of which %.1f GiB are free; free more, or stop "
             "the instance (state: stopped)" % (weights / GIB, free / GIB),
+            serves=True,
         )
 
 

@@ -38,6 +38,9 @@ def declared(**given: Any) -> Dict[str, Any]:
         ({"backups": 0}, "expected at least 1"),
         ({"database_url": "mysql://db"}, "expected postgresql://"),
         ({"environment": {"DATABASE_URL": "x"}}, "readable by everybody"),
+        ({"environment": {"OAUTH_CLIENT_SECRET": "x"}}, "use secret_environment"),
+        ({"environment": {"REDIS_URL": "redis://:x@db"}}, "REDIS_URL would be readable"),
+        ({"secret_environment": {"DATABASE_URL": "x"}}, "DATABASE_URL is set by an option of its own"),
         ({}, "has no Open WebUI; expected a Python environment with the package open-webui"),
     ],
 )

@@ -15,7 +15,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.answer
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.client import Endpoint, EndpointError
 from ansible_collections.gpufleet.inference.plugins.module_utils.endpoint.probe import probe
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.sleep import asleep
+from ansible_collections.gpufleet.inference.plugins.module_utils.vllm.sleep import level
 
 PATHS = {
     "chat": "/v1/chat/completions",
@@ -194,7 +194,7 @@ def test_a_server_that_means_harm(web, text, status):
     for path in (*PATHS.values(), "/v1/models", "/metrics", "/is_sleeping"):
         web.answers[path] = (status, text)
     asked, begun = Endpoint(web.url), time.process_time()
-    for work in (lambda: answer(asked, "tiny", 5), asked.models, asked.load, lambda: asleep(asked)):
+    for work in (lambda: answer(asked, "tiny", 5), asked.models, asked.load, lambda: level(asked)):
         try:
             work()
         except EndpointError as error:

@@ -81,6 +81,13 @@ def test_a_websocket_is_closed(ask):
     assert ask("/v1/realtime", "Bearer open-sesame", kind="websocket", method=None)[0]
 
 
+def test_the_host_reaches_a_server_that_listens_on_its_address(ask, monkeypatch):
+    monkeypatch.setenv("GPUFLEET_LOCAL_ADMIN", "1")
+    here = {"client": ("10.0.0.5", 4711), "server": ("10.0.0.5", 8000)}
+    assert ask("/sleep", "Bearer open-sesame", **here)[0] == ["/sleep"]
+    assert ask("/sleep", "Bearer open-sesame", **dict(here, client=("10.0.0.9", 1)))[0] == []
+
+
 @pytest.mark.parametrize(
     ("path", "peer", "through"),
     [

@@ -21,7 +21,8 @@ def test_what_it_says():
     found = {}
     for line in parse(ready.text("vllm@chat.service", URL).encode(), "").assignments:
         found.setdefault(line.section, {})[line.key] = line.value
-    assert found["Unit"]["After"] == found["Unit"]["Wants"] == "vllm@chat.service"
+    assert found["Unit"]["After"] == "vllm@chat.service"
+    assert "Wants" not in found["Unit"], "it must not start what was declared stopped or asleep"
     assert found["Service"]["Type"] == "oneshot" and found["Service"]["TimeoutStartSec"] == "infinity"
     assert "Install" not in found, "it is started by those that need it"
     command = found["Service"]["ExecStart"]
