@@ -217,9 +217,12 @@ class ActionModule(ActionBase):
         return {"pools": {pool: [list(load) for load in sides] for pool, sides in found.items()}}
 
     def step_compare(self) -> Dict[str, Any]:
-        soaked = (self.variables.get("rollout_soaked") or {}).get("results") or ()
+        state, soaked = self.journal.state(), []
+        for host in self.together():  # they are taken back together, too
+            soaked += (self.variables["hostvars"][host].get("rollout_soaked") or {}).get("results") or ()
         worse, unknown = compare.judged([one.get("pools") or {} for one in soaked])
-        worse = self.journal.state().worse.get(self.host) or worse  # of a run that was killed before it was taken back
+        # of a run that was killed before it was taken back
+        worse = next((state.worse[host] for host in self.together() if state.worse.get(host)), worse)
         self.journal.append("watched", host=self.host, worse=worse, unknown=unknown)
         self.show(["canary %s: %s" % (self.host, line) for line in [*worse, *unknown]])
         if not worse:
@@ -227,6 +230,12 @@ class ActionModule(ActionBase):
         generation = self.journal.state().hosts[self.host].generation
         said = "it does worse than the hosts that are as before: %s" % "; ".join(worse)
         return {"failed": True, "worse": True, "generation": generation, "msg": said}
+
+    def together(self) -> Sequence[str]:
+        """The hosts that change together with this one, itself among them."""
+        planned = self.journal.state().plan
+        units = planned.units if planned else []
+        return next((unit.hosts for unit in units if self.host in unit.hosts), (self.host,))
 
     def step_back(self) -> Dict[str, Any]:
         """After the roles ran with the generation from before the change."""
@@ -266,7 +275,7 @@ class ActionModule(ActionBase):
         back = self.variables.get("rollout_back") or {}
         if back.get("taken_back"):
             return why, True
-        return words.not_taken_back(why, self.host, worse["generation"], look.reason(back)), False
+        return words.not_taken_back(why, ",".join(self.together()), worse["generation"], look.reason(back)), False
 
     # --- after it, and from another terminal
 

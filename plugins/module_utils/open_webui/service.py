@@ -53,8 +53,8 @@ def converge(
     venv, version = _installed(params["venv"])
     if not (params["admin_email"] or params["database_url"] or os.path.exists(data + "/webui.db")):
         raise Refused(
-            "admin_email: there is no user yet, and whoever comes first would become the administrator, whatever signup "
-            "says; give admin_email and admin_password"
+            "admin_email: there is no user yet, and whoever comes first would become the administrator, whatever "
+            "signup says; give admin_email and admin_password"
         )
     keep = [venv + "/bin/python", "-I", PROGRAM, version, data, backups]
     change = Change(

@@ -43,10 +43,10 @@ def _stop(leaving: Leaving, service: Service, host: Host, state: Mapping[str, st
     unit, options, vacated = service.unit, service.options, Vacated(host)
     try:
         vacated.stop(unit, leaving.hooks, options["timeout"] or 60, options["undrain_command"])
-        if state.get("UnitFileState") in ENABLED:
-            host.system.disable(unit, runtime=state.get("UnitFileState") == "enabled-runtime")
         if command is not None:
             drain.hold(unit, command)
+        if state.get("UnitFileState") in ENABLED:
+            host.system.disable(unit, runtime=state.get("UnitFileState") == "enabled-runtime")
     except (ManagerError, OSError) as error:
         said = "%s: %s.%s" % (unit, error, vacated.start_again())
         raise ServiceError(said, Outcome(verdict=Verdict("not_stopped", str(error)))) from error

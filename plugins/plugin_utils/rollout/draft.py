@@ -58,6 +58,9 @@ def draft(
     resumed = states.resumes(last, set(services))
     former = last if resumed else State()
     services = {**_unwatched(former, services), **services}
+    # those that are out of service anyway come first
+    away = {*last.away, *last.of("lost", *states.IN_HAND)}
+    services = dict(sorted(services.items(), key=lambda row: row[0] not in away))
     return _fields(given, inventory, engines, list(looks), services, former, forks)._replace(resumed=resumed)
 
 

@@ -19,7 +19,7 @@ import uuid
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from .state import State, fold
+from .state import IN_HAND, State, fold
 
 LOCK_WAIT = 5.0
 """Seconds that a killed run's last process gets to end."""
@@ -73,7 +73,7 @@ class Journal:
     def begin(self, run: str) -> None:
         """Start a new run's journal; it keeps what predictions are made from."""
         former = self.state()
-        away = sorted({*former.away, *former.of("lost")})
+        away = sorted({*former.away, *former.of("lost", *IN_HAND)})
         self._secure()
         fields = {"run": run, "by": PROCESS, "measured": former.measured, "away": away}
         self._write("journal.jsonl", _line("begin", fields))

@@ -24,6 +24,7 @@ SERVICES = {
 """What the roles register of their services, and the engine. The last one is for a tasks file of the user's own."""
 OTHERS = {
     "gpu_host_agent_result": "the agent for the gateways",
+    "gpu_host_self_check_result": "the self check",
     "vllm_environment_result": "the environment",
     "vllm_models_result": "models",
     "llama_server_models_result": "models",

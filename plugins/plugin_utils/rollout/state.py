@@ -142,7 +142,8 @@ def _plan(state: State, event: Mapping[str, Any]) -> None:
     for host in planned:
         if state.hosts.setdefault(host, HostState()).status == "lost":  # it answers again, and is repaired first
             state.hosts[host].status = "admitted"
-    state.away = [host for host in state.away if host not in {*event["as_declared"], *planned}]
+    state.row = [host for host in state.row if state.hosts[host].status in FAILED]
+    state.away = [host for host in state.away if host not in event["as_declared"]]
     for host in state.of("done"):
         _renew(state, host)
 
@@ -158,6 +159,7 @@ def _set(state: State, name: str, event: Mapping[str, Any]) -> None:
         predict.remember(state.measured, name, event["measured"])
     if host.status == "done":
         state.row = []
+        state.away = [one for one in state.away if one != name]
         _renew(state, name)
     elif host.status in FAILED:
         state.row.append(name)

@@ -176,3 +176,82 @@ def test_a_power_cut_anywhere_in_a_rollback(host: Host, killing: Callable[[int],
         host.start(NEW)
         step += 1
     assert step >= 3
+
+
+def test_a_third_version_after_a_power_cut_in_a_rollback(host: Host, killing: Callable[[int], None]) -> None:
+    step = 0
+    host.start(NEW)
+    while killed_at(host, killing, step, OLD):
+        host.start("0.12.5")
+        assert host.chats == ["hello"], "killed before change %d" % step
+        shutil.rmtree(host.data)
+        shutil.rmtree(host.backups)
+        host.start(OLD)
+        host.chat("hello")
+        host.start(NEW)
+        step += 1
+    assert step >= 3
+
+
+def test_what_else_is_in_the_backups_stays(host: Host) -> None:
+    (host.backups / "manual.tgz").write_text("theirs")
+    for version in ("0.12.4", "0.12.5", "0.12.6"):
+        host.start(version)
+        host.accept()
+    assert host.kept == ["0.12.4", "0.12.5", "manual.tgz"]
+
+
+@pytest.fixture
+def postgres(monkeypatch: pytest.MonkeyPatch) -> List[List[str]]:
+    """What is called of PostgreSQL's programs; a dump is written as a file."""
+    called: List[List[str]] = []
+
+    def run(command: List[str], env: Any, **_more: Any) -> None:
+        assert env["PGPASSWORD"] == "p@ss" and not [word for word in command if "p@ss" in word]
+        called.append(command)
+        for word in command:
+            if command[0] == "pg_dump" and word.startswith("--file="):
+                Path(word[len("--file=") :]).write_text("a dump")
+
+    monkeypatch.setattr(open_webui_data.subprocess, "run", run)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://webui:p%40ss@db.example:5433/chats?sslmode=require")
+    return called
+
+
+def test_postgresql_is_dumped_and_loaded(host: Host, postgres: List[List[str]]) -> None:
+    host.start(NEW)
+    assert [words[0] for words in postgres] == ["pg_dump"]
+    host.start(OLD)
+    assert [words[0] for words in postgres] == ["pg_dump", "psql", "pg_restore"]
+    assert not (host.data / open_webui_data.DUMP).exists()
+    host.start(OLD)
+    assert len(postgres) == 3
+
+
+def test_a_database_that_is_down_is_loaded_before_anything_is_saved(
+    host: Host, postgres: Any, monkeypatch: Any
+) -> None:
+    host.start(NEW)
+
+    def down(*_words: Any, **_more: Any) -> None:
+        raise open_webui_data.subprocess.CalledProcessError(2, "psql")
+
+    working = open_webui_data.subprocess.run
+    monkeypatch.setattr(open_webui_data.subprocess, "run", down)
+    with pytest.raises(open_webui_data.subprocess.CalledProcessError):
+        host.start(OLD)
+    monkeypatch.setattr(open_webui_data.subprocess, "run", working)
+    host.start(NEW)
+    assert [words[0] for words in postgres] == ["pg_dump", "psql", "pg_restore", "pg_dump"]
+
+
+def test_the_place_of_a_database() -> None:
+    found = open_webui_data.variables("postgresql://webui:p%40ss@db.example:5433/chats?sslmode=require")
+    assert found == {
+        "PGHOST": "db.example",
+        "PGPORT": "5433",
+        "PGUSER": "webui",
+        "PGPASSWORD": "p@ss",
+        "PGDATABASE": "chats",
+        "PGSSLMODE": "require",
+    }

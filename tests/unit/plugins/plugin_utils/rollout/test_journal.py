@@ -69,10 +69,13 @@ def test_a_folder_that_others_write_to_is_refused(journal, monkeypatch):
 
 def test_a_new_run_keeps_what_was_measured_and_who_was_lost(journal):
     journal.append("applied", host="gpu1", measured={"ollama": 2.0})
+    journal.append("done", host="gpu1")
     journal.append("lost", host="gpu2", why="unreachable")
+    journal.append("admitted", hosts=["gpu3"], generations={})
     journal.begin("r2")
     found = journal.state()
-    assert (found.run, found.hosts, found.measured, found.away) == ("r2", {}, {"gpu1": {"ollama": [2.0]}}, ["gpu2"])
+    assert (found.run, found.hosts, found.measured) == ("r2", {}, {"gpu1": {"ollama": [2.0]}})
+    assert found.away == ["gpu2", "gpu3"], "nobody knows of gpu3 whether it serves"
     assert oct(os.stat(journal.folder).st_mode)[-3:] == "700" and oct(os.stat(journal.path).st_mode)[-3:] == "600"
 
 

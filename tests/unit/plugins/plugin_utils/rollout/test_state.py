@@ -85,8 +85,15 @@ def test_a_lost_host_is_not_counted_on():
     assert "has 3 of 4" in state.admit(found, UNITS[1], set("abcd"), "").why
     later = state.fold([event("begin", run="r2", by="2", measured={}, away=["a"]), planned(UNITS[1:], POOLS)])
     assert state.lost(later) == {"a"}
-    seen = state.fold([event("begin", run="r2", by="2", measured={}, away=["a"]), planned(UNITS, POOLS)])
-    assert state.lost(seen) == set()
+    again = [event("begin", run="r2", by="2", measured={}, away=["a"]), planned(UNITS, POOLS)]
+    assert state.lost(state.fold(again)) == {"a"}, "until it is found as declared"
+    assert state.lost(state.fold([*again, admitted("a"), event("done", host="a")])) == set()
+
+
+def test_a_host_counts_once_as_failed_in_a_row():
+    first = [planned(UNITS, POOLS, failures=3), admitted("a"), event("lost", host="a")]
+    found = fold(*first, event("resume", by="2"), planned(UNITS, POOLS, failures=3), event("lost", host="a"))
+    assert found.row == ["a"]
 
 
 @pytest.mark.parametrize(
