@@ -71,7 +71,7 @@ def test_a_new_run_keeps_what_was_measured_and_who_was_lost(journal):
     journal.append("applied", host="gpu1", measured={"ollama": 2.0})
     journal.append("done", host="gpu1")
     journal.append("lost", host="gpu2", why="unreachable")
-    journal.append("admitted", hosts=["gpu3"], generations={})
+    journal.append("admitted", hosts=["gpu3"], generations={}, ready={})
     journal.begin("r2")
     found = journal.state()
     assert (found.run, found.hosts, found.measured) == ("r2", {}, {"gpu1": {"ollama": [2.0]}})
