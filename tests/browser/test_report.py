@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, List
 
 import pytest
+from playwright.sync_api import expect
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -84,15 +86,17 @@ def test_a_host_in_full(opened: Any, small: str) -> None:
 def test_find_show_and_sort(opened: Any, small: str) -> None:
     page = opened(small)
     page.get_by_label("Find").fill("qwen3 gpu1")
-    page.wait_for_function("document.getElementById('count').textContent.includes(' of ')")
+    expect(page.locator("#count")).to_have_text(
+        re.compile(" of ")
+    )  # a function to wait for is against the page's policy
     found = strips(page)
     assert found and all(name.startswith("gpu1") for name in found)
     assert set(rows(page, "models", 1)) == {"qwen3-235b"} and set(rows(page, "services", 2)) == set(found)
     page.get_by_label("Find").fill("nothing at all")
-    page.wait_for_function("document.getElementById('count').textContent.startsWith('0 of')")
+    expect(page.locator("#count")).to_have_text(re.compile("^0 of"))
     assert page.get_by_text("No host matches.").is_visible() and strips(page) == []
     page.get_by_label("Find").fill("")
-    page.wait_for_function("document.getElementById('count').textContent === '24 hosts'")
+    expect(page.locator("#count")).to_have_text("24 hosts")
     page.locator("#show").select_option("problems")
     assert strips(page) == ["gpu05.example", "gpu08.example", "gpu11.example", "gpu14.example"]
     page.get_by_label("Sort").select_option("level")
