@@ -123,6 +123,20 @@ options:
     description: Port of plain HTTP that redirects to HTTPS; V(0) for none.
     type: int
     default: 0
+  web_port:
+    description:
+      - Port of the page for people, Open WebUI of the group C(open_webui), with the same address and certificate; V(0)
+        for none. O(redirect_port) then leads there.
+    type: int
+    default: 0
+  web:
+    description:
+      - >-
+        The servers of the page: dictionaries with C(host), C(address) and C(port).
+      - P(gpufleet.inference.open_webui_servers#lookup) derives them from the inventory.
+    type: list
+    elements: dict
+    default: []
   allow_plaintext:
     description: Whether O(host) may be reachable from other hosts without TLS. Keys then cross the network unencrypted.
     type: bool

@@ -1,16 +1,16 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where Open WebUI gets its models from, by what the inventory declares. Pure."""
+"""Where Open WebUI gets its models from, and where a gateway reaches it, by what the inventory declares. Pure."""
 
 from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Sequence
 
-from ..module_utils.toolbox.addresses import host_port
-from .gateway_pools import address_of, pools
+from ..module_utils.toolbox.addresses import host_port, is_loopback
+from .gateway_pools import EVERYWHERE, address_of, pools
 
-_PORT = 8443
+_PORT, _PAGE = 8443, 8080
 
 
 def connections(
@@ -31,6 +31,25 @@ def connections(
             api = "ollama" if row["engine"] == "ollama" else "openai"
             found[url] = _with_key({"url": url, "api": api}, row["key"])
     return list(found.values())
+
+
+def servers(
+    hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]], own: str = ""
+) -> List[Dict[str, Any]]:
+    """Each host with Open WebUI that a gateway reaches, and where.
+
+    :param own: the host of the gateway.
+    """
+    found = []
+    for host in groups.get("open_webui") or ():
+        variables = hostvars[host]
+        listens = str(variables.get("open_webui_host") or "127.0.0.1")
+        if is_loopback(listens) and host != own:
+            continue
+        address = address_of(host, variables) if listens in EVERYWHERE else listens
+        port = int(variables.get("open_webui_port") or _PAGE)
+        found.append({"host": host, "address": "127.0.0.1" if host == own else address, "port": port})
+    return found
 
 
 def _gateway(host: str, variables: Mapping[str, Any], own: str) -> str:

@@ -44,8 +44,8 @@ DROPPED = (
     *("x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"),
 )
 """Headers of a client that no engine sees."""
-ADDRESSES, HOLDERS = ":addresses", ":holders"
-"""Tables of who has asked how often; no model has a name like these."""
+ADDRESSES, HOLDERS, WEB = ":addresses", ":holders", ":web"
+"""Tables of who has asked how often, and the page for people; no model has a name like these."""
 NO_MODEL = "there is no such model"
 BAD_BODY = "the body is not a JSON object with exactly one model"
 HEALTHY = "^(200|401|403)$"
@@ -109,6 +109,8 @@ def _configuration(options: Mapping[str, Any], pools: keys.Pools, place: Place) 
         _frontend(options, place),
         *(_pool(model, rows, options) for model, rows in _with_homes(pools).items()),
     ]
+    if options["web_port"]:
+        sections += _web(options)
     if options["redirect_port"]:
         sections.append(_redirect(options))
     if options["status_port"]:
@@ -386,8 +388,41 @@ def _server(model: str, row: Mapping[str, Any], options: Mapping[str, Any]) -> s
     return " ".join(words)
 
 
+def _web(options: Mapping[str, Any]) -> List[str]:
+    """A page for people: what they ask is up to it. A browser keeps its server, as the page's sockets do."""
+    tls = " ssl crt %s alpn h2,http/1.1" % options["tls_certificate"] if options["tls_certificate"] else ""
+    frontend = [
+        _bind(options, "web_port") + tls,
+        *_connections(options),
+        "timeout client %ds" % options["answer_timeout"],
+        *("http-request del-header %s" % name for name in ("forwarded", "x-forwarded-for", "x-forwarded-proto")),
+        "http-request set-header X-Forwarded-For %[src]",
+        "http-request set-header X-Forwarded-Proto %s" % ("https" if tls else "http"),
+        "default_backend %s" % WEB,
+    ]
+    backend = [
+        "balance source",
+        "hash-type consistent",
+        "timeout tunnel 1h",
+        "option httpchk",
+        "http-check send meth GET uri /health",
+        "default-server init-addr libc,last,none check inter 2s downinter 500ms fall 3 rise 1",
+        *(
+            "server %s %s" % (web_server(row), host_port(str(row["address"]), int(row["port"])))
+            for row in options["web"]
+        ),
+    ]
+    return [_section("frontend web", frontend), _section("backend %s" % WEB, backend)]
+
+
+def web_server(row: Mapping[str, Any]) -> str:
+    """Name of a server of the page."""
+    return server(dict(row, unit="open-webui"))
+
+
 def _redirect(options: Mapping[str, Any]) -> str:
-    port = "" if options["port"] == 443 else ":%d" % options["port"]
+    target = options["web_port"] or options["port"]
+    port = "" if target == 443 else ":%d" % target
     return _section(
         "frontend redirect",
         [

@@ -111,7 +111,7 @@ def check(pools: Mapping[str, Any], affinity: Iterable[str] = ()) -> None:
         if not isinstance(rows, list) or not rows:
             raise Refused("pools: %s has no list of servers" % model)
         for row in rows:
-            wrong = _wrong(row)
+            wrong = wrong_server(row)
             if wrong:
                 raise Refused("pools: a server of %s %s" % (model, wrong))
         if not apis(rows):
@@ -123,7 +123,7 @@ def check(pools: Mapping[str, Any], affinity: Iterable[str] = ()) -> None:
         )
 
 
-def _wrong(row: Any) -> str:
+def wrong_server(row: Any) -> str:
     """What is wrong with a server of a pool; empty if nothing is."""
     if not isinstance(row, Mapping):
         return "is %r; expected a dictionary" % (row,)

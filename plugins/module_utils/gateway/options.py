@@ -91,6 +91,27 @@ OPTIONS = (
     ),
     Option("redirect_port", "int", "Port of plain HTTP that redirects to HTTPS; V(0) for none.", default=0),
     Option(
+        "web_port",
+        "int",
+        """
+        Port of the page for people, Open WebUI of the group C(open_webui), with the same address and certificate; V(0)
+        for none. O(redirect_port) then leads there.
+        """,
+        default=0,
+    ),
+    Option(
+        "web",
+        "list",
+        """
+        The servers of the page: dictionaries with C(host), C(address) and C(port).
+
+        P(gpufleet.inference.open_webui_servers#lookup) derives them from the inventory.
+        """,
+        elements="dict",
+        default=[],
+        only="module",
+    ),
+    Option(
         "allow_plaintext",
         "bool",
         "Whether O(host) may be reachable from other hosts without TLS. Keys then cross the network unencrypted.",

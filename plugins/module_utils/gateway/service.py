@@ -125,6 +125,9 @@ class Gate:
             for row in rows
         }
         """Name of a server to its address."""
+        if params["web_port"]:
+            web = {"%s/%s" % (haproxy.WEB, haproxy.web_server(row)): str(row["address"]) for row in params["web"]}
+            self.wanted.update(web)
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
         while True:
@@ -208,6 +211,15 @@ def _check(params: Mapping[str, Any]) -> None:
     for client in params["status_clients"]:
         if not _is_network(client):
             raise Refused("status_clients: %r is not an IPv4 address or network such as 192.0.2.0/28" % client)
+    if params["web_port"] and not params["web"]:
+        raise Refused(
+            "web_port: there is no page that this host reaches; expected a host in the group open_webui, on this host "
+            "or with open_webui_host set to an address of its own"
+        )
+    for row in params["web"]:
+        wrong = keys.wrong_server(dict(row, engine="ollama", unit="open-webui", api="openai"))
+        if wrong:
+            raise Refused("web: a server %s" % wrong)
     if params["redirect_port"] and not certificate:
         raise Refused("redirect_port: there is no https to redirect to; set tls_certificate, or leave it out")
 

@@ -217,12 +217,13 @@ def _from_table(
 
 
 def _best(wheels: Sequence[Wheel], target: Target) -> Wheel:
-    # of one version's builds the one on PyPI: most people have it
+    # of one version's builds one that needs no cuda-compat, then the one on PyPI: most people have it
     return max(
         wheels,
         key=lambda wheel: (
             not _may_fail(wheel, target),
             numbers(wheel.version),
+            not _through_compat(wheel, target),
             not wheel.indexes,
             numbers(wheel.cuda),
         ),

@@ -198,6 +198,7 @@ def test_the_cuda_of_a_driver(driver, cuda):
         ({"driver": "570.1", "compat": COMPAT_13, "version": "2.0"}, "2.0", "cu128", None, ""),
         ({"driver": "570.1", "compat": COMPAT_13, "cuda": "cu129"}, "3.0", "cu129", COMPAT_13.path, ""),
         ({"driver": "580.1", "compat": COMPAT_13}, "3.0", "cu130", None, ""),
+        ({"driver": "575.1", "compat": COMPAT_13}, "3.0", "cu129", None, ""),  # it runs without
         ({"driver": "570.1", "compat": Compat("/x", "535.1")}, "2.0", "cu128", None, ""),
     ],
 )
@@ -212,7 +213,7 @@ def test_without_ptx_the_newest_is_taken_that_the_driver_runs():
     choice = chosen(driver="550.1", python=(3, 12))
     assert (choice.cuda, choice.warning) == ("cu129", "")
     choice = chosen(driver="550.1", python=(3, 12), compat=COMPAT_13)
-    assert (choice.cuda, choice.compat) == ("cu130", COMPAT_13.path)
+    assert (choice.cuda, choice.compat) == ("cu129", None), "cuda-compat is for what does not run without it"
     assert chosen(driver="580.1", version="2.0", cuda="cu132", compat=COMPAT_13).compat is None
 
 
