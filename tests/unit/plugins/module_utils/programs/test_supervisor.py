@@ -69,9 +69,9 @@ def node(tmp_path, free_port):
     yield start
     for one in begun:
         if one.process.poll() is None:
-            one.process.terminate()
             subprocess.run(["pkill", "-P", str(one.process.pid)], check=False)
-            one.process.wait(20)
+            one.process.kill()  # how it takes SIGTERM has tests of its own
+            one.process.wait()
 
 
 def test_they_start_together_and_are_proven_when_all_are(node):
