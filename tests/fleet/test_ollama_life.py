@@ -272,7 +272,7 @@ def test_what_a_hostile_server_lays_into_its_store(lab, host, bring):
     hostsetup.sh(
         host,
         "mkdir -p {0}/r/l/m {0}/blobs; chmod 0700 {0}; for file in secret r/l/m/t blobs/sha256-{1}; do"
-        " echo of-root >{0}/$file; chmod 0600 {0}/$file; done".format(root, "a" * 64),
+        " echo what-root-alone-knows >{0}/$file; chmod 0600 {0}/$file; done".format(root, "a" * 64),
     )
     try:
         before = hostsetup.sh(host, look)
@@ -289,7 +289,7 @@ def test_what_a_hostile_server_lays_into_its_store(lab, host, bring):
         )
         assert bring(models_dir="/srv/llm/models", models_dir_change="move")["failed"]
         assert hostsetup.sh(host, look) == before
-        found = hostsetup.sh(host, "runuser -u ollama -- grep -rs -D skip of-root %s /srv || :" % home)
+        found = hostsetup.sh(host, "runuser -u ollama -- grep -rs -D skip what-root-alone-knows %s /srv || :" % home)
         assert found == "", "the user reads what is root's"
     finally:
         hostsetup.sh(host, "rm -rf %s %s/new %s/evil %s/manifests" % (root, home, home, home))
