@@ -27,10 +27,11 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / ".collections"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".collections"))
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.monitoring import prometheus  # noqa: E402
+from ansible_collections.gpufleet.inference.plugins.module_utils.monitoring import prometheus
+
+ROOT = Path(__file__).resolve().parents[1]
 
 CASES = ROOT / "tests/unit/plugins/module_utils/monitoring/alerts_test.yml"
 RULES = ROOT / "roles/monitoring/files/alerts.yml"
@@ -138,6 +139,7 @@ def main() -> int:
         place.started = time.time()
         try:
             while expected - set(place.arrived) and time.time() - place.started < LIMIT and running.poll() is None:
+                # the alerts arrive in another thread, some of them minutes apart; nothing else is to be done meanwhile
                 time.sleep(0.5)
         finally:
             running.terminate()

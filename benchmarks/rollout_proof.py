@@ -80,7 +80,8 @@ class Fleet(base.Fleet):
                 if one["t"] >= since
             ):
                 return
-            time.sleep(0.02)  # a file on any file system sends no word
+            # the journal is a file, and the standard library cannot wait for a change of one
+            time.sleep(0.02)
         raise SystemExit("%s was never %s:\n%s" % (host, event, process.communicate()[0][-6000:]))
 
     def receipt(self) -> dict[str, Any]:
@@ -135,7 +136,8 @@ class Ready:
 
 def nothing(fleet: Fleet) -> None:
     """nothing is changed for three minutes"""
-    time.sleep(180)  # the time itself is the case: what a loaded machine does without a change
+    # the time itself is the case: what a loaded machine does without a change
+    time.sleep(180)
 
 
 def whole(fleet: Fleet) -> None:

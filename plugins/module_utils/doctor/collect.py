@@ -179,7 +179,8 @@ def _in_driver() -> Dict[int, str]:
 def _stuck() -> Dict[int, str]:
     before = _in_driver()
     if before:
-        time.sleep(1)  # every call waits there for a moment: only who is still there counts
+        # every call into the driver waits there for a moment: only a process that is still there is stuck
+        time.sleep(1)
     return {pid: name for pid, name in _in_driver().items() if pid in before} if before else {}
 
 

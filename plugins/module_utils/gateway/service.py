@@ -213,8 +213,8 @@ def _check(params: Mapping[str, Any]) -> None:
             raise Refused("status_clients: %r is not an IPv4 address or network such as 192.0.2.0/28" % client)
     if params["web_port"] and not params["web"]:
         raise Refused(
-            "web_port: there is no page that this host reaches; expected a host in the group open_webui, on this host "
-            "or with open_webui_host set to an address of its own"
+            "web_port: this gateway cannot reach any Open WebUI; add this host to the group open_webui, or set "
+            "open_webui_host on a host of that group to an address that this one can reach"
         )
     for row in params["web"]:
         wrong = keys.wrong_server(dict(row, engine="ollama", unit="open-webui", api="openai"))

@@ -94,6 +94,7 @@ class Gate:
                 hopeless = fault.verdict.name == "not_reloaded"
                 if hopeless or not changed or time.monotonic() > running.deadline or running.dying():
                     return fault.verdict
+                # Prometheus says nothing when it has read its files
                 time.sleep(0.1)
 
     def _look(self) -> Verdict:

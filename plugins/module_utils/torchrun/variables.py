@@ -96,7 +96,8 @@ TRACE_BUFFER_SIZE TRACE_CPP_STACK USE_COMM_NONBLOCKING USE_TENSOR_REGISTER_ALLOC
 """After ``TORCH_NCCL_``: what PyTorch 2.13 reads (ProcessGroupNCCL.hpp, FlightRecorder.hpp)."""
 
 NEAR = 0.88
-"""Of 1, as difflib counts. Below, a name may well be one of a plugin: there is no list of theirs."""
+"""How similar two names must be (1 means equal) to call one a misspelling. Less similar names may belong to a plugin,
+and there is no list of those."""
 
 
 def meant(name: str) -> Optional[str]:
