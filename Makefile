@@ -9,8 +9,9 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 CHECKOUT := $(shell pwd | sha256sum | cut -c1-4)
 # What is built outside of the checkout.
 CACHE := $(or $(GPUFLEET_CACHE),$(HOME)/.cache/gpufleet-inference)
-# Additional arguments of the fleet tests: two labs at the same time.
-FLEET ?= -n 2 --dist loadfile
+# Two processes, each with whole files: what the tests of a file share is made once. In the fleet tests each has a lab.
+TWO := -n 2 --dist loadfile
+FLEET ?= $(TWO)
 STAGES := lint sanity unit lowest fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
@@ -51,14 +52,14 @@ lint: deps docs ## check formatting, style and types of Python, YAML, playbooks,
 
 unit: BROWSER = browser
 unit: deps ## run the unit tests on the newest ansible-core, with coverage of plugins/, and pages in a browser
-	@newest=.venv-next/bin/pytest; [ -x $$newest ] || newest=pytest; set -x; $$newest -q -n 2 --cov --cov-fail-under=93
+	@newest=.venv-next/bin/pytest; [ -x $$newest ] || newest=pytest; set -x; $$newest -q $(TWO) --cov --cov-fail-under=93
 	pytest -q tests/browser
 
 # The tests that reach Ansible. The others, of module_utils and of the lab, cannot fail on one ansible-core alone.
 LOWEST = $(filter-out %/module_utils/,$(wildcard tests/unit/test_*.py tests/unit/plugins/*/)) \
 $(shell grep -rlE '(from|import) ansible[. ]|toolbox\.entry' --include='test_*.py' tests/unit/plugins/module_utils)
 lowest: deps ## run the unit tests that reach Ansible on the lowest ansible-core
-	@if [ -d .venv-floor ]; then set -x; .venv-floor/bin/pytest -q -n 2 $(LOWEST); \
+	@if [ -d .venv-floor ]; then set -x; .venv-floor/bin/pytest -q $(TWO) $(LOWEST); \
 	else echo "0 passed, 0 failed, 1 skipped (lowest ansible-core: no Python 3.10 to 3.12 here)"; fi
 
 sanity: deps ## run ansible-test sanity
