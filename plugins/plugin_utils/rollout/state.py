@@ -81,6 +81,8 @@ class State:
     """What of it could not be compared."""
     away: List[str] = field(default_factory=list)
     """Hosts that an earlier run has lost."""
+    holder: str = ""
+    """By what the hosts know the runs of this state folder."""
 
     def of(self, *statuses: str) -> List[str]:
         """The hosts with one of these statuses."""
@@ -93,7 +95,8 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
     for event in events:
         kind, host = event.get("event"), event.get("host")
         if kind == "begin":
-            state = State(event["run"], event["by"], event["t"], measured=event["measured"], away=event["away"])
+            kept = {name: event[name] for name in ("measured", "away", "holder")}
+            state = State(event["run"], event["by"], event["t"], **kept)
         elif kind == "resume":
             state.resumed += 1
             state.by, state.stopped = event["by"], ""
