@@ -41,8 +41,8 @@ class Look(NamedTuple):
     """``as declared``, ``differs``, or ``unfit``."""
     why: str = ""
     services: Sequence[Mapping[str, Any]] = ()
-    """What changes: ``service``, ``engine``, ``why``, ``restart``, bytes of ``weights`` (0: unknown), the seconds of the
-    last ``restarts``, and those of the last ``start`` (0: none was measured)."""
+    """What changes: ``service``, ``engine``, ``why``, ``restart``, bytes of ``weights`` (0: unknown), the seconds of
+    the last ``restarts``, and those of the last ``start`` (0: none was measured)."""
     generation: str = ""
     """What takes all services of the host back to now: the time at which the last one was accepted."""
 

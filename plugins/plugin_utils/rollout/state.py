@@ -179,13 +179,13 @@ def _renew(state: State, done: str) -> None:
 
 
 def remaining(state: State) -> List[Unit]:
-    """The units that are left, those in hand first; none once the run has stopped, apart from those in hand."""
+    """The units that are left, those in hand first; only these once the run has stopped or too many hosts failed."""
     if not state.plan:
         return []
     if state.ended:
         return []
     waiting = [unit for unit in state.plan.units if all(state.hosts[host].status == "waiting" for host in unit.hosts)]
-    return in_hand(state) + ([] if state.stopped else waiting)
+    return in_hand(state) + ([] if state.stopped or exceeded(state) else waiting)
 
 
 def lost(state: State) -> Set[str]:

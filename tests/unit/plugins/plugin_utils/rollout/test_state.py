@@ -107,6 +107,7 @@ def test_failures_stop_the_run(failures, canary, why):
     told = state.admit(found, UNITS[1], set("abcd"), "")
     assert told == ((True, "", False) if not why else (False, why, True))
     assert state.verdict(found) == ("failed" if why else "incomplete")
+    assert state.remaining(found) == ([] if why else UNITS[1:]), "nobody waits for room that is not needed"
 
 
 @pytest.mark.parametrize(
