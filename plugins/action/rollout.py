@@ -28,6 +28,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.journal
 
 PAUSE = 1.0  # seconds between two looks at a gateway, or at a request of a person
 LOOKS = 20  # at the gateways, while a canary is watched
+_ends: Dict[str, float] = {}  # by when a task has waited; one process runs its whole loop over the gateways
 
 display = Display()
 
@@ -133,7 +134,7 @@ class ActionModule(ActionBase):
         state, batch = self.journal.state(), set(self.variables["ansible_play_batch"])
         held, pools = states.in_hand(state), state.plan.pools if state.plan else {}
         waiting = [unit for unit in states.remaining(state) if set(unit.hosts) <= batch and unit not in held]
-        until = time.monotonic() + self.given.seconds("rollout_room_wait")
+        until = _ends.setdefault(str(self._task._uuid), time.monotonic() + self.given.seconds("rollout_room_wait"))
         while True:
             found = self.ask_gateway()
             serving = self.serving([found]) - states.lost(state)

@@ -8,6 +8,7 @@ ROLLOUT_KILLS=all kills a run of six hosts at every point where it writes to the
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -214,6 +215,7 @@ class Gateway(http.server.BaseHTTPRequestHandler):
     """Figures of a gateway. Half of the requests to h1 fail; each look comes 60 requests later."""
 
     looks = 0
+    down = ""
 
     def do_GET(self) -> None:
         type(self).looks += 1
@@ -223,7 +225,7 @@ class Gateway(http.server.BaseHTTPRequestHandler):
         for host in POOLS:
             row = '{proxy="chat",server="%s:ollama:1"' % host
             lines += ["haproxy_server_sessions_total%s} %d" % (row, 60 * self.looks)]
-            lines += ['haproxy_server_status%s,state="UP"} 1' % row]
+            lines += ['haproxy_server_status%s,state="%s"} 1' % (row, "DOWN" if host == self.down else "UP")]
             failed = 30 * self.looks * (host == "h1")
             lines += ['haproxy_server_http_responses_total%s,code="5xx"} %d' % (row, failed)]
         self.send_response(200)
@@ -234,16 +236,35 @@ class Gateway(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def gateway(fleet: Fleet) -> Iterator[None]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
-        threading.Thread(target=server.serve_forever).start()
-        inventory = yaml.safe_load(fleet.inventory.read_text())
-        own = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-        inventory["gateway"] = {"hosts": {"gw": {**own, "gateway_status_port": server.server_address[1]}}}
+@contextlib.contextmanager
+def gateways(fleet: Fleet, **kinds: Any) -> Iterator[None]:
+    """Gateways of the fleet, by their names."""
+    inventory = yaml.safe_load(fleet.inventory.read_text())
+    own = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory["gateway"] = {"hosts": {}, "vars": own}
+    with contextlib.ExitStack() as stack:
+        for name, kind in kinds.items():
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind))
+            threading.Thread(target=server.serve_forever).start()
+            stack.callback(server.shutdown)
+            inventory["gateway"]["hosts"][name] = {"gateway_status_port": server.server_address[1]}
         fleet.inventory.write_text(yaml.safe_dump(inventory))
         yield
-        server.shutdown()
+
+
+@pytest.fixture
+def gateway(fleet: Fleet) -> Iterator[None]:
+    with gateways(fleet, gw=Gateway):
+        yield
+
+
+def test_all_gateways_are_waited_for_at_once(fleet: Fleet) -> None:
+    first, second = (type("Without", (Gateway,), {"down": "h2", "looks": 0}) for _number in range(2))
+    with gateways(fleet, g1=first, g2=second):
+        output = fleet.run("--limit", "ollama", rc=2, rollout_room_wait=3, rollout_canary="")
+    assert "rollout incomplete: " in output
+    waits = output.count("TASK [Wait until the gateways have room for this batch]")
+    assert waits and first.looks > second.looks == 1 + waits
 
 
 WORSE = "it does worse than the hosts that are as before: 50 % of its requests for chat failed; at the others, 0 %"
