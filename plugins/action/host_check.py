@@ -29,7 +29,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.text im
 from ansible_collections.gpufleet.inference.plugins.plugin_utils import role_walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.arguments import problems
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.check_first import CheckFirstAction, refuse
-from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import Call
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import Answer, Call
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role import Role, labels, translated
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.role_walk import Asked, Undecided, Walk
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.run_summary import LONGEST
@@ -56,6 +56,9 @@ display = Display()
 class ActionModule(CheckFirstAction):
     MODULE = "gpufleet.inference.host_check"
 
+    self_check_needed = True
+    """False once the host has answered that it has no self check, where none is declared."""
+
     def run(self, tmp: Optional[str] = None, task_vars: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         result = dict(ActionBase.run(self, tmp, task_vars), changed=False)
         self.variables = task_vars or {}
@@ -69,7 +72,7 @@ class ActionModule(CheckFirstAction):
             # also of a host that does not answer: the roles report it, in their words
             why = "the roles are run: " + one_line(str(error))
             display.vvv(why, host=self.variables.get("inventory_hostname"))
-            return dict(result, as_declared=False, msg=why)
+            return dict(result, as_declared=False, self_check=self.self_check_needed, msg=why)
         return dict(
             result,
             as_declared=True,
@@ -150,14 +153,21 @@ class ActionModule(CheckFirstAction):
             self.calls.append((plugin.FUNCTION, validated.validated_parameters))
             self.masked |= plugin.secret(validated)
         look = [] if self.self_check is None else [self._look(self.self_check)]
-        answers = self.ask([*self.calls[begun:], *look], self.variables)
+        answers = self.ask([*look, *self.calls[begun:]], self.variables)
+        if look:
+            self._note_self_check(answers[0])
         if answers[-1].state != "converged":
             raise Undecided("the host's answer is: %s" % self.reason(answers[-1], self.masked))
-        self.differs = one_line(str((answers[-1].result or {}).get("reason"))) if look else ""
         return [
             in_words_of_the_role(one, plugin, plugin.shown(validated, answer))
-            for one, (plugin, validated), answer in zip(asked, questions, answers)
+            for one, (plugin, validated), answer in zip(asked, questions, answers[len(look) :])
         ]
+
+    def _note_self_check(self, answer: Answer) -> None:
+        """Its answer comes first, so that it is also known of a host that differs in something else."""
+        if answer.state == "converged":
+            self.differs = one_line(str((answer.result or {}).get("reason")))
+            self.self_check_needed = bool((self.self_check or {}).get("interval") or self.differs)
 
     def _look(self, arguments: Dict[str, Any]) -> Call:
         """Whether the host asks itself what it has been asked so far. What counts is the answer to the last one."""

@@ -748,6 +748,12 @@ instances:
       type: list
       elements: str
       sample: ["files that it reads change: /etc/gpufleet/vllm/chat.yaml"]
+    differs:
+      description: Names of what differed from the declared state. They are listed in C(docs/faults.md).
+      returned: when the instance was inspected
+      type: list
+      elements: str
+      sample: [environment, override]
     planned:
       description:
         - The writes and systemctl commands of the run, in order. In check mode those of a real run.

@@ -11,7 +11,7 @@ from ..systemd.manager import split_items
 from . import compare
 from .model import Change, Verdict
 from .observe import DOWN, FileChange, Observed, StepChange
-from .override import SECRET, Override
+from .override import DROP_IN, SECRET, Override
 
 ENABLED = ("enabled", "enabled-runtime")
 
@@ -26,6 +26,10 @@ SENTENCES = {
     "remedy": "%s",
     "unread": "it is failing, and systemd has not read its files yet",
 }
+
+
+STATES = {"start": "stopped", "stop": "running"}
+"""What is wrong with a unit that an action starts or stops."""
 
 
 class Reason(NamedTuple):
@@ -62,6 +66,23 @@ class Plan(NamedTuple):
     """Why nothing may be done: ``refused`` or ``shadowed``."""
     remedied: str = ""
     """The verdict that is the only reason to do anything."""
+
+    @property
+    def differs(self) -> List[str]:
+        """What differs from the declaration, by names that every view shows: docs/faults.md has all of them."""
+        verbs = [verb.partition(" ")[0] for verb in self.enabling]
+        found = [
+            *(reason.kind for reason in self.reasons if reason.kind not in ("requested", "remedy", "unread")),
+            *("override" if file.path.endswith("/" + DROP_IN) else "files" for file in self.files),
+            *(["step"] if self.steps else []),
+            *(["not_loaded"] if self.reload and not (self.files or self.steps) else []),
+            *([STATES[self.action]] if self.action in STATES else []),
+            *("disabled" if verb == "enable" else "enabled" for verb in verbs),
+            *(["leftovers"] if self.rubbish else []),
+            *(["shadowed"] if self.shadowed else []),
+            *([self.remedied] if self.remedied else []),
+        ]
+        return list(dict.fromkeys(found))
 
     @property
     def commands(self) -> List[str]:

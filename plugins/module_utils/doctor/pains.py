@@ -65,17 +65,6 @@ def _foreign(state: Mapping[str, str]) -> str:
     return ", ".join(name for name in names if name.rpartition("/")[2] > DROP_IN)
 
 
-def _fault(seen: Seen) -> Iterator[str]:
-    fault = seen.facts.get("fault")
-    if fault:
-        yield "%s: %s (%s)" % (fault["code"], fault["text"], fault["remedy"])
-
-
-def _findings(seen: Seen) -> Iterator[str]:
-    for found in seen.facts.get("findings", ()):
-        yield "GPU %s: %s (%s)" % ("?" if found["gpu"] is None else found["gpu"], found["text"], found["action"])
-
-
 def _holders(seen: Seen) -> Iterator[str]:
     for device in seen.facts.get("devices", ()):
         for process in device["processes"] or ():
@@ -128,8 +117,6 @@ def _nodes(seen: Seen) -> Iterator[str]:
 
 
 PAINS = (
-    Pain("gpu_fault", _fault, "follow the remedy in brackets"),
-    Pain("gpu_finding", _findings, "follow the action in brackets; support.txt has what the vendor asks for"),
     Pain("stuck_in_driver", _stuck, "drain the host and reboot it; kernel.txt may say why"),
     Pain("bus_errors", _bus, "check the seat of the card and its riser; if they rise again, have the board replaced"),
     Pain("rdma_errors", _ports, "check cable and transceiver of that port; the counters start again at a reboot"),
@@ -190,8 +177,11 @@ PAINS = (
 
 
 def check(seen: Seen) -> List[Dict[str, str]]:
-    """What was found: ``pain``, ``text``, ``fix``."""
-    return [{"pain": pain.name, "text": text, "fix": pain.fix} for pain in PAINS for text in pain.found(seen)]
+    """What was found: ``pain``, ``text``, ``fix``. A finding of the facts keeps its name."""
+    known = [
+        {"pain": one["check"], "text": one["line"], "fix": one["remedy"]} for one in seen.facts.get("findings", ())
+    ]
+    return known + [{"pain": pain.name, "text": text, "fix": pain.fix} for pain in PAINS for text in pain.found(seen)]
 
 
 def support(facts: Mapping[str, Any], host: str, now: str) -> str:

@@ -17,11 +17,25 @@ NOTE = "note"
 """It works, but somebody should look at it."""
 
 
+ACTIONS = {
+    "reset": "reset the GPU",
+    "reboot": "reboot the host",
+    "replace": "have the GPU replaced",
+    "restart": "restart the program that used it",
+    "look": "look into it",
+    "none": "nothing",
+}
+"""What to do, in words."""
+URGENT = ("reset", "reboot", "replace")
+"""Actions that somebody has to take, even if the GPU works."""
+
+
 class Check(NamedTuple):
     name: str
+    """The same in every view: facts, messages, plan, report, metrics, alerts."""
     effect: str
     action: str
-    """What to do: ``reset`` the GPU, ``reboot``, ``replace`` it, ``look``, or ``none``."""
+    """A key of ACTIONS."""
     found: Callable[[Device], Any]
     """What was found; a false value is no finding, and so is a fact that is not known."""
     says: str

@@ -44,9 +44,6 @@ _DRIVER = (
 #: What report() has found in this process, for functions of the same check that run after it.
 _reported: Optional[Dict[str, Any]] = None
 
-_URGENT = {"reset": "reset it", "reboot": "reboot the host", "replace": "have it replaced"}
-"""Actions that somebody has to take, in words."""
-
 
 def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The result of the module `gpu_facts`.
@@ -79,11 +76,9 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     if trouble:
         warn(trouble)
     for finding in gpu["findings"]:
-        if finding["check"] == health.MISSING:
-            warn(finding["text"])
-        elif finding["effect"] == NOTE and finding["action"] in _URGENT:
-            gpu_of = "a GPU that is gone" if finding["gpu"] is None else "GPU %d" % finding["gpu"]
-            warn("%s: %s. What to do: %s" % (gpu_of, finding["text"], _URGENT[finding["action"]]))
+        # what else keeps a GPU from working is said by the services that leave it out
+        if finding["check"] == health.MISSING or (finding["effect"] == NOTE and health.matters(finding)):
+            warn("%(line)s. What to do: %(remedy)s" % finding)
     return {"changed": False, "ansible_facts": {"gpu": gpu}}
 
 
@@ -239,7 +234,8 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
     in_kernel = _known_to_kernel(answers["pci"], answers["kernel_gpus"])
     fault = _host_fault(answers, in_kernel, ended, timeout)
     devices = [device for device, gone in read_devices]
-    silent = {device["index"]: gone["text"] for device, gone in read_devices if gone}
+    silent = {device["index"]: gone for device, gone in read_devices if gone}
+    found: List[Tuple[Optional[int], Dict[str, str]]] = list(silent.items())
     source = answers.get("source")
     if not devices and (fault or not source or "fault" in answers):
         source = "procfs"
@@ -247,10 +243,13 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
         unread = _unread(devices, in_kernel, fault)
         devices.extend(unread)
         if fault:
-            silent.update((device["index"], fault["text"]) for device in _meant(fault, unread))
+            meant = {device["index"]: fault for device in _meant(fault, unread)}
+            silent.update(meant)
+            found += meant.items() if fault["code"] == faults.GPU_LOST else [(None, fault)]
     _complete(devices, in_kernel)
     for device in devices:
-        device["health"] = health.health(device, silent.get(device["index"]))
+        gone = silent.get(device["index"])
+        device["health"] = health.health(device, gone["text"] if gone else None)
 
     places = [in_kernel.get(device["pci_bus_id"]) for device in devices]
     # what NVML does not report (for GPUs that do not answer, and for all without pynvml) is read from sysfs
@@ -261,7 +260,7 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
         "fault": fault or _lost_gpus(read_devices),
         "driver": _driver(answers),
         "devices": devices,
-        "findings": health.findings(devices, answers["xids"]),
+        "findings": health.findings(devices, answers["xids"], found),
         "topology": [[one or other for one, other in zip(*rows)] for rows in matrices],
         "peer_to_peer": topology.peer_to_peer(devices, pairs),
         "rdma": [_rdma_device(device, places) for device in answers["rdma"]],

@@ -156,7 +156,9 @@ def _others(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[s
 def _why(result: Mapping[str, Any]) -> str:
     reasons = result.get("reasons")
     listed = "; ".join(map(str, reasons)) if isinstance(reasons, (list, tuple)) else ""
-    return one_line(listed or str(result.get("msg") or "changes"))
+    named = result.get("differs")
+    names = ", ".join(map(str, named)) + ": " if isinstance(named, (list, tuple)) and named and listed else ""
+    return one_line(names + listed or str(result.get("msg") or "changes"))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
