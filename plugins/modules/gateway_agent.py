@@ -72,16 +72,18 @@ options:
         description: Whether it keeps its GPUs, as they are named. Left false, a run plans it again on healthy GPUs.
         type: bool
         default: false
-  hold_unhealthy:
+  on_unhealthy:
     description:
-      - Whether gateways send no new requests to a service that claims a GPU that must not be used (C(unfit) in the
-        facts), and that stays there - it has O(services[].fixed_gpus), or the host has no fit GPU.
-      - It gets requests again after the first run that finds its GPUs fit, or other GPUs claimed.
-    type: bool
-    default: false
+      - With V(drain), gateways send no new requests to a service that claims a GPU that must not be used (C(unfit) in
+        the facts), and that stays there. It has O(services[].fixed_gpus), or the host has no fit GPU. It gets requests
+        again after the first run that finds its GPUs fit, or other GPUs claimed.
+      - V(exclude) and V(fail) make no difference here. The role C(gpu_host) acts upon them.
+    type: str
+    choices: [exclude, drain, fail]
+    default: exclude
     version_added: 0.2.0
   facts_timeout:
-    description: Seconds that reading the GPUs may take. Only O(hold_unhealthy) needs them.
+    description: Seconds that reading the GPUs may take. Only V(drain) needs them.
     type: float
     default: 10.0
     version_added: 0.2.0
@@ -155,7 +157,7 @@ def argument_spec():
     return {
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "services": {"type": "list", "elements": "dict", "default": [], "options": service},
-        "hold_unhealthy": {"type": "bool", "default": False},
+        "on_unhealthy": {"type": "str", "choices": ["exclude", "drain", "fail"], "default": "exclude"},
         "facts_timeout": {"type": "float", "default": 10.0},
         "gateways": {"type": "list", "elements": "str", "default": []},
         "local_gateway": {"type": "str", "default": ""},

@@ -204,7 +204,7 @@ def test_the_agent_runs_without_rights(host: Host) -> None:
 
 def test_a_service_on_a_gpu_that_must_not_be_used_gets_no_requests_until_it_is_repaired(host: Host) -> None:
     """It names its GPU, so no run moves it. The other service has its own GPU, and gets all requests."""
-    held = {"hold_unhealthy": True}
+    held = {"on_unhealthy": "drain"}
     assert not host.agent(host.gateway, check=True, **held)["changed"]
     host.lab.state(host.name, None, "ecc-uncorrectable:1")
     try:

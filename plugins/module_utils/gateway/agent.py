@@ -62,7 +62,7 @@ def converge(
     # imports asyncio, which a host without gateways need not pay for
     from ..programs import gateway_agent
 
-    config = configuration(params, _held(params, system) if params["hold_unhealthy"] else ())
+    config = configuration(params, _held(params, system) if params["on_unhealthy"] == "drain" else ())
     text = json.dumps(config, indent=1, sort_keys=True) + "\n"
     outcome = convergence.converge(
         Change(

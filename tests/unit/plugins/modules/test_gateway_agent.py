@@ -77,7 +77,7 @@ def test_a_service_whose_gpu_must_not_be_used_is_held(bring, monkeypatch):
     monkeypatch.setattr(claims, "held", lambda system: [claims.Claim("vllm@chat.service", {"GPU-1": None})])
     services = [dict(CHAT, fixed_gpus=True), CODE]
     assert bring(services=services)["held"] == [] and not asked, "nobody asked for it"
-    result = bring(services=services, hold_unhealthy=True, facts_timeout=3)
+    result = bring(services=services, on_unhealthy="drain", facts_timeout=3)
     assert result["held"] == ["vllm@chat.service"] and asked == [3.0]
     assert result["msg"].endswith("; left out, as a GPU of theirs must not be used: vllm@chat.service")
     config = json.loads(bring.asked["change"].files["/etc/gpufleet/gateway-agent.json"])
@@ -125,6 +125,7 @@ def test_a_name_is_resolved_on_the_host(bring, monkeypatch):
         ({"services": [CODE, dict(CODE, unit="ollama")]}, "services: ollama.service is named twice"),
         ({"gateways": ["no.such.host.invalid"]}, "cannot resolve no.such.host.invalid"),
         ({"gateways": ["192.0.2.10"], "local_gateway": "192.0.2.1"}, "not one of the gateways (192.0.2.10)"),
+        ({"on_unhealthy": "drian"}, "must be one of: exclude, drain, fail"),
         ({"services": [dict(CODE, engine="tgi")]}, "must be one of: ollama, vllm, llama_server"),
     ],
 )
