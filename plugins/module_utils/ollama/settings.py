@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ..toolbox import values
 from ..toolbox.addresses import reachable
 from ..toolbox.durations import FOREVER, go_duration, parse_go_duration
 from ..toolbox.errors import Refused
+from ..toolbox.fields import dataclass, field
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11434
