@@ -70,7 +70,8 @@ class StepError(Refused):
 class Step(Protocol):
     """Something that must change together with the unit, such as installing its binary.
 
-    Steps are applied in order before systemd is reloaded and undone in reverse order on rollback.
+    Steps are applied in order before systemd is reloaded and undone in reverse order on rollback. One that writes the
+    unit's own file has ``writes_unit = True``; a unit that does not exist is refused unless there is such a step.
     """
 
     restarts: bool
@@ -187,6 +188,8 @@ class Outcome:
     verdict: Verdict = field(default_factory=lambda: Verdict("ok"))
     reasons: List[str] = field(default_factory=list)
     """Why the unit was restarted, or proven again."""
+    differs: List[str] = field(default_factory=list)
+    """Names of what differed from the declaration, see plan.Plan."""
     planned: List[str] = field(default_factory=list)
     """The writes and systemctl commands of the run, in order; in check mode those of a real run."""
     remedied: str = ""
@@ -213,6 +216,7 @@ class Outcome:
             "verdict": self.verdict.name,
             "evidence": self.verdict.evidence,
             "reasons": self.reasons,
+            "differs": self.differs,
             "planned": self.planned,
             "drift": self.drift,
             "shadowed": self.shadowed,

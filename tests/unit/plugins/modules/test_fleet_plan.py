@@ -68,3 +68,8 @@ def test_what_is_impossible(fleet: Fleet, fault: str, variables: Any, why: str, 
 def test_an_inventory_without_our_groups(fleet: Fleet) -> None:
     fleet.inventory.write_text("others:\n  hosts:\n    h1:\n")
     assert "nothing to do: of the hosts of this run" in fleet.run(rc=2, playbook="plan")
+
+
+def test_an_exit_status_that_is_neither_true_nor_false(fleet: Fleet) -> None:
+    said = " ".join(fleet.run(rc=4, playbook="plan", plan_exit_status="maybe").split()).replace("''", "'")
+    assert "plan_exit_status is 'maybe'; expected true or false" in said and "plan:" not in said
