@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -53,3 +54,9 @@ def test_replace(module: Any) -> None:
 def test_wrong_fields(module: Any, args: Any, given: Any) -> None:
     with pytest.raises(TypeError):
         defined(module)(*args, **given)
+
+
+def test_no_module_of_a_host_imports_the_standard_ones() -> None:
+    folder = Path(fields.__file__).parents[1]
+    found = {path.name for path in folder.rglob("*.py") if "from dataclasses import" in path.read_text()}
+    assert found == {"fields.py"}
