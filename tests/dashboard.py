@@ -50,7 +50,8 @@ ROWS: Tuple[Tuple[str, Tuple[Panel, ...]], ...] = (
                 "table",
                 (
                     (
-                        'sum by (alertname, severity, host, unit, proxy, gpu, check, kind) (ALERTS{alertstate="firing"})',
+                        "sum by (alertname, severity, host, unit, proxy, gpu, check, kind) "
+                        '(ALERTS{alertstate="firing"})',
                         "",
                     ),
                 ),
