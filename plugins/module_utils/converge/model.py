@@ -70,7 +70,8 @@ class StepError(Refused):
 class Step(Protocol):
     """Something that must change together with the unit, such as installing its binary.
 
-    Steps are applied in order before systemd is reloaded and undone in reverse order on rollback.
+    Steps are applied in order before systemd is reloaded and undone in reverse order on rollback. One that writes the
+    unit's own file has ``writes_unit = True``; a unit that does not exist is refused unless there is such a step.
     """
 
     restarts: bool

@@ -90,6 +90,7 @@ class TemplateStep:
     """
 
     restarts = False
+    writes_unit = True
 
     def __init__(self, name: str, text: str, root: str = "", also: str = "") -> None:
         self.path = "%s%s/%s" % (root, DIRECTORY, name)
