@@ -264,9 +264,7 @@ def test_preflight_names_what_is_wrong(managed, lab, sh, fault, verdict):
     before = everything(sh, "gpu1")
     lab.state("gpu1", None, fault)
     try:
-        run = lab.playbook(
-            "site.yml", "--limit", "gpu1", "-e", "gpu_host_allow_degraded=false", ok=False, warnings=True
-        )
+        run = lab.playbook("site.yml", "--limit", "gpu1", "-e", "gpu_host_on_unhealthy=fail", ok=False, warnings=True)
         assert run.rc == 2
         assert "gpu1: %s: " % verdict in " ".join(run.output.split())
         assert run.of("ollama_service") == []

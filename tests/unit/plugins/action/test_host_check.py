@@ -206,3 +206,9 @@ def test_wrong_arguments(check: Any, host: Host, arguments: Dict[str, Any], wron
 
 def test_one_role_may_be_a_text(check: Any) -> None:
     assert check({"roles": "llama_server"})["roles"] == ["llama_server"]
+
+
+def test_filters_are_loaded_before_ansible_forks() -> None:
+    """Ansible loads all filters of a collection for one of them: here, and not again for each host."""
+    filters = {path.stem for path in (role_walk.ROLES.parent / "plugins/filter").glob("*.py")}
+    assert filters <= {plugin.__name__.rpartition(".")[2] for plugin in host_check.LOADED}

@@ -34,7 +34,7 @@ def device(**leaves: Any) -> Any:
 def seen(unit: Any = None, facts: Any = None, **more: Any) -> pains.Seen:
     known = {"fault": None, "count": 1, "devices": [device()], "findings": [], "rdma": [], **(facts or {})}
     rest = {"modules": ["nvidia"], "nodes": ["nvidia-uvm"], "disks": {"/": 50}, "reboot": False, **more}
-    rest = {"bus_errors": {"0000:3b:00.0": 0}, "ports": {"mlx5_0/1": {"link_downed": 1}}, "stuck": {}, **rest}
+    rest = {"ports": {"mlx5_0/1": {"link_downed": 1}}, "stuck": {}, **rest}
     return pains.Seen(known, {UNIT: {**HEALTHY, **(unit or {})}}, **rest)
 
 
@@ -42,7 +42,6 @@ FINDING = {"gpu": 0, "check": "hot", "text": "it is hot", "line": "GPU 0: hot: i
 HOLDER = {"pid": 7, "name": "python3", "unit": "jupyter.service"}
 CASES = [
     ("stuck_in_driver", {"stuck": {7: "python3"}}, "process 7 (python3) hangs"),
-    ("bus_errors", {"bus_errors": {"0000:3b:00.0": 4}}, "0000:3b:00.0 had 4 uncorrectable errors"),
     ("rdma_errors", {"ports": {"mlx5_0/1": {"link_downed": 3, "symbol_error": 2}}}, "symbol_error 2, link_downed 3"),
     ("no_peermem", {"facts": {"rdma": [{}]}}, "nvidia_peermem is not loaded"),
     ("no_uvm", {"nodes": []}, "/dev/nvidia-uvm"),
