@@ -67,7 +67,7 @@ pains:
     pain:
       description: Name of the problem.
       type: str
-      sample: stale_unit
+      sample: not_loaded
     text:
       description: What was found.
       type: str

@@ -138,7 +138,7 @@ PAINS = (
         "read logs/UNIT.log for what ends it",
     ),
     Pain(
-        "stale_unit",
+        "not_loaded",
         _units(
             "%s: its files have changed since systemd read them", lambda state: state.get("NeedDaemonReload") == "yes"
         ),

@@ -50,7 +50,7 @@ CASES = [
     ("persistence_off", {"facts": {"devices": [device(persistence_mode=False)]}}, "off on GPU 0"),
     ("failed", {"unit": {"ActiveState": "failed"}}, "ollama.service has failed"),
     ("restart_loop", {"unit": {"NRestarts": "3"}}, "was restarted 3 times"),
-    ("stale_unit", {"unit": {"NeedDaemonReload": "yes"}}, "changed since systemd read them"),
+    ("not_loaded", {"unit": {"NeedDaemonReload": "yes"}}, "changed since systemd read them"),
     ("later_drop_in", {"unit": {"DropInPaths": D + "zz-gpufleet.conf " + D + "zzz.conf"}}, "wins: " + D + "zzz.conf"),
     ("orphans", {"unit": {"KillMode": "process"}}, "KillMode=process"),
     (
