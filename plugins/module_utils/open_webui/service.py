@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Mapping, Optional
 
 from ..converge import run as convergence
 from ..converge.account import DirectoryStep, UserStep
-from ..converge.model import Change, Outcome
+from ..converge.model import Change, Outcome, Running, Verdict
 from ..programs import open_webui_data
 from ..serving import template
 from ..systemd.manager import System
@@ -84,6 +84,7 @@ def converge(
             DirectoryStep(home, user),
             template.TemplateStep(settings.UNIT, settings.STUB, system.root),
         ],
+        hooks=_Stop(params, warn),
         check_mode=check_mode,
         system=system,
     )
@@ -96,6 +97,22 @@ def converge(
 def check(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The lean question: the module's result, in check mode."""
     return converge(params, True, warn)
+
+
+class _Stop:
+    """What happens around a stop."""
+
+    def __init__(self, params: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+        self.params, self.warn = params, warn
+
+    def before_stop(self, running: Running) -> None:
+        if self.params["drain_timeout"] and self.params["admin_email"]:
+            from .drain import await_answers
+
+            await_answers(self.params, running, self.warn)
+
+    def after_stop(self) -> Verdict:
+        return Verdict("ok")
 
 
 def _installed(venv: str) -> "tuple[str, str]":
