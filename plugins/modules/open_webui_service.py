@@ -168,7 +168,7 @@ options:
   database_url:
     description:
       - PostgreSQL instead of SQLite, such as V(postgresql://USER:PASSWORD@HOST/NAME).
-      - Its backup needs C(pg_dump), C(pg_restore) and C(psql) on the host.
+      - The database must belong to that user. Its backup needs C(pg_dump), C(pg_restore) and C(psql) on the host.
     type: str
   secret_key:
     description:

@@ -158,7 +158,7 @@ OPTIONS = (
         """
         PostgreSQL instead of SQLite, such as V(postgresql://USER:PASSWORD@HOST/NAME).
 
-        Its backup needs C(pg_dump), C(pg_restore) and C(psql) on the host.
+        The database must belong to that user. Its backup needs C(pg_dump), C(pg_restore) and C(psql) on the host.
         """,
         no_log=True,
     ),

@@ -29,7 +29,8 @@ PROGRAM = "/etc/gpufleet/open_webui_data.py"
 SECRETS = "/etc/gpufleet/%s.env" % settings.UNIT
 _LONGEST = 3600
 """Seconds for a backup before a start, for systemd."""
-_TOOLS = ("pg_dump", "pg_restore", "psql")
+_ASKED = 120
+"""Seconds for questions to a database."""
 
 
 def converge(
@@ -51,7 +52,8 @@ def converge(
     if check_mode and not os.path.exists(params["venv"]):
         return {"changed": True, "msg": "would install Open WebUI first, in %s" % params["venv"]}
     venv, version = _installed(params["venv"])
-    if not (params["admin_email"] or params["database_url"] or os.path.exists(data + "/webui.db")):
+    known = open_webui_data.MARK if params["database_url"] else "webui.db"
+    if not (params["admin_email"] or os.path.exists("%s/%s" % (data, known))):
         raise Refused(
             "admin_email: there is no user yet, and whoever comes first would become the administrator, whatever "
             "signup says; give admin_email and admin_password"
@@ -143,10 +145,17 @@ def _new_key() -> str:
 
 
 def _obstacle(params: Mapping[str, Any], data: str, version: str) -> Optional[str]:
-    """Why an update cannot be made: its backup has no room, or lacks a program."""
+    """Why a change cannot be made: the backup before an update has no room, or the database cannot be put back."""
     ids = users.ids_of(params["user"])
     if not ids or not os.path.isdir(data):
         return None
+    if params["database_url"]:
+        from . import database
+
+        users_needed = not params["admin_email"]
+        why = users.as_user(ids, lambda: database.obstacle(params["database_url"], users_needed), _ASKED)
+        if why:
+            return str(why)
 
     def look() -> Any:
         found = open_webui_data.version_of(data)
@@ -165,13 +174,6 @@ def _obstacle(params: Mapping[str, Any], data: str, version: str) -> Optional[st
             size >> 20,
             data,
             free >> 20,
-        )
-    missing = [tool for tool in _TOOLS if params["database_url"] and not shutil.which(tool)]
-    if missing:
-        return "updating %s to %s needs %s for a backup of the database: install PostgreSQL's client" % (
-            before,
-            version,
-            ", ".join(missing),
         )
     return None
 

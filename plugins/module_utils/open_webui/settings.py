@@ -150,7 +150,8 @@ def secrets(params: Mapping[str, Any], secret_key: str) -> Dict[str, str]:
         "OPENAI_API_KEYS": ";".join(keys),
         "RAG_OPENAI_API_KEY": embedding(params)[1] if params["embedding_model"] else "",
         "WEBUI_ADMIN_PASSWORD": params["admin_password"] or "",
-        "DATABASE_URL": params["database_url"] or "",
+        # by the driver that Open WebUI requires; the plain scheme means another one, of an extra
+        "DATABASE_URL": re.sub(r"^postgres(ql)?:", "postgresql+psycopg:", params["database_url"] or ""),
     }
     found.update({name: _text(value) for name, value in params["secret_environment"].items()})
     return {name: value for name, value in found.items() if value}

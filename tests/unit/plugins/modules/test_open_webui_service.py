@@ -90,6 +90,13 @@ def test_without_an_embedding_model_documents_are_read_whole() -> None:
     assert settings.secrets(params, "signing")["OPENAI_API_KEYS"] == "none"
 
 
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_postgresql_is_reached_with_the_driver_that_is_installed(scheme: str) -> None:
+    params = declared(database_url=scheme + "://webui:p%40ss@db.example/chats")
+    settings.check(params)
+    assert settings.secrets(params, "")["DATABASE_URL"] == "postgresql+psycopg://webui:p%40ss@db.example/chats"
+
+
 def test_no_secret_is_shown(run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def converge(params: Any, check_mode: bool, warn: Any) -> Dict[str, Any]:
         return {"changed": False, "msg": "%s %s" % (params["connections"][0]["key"], params["admin_password"])}
