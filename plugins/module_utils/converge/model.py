@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Protocol
 
 from ..systemd.manager import System
 from ..systemd.process import Process
 from ..systemd.unit import Unit
 from ..toolbox.errors import Failed, Refused
+from ..toolbox.fields import dataclass, field
 
 
 @dataclass

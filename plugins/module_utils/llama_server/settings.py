@@ -11,12 +11,12 @@ written manually stays where it says the same as the inventory, and is removed w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 from ..serving.variables import plain_variables, secret_variables
 from ..toolbox.addresses import host_port, reachable
 from ..toolbox.errors import Refused
+from ..toolbox.fields import dataclass, field
 
 FILES = ("model", "ssl_key_file", "ssl_cert_file")
 HOST, PORT = "127.0.0.1", "8080"

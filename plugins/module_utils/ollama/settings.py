@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ..serving.variables import MAY_BE_SECRET, may_be_secret, secret_variables
@@ -20,6 +19,7 @@ from ..toolbox import values
 from ..toolbox.addresses import reachable
 from ..toolbox.durations import FOREVER, go_duration, parse_go_duration
 from ..toolbox.errors import Refused
+from ..toolbox.fields import dataclass, field
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11434

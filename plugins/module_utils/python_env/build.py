@@ -11,11 +11,11 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..toolbox import record
 from ..toolbox.errors import Failed
+from ..toolbox.fields import dataclass
 from . import compat
 from .interpreters import find_uv
 from .wheels import Choice
@@ -39,7 +39,7 @@ IMPORTS = {
 PLAIN = ("open_webui",)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sources:
     """Where packages come from; none of it is part of what is asked for, so a mirror may move."""
 

@@ -11,7 +11,6 @@ next to it, it runs all that those were built for (forward compatibility).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from ..toolbox.errors import Refused
@@ -46,8 +45,7 @@ class Target(NamedTuple):
 UNKNOWN = Target()
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """What to install."""
 
     engine: str

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ..hf_model.parallel import Parallel
 from ..serving.variables import plain_variables, secret_variables
 from ..toolbox.addresses import host_port, is_loopback, reachable
 from ..toolbox.errors import Refused
+from ..toolbox.fields import dataclass, field
 from . import releases
 from .adapters import LORA_RANK, Adapter, rank_limit
 
