@@ -8,7 +8,8 @@ The record belongs to root. It is replaced only once a service is proven.
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Optional
+import os
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ..converge.model import Fault
 from ..endpoint.client import Endpoint, EndpointError
@@ -89,7 +90,11 @@ def _busy(endpoint: Endpoint) -> bool:
 
 def read(unit: str) -> Optional[Recorded]:
     """What was accepted for a service; None if nothing was, or the record cannot be read."""
-    found = record.read(place_of(unit))
+    return recorded_in(record.read(place_of(unit)))
+
+
+def recorded_in(found: Mapping[str, Any]) -> Optional[Recorded]:
+    """The fingerprint in a record; None if it has none. Pure."""
     try:
         recorded = Recorded(
             str(found["model"]),
@@ -101,6 +106,17 @@ def read(unit: str) -> Optional[Recorded]:
         return None
     whole = len(recorded.answers) == len(recorded.prompts) and all(recorded.answers) and recorded.tolerance > 0
     return recorded if whole else None
+
+
+def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
+    """The result of the module ``fingerprints_info``."""
+    try:
+        names = sorted(name for name in os.listdir(FOLDER) if name.endswith(".json") and name[0] != ".")
+    except FileNotFoundError:
+        names = []
+    units = [name[: -len(".json")] for name in names]
+    found = {unit: recorded._asdict() for unit, recorded in ((unit, read(unit)) for unit in units) if recorded}
+    return {"changed": False, "msg": "recorded answers of %d services" % len(found), "fingerprints": found}
 
 
 def _answer(tokens: List[Any]) -> Answer:

@@ -1,4 +1,8 @@
 #!/bin/bash
+# Copyright: (c) The gpufleet developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
 # Rolls an option, then a wrong data type, over vLLM on two hosts with a GPU each, under load.
 #
 #     export FOLDER=ENVIRONMENT_WITH_VLLM GATEWAY_KEY=$(openssl rand -hex 32) ENGINE_KEY=$(openssl rand -hex 32)
