@@ -445,6 +445,13 @@ ansible_facts:
               returned: success
               type: bool
               sample: false
+            inforom_corrupt:
+              description:
+                - Whether its infoROM, which holds its record of bad memory, is corrupt.
+                - Only M(gpufleet.inference.doctor) reads it, as it takes long.
+              returned: success
+              type: bool
+              sample: false
             recovery_action:
               description: What the driver asks for, V(none), V(reset), V(reboot), V(drain_p2p) or V(drain_and_reset).
               returned: success
@@ -671,6 +678,19 @@ ansible_facts:
                   returned: success
                   type: int
                   sample: 0
+                uncorrectable_errors:
+                  description: Uncorrectable errors since boot (AER), as the kernel counts them.
+                  returned: success
+                  type: int
+                  sample: 0
+                acs_redirects:
+                  description:
+                    - The PCI bridges above it that send what goes to other devices through the CPU (ACS).
+                    - Only M(gpufleet.inference.doctor) reads it, as it takes long.
+                  returned: success
+                  type: list
+                  elements: str
+                  sample: []
             nvlink:
               description: Its NVLinks.
               returned: success
@@ -686,6 +706,26 @@ ansible_facts:
                   returned: success
                   type: int
                   sample: 18
+                recovery_errors:
+                  description: How often links had to recover from errors.
+                  returned: success
+                  type: int
+                  sample: 0
+            slowdown:
+              description: For how long the hardware has held the clocks down since the driver was loaded.
+              returned: success
+              type: dict
+              contains:
+                thermal_seconds:
+                  description: Because of heat.
+                  returned: success
+                  type: float
+                  sample: 0.0
+                power_brake_seconds:
+                  description: Because of the power supply.
+                  returned: success
+                  type: float
+                  sample: 0.0
             fabric:
               description: The NVLink fabric it belongs to.
               returned: success

@@ -73,7 +73,7 @@ options:
       - Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template C(NAME@.service),
         which is created if it does not exist. For C(NAME.service) itself see O(main).
       - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
-        O(environment).
+        O(environment), and its C(secret_environment) over O(secret_environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both.
     type: list
@@ -93,6 +93,9 @@ options:
         choices: [present, stopped, absent]
       environment:
         description: Further variables of its process, merged over O(environment).
+        type: dict
+      secret_environment:
+        description: Further secret variables of its process, merged over O(secret_environment).
         type: dict
       enabled:
         description: Overrides O(enabled) for this instance.
@@ -287,6 +290,13 @@ options:
     description:
       - Further variables of the process, such as E(LLAMA_ARG_FLASH_ATTN). llama-server reads nearly every argument from
         a variable as well; C(llama-server --help) names them. A name that this version does not know is rejected.
+    type: dict
+    default: {}
+  secret_environment:
+    description:
+      - Further variables of the process that hold secrets, such as E(AWS_SECRET_ACCESS_KEY). They are passed from a
+        file that only root can read. O(environment) rejects a variable with the name of a secret, and a URL with a
+        password.
     type: dict
     default: {}
   generation:

@@ -80,7 +80,7 @@ options:
       - Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template C(NAME@.service),
         which is created if it does not exist. For C(NAME.service) itself see O(main).
       - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
-        O(environment).
+        O(environment), and its C(secret_environment) over O(secret_environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both.
     type: list
@@ -101,6 +101,9 @@ options:
         choices: [present, stopped, absent]
       environment:
         description: Further variables of its process, merged over O(environment).
+        type: dict
+      secret_environment:
+        description: Further secret variables of its process, merged over O(secret_environment).
         type: dict
       enabled:
         description: Overrides O(enabled) for this instance.
@@ -337,6 +340,13 @@ options:
     description:
       - Further variables of the process. A variable that Ollama reads is checked like its option. A name that Ollama
         does not know but that resembles a known one causes a warning.
+    type: dict
+    default: {}
+  secret_environment:
+    description:
+      - Further variables of the process that hold secrets, such as E(AWS_SECRET_ACCESS_KEY). They are passed from a
+        file that only root can read. O(environment) rejects a variable with the name of a secret, and a URL with a
+        password.
     type: dict
     default: {}
   generation:

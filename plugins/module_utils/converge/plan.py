@@ -280,16 +280,16 @@ def shadow_verdict(unit: str, shadowed: List[Dict[str, Any]]) -> Optional[Verdic
 def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
     """Why no state can be declared for a unit."""
     unit, state, file_state = observed.unit, observed.state, observed.state.get("UnitFileState")
-    brings_install = bool(observed.steps) or "Install" in change.settings
+    written = any(step.writes_unit for step in observed.steps)
     why = ""
     if change.state == "absent":
         return None
     if state.get("LoadState") == "masked":
         why = "%s is masked, so it cannot start: systemctl unmask it first" % unit
-    elif state.get("LoadState") == "not-found" and not observed.steps:
+    elif state.get("LoadState") == "not-found" and not written:
         why = "there is no unit %s on this host: %s, or correct the name" % (unit, change.install_hint)
     elif state.get("Transient") == "yes":
         why = "%s is transient: it has no unit file, and is gone once it stops; create a unit file for it" % unit
-    elif change.enabled and not brings_install and file_state in ("static", "generated"):
+    elif change.enabled and not written and "Install" not in change.settings and file_state in ("static", "generated"):
         why = "%s cannot be enabled: it is %s, as it has no [Install] section of its own" % (unit, file_state)
     return Verdict("refused", why) if why else None

@@ -29,6 +29,11 @@ _ALSO_IN_KERNEL = (
     "numa_node",
     "cpu_affinity",
 )
+#: Leaves of the PCI Express link that sysfs alone knows, and why they may be missing.
+_OF_THE_LINK = {
+    "uncorrectable_errors": "the kernel counts none (sysfs has no aer_dev_fatal)",
+    "acs_redirects": model.SLOW,
+}
 _DRIVER = (
     "version",
     "library_version",
@@ -104,7 +109,9 @@ def first_look(timeout: float) -> Dict[str, Any]:
     return _reported or gather_for(timeout)
 
 
-def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/") -> Dict[str, Any]:
+def gather(
+    timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/", thorough: bool = False
+) -> Dict[str, Any]:
     """Everything known of this host's GPUs, RDMA devices and their topology.
 
     Reads in a child process with a time limit: a driver that hangs costs `timeout` seconds, never more, and what was
@@ -113,10 +120,11 @@ def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = 
     :param timeout: seconds for everything, default 10.
     :param python_paths: folders searched for `pynvml` before the interpreter's own, such as site_packages() gives.
     :param root: folder that holds `proc` and `sys`; another one than `/` in tests.
+    :param thorough: whether to read what takes long, too.
     :returns: the facts as the gpu_facts module documents them; trouble with GPUs stands under `fault`, nothing is
         raised for it.
     """
-    parts, ended = child.run(lambda emit: read(emit, python_paths, root), timeout)
+    parts, ended = child.run(lambda emit: read(emit, python_paths, root, thorough), timeout)
     return assemble(parts, ended, timeout)
 
 
@@ -125,14 +133,14 @@ def site_packages(venv: str) -> List[str]:
     return sorted(glob.glob(os.path.join(glob.escape(venv), "lib*", "python3*", "site-packages")))
 
 
-def read(emit: Callable[[str, Any], None], python_paths: Sequence[str], root: str) -> None:
+def read(emit: Callable[[str, Any], None], python_paths: Sequence[str], root: str, thorough: bool = False) -> None:
     """Read all sources, part by part, the harmless ones first: the driver may hang at any touch.
 
     :param emit: takes `step`, `pci`, `rdma`, `library`, `kernel`, `xids`, `kernel_gpus`, `source` and the parts of
         nvml.read().
     """
     emit("step", "reading sysfs")
-    pci = procfs.pci_gpus(root)
+    pci = procfs.pci_gpus(root, thorough)
     emit("pci", pci)
     emit("rdma", rdma.read(root))
     library = procfs.library(root)
@@ -147,7 +155,7 @@ def read(emit: Callable[[str, Any], None], python_paths: Sequence[str], root: st
     pynvml = _binding(python_paths)
     if pynvml is not None:
         emit("source", "nvml")
-        nvml.read(pynvml, emit, root)
+        nvml.read(pynvml, emit, root, thorough)
     else:
         _read_with_smi(emit, root)
 
@@ -353,6 +361,11 @@ def _complete(devices: List[Dict[str, Any]], in_kernel: Dict[str, Dict[str, Any]
         for leaf in _ALSO_IN_KERNEL:
             if device[leaf] is None and gpu.get(leaf) is not None:
                 model.put(device, leaf, gpu[leaf])
+        for leaf, missing in _OF_THE_LINK.items():
+            if gpu.get(leaf) is not None:
+                model.put(device, "pcie." + leaf, gpu[leaf])
+            else:
+                model.refuse(device, "pcie." + leaf, missing)
         if device["minor"] is not None:
             model.put(device, "device_node", "/dev/nvidia%d" % device["minor"])
         else:

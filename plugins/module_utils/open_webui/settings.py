@@ -5,7 +5,8 @@
 
 Facts of Open WebUI 0.12.4: env.py and config.py of the package. With ENABLE_PERSISTENT_CONFIG=false the environment
 applies, and not what an administrator once saved. OFFLINE_MODE keeps it from fetching models and from looking for
-updates. Its server trusts the client addresses that any peer claims, unless FORWARDED_ALLOW_IPS is set.
+updates. Its server trusts the client addresses that any peer claims, unless FORWARDED_ALLOW_IPS is set. A model is for
+administrators alone until one of them shares it on the page, unless BYPASS_MODEL_ACCESS_CONTROL is set.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from typing import Any, Dict, List, Mapping, Tuple
 
 from ..placement import sandbox
+from ..serving.variables import may_be_secret
 from ..systemd.render import argument
 from ..toolbox.addresses import is_loopback
 from ..toolbox.errors import Refused
@@ -47,9 +49,9 @@ ALWAYS = {
     "ENABLE_PERSISTENT_CONFIG": "false",
     "ENABLE_PIP_INSTALL_FRONTMATTER_REQUIREMENTS": "false",
     "FORWARDED_ALLOW_IPS": "127.0.0.1",
+    "BYPASS_MODEL_ACCESS_CONTROL": "true",
 }
 _URL = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[^\s;?#]*)?/?\Z")
-_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|API_KEYS?|ACCESS_KEY)\Z")
 _SECRETS = ("WEBUI_SECRET_KEY", "WEBUI_ADMIN_PASSWORD", "DATABASE_URL", "OPENAI_API_KEYS", "RAG_OPENAI_API_KEY")
 
 
@@ -81,7 +83,9 @@ def check(params: Mapping[str, Any]) -> None:
         raise Refused("backups is %d; expected at least 1" % params["backups"])
     if params["database_url"] and not re.match(r"postgres(ql)?://", params["database_url"]):
         raise Refused("database_url: expected postgresql://USER:PASSWORD@HOST/NAME, or leave it out for SQLite")
-    open_ones = sorted(name for name, value in params["environment"].items() if _is_secret(name, value))
+    open_ones = sorted(
+        name for name, value in params["environment"].items() if name in _SECRETS or may_be_secret(name, value)
+    )
     if open_ones:
         raise Refused(
             "environment: %s would be readable by everybody; use secret_environment, or the option for it"
@@ -150,7 +154,8 @@ def secrets(params: Mapping[str, Any], secret_key: str) -> Dict[str, str]:
         "OPENAI_API_KEYS": ";".join(keys),
         "RAG_OPENAI_API_KEY": embedding(params)[1] if params["embedding_model"] else "",
         "WEBUI_ADMIN_PASSWORD": params["admin_password"] or "",
-        "DATABASE_URL": params["database_url"] or "",
+        # by the driver that Open WebUI requires; the plain scheme means another one, of an extra
+        "DATABASE_URL": re.sub(r"^postgres(ql)?:", "postgresql+psycopg:", params["database_url"] or ""),
     }
     found.update({name: _text(value) for name, value in params["secret_environment"].items()})
     return {name: value for name, value in found.items() if value}
@@ -174,12 +179,6 @@ def unit(params: Mapping[str, Any], venv: str) -> Dict[str, List[str]]:
         found["IPAddressDeny"] = ["any"]
         found["IPAddressAllow"] = [" ".join(["localhost", *params["clients"]])]
     return found
-
-
-def _is_secret(name: str, value: Any) -> bool:
-    if name in _SECRETS or re.search("://[^/@]*:[^/@]*@", str(value)):
-        return True
-    return bool(_SECRET_NAME.search(name)) and not isinstance(value, bool)
 
 
 def _url(option: str, url: str) -> None:

@@ -27,7 +27,13 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import
 if not role_walk.POSSIBLE:
     pytest.skip("needs ansible-core 2.19", allow_module_level=True)
 
-GPU = {"fault": None, "devices": [{"health": {"ok": True}, "persistence_mode": True}], "count": 1, "source": "nvml"}
+GPU = {
+    "fault": None,
+    "findings": [],
+    "devices": [{"health": {"ok": True}, "persistence_mode": True}],
+    "count": 1,
+    "source": "nvml",
+}
 LOOK = {"changed": False, "reason": ""}
 MSG = "ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread"
 MODELS = {"llama_server_models": [{"name": "Qwen/Qwen3-8B"}]}
@@ -206,3 +212,9 @@ def test_wrong_arguments(check: Any, host: Host, arguments: Dict[str, Any], wron
 
 def test_one_role_may_be_a_text(check: Any) -> None:
     assert check({"roles": "llama_server"})["roles"] == ["llama_server"]
+
+
+def test_filters_are_loaded_before_ansible_forks() -> None:
+    """Ansible loads all filters of a collection for one of them: here, and not again for each host."""
+    filters = {path.stem for path in (role_walk.ROLES.parent / "plugins/filter").glob("*.py")}
+    assert filters <= {plugin.__name__.rpartition(".")[2] for plugin in host_check.LOADED}

@@ -194,6 +194,13 @@ CASES = {
     "masked": Case(state={"LoadState": "masked"}, refusal="refused: x.service is masked"),
     "absent of a masked unit": Case({"state": "absent"}, {"LoadState": "masked"}),
     "no such unit": Case(state={"LoadState": "not-found"}, refusal="refused: there is no unit x.service"),
+    "no such unit, and only another step": Case(
+        state={"LoadState": "not-found"},
+        more={"steps": (STEP,)},
+        commands=["apply UserStep", RELOAD, FORGET, RESTART],
+        reasons=[("step", "UserStep")],
+        refusal="refused: there is no unit x.service",
+    ),
     "transient": Case(state={"Transient": "yes"}, refusal="refused: x.service is transient"),
     "static": Case(
         {"enabled": True},

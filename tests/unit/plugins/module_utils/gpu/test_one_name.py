@@ -38,6 +38,12 @@ SICK: Dict[str, Mapping[str, Any]] = {
     "hw_power_brake_slowdown": {"clocks_event_reasons": ["hw_power_brake_slowdown"]},
     "pcie_narrow": {"pcie.width": 8, "pcie.max_width": 16},
     "spare_rows_low": {"remapped_rows.spare_banks.low": 2},
+    "nvlink_errors": {"nvlink.recovery_errors": 2},
+    "slowed_by_heat": {"slowdown.thermal_seconds": 700.0},
+    "slowed_by_power": {"slowdown.power_brake_seconds": 700.0},
+    "inforom_corrupt": {"inforom_corrupt": True},
+    "pcie_errors": {"pcie.uncorrectable_errors": 3},
+    "acs_on": {"pcie.acs_redirects": ["0000:01:00.0"]},
     "hot": {"temperature.margin_celsius": 3},
 }
 OTHERS = ("unlike_twins", "xid_119", "gpu_missing", *faults.REMEDIES)
@@ -88,7 +94,7 @@ def of_the_journal(gpu: Mapping[str, Any]) -> List[str]:
 
 
 def of_the_doctor(gpu: Mapping[str, Any]) -> List[str]:
-    seen = pains.Seen(gpu, {}, [], ["nvidia-uvm"], {}, False, {}, {}, {})
+    seen = pains.Seen(gpu, {}, [], ["nvidia-uvm"], {}, False, {}, {})
     return [one["pain"] for one in pains.check(seen)]
 
 
