@@ -270,7 +270,7 @@ def _invalid(params: Mapping[str, Any], maps: Mapping[str, Mapping[str, str]], c
         for path, text in texts.items():
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(text)
-        words = [PROGRAM, "-c", "-q", "-f", "%s/%s" % (scratch, haproxy.CONFIG)]
+        words = [PROGRAM, "-c", "-f", "%s/%s" % (scratch, haproxy.CONFIG)]  # with -q it would not say why
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
