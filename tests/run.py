@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run make targets one after the other up to the first failure; close with the time and the counts of each.
 
-run.py A B+C,D    A, then B, and beside it C and after that D. What runs beside B is printed when all of it has ended.
+run.py TARGET... Targets joined by "+" run at the same time. The output of all but the first is printed when they have
+ended.
 """
 
 from __future__ import annotations
@@ -49,35 +50,29 @@ def stage(target: str, say: Callable[[str], None], command: str = "make") -> Sta
     return Stage(target, good, counts, time.monotonic() - started)
 
 
-def in_turn(targets: List[str], say: Callable[[str], None], command: str) -> List[Stage]:
-    """Run targets one after the other up to the first failure."""
-    done: List[Stage] = []
-    for target in targets:
-        if all(one.good for one in done):
-            say("\n===== %s\n" % target)
-            done.append(stage(target, say, command))
-    return done
-
-
-def at_once(chains: List[str], command: str = "make") -> List[Stage]:
-    """Run chains of targets at the same time; the lines of the first are printed as they come."""
-    lines: List[List[str]] = [[] for _chain in chains]
+def at_once(targets: List[str], command: str = "make") -> List[Stage]:
+    """Run targets at the same time; the lines of the first are printed as they come."""
+    lines: List[List[str]] = [[] for _target in targets]
     says = [lambda line: print(line, end="", flush=True), *(more.append for more in lines[1:])]
-    with ThreadPoolExecutor(len(chains)) as pool:
-        running = [pool.submit(in_turn, chain.split(","), say, command) for chain, say in zip(chains, says)]
-        for later, one in zip(lines, running):
+    print("\n===== %s" % targets[0], flush=True)
+    with ThreadPoolExecutor(len(targets)) as pool:
+        running = [pool.submit(stage, target, say, command) for target, say in zip(targets, says)]
+        for target, later, one in zip(targets, lines, running):
             one.result()
-            print("".join(later), end="", flush=True)
-    return [one for chain in running for one in chain.result()]
+            if later:
+                print("\n===== %s\n%s" % (target, "".join(later)), end="", flush=True)
+    return [one.result() for one in running]
 
 
 def main(groups: List[str]) -> int:
     done: List[Stage] = []
+    table: List[str] = []
     for group in groups:
         if all(one.good for one in done):
             done += at_once(group.split("+"))
-    said = {one.target: str(one) for one in done}
-    table = [said.get(target, "%-13s not run" % target) for target in re.split("[ +,]", " ".join(groups))]
+            table = list(map(str, done))
+        else:
+            table += ["%-13s not run" % target for target in group.split("+")]
     total = sum((one.counts for one in done), Counter())
     print("\n===== summary\n" + "\n".join(table) + "\n")
     print("%d passed, %d failed, %d skipped" % tuple(total[word] for word in WORDS))

@@ -75,6 +75,7 @@ def _host(index: int, number: int, chance: random.Random) -> Tuple[str, Dict[str
         "restarted": differs,
         "reasons": ["the value in force changes: OLLAMA_KEEP_ALIVE"] * differs,
         "drift": {"OLLAMA_KEEP_ALIVE": {}} if differs else {},
+        "differs": ["environment", "override"] * differs,
         "version": version,
     }
     registered = {engine + "_result": dict(result, instances={unit + ".service": result})}

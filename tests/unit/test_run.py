@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import runpy
 from pathlib import Path
 
@@ -52,25 +51,6 @@ def test_targets_at_the_same_time(tool: str, capsys: pytest.CaptureFixture) -> N
     said = capsys.readouterr().out.split("\n\n===== second\n")
     assert "3 passed" in said[0] and "sanity" in said[1], "not between each other's lines"
     assert str(second).startswith("second        FAILED") and str(second).endswith("2 passed, 1 failed, 1 skipped")
-
-
-def test_a_chain_ends_at_its_first_failure(tool: str) -> None:
-    done = RUN["at_once"](["first", "other,second,last"], tool)
-    assert [(one.target, one.good) for one in done] == [("first", True), ("other", True), ("second", False)]
-
-
-def test_what_was_not_run_is_said(monkeypatch: pytest.MonkeyPatch, tool: str, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setenv("PATH", "%s:%s" % (Path(tool).parent, os.environ["PATH"]))
-    assert RUN["main"](["other", "first+second,last", "more"]) == 1
-    table = capsys.readouterr().out.partition("===== summary\n")[2].splitlines()
-    assert [line.split()[:2] for line in table[:5]] == [
-        ["other", "ok"],
-        ["first", "ok"],
-        ["second", "FAILED"],
-        ["last", "not"],
-        ["more", "not"],
-    ]
-    assert table[-1] == "6 passed, 1 failed, 1 skipped"
 
 
 def test_a_target_that_counts_nothing_is_one_test(tool: str) -> None:

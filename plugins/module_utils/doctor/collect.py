@@ -18,6 +18,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from ..converge.override import DIRECTORY, DROP_IN, SECRETS
 from ..gpu import facts as gpu_facts
+from ..gpu import health
 from ..serving.adopt import private_below
 from ..systemd.manager import System
 from ..systemd.unit import parse, parse_assignments, parse_environment_file
@@ -53,6 +54,7 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     system, now = System(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     paths = gpu_facts.site_packages(gpu_facts.VENV)
     facts = gpu_facts.gather(timeout=params["timeout"], python_paths=paths, thorough=True)
+    facts["findings"] += health.missing(facts["count"], params["expected_count"])
     units = {unit: shown(unit) for unit in ours(system)}
     clean = redactor(secrets(system, units))
     files: Dict[str, str] = {"facts.json": json.dumps(facts, indent=2, sort_keys=True)}

@@ -138,7 +138,7 @@ PAINS = (
         "read logs/UNIT.log for what ends it",
     ),
     Pain(
-        "stale_unit",
+        "not_loaded",
         _units(
             "%s: its files have changed since systemd read them", lambda state: state.get("NeedDaemonReload") == "yes"
         ),
@@ -189,6 +189,8 @@ def support(facts: Mapping[str, Any], host: str, now: str) -> str:
         lines += ["  found: %s: %s" % (found["check"], found["text"]) for found in own] or ["  found: nothing"]
     gone = [found for found in facts.get("findings", ()) if found["gpu"] is None]
     lines += (
-        ["", *("of a GPU that does not answer: %s: %s" % (one["check"], one["text"]) for one in gone)] if gone else []
+        ["", *("of the host, or a GPU that is gone: %s: %s" % (one["check"], one["text"]) for one in gone)]
+        if gone
+        else []
     )
     return "\n".join(lines) + "\n"

@@ -27,7 +27,13 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import
 if not role_walk.POSSIBLE:
     pytest.skip("needs ansible-core 2.19", allow_module_level=True)
 
-GPU = {"fault": None, "devices": [{"health": {"ok": True}, "persistence_mode": True}], "count": 1, "source": "nvml"}
+GPU = {
+    "fault": None,
+    "findings": [],
+    "devices": [{"health": {"ok": True}, "persistence_mode": True}],
+    "count": 1,
+    "source": "nvml",
+}
 LOOK = {"changed": False, "reason": ""}
 MSG = "ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread"
 MODELS = {"llama_server_models": [{"name": "Qwen/Qwen3-8B"}]}

@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 import yaml
-from pretended_fleet import FIXTURES, POOLS, Fleet
+from pretended_fleet import FIXTURES, POOLS, ROOT, Fleet
 
 
 @pytest.fixture
@@ -324,6 +324,21 @@ def test_a_canary_that_did_worse_before_a_kill_is_taken_back_after_it(fleet: Fle
 def test_a_maintenance_that_is_not_wholly_described_is_refused(fleet: Fleet, variables: Any, said: str) -> None:
     output = fleet.run(playbook="maintain", rc=2, **{"rollout_apply": None, **variables})
     assert said in " ".join(output.split()) and not fleet.state.exists()
+
+
+def test_the_plan_of_a_maintenance(fleet: Fleet) -> None:
+    """It reaches the tasks of a maintenance, which in check mode only read."""
+    given = {"maintain_name": "driver-580", "maintain_tasks": __file__, "rollout_apply": None}
+    local = {"ansible_become": False, "ansible_python_interpreter": sys.executable}
+    output = fleet.run("--check", playbook="maintain", **given, **local)
+    assert "h1 maintenance: driver-580" in output and "4 hosts to change" in output
+    assert "h2  restart, about 600.0 s without it (default)" in output and fleet.log() == []
+
+
+def test_no_part_is_named_as_a_playbook() -> None:
+    """Ansible would find the playbook first where a part includes another part."""
+    parts = {path.name for path in (ROOT / "playbooks/rollout_parts").iterdir()}
+    assert parts and not parts & {path.name for path in (ROOT / "playbooks").glob("*.yml")}
 
 
 def test_gateways_change_one_after_the_other(fleet: Fleet) -> None:

@@ -50,7 +50,7 @@ CASES = [
     ("persistence_off", {"facts": {"devices": [device(persistence_mode=False)]}}, "off on GPU 0"),
     ("failed", {"unit": {"ActiveState": "failed"}}, "ollama.service has failed"),
     ("restart_loop", {"unit": {"NRestarts": "3"}}, "was restarted 3 times"),
-    ("stale_unit", {"unit": {"NeedDaemonReload": "yes"}}, "changed since systemd read them"),
+    ("not_loaded", {"unit": {"NeedDaemonReload": "yes"}}, "changed since systemd read them"),
     ("later_drop_in", {"unit": {"DropInPaths": D + "zz-gpufleet.conf " + D + "zzz.conf"}}, "wins: " + D + "zzz.conf"),
     ("orphans", {"unit": {"KillMode": "process"}}, "KillMode=process"),
     (
@@ -88,4 +88,4 @@ def test_what_a_vendor_asks_for() -> None:
     facts = seen(facts={"findings": [FINDING, gone], "driver": {"version": "580.1"}}).facts
     said = pains.support(facts, "gpu1", "2026-11-30T08:00:00Z")
     assert "serial number: 1234" in said and "  found: hot: it is hot" in said and "driver: 580.1" in said
-    assert "of a GPU that does not answer: xid_79: Xid 79" in said
+    assert "of the host, or a GPU that is gone: xid_79: Xid 79" in said
