@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.inference.plugins.action import (
     vllm_service,
 )
 from ansible_collections.gpufleet.inference.plugins.filter import (
+    differing_answers,
     gpu_preparation,
     model_seeding,
     still_to_do,
@@ -56,7 +57,10 @@ KNOWN_ROLES = ("gateway", "gpu_host", "llama_server", "monitoring", "ollama", "o
 ARGUMENT_SPEC = {"roles": {"type": "list", "elements": "str", "choices": list(KNOWN_ROLES), "required": True}}
 #: What the roles use on every host. Ansible forks a process for each host after this file is loaded, and that process
 #: would compile them again, which takes a third of its CPU time.
-LOADED = (gpu_preparation, model_seeding, still_to_do, torchrun_verdict, vllm_instances, gateway_agent_lookup)
+LOADED = (
+    *(differing_answers, gpu_preparation, model_seeding, still_to_do, torchrun_verdict, vllm_instances),
+    gateway_agent_lookup,
+)
 if role_walk.POSSIBLE:
     for _name in KNOWN_ROLES:
         role_walk.load(_name)  # before Ansible forks, too

@@ -55,6 +55,12 @@ options:
         that answers.
     type: int
     default: 300
+  drain_timeout:
+    description:
+      - Seconds that running answers get to finish before it is stopped. Those that are still running then are cut, with
+        a warning. O(admin_email) is needed to see them; without it, or with V(0), nothing is waited for.
+    type: float
+    default: 120.0
   venv:
     description:
       - The Python environment with Open WebUI. A link is followed, so that the unit names the environment that it was
@@ -162,7 +168,7 @@ options:
   database_url:
     description:
       - PostgreSQL instead of SQLite, such as V(postgresql://USER:PASSWORD@HOST/NAME).
-      - Its backup needs C(pg_dump), C(pg_restore) and C(psql) on the host.
+      - The database must belong to that user. Its backup needs C(pg_dump), C(pg_restore) and C(psql) on the host.
     type: str
   secret_key:
     description:

@@ -133,7 +133,7 @@ def fleet(lab: Any, tmp_path_factory: Any) -> Iterator[Fleet]:
         list(pool.map(set_up, HOSTS))
         index.result()
     made = Fleet(lab, tmp_path_factory.mktemp("rollout"))
-    made.run("site")
+    made.run("site", gpufleet_batch="100%")
     lab.sh(GATEWAY, "until [ $(%s) = 3 ]; do sleep 0.5; done" % UP, timeout=120)
     yield made
     assert not lab.module(GATEWAY, "gateway_service", {"state": "absent"})["failed"]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Protocol
 
@@ -162,6 +163,18 @@ class Running:
     def dying(self) -> bool:
         """Whether the main process has ended or does so within a second: it may notice its child's death late."""
         return self.process.ended_within(1.0)
+
+    def await_ok(self, look: Callable[[], Verdict], changed: bool) -> Verdict:
+        """The verdict of ``look``; after a change it is asked again while it raises a Fault that time may end."""
+        while True:
+            try:
+                return look()
+            except Fault as fault:
+                hopeless = fault.verdict.name == "not_reloaded"
+                if hopeless or not changed or time.monotonic() > self.deadline or self.dying():
+                    return fault.verdict
+                # a server does not report that it has read its files, which it does after systemd has asked for it
+                time.sleep(0.1)
 
 
 Gate = Callable[[Running, bool], Verdict]

@@ -134,15 +134,7 @@ class Gate:
             self.wanted.update(web)
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
-        while True:
-            try:
-                return self._look(changed)
-            except Fault as fault:
-                # HAProxy does not report it: a reload takes effect a moment after systemd has asked for it
-                hopeless = fault.verdict.name == "not_reloaded"
-                if hopeless or not changed or time.monotonic() > running.deadline or running.dying():
-                    return fault.verdict
-                time.sleep(0.1)
+        return running.await_ok(lambda: self._look(changed), changed)
 
     def _look(self, changed: bool) -> Verdict:
         try:

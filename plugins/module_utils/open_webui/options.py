@@ -28,6 +28,13 @@ OPTIONS = (
         default=300,
     ),
     Option(
+        "drain_timeout",
+        "float",
+        """Seconds that running answers get to finish before it is stopped. Those that are still running then are cut,
+        with a warning. O(admin_email) is needed to see them; without it, or with V(0), nothing is waited for.""",
+        default=120.0,
+    ),
+    Option(
         "venv",
         "path",
         """The Python environment with Open WebUI. A link is followed, so that the unit names the environment that it
@@ -151,7 +158,7 @@ OPTIONS = (
         """
         PostgreSQL instead of SQLite, such as V(postgresql://USER:PASSWORD@HOST/NAME).
 
-        Its backup needs C(pg_dump), C(pg_restore) and C(psql) on the host.
+        The database must belong to that user. Its backup needs C(pg_dump), C(pg_restore) and C(psql) on the host.
         """,
         no_log=True,
     ),

@@ -24,6 +24,7 @@ _LOOK = 5.0  # seconds for a request that only reads
 _WORK = 120.0  # seconds for one that has it work; a sign-in computes a hash
 _PAUSE = 0.2  # seconds between two looks
 _GRACE = 30.0  # seconds after its start in which one that somebody else has started may not be up yet
+_ADMIN = "/api/v1/auths/admin/config"
 TOKENS = 16
 """Of an answer: enough to arrive in pieces."""
 DOCUMENT = "The proof of this installation is the word %s."
@@ -33,7 +34,7 @@ class Gate:
     """Called by the convergence with the running unit: after a change, and when there is none.
 
     Verdicts: ``not_ready``, ``port_taken``, ``crash_loop``, ``wrong_version``; after a change also ``login_failed``,
-    ``no_models``, ``not_generated``, ``not_streamed``, ``document_failed``.
+    ``signup_closed``, ``no_models``, ``not_generated``, ``not_streamed``, ``document_failed``.
 
     :param version: of the environment.
     """
@@ -89,8 +90,13 @@ class Gate:
     def _serves(self) -> None:
         if not self.params["admin_email"]:
             return
-        self.token = self._sign_in()
+        try:
+            self.token = sign_in(Endpoint(self.url), self.params, min(_WORK, self._left()))
+        except HttpError as error:
+            raise Fault("login_failed", str(error)) from None
         signed_in = Endpoint(self.url, self.token)
+        if self.params["signup"] != "closed":
+            self._lets_sign_up(signed_in)
         if not self.params["connections"]:
             return
         model = self._model(signed_in)
@@ -101,18 +107,15 @@ class Gate:
     def _left(self) -> float:
         return max(1.0, self.deadline - time.monotonic())
 
-    def _sign_in(self) -> str:
-        given = {"email": self.params["admin_email"], "password": self.params["admin_password"]}
+    def _lets_sign_up(self, signed_in: Endpoint) -> None:
+        """The process that creates the first administrator has closed the sign-up, whatever was declared."""
         limit = min(_WORK, self._left())
-        answer = _ask(Endpoint(self.url), "POST", "/api/v1/auths/signin", limit, given, "login_failed")
-        token = answer.body.get("token")
-        if not isinstance(token, str):
-            raise Fault(
-                "login_failed",
-                "%s cannot sign in (%s); if the password was changed on the page, change admin_password as well, or "
-                "leave out admin_email" % (self.params["admin_email"], answer.error),
-            )
-        return token
+        found = _ask(signed_in, "GET", _ADMIN, limit, None, "signup_closed").body
+        if found.get("ENABLE_SIGNUP") is not False:
+            return
+        answer = _ask(signed_in, "POST", _ADMIN, limit, dict(found, ENABLE_SIGNUP=True), "signup_closed")
+        if answer.status != 200:
+            raise Fault("signup_closed", "signup is %s, but nobody can: %s" % (self.params["signup"], answer.error))
 
     def _model(self, signed_in: Endpoint) -> str:
         """The model that is asked: any but that for documents."""
@@ -219,6 +222,25 @@ class Gate:
             said = one_line(text[:200].decode("utf-8", "replace"))
             raise Fault("document_failed", "a document was not accepted (%d): %s" % (stream.status, said))
         return str(found["id"])
+
+
+def sign_in(at: Endpoint, params: Mapping[str, Any], limit: float) -> str:
+    """The token of the declared administrator.
+
+    :param limit: seconds.
+    :raises Fault: ``login_failed``: it knows no such administrator.
+    :raises HttpError: no usable answer.
+    """
+    given = {"email": params["admin_email"], "password": params["admin_password"]}
+    answer = at.ask("POST", "/api/v1/auths/signin", limit, given)
+    token = answer.body.get("token")
+    if not isinstance(token, str):
+        raise Fault(
+            "login_failed",
+            "%s cannot sign in (%s); if the password was changed on the page, change admin_password as well, or "
+            "leave out admin_email" % (params["admin_email"], answer.error),
+        )
+    return token
 
 
 def _ask(at: Endpoint, method: str, path: str, limit: float, body: Optional[Dict[str, Any]], verdict: str) -> Answer:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Mapping, Optional
 
 from ..converge import run as convergence
 from ..converge.account import DirectoryStep, UserStep
-from ..converge.model import Change, Outcome
+from ..converge.model import Change, Outcome, Running, Verdict
 from ..programs import open_webui_data
 from ..serving import template
 from ..systemd.manager import System
@@ -29,7 +29,8 @@ PROGRAM = "/etc/gpufleet/open_webui_data.py"
 SECRETS = "/etc/gpufleet/%s.env" % settings.UNIT
 _LONGEST = 3600
 """Seconds for a backup before a start, for systemd."""
-_TOOLS = ("pg_dump", "pg_restore", "psql")
+_ASKED = 120
+"""Seconds for questions to a database."""
 
 
 def converge(
@@ -51,7 +52,8 @@ def converge(
     if check_mode and not os.path.exists(params["venv"]):
         return {"changed": True, "msg": "would install Open WebUI first, in %s" % params["venv"]}
     venv, version = _installed(params["venv"])
-    if not (params["admin_email"] or params["database_url"] or os.path.exists(data + "/webui.db")):
+    known = open_webui_data.MARK if params["database_url"] else "webui.db"
+    if not (params["admin_email"] or os.path.exists("%s/%s" % (data, known))):
         raise Refused(
             "admin_email: there is no user yet, and whoever comes first would become the administrator, whatever "
             "signup says; give admin_email and admin_password"
@@ -84,6 +86,7 @@ def converge(
             DirectoryStep(home, user),
             template.TemplateStep(settings.UNIT, settings.STUB, system.root),
         ],
+        hooks=_Stop(params, warn),
         check_mode=check_mode,
         system=system,
     )
@@ -96,6 +99,22 @@ def converge(
 def check(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The lean question: the module's result, in check mode."""
     return converge(params, True, warn)
+
+
+class _Stop:
+    """What happens around a stop."""
+
+    def __init__(self, params: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+        self.params, self.warn = params, warn
+
+    def before_stop(self, running: Running) -> None:
+        if self.params["drain_timeout"] and self.params["admin_email"]:
+            from .drain import await_answers
+
+            await_answers(self.params, running, self.warn)
+
+    def after_stop(self) -> Verdict:
+        return Verdict("ok")
 
 
 def _installed(venv: str) -> "tuple[str, str]":
@@ -126,10 +145,17 @@ def _new_key() -> str:
 
 
 def _obstacle(params: Mapping[str, Any], data: str, version: str) -> Optional[str]:
-    """Why an update cannot be made: its backup has no room, or lacks a program."""
+    """Why a change cannot be made: the backup before an update has no room, or the database cannot be put back."""
     ids = users.ids_of(params["user"])
     if not ids or not os.path.isdir(data):
         return None
+    if params["database_url"]:
+        from . import database
+
+        users_needed = not params["admin_email"]
+        why = users.as_user(ids, lambda: database.obstacle(params["database_url"], users_needed), _ASKED)
+        if why:
+            return str(why)
 
     def look() -> Any:
         found = open_webui_data.version_of(data)
@@ -148,13 +174,6 @@ def _obstacle(params: Mapping[str, Any], data: str, version: str) -> Optional[st
             size >> 20,
             data,
             free >> 20,
-        )
-    missing = [tool for tool in _TOOLS if params["database_url"] and not shutil.which(tool)]
-    if missing:
-        return "updating %s to %s needs %s for a backup of the database: install PostgreSQL's client" % (
-            before,
-            version,
-            ", ".join(missing),
         )
     return None
 

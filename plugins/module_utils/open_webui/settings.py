@@ -5,7 +5,8 @@
 
 Facts of Open WebUI 0.12.4: env.py and config.py of the package. With ENABLE_PERSISTENT_CONFIG=false the environment
 applies, and not what an administrator once saved. OFFLINE_MODE keeps it from fetching models and from looking for
-updates. Its server trusts the client addresses that any peer claims, unless FORWARDED_ALLOW_IPS is set.
+updates. Its server trusts the client addresses that any peer claims, unless FORWARDED_ALLOW_IPS is set. A model is for
+administrators alone until one of them shares it on the page, unless BYPASS_MODEL_ACCESS_CONTROL is set.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ ALWAYS = {
     "ENABLE_PERSISTENT_CONFIG": "false",
     "ENABLE_PIP_INSTALL_FRONTMATTER_REQUIREMENTS": "false",
     "FORWARDED_ALLOW_IPS": "127.0.0.1",
+    "BYPASS_MODEL_ACCESS_CONTROL": "true",
 }
 _URL = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[^\s;?#]*)?/?\Z")
 _SECRETS = ("WEBUI_SECRET_KEY", "WEBUI_ADMIN_PASSWORD", "DATABASE_URL", "OPENAI_API_KEYS", "RAG_OPENAI_API_KEY")
@@ -152,7 +154,8 @@ def secrets(params: Mapping[str, Any], secret_key: str) -> Dict[str, str]:
         "OPENAI_API_KEYS": ";".join(keys),
         "RAG_OPENAI_API_KEY": embedding(params)[1] if params["embedding_model"] else "",
         "WEBUI_ADMIN_PASSWORD": params["admin_password"] or "",
-        "DATABASE_URL": params["database_url"] or "",
+        # by the driver that Open WebUI requires; the plain scheme means another one, of an extra
+        "DATABASE_URL": re.sub(r"^postgres(ql)?:", "postgresql+psycopg:", params["database_url"] or ""),
     }
     found.update({name: _text(value) for name, value in params["secret_environment"].items()})
     return {name: value for name, value in found.items() if value}

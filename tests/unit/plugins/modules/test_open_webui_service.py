@@ -72,6 +72,7 @@ def test_the_variables_of_the_process() -> None:
     assert (found["ENABLE_SIGNUP"], found["DEFAULT_USER_ROLE"]) == ("true", "pending")
     assert found["CORS_ALLOW_ORIGIN"] == "https://chat.example.com" and found["WEBUI_AUTH_COOKIE_SECURE"] == "true"
     assert (found["ENABLE_CODE_EXECUTION"], found["TASK_MODEL"]) == ("false", "tiny")
+    assert found["BYPASS_MODEL_ACCESS_CONTROL"] == "true"
     assert (found["OFFLINE_MODE"], found["ENABLE_PERSISTENT_CONFIG"]) == ("true", "false")
     secret = settings.secrets(params, "signing")
     assert secret == {
@@ -88,6 +89,13 @@ def test_without_an_embedding_model_documents_are_read_whole() -> None:
     found = settings.environment(params, "/data")
     assert found["BYPASS_EMBEDDING_AND_RETRIEVAL"] == "true" and "RAG_EMBEDDING_ENGINE" not in found
     assert settings.secrets(params, "signing")["OPENAI_API_KEYS"] == "none"
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_postgresql_is_reached_with_the_driver_that_is_installed(scheme: str) -> None:
+    params = declared(database_url=scheme + "://webui:p%40ss@db.example/chats")
+    settings.check(params)
+    assert settings.secrets(params, "")["DATABASE_URL"] == "postgresql+psycopg://webui:p%40ss@db.example/chats"
 
 
 def test_no_secret_is_shown(run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:

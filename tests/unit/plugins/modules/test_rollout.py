@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 import yaml
-from pretended_fleet import FIXTURES, POOLS, Fleet
+from pretended_fleet import FIXTURES, POOLS, ROOT, Fleet
 
 
 @pytest.fixture
@@ -324,6 +324,12 @@ def test_a_canary_that_did_worse_before_a_kill_is_taken_back_after_it(fleet: Fle
 def test_a_maintenance_that_is_not_wholly_described_is_refused(fleet: Fleet, variables: Any, said: str) -> None:
     output = fleet.run(playbook="maintain", rc=2, **{"rollout_apply": None, **variables})
     assert said in " ".join(output.split()) and not fleet.state.exists()
+
+
+def test_no_part_is_named_as_a_playbook() -> None:
+    """Ansible would find the playbook first where a part includes another part."""
+    parts = {path.name for path in (ROOT / "playbooks/rollout_parts").iterdir()}
+    assert parts and not parts & {path.name for path in (ROOT / "playbooks").glob("*.yml")}
 
 
 def test_gateways_change_one_after_the_other(fleet: Fleet) -> None:

@@ -214,7 +214,7 @@ def postgres(monkeypatch: pytest.MonkeyPatch) -> List[List[str]]:
                 Path(word[len("--file=") :]).write_text("a dump")
 
     monkeypatch.setattr(open_webui_data.subprocess, "run", run)
-    monkeypatch.setenv("DATABASE_URL", "postgresql://webui:p%40ss@db.example:5433/chats?sslmode=require")
+    monkeypatch.setenv("DATABASE_URL", "postgresql+psycopg://webui:p%40ss@db.example:5433/chats?sslmode=require")
     return called
 
 
@@ -246,7 +246,7 @@ def test_a_database_that_is_down_is_loaded_before_anything_is_saved(
 
 
 def test_the_place_of_a_database() -> None:
-    found = open_webui_data.variables("postgresql://webui:p%40ss@db.example:5433/chats?sslmode=require")
+    found = open_webui_data.variables("postgresql+psycopg://webui:p%40ss@db.example:5433/chats?sslmode=require")
     assert found == {
         "PGHOST": "db.example",
         "PGPORT": "5433",
