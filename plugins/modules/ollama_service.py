@@ -362,7 +362,7 @@ options:
     description:
       - Prompts that show whether the model still answers as before. When a change is verified, the model answers each
         of them with 16 tokens at temperature 0. The tokens and their log probabilities are recorded on the host, where
-        every user can read them. They are compared after each later change of the service, and whenever a run makes
+        only root can read them. They are compared after each later change of the service, and whenever a run makes
         every model answer. If they differ by more than the answers of one process do, the verdict is V(wrong_answers),
         and the change is rolled back.
       - The engine must report log probabilities with C(/v1/chat/completions). If it does not, the run warns, and

@@ -127,8 +127,8 @@ def _ollama(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
             )
 
 
-def _fixed(option: Callable[..., Any]) -> bool:
-    wish = option("visible_devices")
+def _fixed(option: Callable[..., Any], default: Any = None) -> bool:
+    wish = option("visible_devices", default)
     return not (wish == "all" or isinstance(wish, Mapping))
 
 
@@ -153,7 +153,7 @@ def _vllm(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
             str(option("host", vllm.HOST)),
             int(option("port", vllm.PORT)),
             max_concurrent=option("max_num_seqs"),
-            fixed_gpus=_fixed(option),
+            fixed_gpus=_fixed(option, "all"),
             tls=bool(option("ssl_certfile")),
             key=key,
             metrics=key if guarded else "",

@@ -23,6 +23,8 @@ REPEATS = 3
 """Further answers from which the tolerance is learned."""
 LEAST = 0.1
 """Smallest tolerance: a new process of the same model may choose other kernels, and computes in half precision."""
+BUSY = 0.5
+"""Smallest tolerance while other requests run: in half precision they move each other's log probabilities."""
 FACTOR = 8.0
 """Tolerance as a multiple of how much the answers of one process differ."""
 _ASKED = 5  # alternatives per token: a tie is decided among the first ones

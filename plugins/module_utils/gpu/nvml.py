@@ -333,7 +333,8 @@ class Library:
             raise NotRead(model.UNSUPPORTED)
         status = "success" if info.status == 0 else _text(self.pynvml.nvmlErrorString(info.status))
         mask = info.healthMask
-        problems = [words[mask >> bit & part] for bit, part, words in _FABRIC_PROBLEMS if mask >> bit & part in words]
+        told = [words[mask >> bit & part] for bit, part, words in _FABRIC_PROBLEMS if mask >> bit & part in words]
+        problems = told if mask else None  # a mask of zeros: nothing watches the fabric's health
         digits = "".join("%02x" % byte for byte in info.clusterUuid)
         uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
         return [_FABRIC_STATES.get(info.state, "unknown"), status, info.cliqueId, uuid, problems]
@@ -417,7 +418,10 @@ def _read_datum(
         return
     value = convert(value)
     for leaf, part in zip(leaves, value if len(leaves) > 1 else [value]):
-        model.put(device, leaf, part)
+        if part is None:
+            model.refuse(device, leaf, model.UNSUPPORTED)
+        else:
+            model.put(device, leaf, part)
 
 
 def _read_nvlinks(library: Library, handle: Any, device: Dict[str, Any]) -> Dict[str, int]:

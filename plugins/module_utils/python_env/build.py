@@ -21,7 +21,6 @@ from .interpreters import find_uv
 from .wheels import Choice
 
 MARKER = "gpufleet.json"
-"""A link in an environment to libraries that must come before those of the driver; programs there need them."""
 _CONSTRAINTS, _REQUIREMENTS = ".constraints.txt", ".requirements.txt"
 LAST_LINES = 8  # of a failed program's output, for the message
 

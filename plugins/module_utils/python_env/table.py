@@ -41,7 +41,7 @@ _TORCH_KERNELS: Dict[str, str] = {
     **dict.fromkeys(("cu129", "cu128"), "7.0 7.5 8.0 8.6 9.0 10.0 12.0"),
     **dict.fromkeys(("cu126", "cu124"), "5.0 6.0 7.0 7.5 8.0 8.6 9.0"),
 }
-#: First release of vLLM → the same of its wheels for x86_64, without those that the torch of that release lacks.
+#: First release of vLLM → the same of its wheels for x86_64, whatever their CUDA.
 _VLLM_KERNELS: Tuple[Tuple[Tuple[int, ...], str], ...] = (
     ((0, 20), "7.5 8.0 8.6 8.9 9.0 10.0 12.0"),
     ((0, 10, 2), "7.0 7.5 8.0 8.9 9.0 10.0 12.0"),
@@ -107,6 +107,12 @@ def _kernels(engine: str, version: str, cuda: str) -> Tuple[Tuple[int, int], ...
     if engine == "vllm" and cuda != "cpu":
         release = tuple(map(int, version.split(".")))
         listed = next(kernels for first, kernels in _VLLM_KERNELS if release >= first)
+    found = _capabilities(listed)
+    of_torch = _capabilities(_TORCH_KERNELS.get(cuda, "")) or found
+    return tuple(own for own in found if any(own[0] == one[0] and own[1] >= one[1] for one in of_torch))
+
+
+def _capabilities(listed: str) -> Tuple[Tuple[int, int], ...]:
     return tuple((int(major), int(minor)) for major, minor in (one.split(".") for one in listed.split()))
 
 

@@ -13,8 +13,20 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ..converge.model import Fault
 from ..endpoint.client import Endpoint, EndpointError
-from ..endpoint.fingerprint import REPEATS, Answer, NoLogprobs, Recorded, Token, deviation, difference, learned, take
+from ..endpoint.fingerprint import (
+    BUSY,
+    REPEATS,
+    Answer,
+    NoLogprobs,
+    Recorded,
+    Token,
+    deviation,
+    difference,
+    learned,
+    take,
+)
 from ..toolbox import record
+from ..toolbox.http_stream import HttpError
 from .gate import Proof
 from .model import Service
 
@@ -40,6 +52,9 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
         if found:  # other requests in the same batch may move them once
             answers = take(endpoint, model, prompts, timeout)
             found = difference(accepted, answers)
+        if found and _busy(endpoint):  # as in a check that changes nothing, and so drains nothing
+            accepted = accepted._replace(tolerance=max(accepted.tolerance, BUSY))
+            found = difference(accepted, answers)
     except NoLogprobs as reason:
         if known:  # for example, a model whose numbers have become NaN
             raise Fault("wrong_answers", "the answers of %s can no longer be compared: %s" % (model, reason)) from None
@@ -62,6 +77,15 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
         "deviation": round(max(map(deviation, accepted.answers, answers)), 4),
         "tolerance": round(accepted.tolerance, 4),
     }
+
+
+def _busy(endpoint: Endpoint) -> bool:
+    """Whether requests of others run; not known of an engine that does not report them."""
+    try:
+        load = endpoint.load()
+    except HttpError:
+        return False
+    return load is not None and not load.idle
 
 
 def read(unit: str) -> Optional[Recorded]:

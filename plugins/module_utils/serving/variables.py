@@ -10,12 +10,13 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 _SECRET_NAME = r"(?:\A|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEYS?|ACCESS_KEY(?:_ID)?|SECRET_KEY)\Z"
 _LOGIN = "://[^/@]*:[^/@]*@"
+_SWITCHES = ("", "0", "1", "true", "false", "yes", "no", "on", "off")
 MAY_BE_SECRET = "may be a secret, and everyone could read it; use secret_environment"
 
 
 def may_be_secret(name: str, value: Any) -> bool:
     """Whether a variable has the name of a secret, or holds a URL with a password. A switch is no secret."""
-    named = re.search(_SECRET_NAME, str(name), re.IGNORECASE) and not isinstance(value, bool)
+    named = re.search(_SECRET_NAME, str(name), re.IGNORECASE) and str(value).lower() not in _SWITCHES
     return bool(named or re.search(_LOGIN, str(value)))
 
 

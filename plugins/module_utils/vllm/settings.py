@@ -45,6 +45,10 @@ _ELSEWHERE = {
     "uds": "the proof and the ledger need a port; a proxy may offer a socket",
 }
 """Options that ``extra_args`` must not hold, and why."""
+_COPIES = tuple(
+    "data-parallel-" + name for name in ("hybrid-lb", "external-lb", "size-local", "rank", "start-rank", "address")
+)
+"""Options for another division of the requests among hosts than the one that is written; vLLM infers the rest of it."""
 _SECRETS = {"VLLM_API_KEY": "api_key", "HF_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}
 _OURS = {
     "CUDA_VISIBLE_DEVICES": "visible_devices",
@@ -353,6 +357,11 @@ def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
             problems.append("%s: use the option %s%s" % (where, typed[bare], ": false" if negative else ""))
         elif bare in _ELSEWHERE:
             problems.append("%s: %s" % (where, _ELSEWHERE[bare]))
+        elif declared.addresses and bare in (*_COPIES, "enable-elastic-ep"):
+            problems.append(
+                "%s: is not supported with hosts, of which the first divides the requests among all copies; for an API "
+                "on each host, declare an instance without hosts there" % where
+            )
         elif negative and extra[name] is False:
             problems.append("%s: says no twice; write %s: true" % (where, bare))
         elif not re.match(r"[a-z][a-z0-9-]*(\.[A-Za-z0-9._-]+)?\Z", flag):

@@ -99,7 +99,7 @@ def _results(registered: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _service(row: Mapping[str, Any], result: Mapping[str, Any], ports: Mapping[str, int]) -> Dict[str, Any]:
-    claimed = result.get("visible_devices") is not None
+    claimed = result.get("visible_devices", "") is not None  # only Ollama may leave the choice to its server
     gpus = [gpu.get("index") for gpu in map(_mapping, _list(result.get("gpus")))] if claimed else []
     drift: Dict[str, Any] = {str(name): dict(_mapping(three)) for name, three in _mapping(result.get("drift")).items()}
     return {

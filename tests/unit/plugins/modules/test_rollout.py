@@ -326,6 +326,15 @@ def test_a_maintenance_that_is_not_wholly_described_is_refused(fleet: Fleet, var
     assert said in " ".join(output.split()) and not fleet.state.exists()
 
 
+def test_the_plan_of_a_maintenance(fleet: Fleet) -> None:
+    """It reaches the tasks of a maintenance, which in check mode only read."""
+    given = {"maintain_name": "driver-580", "maintain_tasks": __file__, "rollout_apply": None}
+    local = {"ansible_become": False, "ansible_python_interpreter": sys.executable}
+    output = fleet.run("--check", playbook="maintain", **given, **local)
+    assert "h1 maintenance: driver-580" in output and "4 hosts to change" in output
+    assert "h2  restart, about 600.0 s without it (default)" in output and fleet.log() == []
+
+
 def test_no_part_is_named_as_a_playbook() -> None:
     """Ansible would find the playbook first where a part includes another part."""
     parts = {path.name for path in (ROOT / "playbooks/rollout_parts").iterdir()}

@@ -222,6 +222,7 @@ def test_fabric_that_is_none_and_one_that_failed(recording, read):
     none, failed = (device for device, gone in read(state)["device"])
     assert none["fabric"]["state"] is None and none["unavailable"]["fabric.state"] == "unsupported"
     assert failed["fabric"]["status"] == "Unknown Error"
+    assert failed["fabric"]["problems"] is None and failed["unavailable"]["fabric.problems"] == "unsupported"
 
 
 def test_what_an_older_driver_tells(recording, read):

@@ -312,6 +312,11 @@ def test_the_table_on_real_gpus(engine, gpu, driver, version, cuda):
     assert (choice.version, choice.cuda) == (version, cuda)
 
 
+def test_what_the_torch_of_a_build_lacks_is_no_kernel_of_it():
+    with pytest.raises(Refused, match="capability 7.5, 8.0, .*this host has 7.0"):
+        choose("vllm", Target("595.1", machine="x86_64", gpus=((7, 0),)), version="0.18.1", cuda="cu130")
+
+
 def test_overrides():
     choice = chosen(package="fork==1", version="7", cuda="13.0", driver="580", constraints=["numpy<3"])
     assert (choice.packages, choice.version, choice.cuda) == (("fork==1",), "7", "cu130")

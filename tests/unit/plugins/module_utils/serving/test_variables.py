@@ -22,8 +22,8 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.serving.variabl
     ],
 )
 def test_names_of_secrets(name):
-    assert may_be_secret(name, "x") and may_be_secret(name, 1)
-    assert not may_be_secret(name, True), "a switch"
+    assert may_be_secret(name, "x") and may_be_secret(name, 12)
+    assert not any(may_be_secret(name, switch) for switch in (True, "true", "1", "No"))
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,16 @@ def test_one_host_that_cannot_be_changed_makes_the_plan_impossible():
     assert overview.overview({"a": changing()}, None, "pool chat is too small")["verdict"] == "impossible"
 
 
+def test_gpus_that_a_service_did_not_choose_are_none_of_its_claims():
+    gpus = [{"index": 0}]
+    registered = {
+        "ollama_result": {"visible_devices": None, "gpus": gpus},
+        "vllm_result": {"instances": {"chat": {"gpus": gpus}}},
+    }
+    found = overview.host_row(registered, {"state": "as declared", "msg": ""}, [], {})
+    assert {row["service"]: row["gpus"] for row in found["services"]} == {"ollama": [], "chat": [0]}
+
+
 def test_what_a_host_answers_may_be_of_any_type():
     odd = {
         "ansible_facts": {"gpu": {"findings": [1, None]}},
