@@ -23,7 +23,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import yaml
 
@@ -40,10 +40,13 @@ LIMIT = 180
 Target = Dict[str, Any]
 
 
-def numbers(text: str) -> List[float]:
-    """A sequence as promtool writes it: ``1 2 3x4 0+10x70``."""
-    found: List[float] = []
+def numbers(text: str) -> List[Optional[float]]:
+    """A sequence as promtool writes it: ``1 2 3x4 0+10x70``, and ``_x5`` for no value."""
+    found: List[Optional[float]] = []
     for word in text.split():
+        if word.startswith("_"):
+            found += [None] * (int(word[2:] or 0) + 1)
+            continue
         first, step, times = re.fullmatch(r"([\d.]+)(?:\+([\d.]+))?(?:x(\d+))?", word).groups()
         found += [float(first) + float(step or 0) * number for number in range(int(times or 0) + 1)]
     return found
@@ -105,8 +108,9 @@ class Place:
         number = self.readings[path] = self.readings.get(path, -1) + 1
         for series, values in self.served.get(path, ()):
             healthy_clock = "_timestamp_seconds" in series and values[-1] > 0
-            if number < len(values):
-                yield series, time.time() if healthy_clock else values[number]
+            if number < len(values) and values[number] is not None:
+                since = time.time() if "_not_after_seconds" in series else 0
+                yield series, time.time() if healthy_clock else since + values[number]
 
     def receive(self, alerts: List[Dict[str, Any]]) -> None:
         for alert in alerts:

@@ -38,7 +38,7 @@ def rollout(folder: Path, size: int) -> dict[str, Any]:
     inventory.write_text(json.dumps({"ollama": {"hosts": hosts, "vars": {"ansible_connection": "local"}}}))
     step = size // CHANGING
     for number, name in enumerate(names):
-        (world / name).write_text("old" if number % step == 0 else "new")
+        (world / name).write_text("old\n" if number % step == 0 else "new\n")
     given = {"world": str(world), "want": "new", "rollout_state": str(folder / "state"), "rollout_soak": 0}
     given["rollout_apply"] = str(FIXTURES / "apply.yml")
     tool = str(Path(sys.executable).with_name("ansible-playbook"))

@@ -48,7 +48,13 @@ ROWS: Tuple[Tuple[str, Tuple[Panel, ...]], ...] = (
             Panel(
                 "Alerts",
                 "table",
-                (('sum by (alertname, severity, host, unit, proxy, gpu) (ALERTS{alertstate="firing"})', ""),),
+                (
+                    (
+                        "sum by (alertname, severity, host, unit, proxy, gpu, check, kind) "
+                        '(ALERTS{alertstate="firing"})',
+                        "",
+                    ),
+                ),
             ),
             Panel(
                 "Services not as declared",
@@ -66,6 +72,19 @@ ROWS: Tuple[Tuple[str, Tuple[Panel, ...]], ...] = (
                 "Verdict of each service",
                 "table",
                 (("sum by (host, unit, verdict) (gpufleet_service_verdict_info{%s})" % HOST, ""),),
+            ),
+            Panel(
+                "What was found of GPUs",
+                "table",
+                (("sum by (host, gpu, check, effect, action) (gpufleet_finding{%s})" % HOST, ""),),
+            ),
+            Panel(
+                "What differs of services", "table", (("sum by (host, unit, kind) (gpufleet_drift{%s})" % HOST, ""),)
+            ),
+            Panel(
+                "Days until certificates end",
+                "table",
+                (("sum by (host, file) (gpufleet_certificate_not_after_seconds{%s} - time()) / 86400" % HOST, ""),),
             ),
             Panel(
                 "Checks that fail",

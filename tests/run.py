@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run make targets one after the other up to the first failure; close with the time and the counts of each.
 
-run.py TARGET... Targets joined by "+" run at the same time: those that use one processor each. The output of the second
-one is printed when it has ended.
+run.py TARGET... Targets joined by "+" run at the same time. The output of all but the first is printed when they have
+ended.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
 import time
 import uuid
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
@@ -26,6 +28,7 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.rollout.journal
 
 PAUSE = 1.0  # seconds between two looks at a gateway, or at a request of a person
 LOOKS = 20  # at the gateways, while a canary is watched
+_ends: Dict[str, float] = {}  # by when a task has waited; one process runs its whole loop over the gateways
 
 display = Display()
 
@@ -98,6 +101,28 @@ class ActionModule(ActionBase):
             if host in found.fields["as_declared"]:  # the last run was killed before it wrote so
                 self.journal.append("done", host=host)
 
+    def step_reserve(self) -> Dict[str, Any]:
+        """On each host that changes: no other controller's rollout changes it meanwhile."""
+        by = "%s@%s" % (getpass.getuser(), socket.gethostname())
+        return self.reservation("reserved", by=by, take_over=self.given.value("rollout_take_over", False))
+
+    def step_reserved(self) -> Dict[str, Any]:
+        """Fails on each host that was not reserved. If there is one, the others are released again."""
+        found = {host: self.looked(host, "rollout_reservation") for host in self.variables["ansible_play_hosts_all"]}
+        if not found[self.host].get("reserved"):
+            raise Refused(words.not_reserved(look.reason(found[self.host])))
+        return {} if all(one.get("reserved") for one in found.values()) else self.reservation("released")
+
+    def step_release(self) -> Dict[str, Any]:
+        return self.reservation("released")
+
+    def reservation(self, wanted: str, **more: Any) -> Dict[str, Any]:
+        state = self.journal.state()
+        arguments = {"state": wanted, "holder": state.holder, "run": state.run, **more}
+        name = "gpufleet.inference.host_reservation"
+        found = self._execute_module(name, module_args=arguments, task_vars=self.variables)
+        return {"reserved": bool(found.get("reserved")), "msg": str(found.get("msg"))}
+
     # --- one host
 
     def step_gateways(self) -> Dict[str, Any]:
@@ -109,7 +134,7 @@ class ActionModule(ActionBase):
         state, batch = self.journal.state(), set(self.variables["ansible_play_batch"])
         held, pools = states.in_hand(state), state.plan.pools if state.plan else {}
         waiting = [unit for unit in states.remaining(state) if set(unit.hosts) <= batch and unit not in held]
-        until = time.monotonic() + self.given.seconds("rollout_room_wait")
+        until = _ends.setdefault(str(self._task._uuid), time.monotonic() + self.given.seconds("rollout_room_wait"))
         while True:
             found = self.ask_gateway()
             serving = self.serving([found]) - states.lost(state)
@@ -160,7 +185,7 @@ class ActionModule(ActionBase):
 
     def step_admit(self) -> Dict[str, Any]:
         said = False
-        while self.journal.requested() == "pause" and not self.held():
+        while self.journal.requested() == "pause" and self.host not in self.journal.state().of(*states.IN_HAND):
             if not said:
                 self.show(["paused by request; rollout_do=resume continues"])
             said = True
@@ -186,12 +211,9 @@ class ActionModule(ActionBase):
         canary = bool(state.plan and self.host in state.plan.canary)
         return {"go": told.go, "msg": told.why or "this host is changed now", "canary": canary}
 
-    def looked(self, host: str) -> Mapping[str, Any]:
+    def looked(self, host: str, name: str = "rollout_look") -> Mapping[str, Any]:
         """What was found on a host."""
-        return self.variables["hostvars"][host].get("rollout_look") or {}
-
-    def held(self) -> bool:
-        return self.host in self.journal.state().of(*states.IN_HAND)
+        return self.variables["hostvars"][host].get(name) or {}
 
     def step_applied(self) -> Dict[str, Any]:
         found = look.measured(self.variables)

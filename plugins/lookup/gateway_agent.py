@@ -40,6 +40,7 @@ from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
 from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import address_of, pools
+from ansible_collections.gpufleet.inference.plugins.plugin_utils.gateway_pools import services as declared
 
 PORT = 8405
 """The default of the role gateway, which is not among the variables of its hosts."""
@@ -78,7 +79,9 @@ def agent_port(hostvars: Mapping[str, Mapping[str, Any]], gateways: Sequence[str
 def known(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any], host: str) -> Dict[str, Any]:
     """The services of a host, and the gateways that ask for them. Pure."""
     own = {name: [host] for name, hosts in groups.items() if host in hosts}  # of the others nothing is needed
-    found, _left_out = pools(hostvars, own, host if "gateway" in own else "")
+    asking = host if "gateway" in own else ""
+    found, _left_out = pools(hostvars, own, asking)
+    fixed = {service.unit: service.fixed_gpus for _host, service, _address in declared(hostvars, own, asking)}
     services = {
         row["unit"]: {
             "unit": row["unit"],
@@ -87,6 +90,7 @@ def known(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any], 
             "port": row["port"],
             "tls": row["tls"],
             "max_concurrent": int(row["max_concurrent"] or 0),
+            "fixed_gpus": fixed[row["unit"]],
         }
         for rows in found.values()
         for row in rows

@@ -35,6 +35,10 @@ options:
     description: Seconds that reading the GPUs may take.
     type: float
     default: 10
+  expected_count:
+    description: How many GPUs the host has by the inventory. V(0) expects any number.
+    type: int
+    default: 0
 notes:
   - Run it as root (C(become)).
 """
@@ -67,7 +71,7 @@ pains:
     pain:
       description: Name of the problem.
       type: str
-      sample: stale_unit
+      sample: not_loaded
     text:
       description: What was found.
       type: str
@@ -95,7 +99,11 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.entry i
 
 
 def argument_spec():
-    return dict(folder=dict(type="path", default="."), timeout=dict(type="float", default=10.0))
+    return dict(
+        folder=dict(type="path", default="."),
+        timeout=dict(type="float", default=10.0),
+        expected_count=dict(type="int", default=0),
+    )
 
 
 def main():

@@ -68,6 +68,25 @@ options:
           - How many requests it takes at a time. The gateways share them, as C(maxconn). V(0) sets no limit.
         type: int
         default: 0
+      fixed_gpus:
+        description: Whether it keeps its GPUs, as they are named. Left false, a run plans it again on healthy GPUs.
+        type: bool
+        default: false
+  on_unhealthy:
+    description:
+      - With V(drain), gateways send no new requests to a service that claims a GPU that must not be used (C(unfit) in
+        the facts), and that stays there. It has O(services[].fixed_gpus), or the host has no fit GPU. It gets requests
+        again after the first run that finds its GPUs fit, or other GPUs claimed.
+      - V(exclude) and V(fail) make no difference here. The role C(gpu_host) acts upon them.
+    type: str
+    choices: [exclude, drain, fail]
+    default: exclude
+    version_added: 0.2.0
+  facts_timeout:
+    description: Seconds that reading the GPUs may take. Only V(drain) needs them.
+    type: float
+    default: 10.0
+    version_added: 0.2.0
   gateways:
     description:
       - Addresses or names of the gateways, as this host sees them. A name must be one that this host can resolve.
@@ -101,6 +120,12 @@ msg:
   returned: always
   type: str
   sample: "gpufleet-agent.service: 2 services, 2 gateways, port 8405"
+held:
+  description: The services to which gateways send no new requests because of their GPUs.
+  returned: with O(state=present)
+  type: list
+  elements: str
+  sample: []
 verdict:
   description: V(ok), or the name of what was wrong.
   returned: always
@@ -127,10 +152,13 @@ def argument_spec():
         "port": {"type": "int", "required": True},
         "tls": {"type": "bool", "default": False},
         "max_concurrent": {"type": "int", "default": 0},
+        "fixed_gpus": {"type": "bool", "default": False},
     }
     return {
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "services": {"type": "list", "elements": "dict", "default": [], "options": service},
+        "on_unhealthy": {"type": "str", "choices": ["exclude", "drain", "fail"], "default": "exclude"},
+        "facts_timeout": {"type": "float", "default": 10.0},
         "gateways": {"type": "list", "elements": "str", "default": []},
         "local_gateway": {"type": "str", "default": ""},
         "port": {"type": "int", "default": 8405},

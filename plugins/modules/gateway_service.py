@@ -261,6 +261,12 @@ reasons:
   type: list
   elements: str
   sample: ["files that it reads change: /etc/gpufleet/gateway/haproxy.cfg"]
+differs:
+  description: Names of what differed from the declared state. They are listed in C(docs/faults.md).
+  returned: when the gateway was inspected
+  type: list
+  elements: str
+  sample: [environment, override]
 planned:
   description:
     - The writes and systemctl commands of the run, in order. In check mode those of a real run.
@@ -295,6 +301,13 @@ shadowed:
   returned: when the gateway was inspected
   type: list
   elements: dict
+certificates:
+  description:
+    - The file of the certificate in use, and the Unix time at which it ends. Less than 14 days before, a run warns.
+    - Empty without O(tls_certificate), and in check mode for a gateway that does not run yet.
+  returned: when the gateway was inspected
+  type: dict
+  sample: {/etc/ssl/gateway.pem: 1798761600}
 unit_state:
   description: State of the unit, as systemd reports it.
   returned: when the gateway was inspected

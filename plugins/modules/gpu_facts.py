@@ -445,6 +445,13 @@ ansible_facts:
               returned: success
               type: bool
               sample: false
+            inforom_corrupt:
+              description:
+                - Whether its infoROM, which holds its record of bad memory, is corrupt.
+                - Only M(gpufleet.inference.doctor) reads it, as it takes long.
+              returned: success
+              type: bool
+              sample: false
             recovery_action:
               description: What the driver asks for, V(none), V(reset), V(reboot), V(drain_p2p) or V(drain_and_reset).
               returned: success
@@ -671,6 +678,19 @@ ansible_facts:
                   returned: success
                   type: int
                   sample: 0
+                uncorrectable_errors:
+                  description: Uncorrectable errors since boot (AER), as the kernel counts them.
+                  returned: success
+                  type: int
+                  sample: 0
+                acs_redirects:
+                  description:
+                    - The PCI bridges above it that send what goes to other devices through the CPU (ACS).
+                    - Only M(gpufleet.inference.doctor) reads it, as it takes long.
+                  returned: success
+                  type: list
+                  elements: str
+                  sample: []
             nvlink:
               description: Its NVLinks.
               returned: success
@@ -686,6 +706,26 @@ ansible_facts:
                   returned: success
                   type: int
                   sample: 18
+                recovery_errors:
+                  description: How often links had to recover from errors.
+                  returned: success
+                  type: int
+                  sample: 0
+            slowdown:
+              description: For how long the hardware has held the clocks down since the driver was loaded.
+              returned: success
+              type: dict
+              contains:
+                thermal_seconds:
+                  description: Because of heat.
+                  returned: success
+                  type: float
+                  sample: 0.0
+                power_brake_seconds:
+                  description: Because of the power supply.
+                  returned: success
+                  type: float
+                  sample: 0.0
             fabric:
               description: The NVLink fabric it belongs to.
               returned: success
@@ -801,19 +841,22 @@ ansible_facts:
           description:
             - Everything that was found to be wrong or unusual, for people and for monitoring. What makes a GPU unfit or
               slow is also in RV(ansible_facts.gpu.devices[].health).
-            - The sources are NVML's values, the other GPUs of the same name on this host, and the Xid errors in the
-              kernel's log since boot, as far back as C(/dev/kmsg) reaches; only root can read it.
+            - It is empty for a host in good health. The sources are NVML's values, the other GPUs of the same name on
+              this host, and the Xid errors in the kernel's log since boot, as far back as C(/dev/kmsg) reaches; only
+              root can read it.
           returned: success
           type: list
           elements: dict
           contains:
             gpu:
-              description: Index of the GPU. Null for one that is not on the PCI bus any more.
+              description: Index of the GPU. Null for the host as a whole, and for a GPU that is not on the PCI bus any
+                more.
               returned: success
               type: int
               sample: 3
             check:
-              description: Name of the check, such as V(remap_pending), V(pcie_narrow), V(unlike_twins) or V(xid_79).
+              description: Name of the check, such as V(remap_pending), V(pcie_narrow), V(unlike_twins) or V(xid_79), or
+                the RV(ansible_facts.gpu.fault.code) of the host. Every view shows this name.
               returned: success
               type: str
               sample: xid_119
@@ -834,6 +877,16 @@ ansible_facts:
               returned: success
               type: str
               sample: "Xid 119, the GPU's system processor did not answer: once, 14 min ago"
+            line:
+              description: The GPU, the name of the check, and what was found.
+              returned: success
+              type: str
+              sample: "GPU 3: xid_119: Xid 119, the GPU's system processor did not answer: once, 14 min ago"
+            remedy:
+              description: What to do, in words.
+              returned: success
+              type: str
+              sample: reset the GPU
         topology:
           description:
             - How near the GPUs are to each other, in the words of C(nvidia-smi topo -m). One row a GPU. Null where

@@ -60,6 +60,11 @@ msg:
   returned: always
   type: str
   sample: as declared
+self_check:
+  description: Whether the host is to have a self check, or may have one that must be removed.
+  returned: if the host is not as declared
+  type: bool
+  sample: false
 roles:
   description: The roles that have nothing to do.
   returned: if the host is as declared

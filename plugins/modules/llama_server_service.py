@@ -73,7 +73,7 @@ options:
       - Several services on this host. Each is an instance, C(NAME@INSTANCE.service), of the template C(NAME@.service),
         which is created if it does not exist. For C(NAME.service) itself see O(main).
       - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
-        O(environment).
+        O(environment), and its C(secret_environment) over O(secret_environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both.
     type: list
@@ -93,6 +93,9 @@ options:
         choices: [present, stopped, absent]
       environment:
         description: Further variables of its process, merged over O(environment).
+        type: dict
+      secret_environment:
+        description: Further secret variables of its process, merged over O(secret_environment).
         type: dict
       enabled:
         description: Overrides O(enabled) for this instance.
@@ -289,6 +292,13 @@ options:
         a variable as well; C(llama-server --help) names them. A name that this version does not know is rejected.
     type: dict
     default: {}
+  secret_environment:
+    description:
+      - Further variables of the process that hold secrets, such as E(AWS_SECRET_ACCESS_KEY). They are passed from a
+        file that only root can read. O(environment) rejects a variable with the name of a secret, and a URL with a
+        password.
+    type: dict
+    default: {}
   generation:
     description:
       - >-
@@ -302,7 +312,7 @@ options:
     description:
       - Prompts that show whether the model still answers as before. When a change is verified, the model answers each
         of them with 16 tokens at temperature 0. The tokens and their log probabilities are recorded on the host, where
-        every user can read them. They are compared after each later change of the service, and whenever a run makes
+        only root can read them. They are compared after each later change of the service, and whenever a run makes
         every model answer. If they differ by more than the answers of one process do, the verdict is V(wrong_answers),
         and the change is rolled back.
       - The engine must report log probabilities with C(/v1/chat/completions). If it does not, the run warns, and
@@ -500,6 +510,12 @@ reasons:
   type: list
   elements: str
   sample: ["the value in force changes: LLAMA_ARG_CTX_SIZE"]
+differs:
+  description: Names of what differed from the declared state. They are listed in C(docs/faults.md).
+  returned: when a service was inspected
+  type: list
+  elements: str
+  sample: [environment, override]
 planned:
   description:
     - The writes and systemctl commands of the run, in order. In check mode those of a real run.

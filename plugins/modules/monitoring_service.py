@@ -137,6 +137,12 @@ reasons:
   type: list
   elements: str
   sample: ["files that it reads change: /etc/gpufleet/monitoring/rules.yml"]
+differs:
+  description: Names of what differed from the declared state. They are listed in C(docs/faults.md).
+  returned: when Prometheus was inspected
+  type: list
+  elements: str
+  sample: [environment, override]
 planned:
   description:
     - The writes and systemctl commands of the run, in order. In check mode those of a real run, or none if Prometheus

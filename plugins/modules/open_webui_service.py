@@ -257,6 +257,12 @@ reasons:
   type: list
   elements: str
   sample: ["the value in force changes: ENABLE_SIGNUP"]
+differs:
+  description: Names of what differed from the declared state. They are listed in C(docs/faults.md).
+  returned: when it was inspected
+  type: list
+  elements: str
+  sample: [environment, override]
 planned:
   description:
     - The writes and systemctl commands of the run, in order. In check mode those of a real run.

@@ -15,16 +15,17 @@ description:
     C(ROOT/ENGINE/current) pointing to it. The environment that was in use is kept, named by the link C(previous);
     declaring its version again switches back without building anything. Older ones are removed, but for those that a
     unit under C(/etc/systemd/system) names.
-  - The wheel is chosen from a table by the CUDA that it is built with, the host's NVIDIA driver, the interpreter, the
-    processor and glibc. One that does not run on the host is rejected before anything is installed; the error lists
-    the numbers and the newest version that would run. CUDA 13 needs driver 580, CUDA 12 driver 525, CUDA 11 driver
-    450.80.02, or newer (NVIDIA's minor-version compatibility).
+  - The wheel is chosen from a table by the CUDA that it is built with, the GPUs that it has kernels for, the host's
+    NVIDIA driver, GPUs, interpreter, processor and glibc. One that does not run on the host is rejected before anything
+    is installed; the error lists the numbers and the newest version that would run. CUDA 13 needs driver 580, CUDA 12
+    driver 525, CUDA 11 driver 450.80.02, or newer (NVIDIA's minor-version compatibility).
   - Minor-version compatibility does not cover PTX, which vLLM's wheels contain. A vLLM that is built for the CUDA of
     the driver, or for an older one, is therefore preferred. If the declared version is only built for a newer one, the
     module warns. Driver 570 is for CUDA 12.8, 575 for 12.9, 580 for 13.0.
   - If NVIDIA's package cuda-compat is installed under C(/usr/local/cuda-*/compat), wheels for its CUDA run, too
     (forward compatibility, on data centre GPUs only). An environment that needs it has a link C(cuda-compat) to it. It
-    is tested with it, and M(gpufleet.inference.vllm_service) adds it to E(LD_LIBRARY_PATH) of its instances.
+    is tested with it, and M(gpufleet.inference.vllm_service) and M(gpufleet.inference.torchrun_job) add it to
+    E(LD_LIBRARY_PATH).
   - A new environment is tested before the switch. The engine is imported, and a small tensor is multiplied on a GPU of
     this host, or on the CPU with O(cuda=cpu). Open WebUI is only imported; it has no PyTorch.
   - A build that fails or does not pass leaves nothing behind, and the environment in use as it was. The next run

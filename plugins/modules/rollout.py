@@ -13,7 +13,8 @@ version_added: 0.2.0
 description:
   - The steps of the playbook C(gpufleet.inference.rollout), which is the way to use them. They plan the rollout, decide
     when a host may be changed, keep the journal, and write the receipt. The roles change the hosts.
-  - Everything happens on the controller, apart from O(step=gateways), O(step=room) and O(step=soak).
+  - Everything happens on the controller, apart from the questions to the gateways and the reservations of the
+    hosts.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -28,12 +29,15 @@ options:
     description:
       - V(look) reads what the roles have found on a host, V(unfit) why they failed there. V(gateways) asks a gateway
         which hosts serve. V(plan) plans the rollout from that, and refuses it where it cannot succeed.
+      - V(reserve) keeps other controllers' rollouts from a host. V(reserved) fails if one of them was there first, and
+        V(release) ends the reservation.
       - V(room) asks a gateway until its pools can do without a batch. V(admit) decides whether a host may be changed
         now. V(applied) follows; for the canary, V(soak) and V(compare), and V(back) if it does worse than the others;
         V(done) or V(failed).
       - V(report) writes the receipt. V(control) is for the playbook C(gpufleet.inference.rollout_control).
     type: str
-    choices: [look, unfit, plan, gateways, room, admit, applied, soak, compare, back, done, failed, report, control]
+    choices: [look, unfit, gateways, plan, reserve, reserved, release, room, admit, applied, soak, compare, back, done,
+              failed, report, control]
     required: true
   request:
     description: For O(step=control), what to do.
@@ -63,6 +67,10 @@ go:
 canary:
   description: Whether the host is a canary.
   returned: with O(step=admit)
+  type: bool
+reserved:
+  description: Whether the host is reserved for this rollout.
+  returned: with O(step=reserve)
   type: bool
 plan:
   description: The units that change, the canary, the pools, what changes of each service, the predicted seconds, and

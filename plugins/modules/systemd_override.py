@@ -181,6 +181,12 @@ reasons:
   type: list
   elements: str
   sample: ["the value in force changes: OLLAMA_KEEP_ALIVE"]
+differs:
+  description: Names of what differed from the declared state. They are listed in C(docs/faults.md).
+  returned: always
+  type: list
+  elements: str
+  sample: [environment, override]
 planned:
   description:
     - The writes and systemctl commands of the run, in order. In check mode those of a real run.

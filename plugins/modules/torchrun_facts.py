@@ -111,7 +111,7 @@ ansible_facts:
              addresses: [{address: 192.0.2.10, prefix: 24}]}
         own_names: {gpu-a: [127.0.1.1]}
         venv: /opt/torch
-        torch: {version: 2.13.0+cu130, cuda: "13.0", nccl: 2.29.7, conda: false}
+        torch: {version: 2.13.0+cu130, cuda: "13.0", nccl: 2.29.7, conda: false, compat: ""}
         torch_missing: null
         code: {path: /srv/train/train.py, digest: 9c56cc51b374, folder: /srv/train, files: {train.py: 9c56cc51b374}}
         gpus: {count: 1, fault: null, nvlink: false, devices: [{index: 0, uuid: GPU-6e9bd5b2, processes: []}]}

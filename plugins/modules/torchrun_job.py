@@ -103,7 +103,9 @@ options:
     type: str
     default: root
   environment:
-    description: Further variables, taken literally. They win over those of the plan.
+    description:
+      - Further variables, taken literally. They win over those of the plan, except that E(LD_LIBRARY_PATH) comes after
+        the libraries of cuda-compat. What may be a secret is rejected; see O(secret_environment).
     type: dict
     default: {}
   secret_environment:

@@ -84,7 +84,7 @@ options:
       - The vLLM instances of the host. Each is a unit C(vllm@NAME.service). An instance that is not in the list is left
         alone.
       - An instance takes the options that it leaves out from those next to this one. Its C(environment) is merged over
-        O(environment).
+        O(environment), and its C(secret_environment) over O(secret_environment).
       - All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both. Absent instances go first.
     type: list
@@ -103,6 +103,9 @@ options:
         choices: [present, asleep, stopped, absent]
       environment:
         description: Further variables of its process, merged over O(environment).
+        type: dict
+      secret_environment:
+        description: Further secret variables of its process, merged over O(secret_environment).
         type: dict
       enabled:
         description: Overrides O(enabled) for this instance.
@@ -150,9 +153,6 @@ options:
         description: Overrides O(fingerprints) for this instance.
         type: list
         elements: str
-      secret_environment:
-        description: Overrides O(secret_environment) for this instance.
-        type: dict
       venv:
         description: Overrides O(venv) for this instance.
         type: path
@@ -372,8 +372,14 @@ options:
     default: []
   environment:
     description:
-      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning. A
-        name that ends like that of a secret, such as E(WANDB_API_KEY), is rejected; see O(secret_environment).
+      - Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes a warning.
+    type: dict
+    default: {}
+  secret_environment:
+    description:
+      - Further variables of the process that hold secrets, such as E(AWS_SECRET_ACCESS_KEY). They are passed from a
+        file that only root can read. O(environment) rejects a variable with the name of a secret, and a URL with a
+        password.
     type: dict
     default: {}
   generation:
@@ -389,7 +395,7 @@ options:
     description:
       - Prompts that show whether the model still answers as before. When a change is verified, the model answers each
         of them with 16 tokens at temperature 0. The tokens and their log probabilities are recorded on the host, where
-        every user can read them. They are compared after each later change of the service, and whenever a run makes
+        only root can read them. They are compared after each later change of the service, and whenever a run makes
         every model answer. If they differ by more than the answers of one process do, the verdict is V(wrong_answers),
         and the change is rolled back.
       - The engine must report log probabilities with C(/v1/chat/completions). If it does not, the run warns, and
@@ -416,11 +422,6 @@ options:
     description: Seconds that reading the GPUs may take.
     type: float
     default: 10.0
-  secret_environment:
-    description:
-      - Further variables of the process that hold secrets, such as E(MODELSCOPE_API_TOKEN) or E(AWS_SECRET_ACCESS_KEY).
-        They are passed from a file that only root can read.
-    type: dict
   venv:
     description:
       - The Python environment with vLLM. A link is followed, and the unit names its target; if the link is switched,
@@ -747,6 +748,12 @@ instances:
       type: list
       elements: str
       sample: ["files that it reads change: /etc/gpufleet/vllm/chat.yaml"]
+    differs:
+      description: Names of what differed from the declared state. They are listed in C(docs/faults.md).
+      returned: when the instance was inspected
+      type: list
+      elements: str
+      sample: [environment, override]
     planned:
       description:
         - The writes and systemctl commands of the run, in order. In check mode those of a real run.

@@ -28,6 +28,8 @@ class Served(NamedTuple):
     max_concurrent: Optional[int] = None
     tls: bool = False
     key: str = ""
+    fixed_gpus: bool = True
+    """Whether it keeps its GPUs: they are named, or not declared."""
     metrics: Optional[str] = None
     """The key that its ``/metrics`` asks for; empty if it asks for none, None if there are no metrics."""
 
@@ -120,7 +122,14 @@ def _ollama(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
     for unit, option in units:
         if unit == home or (store and option("models_dir") == store):
             address, port = listen_address(option("host", "127.0.0.1"))
-            yield Served("ollama", unit, models, address, port, "both", int(option("num_parallel", 1)))
+            yield Served(
+                "ollama", unit, models, address, port, "both", int(option("num_parallel", 1)), fixed_gpus=_fixed(option)
+            )
+
+
+def _fixed(option: Callable[..., Any], default: Any = None) -> bool:
+    wish = option("visible_devices", default)
+    return not (wish == "all" or isinstance(wish, Mapping))
 
 
 def _there(item: Any) -> bool:
@@ -144,6 +153,7 @@ def _vllm(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
             str(option("host", vllm.HOST)),
             int(option("port", vllm.PORT)),
             max_concurrent=option("max_num_seqs"),
+            fixed_gpus=_fixed(option, "all"),
             tls=bool(option("ssl_certfile")),
             key=key,
             metrics=key if guarded else "",
@@ -162,6 +172,7 @@ def _llama_server(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
             str(option("host", llama_server.HOST)),
             int(option("port", llama_server.PORT)),
             max_concurrent=option("parallel"),
+            fixed_gpus=_fixed(option),
             tls=bool(option("ssl_cert_file")),
             key=str(option("api_key", "")),
             metrics=str(option("api_key", "")),

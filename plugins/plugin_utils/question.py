@@ -187,13 +187,13 @@ def _answers(said: Mapping[str, Any], mark: str, facts: Sequence[Collection[str]
 
 
 def _believed_all(answers: Any, facts: Sequence[Collection[str]]) -> List[Answer]:
-    """As many answers as were asked for, all converged, or the first that is not."""
+    """As many answers as were asked for, all converged, or those up to the first that is not."""
     if not isinstance(answers, list) or not 0 < len(answers) <= len(facts):
         return [Answer("silent", "its answer has another form")]
     believed = [_believed(answer, found) for answer, found in zip(answers, facts)]
-    for answer in believed:
+    for number, answer in enumerate(believed, 1):
         if answer.state != "converged":
-            return [answer]
+            return believed[:number]
     return believed if len(believed) == len(facts) else [Answer("silent", "its answer is not complete")]
 
 

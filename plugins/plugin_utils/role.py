@@ -124,7 +124,8 @@ def translated(message: str, options: Collection[str], label: Label) -> str:
     A name with an underscore is an option wherever it stands. One that is also a word of English is one where our
     messages name it: before a colon at their beginning, before a value, and in parentheses.
     """
-    words = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+    there = [option for option in options if option in message]  # mostly none; a pattern of all takes 5 ms to compile
+    words = "|".join(sorted(map(re.escape, there), key=len, reverse=True))
     if not words:
         return message
     pattern = (

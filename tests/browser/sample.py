@@ -25,16 +25,25 @@ UNFIT = {
     "check": "remap_pending",
     "effect": "unfit",
     "action": "reset",
-    "text": "remapping of rows is pending",
+    "text": "remapping of memory rows is pending: reset the GPU",
+    "remedy": "reset the GPU",
 }
 SLOW = {
     "gpu": 2,
-    "check": "thermal",
+    "check": "hw_thermal_slowdown",
     "effect": "slow",
     "action": "look",
-    "text": "clocks are held down: hw_thermal_slowdown",
+    "text": "the hardware holds the clocks down because of heat (hw_thermal_slowdown)",
+    "remedy": "look into it",
 }
-XID = {"gpu": 3, "check": "xid_119", "effect": "note", "action": "reset", "text": "Xid 119: once, 14 min ago"}
+XID = {
+    "gpu": 3,
+    "check": "xid_119",
+    "effect": "note",
+    "action": "reset",
+    "text": "Xid 119, the GPU's system processor did not answer: once, 14 min ago",
+    "remedy": "reset the GPU",
+}
 #: Engine, unit, model, GPUs, version, words.
 ENGINES = (
     ("ollama", "ollama", "m70b:latest", 8, "0.32.15", "Ollama 0.32.15"),
@@ -66,6 +75,7 @@ def _host(index: int, number: int, chance: random.Random) -> Tuple[str, Dict[str
         "restarted": differs,
         "reasons": ["the value in force changes: OLLAMA_KEEP_ALIVE"] * differs,
         "drift": {"OLLAMA_KEEP_ALIVE": {}} if differs else {},
+        "differs": ["environment", "override"] * differs,
         "version": version,
     }
     registered = {engine + "_result": dict(result, instances={unit + ".service": result})}

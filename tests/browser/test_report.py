@@ -74,7 +74,7 @@ def test_a_host_in_full(opened: Any, small: str) -> None:
     page = opened(small)
     page.get_by_role("button", name="gpu05.example: 8 GPUs").click()
     dialog = page.get_by_role("dialog", name="gpu05.example")
-    assert dialog.get_by_text("remapping of rows is pending").is_visible()
+    assert dialog.get_by_text("remap_pending: remapping of memory rows is pending").is_visible()
     matrix = dialog.get_by_role("region", name="How near the GPUs are to each other")
     assert matrix.get_by_role("row").count() == 1 + 8 + 4
     assert matrix.get_by_role("row").nth(1).inner_text().split() == ["GPU", "0", "X", *["NV18"] * 7]

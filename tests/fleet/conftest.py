@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -40,6 +41,18 @@ SETTINGS = {
     "ANSIBLE_INJECT_FACT_VARS": "false",  # no role may depend on it
 }
 STATES = {"gpu1": "rtx4090x4", "gpu2": "h200x4", "gpu3": "h200x2"}
+LONGEST = ("test_torchrun", "test_vllm_service", "test_llama_server", "test_site", "test_rollout", "test_gateway")
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """The longest files first, then by their number of tests: so the processes of pytest-xdist end together."""
+    tests = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> Tuple[Any, ...]:
+        file = item.path
+        return LONGEST.index(file.stem) if file.stem in LONGEST else len(LONGEST), -tests[file], file
+
+    items.sort(key=place)
 
 
 class Run:

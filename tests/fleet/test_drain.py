@@ -65,12 +65,27 @@ class Host:
         given = {"instances": instances, "clients": [self.gateway], "num_parallel": 4, "drain_timeout": 60}
         return self.lab.module(self.name, "ollama_service", {**given, **options}, check=check)
 
-    def agent(self, *gateways: str, check: bool = False) -> Dict[str, Any]:
+    def says(self, unit: str) -> str:
+        """What the agent answers about a service."""
+        program = (
+            'import socket; s = socket.create_connection(("127.0.0.1", 8405)); s.sendall(b"%s x\\n"); '
+            "print(s.recv(99).decode())"
+        )
+        return hostsetup.sh(self.name, "timeout 5 python3 -c '%s'" % (program % unit)).strip()
+
+    def agent(self, *gateways: str, check: bool = False, **more: Any) -> Dict[str, Any]:
         services = [
-            {"unit": unit, "engine": "ollama", "address": self.address, "port": port, "max_concurrent": 4}
+            {
+                "unit": unit,
+                "engine": "ollama",
+                "address": self.address,
+                "port": port,
+                "max_concurrent": 4,
+                "fixed_gpus": True,
+            }
             for unit, port in UNITS.items()
         ]
-        given = {"gateways": list(gateways), "services": services}
+        given = {"gateways": list(gateways), "services": services, **more}
         return self.lab.module(self.name, "gateway_agent", given, check=check)
 
 
@@ -154,16 +169,13 @@ def test_a_run_that_was_killed_leaves_no_service_drained(host: Host) -> None:
 
 
 def test_a_service_whose_gate_fails_gets_no_requests_until_it_passes(host: Host) -> None:
-    answer = "printf 'ollama@a x\\n' | timeout 5 python3 -c 'import socket, sys; s = socket.create_connection" + (
-        '(("127.0.0.1", 8405)); s.sendall(sys.stdin.buffer.read()); print(s.recv(99).decode())\''
-    )
-    assert hostsetup.sh(host.name, answer).startswith("up ready")
+    assert host.says("ollama@a").startswith("up ready")
     hostsetup.sh(
         host.name, """echo '{"state": "down", "verdict": "cpu_fallback"}' >/run/gpufleet-agent/ollama@a.service"""
     )
-    assert hostsetup.sh(host.name, answer).strip() == "down #cpu_fallback"
+    assert host.says("ollama@a") == "down #cpu_fallback"
     assert not host.bring(keep_alive="12m")["failed"]
-    assert hostsetup.sh(host.name, answer).startswith("up ready")
+    assert host.says("ollama@a").startswith("up ready")
 
 
 def test_nobody_but_the_gateway_and_the_host_reaches_a_service(host: Host) -> None:
@@ -188,3 +200,24 @@ def test_the_agent_runs_without_rights(host: Host) -> None:
     found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert "0" not in found["Uid"].split() and int(found["CapEff"], 16) == 0 and found["NoNewPrivs"] == "1"
     assert int(found["VmRSS"].split()[0]) < 64 << 10
+
+
+def test_a_service_on_a_gpu_that_must_not_be_used_gets_no_requests_until_it_is_repaired(host: Host) -> None:
+    """It names its GPU, so no run moves it. The other service has its own GPU, and gets all requests."""
+    held = {"on_unhealthy": "drain"}
+    assert not host.agent(host.gateway, check=True, **held)["changed"]
+    host.lab.state(host.name, None, "ecc-uncorrectable:1")
+    try:
+        assert not host.agent(host.gateway, check=True)["changed"], "nobody asked for it"
+        assert host.agent(host.gateway, check=True, **held)["changed"]
+        done = host.agent(host.gateway, **held)
+        assert (done["changed"], done["held"]) == (True, ["ollama@b.service"]), done["msg"]
+        assert not host.agent(host.gateway, **held)["changed"]
+        assert (host.says("ollama@a")[:8], host.says("ollama@b")) == ("up ready", "drain")
+        before = {unit: hostsetup.sh(host.name, "systemctl show -p MainPID %s" % unit) for unit in UNITS}
+        assert not any(ask() for _number in range(4))
+    finally:
+        host.lab.state(host.name)
+    done = host.agent(host.gateway, **held)
+    assert (done["changed"], done["held"]) == (True, []) and host.says("ollama@b").startswith("up ready")
+    assert {unit: hostsetup.sh(host.name, "systemctl show -p MainPID %s" % unit) for unit in UNITS} == before

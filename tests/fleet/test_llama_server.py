@@ -176,12 +176,14 @@ def test_another_build_takes_over_and_a_broken_one_is_rolled_back(bring: Bring, 
     on("rm -rf /opt/llama.cpp-bad")
 
 
-def test_wrong_answers_are_noticed(bring: Bring, on: Any) -> None:
+def test_wrong_answers_are_noticed(bring: Bring, on: Any, lab: Any, ready: str) -> None:
     """Recorded, kept by an option that does not change them, and compared: a template and weights that do."""
     prompts = {"fingerprints": ["Say hello.", "Name three colours."]}
     record = "/var/lib/gpufleet/fingerprints/llama-server@chat.service.json"
     assert bring(CHAT, **prompts)["instances"]["llama-server@chat.service"]["fingerprint"]["state"] == "recorded"
     before = on("cat " + record)
+    read = lab.module(ready, "fingerprints_info", {})["fingerprints"]
+    assert read == {"llama-server@chat.service": json.loads(before)}
     other = bring({**CHAT, "ctx_size": 1024}, **prompts)["instances"]["llama-server@chat.service"]
     assert (other["fingerprint"]["state"], on("cat " + record)) == ("same", before)
 

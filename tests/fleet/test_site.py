@@ -19,6 +19,7 @@ import archive  # noqa: E402
 import drift  # noqa: E402
 import faults  # noqa: E402
 import hostsetup  # noqa: E402
+import one_name  # noqa: E402
 
 ENVIRONMENT = "CUDA_VISIBLE_DEVICES=0,1,2,3 OLLAMA_KEEP_ALIVE=-1 OLLAMA_NO_CLOUD=1 OLLAMA_SCHED_SPREAD=1"
 
@@ -136,7 +137,9 @@ def test_check_and_diff_show_exactly_the_change(managed, lab, sh):
         line["action"].rpartition(".")[2] for line in run.results if line["host"] == "gpu1" and line["status"] == "ok"
     ]
     asked = [name for name in done if "gpu" in name or "check" in name]
-    assert asked == ["host_check", "gpu_facts", "self_check"], "then the roles"
+    assert asked == ["host_check", "gpu_facts"], (
+        "then the roles, but no self check: none is declared, and none is there"
+    )
     assert [everything(sh, host) for host in managed] == before
 
 
@@ -211,13 +214,15 @@ def test_the_way_back_to_a_generation(managed, lab, sh):
     assert back().changed == 0
 
 
-def test_question_roles_and_self_check_agree_on_drift(managed, lab):
+def test_question_roles_and_self_check_agree_on_drift(managed, lab, tmp_path):
     lab.playbook("site.yml", "--limit", "gpu1,gpu2", *drift.SELF_CHECK)
-    drift.assert_agreement(lab, managed, "ollama", drift.sample(len(drift.DRIFT)), hostsetup.wait_for_api, True)
+    drift.assert_agreement(lab, managed, "ollama", drift.sample(len(drift.DRIFT) - 3), hostsetup.wait_for_api, True)
+    one_name.assert_one_name(lab, tmp_path / "page.html", hostsetup.wait_for_api)
     said = lab.sh("gpu1", "journalctl -q --no-pager -o cat -u gpufleet-self-check.service")
     assert len(said.splitlines()) < 2 * len(drift.DRIFT), "not one line for each check"
-    assert lab.playbook("site.yml", "--limit", "gpu1,gpu2").changed == 2
+    repaired = lab.playbook("site.yml", "--limit", "gpu1,gpu2")
     for host in managed:
+        assert repaired.stats[host]["changed"]
         assert "self-check" not in lab.sh(host, "ls /etc/systemd/system /etc/gpufleet /run /var/lib/prometheus/*")
 
 
@@ -262,9 +267,7 @@ def test_preflight_names_what_is_wrong(managed, lab, sh, fault, verdict):
     before = everything(sh, "gpu1")
     lab.state("gpu1", None, fault)
     try:
-        run = lab.playbook(
-            "site.yml", "--limit", "gpu1", "-e", "gpu_host_allow_degraded=false", ok=False, warnings=True
-        )
+        run = lab.playbook("site.yml", "--limit", "gpu1", "-e", "gpu_host_on_unhealthy=fail", ok=False, warnings=True)
         assert run.rc == 2
         assert "gpu1: %s: " % verdict in " ".join(run.output.split())
         assert run.of("ollama_service") == []

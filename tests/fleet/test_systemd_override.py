@@ -194,7 +194,7 @@ def test_the_doctor_finds_what_is_wrong_and_no_secret_leaves(unit: Unit, tmp_pat
         result = unit.lab.module(unit.host, "doctor", {"folder": str(tmp_path)})
     finally:
         unit.sh("rm -r %s /etc/gpufleet/credentials/%s" % (DROP_INS, UNIT))
-    assert not result["failed"] and {"stale_unit", "later_drop_in"} & {one["pain"] for one in result["pains"]}, result
+    assert not result["failed"] and {"not_loaded", "later_drop_in"} & {one["pain"] for one in result["pains"]}, result
     (bundle,) = tmp_path.iterdir()
     assert bundle.stat().st_mode & 0o777 == 0o600
     with tarfile.open(bundle) as archive:

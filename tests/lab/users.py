@@ -104,7 +104,9 @@ class Load:
 def kind_of(error):
     """``refused``: no connection, or an answer that is an error; ``cut``: an answer that had begun, or was awaited."""
     status = getattr(error, "status_code", None)
-    no_connection = isinstance(error, ConnectionError) or isinstance(error.__cause__, httpx.ConnectError)
+    no_connection = isinstance(error, ConnectionError) or any(
+        isinstance(one, httpx.ConnectError) for one in (error, error.__cause__)
+    )
     return "refused" if no_connection or (status and status > 0) else "cut"
 
 

@@ -9,6 +9,7 @@ import json
 import random
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
@@ -93,10 +94,15 @@ def fixture_text() -> Callable[[str], str]:
     return lambda name: (FIXTURES / name).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def var(tmp_path_factory):
+    return tmp_path_factory.mktemp("var")
+
+
 @pytest.fixture(autouse=True)
-def remembered(monkeypatch, tmp_path_factory):
+def remembered(monkeypatch, var):
     """What is made in tests is remembered in a file of theirs, and their locks are their own; gives its path."""
-    base = tmp_path_factory.mktemp("var")
+    base = Path(tempfile.mkdtemp(dir=var))  # for each folder of its own pytest lists all others
     path = base / "gpufleet/made.json"
     monkeypatch.setattr(install_record, "PATH", str(path))
     monkeypatch.setattr(lock, "FOLDER", str(base / "run/gpufleet"))

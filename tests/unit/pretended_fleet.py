@@ -1,7 +1,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Four hosts over the local connection, each with a pretended service, for the playbooks of a rollout."""
+"""Hosts over the local connection, each with a pretended service, for the playbooks of a rollout."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ POOLS = {"h1": ["chat"], "h2": ["chat", "embed"], "h3": ["chat", "embed"], "h4":
 
 
 class Fleet:
-    """Four hosts in two pools, h2 and h3 in both."""
+    """Four hosts in two pools, h2 and h3 in both; or others."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pools: Dict[str, List[str]] = POOLS) -> None:
         self.world, self.state, self.inventory = folder / "world", folder / "state", folder / "fleet.yml"
-        self.folder = folder
+        self.folder, self.hosts = folder, list(pools)
         self.world.mkdir()
-        hosts = {name: {"ollama_models": models} for name, models in POOLS.items()}
+        hosts = {name: {"ollama_models": models} for name, models in pools.items()}
         self.inventory.write_text(yaml.safe_dump({"ollama": {"hosts": hosts, "vars": {"ansible_connection": "local"}}}))
 
     def words(self, playbook: str, words: Any, variables: Dict[str, Any]) -> List[str]:
@@ -78,6 +78,11 @@ class Fleet:
     def log(self) -> List[str]:
         path = self.world / "log"
         return path.read_text().splitlines() if path.exists() else []
+
+    def changes(self) -> Dict[str, List[str]]:
+        """What was applied to each host, one change after the other."""
+        paths = [self.world / host for host in self.hosts]
+        return {path.name: path.read_text().split()[1:] for path in paths if path.exists()}
 
     def events(self) -> List[Dict[str, Any]]:
         return [json.loads(line) for line in (self.state / "journal.jsonl").read_text().splitlines()]

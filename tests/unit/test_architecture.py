@@ -65,7 +65,7 @@ def test_imports_below_are_relative(path: Path) -> None:
 
 
 def test_one_file_of_module_utils_imports_ansible() -> None:
-    """So `make unit` runs the tests of the others on one ansible-core."""
+    """So `make lowest` leaves out the tests of the others."""
     words = re.compile(r"^\s*(from|import) ansible[. ]", re.MULTILINE)
     importing = [path for path in FILES if words.search(path.read_text(encoding="utf-8"))]
     below = [str(path.relative_to(PLUGINS)) for path in importing if "module_utils" in path.parts]

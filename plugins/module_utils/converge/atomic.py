@@ -14,8 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
-from typing import Callable, Iterable, List, Optional, Set
+from typing import Callable, Iterable, List, NamedTuple, Optional, Set
 
 PREVIOUS, NEW, PROVEN = "previous", "new", "proven"
 NOTHING = "no-file-before"
@@ -30,8 +29,7 @@ HINTS = {
 }
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """One file as it must be; ``content`` None means that it must not exist."""
 
     path: str

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from ..systemd.unit import EMPTY_IGNORED, LIST_KEYS, Unit, Value, process_settings
+from ..toolbox.fields import dataclass
 
 Hide = Callable[[str, Optional[str]], Optional[str]]
 """Returns a variable's value as it may be shown, from its name and the value."""

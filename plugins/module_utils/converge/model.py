@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Protocol
 
 from ..systemd.manager import System
 from ..systemd.process import Process
 from ..systemd.unit import Unit
 from ..toolbox.errors import Failed, Refused
+from ..toolbox.fields import dataclass, field
 
 
 @dataclass
@@ -70,7 +71,8 @@ class StepError(Refused):
 class Step(Protocol):
     """Something that must change together with the unit, such as installing its binary.
 
-    Steps are applied in order before systemd is reloaded and undone in reverse order on rollback.
+    Steps are applied in order before systemd is reloaded and undone in reverse order on rollback. One that writes the
+    unit's own file has ``writes_unit = True``; a unit that does not exist is refused unless there is such a step.
     """
 
     restarts: bool
@@ -162,6 +164,18 @@ class Running:
         """Whether the main process has ended or does so within a second: it may notice its child's death late."""
         return self.process.ended_within(1.0)
 
+    def await_ok(self, look: Callable[[], Verdict], changed: bool) -> Verdict:
+        """The verdict of ``look``; after a change it is asked again while it raises a Fault that time may end."""
+        while True:
+            try:
+                return look()
+            except Fault as fault:
+                hopeless = fault.verdict.name == "not_reloaded"
+                if hopeless or not changed or time.monotonic() > self.deadline or self.dying():
+                    return fault.verdict
+                # a server does not report that it has read its files, which it does after systemd has asked for it
+                time.sleep(0.1)
+
 
 Gate = Callable[[Running, bool], Verdict]
 
@@ -187,6 +201,8 @@ class Outcome:
     verdict: Verdict = field(default_factory=lambda: Verdict("ok"))
     reasons: List[str] = field(default_factory=list)
     """Why the unit was restarted, or proven again."""
+    differs: List[str] = field(default_factory=list)
+    """Names of what differed from the declaration, see plan.Plan."""
     planned: List[str] = field(default_factory=list)
     """The writes and systemctl commands of the run, in order; in check mode those of a real run."""
     remedied: str = ""
@@ -213,6 +229,7 @@ class Outcome:
             "verdict": self.verdict.name,
             "evidence": self.verdict.evidence,
             "reasons": self.reasons,
+            "differs": self.differs,
             "planned": self.planned,
             "drift": self.drift,
             "shadowed": self.shadowed,

@@ -38,6 +38,7 @@ class StepChange(NamedTuple):
     restarts: bool
     before: str
     after: str
+    writes_unit: bool = False
 
 
 class Observed(NamedTuple):
@@ -139,7 +140,8 @@ def reread(observed: Observed, system: System, override: Override, state: Mappin
 
 def _step(step: Step) -> StepChange:
     difference = step.diff()
-    return StepChange(type(step).__name__, step.restarts, difference["before"], difference["after"])
+    writes_unit = getattr(step, "writes_unit", False)
+    return StepChange(type(step).__name__, step.restarts, difference["before"], difference["after"], writes_unit)
 
 
 def _in_force_elsewhere(files: Files, override: Override, now: compare.View) -> bool:

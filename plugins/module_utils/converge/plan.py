@@ -11,7 +11,7 @@ from ..systemd.manager import split_items
 from . import compare
 from .model import Change, Verdict
 from .observe import DOWN, FileChange, Observed, StepChange
-from .override import SECRET, Override
+from .override import DROP_IN, SECRET, Override
 
 ENABLED = ("enabled", "enabled-runtime")
 
@@ -26,6 +26,10 @@ SENTENCES = {
     "remedy": "%s",
     "unread": "it is failing, and systemd has not read its files yet",
 }
+
+
+STATES = {"start": "stopped", "stop": "running"}
+"""What is wrong with a unit that an action starts or stops."""
 
 
 class Reason(NamedTuple):
@@ -62,6 +66,23 @@ class Plan(NamedTuple):
     """Why nothing may be done: ``refused`` or ``shadowed``."""
     remedied: str = ""
     """The verdict that is the only reason to do anything."""
+
+    @property
+    def differs(self) -> List[str]:
+        """What differs from the declaration, by names that every view shows: docs/faults.md has all of them."""
+        verbs = [verb.partition(" ")[0] for verb in self.enabling]
+        found = [
+            *(reason.kind for reason in self.reasons if reason.kind not in ("requested", "remedy", "unread")),
+            *("override" if file.path.endswith("/" + DROP_IN) else "files" for file in self.files),
+            *(["step"] if self.steps else []),
+            *(["not_loaded"] if self.reload and not (self.files or self.steps) else []),
+            *([STATES[self.action]] if self.action in STATES else []),
+            *("disabled" if verb == "enable" else "enabled" for verb in verbs),
+            *(["leftovers"] if self.rubbish else []),
+            *(["shadowed"] if self.shadowed else []),
+            *([self.remedied] if self.remedied else []),
+        ]
+        return list(dict.fromkeys(found))
 
     @property
     def commands(self) -> List[str]:
@@ -259,16 +280,16 @@ def shadow_verdict(unit: str, shadowed: List[Dict[str, Any]]) -> Optional[Verdic
 def _unusable(observed: Observed, change: Change) -> Optional[Verdict]:
     """Why no state can be declared for a unit."""
     unit, state, file_state = observed.unit, observed.state, observed.state.get("UnitFileState")
-    brings_install = bool(observed.steps) or "Install" in change.settings
+    written = any(step.writes_unit for step in observed.steps)
     why = ""
     if change.state == "absent":
         return None
     if state.get("LoadState") == "masked":
         why = "%s is masked, so it cannot start: systemctl unmask it first" % unit
-    elif state.get("LoadState") == "not-found" and not observed.steps:
+    elif state.get("LoadState") == "not-found" and not written:
         why = "there is no unit %s on this host: %s, or correct the name" % (unit, change.install_hint)
     elif state.get("Transient") == "yes":
         why = "%s is transient: it has no unit file, and is gone once it stops; create a unit file for it" % unit
-    elif change.enabled and not brings_install and file_state in ("static", "generated"):
+    elif change.enabled and not written and "Install" not in change.settings and file_state in ("static", "generated"):
         why = "%s cannot be enabled: it is %s, as it has no [Install] section of its own" % (unit, file_state)
     return Verdict("refused", why) if why else None

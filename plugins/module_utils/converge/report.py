@@ -56,6 +56,7 @@ def predict(planned: Plan, observed: Observed, override: Override) -> Outcome:
         restarted=planned.action == "restart",
         reloaded=planned.reload,
         reasons=[str(reason) for reason in planned.reasons],
+        differs=planned.differs,
         planned=planned.commands,
         remedied=planned.remedied,
         drift=dict(planned.drift),
@@ -119,6 +120,7 @@ def refused(planned: Plan, observed: Observed, verdict: Verdict) -> ServiceError
     """The error of a run that may not begin."""
     outcome = Outcome(
         verdict=verdict,
+        differs=planned.differs,
         drift=dict(planned.drift),
         shadowed=list(planned.shadowed),
         unit_state=unit_state(observed.state),

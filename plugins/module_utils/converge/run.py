@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
 from ..systemd.manager import ManagerError, System
 from ..toolbox.errors import Failed, Refused
+from ..toolbox.fields import replace
 from . import report
 from .atomic import explain
 from .model import Change, Fault, Gate, Outcome, ServiceError, Step, StopHooks, Verdict

@@ -17,7 +17,8 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from ..converge.override import DIRECTORY, DROP_IN, SECRETS
-from ..gpu.facts import gather_for
+from ..gpu import facts as gpu_facts
+from ..gpu import health
 from ..serving.adopt import private_below
 from ..systemd.manager import System
 from ..systemd.unit import parse, parse_assignments, parse_environment_file
@@ -51,7 +52,9 @@ _HIDDEN = ("Environment", "SetCredential")
 def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
     """The result of the module ``doctor``."""
     system, now = System(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    facts = gather_for(params["timeout"])
+    paths = gpu_facts.site_packages(gpu_facts.VENV)
+    facts = gpu_facts.gather(timeout=params["timeout"], python_paths=paths, thorough=True)
+    facts["findings"] += health.missing(facts["count"], params["expected_count"])
     units = {unit: shown(unit) for unit in ours(system)}
     clean = redactor(secrets(system, units))
     files: Dict[str, str] = {"facts.json": json.dumps(facts, indent=2, sort_keys=True)}
@@ -150,13 +153,6 @@ def run(command: Sequence[str]) -> str:
     return text if ended is not None else text + "\n(it did not end within %g s)\n" % LIMIT
 
 
-def _bus_errors(facts: Mapping[str, Any]) -> Iterator[Tuple[str, int]]:
-    for place in filter(None, (device["pci_bus_id"] for device in facts["devices"])):
-        folder = "/sys/bus/pci/devices/%s/aer_dev_" % place
-        totals = [line.split() for kind in ("fatal", "nonfatal") for line in _content(folder + kind).splitlines()]
-        yield place, sum(int(words[1]) for words in totals if words[0].startswith("TOTAL_ERR") and words[1].isdigit())
-
-
 def _ports(facts: Mapping[str, Any]) -> Iterator[Tuple[str, Dict[str, int]]]:
     for device in facts["rdma"]:
         for port in device["ports"]:
@@ -194,7 +190,6 @@ def seen(facts: Mapping[str, Any], units: Mapping[str, Mapping[str, str]]) -> pa
         os.listdir("/dev"),
         dict(_disks()),
         os.path.exists("/run/reboot-required"),
-        dict(_bus_errors(facts)),
         dict(_ports(facts)),
         _stuck(),
     )

@@ -33,8 +33,6 @@ class Seen(NamedTuple):
     """Mount point → percent in use."""
     reboot: bool
     """Whether the distribution asks for a reboot."""
-    bus_errors: Mapping[str, int]
-    """PCI address of a GPU → uncorrectable errors of its link that the kernel has counted (AER)."""
     ports: Mapping[str, Mapping[str, int]]
     """Port of an RDMA device → its counters."""
     stuck: Mapping[int, str]
@@ -65,17 +63,6 @@ def _foreign(state: Mapping[str, str]) -> str:
     return ", ".join(name for name in names if name.rpartition("/")[2] > DROP_IN)
 
 
-def _fault(seen: Seen) -> Iterator[str]:
-    fault = seen.facts.get("fault")
-    if fault:
-        yield "%s: %s (%s)" % (fault["code"], fault["text"], fault["remedy"])
-
-
-def _findings(seen: Seen) -> Iterator[str]:
-    for found in seen.facts.get("findings", ()):
-        yield "GPU %s: %s (%s)" % ("?" if found["gpu"] is None else found["gpu"], found["text"], found["action"])
-
-
 def _holders(seen: Seen) -> Iterator[str]:
     for device in seen.facts.get("devices", ()):
         for process in device["processes"] or ():
@@ -89,12 +76,6 @@ def _memlock(seen: Seen) -> Iterator[str]:
         for unit, state in seen.units.items():
             if state.get("LimitMEMLOCK", "infinity").isdigit():
                 yield "%s may lock %s bytes of memory, and this host has RDMA" % (unit, state["LimitMEMLOCK"])
-
-
-def _bus(seen: Seen) -> Iterator[str]:
-    for place, count in seen.bus_errors.items():
-        if count:
-            yield "the PCI Express link of the GPU at %s had %d uncorrectable errors since boot" % (place, count)
 
 
 def _ports(seen: Seen) -> Iterator[str]:
@@ -128,10 +109,7 @@ def _nodes(seen: Seen) -> Iterator[str]:
 
 
 PAINS = (
-    Pain("gpu_fault", _fault, "follow the remedy in brackets"),
-    Pain("gpu_finding", _findings, "follow the action in brackets; support.txt has what the vendor asks for"),
     Pain("stuck_in_driver", _stuck, "drain the host and reboot it; kernel.txt may say why"),
-    Pain("bus_errors", _bus, "check the seat of the card and its riser; if they rise again, have the board replaced"),
     Pain("rdma_errors", _ports, "check cable and transceiver of that port; the counters start again at a reboot"),
     Pain("no_peermem", _peermem, "modprobe nvidia_peermem: without it, data between hosts goes through host memory"),
     Pain("no_uvm", _nodes, "modprobe nvidia-uvm, and start the service again"),
@@ -160,7 +138,7 @@ PAINS = (
         "read logs/UNIT.log for what ends it",
     ),
     Pain(
-        "stale_unit",
+        "not_loaded",
         _units(
             "%s: its files have changed since systemd read them", lambda state: state.get("NeedDaemonReload") == "yes"
         ),
@@ -190,8 +168,11 @@ PAINS = (
 
 
 def check(seen: Seen) -> List[Dict[str, str]]:
-    """What was found: ``pain``, ``text``, ``fix``."""
-    return [{"pain": pain.name, "text": text, "fix": pain.fix} for pain in PAINS for text in pain.found(seen)]
+    """What was found: ``pain``, ``text``, ``fix``. A finding of the facts keeps its name."""
+    known = [
+        {"pain": one["check"], "text": one["line"], "fix": one["remedy"]} for one in seen.facts.get("findings", ())
+    ]
+    return known + [{"pain": pain.name, "text": text, "fix": pain.fix} for pain in PAINS for text in pain.found(seen)]
 
 
 def support(facts: Mapping[str, Any], host: str, now: str) -> str:
@@ -208,6 +189,8 @@ def support(facts: Mapping[str, Any], host: str, now: str) -> str:
         lines += ["  found: %s: %s" % (found["check"], found["text"]) for found in own] or ["  found: nothing"]
     gone = [found for found in facts.get("findings", ()) if found["gpu"] is None]
     lines += (
-        ["", *("of a GPU that does not answer: %s: %s" % (one["check"], one["text"]) for one in gone)] if gone else []
+        ["", *("of the host, or a GPU that is gone: %s: %s" % (one["check"], one["text"]) for one in gone)]
+        if gone
+        else []
     )
     return "\n".join(lines) + "\n"

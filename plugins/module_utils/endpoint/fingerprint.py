@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from ..toolbox.text import one_line
 from .client import Endpoint, EndpointError
@@ -23,6 +23,8 @@ REPEATS = 3
 """Further answers from which the tolerance is learned."""
 LEAST = 0.1
 """Smallest tolerance: a new process of the same model may choose other kernels, and computes in half precision."""
+BUSY = 0.5
+"""Smallest tolerance while other requests run: in half precision they move each other's log probabilities."""
 FACTOR = 8.0
 """Tolerance as a multiple of how much the answers of one process differ."""
 _ASKED = 5  # alternatives per token: a tie is decided among the first ones
@@ -139,6 +141,33 @@ def difference(recorded: Recorded, answers: Sequence[Answer]) -> Optional[str]:
         now, before = (_shown(answer[place - 1] if place <= len(answer) else None) for answer in (found, expected))
         return "to %r, token %d is %s; recorded: %s" % (one_line(prompt, 60), place, now, before)
     return None
+
+
+def apart(records: Mapping[str, Recorded]) -> Dict[str, str]:
+    """Whose answers differ from those that most give, as a sentence each. Pure.
+
+    :param records: name → what was recorded there, all of one model and the same prompts.
+    """
+    alike: List[List[str]] = []
+    for name, own in records.items():
+        group = next((one for one in alike if not _differs(records[one[0]], own)), None)
+        if group is None:
+            alike.append([name])
+        else:
+            group.append(name)
+    most = max(alike, key=len, default=[])
+    return {
+        name: "the answers of %s differ from those on %s: %s"
+        % (records[name].model, ", ".join(most), _differs(records[most[0]], records[name]))
+        for group in alike
+        if group is not most
+        for name in group
+    }
+
+
+def _differs(one: Recorded, other: Recorded) -> Optional[str]:
+    """The same as :func:`difference`, with the larger tolerance of the two."""
+    return difference(one._replace(tolerance=max(one.tolerance, other.tolerance)), other.answers)
 
 
 def _shown(token: Optional[Token]) -> str:

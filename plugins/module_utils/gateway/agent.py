@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import sys
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from ..converge import run as convergence
 from ..converge.model import Change, Running, Verdict
@@ -62,7 +62,7 @@ def converge(
     # imports asyncio, which a host without gateways need not pay for
     from ..programs import gateway_agent
 
-    config = configuration(params)
+    config = configuration(params, _held(params, system) if params["on_unhealthy"] == "drain" else ())
     text = json.dumps(config, indent=1, sort_keys=True) + "\n"
     outcome = convergence.converge(
         Change(
@@ -82,17 +82,35 @@ def converge(
         warn(warning)
     services, gateways = len(config["services"]), len(config["gateways"])
     said = "%d service%s, %d gateway%s" % (services, "s"[: services != 1], gateways, "s"[: gateways != 1])
-    return dict(outcome.as_result(), msg="%s: %s, port %d" % (UNIT, said, config["port"]))
+    held = sorted(unit for unit, service in config["services"].items() if service["held"])
+    left = "; left out, as a GPU of theirs must not be used: %s" % ", ".join(held) if held else ""
+    return dict(outcome.as_result(), msg="%s: %s, port %d%s" % (UNIT, said, config["port"], left), held=held)
 
 
-def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
+def _held(params: Mapping[str, Any], system: System) -> List[str]:
+    """The services that are to be left out because of their GPUs."""
+    # only here: other hosts need to know neither their GPUs nor their claims
+    from ..gpu import facts
+    from ..placement import claims
+    from . import unfit
+
+    services = {_full(service["unit"]): service["fixed_gpus"] for service in params["services"]}
+    return unfit.held(services, claims.held(system), facts.first_look(params["facts_timeout"])["devices"])
+
+
+def _full(unit: str) -> str:
+    return unit if unit.endswith(".service") else unit + ".service"
+
+
+def configuration(params: Mapping[str, Any], held: Sequence[str] = ()) -> Dict[str, Any]:
     """What the agent reads.
 
+    :param held: the services that gateways should send no requests to.
     :raises Refused: an address is invalid, a name cannot be resolved, or the local gateway is none of the gateways.
     """
     services: Dict[str, Any] = {}
     for service in params["services"]:
-        unit = service["unit"] if service["unit"].endswith(".service") else service["unit"] + ".service"
+        unit = _full(service["unit"])
         if unit in services:
             raise Refused("services: %s is named twice" % unit)
         services[unit] = {
@@ -101,6 +119,7 @@ def configuration(params: Mapping[str, Any]) -> Dict[str, Any]:
             "port": service["port"],
             "limit": service["max_concurrent"],
             "tls": service["tls"],
+            "held": unit in held,
         }
     gateways = {name: addresses("gateways", name) for name in params["gateways"]}
     local = params["local_gateway"]

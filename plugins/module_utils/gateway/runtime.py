@@ -86,6 +86,14 @@ def rows(text: str) -> List[Dict[str, str]]:
     return list(csv.DictReader(line for line in lines if line))
 
 
+def certificate_ends(file: str, path: str = SOCKET) -> Optional[int]:
+    """When the certificate that HAProxy has read from a file ends, as Unix time; None where it says nothing."""
+    import ssl  # only for a gateway with a certificate, whose proof needs it, too
+
+    found = re.search(r"^notAfter: (.+ GMT)$", ask("show ssl cert %s" % file, path), re.MULTILINE)
+    return None if found is None else ssl.cert_time_to_seconds(found[1])
+
+
 def save_state(path: str = SOCKET, file: str = STATE) -> None:
     """Write down the state of all servers, so that a killed gateway restores it.
 

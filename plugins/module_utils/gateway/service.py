@@ -9,7 +9,7 @@ import hashlib
 import os
 import subprocess
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sized
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sized
 
 from ..converge import run as convergence
 from ..converge.model import Change, Fault, Outcome, Running, Verdict
@@ -49,6 +49,8 @@ WantedBy=multi-user.target
 """How the unit stops is set here, not in the drop-in: a removal deletes that first, and requests must still end."""
 UNRESOLVED = "MAINT (resolution)"
 """Status of a server whose name did not resolve when HAProxy last read its configuration."""
+EXPIRY = 14 * 86400
+"""Seconds before the end of a certificate from which on a run warns of it, as the alert CertificateExpires does."""
 FILES = 4096
 """Open files next to those of connections, each of which may have one to a client and one to a server."""
 
@@ -96,7 +98,8 @@ def converge(
             "%s does not resolve on this host: its servers get no requests. Set gateway_address of that host to its IP "
             "address, or make the name resolve and run again" % name
         )
-    for warning in outcome.warnings:
+    certificates = _certificates(params["tls_certificate"], place)
+    for warning in [*outcome.warnings, *_expiry(certificates)]:
         warn(warning)
     scheme = "https" if params["tls_certificate"] else "http"
     return dict(
@@ -104,6 +107,7 @@ def converge(
         msg=_line(outcome, pools, params, check_mode),
         url="%s://%s" % (scheme, host_port(reachable(params["host"]), params["port"])),
         pools={model: [haproxy.server(row) for row in rows] for model, rows in pools.items()},
+        certificates=certificates,
     )
 
 
@@ -130,15 +134,7 @@ class Gate:
             self.wanted.update(web)
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
-        while True:
-            try:
-                return self._look(changed)
-            except Fault as fault:
-                # HAProxy does not report it: a reload takes effect a moment after systemd has asked for it
-                hopeless = fault.verdict.name == "not_reloaded"
-                if hopeless or not changed or time.monotonic() > running.deadline or running.dying():
-                    return fault.verdict
-                time.sleep(0.1)
+        return running.await_ok(lambda: self._look(changed), changed)
 
     def _look(self, changed: bool) -> Verdict:
         try:
@@ -241,6 +237,24 @@ def _digest(certificate: Optional[str]) -> str:
         return hashlib.sha256(stream.read(1 << 20)).hexdigest()[:16]
 
 
+def _certificates(file: Optional[str], place: haproxy.Place) -> Dict[str, int]:
+    """The certificate in use, and when it ends; none for a gateway that does not run yet."""
+    try:
+        ends = runtime.certificate_ends(file, place.run + "/admin.sock") if file else None
+    except runtime.RuntimeFault:
+        return {}
+    return {} if file is None or ends is None else {file: ends}
+
+
+def _expiry(certificates: Mapping[str, int]) -> Iterator[str]:
+    for file, ends in certificates.items():
+        left = ends - time.time()
+        if left < EXPIRY:
+            yield "the certificate that HAProxy has read from %s ends on %s, in %.1f days: renew it, and run again" % (
+                *(file, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends)), left / 86400),
+            )
+
+
 def _invalid(params: Mapping[str, Any], maps: Mapping[str, Mapping[str, str]], check_mode: bool) -> Optional[str]:
     """Why HAProxy itself refuses the configuration, tried in a folder that is gone afterwards."""
     import tempfile
@@ -256,7 +270,7 @@ def _invalid(params: Mapping[str, Any], maps: Mapping[str, Mapping[str, str]], c
         for path, text in texts.items():
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(text)
-        words = [PROGRAM, "-c", "-q", "-f", "%s/%s" % (scratch, haproxy.CONFIG)]
+        words = [PROGRAM, "-c", "-f", "%s/%s" % (scratch, haproxy.CONFIG)]  # with -q it would not say why
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )

@@ -17,11 +17,25 @@ NOTE = "note"
 """It works, but somebody should look at it."""
 
 
+ACTIONS = {
+    "reset": "reset the GPU",
+    "reboot": "reboot the host",
+    "replace": "have the GPU replaced",
+    "restart": "restart the program that used it",
+    "look": "look into it",
+    "none": "nothing",
+}
+"""What to do, in words."""
+URGENT = ("reset", "reboot", "replace")
+"""Actions that somebody has to take, even if the GPU works."""
+
+
 class Check(NamedTuple):
     name: str
+    """The same in every view: facts, messages, plan, report, metrics, alerts."""
     effect: str
     action: str
-    """What to do: ``reset`` the GPU, ``reboot``, ``replace`` it, ``look``, or ``none``."""
+    """A key of ACTIONS."""
     found: Callable[[Device], Any]
     """What was found; a false value is no finding, and so is a fact that is not known."""
     says: str
@@ -71,6 +85,21 @@ def _few_spare_rows(device: Device) -> Optional[str]:
 def _hot(device: Device) -> Optional[str]:
     margin = device["temperature"]["margin_celsius"]
     return "%d °C" % margin if margin is not None and 0 <= margin <= 5 else None
+
+
+def _long(name: str) -> Callable[[Device], Optional[str]]:
+    """How long it was slowed down, if that is more than a moment."""
+
+    def found(device: Device) -> Optional[str]:
+        seconds = device["slowdown"][name] or 0
+        return "%d min" % (seconds // 60) if seconds >= 600 else None
+
+    return found
+
+
+def _redirected(device: Device) -> Optional[str]:
+    """The bridges that keep GPUs from reaching each other directly; those with NVLink do not need them."""
+    return None if device["nvlink"]["active_count"] else ", ".join(device["pcie"]["acs_redirects"] or ())
 
 
 CHECKS: Tuple[Check, ...] = (
@@ -187,6 +216,49 @@ CHECKS: Tuple[Check, ...] = (
         "replace",
         _few_spare_rows,
         "its memory is running out of spare rows (banks: %s): replace it before one fails",
+    ),
+    Check(
+        "nvlink_errors",
+        NOTE,
+        "look",
+        lambda device: device["nvlink"]["recovery_errors"],
+        "its NVLinks had to recover %s times: check their cables and the seat of the boards",
+    ),
+    Check(
+        "slowed_by_heat",
+        NOTE,
+        "look",
+        _long("thermal_seconds"),
+        "heat has slowed it down for %s since the driver was loaded: check the cooling",
+    ),
+    Check(
+        "slowed_by_power",
+        NOTE,
+        "look",
+        _long("power_brake_seconds"),
+        "the power supply has slowed it down for %s since the driver was loaded: check it",
+    ),
+    Check(
+        "inforom_corrupt",
+        NOTE,
+        "look",
+        lambda device: device["inforom_corrupt"],
+        "its infoROM is corrupt, so that its record of bad memory may be lost: ask the vendor",
+    ),
+    Check(
+        "pcie_errors",
+        NOTE,
+        "look",
+        lambda device: device["pcie"]["uncorrectable_errors"],
+        "its PCI Express link had %s uncorrectable errors since boot (AER): check the seat of the card and its riser",
+    ),
+    Check(
+        "acs_on",
+        NOTE,
+        "look",
+        _redirected,
+        "PCI bridges above it (%s) send what goes to other GPUs through the CPU: switch ACS off there, unless virtual "
+        "machines need it",
     ),
     Check("hot", NOTE, "look", _hot, "it is %s below the temperature at which it slows down: check the cooling"),
 )

@@ -29,6 +29,11 @@ _ALSO_IN_KERNEL = (
     "numa_node",
     "cpu_affinity",
 )
+#: Leaves of the PCI Express link that sysfs alone knows, and why they may be missing.
+_OF_THE_LINK = {
+    "uncorrectable_errors": "the kernel counts none (sysfs has no aer_dev_fatal)",
+    "acs_redirects": model.SLOW,
+}
 _DRIVER = (
     "version",
     "library_version",
@@ -43,9 +48,6 @@ _DRIVER = (
 
 #: What report() has found in this process, for functions of the same check that run after it.
 _reported: Optional[Dict[str, Any]] = None
-
-_URGENT = {"reset": "reset it", "reboot": "reboot the host", "replace": "have it replaced"}
-"""Actions that somebody has to take, in words."""
 
 
 def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> Dict[str, Any]:
@@ -79,11 +81,9 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     if trouble:
         warn(trouble)
     for finding in gpu["findings"]:
-        if finding["check"] == health.MISSING:
-            warn(finding["text"])
-        elif finding["effect"] == NOTE and finding["action"] in _URGENT:
-            gpu_of = "a GPU that is gone" if finding["gpu"] is None else "GPU %d" % finding["gpu"]
-            warn("%s: %s. What to do: %s" % (gpu_of, finding["text"], _URGENT[finding["action"]]))
+        # what else keeps a GPU from working is said by the services that leave it out
+        if finding["check"] == health.MISSING or (finding["effect"] == NOTE and health.matters(finding)):
+            warn("%(line)s. What to do: %(remedy)s" % finding)
     return {"changed": False, "ansible_facts": {"gpu": gpu}}
 
 
@@ -109,7 +109,9 @@ def first_look(timeout: float) -> Dict[str, Any]:
     return _reported or gather_for(timeout)
 
 
-def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/") -> Dict[str, Any]:
+def gather(
+    timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = "/", thorough: bool = False
+) -> Dict[str, Any]:
     """Everything known of this host's GPUs, RDMA devices and their topology.
 
     Reads in a child process with a time limit: a driver that hangs costs `timeout` seconds, never more, and what was
@@ -118,10 +120,11 @@ def gather(timeout: float = 10.0, python_paths: Sequence[str] = (), root: str = 
     :param timeout: seconds for everything, default 10.
     :param python_paths: folders searched for `pynvml` before the interpreter's own, such as site_packages() gives.
     :param root: folder that holds `proc` and `sys`; another one than `/` in tests.
+    :param thorough: whether to read what takes long, too.
     :returns: the facts as the gpu_facts module documents them; trouble with GPUs stands under `fault`, nothing is
         raised for it.
     """
-    parts, ended = child.run(lambda emit: read(emit, python_paths, root), timeout)
+    parts, ended = child.run(lambda emit: read(emit, python_paths, root, thorough), timeout)
     return assemble(parts, ended, timeout)
 
 
@@ -130,14 +133,14 @@ def site_packages(venv: str) -> List[str]:
     return sorted(glob.glob(os.path.join(glob.escape(venv), "lib*", "python3*", "site-packages")))
 
 
-def read(emit: Callable[[str, Any], None], python_paths: Sequence[str], root: str) -> None:
+def read(emit: Callable[[str, Any], None], python_paths: Sequence[str], root: str, thorough: bool = False) -> None:
     """Read all sources, part by part, the harmless ones first: the driver may hang at any touch.
 
     :param emit: takes `step`, `pci`, `rdma`, `library`, `kernel`, `xids`, `kernel_gpus`, `source` and the parts of
         nvml.read().
     """
     emit("step", "reading sysfs")
-    pci = procfs.pci_gpus(root)
+    pci = procfs.pci_gpus(root, thorough)
     emit("pci", pci)
     emit("rdma", rdma.read(root))
     library = procfs.library(root)
@@ -152,7 +155,7 @@ def read(emit: Callable[[str, Any], None], python_paths: Sequence[str], root: st
     pynvml = _binding(python_paths)
     if pynvml is not None:
         emit("source", "nvml")
-        nvml.read(pynvml, emit, root)
+        nvml.read(pynvml, emit, root, thorough)
     else:
         _read_with_smi(emit, root)
 
@@ -239,7 +242,8 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
     in_kernel = _known_to_kernel(answers["pci"], answers["kernel_gpus"])
     fault = _host_fault(answers, in_kernel, ended, timeout)
     devices = [device for device, gone in read_devices]
-    silent = {device["index"]: gone["text"] for device, gone in read_devices if gone}
+    silent = {device["index"]: gone for device, gone in read_devices if gone}
+    found: List[Tuple[Optional[int], Dict[str, str]]] = list(silent.items())
     source = answers.get("source")
     if not devices and (fault or not source or "fault" in answers):
         source = "procfs"
@@ -247,10 +251,13 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
         unread = _unread(devices, in_kernel, fault)
         devices.extend(unread)
         if fault:
-            silent.update((device["index"], fault["text"]) for device in _meant(fault, unread))
+            meant = {device["index"]: fault for device in _meant(fault, unread)}
+            silent.update(meant)
+            found += meant.items() if fault["code"] == faults.GPU_LOST else [(None, fault)]
     _complete(devices, in_kernel)
     for device in devices:
-        device["health"] = health.health(device, silent.get(device["index"]))
+        gone = silent.get(device["index"])
+        device["health"] = health.health(device, gone["text"] if gone else None)
 
     places = [in_kernel.get(device["pci_bus_id"]) for device in devices]
     # what NVML does not report (for GPUs that do not answer, and for all without pynvml) is read from sysfs
@@ -261,7 +268,7 @@ def assemble(parts: Sequence[Tuple[str, Any]], ended: Optional[str], timeout: fl
         "fault": fault or _lost_gpus(read_devices),
         "driver": _driver(answers),
         "devices": devices,
-        "findings": health.findings(devices, answers["xids"]),
+        "findings": health.findings(devices, answers["xids"], found),
         "topology": [[one or other for one, other in zip(*rows)] for rows in matrices],
         "peer_to_peer": topology.peer_to_peer(devices, pairs),
         "rdma": [_rdma_device(device, places) for device in answers["rdma"]],
@@ -354,6 +361,11 @@ def _complete(devices: List[Dict[str, Any]], in_kernel: Dict[str, Dict[str, Any]
         for leaf in _ALSO_IN_KERNEL:
             if device[leaf] is None and gpu.get(leaf) is not None:
                 model.put(device, leaf, gpu[leaf])
+        for leaf, missing in _OF_THE_LINK.items():
+            if gpu.get(leaf) is not None:
+                model.put(device, "pcie." + leaf, gpu[leaf])
+            else:
+                model.refuse(device, "pcie." + leaf, missing)
         if device["minor"] is not None:
             model.put(device, "device_node", "/dev/nvidia%d" % device["minor"])
         else:

@@ -14,7 +14,7 @@ DRIVER_HANG = "driver_hang"
 GPU_LOST = "gpu_lost"
 NVML_ERROR = "nvml_error"
 
-_REMEDIES = {
+REMEDIES = {
     DRIVER_MISMATCH: "reboot, or stop everything that uses the GPUs and reload the modules: "
     "modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia && modprobe nvidia",
     DRIVER_NOT_LOADED: "load it with modprobe nvidia; when that fails, the kernel log says why "
@@ -33,4 +33,4 @@ BY_NVML_CODE = {9: DRIVER_NOT_LOADED, 12: LIBRARY_MISSING, 15: GPU_LOST, 18: DRI
 
 def fault(code: str, text: str) -> Dict[str, str]:
     """A fault as the facts show it: its code, what was found, what to do."""
-    return {"code": code, "text": text, "remedy": _REMEDIES[code]}
+    return {"code": code, "text": text, "remedy": REMEDIES[code]}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from .checks import CHECKS, NOTE, SLOW, TWINS, UNFIT, XIDS, Check
+from .checks import ACTIONS, CHECKS, NOTE, SLOW, TWINS, UNFIT, URGENT, XIDS, Check
 
 MISSING = "gpu_missing"
 
@@ -17,8 +17,13 @@ def missing(count: int, expected: int) -> List[Dict[str, Any]]:
     """The finding that there are fewer GPUs than the inventory says; none if it says nothing (0)."""
     if count >= expected:
         return []
-    text = "%d of %d GPUs are missing on the PCI bus: check their seat and power, and power-cycle the host"
-    return [_finding(None, MISSING, UNFIT, "look", text % (expected - count, expected))]
+    text = "%d of %d GPUs are missing on the PCI bus" % (expected - count, expected)
+    return [_finding(None, MISSING, UNFIT, "look", text, "check their seat and power, and power-cycle the host")]
+
+
+def matters(finding: Mapping[str, Any]) -> bool:
+    """Whether a finding may cost service soon. Other notes are for the facts, the metrics and the report."""
+    return finding.get("effect") in (UNFIT, SLOW) or finding.get("action") in URGENT
 
 
 def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]:
@@ -40,19 +45,21 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
     }
 
 
-def findings(devices: Sequence[Dict[str, Any]], xids: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
-    """Everything that was found, of all GPUs, for people and for monitoring.
+def findings(
+    devices: Sequence[Dict[str, Any]],
+    xids: Sequence[Mapping[str, Any]],
+    faults: Sequence[Tuple[Optional[int], Mapping[str, str]]] = (),
+) -> List[Dict[str, Any]]:
+    """Everything that was found, of all GPUs. Every view takes it from here, and none has a name of its own.
 
-    :param devices: the facts' devices, with their health.
+    :param devices: the facts' devices.
     :param xids: what kernel_log.read() gives.
-    :returns: for each: ``gpu`` (its index; None for one that is not known by its place on the PCI bus), ``check``,
-        ``effect`` (``unfit``, ``slow``, ``note``), ``action``, ``text``.
+    :param faults: index of a GPU that does not answer, or None for the host as a whole, and its fault.
+    :returns: for each: ``gpu`` (its index; None for the host, and for a GPU that is not known by its place on the PCI
+        bus), ``check``, ``effect`` (``unfit``, ``slow``, ``note``), ``action``, ``text``, ``remedy`` (what to do, in
+        words), ``line`` (place, name and text).
     """
-    found = [
-        _finding(device["index"], "lost", UNFIT, "look", device["health"]["reasons"][0])
-        for device in devices
-        if device["health"]["lost"]
-    ]
+    found = [_finding(gpu, fault["code"], UNFIT, "look", fault["text"], fault["remedy"]) for gpu, fault in faults]
     found += [
         _finding(device["index"], check.name, check.effect, check.action, text)
         for device in devices
@@ -63,12 +70,18 @@ def findings(devices: Sequence[Dict[str, Any]], xids: Sequence[Mapping[str, Any]
     for xid in xids:
         action, meaning = XIDS.get(xid["code"], ("look", "see NVIDIA's list of Xid errors"))
         text = "Xid %d, %s: %s %s ago" % (xid["code"], meaning, _times(xid["count"]), _ago(xid["age_seconds"]))
-        found.append(_finding(indexes.get(xid["pci_bus_id"]), "xid_%d" % xid["code"], NOTE, action, text))
+        gpu = indexes.get(xid["pci_bus_id"])
+        text += " (at %s, where there is no GPU now)" % xid["pci_bus_id"] if gpu is None else ""
+        found.append(_finding(gpu, "xid_%d" % xid["code"], NOTE, action, text))
     return found
 
 
-def _finding(gpu: Optional[int], check: str, effect: str, action: str, text: str) -> Dict[str, Any]:
-    return {"gpu": gpu, "check": check, "effect": effect, "action": action, "text": text}
+def _finding(
+    gpu: Optional[int], check: str, effect: str, action: str, text: str, remedy: Optional[str] = None
+) -> Dict[str, Any]:
+    line = "%s%s: %s" % ("" if gpu is None else "GPU %d: " % gpu, check, text)
+    said = {"gpu": gpu, "check": check, "effect": effect, "action": action, "text": text, "line": line}
+    return dict(said, remedy=remedy or ACTIONS[action])
 
 
 def _found(device: Dict[str, Any]) -> List[Tuple[Check, str]]:

@@ -14,6 +14,7 @@ from typing import Any, Dict
 from ..toolbox.text import one_line
 
 UNSUPPORTED = "unsupported"
+SLOW = "only read by the doctor, as it takes long"
 
 # A device's branches ("" is the trunk) and the leaves on each.
 _SHAPE = (
@@ -28,7 +29,7 @@ _SHAPE = (
     ("remapped_rows.spare_banks", "full high partial low none"),
     ("retired_pages", "single_bit double_bit pending"),
     ("repair", "channel_pending tpc_pending"),
-    ("", "recovery_action unrepairable_memory"),
+    ("", "recovery_action unrepairable_memory inforom_corrupt"),
     ("mig", "enabled pending max_instances"),
     ("power", "usage_watts limit_watts enforced_limit_watts default_limit_watts min_limit_watts max_limit_watts"),
     ("power", "energy_joules"),
@@ -39,8 +40,9 @@ _SHAPE = (
     ("temperature", "gpu_celsius memory_celsius margin_celsius"),
     ("temperature", "shutdown_celsius slowdown_celsius memory_max_celsius gpu_max_celsius"),
     ("", "fan_speed_percent persistence_mode compute_mode performance_state display_active"),
-    ("pcie", "generation width max_generation max_width replay_count"),
-    ("nvlink", "link_count active_count"),
+    ("pcie", "generation width max_generation max_width replay_count uncorrectable_errors acs_redirects"),
+    ("nvlink", "link_count active_count recovery_errors"),
+    ("slowdown", "thermal_seconds power_brake_seconds"),
     ("fabric", "state status clique_id cluster_uuid problems"),
     ("", "numa_node cpu_affinity processes"),
 )

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping
 
+from . import health
+from .checks import NOTE
+
 
 def missing(gpu: Mapping[str, Any], required: bool, pynvml: bool, persistence: bool, expected: int) -> List[str]:
     """What keeps a host from being prepared, each in a few words; empty for a prepared host. Pure.
@@ -18,13 +21,10 @@ def missing(gpu: Mapping[str, Any], required: bool, pynvml: bool, persistence: b
     :param persistence: its GPUs must be in persistence mode, unless one of them is at fault.
     """
     fault, devices = gpu["fault"], gpu["devices"]
-    found = ["%s: %s" % (fault["code"], fault["text"])] if fault else []
-    sick = [device for device in devices if not device["health"]["ok"]]
-    found += ["GPU %s is not healthy: %s" % (one["index"], "; ".join(one["health"]["reasons"])) for one in sick]
+    found = [one["line"] for one in gpu["findings"] if one["effect"] != NOTE and one["check"] != health.MISSING]
+    found += [one["line"] for one in health.missing(gpu["count"], expected)]
     if required and not gpu["count"]:
         found.append("the host has no GPU")
-    elif gpu["count"] < expected:
-        found.append("%d of %d GPUs are missing" % (expected - gpu["count"], expected))
     if pynvml and gpu["count"] and gpu["source"] != "nvml":
         found.append("pynvml is missing")
     if persistence and not fault and any(device["persistence_mode"] is False for device in devices):

@@ -12,6 +12,8 @@ from .select import pci_bus_id
 
 _NVIDIA = "0x10de"
 _GPU_CLASSES = ("0x0300", "0x0302")  # VGA and 3D controllers; audio functions and NVSwitches have others
+_ACS = 0x0D  # the extended capability
+_REDIRECT = 0x0C  # of requests and of completions, in its control register
 _LIBRARY = "libnvidia-ml.so."
 _LIBRARY_FOLDERS = (
     "usr/lib/x86_64-linux-gnu",
@@ -53,11 +55,50 @@ def place(folder: str) -> Dict[str, Any]:
     }
 
 
-def pci_gpus(root: str = "/") -> List[Dict[str, Any]]:
+def uncorrectable_errors(folder: str) -> Optional[int]:
+    """Errors of a PCI Express link that the kernel has counted since boot (AER); None where it counts none."""
+    texts = [read_text(folder, "aer_dev_" + kind) for kind in ("fatal", "nonfatal")]
+    counts = [line.split() for text in texts for line in (text or "").splitlines() if line.startswith("TOTAL_ERR")]
+    numbers = [int(words[1]) for words in counts if len(words) == 2 and words[1].isdigit()]
+    return sum(numbers) if numbers else None
+
+
+def acs_redirects(folder: str) -> List[str]:
+    """The bridges above a PCI device that send what it sends to another device through the CPU (ACS).
+
+    Only root can read this, and reading takes long: the values come from the bridges themselves.
+    """
+    found, place = [], os.path.dirname(os.path.realpath(folder))
+    while os.path.basename(place).count(":") == 2:
+        if _redirects(os.path.join(place, "config")):
+            found.append(os.path.basename(place))
+        place = os.path.dirname(place)
+    return found
+
+
+def _redirects(config: str) -> bool:
+    """Whether a bridge redirects requests or completions, by its extended configuration space."""
+    try:
+        with open(config, "rb", buffering=0) as space:
+            place, seen = 0x100, 0
+            while 0x100 <= place < 0x1000 and seen < 96:
+                space.seek(place)
+                header = int.from_bytes(space.read(4), "little")
+                if header & 0xFFFF == _ACS:
+                    space.seek(place + 6)
+                    return bool(int.from_bytes(space.read(2), "little") & _REDIRECT)
+                place, seen = header >> 20, seen + 1
+    except OSError:
+        pass
+    return False
+
+
+def pci_gpus(root: str = "/", thorough: bool = False) -> List[Dict[str, Any]]:
     """NVIDIA's GPUs on the PCI bus, in its order, less those given away to virtual machines (vfio-pci).
 
-    :returns: ``pci_bus_id``, ``pci_device_id`` (``10de:2335``), ``kernel_driver`` (``nvidia``, ``nouveau``, None) and
-        the keys of place().
+    :param thorough: whether to read what takes long, too.
+    :returns: ``pci_bus_id``, ``pci_device_id`` (``10de:2335``), ``kernel_driver`` (``nvidia``, ``nouveau``, None),
+        ``uncorrectable_errors``, ``acs_redirects`` (None if not thorough) and the keys of place().
     """
     found = []
     folder = os.path.join(root, "sys/bus/pci/devices")
@@ -75,6 +116,8 @@ def pci_gpus(root: str = "/") -> List[Dict[str, Any]]:
             "pci_bus_id": pci_bus_id(name),
             "pci_device_id": "10de:%s" % device[2:] if device else None,
             "kernel_driver": driver,
+            "uncorrectable_errors": uncorrectable_errors(os.path.join(folder, name)),
+            "acs_redirects": acs_redirects(os.path.join(folder, name)) if thorough else None,
         }
         gpu.update(place(os.path.join(folder, name)))
         found.append(gpu)

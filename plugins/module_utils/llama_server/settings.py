@@ -11,12 +11,12 @@ written manually stays where it says the same as the inventory, and is removed w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
-from ..serving.variables import variables
+from ..serving.variables import plain_variables, secret_variables
 from ..toolbox.addresses import host_port, reachable
 from ..toolbox.errors import Refused
+from ..toolbox.fields import dataclass, field
 
 FILES = ("model", "ssl_key_file", "ssl_cert_file")
 HOST, PORT = "127.0.0.1", "8080"
@@ -60,9 +60,7 @@ for _names, _option in (
     (("--metrics", "LLAMA_ARG_ENDPOINT_METRICS"), "drain_timeout, which needs it"),
 ):
     _ELSEWHERE.update(dict.fromkeys(_names, "use the option %s" % _option))
-_ELSEWHERE.update(
-    dict.fromkeys(("HF_TOKEN", "--hf-token"), "is a secret that others could read; load the model beforehand")
-)
+_ELSEWHERE["--hf-token"] = "others could read it; use HF_TOKEN in secret_environment"
 
 
 @dataclass
@@ -119,15 +117,16 @@ def settle(
     declared["metrics"] = "1"
     theirs = dict(read_environment(environment), **read_arguments(command[1:]))
     declared.update({name: value for name, value in defaults.items() if name not in declared and name not in theirs})
-    further, problems = variables(options["environment"], _ELSEWHERE)
-    settled = Settled(dict(theirs, **declared), dict(visible, **further), {}, list(command[1:]))
+    plain, problems = plain_variables(options["environment"], _ELSEWHERE)
+    secrets, more = secret_variables(options["secret_environment"], _ELSEWHERE, options["environment"])
+    settled = Settled(dict(theirs, **declared), dict(visible, **plain), secrets, list(command[1:]))
     for row in SETTINGS:
         secret, value = row.option == "api_key", declared.get(row.option)
         if value is None or (read_arguments(settled.arguments).get(row.option) == value and not secret):
             continue
         settled.arguments = _without(settled.arguments, row)
         (settled.secret_environment if secret else settled.environment)[row.variable] = value
-    problems += _wrong_values(options, settled.values) + _take_arguments(settled, options["extra_args"])
+    problems += more + _wrong_values(options, settled.values) + _take_arguments(settled, options["extra_args"])
     if problems:
         raise Refused("; ".join(problems))
     return settled

@@ -86,16 +86,7 @@ class Gate:
         self.targets = {(row["job"], prometheus.instance(row)) for row in params["targets"]}
 
     def __call__(self, running: Running, changed: bool) -> Verdict:
-        while True:
-            try:
-                return self._look()
-            except Fault as fault:
-                # it reloads after systemd has asked for that, and reads its WAL after a start
-                hopeless = fault.verdict.name == "not_reloaded"
-                if hopeless or not changed or time.monotonic() > running.deadline or running.dying():
-                    return fault.verdict
-                # Prometheus says nothing when it has read its files
-                time.sleep(0.1)
+        return running.await_ok(self._look, changed)  # after a start it reads its WAL
 
     def _look(self) -> Verdict:
         self._get("/-/ready")

@@ -13,10 +13,10 @@ key=value …``; a newer server writes the older form too, until its logger is s
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Dict, Iterable, Iterator, List, Optional
 
+from ..toolbox.fields import dataclass, field
 from ..toolbox.text import one_line
 from .settings import LOGGED
 

@@ -76,6 +76,7 @@ class Ollama:
             listen=listen,
             user=user,
             environment=wanted.environment,
+            secret_environment=wanted.secret_environment,
             steps=steps,
             checks=checks.checks(
                 wanted.effective,

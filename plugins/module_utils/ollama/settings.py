@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from ..serving.variables import MAY_BE_SECRET, may_be_secret, secret_variables
 from ..toolbox import values
 from ..toolbox.addresses import reachable
 from ..toolbox.durations import FOREVER, go_duration, parse_go_duration
 from ..toolbox.errors import Refused
+from ..toolbox.fields import dataclass, field
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11434
@@ -37,6 +38,7 @@ class Declared:
 
     environment: Dict[str, str] = field(default_factory=dict)
     """Variable to value, as the process shall have it."""
+    secret_environment: Dict[str, str] = field(default_factory=dict)
     effective: Dict[str, str] = field(default_factory=dict)
     """Variable to value as the server's own start log must show it; variables that it does not log are left out."""
     warnings: List[str] = field(default_factory=list)
@@ -324,9 +326,16 @@ def declare(
             take(where, name, known.logged, known.read_raw or known.read, environment[name])
         elif name in _EXTRA:
             take(where, name, True, _EXTRA[name], environment[name])
+        elif may_be_secret(name, environment[name]):
+            problems.append("%s: %s" % (where, MAY_BE_SECRET))
         else:
             take(where, name, False, _as_it_is, environment[name])
             declared.warnings += _strange(name)
+    logged = "Ollama writes its value into its log; expected in environment"
+    declared.secret_environment, more = secret_variables(
+        options.get("secret_environment") or {}, dict.fromkeys(LOGGED, logged), environment
+    )
+    problems += more
 
     if options.get("flash_attention") is False and options.get("kv_cache_type") not in (None, "f16", "f32", "bf16"):
         problems.append(

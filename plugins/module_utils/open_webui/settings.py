@@ -18,6 +18,7 @@ import re
 from typing import Any, Dict, List, Mapping, Tuple
 
 from ..placement import sandbox
+from ..serving.variables import may_be_secret
 from ..systemd.render import argument
 from ..toolbox.addresses import is_loopback
 from ..toolbox.errors import Refused
@@ -54,7 +55,6 @@ ALWAYS = {
     "DEFAULT_MODEL_PARAMS": '{"function_calling": "legacy"}',
 }
 _URL = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[^\s;?#]*)?/?\Z")
-_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|API_KEYS?|ACCESS_KEY)\Z")
 _SECRETS = ("WEBUI_SECRET_KEY", "WEBUI_ADMIN_PASSWORD", "DATABASE_URL", "OPENAI_API_KEYS", "RAG_OPENAI_API_KEY")
 
 
@@ -86,7 +86,9 @@ def check(params: Mapping[str, Any]) -> None:
         raise Refused("backups is %d; expected at least 1" % params["backups"])
     if params["database_url"] and not re.match(r"postgres(ql)?://", params["database_url"]):
         raise Refused("database_url: expected postgresql://USER:PASSWORD@HOST/NAME, or leave it out for SQLite")
-    open_ones = sorted(name for name, value in params["environment"].items() if _is_secret(name, value))
+    open_ones = sorted(
+        name for name, value in params["environment"].items() if name in _SECRETS or may_be_secret(name, value)
+    )
     if open_ones:
         raise Refused(
             "environment: %s would be readable by everybody; use secret_environment, or the option for it"
@@ -180,12 +182,6 @@ def unit(params: Mapping[str, Any], venv: str) -> Dict[str, List[str]]:
         found["IPAddressDeny"] = ["any"]
         found["IPAddressAllow"] = [" ".join(["localhost", *params["clients"]])]
     return found
-
-
-def _is_secret(name: str, value: Any) -> bool:
-    if name in _SECRETS or re.search("://[^/@]*:[^/@]*@", str(value)):
-        return True
-    return bool(_SECRET_NAME.search(name)) and not isinstance(value, bool)
 
 
 def _url(option: str, url: str) -> None:

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..converge.model import StepError
 from ..converge.override import DIRECTORY, DROP_IN
@@ -34,13 +33,12 @@ WAIT = 60
 SHARE = re.compile(r"[0-9]*\.?[0-9]+")
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What one service takes of a host."""
 
     unit: str
     """Full name, such as ``ollama.service``."""
-    gpus: Mapping[str, Optional[float]] = field(default_factory=dict)
+    gpus: Mapping[str, Optional[float]] = {}
     """UUID to the share of its memory, 0 to 1; None: as much as it gets."""
     exclusive: bool = True
     """Nobody else may use these GPUs. Shared GPUs are shared only among services that all say so."""

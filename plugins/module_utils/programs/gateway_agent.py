@@ -194,6 +194,8 @@ class Service:
         self.unit, self.limit = unit, int(config.get("limit") or 0)
         self.place = (config["address"], int(config["port"]), unverified() if config.get("tls") else None)
         self.ask = ENGINES[config["engine"]]
+        self.held = {"state": "drain"} if config.get("held") else {}
+        """In place of a mark, for a service whose GPU must not be used."""
         self.health = Health("not_ready")
         self.read = float("-inf")
         self.stalls = 0
@@ -226,7 +228,8 @@ class Service:
 class Agent:
     """The services and the gateways of this host.
 
-    :param config: ``services``: unit to ``engine``, ``address``, ``port``, ``limit``; ``gateways``: name to addresses.
+    :param config: ``services``: unit to ``engine``, ``address``, ``port``, ``limit``, ``held``; ``gateways``: name to
+        addresses.
     """
 
     def __init__(self, config, marks=MARKS):
@@ -259,7 +262,7 @@ class Agent:
         if gateway is not None:
             self.asked[gateway] = time.monotonic()
         unit = service.unit
-        mark = read_mark(self.marks, unit)
+        mark = read_mark(self.marks, unit) or service.held
         health = service.health if mark else await service.look()
         model = model.strip()
         known = self.questions.get((unit, gateway, model))

@@ -11,17 +11,16 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..toolbox import record
 from ..toolbox.errors import Failed
+from ..toolbox.fields import dataclass
+from . import compat
 from .interpreters import find_uv
 from .wheels import Choice
 
 MARKER = "gpufleet.json"
-COMPAT = "cuda-compat"
-"""A link in an environment to libraries that must come before those of the driver; programs there need them."""
 _CONSTRAINTS, _REQUIREMENTS = ".constraints.txt", ".requirements.txt"
 LAST_LINES = 8  # of a failed program's output, for the message
 
@@ -39,7 +38,7 @@ IMPORTS = {
 PLAIN = ("open_webui",)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sources:
     """Where packages come from; none of it is part of what is asked for, so a mirror may move."""
 
@@ -154,7 +153,7 @@ class Builder:
         why = intruder(folder)
         if why:
             raise Failed("%s: %s, and root would load libraries from there" % (folder, why))
-        os.symlink(folder, self._inside(COMPAT))
+        os.symlink(folder, self._inside(compat.LINK))
 
     def _test(self) -> None:
         from ..programs import environment_check
@@ -185,8 +184,8 @@ class Builder:
         # uv: the host's certificates, and no interpreter from elsewhere
         environment.update(UV_SYSTEM_CERTS="1", UV_NATIVE_TLS="1", UV_PYTHON_DOWNLOADS="never", UV_NO_CONFIG="1")
         environment["HOME"] = home()
-        if os.path.lexists(self._inside(COMPAT)):
-            environment["LD_LIBRARY_PATH"] = self._inside(COMPAT)
+        if os.path.lexists(self._inside(compat.LINK)):
+            environment["LD_LIBRARY_PATH"] = self._inside(compat.LINK)
         try:
             done = subprocess.run(
                 list(command),
@@ -218,9 +217,9 @@ def asked(choice: Choice, interpreter: str) -> str:
 
 
 def _as_asked(choice: Choice, interpreter: str) -> Dict[str, Any]:
-    compat = {"compat": choice.compat} if choice.compat else {}
+    libraries = {"compat": choice.compat} if choice.compat else {}
     return {
-        **compat,
+        **libraries,
         "engine": choice.engine,
         "version": choice.version,
         "cuda": choice.cuda,

@@ -16,6 +16,9 @@ from .build import Sources
 from .environment import EnvironmentStep
 from .interpreters import find_interpreter, python_version
 
+FACTS_LIMIT = 10.0
+"""Seconds that reading the GPUs may take."""
+
 
 def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> EnvironmentStep:
     """The environment that the options of the module python_environment ask for.
@@ -24,16 +27,7 @@ def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> Environ
     :raises Refused: the driver or the interpreter does not run what is asked for.
     """
     interpreter = find_interpreter(params["interpreter"])
-    choice = wheels.choose(
-        engine,
-        _target(interpreter, root),
-        version=params["version"],
-        cuda=params["cuda"],
-        package=params["package"],
-        packages=params["packages"],
-        without=params["without"],
-        constraints=params["constraints"],
-    )
+    asked = {name: params[name] for name in ("version", "cuda", "package", "packages", "without", "constraints")}
     sources = Sources(
         index=params["index_url"],
         extra_indexes=tuple(params["extra_index_urls"]),
@@ -41,7 +35,16 @@ def step_for(engine: str, params: Mapping[str, Any], root: str = "/") -> Environ
         installer=params["installer"],
         timeout=params["build_timeout"],
     )
-    return EnvironmentStep(choice, interpreter, sources, params["root"])
+
+    def step_on(target: wheels.Target) -> EnvironmentStep:
+        return EnvironmentStep(wheels.choose(engine, target, **asked), interpreter, sources, params["root"])
+
+    target = _target(interpreter, root)
+    step = step_on(target)
+    if target.driver is None or step.choice.cuda == "cpu" or not step.needed():
+        return step
+    # an environment that is in use has run on these GPUs, and a converged host need not be asked for them
+    return step_on(target._replace(gpus=_capabilities()))
 
 
 def _target(interpreter: str, root: str) -> wheels.Target:
@@ -54,6 +57,13 @@ def _target(interpreter: str, root: str) -> wheels.Target:
         glibc=_glibc(),
         compat=_compat(root) if driver else None,
     )
+
+
+def _capabilities() -> Tuple[Tuple[int, int], ...]:
+    from ..gpu import facts
+
+    found = [str(device["compute_capability"]).split(".") for device in facts.first_look(FACTS_LIMIT)["devices"]]
+    return tuple((int(pair[0]), int(pair[1])) for pair in found if len(pair) == 2)
 
 
 def _glibc() -> Optional[Tuple[int, int]]:

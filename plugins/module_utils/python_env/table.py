@@ -6,7 +6,9 @@
 What PyPI has is in ``pypi.py``, which ``make wheel-table`` writes. Here is what no metadata says. Sources: builds
 next to PyPI from vLLM's documentation (getting_started/installation/gpu) and releases; other CUDA builds of torch from
 pytorch.org/get-started/previous-versions and RELEASE.md of pytorch/pytorch; drivers from NVIDIA's "CUDA Compatibility"
-(table 1 of minor version compatibility) and the release notes of each CUDA toolkit.
+(table 1 of minor version compatibility) and the release notes of each CUDA toolkit; kernels of torch from the wheels on
+PyPI themselves (``torch.cuda.get_arch_list()``) and .ci/manywheel of pytorch/pytorch, those of vLLM from its source
+distributions (CUDA_ARCH_X86 in .buildkite/release-pipeline.yaml; before 0.20 torch_cuda_arch_list, docker/Dockerfile).
 """
 
 from __future__ import annotations
@@ -33,6 +35,19 @@ BUILT_FOR: Tuple[Tuple[int, str], ...] = (
 #: Engines with kernels as PTX, which only a driver can compile that was built for the same CUDA or a newer one.
 WITH_PTX = ("vllm",)
 
+#: CUDA of a torch for x86_64 → the compute capabilities that it has kernels for. A cu128 of pytorch.org has others.
+_TORCH_KERNELS: Dict[str, str] = {
+    **dict.fromkeys(("cu132", "cu130"), "7.5 8.0 8.6 9.0 10.0 12.0"),
+    **dict.fromkeys(("cu129", "cu128"), "7.0 7.5 8.0 8.6 9.0 10.0 12.0"),
+    **dict.fromkeys(("cu126", "cu124"), "5.0 6.0 7.0 7.5 8.0 8.6 9.0"),
+}
+#: First release of vLLM → the same of its wheels for x86_64, whatever their CUDA.
+_VLLM_KERNELS: Tuple[Tuple[Tuple[int, ...], str], ...] = (
+    ((0, 20), "7.5 8.0 8.6 8.9 9.0 10.0 12.0"),
+    ((0, 10, 2), "7.0 7.5 8.0 8.9 9.0 10.0 12.0"),
+    ((0, 8, 5), "7.0 7.5 8.0 8.9 9.0"),
+)
+
 
 class Wheel(NamedTuple):
     """One build of one version of an engine."""
@@ -51,6 +66,9 @@ class Wheel(NamedTuple):
     """Requirements of the first package that are left out."""
     glibc: Tuple[Tuple[str, Tuple[int, int]], ...] = ()
     """Each machine that there is a wheel for, and the oldest glibc there; empty where that is not known."""
+    kernels: Tuple[Tuple[int, int], ...] = ()
+    """Compute capabilities that its wheel for x86_64 has kernels for; empty where that is not known. A kernel for 8.0
+    runs on 8.9 as well, but not on 9.0."""
 
 
 # version, the builds that pytorch.org has of it besides the one on PyPI
@@ -84,17 +102,34 @@ _OPEN_WEBUI = ("0.12.4", "0.12.3")
 _PYTHON = {(one.engine, one.version): one.python for one in PUBLISHED}
 
 
+def _kernels(engine: str, version: str, cuda: str) -> Tuple[Tuple[int, int], ...]:
+    listed = _TORCH_KERNELS.get(cuda, "") if engine == "torch" else ""
+    if engine == "vllm" and cuda != "cpu":
+        release = tuple(map(int, version.split(".")))
+        listed = next(kernels for first, kernels in _VLLM_KERNELS if release >= first)
+    found = _capabilities(listed)
+    of_torch = _capabilities(_TORCH_KERNELS.get(cuda, "")) or found
+    return tuple(own for own in found if any(own[0] == one[0] and own[1] >= one[1] for one in of_torch))
+
+
+def _capabilities(listed: str) -> Tuple[Tuple[int, int], ...]:
+    return tuple((int(major), int(minor)) for major, minor in (one.split(".") for one in listed.split()))
+
+
 def _beside() -> List[Wheel]:
     """The builds outside PyPI."""
     found = []
     for version, builds in _TORCH_BESIDE:
         for cuda in builds.split():
             package = "torch==%s+%s" % (version, cuda)
-            found.append(Wheel("torch", version, cuda, (package,), _PYTHON["torch", version], (TORCH_INDEX % cuda,)))
+            kernels = () if cuda == "cu128" else _kernels("torch", version, cuda)
+            python, index = _PYTHON["torch", version], TORCH_INDEX % cuda
+            found.append(Wheel("torch", version, cuda, (package,), python, (index,), kernels=kernels))
     for version, cuda in _VLLM_BESIDE:
         indexes = (VLLM_INDEX % (version, cuda), TORCH_INDEX % cuda)
         package = "vllm==%s+%s" % (version, cuda)
-        found.append(Wheel("vllm", version, cuda, (package,), _PYTHON["vllm", version], indexes))
+        python, kernels = _PYTHON["vllm", version], _kernels("vllm", version, cuda)
+        found.append(Wheel("vllm", version, cuda, (package,), python, indexes, kernels=kernels))
     return [
         *found,
         # the last for drivers before 525
@@ -135,7 +170,7 @@ def _open_webui() -> List[Wheel]:
 
 WHEELS: Tuple[Wheel, ...] = (
     *(
-        Wheel(one.engine, one.version, one.cuda, ("%s==%s" % one[:2],), one.python, glibc=one.glibc)
+        Wheel(*one[:3], ("%s==%s" % one[:2],), one.python, glibc=one.glibc, kernels=_kernels(*one[:3]))
         for one in PUBLISHED
     ),
     *_beside(),

@@ -11,7 +11,6 @@ next to it, it runs all that those were built for (forward compatibility).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from ..toolbox.errors import Refused
@@ -39,13 +38,14 @@ class Target(NamedTuple):
     machine: Optional[str] = None
     glibc: Optional[Numbers] = None
     compat: Optional[Compat] = None
+    gpus: Tuple[Numbers, ...] = ()
+    """Compute capabilities of its GPUs."""
 
 
 UNKNOWN = Target()
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """What to install."""
 
     engine: str
@@ -209,9 +209,13 @@ def _from_table(
     if not for_system:
         newest = max(for_python, key=lambda wheel: (numbers(wheel.version), not wheel.indexes))
         raise Refused("%s %s%s" % (what, _wrong_system(newest, target), _advice(engine, target, known)))
-    running = [wheel for wheel in for_system if runs(wheel.cuda, target)]
+    with_kernels = [wheel for wheel in for_system if _has_kernels(wheel, target)]
+    if not with_kernels:
+        newest = max(for_system, key=lambda wheel: (numbers(wheel.version), not wheel.indexes))
+        raise Refused(_no_kernels(what, newest, target, known))
+    running = [wheel for wheel in with_kernels if runs(wheel.cuda, target)]
     if not running:
-        oldest = min(for_system, key=lambda wheel: (numbers(floor(wheel.cuda) or "0"), numbers(wheel.cuda)))
+        oldest = min(with_kernels, key=lambda wheel: (numbers(floor(wheel.cuda) or "0"), numbers(wheel.cuda)))
         raise Refused(_driver_too_old(oldest, target, known))
     return _best(running, target)
 
@@ -247,6 +251,21 @@ def _wrong_system(wheel: Wheel, target: Target) -> str:
     return "needs glibc %d.%d or newer; this host has %d.%d" % (*least, *target.glibc)
 
 
+def _has_kernels(wheel: Wheel, target: Target) -> bool:
+    """Whether a build runs on a GPU of the host: each service chooses its own among them."""
+    if not (target.gpus and wheel.kernels) or target.machine != "x86_64":
+        return True
+    return any(gpu[0] == major and gpu[1] >= minor for gpu in target.gpus for major, minor in wheel.kernels)
+
+
+def _no_kernels(what: str, wheel: Wheel, target: Target, known: Sequence[Wheel]) -> str:
+    built, found = (", ".join("%d.%d" % one for one in sorted(set(some))) for some in (wheel.kernels, target.gpus))
+    return "%s has kernels for GPUs of compute capability %s; this host has %s%s" % (
+        *(what, built, found),
+        _advice(wheel.engine, target, known),
+    )
+
+
 def _driver_too_old(wheel: Wheel, target: Target, known: Sequence[Wheel]) -> str:
     message = (
         "%s %s is built with CUDA %s, which needs NVIDIA driver %s or newer; this host has %s. Nothing was installed."
@@ -273,6 +292,7 @@ def _advice(engine: str, target: Target, known: Sequence[Wheel]) -> str:
         and runs(wheel.cuda, target)
         and _python_fits(wheel, target)
         and not _wrong_system(wheel, target)
+        and _has_kernels(wheel, target)
     ]
     if not others:
         return "; no build in the table runs with it" if known else ""

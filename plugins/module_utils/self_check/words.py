@@ -14,7 +14,10 @@ LONGEST = 500
 _HELP = (
     ("gpufleet_as_declared", "gauge", "Whether every check of the host found its declared state."),
     ("gpufleet_check_as_declared", "gauge", "The same for each check."),
+    ("gpufleet_finding", "gauge", "What was found to be wrong or unusual with a GPU, by its name."),
+    ("gpufleet_certificate_not_after_seconds", "gauge", "Unix time at which the certificate of a gateway ends."),
     ("gpufleet_service_as_declared", "gauge", "Whether a service is in its declared state."),
+    ("gpufleet_drift", "gauge", "What of a service differs from its declared state, by its name."),
     ("gpufleet_service_verdict_info", "gauge", "The verdict of the last check of a service, as a label."),
     ("gpufleet_service_restarts_total", "counter", "Restarts by systemd since the unit was started."),
     ("gpufleet_service_generation", "gauge", "Number of the last accepted configuration of a service."),
@@ -32,6 +35,10 @@ class Check(NamedTuple):
     """Why the controller would run the roles; empty where it would not."""
     units: Mapping[str, Mapping[str, Any]]
     """The result of each service that it is about, by unit."""
+    findings: Sequence[Mapping[str, Any]] = ()
+    """What the facts found of the GPUs, see gpu.health.findings()."""
+    certificates: Mapping[str, int] = {}
+    """File of each certificate of a gateway, and the Unix time at which it ends."""
 
 
 def judge(calls: Sequence[Sequence[Any]], answers: Sequence[Mapping[str, Any]], secrets: Iterable[str]) -> List[Check]:
@@ -52,7 +59,10 @@ def judge(calls: Sequence[Sequence[Any]], answers: Sequence[Mapping[str, Any]], 
             why = "differs: the service is not verified yet"
         for secret in sorted(secrets, key=len, reverse=True):
             why = why.replace(secret, "********")
-        found.append(Check(".".join(module.split(".")[-2:]), one_line(why, LONGEST), _units(params, result)))
+        facts = (result.get("ansible_facts") or {}).get("gpu") or {}
+        name = ".".join(module.split(".")[-2:])
+        known = (facts.get("findings", ()), result.get("certificates") or {})
+        found.append(Check(name, one_line(why, LONGEST), _units(params, result), *known))
     return found
 
 
@@ -74,13 +84,21 @@ def verdict(checks: Sequence[Check]) -> List[List[str]]:
     """What of the checks makes the verdict: a reason may name a time or a process, which differ each time."""
     found = {(one.name, one.why.partition(":")[0]) for one in checks if one.why}
     found.update((unit, str(result.get("verdict"))) for one in checks for unit, result in one.units.items())
+    found.update((one["check"], str(one["gpu"])) for one in _findings(checks))
     return [list(pair) for pair in sorted(found)]
 
 
 def line(checks: Sequence[Check]) -> str:
     """The verdict for the journal, with its priority."""
     wrong = ["%s %s" % (one.name, one.why) for one in checks if one.why]
-    return "<4>not as declared: " + "; ".join(wrong) if wrong else "<5>as declared: %d checks" % len(checks)
+    said = "not as declared: " + "; ".join(wrong) if wrong else "as declared: %d checks" % len(checks)
+    named = [one["line"] for one in _findings(checks) if not any(one["line"] in text for text in wrong)]
+    found = "; found: " + "; ".join(named) if named else ""
+    return "<%d>%s%s" % (4 if wrong or found else 5, said, one_line(found, 4 * LONGEST))
+
+
+def _findings(checks: Sequence[Check]) -> List[Mapping[str, Any]]:
+    return [found for one in checks for found in one.findings]
 
 
 def metrics(checks: Sequence[Check], generations: Mapping[str, int], now: float, cpu: float) -> str:
@@ -95,9 +113,16 @@ def metrics(checks: Sequence[Check], generations: Mapping[str, int], now: float,
     for name in sorted({one.name for one in checks}):
         good = not any(one.why for one in checks if one.name == name)
         rows["gpufleet_check_as_declared"].append((_labels(check=name), good))
+    keys = ("check", "gpu", "effect", "action")
+    found = {_labels(**{key: "" if one[key] is None else str(one[key]) for key in keys}) for one in _findings(checks)}
+    rows["gpufleet_finding"] += [(labels, 1) for labels in sorted(found)]
+    for file, ends in sorted(pair for one in checks for pair in one.certificates.items()):
+        rows["gpufleet_certificate_not_after_seconds"].append((_labels(file=file), ends))
     for unit, result in sorted(pair for one in checks for pair in one.units.items()):
         named = _labels(unit=unit)
         rows["gpufleet_service_as_declared"].append((named, not result.get("changed")))
+        drift = {_labels(unit=unit, kind=str(kind)) for kind in result.get("differs") or ()}
+        rows["gpufleet_drift"] += [(labels, 1) for labels in sorted(drift)]
         info = _labels(unit=unit, verdict=str(result.get("verdict")))
         rows["gpufleet_service_verdict_info"].append((info, 1))
         restarts = (result.get("unit_state") or {}).get("n_restarts")

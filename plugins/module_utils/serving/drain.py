@@ -229,7 +229,8 @@ def forget(unit: str) -> None:
 def _await_return(unit: str, warn: Callable[[str], None]) -> None:
     """Wait until the gateways send requests again: the service that is changed next could be the last one left."""
     config = record.read(agent.CONFIG)
-    if unit not in (config.get("services") or {}):
+    service = (config.get("services") or {}).get(unit)
+    if not service or service.get("held"):
         return
     until = time.monotonic() + HEAR
     while True:

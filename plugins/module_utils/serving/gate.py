@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from ..converge.model import Fault, Running, Verdict
 from ..gpu.select import label
+from ..toolbox.fields import dataclass, field
 
 
 @dataclass

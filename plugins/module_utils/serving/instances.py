@@ -19,8 +19,8 @@ def services(params: Mapping[str, Any], base: str) -> List[Service]:
     """Each service that is declared.
 
     Without ``instances`` it is one, ``BASE.service``, with the options as they are. With instances each is
-    ``BASE@NAME.service``: what it leaves out is taken from the options next to ``instances``, and its ``environment``
-    is laid over theirs. With ``main: disabled`` the last one is ``BASE.service``, whose place they take.
+    ``BASE@NAME.service``: what it leaves out is taken from the options next to ``instances``, and its variables
+    are merged over theirs. With ``main: disabled`` the last one is ``BASE.service``, whose place they take.
 
     :raises Refused: a name is not valid for an instance, or is listed twice.
     """
@@ -42,7 +42,8 @@ def services(params: Mapping[str, Any], base: str) -> List[Service]:
         if params["state"] == "stopped" and own.get("state") in ("present", "asleep"):
             own["state"] = "stopped"  # all of them
         options = dict(params, **own)
-        options["environment"] = dict(params["environment"], **own.get("environment", {}))
+        for kind in ("environment", "secret_environment"):
+            options[kind] = dict(params[kind], **own.get(kind, {}))
         found[name] = Service("%s@%s.service" % (base, name), name, options)
     staying = [service for service in found.values() if service.options["state"] in STAYING]
     services = [

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from ..converge.model import Change, Outcome, Step, StopHooks
 from ..gpu import facts as gpu_facts
 from ..placement.choice import Placed
 from ..placement.claims import Claim
+from ..toolbox.fields import dataclass, field
 from .gate import Check, Gate, Proof
 
 STAYING = ("present", "asleep")

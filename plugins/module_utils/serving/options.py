@@ -32,6 +32,17 @@ class Option(NamedTuple):
     """``module``: the role sets it itself. ``role``: the role turns it into other options. Empty: both have it."""
 
 
+VARIABLES = (
+    Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
+    Option(
+        "secret_environment",
+        "dict",
+        "Further secret variables of its process, merged over O(secret_environment).",
+        no_log=True,
+    ),
+)
+"""What each instance has."""
+
 COMMON = (
     Option(
         "name",
@@ -76,7 +87,7 @@ COMMON = (
         C(NAME@.service), which is created if it does not exist. For C(NAME.service) itself see O(main).
 
         An instance takes the options that it leaves out from those next to this one. Its C(environment) is
-        merged over O(environment).
+        merged over O(environment), and its C(secret_environment) over O(secret_environment).
 
         All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both.""",
@@ -91,7 +102,7 @@ COMMON = (
                 disables it, and keeps its files. Left out, it is that of O(state).""",
                 choices=("present", "stopped", "absent"),
             ),
-            Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
+            *VARIABLES,
         ),
         per_host=True,
     ),
@@ -198,6 +209,15 @@ COMMON = (
     ),
     Option("environment", "dict", "Further variables of the process.", default={}),
     Option(
+        "secret_environment",
+        "dict",
+        """Further variables of the process that hold secrets, such as E(AWS_SECRET_ACCESS_KEY). They are passed from a
+        file that only root can read. O(environment) rejects a variable with the name of a secret, and a URL with a
+        password.""",
+        default={},
+        no_log=True,
+    ),
+    Option(
         "generation",
         "str",
         """Earlier accepted configuration to take the service back to: its number, or a time in UTC such as
@@ -213,7 +233,7 @@ COMMON = (
         "list",
         """Prompts that show whether the model still answers as before. When a change is verified, the model answers
         each of them with 16 tokens at temperature 0. The tokens and their log probabilities are recorded on the host,
-        where every user can read them. They are compared after each later change of the service, and whenever a run
+        where only root can read them. They are compared after each later change of the service, and whenever a run
         makes every model answer. If they differ by more than the answers of one process do, the verdict is
         V(wrong_answers), and the change is rolled back.
 

@@ -34,7 +34,8 @@ def line(
     """
     would = check and (outcome.changed or outcome.remedied)
     verdict = _would(outcome, program) if would else outcome.verdict.name
-    done = [] if would else [*_program(program, outcome), *_done(outcome, program)]
+    differs = ["differs: %s" % ", ".join(outcome.differs)] if outcome.differs else []
+    done = differs if would else [*_program(program, outcome), *_done(outcome, program)]
     return " · ".join([verdict, "CPU" if cpu else _gpus(gpus), *parts, *done])
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any, Dict, List, Sequence
 
 from ..converge import install_record
@@ -15,6 +14,7 @@ from ..converge.account import UserStep
 from ..converge.model import Change, Outcome, Step
 from ..converge.override import DIRECTORY, Override
 from ..systemd.manager import UNIT_PATH
+from ..toolbox.fields import replace
 
 
 def text(title: str, *settings: str) -> str:
@@ -90,6 +90,7 @@ class TemplateStep:
     """
 
     restarts = False
+    writes_unit = True
 
     def __init__(self, name: str, text: str, root: str = "", also: str = "") -> None:
         self.path = "%s%s/%s" % (root, DIRECTORY, name)

@@ -10,10 +10,10 @@ tried on systemd 252; tests/fleet/test_unit_merge.py holds this file to a real s
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..toolbox.errors import Refused
+from ..toolbox.fields import dataclass, field
 
 WHITESPACE = " \t\n\r"
 
@@ -77,8 +77,7 @@ _LIVE = """
 LIVE_KEYS = frozenset(_LIVE.split())
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(NamedTuple):
     """One ``key=value`` line of a unit file, continuations joined."""
 
     section: str
@@ -88,8 +87,7 @@ class Assignment:
     line: int
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """A value and where it was set; line 0 means that the place has no lines."""
 
     text: Optional[str]

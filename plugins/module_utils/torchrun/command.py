@@ -14,6 +14,8 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ..converge.override import DROP_IN
 from ..placement.claims import Claim, lines
+from ..python_env.compat import library_path
+from ..serving.variables import MAY_BE_SECRET, may_be_secret
 from ..systemd import render
 from ..toolbox.errors import Refused
 
@@ -116,6 +118,10 @@ class Job:
             found[name] = (value, self.node["reasons"][name])
         for name, value in self.params["environment"].items():
             found[name] = (str(value), "declared")
+        libraries = self.node["environment"].get("LD_LIBRARY_PATH", "")
+        if libraries and "LD_LIBRARY_PATH" in self.params["environment"]:
+            path = library_path(libraries, str(self.params["environment"]["LD_LIBRARY_PATH"]))
+            found["LD_LIBRARY_PATH"] = (path, "declared, after what the plan needs")
         return found
 
     # --- the command
@@ -334,6 +340,11 @@ def check(params: Mapping[str, Any]) -> List[str]:
     unknown = sorted(name for name in params["limits"] if name.lower() not in LIMITS)
     if unknown:
         wrong.append("limits: %s: expected some of %s" % (", ".join(unknown), ", ".join(LIMITS)))
+    wrong += [
+        "environment.%s: %s" % (name, MAY_BE_SECRET)
+        for name, value in sorted(params["environment"].items())
+        if may_be_secret(name, value)
+    ]
     for option in ("environment", "secret_environment"):
         try:
             render.check_environment({name: str(value) for name, value in params[option].items()})

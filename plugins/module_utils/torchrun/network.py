@@ -17,6 +17,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from ..python_env import compat
 from ..toolbox.errors import Failed
 from . import code, command
 from .command import SYSTEM_PATH
@@ -126,6 +127,7 @@ def torch(venv: str) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
         "cuda": found["cuda"],
         "nccl": _nccl(venv, packages[0]),
         "conda": conda,
+        "compat": compat.folder(venv),
     }, None
 
 

@@ -187,6 +187,8 @@ def _nodes(
                 node["venv"],
                 "PyTorch's compiler finds its libraries by it, as after activation",
             )
+        if node["torch"] and node["torch"]["compat"]:
+            variables["LD_LIBRARY_PATH"] = (node["torch"]["compat"], "the environment needs them next to this driver")
         if only is not None:
             findings += diagnostics.gpus(host, only, gpus)
             gpus, used = len(only), [device for device in used if device["index"] in only]

@@ -8,7 +8,7 @@ What a row is on vLLM's command line or in its environment is in ``settings.py``
 
 from __future__ import annotations
 
-from ..serving.options import ONE_MODEL, Option, table
+from ..serving.options import ONE_MODEL, VARIABLES, Option, table
 
 OPTIONS = table(
     Option(
@@ -18,7 +18,7 @@ OPTIONS = table(
         left alone.
 
         An instance takes the options that it leaves out from those next to this one. Its C(environment) is
-        merged over O(environment).
+        merged over O(environment), and its C(secret_environment) over O(secret_environment).
 
         All instances are checked before the first one is changed. Two that claim the same GPU or port are rejected; the
         error names both. Absent instances go first.""",
@@ -32,7 +32,7 @@ OPTIONS = table(
                 "Overrides O(state) for this instance.",
                 choices=("present", "asleep", "stopped", "absent"),
             ),
-            Option("environment", "dict", "Further variables of its process, merged over O(environment)."),
+            *VARIABLES,
             Option(
                 "hosts",
                 "list",
@@ -96,16 +96,8 @@ OPTIONS = table(
         "environment",
         "dict",
         """Further variables of the process, such as E(VLLM_LOGGING_LEVEL). A misspelt E(VLLM_) name causes
-        a warning. A name that ends like that of a secret, such as E(WANDB_API_KEY), is rejected; see
-        O(secret_environment).""",
+        a warning.""",
         default={},
-    ),
-    Option(
-        "secret_environment",
-        "dict",
-        """Further variables of the process that hold secrets, such as E(MODELSCOPE_API_TOKEN) or
-        E(AWS_SECRET_ACCESS_KEY). They are passed from a file that only root can read.""",
-        no_log=True,
     ),
     Option(
         "venv",

@@ -24,7 +24,6 @@ from .settings import render
 MODULE = "vllm.entrypoints.openai.api_server"
 PARSE_LIMIT = 300  # seconds; it imports torch
 _SAYS = 16 << 20  # bytes that are read of what it says, and that it may write to a file
-COMPAT = "cuda-compat"  # as in python_env/build.py, which a converged host does not need
 
 
 class Program:
@@ -38,11 +37,6 @@ class Program:
         self.user = user
         self.venv = os.path.realpath(venv)
         self.python = os.path.join(self.venv, "bin", "python")
-
-    def compat(self) -> str:
-        """Folder of the libraries that come before those of the driver; empty for an environment without any."""
-        path = os.path.join(self.venv, COMPAT)
-        return path if os.path.lexists(path) else ""
 
     def exists(self) -> bool:
         return os.access(self.python, os.X_OK)

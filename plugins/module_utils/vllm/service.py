@@ -104,9 +104,7 @@ class Vllm:
             ready="" if options["node_rank"] else _ready(configuration),
             restart="all hosts of the model start together" if options["restart"] else "",
             warnings=configuration.warnings
-            + unknown_variables(
-                {**options["environment"], **(options["secret_environment"] or {})}, program.variables()
-            ),
+            + unknown_variables({**options["environment"], **options["secret_environment"]}, program.variables()),
             own=own,
         )
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ..hf_model.parallel import Parallel
-from ..serving.variables import variables
+from ..serving.variables import plain_variables, secret_variables
 from ..toolbox.addresses import host_port, is_loopback, reachable
 from ..toolbox.errors import Refused
+from ..toolbox.fields import dataclass, field
 from . import releases
 from .adapters import LORA_RANK, Adapter, rank_limit
 
@@ -45,6 +45,10 @@ _ELSEWHERE = {
     "uds": "the proof and the ledger need a port; a proxy may offer a socket",
 }
 """Options that ``extra_args`` must not hold, and why."""
+_COPIES = tuple(
+    "data-parallel-" + name for name in ("hybrid-lb", "external-lb", "size-local", "rank", "start-rank", "address")
+)
+"""Options for another division of the requests among hosts than the one that is written; vLLM infers the rest of it."""
 _SECRETS = {"VLLM_API_KEY": "api_key", "HF_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}
 _OURS = {
     "CUDA_VISIBLE_DEVICES": "visible_devices",
@@ -52,11 +56,10 @@ _OURS = {
     "HF_TOKEN_PATH": "hf_token",
     "PYTHONPATH": "guard_all_paths",
 }
-_NOT_HERE = {name: "is a secret, and everyone can read the unit; use %s" % option for name, option in _SECRETS.items()}
-_NOT_HERE.update({name: "is set by %s" % option for name, option in _OURS.items()})
-"""By the name of a variable, what to do instead of setting it in ``environment``."""
+_NOT_HERE = {name: "use %s" % option for name, option in _SECRETS.items()}
+_NOT_HERE.update({name: "is set by %s; leave it out here" % option for name, option in _OURS.items()})
+"""By the name of a variable, what to do instead of setting it."""
 _KEY = re.compile(r"[\x21-\x7e]{8,}\Z")
-_SECRET_NAME = re.compile(r"(?:\A|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY)\Z")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "FLASHINFER_NO_DOWNLOAD": "1"}
 """What keeps vLLM, and the libraries that it uses, from fetching models and kernels."""
 _SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -129,8 +132,7 @@ def declare(
     problems += _wrong_values(given)
     problems += _take_adapters(declared, adapters, extra(options, "max-lora-rank"))
     problems += _take_extra(declared, options.get("extra_args") or {})
-    problems += _take_environment(declared, options.get("environment") or {})
-    problems += _take_secrets(declared, options.get("secret_environment") or {})
+    problems += _take_environment(declared, options)
     if visible is not None:
         declared.environment.update(CUDA_VISIBLE_DEVICES=visible, CUDA_DEVICE_ORDER="PCI_BUS_ID")
     declared.environment.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -355,6 +357,11 @@ def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
             problems.append("%s: use the option %s%s" % (where, typed[bare], ": false" if negative else ""))
         elif bare in _ELSEWHERE:
             problems.append("%s: %s" % (where, _ELSEWHERE[bare]))
+        elif declared.addresses and bare in (*_COPIES, "enable-elastic-ep"):
+            problems.append(
+                "%s: is not supported with hosts, of which the first divides the requests among all copies; for an API "
+                "on each host, declare an instance without hosts there" % where
+            )
         elif negative and extra[name] is False:
             problems.append("%s: says no twice; write %s: true" % (where, bare))
         elif not re.match(r"[a-z][a-z0-9-]*(\.[A-Za-z0-9._-]+)?\Z", flag):
@@ -368,14 +375,14 @@ def _take_extra(declared: Declared, extra: Mapping[str, Any]) -> List[str]:
     return problems
 
 
-def _take_environment(declared: Declared, environment: Mapping[str, Any]) -> List[str]:
-    secret = [name for name in environment if _SECRET_NAME.search(str(name))]
-    said = "may be a secret, and everyone can read the unit; use secret_environment"
-    found, problems = variables(environment, {**dict.fromkeys(secret, said), **_NOT_HERE})
-    declared.environment.update(found)
-    if "VLLM_PORT" in found:
+def _take_environment(declared: Declared, options: Mapping[str, Any]) -> List[str]:
+    plain, problems = plain_variables(options.get("environment") or {}, _NOT_HERE)
+    secret, more = secret_variables(options.get("secret_environment") or {}, _NOT_HERE, plain)
+    declared.environment.update(plain)
+    declared.secret_environment.update(secret)
+    if "VLLM_PORT" in plain:
         declared.warnings.append("environment.VLLM_PORT: is not the API's port, but vLLM's first internal one")
-    return problems
+    return problems + more
 
 
 def _take_sleep(declared: Declared, options: Mapping[str, Any]) -> List[str]:
@@ -416,21 +423,4 @@ def _take_client_keys(declared: Declared, options: Mapping[str, Any]) -> List[st
             seen[key] = str(name)
     if not problems:
         declared.secret_environment["GPUFLEET_CLIENT_KEYS"] = " ".join(keys[name] for name in sorted(keys))
-    return problems
-
-
-def _take_secrets(declared: Declared, secrets: Mapping[str, Any]) -> List[str]:
-    problems = []
-    for name, value in sorted(secrets.items()):
-        where = "secret_environment.%s: " % name
-        if name in _SECRETS:
-            problems.append(where + "use %s" % _SECRETS[name])
-        elif name in _OURS:
-            problems.append(where + "is set by %s; leave it out here" % _OURS[name])
-        elif name in declared.environment:
-            problems.append(where + "is in environment, too; leave it out there")
-        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            problems.append(where + "expected text; put quotes around it")
-        else:
-            declared.secret_environment[name] = str(value)
     return problems

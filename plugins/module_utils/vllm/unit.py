@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 from ..hf_model import checkpoint
 from ..hf_model.parallel import Parallel
+from ..python_env import compat
 from ..serving import template
 from ..serving.model import Service
 from ..toolbox.errors import Refused
@@ -90,9 +91,9 @@ def files(name: str, options: Mapping[str, Any], configuration: settings.Declare
 def environment(service: Service, options: Mapping[str, Any], own: Own) -> Dict[str, str]:
     found = dict(own.configuration.environment)
     found.setdefault("PATH", "%s/bin:%s" % (own.program.venv, SYSTEM_PATH))
-    compat = own.program.compat()
-    if compat:
-        found["LD_LIBRARY_PATH"] = ":".join([compat, *filter(None, [found.get("LD_LIBRARY_PATH")])])
+    libraries = compat.folder(own.program.venv)
+    if libraries:
+        found["LD_LIBRARY_PATH"] = compat.library_path(libraries, found.get("LD_LIBRARY_PATH", ""))
     if options["guard_all_paths"]:
         found["PYTHONPATH"] = os.path.dirname(paths(service.name)[1])
     if "hf_token" in own.configuration.credentials:

@@ -14,14 +14,6 @@ from ...module_utils.toolbox.text import one_line
 from ..rollout import look
 from ..run_summary import no_answer
 
-ACTIONS = {
-    "reset": "reset the GPU",
-    "replace": "replace the GPU",
-    "reboot": "reboot the host",
-    "restart": "restart the program that used it",
-    "look": "look into it",
-}
-"""What to do, for the actions of the facts' findings."""
 KINDS = ("unreachable", "gpu", "service", "drift", "slow", "note")
 """Kinds of problems, the most serious first."""
 LEVELS = {"unreachable": "bad", "gpu": "bad", "service": "bad", "drift": "warn", "slow": "warn"}
@@ -107,6 +99,7 @@ def _services(
             "state": "failed" if failed else "differs" if differs else "as declared" if result else "unknown",
             "why": [_text(reason) for reason in result.get("reasons") or ()],
             "drift": sorted(_text(name) for name in _mapping(result.get("drift"))),
+            "differs": [_text(name) for name in result.get("differs") or ()],
             "restart": differs and bool(result.get("restarted")),
             "version": _text(result.get("version") or (kept[-1].get("version") if kept else "")),
             "generations": [_generation(one) for one in reversed(kept)],
@@ -165,14 +158,10 @@ def _problems(
         return
     if read.get("failed"):
         yield _problem("gpu", "", "the GPUs could not be read: %s" % _text(read.get("msg")))
-    fault = _mapping(facts.get("fault"))
-    lost = fault.get("code") == "gpu_lost"  # then one of the findings is the same
-    if fault and not lost:
-        yield _problem("gpu", "driver", fault.get("text"), fault.get("remedy"))
     for one in _mappings(facts.get("findings")):
         kind = {"unfit": "gpu", "slow": "slow"}.get(str(one.get("effect")), "note")
-        action = fault.get("remedy") if lost and one.get("check") == "lost" else ACTIONS.get(str(one.get("action")), "")
-        yield _problem(kind, "GPU %s" % _text("?" if one.get("gpu") is None else one["gpu"]), one.get("text"), action)
+        place = "GPUs" if one.get("gpu") is None else "GPU %s" % _text(one["gpu"])
+        yield _problem(kind, place, "%s: %s" % (one.get("check"), one.get("text")), one.get("remedy"))
     yield from _drift(_mapping(variables.get("rollout_look")), services)
 
 
@@ -184,7 +173,8 @@ def _drift(found: Mapping[str, Any], services: Sequence[Mapping[str, Any]]) -> I
             yield _problem("service", one["unit"], one["line"] or one["verdict"], "run site.yml, or look into it")
         elif one["state"] == "differs":
             action = "run site.yml; it restarts the service" if one["restart"] else "run site.yml; no restart"
-            yield _problem("drift", one["unit"], "; ".join(one["why"]) or one["line"], action)
+            names = ", ".join(one["differs"]) + ": " if one["differs"] else ""
+            yield _problem("drift", one["unit"], names + ("; ".join(one["why"]) or one["line"]), action)
     named = {one["unit"] for one in services}
     for row in _mappings(found.get("services")):
         if row.get("service") not in named:

@@ -41,8 +41,8 @@ class Look(NamedTuple):
     """``as declared``, ``differs``, or ``unfit``."""
     why: str = ""
     services: Sequence[Mapping[str, Any]] = ()
-    """What changes: ``service``, ``engine``, ``why``, ``restart``, bytes of ``weights`` (0: unknown), and the
-    seconds of the last ``restarts``."""
+    """What changes: ``service``, ``engine``, ``why``, ``restart``, bytes of ``weights`` (0: unknown), the seconds of
+    the last ``restarts``, and those of the last ``start`` (0: none was measured)."""
     generation: str = ""
     """What takes all services of the host back to now: the time at which the last one was accepted."""
 
@@ -71,6 +71,7 @@ def look(registered: Mapping[str, Any]) -> Look:
             "restart": bool(result.get("restarted")),
             "weights": _weights(result),
             "restarts": [one["downtime_ms"] / 1000 for one in _generations(registered, name) if _timed(one)],
+            "start": next((own for own in map(_start, reversed(_generations(registered, name))) if own), 0.0),
         }
         for name, engine, result in results
         if result.get("changed")
@@ -156,7 +157,9 @@ def _others(registered: Mapping[str, Any]) -> Iterator[Tuple[str, str, Mapping[s
 def _why(result: Mapping[str, Any]) -> str:
     reasons = result.get("reasons")
     listed = "; ".join(map(str, reasons)) if isinstance(reasons, (list, tuple)) else ""
-    return one_line(listed or str(result.get("msg") or "changes"))
+    named = result.get("differs")
+    names = ", ".join(map(str, named)) + ": " if isinstance(named, (list, tuple)) and named and listed else ""
+    return one_line(names + listed or str(result.get("msg") or "changes"))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -194,6 +197,12 @@ def _timed(result: Mapping[str, Any]) -> bool:
     """Whether a restart was measured."""
     found = result.get("downtime_ms")
     return isinstance(found, (int, float)) and 0 < found < 1e9
+
+
+def _start(generation: Mapping[str, Any]) -> float:
+    """The seconds from the start of the process until it was ready; 0 if they were not measured."""
+    found = _mapping(generation.get("figures")).get("ready_seconds")
+    return float(found) if isinstance(found, (int, float)) and 0 < found < 1e6 else 0.0
 
 
 _ROW = re.compile(r'^haproxy_server_status\{proxy="[^"]*",server="([^"]*)",state="([^"]*)"\} 1(?:\.0+)?$', re.MULTILINE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ...module_utils.converge import compare
+from ...module_utils.gpu import health
 from ...module_utils.toolbox.text import one_line
 from . import capacity, look, words
 from .state import Planned
@@ -16,8 +17,6 @@ NOTHING, CHANGES, IMPOSSIBLE = "nothing", "changes", "impossible"
 SHOWN = 60
 """Characters of one value."""
 STATES = (("declared", "declared"), ("on_disk", "on disk"), ("running", "running"))
-URGENT = ("reset", "reboot", "replace")
-"""Actions on a GPU that somebody has to take, even if it serves."""
 COLUMNS = ("host", "service", "change", "restart", "unserved", "GPUs", "port", "why")
 
 
@@ -43,7 +42,8 @@ def host_row(
             rows.append(_service({"service": name, "why": "", "restart": False, "predicted": 0.0}, result, ports))
     risks = ["cannot be changed: %s" % found["msg"]] if found["state"] == "unfit" else []
     gpu = _mapping(_mapping(registered.get("ansible_facts")).get("gpu"))
-    risks += [_finding(one) for one in map(_mapping, _list(gpu.get("findings"))) if _matters(one)]
+    found_on = [one for one in map(_mapping, _list(gpu.get("findings"))) if health.matters(one)]
+    risks += [one_line(str(one.get("line"))) for one in found_on]
     hidden = [shadow for result in results.values() for shadow in map(_mapping, _list(result.get("shadowed")))]
     risks += [one_line(compare.say(shadow)) for shadow in hidden if {"name", "file", "line"} <= set(shadow)]
     return {"state": found["state"], "why": str(found["msg"]), "services": rows, "risks": list(dict.fromkeys(risks))}
@@ -99,7 +99,7 @@ def _results(registered: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _service(row: Mapping[str, Any], result: Mapping[str, Any], ports: Mapping[str, int]) -> Dict[str, Any]:
-    claimed = result.get("visible_devices") is not None
+    claimed = result.get("visible_devices", "") is not None  # only Ollama may leave the choice to its server
     gpus = [gpu.get("index") for gpu in map(_mapping, _list(result.get("gpus")))] if claimed else []
     drift: Dict[str, Any] = {str(name): dict(_mapping(three)) for name, three in _mapping(result.get("drift")).items()}
     return {
@@ -143,16 +143,6 @@ def _drift(variable: str, three: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     return "nothing" if value is None else one_line(str(value), SHOWN)
-
-
-def _finding(found: Mapping[str, Any]) -> str:
-    gpu = "a GPU that is gone" if found.get("gpu") is None else "GPU %s" % one_line(str(found["gpu"]))
-    return "%s: %s" % (gpu, one_line(str(found.get("text"))))
-
-
-def _matters(found: Mapping[str, Any]) -> bool:
-    """Whether a finding may cost service soon. Other notes are for the facts."""
-    return found.get("effect") in ("unfit", "slow") or found.get("action") in URGENT
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

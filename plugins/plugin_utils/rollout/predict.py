@@ -58,6 +58,8 @@ def predicted(series: Series, rates: Rates, host: str, row: Mapping[str, Any]) -
     elif here:
         seconds, basis = median(here), "median of the last %d restarts here" % len(here)
         basis = basis if len(here) > 1 else "last restart here"
+    elif row.get("start"):
+        seconds, basis = row["start"], "last start here"
     elif row.get("weights") and known:
         where, rate = ("here", known[host]) if host in known else ("on other hosts", median(known.values()))
         seconds, basis = row["weights"] / rate, "its weights, by restarts measured %s" % where

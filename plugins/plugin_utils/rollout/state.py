@@ -81,6 +81,8 @@ class State:
     """What of it could not be compared."""
     away: List[str] = field(default_factory=list)
     """Hosts that an earlier run has lost."""
+    holder: str = ""
+    """By what the hosts know the runs of this state folder."""
 
     def of(self, *statuses: str) -> List[str]:
         """The hosts with one of these statuses."""
@@ -93,7 +95,8 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
     for event in events:
         kind, host = event.get("event"), event.get("host")
         if kind == "begin":
-            state = State(event["run"], event["by"], event["t"], measured=event["measured"], away=event["away"])
+            kept = {name: event[name] for name in ("measured", "away", "holder")}
+            state = State(event["run"], event["by"], event["t"], **kept)
         elif kind == "resume":
             state.resumed += 1
             state.by, state.stopped = event["by"], ""
@@ -176,13 +179,13 @@ def _renew(state: State, done: str) -> None:
 
 
 def remaining(state: State) -> List[Unit]:
-    """The units that are left, those in hand first; none once the run has stopped, apart from those in hand."""
+    """The units that are left, those in hand first; only these once the run has stopped or too many hosts failed."""
     if not state.plan:
         return []
     if state.ended:
         return []
     waiting = [unit for unit in state.plan.units if all(state.hosts[host].status == "waiting" for host in unit.hosts)]
-    return in_hand(state) + ([] if state.stopped else waiting)
+    return in_hand(state) + ([] if state.stopped or exceeded(state) else waiting)
 
 
 def lost(state: State) -> Set[str]:

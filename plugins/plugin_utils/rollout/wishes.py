@@ -12,7 +12,7 @@ from . import plan
 from .plan import Unit
 
 PREFIX = "rollout_"
-NAMES = ("min_ready", "width", "max_failures", "canary", "soak", "room_wait", "state", "apply")
+NAMES = ("min_ready", "width", "max_failures", "canary", "soak", "room_wait", "take_over", "state", "apply")
 """What a person may set, without the prefix."""
 VARIABLES = tuple(PREFIX + name for name in NAMES)
 REGISTERED = (
@@ -21,6 +21,7 @@ REGISTERED = (
     "generations",
     "look",
     "gateways",
+    "reservation",
     "admission",
     "soaked",
     "compared",

@@ -138,6 +138,14 @@ def not_taken_back(why: str, host: str, generation: str, problem: str) -> str:
     return "%s. It is not taken back (%s): run %s" % (why, problem, command)
 
 
+def not_reserved(why: str) -> str:
+    """Why a rollout may not change a host that another controller's rollout has reserved."""
+    return (
+        "nothing was changed: %s. Wait until that rollout has ended, or stop it there. If its controller is gone for "
+        "good, add -e rollout_take_over=true" % why
+    )
+
+
 def summary(found: Mapping[str, Any]) -> str:
     """One line: the verdict, the counts, the reason."""
     counts: Dict[str, int] = {}

@@ -4,8 +4,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Chats whose beginnings are shared: `GATEWAY_KEY=KEY load.py URL MODEL REQUESTS`.
 
-Prints JSON: requests, failed ones with their errors, tokens/s of all answers, seconds to the first token. Needs the
-package openai.
+Prints JSON: requests, failed ones with their errors, tokens/s of all answers, seconds to the first token. On SIGTERM it
+begins no further request, and prints what it has. Needs the package openai.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import time
@@ -62,12 +63,13 @@ async def run(url: str, model: str, requests: int) -> dict[str, object]:
             except (openai.OpenAIError, RuntimeError) as error:
                 errors.append("%s: %s" % (type(error).__name__, error))
 
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, left.clear)
     started = time.monotonic()
     await asyncio.gather(*(user() for _ in range(USERS)))
     seconds = time.monotonic() - started
     firsts = sorted(first for first, _tokens in done)
     return {
-        "requests": requests,
+        "requests": len(done) + len(errors),
         "failed": len(errors),
         "errors": sorted(set(errors))[:5],
         "seconds": round(seconds, 1),

@@ -113,6 +113,12 @@ class Host:
         for name in ["nvidiactl"] + ["nvidia" + gpu["nvmlDeviceGetMinorNumber"] for gpu in gpus]:
             (self.root / "dev" / name).touch()
             (self.root / "dev" / name).chmod(0o666)
+        shutil.rmtree(self.root / "sys", ignore_errors=True)
+        for gpu in gpus:
+            for name, content in apply.gpu_files(gpu, driver=True).items():
+                file = self.root / "sys/bus/pci" / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.symlink_to(content) if isinstance(content, Path) else file.write_text(content)
         fresh = self.root / "etc/nvidia-sim/state.new"
         fresh.write_text(text)
         fresh.rename(self.root / "etc/nvidia-sim/state")

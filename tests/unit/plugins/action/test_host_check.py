@@ -27,7 +27,13 @@ from ansible_collections.gpufleet.inference.plugins.plugin_utils.question import
 if not role_walk.POSSIBLE:
     pytest.skip("needs ansible-core 2.19", allow_module_level=True)
 
-GPU = {"fault": None, "devices": [{"health": {"ok": True}, "persistence_mode": True}], "count": 1, "source": "nvml"}
+GPU = {
+    "fault": None,
+    "findings": [],
+    "devices": [{"health": {"ok": True}, "persistence_mode": True}],
+    "count": 1,
+    "source": "nvml",
+}
 LOOK = {"changed": False, "reason": ""}
 MSG = "ok · 4× H200 · CUDA_VISIBLE_DEVICES=0,1,2,3 spread"
 MODELS = {"llama_server_models": [{"name": "Qwen/Qwen3-8B"}]}
@@ -47,7 +53,9 @@ class Host:
 
     def __call__(self, calls: Any) -> List[Answer]:
         self.asked.append([function.name for function, _params in calls])
-        return [self._answer(name) for name in self.asked[-1]]
+        answers = [self._answer(name) for name in self.asked[-1]]
+        states = [answer.state for answer in answers]
+        return answers[: 1 + next((number for number, state in enumerate(states) if state != "converged"), len(states))]
 
     def _answer(self, name: str) -> Answer:
         answer = {**RESULTS, **self.answers}.get(name, {"changed": False, "msg": MSG})
@@ -90,9 +98,9 @@ def check(host: Host) -> Callable[..., Dict[str, Any]]:
 
 def test_a_host_that_is_as_declared(check: Any, host: Host) -> None:
     found = check({"roles": ["gpu_host", "llama_server"]}, **MODELS)
-    assert [names[:3] for names in host.asked] == [
+    assert [names[-3:] for names in host.asked] == [
         ["gpu.facts", "gateway.agent", "model_source.source"],
-        ["llama_server.service", "self_check.run"],
+        ["self_check.run", "llama_server.service"],
     ], "which needs the path"
     assert (found["as_declared"], found["changed"], found["msg"]) == (True, False, "as declared")
     assert (found["roles"], found["shares"], found["lines"]) == (["gpu_host", "llama_server"], False, [MSG])
@@ -105,13 +113,35 @@ def test_the_self_check_belongs_to_the_same_exchange(check: Any, host: Host) -> 
     roles = {"roles": ["gpu_host", "llama_server"]}
     groups = {"group_names": ["llama_server"], "gpu_host_self_check": "5min"}
     assert check(roles, **groups)["as_declared"]
-    assert host.asked == [["gpu.facts", "gateway.agent", "self_check.run"], ["llama_server.service", "self_check.run"]]
+    assert host.asked == [["self_check.run", "gpu.facts", "gateway.agent"], ["self_check.run", "llama_server.service"]]
     host.answers["self_check.run"] = {"changed": False, "reason": "it is missing or incomplete"}
     found = check(roles, **groups, **MODELS)
     assert (
         found["msg"] == "the roles are run: the self check of the host is not as declared: it is missing or incomplete"
     )
-    assert [asked[-1] for asked in host.asked] == ["self_check.run"] * 4
+    assert [asked[0] for asked in host.asked] == ["self_check.run"] * 4
+
+
+@pytest.mark.parametrize("interval, reason, needed", [("", "", False), ("", "it is there", True), ("5min", "", True)])
+def test_whether_a_host_that_differs_needs_the_task_of_the_self_check(
+    check: Any, host: Host, interval: str, reason: str, needed: bool
+) -> None:
+    host.answers["gpu.facts"] = Answer("differs", "a GPU is missing")
+    host.answers["self_check.run"] = {"changed": False, "reason": reason}
+    groups = {"group_names": ["llama_server"], "gpu_host_self_check": interval}
+    found = check({"roles": ["gpu_host", "llama_server"]}, **groups)
+    assert (found["as_declared"], found["self_check"]) == (False, needed)
+
+
+@pytest.mark.parametrize("silent", ["self_check.run", None])
+def test_the_task_runs_where_the_host_has_not_said_that_it_has_no_self_check(
+    check: Any, host: Host, silent: Any
+) -> None:
+    if silent:
+        host.answers[silent] = Answer("silent")
+    roles = ["gpu_host", "llama_server"] if silent else ["gpu_host"]
+    host.answers["gpu.facts"] = Answer("differs", "a GPU is missing")
+    assert check({"roles": roles}, group_names=["llama_server"])["self_check"]
 
 
 def test_the_self_check_is_about_all_roles_of_a_host(check: Any, host: Host) -> None:
@@ -144,6 +174,7 @@ def test_a_second_check_that_finds_a_change(check: Any, host: Host) -> None:
     assert found == {
         "changed": False,
         "as_declared": False,
+        "self_check": True,
         "msg": "the roles are run: the host's answer is: differs; a file is missing",
     }
 
@@ -181,3 +212,9 @@ def test_wrong_arguments(check: Any, host: Host, arguments: Dict[str, Any], wron
 
 def test_one_role_may_be_a_text(check: Any) -> None:
     assert check({"roles": "llama_server"})["roles"] == ["llama_server"]
+
+
+def test_filters_are_loaded_before_ansible_forks() -> None:
+    """Ansible loads all filters of a collection for one of them: here, and not again for each host."""
+    filters = {path.stem for path in (role_walk.ROLES.parent / "plugins/filter").glob("*.py")}
+    assert filters <= {plugin.__name__.rpartition(".")[2] for plugin in host_check.LOADED}

@@ -87,7 +87,9 @@ def test_a_run_on_fifty_hosts_prints_a_few_lines_into_a_file(start: Run) -> None
 
 
 def test_a_failure_is_printed_whole_and_an_ignored_one_is_not(start: Run) -> None:
-    process = start([{**FAILING, "ignore_errors": True}, {**FAILING, "name": "Look at the GPUs"}])
+    process = start(
+        [{**FAILING, "ignore_errors": True}, {**FAILING, "name": "Look at the GPUs"}], "--limit", "gpu7,gpu8"
+    )
     printed = piped(process)
     assert process.returncode == 2
     assert re.findall(r"TASK \[(.*)\]", printed) == ["Look at the GPUs"] and printed.count("fatal: ") == 1

@@ -14,14 +14,16 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import fact
 
 missing = FilterModule().filters()["gpu_preparation"]
 GPU = {"index": 0, "health": {"ok": True, "reasons": []}, "persistence_mode": True}
-SICK = {**GPU, "index": 2, "health": {"ok": False, "reasons": ["3 uncorrectable memory errors"]}}
 OFF = {**GPU, "persistence_mode": False}
-LOST = {"code": "gpu_lost", "text": "GPU 1 does not answer"}
+FAULT = {"code": "driver_hang", "text": "it did not answer"}
+HANG = {"check": "driver_hang", "effect": "unfit", "line": "driver_hang: it did not answer"}
+SICK = {"check": "remap_pending", "effect": "unfit", "line": "GPU 2: remap_pending: reset it"}
+HOT = {"check": "hot", "effect": "note", "line": "GPU 2: hot: 3 °C"}
 ALL = {"required": True, "pynvml": True, "persistence": True, "expected": 0}
 
 
 def gpus(*devices: Dict[str, Any], **more: Any) -> Dict[str, Any]:
-    return {"fault": None, "devices": devices, "count": len(devices), "source": "nvml", **more}
+    return {"fault": None, "devices": devices, "count": len(devices), "source": "nvml", "findings": [], **more}
 
 
 @pytest.mark.parametrize(
@@ -31,11 +33,11 @@ def gpus(*devices: Dict[str, Any], **more: Any) -> Dict[str, Any]:
         (gpus(OFF), ALL, ["persistence mode is off"]),
         (gpus({**GPU, "persistence_mode": None}), ALL, []),
         (gpus(OFF), {**ALL, "persistence": False}, []),
-        (gpus(OFF, fault=LOST), ALL, ["gpu_lost: GPU 1 does not answer"]),
-        (gpus(GPU, SICK), ALL, ["GPU 2 is not healthy: 3 uncorrectable memory errors"]),
+        (gpus(OFF, fault=FAULT, findings=[HANG]), ALL, [HANG["line"]]),
+        (gpus(GPU, findings=[SICK, HOT]), ALL, [SICK["line"]]),
         (gpus(GPU, source="nvidia-smi"), ALL, ["pynvml is missing"]),
         (gpus(GPU, source="nvidia-smi"), {**ALL, "pynvml": False}, []),
-        (gpus(GPU), {**ALL, "expected": 4}, ["3 of 4 GPUs are missing"]),
+        (gpus(GPU), {**ALL, "expected": 4}, ["gpu_missing: 3 of 4 GPUs are missing on the PCI bus"]),
         (gpus(source="procfs"), ALL, ["the host has no GPU"]),
         (gpus(source="procfs"), {**ALL, "required": False}, []),
     ],

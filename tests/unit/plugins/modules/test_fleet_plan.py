@@ -48,17 +48,16 @@ def test_nothing_to_do(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "variables", "why"),
+    ("asked", "fault", "variables", "why"),
     [
-        ("unfit", {}, "impossible: h4 cannot be changed: GPU 0 fell off the bus"),
-        ("gone", {}, "no route to h4"),
-        ("", {"rollout_min_ready": {"embed": 3}}, "impossible: pool embed has 3 hosts, of which 3 must serve"),
-        ("", {"rollout_width": 0}, "impossible: rollout_width: 0 is 0, and must be at least 1"),
-        ("", {"plan_output": "/proc/none/plan.json"}, "the plan cannot be written"),
+        (False, "unfit", {}, "impossible: h4 cannot be changed: GPU 0 fell off the bus"),
+        (True, "gone", {}, "no route to h4"),
+        (False, "", {"rollout_min_ready": {"embed": 3}}, "impossible: pool embed has 3 hosts, of which 3 must serve"),
+        (True, "", {"rollout_width": 0}, "impossible: rollout_width: 0 is 0, and must be at least 1"),
+        (False, "", {"plan_output": "/proc/none/plan.json"}, "the plan cannot be written"),
     ],
 )
-@pytest.mark.parametrize("asked", [False, True])
-def test_what_is_impossible(fleet: Fleet, fault: str, variables: Any, why: str, asked: bool) -> None:
+def test_what_is_impossible(fleet: Fleet, asked: bool, fault: str, variables: Any, why: str) -> None:
     if fault:
         fleet.fault("h4", fault)
     output = fleet.run(rc=4, playbook="plan", plan_exit_status=asked, **variables)
@@ -68,3 +67,8 @@ def test_what_is_impossible(fleet: Fleet, fault: str, variables: Any, why: str, 
 def test_an_inventory_without_our_groups(fleet: Fleet) -> None:
     fleet.inventory.write_text("others:\n  hosts:\n    h1:\n")
     assert "nothing to do: of the hosts of this run" in fleet.run(rc=2, playbook="plan")
+
+
+def test_an_exit_status_that_is_neither_true_nor_false(fleet: Fleet) -> None:
+    said = " ".join(fleet.run(rc=4, playbook="plan", plan_exit_status="maybe").split()).replace("''", "'")
+    assert "plan_exit_status is 'maybe'; expected true or false" in said and "plan:" not in said

@@ -13,6 +13,8 @@ import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Outcome
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import agent
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
+from ansible_collections.gpufleet.inference.plugins.module_utils.placement import claims
 from ansible_collections.gpufleet.inference.plugins.modules import gateway_agent
 
 CHAT = {"unit": "vllm@chat", "engine": "vllm", "address": "192.0.2.21", "port": 8000, "max_concurrent": 256}
@@ -68,6 +70,23 @@ def test_what_it_reads_and_who_may_reach_it(bring):
     assert change.enabled and change.started
 
 
+def test_a_service_whose_gpu_must_not_be_used_is_held(bring, monkeypatch):
+    sick = {"uuid": "GPU-1", "health": {"fit": False, "ok": False}}
+    asked = []
+    monkeypatch.setattr(facts, "first_look", lambda timeout: asked.append(timeout) or {"devices": [sick]})
+    monkeypatch.setattr(claims, "held", lambda system: [claims.Claim("vllm@chat.service", {"GPU-1": None})])
+    services = [dict(CHAT, fixed_gpus=True), CODE]
+    assert bring(services=services)["held"] == [] and not asked, "nobody asked for it"
+    result = bring(services=services, on_unhealthy="drain", facts_timeout=3)
+    assert result["held"] == ["vllm@chat.service"] and asked == [3.0]
+    assert result["msg"].endswith("; left out, as a GPU of theirs must not be used: vllm@chat.service")
+    config = json.loads(bring.asked["change"].files["/etc/gpufleet/gateway-agent.json"])
+    assert {unit: service["held"] for unit, service in config["services"].items()} == {
+        "vllm@chat.service": True,
+        "ollama.service": False,
+    }
+
+
 def test_one_service_and_one_gateway(bring):
     result = bring(services=[CODE], gateways=["192.0.2.10"], port=8500)
     assert result["msg"] == "gpufleet-agent.service: 1 service, 1 gateway, port 8500"
@@ -106,6 +125,7 @@ def test_a_name_is_resolved_on_the_host(bring, monkeypatch):
         ({"services": [CODE, dict(CODE, unit="ollama")]}, "services: ollama.service is named twice"),
         ({"gateways": ["no.such.host.invalid"]}, "cannot resolve no.such.host.invalid"),
         ({"gateways": ["192.0.2.10"], "local_gateway": "192.0.2.1"}, "not one of the gateways (192.0.2.10)"),
+        ({"on_unhealthy": "drian"}, "must be one of: exclude, drain, fail"),
         ({"services": [dict(CODE, engine="tgi")]}, "must be one of: ollama, vllm, llama_server"),
     ],
 )

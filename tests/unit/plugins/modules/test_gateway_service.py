@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import service
@@ -67,3 +69,15 @@ def test_what_is_refused(run_module, given, words):
     result = run_module(gateway_service.main, given)
     assert result["failed"] and not result.get("changed") and words in result["msg"]
     assert KEY not in str(result)
+
+
+@pytest.mark.parametrize(("days", "said"), [(13, "in 13.0 days: renew it"), (-1, "in -1.0 days: renew it"), (15, "")])
+def test_a_certificate_that_ends_soon_is_a_warning(monkeypatch, days, said):
+    monkeypatch.setattr(service.runtime, "certificate_ends", lambda file, path: int(time.time()) + days * 86400 + 60)
+    warnings = list(service._expiry(service._certificates("/etc/gateway.pem", service.haproxy.Place())))
+    assert len(warnings) == bool(said) and all("/etc/gateway.pem" in one and said in one for one in warnings)
+    assert service._certificates(None, service.haproxy.Place()) == {}
+
+
+def test_a_gateway_that_does_not_run_has_no_certificate():
+    assert service._certificates("/etc/gateway.pem", service.haproxy.Place(run="/no/such")) == {}

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import facts
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import step
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.build import Builder, asked
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed
@@ -70,6 +72,21 @@ def test_the_newest_that_the_driver_runs(run, host):
     again = run()
     assert (again["changed"], again["msg"], again["diff"]) == (False, "torch 2.13.0 (cu126)", {})
     assert len(host.built) == 1
+
+
+def test_gpus_are_read_only_before_a_build(run, host, monkeypatch):
+    asked = []
+
+    def first_look(timeout):
+        asked.append(timeout)
+        return {"devices": [{"compute_capability": "7.0"}, {"compute_capability": None}]}
+
+    monkeypatch.setattr(facts, "first_look", first_look)
+    monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(machine="x86_64"))
+    host("580.159.04")
+    assert run()["msg"] == "built and switched to torch 2.13.0 (cu126)" and len(asked) == 1
+    assert not run(version="2.13.0", cuda="cu126")["changed"] and len(asked) == 1
+    assert "this host has 7.0" in run(version="2.15.0")["msg"]
 
 
 def test_back_without_a_build(run, host):

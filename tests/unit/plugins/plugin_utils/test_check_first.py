@@ -201,7 +201,8 @@ def test_every_call_is_answered_unless_an_earlier_one_is_not_converged():
     one, other = converged('{"changed": false}'), '{"state": "refused", "why": "no", "result": null}'
     assert question._answers({"stdout": "mark [%s]" % one}, "mark ", [(), ()])[0].state == "silent"
     assert question._answers({"stdout": "mark [%s, %s]" % (one, other)}, "mark ", [(), (), ()]) == [
-        ("refused", "no", None)
+        ("converged", "", {"changed": False}),
+        ("refused", "no", None),
     ]
 
 

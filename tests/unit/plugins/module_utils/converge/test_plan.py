@@ -194,6 +194,13 @@ CASES = {
     "masked": Case(state={"LoadState": "masked"}, refusal="refused: x.service is masked"),
     "absent of a masked unit": Case({"state": "absent"}, {"LoadState": "masked"}),
     "no such unit": Case(state={"LoadState": "not-found"}, refusal="refused: there is no unit x.service"),
+    "no such unit, and only another step": Case(
+        state={"LoadState": "not-found"},
+        more={"steps": (STEP,)},
+        commands=["apply UserStep", RELOAD, FORGET, RESTART],
+        reasons=[("step", "UserStep")],
+        refusal="refused: there is no unit x.service",
+    ),
     "transient": Case(state={"Transient": "yes"}, refusal="refused: x.service is transient"),
     "static": Case(
         {"enabled": True},
@@ -231,6 +238,40 @@ def test_plan(case: Case) -> None:
     assert [(reason.kind, *reason.names) for reason in found.reasons] == case.reasons
     assert refusal.startswith(case.refusal) and bool(refusal) == bool(case.refusal)
     assert (found.action == "restart") == bool(found.reasons)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_differs_has_a_name(case: Case) -> None:
+    found = planned_of(case)
+    asked = {"restart"} & set(case.declared) and not case.more
+    assert bool(found.differs) == bool((found.commands and not asked) or found.shadowed or found.action == "stop")
+
+
+@pytest.mark.parametrize(
+    "name, differs",
+    [
+        ("nothing to do", []),
+        ("requested", []),
+        ("the value in force changes", ["environment", "override"]),
+        ("the value in force changes for a unit that is down", ["override"]),
+        ("the form alone changes", ["override"]),
+        ("a setting of the process changes", ["settings", "override"]),
+        ("a file that it reads changes", ["files"]),
+        ("the process has another value", ["process"]),
+        ("a step that does not", ["step"]),
+        ("interrupted", ["interrupted", "not_loaded"]),
+        ("left by an interrupted run", ["leftovers"]),
+        ("systemd has not read a file", ["not_loaded"]),
+        ("failing with what systemd has read before", ["not_loaded"]),
+        ("started", ["stopped"]),
+        ("stopped", ["running"]),
+        ("enabled", ["disabled"]),
+        ("disabled", ["enabled"]),
+        ("another value has the last word", ["shadowed"]),
+    ],
+)
+def test_the_names_of_what_differs(name: str, differs: List[str]) -> None:
+    assert planned_of(CASES[name]).differs == differs
 
 
 @pytest.mark.parametrize(

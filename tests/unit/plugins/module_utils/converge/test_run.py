@@ -46,6 +46,8 @@ def fails(system: Any, **more: Any) -> ServiceError:
 class Step:
     """Writes a file, as the installation of a unit would."""
 
+    writes_unit = True
+
     def __init__(self, system: Any, path: str, text: str, restarts: bool = True, breaks: bool = False) -> None:
         self.system, self.path, self.text, self.restarts, self.breaks = system, path, text, restarts, breaks
         self.before: Optional[bytes] = None

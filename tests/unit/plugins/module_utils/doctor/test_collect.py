@@ -20,14 +20,6 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Dict[str, str]:
     return known
 
 
-def test_errors_of_the_bus(files: Any) -> None:
-    folder = "/sys/bus/pci/devices/0000:3b:00.0/aer_dev_"
-    files[folder + "fatal"] = "DLP 1\nTOTAL_ERR_FATAL 1\n"
-    files[folder + "nonfatal"] = "Undefined 0\nTOTAL_ERR_NONFATAL 3\n"
-    facts = {"devices": [{"pci_bus_id": "0000:3b:00.0"}, {"pci_bus_id": "0000:5e:00.0"}, {"pci_bus_id": None}]}
-    assert dict(collect._bus_errors(facts)) == {"0000:3b:00.0": 4, "0000:5e:00.0": 0}
-
-
 def test_counters_of_ports(files: Any) -> None:
     files["/sys/class/infiniband/mlx5_0/ports/1/counters/link_downed"] = "2\n"
     files["/sys/class/infiniband/mlx5_0/ports/1/counters/symbol_error"] = "N/A\n"

@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import json
+import ssl
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, List
 
 import pytest
@@ -14,7 +18,7 @@ from engines import Engine
 from gateways import ALICE, BOB, ENGINE_KEY, EVE, KEYS, Gateway, exchange, row, status_of
 from waiting import until
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime, service
 
 
 def test_a_request_reaches_a_server_of_its_model(gateway: Gateway, engines: List[Engine]) -> None:
@@ -45,6 +49,13 @@ def test_the_longest_list_of_models_is_whole(gateway: Gateway) -> None:
     assert len("alice %s\n" % gateway.maps()["openai"]["alice"]) == keys.LONGEST - 1
     gateway.reload()
     assert gateway.ask("GET", "/v1/models").text == gateway.maps()["openai"]["alice"]
+
+
+def test_haproxy_says_why_it_refuses_a_configuration(gateway: Gateway) -> None:
+    options = dict(gateway.options, pools=gateway.pools)
+    assert service._invalid(options, gateway.maps(), False) is None
+    refused = service._invalid(dict(options, port=70000), gateway.maps(), False)
+    assert refused and "ALERT" in refused and "70000" in refused
 
 
 @pytest.mark.parametrize("key", ["", "wrong", ALICE + "x", ALICE[:-1], ALICE.upper()])
@@ -325,3 +336,14 @@ def test_no_key_prompt_or_unknown_word_is_in_the_log(gateway: Gateway) -> None:
     served = [line for line in gateway.logged() if line["status"] == 200 and line["pool"] == "chat"][-1]
     assert (served["key"], served["path"], served["client"]) == ("alice", OPEN, "127.0.0.1")
     assert served["server"].startswith("gpu") and served["bytes_in"] > 0 and found
+
+
+def test_haproxy_says_when_its_certificate_ends(tls: Gateway) -> None:
+    """The one in use: a file that was renewed without a reload makes no difference."""
+    file = tls.options["tls_certificate"]
+    said = subprocess.run(["openssl", "x509", "-noout", "-enddate", "-in", file], capture_output=True, text=True).stdout
+    ends = runtime.certificate_ends(file, tls.socket)
+    assert ends == ssl.cert_time_to_seconds(said.strip().partition("=")[2]) and 0 < ends - time.time() < 3 * 86400
+    Path(file).write_text("renewed")
+    assert runtime.certificate_ends(file, tls.socket) == ends
+    assert runtime.certificate_ends(file + ".other", tls.socket) is None

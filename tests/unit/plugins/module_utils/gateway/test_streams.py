@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
@@ -20,6 +21,7 @@ from engines import Agent, Engine
 from gateways import ALICE, BOB, ENGINE_KEY, LAST, Gateway, asked, exchange, row
 from waiting import until
 
+from ansible_collections.gpufleet.inference.plugins.module_utils.converge.model import Running
 from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, runtime, service
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import gateway_state
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.addresses import host_port
@@ -146,8 +148,11 @@ def test_an_engine_that_asks_for_its_key_on_every_path_is_up(
 
 
 def gate_of(gateway: Gateway) -> Any:
-    """The proof of what the gateway runs."""
-    return service.Gate(gateway.options, gateway.pools, runtime.info(gateway.socket)["description"], gateway.place)
+    """The proof of what the gateway runs: whether it was changed → the verdict."""
+    none: Any = None
+    running = Running("haproxy.service", 1, "i", {}, 0.0, 0.0, "/", none, none)
+    digest = runtime.info(gateway.socket)["description"]
+    return partial(service.Gate(gateway.options, gateway.pools, digest, gateway.place), running)
 
 
 def test_a_name_that_does_not_resolve_stops_nothing_else(
@@ -160,13 +165,13 @@ def test_a_name_that_does_not_resolve_stops_nothing_else(
     gateway.start()
     until(lambda: gateway.chat().status == 200)
     assert {gateway.chat().json["engine"] for _ in range(4)} == {"gpu1"}
-    gate, running = gate_of(gateway), None
-    verdict = gate(running, False)
+    gate = gate_of(gateway)
+    verdict = gate(False)
     assert verdict.ok and verdict.evidence["unresolved"] == ["gone.invalid"]
     monkeypatch.setattr(service, "resolves", lambda name: True)
-    verdict = gate(running, False)
+    verdict = gate(False)
     assert (verdict.name, verdict.remedy) == ("unresolved", "reload") and "gone.invalid" in verdict.message
-    assert gate(running, True).ok, "right after a reload, another one mends nothing"
+    assert gate(True).ok, "right after a reload, another one mends nothing"
 
 
 def test_chats_with_one_beginning_go_to_one_server(gateway: Gateway, engines: List[Engine]) -> None:
@@ -417,7 +422,7 @@ def test_a_network_of_ipv6_counts_as_one_address(gateway: Gateway) -> None:
     assert connection.getresponse().status == 200
     assert " key=:: " in runtime.ask("show table %s" % haproxy.ADDRESSES, gateway.socket)
     connection.close()
-    assert gate_of(gateway)(None, False).ok
+    assert gate_of(gateway)(False).ok
     gateway.options["host"] = "::"
     gateway.reload()
     assert gateway.chat().status == 200, "over IPv4, too"

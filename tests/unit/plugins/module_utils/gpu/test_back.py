@@ -63,3 +63,9 @@ def test_replaced_gpus_count() -> None:
 def test_the_driver_is_as_expected(driver: str, right: bool) -> None:
     said = [] if right else ["the driver is 580.95.05; expected %s" % driver]
     assert missing(snapshot(facts()), facts(), False, driver) == said
+
+
+def test_a_fault_of_the_host_is_said_once() -> None:
+    fault = {"code": "driver_hang", "text": "no answer", "remedy": "reboot"}
+    before, after = snapshot(facts()), facts(fault=fault, findings=[finding("driver_hang")])
+    assert missing(before, after, False, None) == ["driver_hang: no answer (reboot)"]

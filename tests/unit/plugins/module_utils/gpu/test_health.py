@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import health, model
+from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import faults, health, model
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,16 @@ def test_a_gpu_that_is_not_on_the_bus_is_a_finding(count, expected, found):
 def test_a_gpu_that_does_not_answer_is_a_finding():
     device = model.blank(3, "unsupported")
     device["health"] = health.health(device, "GPU is lost")
-    assert health.findings([device], []) == [
-        {"gpu": 3, "check": "lost", "effect": "unfit", "action": "look", "text": "GPU is lost"}
+    assert health.findings([device], [], [(3, faults.fault(faults.GPU_LOST, "GPU is lost"))]) == [
+        {
+            "gpu": 3,
+            "check": "gpu_lost",
+            "effect": "unfit",
+            "action": "look",
+            "text": "GPU is lost",
+            "line": "GPU 3: gpu_lost: GPU is lost",
+            "remedy": faults.fault(faults.GPU_LOST, "")["remedy"],
+        }
     ]
 
 
@@ -179,6 +187,8 @@ def test_what_is_against_a_gpu_is_a_finding_too():
             "effect": "unfit",
             "action": "reset",
             "text": "remapping of memory rows is pending: reset the GPU",
+            "line": "GPU 0: remap_pending: remapping of memory rows is pending: reset the GPU",
+            "remedy": "reset the GPU",
         }
     ]
 
@@ -208,7 +218,10 @@ def test_xids():
     assert [(found["gpu"], found["check"], found["action"], found["text"]) for found in findings(devices, xids)] == [
         (1, "xid_119", "reset", "Xid 119, the GPU's system processor did not answer: once, 14 min ago"),
         (0, "xid_31", "restart", "Xid 31, memory page fault of a program: 3 times, the last 90 s ago"),
-        (None, "xid_79", "reboot", "Xid 79, the GPU has fallen off the bus: once, 4 days ago"),
+        (
+            *(None, "xid_79", "reboot"),
+            "Xid 79, the GPU has fallen off the bus: once, 4 days ago (at 0000:99:00.0, where there is no GPU now)",
+        ),
         (0, "xid_999", "look", "Xid 999, see NVIDIA's list of Xid errors: once, 2 h ago"),
     ]
 
@@ -216,5 +229,5 @@ def test_xids():
 def test_each_check_has_a_name_and_an_action_of_its_own_kind():
     names = [check.name for check in health.CHECKS]
     assert len(names) == len(set(names))
-    assert {check.action for check in health.CHECKS} <= {"reset", "reboot", "replace", "look", "none"}
-    assert {action for action, _meaning in health.XIDS.values()} <= {"reset", "reboot", "restart", "look", "none"}
+    assert {check.action for check in health.CHECKS} <= set(health.ACTIONS) - {"restart"}
+    assert {action for action, _meaning in health.XIDS.values()} <= set(health.ACTIONS) - {"replace"}

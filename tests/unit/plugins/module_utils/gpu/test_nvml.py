@@ -85,18 +85,30 @@ H200 = {
     "compute_mode": "default",
     "performance_state": "P0",
     "display_active": False,
-    "pcie": {"generation": 5, "width": 16, "max_generation": 5, "max_width": 16, "replay_count": 0},
-    "nvlink": {"link_count": 18, "active_count": 18},
+    "pcie": {
+        "generation": 5,
+        "width": 16,
+        "max_generation": 5,
+        "max_width": 16,
+        "replay_count": 0,
+        "uncorrectable_errors": None,
+        "acs_redirects": None,
+    },
+    "nvlink": {"link_count": 18, "active_count": 18, "recovery_errors": None},
+    "slowdown": {"thermal_seconds": None, "power_brake_seconds": None},
+    "inforom_corrupt": None,
     "fabric": {"state": None, "status": None, "clique_id": None, "cluster_uuid": None, "problems": None},
     "numa_node": None,
     "cpu_affinity": "0-31",
     "processes": [],
 }
+OF_SYSFS = ("pcie.uncorrectable_errors", "pcie.acs_redirects")
 # what the recording does not hold, or says that the card does not have
 H200_UNSUPPORTED = {
     "retired_pages.single_bit", "retired_pages.double_bit", "retired_pages.pending", "recovery_action",
     "temperature.gpu_celsius", "temperature.memory_celsius", "fan_speed_percent", "fabric.state", "fabric.status",
     "fabric.clique_id", "fabric.cluster_uuid", "fabric.problems", "numa_node", "ecc.sram_threshold_exceeded",
+    "nvlink.recovery_errors", "slowdown.thermal_seconds", "slowdown.power_brake_seconds",
 }  # fmt: skip
 
 
@@ -118,7 +130,9 @@ def test_recorded_h200s(recording, read):
     assert gone is None
     unavailable = device.pop("unavailable")
     assert device == H200
-    assert unavailable.pop("device_node")
+    assert unavailable.pop("device_node") and unavailable.pop("inforom_corrupt") == model.SLOW
+    for leaf in OF_SYSFS:
+        del unavailable[leaf]  # comes with the join, too
     assert set(unavailable) == H200_UNSUPPORTED and set(unavailable.values()) == {"unsupported"}
     assert told["driver"] == [
         {
@@ -146,7 +160,7 @@ def test_recorded_four_differ_only_where_cards_and_hosts_do(recording, read):
             "temperature", "cpu_affinity",
         }  # fmt: skip
         assert {key: device[key] for key in same} == {key: H200[key] for key in same}
-        assert set(device["unavailable"]) == H200_UNSUPPORTED | {"device_node"}
+        assert set(device["unavailable"]) == H200_UNSUPPORTED | {"device_node", "inforom_corrupt", *OF_SYSFS}
     assert len(told["pairs"][0]) == 6
 
 
@@ -158,6 +172,10 @@ def test_what_a_newer_driver_tells(recording, read):
             "nvmlDeviceGetTemperature[0]": {"ok": 99},
             "field[82]": {"ok": 41},
             "field[91]": {"ok": 12},
+            "field[162,4294967295]": {"ok": 2},
+            "field[59]": {"ok": 9},
+            "field[270]": {"ok": 720_040_000_000},
+            "field[271]": {"ok": 0},
             "field[230]": {"ok": 4},
             "fabric": {"ok": dict(FABRIC, healthMask=0b10_10_0101_10_01_10_01)},
             "sram": {"ok": 1},
@@ -167,7 +185,8 @@ def test_what_a_newer_driver_tells(recording, read):
     device = read(state)["device"][0][0]
     assert device["temperature"]["gpu_celsius"] == 34 and device["temperature"]["memory_celsius"] == 41
     assert device["recovery_action"] == "drain_and_reset"
-    assert device["nvlink"] == {"link_count": 12, "active_count": 12}
+    assert device["nvlink"] == {"link_count": 12, "active_count": 12, "recovery_errors": 2}
+    assert device["slowdown"] == {"thermal_seconds": 720.0, "power_brake_seconds": 0.0}
     assert device["numa_node"] == 1
     assert device["fabric"] == {
         "state": "completed",
@@ -179,6 +198,23 @@ def test_what_a_newer_driver_tells(recording, read):
     assert device["ecc"]["sram_threshold_exceeded"] is True
 
 
+def test_an_older_gpu_counts_recoveries_in_another_field(recording, read):
+    state = recording("h200x2")
+    state["devices"][0]["field[59]"] = {"ok": 3}
+    assert read(state)["device"][0][0]["nvlink"]["recovery_errors"] == 3
+
+
+@pytest.mark.parametrize(
+    "answer, found", [({"ok": None}, False), ({"nvml_error": 14}, True), ({"nvml_error": 3}, None)]
+)
+def test_the_inforom_is_validated_where_there_is_time(recording, binding, tmp_path, answer, found):
+    state = recording("h200x2")
+    state["devices"][0]["nvmlDeviceValidateInforom"] = answer
+    told = []
+    nvml.read(binding(state), lambda name, data: told.append((name, data)), str(tmp_path), thorough=True)
+    assert next(data for name, data in told if name == "device")[0]["inforom_corrupt"] is found
+
+
 def test_fabric_that_is_none_and_one_that_failed(recording, read):
     state = recording("h200x2")
     state["devices"][0]["fabric"] = {"ok": dict(FABRIC, state=0)}
@@ -186,6 +222,7 @@ def test_fabric_that_is_none_and_one_that_failed(recording, read):
     none, failed = (device for device, gone in read(state)["device"])
     assert none["fabric"]["state"] is None and none["unavailable"]["fabric.state"] == "unsupported"
     assert failed["fabric"]["status"] == "Unknown Error"
+    assert failed["fabric"]["problems"] is None and failed["unavailable"]["fabric.problems"] == "unsupported"
 
 
 def test_what_an_older_driver_tells(recording, read):
@@ -280,7 +317,7 @@ def test_consumer_cards(recording, read):
         "nvlink.link_count", "nvlink.active_count", "repair.tpc_pending", "module_id",
     ):  # fmt: skip
         assert device["unavailable"][leaf] == "unsupported", leaf
-    assert device["nvlink"] == {"link_count": None, "active_count": None}
+    assert device["nvlink"] == {"link_count": None, "active_count": None, "recovery_errors": None}
     assert told["link_ends"][0] == [0, {}]
     assert told["pairs"][0][0] == [0, 1, {"level": 30, "read": 1, "nvlink": 5}]
 
@@ -469,7 +506,7 @@ def test_link_whose_other_end_is_not_told(recording, read):
     state["devices"][0]["nvmlDeviceGetNvLinkRemotePciInfo[0]"] = NOT_SUPPORTED
     state["devices"][0]["nvmlDeviceGetNvLinkState[1]"] = {"ok": 0}
     told = read(state)
-    assert told["device"][0][0]["nvlink"] == {"link_count": 18, "active_count": 17}
+    assert told["device"][0][0]["nvlink"]["active_count"] == 17
     assert told["link_ends"][0] == [0, {"ffffffff:ff:ff.0": 16}]
 
 
@@ -478,12 +515,12 @@ def test_links_that_have_no_state(recording, read):
     state["devices"][0].update({"field[91]": {"ok": 18}, "nvmlDeviceGetNvLinkState[0]": NOT_SUPPORTED})
     state["devices"][1]["field[91]"] = {"ok": 0}
     first, second = (device for device, gone in read(state)["device"])
-    assert first["nvlink"] == {"link_count": 18, "active_count": None}
-    assert second["nvlink"] == {"link_count": 0, "active_count": 0}
+    assert (first["nvlink"]["link_count"], first["nvlink"]["active_count"]) == (18, None)
+    assert (second["nvlink"]["link_count"], second["nvlink"]["active_count"]) == (0, 0)
 
 
 def test_every_leaf_has_a_function():
     """Else a leaf would never be anything but None."""
-    told = {leaf for row in nvml.DATA for leaf in row[0].split()}
-    assert set(model.LEAVES) - told == {"index", "device_node", "nvlink.active_count", "processes"}
+    told = {leaf for row in nvml.DATA + nvml.THOROUGH for leaf in row[0].split()}
+    assert set(model.LEAVES) - told == {"index", "device_node", "nvlink.active_count", "processes", *OF_SYSFS}
     assert told <= set(model.LEAVES)

@@ -25,6 +25,8 @@ def test_recorded_host(host):
         "pci_bus_id": "0000:00:07.0",
         "pci_device_id": "10de:2335",
         "kernel_driver": "nvidia",
+        "uncorrectable_errors": None,
+        "acs_redirects": None,
         "path": ["pci0000:00", "0000:00:07.0"],
         "numa_node": None,
         "cpu_affinity": "0-31",
@@ -97,3 +99,50 @@ def test_gpu_that_was_never_used(host):
 def test_library_without_version_in_its_name(host):
     host.library("1")
     assert procfs.library(str(host.root)) == {"installed": True, "version": None}
+
+
+@pytest.mark.parametrize(
+    ("fatal", "nonfatal", "found"),
+    [
+        ("DLP 1\nTOTAL_ERR_FATAL 1\n", "Undefined 0\nTOTAL_ERR_NONFATAL 3\n", 4),
+        ("TOTAL_ERR_FATAL 0\n", None, 0),
+        ("odd\n", "TOTAL_ERR_NONFATAL many\n", None),
+        (None, None, None),
+    ],
+)
+def test_errors_of_a_link(tmp_path, fatal, nonfatal, found):
+    for name, text in (("fatal", fatal), ("nonfatal", nonfatal)):
+        if text is not None:
+            (tmp_path / ("aer_dev_" + name)).write_text(text)
+    assert procfs.uncorrectable_errors(str(tmp_path)) == found
+
+
+def capabilities(*rows):
+    """An extended configuration space: id, and the word at 6 of each capability."""
+    space = bytearray(4096)
+    for number, (name, control) in enumerate(rows):
+        place, after = 0x100 + 0x40 * number, 0x140 + 0x40 * number if number + 1 < len(rows) else 0
+        space[place : place + 4] = (name | 1 << 16 | after << 20).to_bytes(4, "little")
+        space[place + 6 : place + 8] = control.to_bytes(2, "little")
+    return bytes(space)
+
+
+@pytest.mark.parametrize(
+    ("space", "redirects"),
+    [
+        (capabilities((1, 0), (0x0D, 0x1D)), True),
+        (capabilities((0x0D, 0x08), (1, 0)), True),
+        (capabilities((1, 0xFF), (0x0D, 0x11)), False),
+        (capabilities((1, 0xFF)), False),
+        (bytes(256), False),
+        (b"\x01\x00\x01\x10" * 1024, False),
+        (None, False),
+    ],
+    ids=["on", "completions", "blocked alone", "none", "not readable as a user", "a circle", "no file"],
+)
+def test_bridges_that_redirect(tmp_path, space, redirects):
+    bridge = tmp_path / "pci0000:00/0000:00:01.0"
+    (bridge / "0000:01:00.0").mkdir(parents=True)
+    if space is not None:
+        (bridge / "config").write_bytes(space)
+    assert procfs.acs_redirects(str(bridge / "0000:01:00.0")) == (["0000:00:01.0"] if redirects else [])

@@ -514,6 +514,14 @@ def test_a_module_of_sentence_transformers_has_its_weights():
     assert names[1] not in [file.path for file in hub.wanted(files, [], ["*.bin"])]
 
 
+def test_both_formats_of_a_mistral_repository_come():
+    """Which one is loaded depends on vLLM's release: 0.10.2 takes the parts, 0.33.0 the file named consolidated."""
+    names = ["config.json", "consolidated.safetensors", "model-00001-of-00003.safetensors", "params.json"]
+    files = [File(name, 1) for name in names]
+    assert [file.path for file in hub.wanted(files, [], [])] == names
+    assert len(hub.wanted(files, [], ["consolidated*"])) == 3
+
+
 def test_other_formats_are_had_where_there_are_no_safetensors():
     files = [file for file in FLAT if not file.path.endswith("safetensors")]
     assert "pytorch_model.bin" in [file.path for file in hub.wanted(files, [], [])]

@@ -234,6 +234,23 @@ def test_a_name_that_ollama_does_not_know_is_warned_of(name, warning):
     assert declared.environment == {name: "1"}
 
 
+def test_secret_variables():
+    declared = declare({"secret_environment": {"OLLAMA_API_KEY": "hush"}}, {})
+    assert declared.secret_environment == {"OLLAMA_API_KEY": "hush"} and not declared.environment
+    for environment, secrets, words in (
+        ({"OLLAMA_API_KEY": "hush"}, {}, "environment.OLLAMA_API_KEY: may be a secret"),
+        (
+            {},
+            {"HTTPS_PROXY": "http://u:hush@p"},
+            "secret_environment.HTTPS_PROXY: Ollama writes its value into its log",
+        ),
+        ({}, {"CUDA_VISIBLE_DEVICES": "0"}, "secret_environment.CUDA_VISIBLE_DEVICES: Ollama writes its value"),
+    ):
+        with pytest.raises(Refused) as caught:
+            declare({"secret_environment": secrets}, environment)
+        assert words in str(caught.value) and "hush" not in str(caught.value)
+
+
 def test_visible_devices_stand_beside_the_options():
     declared = declare({"sched_spread": True}, {"CUDA_VISIBLE_DEVICES": "0,1"}, "0,1")
     assert declared.environment == {"OLLAMA_SCHED_SPREAD": "1", "CUDA_VISIBLE_DEVICES": "0,1"}

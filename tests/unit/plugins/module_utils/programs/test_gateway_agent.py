@@ -167,6 +167,15 @@ def test_an_unknown_service(start, engine):
     assert agent.ask("other.service chat") == "down #unknown_service\n"
 
 
+def test_a_service_that_is_held_is_drained_without_a_mark(start, engine):
+    places = {"a.service": {"port": engine.port, "held": True}, "b.service": {"port": engine.port, "held": False}}
+    engine.ollama()
+    agent = start(places, ELSEWHERE)
+    assert agent.ask("a m") == "drain\n" and agent.ask("b m").startswith("up ready")
+    agent.mark("a.service", state="down", verdict="cpu_fallback")
+    assert agent.ask("a m") == "down #cpu_fallback\n", "it is not only its GPU"
+
+
 def test_the_metrics_of_vllm(start, engine, fixture_text):
     text = fixture_text("vllm/metrics.txt").replace('usage_perc{engine="0",model_name="tiny"} 0.0', "usage_perc 0.4")
     engine.answers = {"/health": (200, ""), "/metrics": (200, text)}

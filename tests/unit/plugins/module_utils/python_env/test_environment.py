@@ -19,14 +19,13 @@ import pytest
 from waiting import until
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.programs import environment_check
-from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import build, interpreters
+from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import build, compat, interpreters
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env import step as steps
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.environment import EnvironmentStep, Sources
 from ansible_collections.gpufleet.inference.plugins.module_utils.python_env.wheels import Choice
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import lock
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Failed, Refused
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.source import source_of
-from ansible_collections.gpufleet.inference.plugins.module_utils.vllm import program
 
 # An interpreter that makes environments of itself; FAKE/behaviour says what goes wrong, FAKE/log what was called.
 FAKE = r"""#!%s
@@ -537,7 +536,7 @@ def test_an_environment_is_tested_with_the_libraries_that_it_needs(make, fake, t
     folder = installed(tmp_path, "cuda-13.0", "libcuda.so.580.65.06")
     step = make(compat=folder)
     step.apply()
-    link = os.path.join(step.path, build.COMPAT)
+    link = os.path.join(step.path, compat.LINK)
     assert os.readlink(link) == folder
     assert json.loads((fake.folder / "environment").read_text())["LD_LIBRARY_PATH"] == link
     assert make().path != step.path and not make(compat=folder).needed()
@@ -564,7 +563,3 @@ def test_libraries_that_others_can_replace_are_not_loaded(make, tmp_path):
 def test_why_an_environment_fails_on_a_gpu(make, tmp_path, words, advice):
     step = make(compat=installed(tmp_path, "cuda-13.0", "libcuda.so.580.65.06"))
     assert advice in build._test_hint(words, step.builder)
-
-
-def test_the_link_has_the_name_that_services_look_for():
-    assert program.COMPAT == build.COMPAT

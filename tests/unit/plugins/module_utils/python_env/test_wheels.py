@@ -262,6 +262,61 @@ def test_another_machine_or_an_older_glibc_is_refused(machine, glibc, version, m
     assert str(caught.value) == message
 
 
+KERNELS = (
+    Wheel("engine", "2.0", "cu130", ("engine==2.0",), ANY, kernels=((7, 5), (8, 0), (12, 0))),
+    Wheel("engine", "1.0", "cu130", ("engine==1.0",), ANY, kernels=((7, 0), (7, 5))),
+    Wheel("engine", "0.9", "cu130", ("engine==0.9",), ANY),
+)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machine", "version"),
+    [
+        ((), "x86_64", "2.0"),
+        (((8, 9),), "x86_64", "2.0"),
+        (((12, 1),), "x86_64", "2.0"),
+        (((7, 0),), "x86_64", "1.0"),
+        (((7, 0), (8, 0)), "x86_64", "2.0"),  # each service chooses its own
+        (((9, 0),), "x86_64", "0.9"),  # nothing is known of it
+        (((9, 0),), "aarch64", "2.0"),
+    ],
+)
+def test_a_wheel_has_kernels_for_the_gpus(gpus, machine, version):
+    assert choose("engine", Target("580", machine=machine, gpus=gpus), wheels=KERNELS).version == version
+
+
+def test_a_version_without_kernels_is_refused():
+    with pytest.raises(Refused) as caught:
+        choose("engine", Target("580", machine="x86_64", gpus=((7, 0), (7, 0))), version="2.0", wheels=KERNELS)
+    assert str(caught.value) == (
+        "engine 2.0 has kernels for GPUs of compute capability 7.5, 8.0, 12.0; this host has 7.0; the newest that runs "
+        "here is engine 1.0 (cu130)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpu", "driver", "version", "cuda"),
+    [
+        ("vllm", (9, 0), "580.1", "0.33.0", "cu130"),
+        ("vllm", (12, 0), "580.1", "0.33.0", "cu130"),
+        ("vllm", (7, 0), "580.1", "0.19.1", "cu129"),
+        ("vllm", (7, 0), "570.1", "0.11.2", "cu128"),
+        ("torch", (7, 0), "580.1", "2.13.0", "cu126"),
+        ("torch", (6, 1), "580.1", "2.13.0", "cu126"),
+        ("torch", (10, 0), "580.1", "2.15.0", "cu132"),
+        ("torch", (7, 5), "580.1", "2.15.0", "cu132"),
+    ],
+)
+def test_the_table_on_real_gpus(engine, gpu, driver, version, cuda):
+    choice = choose(engine, Target(driver, (3, 12), "x86_64", (2, 35), gpus=(gpu,)))
+    assert (choice.version, choice.cuda) == (version, cuda)
+
+
+def test_what_the_torch_of_a_build_lacks_is_no_kernel_of_it():
+    with pytest.raises(Refused, match="capability 7.5, 8.0, .*this host has 7.0"):
+        choose("vllm", Target("595.1", machine="x86_64", gpus=((7, 0),)), version="0.18.1", cuda="cu130")
+
+
 def test_overrides():
     choice = chosen(package="fork==1", version="7", cuda="13.0", driver="580", constraints=["numpy<3"])
     assert (choice.packages, choice.version, choice.cuda) == (("fork==1",), "7", "cu130")

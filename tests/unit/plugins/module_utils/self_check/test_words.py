@@ -36,6 +36,27 @@ def test_a_converged_host() -> None:
     assert text.endswith("gpufleet_self_check_cpu_seconds 0.061\n")
 
 
+def test_findings_drift_and_certificates_are_metrics() -> None:
+    """Two GPUs unlike their twins in two ways are two rows: a row twice would cost node_exporter the whole file."""
+    keys = {"check": "unlike_twins", "effect": "note", "action": "look", "line": "GPU 2: unlike_twins: its VBIOS"}
+    twice = [dict(keys, gpu=2), dict(keys, gpu=2, line="GPU 2: unlike_twins: its ECC"), dict(keys, gpu=3)]
+    answers = [
+        converged(ansible_facts={"gpu": {"findings": twice}}),
+        {"state": "differs", "why": "would restart it", "result": {**OK, "changed": True, "differs": ["process"]}},
+        converged(certificates={"/etc/a.pem": 1798761600}),
+    ]
+    checks = words.judge([["a.gpu.facts", "report", {}], SERVICE, ["a.gateway.service", "check", {}]], answers, [])
+    text = words.metrics(checks, {}, 1.0, 0.1)
+    row = 'gpufleet_finding{action="look",check="unlike_twins",effect="note",gpu="%d"} 1\n'
+    assert text.count(row % 2) == text.count(row % 3) == 1
+    assert 'gpufleet_drift{kind="process",unit="ollama.service"} 1\n' in text
+    assert 'gpufleet_certificate_not_after_seconds{file="/etc/a.pem"} 1798761600\n' in text
+    assert words.line(checks).startswith("<4>not as declared: ollama.service differs: would restart it; found: GPU 2: ")
+    clean = words.judge([["a.gpu.facts", "report", {}]], [converged(ansible_facts={"gpu": {"findings": []}})], [])
+    assert "gpufleet_finding" not in words.metrics(clean, {}, 1.0, 0.1) and words.line(clean)[:3] == "<5>"
+    assert words.verdict(checks) != words.verdict(words.judge([SERVICE], answers[1:2], []))
+
+
 def test_the_text_is_that_of_the_exposition_format() -> None:
     """Each name once has help and type, then its rows; nothing else."""
     result = {**OK, "verdict": 'odd"\\\nname'}

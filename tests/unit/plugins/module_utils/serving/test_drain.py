@@ -70,8 +70,8 @@ def host(tmp_path, monkeypatch, fakes):
         running = fakes.FakeRunning()
         peers: list = []
 
-        def configure(self, *gateways, unit=UNIT):
-            service = {"engine": "vllm", "address": "127.0.0.1", "port": 8000}
+        def configure(self, *gateways, unit=UNIT, held=False):
+            service = {"engine": "vllm", "address": "127.0.0.1", "port": 8000, "held": held}
             known = {"gw%d" % number: [address] for number, address in enumerate(gateways, 1)}
             config = {"port": told.port, "services": {unit: service}, "gateways": known}
             Path(agent.CONFIG).write_text(json.dumps(config))
@@ -202,6 +202,14 @@ def test_the_next_service_is_not_drained_before_the_gateways_send_requests_again
     host.agent.ready = [{"gw1": 0, "gw2": 2}, {"gw1": 1, "gw2": 2}, {"gw1": 2, "gw2": 2}]
     drain.put_back(UNIT, [], host.warnings.append)
     assert host.agent.reports == 3 and not host.mark.exists()
+
+
+def test_nobody_waits_for_the_return_of_a_service_that_is_held(host, monkeypatch):
+    monkeypatch.setattr(drain, "HEAR", 30)
+    host.configure("10.0.0.5", held=True)
+    host.leave(state="drain")
+    drain.put_back(UNIT, [], host.warnings.append)
+    assert host.warnings == [] and not host.mark.exists()
 
 
 def test_a_gateway_that_hears_nothing_is_named_and_holds_nobody_up_for_long(host):

@@ -82,6 +82,18 @@ def test_answers_that_another_request_has_moved_are_asked_for_again(compare, web
     assert later == []
 
 
+@pytest.mark.parametrize("moved, running, wrong", [(0.3, 8, False), (0.3, 0, True), (0.9, 8, True)])
+def test_requests_of_others_may_move_answers_a_little(compare, web, moved, running, wrong):
+    compare()
+    web.answers[CHAT] = chat(("yes", -0.1 - moved))
+    web.answers["/metrics"] = 200, "vllm:num_requests_running %d\n" % running
+    if wrong:
+        with pytest.raises(Fault, match="token 1 is 'yes'"):
+            compare()
+    else:
+        assert compare() == {"state": "same", "deviation": moved, "tolerance": 0.5}
+
+
 @pytest.mark.parametrize("change", [{"model": "n"}, {"prompts": ("Hi", "there")}])
 def test_another_model_or_other_prompts_are_recorded_again(compare, web, change):
     compare()

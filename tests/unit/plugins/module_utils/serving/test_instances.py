@@ -10,7 +10,14 @@ import pytest
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.instances import services
 from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 
-COMMON = {"state": "present", "port": None, "spread": None, "enabled": True, "environment": {"A": "1", "B": "2"}}
+COMMON = {
+    "state": "present",
+    "port": None,
+    "spread": None,
+    "enabled": True,
+    "environment": {"A": "1", "B": "2"},
+    "secret_environment": {"S": "1", "T": "2"},
+}
 
 
 def of(*instances, **common):
@@ -30,12 +37,15 @@ def test_an_empty_list_is_no_service():
 
 def test_an_instance_has_its_own_options_over_the_common_ones():
     chat, code = of(
-        {"name": "chat", "port": 1, "enabled": False, "environment": {"B": "3"}}, {"name": "code"}, spread=4
+        {"name": "chat", "port": 1, "enabled": False, "environment": {"B": "3"}, "secret_environment": {"T": "3"}},
+        {"name": "code"},
+        spread=4,
     )
     assert [(one.unit, one.name) for one in (chat, code)] == [
         ("engine@chat.service", "chat"),
         ("engine@code.service", "code"),
     ]
+    assert chat.options["secret_environment"] == {"S": "1", "T": "3"}
     assert (chat.options["port"], code.options["port"]) == (1, None)
     assert (chat.options["enabled"], code.options["enabled"]) == (False, True)
     assert chat.options["spread"] == code.options["spread"] == 4

@@ -114,6 +114,7 @@ OPTIONS = {
     "enabled": True,
     "ready_unit": False,
     "environment": {},
+    "secret_environment": {},
     "facts_timeout": 1.0,
     "prove": "change",
     "main": "kept",

@@ -41,7 +41,7 @@ def node():
             "interfaces": [LOOPBACK, *interfaces],
             "own_names": {hostname: [first] if names is None else names},
             "venv": "/opt/torch",
-            "torch": {"version": torch, "cuda": "13.0", "nccl": nccl, "conda": False} if torch else None,
+            "torch": {"version": torch, "cuda": "13.0", "nccl": nccl, "conda": False, "compat": ""} if torch else None,
             "code": None,
             "torch_missing": None if torch else "its Python has no package torch",
             "gpus": {"count": gpus, "fault": None, "nvlink": nvlink, "devices": [gpu(i) for i in range(gpus)]},

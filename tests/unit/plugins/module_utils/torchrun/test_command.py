@@ -118,6 +118,14 @@ def test_a_job_runs_in_the_folder_of_its_script(job, more, folder):
     assert "\ncd %s || exit 1\n" % folder in made.script_text()
 
 
+def test_the_libraries_of_cuda_compat_come_first(job):
+    made = job(environment={"LD_LIBRARY_PATH": "/opt/efa/lib"})
+    assert made.environment["LD_LIBRARY_PATH"] == ("/opt/efa/lib", "declared")
+    made.node["environment"]["LD_LIBRARY_PATH"] = "/opt/torch/cuda-compat"
+    made.node["reasons"]["LD_LIBRARY_PATH"] = "needed"
+    assert made._environment()["LD_LIBRARY_PATH"][0] == "/opt/torch/cuda-compat:/opt/efa/lib"
+
+
 def test_programs_of_the_environment_are_found(job):
     path = job(venv="/opt/conda/envs/x").environment["PATH"][0]
     assert path.split(":")[:2] == ["/opt/conda/envs/x/bin", "/usr/local/cuda/bin"] and path.endswith(":/bin")
@@ -175,6 +183,7 @@ def test_plain_script(job, tmp_path):
             {"environment": {"A": 1}, "secret_environment": {"A": 1}},
             "A is both in environment and in secret_environment",
         ),
+        ({"environment": {"WANDB_API_KEY": "x"}}, "environment.WANDB_API_KEY: may be a secret"),
         ({"environment": {"A-B": 1}}, "environment: environment variable 'A-B': systemd drops a name"),
         ({"secret_environment": {"A": "a\0b"}}, "secret_environment: environment variable A: the value has a NUL byte"),
         (

@@ -90,11 +90,19 @@ def test_torch_by_its_files(tmp_path):
     (packages / "torch").mkdir(parents=True)
     text = "__version__ = '2.13.0+cu130'\ndebug = False\ncuda: Optional[str] = '13.0'\n"
     (packages / "torch/version.py").write_text(text)
-    assert network.torch(venv)[0] == {"version": "2.13.0+cu130", "cuda": "13.0", "nccl": None, "conda": False}
+    assert network.torch(venv)[0] == {
+        "version": "2.13.0+cu130",
+        "cuda": "13.0",
+        "nccl": None,
+        "conda": False,
+        "compat": "",
+    }
     (packages / "nvidia_nccl_cu13-2.29.7.dist-info").mkdir()
     assert network.torch(venv)[0]["nccl"] == "2.29.7"
     (packages / "torch/version.py").write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
     assert network.torch(venv)[0]["cuda"] is None
+    (tmp_path / "cuda-compat").symlink_to("/usr/local/cuda-13.0/compat")
+    assert network.torch(venv)[0]["compat"] == venv + "/cuda-compat"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +119,10 @@ def test_torch_of_a_conda_environment(tmp_path, package, nccl):
     (venv / "lib/python3.12/site-packages/torch/version.py").write_text("__version__ = '2.7.1'\ncuda: str = '12.9'\n")
     for name in (package, "pytorch-2.7.1-cuda129_mkl_py312_h2c1a4b1_303"):
         (venv / "conda-meta" / (name + ".json")).write_text("{}")
-    assert network.torch(str(venv)) == ({"version": "2.7.1", "cuda": "12.9", "nccl": nccl, "conda": True}, None)
+    assert network.torch(str(venv)) == (
+        {"version": "2.7.1", "cuda": "12.9", "nccl": nccl, "conda": True, "compat": ""},
+        None,
+    )
 
 
 def test_an_environment_by_its_name():

@@ -74,6 +74,13 @@ def test_a_conda_environment_is_known_to_its_programs(node):
     assert plan.make({"a": host})["nodes"]["a"]["environment"]["CONDA_PREFIX"] == "/opt/torch"
 
 
+def test_the_libraries_of_cuda_compat(node):
+    host = node("a")
+    assert "LD_LIBRARY_PATH" not in plan.make({"a": host})["nodes"]["a"]["environment"]
+    host["torch"]["compat"] = "/opt/torch/cuda-compat"
+    assert plan.make({"a": host})["nodes"]["a"]["environment"]["LD_LIBRARY_PATH"] == "/opt/torch/cuda-compat"
+
+
 def test_another_master_is_first(three, reach):
     made = plan.make(three, reach(three), master="gpu3")
     assert [one["host"] for one in made["ranks"]] == ["gpu3", "gpu1", "gpu2"]

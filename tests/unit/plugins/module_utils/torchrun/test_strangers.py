@@ -180,4 +180,7 @@ def test_odd_versions_are_none(venv, text):
     (path / "torch/version.py").write_text(text)
     for name in ("nvidia_nccl_cu.dist-info", "nvidia_nccl_cu13-\x1b[2J.dist-info"):
         (path / name).mkdir()
-    assert network.torch(str(venv)) == ({"version": None, "cuda": None, "nccl": None, "conda": False}, None)
+    assert network.torch(str(venv)) == (
+        {"version": None, "cuda": None, "nccl": None, "conda": False, "compat": ""},
+        None,
+    )

@@ -630,6 +630,13 @@ def test_copies_of_a_model_on_several_hosts(bring):
     assert words_of(other)[7] == words_of(head)[7], "the same definition"
 
 
+@pytest.mark.parametrize("flag", ["data-parallel-hybrid-lb", "data_parallel_size_local", "enable-elastic-ep"])
+def test_another_division_of_the_requests_among_hosts_is_refused(bring, flag):
+    with pytest.raises(Refused, match="%s: is not supported with hosts" % flag):
+        bring(nodes=NODES, data_parallel_size="4", extra_args={flag: 1})
+    bring(extra_args={flag: 1})
+
+
 def test_a_restart_that_others_need_is_looked_at_as_any_other(bring, fakes):
     bring(nodes=NODES)
     converged(bring)

@@ -79,20 +79,18 @@ def test_the_health_of_a_gpu(health: Any, expected: str) -> None:
     ("effect", "kind", "level"), [("unfit", "gpu", "bad"), ("slow", "slow", "warn"), ("note", "note", "good")]
 )
 def test_a_finding_is_a_problem_with_an_action(effect: str, kind: str, level: str) -> None:
-    finding = {"gpu": 3, "check": "remap_pending", "effect": effect, "action": "reset", "text": "rows"}
+    finding = {"gpu": 3, "check": "remap_pending", "effect": effect, "text": "rows", "remedy": "reset the GPU"}
     found = host({"report_gpus": read(device(), findings=[finding])})
-    assert found["problems"] == [{"kind": kind, "place": "GPU 3", "text": "rows", "action": "reset the GPU"}]
+    assert found["problems"] == [
+        {"kind": kind, "place": "GPU 3", "text": "remap_pending: rows", "action": "reset the GPU"}
+    ]
     assert found["level"] == level
 
 
-def test_a_lost_gpu_is_one_problem_with_the_remedy_of_the_fault() -> None:
-    fault = {"code": "gpu_lost", "text": "GPU 1 does not answer", "remedy": "power-cycle the host"}
-    finding = {"gpu": 1, "check": "lost", "effect": "unfit", "action": "look", "text": "GPU is lost"}
-    found = host({"report_gpus": read(device(), fault=fault, findings=[finding])})
-    assert [(one["place"], one["action"]) for one in found["problems"]] == [("GPU 1", "power-cycle the host")]
-    fault["code"] = "driver_mismatch"
-    found = host({"report_gpus": read(device(), fault=fault)})
-    assert [(one["place"], one["text"]) for one in found["problems"]] == [("driver", "GPU 1 does not answer")]
+def test_a_fault_of_the_host_is_a_problem_with_its_remedy() -> None:
+    finding = {"gpu": None, "check": "driver_hang", "effect": "unfit", "text": "no answer", "remedy": "reboot"}
+    found = host({"report_gpus": read(findings=[finding])})
+    assert found["problems"] == [{"kind": "gpu", "place": "GPUs", "text": "driver_hang: no answer", "action": "reboot"}]
 
 
 def test_drift_names_variables_and_not_their_values() -> None:

@@ -79,6 +79,14 @@ def test_a_new_run_keeps_what_was_measured_and_who_was_lost(journal):
     assert oct(os.stat(journal.folder).st_mode)[-3:] == "700" and oct(os.stat(journal.path).st_mode)[-3:] == "600"
 
 
+def test_all_runs_of_a_folder_reserve_hosts_in_the_same_name(journal, tmp_path):
+    holder = journal.state().holder
+    journal.begin("r2")
+    other = journals.Journal(str(tmp_path / "other"))
+    other.begin("r1")
+    assert holder == journal.state().holder != other.state().holder
+
+
 def test_the_lock_is_held_until_the_last_child_of_a_run_has_ended(journal, monkeypatch):
     """A worker outlives its controller, if that is killed."""
     assert journal.lock() == "" and journal.lock() == "", "twice in one process is once"

@@ -91,6 +91,19 @@ def test_the_host_has_recorded_its_restarts(recorded, restarts):
 
 
 @pytest.mark.parametrize(
+    ("figures", "start"),
+    [
+        ([{"ready_seconds": 3.0}, {"ready_seconds": 4}, {"ready_seconds": "long"}, 7, {}], 4.0),
+        ([{"ready_seconds": 0}, {"ready_seconds": float("inf")}, {"ready_seconds": -1}], 0.0),
+    ],
+)
+def test_the_host_has_recorded_its_last_start(figures, start):
+    recorded = {"ollama.service": [{"figures": own} for own in figures]}
+    registered = {"ollama_result": CHANGED, "rollout_generations": {"generations": recorded}}
+    assert look.look(registered).services[0]["start"] == start
+
+
+@pytest.mark.parametrize(
     ("result", "weights"),
     [
         ({"fit": {"weight_bytes": 10}, "parallel": {"tensor": 4, "pipeline": 2}}, 80),

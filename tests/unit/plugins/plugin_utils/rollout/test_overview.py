@@ -20,9 +20,9 @@ RESULT = {
 }
 GPU = {
     "findings": [
-        {"gpu": 1, "check": "remap_failed", "effect": "unfit", "action": "replace", "text": "its rows \x1b[31mfailed"},
-        {"gpu": 0, "check": "hot", "effect": "note", "action": "look", "text": "it is warm"},
-        {"gpu": None, "check": "xid_79", "effect": "note", "action": "reboot", "text": "Xid 79"},
+        {"effect": "unfit", "action": "replace", "line": "GPU 1: remap_failed: its rows \x1b[31mfailed"},
+        {"effect": "note", "action": "look", "line": "GPU 0: hot: it is warm"},
+        {"effect": "note", "action": "reboot", "line": "xid_79: Xid 79"},
     ]
 }
 ROW = {
@@ -51,8 +51,8 @@ def test_what_a_host_gets_and_risks():
         "why": "X changes",
         "services": [dict(ROW, changes=True, drift=RESULT["drift"], gpus=[0, 1], ports=[11434])],
         "risks": [
-            "GPU 1: its rows failed",
-            "a GPU that is gone: Xid 79",
+            "GPU 1: remap_failed: its rows failed",
+            "xid_79: Xid 79",
             "A is declared '1', but /e/late.conf:3 sets '2'",
         ],
     }
@@ -72,8 +72,8 @@ def test_the_verdict_and_the_text():
     assert found["verdict"] == "changes" and found["steps"][0]["pools"]["embed"]["seconds"] == 4.0
     assert overview.lines(found) == [
         "plan: changes; 1 to change, 1 as declared",
-        "  risk: a: GPU 1: its rows failed",
-        "  risk: a: a GPU that is gone: Xid 79",
+        "  risk: a: GPU 1: remap_failed: its rows failed",
+        "  risk: a: xid_79: Xid 79",
         "  risk: a: A is declared '1', but /e/late.conf:3 sets '2'",
         "  risk: gw: this gateway does not answer",
         "  risk: a: pool embed has no other host: about 4.0 s unserved",
@@ -95,6 +95,16 @@ def test_one_host_that_cannot_be_changed_makes_the_plan_impossible():
     assert (found["verdict"], found["reason"]) == ("impossible", "b cannot be changed: no route")
     assert {"host": "b", "text": "cannot be changed: no route"} in found["risks"]
     assert overview.overview({"a": changing()}, None, "pool chat is too small")["verdict"] == "impossible"
+
+
+def test_gpus_that_a_service_did_not_choose_are_none_of_its_claims():
+    gpus = [{"index": 0}]
+    registered = {
+        "ollama_result": {"visible_devices": None, "gpus": gpus},
+        "vllm_result": {"instances": {"chat": {"gpus": gpus}}},
+    }
+    found = overview.host_row(registered, {"state": "as declared", "msg": ""}, [], {})
+    assert {row["service"]: row["gpus"] for row in found["services"]} == {"ollama": [], "chat": [0]}
 
 
 def test_what_a_host_answers_may_be_of_any_type():

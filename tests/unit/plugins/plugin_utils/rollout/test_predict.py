@@ -19,6 +19,8 @@ KNOWN = {"a": {"ollama": [2.0]}, "b": {"ollama": [4.0, 4.2, 30.0]}, "c": {"vllm@
         (KNOWN, "a", {}, 2.0, "last restart here"),
         (KNOWN, "b", {}, 4.2, "median of the last 3 restarts here"),
         (KNOWN, "a", {"restarts": [7.0, 9.0]}, 8.0, "median of the last 2 restarts here"),
+        (KNOWN, "a", {"start": 5.0}, 2.0, "last restart here"),
+        (KNOWN, "c", {"start": 5.0}, 5.0, "last start here"),
         (KNOWN, "c", {}, 3.1, "restarts of other hosts"),
         ({}, "c", {}, 10.0, "default"),
         ({}, "c", {"service": "maintenance", "engine": ""}, 600.0, "default"),
@@ -28,7 +30,7 @@ KNOWN = {"a": {"ollama": [2.0]}, "b": {"ollama": [4.0, 4.2, 30.0]}, "c": {"vllm@
 def test_the_nearest_measured_restarts_predict(series, host, more, seconds, basis):
     found = predict.predicted(series, {}, host, dict(ROW, **more))
     assert (found["predicted"], found["basis"]) == (seconds, basis)
-    assert bool(found["restarts"]) == basis.endswith("here")
+    assert bool(found["restarts"]) == ("restart" in basis and basis.endswith("here"))
 
 
 VLLM = {"service": "vllm@x", "engine": "vllm", "why": "new", "restart": True, "weights": 40 << 30}

@@ -25,7 +25,7 @@ def event(kind, **fields):
 
 
 def begun():
-    return event("begin", run="r1", by="1", measured={}, away=[])
+    return event("begin", run="r1", by="1", measured={}, away=[], holder="f1")
 
 
 def planned(units, pools, width=4, failures=0, canary=(), as_declared=(), in_a_row=None):
@@ -83,9 +83,11 @@ def test_a_lost_host_is_not_counted_on():
         planned(UNITS, plan.pools({"chat": list("abcd")}, 3), failures=1), admitted("a"), event("lost", host="a")
     )
     assert "has 3 of 4" in state.admit(found, UNITS[1], set("abcd"), "").why
-    later = state.fold([event("begin", run="r2", by="2", measured={}, away=["a"]), planned(UNITS[1:], POOLS)])
+    later = state.fold(
+        [event("begin", run="r2", by="2", measured={}, away=["a"], holder="f1"), planned(UNITS[1:], POOLS)]
+    )
     assert state.lost(later) == {"a"}
-    again = [event("begin", run="r2", by="2", measured={}, away=["a"]), planned(UNITS, POOLS)]
+    again = [event("begin", run="r2", by="2", measured={}, away=["a"], holder="f1"), planned(UNITS, POOLS)]
     assert state.lost(state.fold(again)) == {"a"}, "until it is found as declared"
     assert state.lost(state.fold([*again, admitted("a"), event("done", host="a")])) == set()
 
@@ -105,6 +107,7 @@ def test_failures_stop_the_run(failures, canary, why):
     told = state.admit(found, UNITS[1], set("abcd"), "")
     assert told == ((True, "", False) if not why else (False, why, True))
     assert state.verdict(found) == ("failed" if why else "incomplete")
+    assert state.remaining(found) == ([] if why else UNITS[1:]), "nobody waits for room that is not needed"
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,7 @@ class Run:
         if found.resumed:
             self.write("resume", by="3")
         else:
-            self.write("begin", run="r", by="1", measured=last.measured, away=last.of("lost"))
+            self.write("begin", run="r", by="1", measured=last.measured, away=last.of("lost"), holder="f1")
         for host in last.of("lost", *state.IN_HAND) if found.resumed else ():
             if host in found.fields["as_declared"]:
                 self.write("done", host=host)
