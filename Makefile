@@ -17,7 +17,7 @@ STAGES := lint sanity unit lowest fleet molecule
 
 include $(wildcard tests/lab/lab.mk)
 
-.PHONY: help link deps generate wheel-table docs $(STAGES) platforms test demo clean
+.PHONY: help link deps generate wheel-table docs $(STAGES) platforms test demo bench clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,14 @@ test: deps ## run all stages above, the fastest first; stop at the first failure
 demo: deps ## boot a local fleet of three GPU hosts, configure it with site.yml, print the results
 	@$(MAKE) lab-up HOSTS=3
 	@python tests/lab/demo.py
+
+# The tools that site.yml is compared with stay out of .venv.
+RIVALS = $(CACHE)/rivals
+BENCH ?=
+bench: deps ## compare site.yml with other tools on four lab hosts, and write docs/benchmarks.md (BENCH="--hosts 16 --jobs change first")
+	@[ -x $(RIVALS)/bin/pyinfra ] || { python -m venv $(RIVALS) && $(RIVALS)/bin/pip install -q pyinfra mitogen; }
+	GPUFLEET_LAB=bench-$(CHECKOUT) python benchmarks/converge.py --write --pyinfra $(RIVALS)/bin/pyinfra \
+	--mitogen $$($(RIVALS)/bin/python -c 'import ansible_mitogen.plugins.strategy as s; print(s.__path__[0])') $(BENCH)
 
 clean: ## remove the files that tests and tools left in the checkout (keeps .venv and the cache)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .ansible .coverage* htmlcov tests/output ./*.tar.gz

@@ -9,13 +9,13 @@ from io import StringIO
 
 from pyinfra import host
 from pyinfra.facts.server import Command
-from pyinfra.operations import files, systemd
+from pyinfra.operations import files, server, systemd
 
 gpus = len(host.get_fact(Command, "nvidia-smi --query-gpu=index --format=csv,noheader").split())
 environment = {
     "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))),
     "OLLAMA_SCHED_SPREAD": "1",
-    "OLLAMA_KEEP_ALIVE": "-1",
+    "OLLAMA_KEEP_ALIVE": host.data.keep_alive,
     "OLLAMA_NO_CLOUD": "1",
 }
 dropin = files.put(
@@ -36,6 +36,9 @@ systemd.service(
 )
 there = host.get_fact(Command, "systemctl show ollama.service --property=Environment")
 missing = [name for name, value in environment.items() if "%s=%s" % (name, value) not in there]
-answers = host.get_fact(Command, "curl -sf -o /dev/null -w '%{http_code}' http://127.0.0.1:11434/api/version")
-if not dropin.will_change and (missing or answers != "200"):
-    raise SystemExit("%s: not as declared: %s, API %s" % (host.name, missing, answers))
+api = "http://127.0.0.1:11434/api/version"
+if dropin.will_change:
+    wait = "curl -sf -o /dev/null --retry 100 --retry-delay 0 --retry-connrefused %s" % api
+    server.shell(name="Wait for the API", commands=[wait])
+elif missing or host.get_fact(Command, "curl -sf -o /dev/null -w '%%{http_code}' %s" % api) != "200":
+    raise SystemExit("%s: not as declared: %s is missing, or the API does not answer" % (host.name, missing))

@@ -169,7 +169,7 @@ def test_what_haproxy_refuses_changes_nothing(running: Gateways, lab: Any) -> No
     before = lab.sh("gpu1", "sha256sum %s; systemctl show -p MainPID gpufleet-gateway" % CONFIG)
     run = running.run("--limit", "gpu1", ok=False, gateway_port=70000)
     (result,) = running.results(run)
-    assert result["failed"] and "HAProxy refuses the configuration" in result["msg"]
+    assert result["failed"] and "HAProxy refuses the configuration: [ALERT]" in result["msg"]
     assert "nothing was changed" in result["msg"]
     lab.sh("gpu1", "systemd-run --quiet --unit fleet-holder python3 -m http.server 8555")
     run = running.run("--limit", "gpu1", ok=False, gateway_port=8555)

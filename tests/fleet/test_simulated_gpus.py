@@ -70,8 +70,8 @@ def test_what_the_driver_logged_is_reported(lab: Any, gpus: str) -> None:
     line = "4,2,1000,-;NVRM: Xid (PCI:%s): 119, pid=7, name=x, Timeout after 45s of waiting for RPC response" % place
     lab.sh(gpus, "echo '%s' >/dev/kmsg" % line)
     try:
-        assert "GPU 2: Xid 119, the GPU's system processor did not answer: once, " in said()
-        assert " ago. What to do: reset it" in said()
+        assert "GPU 2: xid_119: Xid 119, the GPU's system processor did not answer: once, " in said()
+        assert " ago. What to do: reset the GPU" in said()
     finally:
         lab.sh(gpus, "rm /dev/kmsg")
 

@@ -270,7 +270,7 @@ def _invalid(params: Mapping[str, Any], maps: Mapping[str, Mapping[str, str]], c
         for path, text in texts.items():
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(text)
-        words = [PROGRAM, "-c", "-q", "-f", "%s/%s" % (scratch, haproxy.CONFIG)]
+        words = [PROGRAM, "-c", "-f", "%s/%s" % (scratch, haproxy.CONFIG)]  # with -q it would not say why
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
@@ -319,8 +319,9 @@ def _line(outcome: Outcome, pools: keys.Pools, params: Mapping[str, Any], check_
         _count(params["keys"], "key"),
         "%s://%s" % (scheme, host_port(params["host"], params["port"])),
     ]
-    if "up" in outcome.verdict.evidence:
-        parts.insert(2, "%d of %d up" % (outcome.verdict.evidence["up"], sum(map(len, pools.values()))))
+    found = outcome.verdict.evidence
+    if "up" in found:
+        parts.insert(2, "%d of %d up" % (found["up"], len(found["servers"])))
     if outcome.restarted:
         parts.append("restart %.1f s" % (outcome.downtime_ms / 1000.0))
     elif any(command.startswith("systemctl reload") for command in outcome.planned):

@@ -2,7 +2,7 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes a tiny random model that a real vLLM serves, or an adapter for it: `tiny_model.py DIRECTORY [SEED | adapter]`.
+"""Makes a tiny random model that a real vLLM serves: `tiny_model.py DIRECTORY [SEED]`.
 
 A Llama of 2 layers of 128, 4 heads (2 of keys and values), 512 tokens of context, and a byte-level tokenizer trained on
 its own words. About 1 MB; the same seed gives the same weights. Runs in an environment with transformers and torch.
@@ -77,28 +77,7 @@ def make(folder: Path, seed: int = 0) -> None:
         path.chmod(0o644)  # safetensors makes its file for its owner alone
 
 
-def make_adapter(folder: Path, rank: int = 4) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    size, values = CONFIG["hidden_size"], CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
-    weights = {}
-    for layer in range(CONFIG["num_hidden_layers"]):
-        for name, width in (("q_proj", size), ("v_proj", values)):
-            part = "base_model.model.model.layers.%d.self_attn.%s." % (layer, name)
-            weights[part + "lora_A.weight"] = torch.ones(rank, size)
-            weights[part + "lora_B.weight"] = torch.ones(width, rank)
-    save_file(weights, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "adapter_model.safetensors").chmod(0o644)
-
-
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    if sys.argv[2:] == ["adapter"]:
-        make_adapter(Path(sys.argv[1]))
-    else:
-        make(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    make(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)

@@ -18,7 +18,7 @@ from engines import Engine
 from gateways import ALICE, BOB, ENGINE_KEY, EVE, KEYS, Gateway, exchange, row, status_of
 from waiting import until
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime
+from ansible_collections.gpufleet.inference.plugins.module_utils.gateway import haproxy, keys, runtime, service
 
 
 def test_a_request_reaches_a_server_of_its_model(gateway: Gateway, engines: List[Engine]) -> None:
@@ -49,6 +49,13 @@ def test_the_longest_list_of_models_is_whole(gateway: Gateway) -> None:
     assert len("alice %s\n" % gateway.maps()["openai"]["alice"]) == keys.LONGEST - 1
     gateway.reload()
     assert gateway.ask("GET", "/v1/models").text == gateway.maps()["openai"]["alice"]
+
+
+def test_haproxy_says_why_it_refuses_a_configuration(gateway: Gateway) -> None:
+    options = dict(gateway.options, pools=gateway.pools)
+    assert service._invalid(options, gateway.maps(), False) is None
+    refused = service._invalid(dict(options, port=70000), gateway.maps(), False)
+    assert refused and "ALERT" in refused and "70000" in refused
 
 
 @pytest.mark.parametrize("key", ["", "wrong", ALICE + "x", ALICE[:-1], ALICE.upper()])

@@ -37,7 +37,7 @@ def test_each_alert_fires_for_its_fault_and_no_other_does():
 @pytest.mark.parametrize("alert", ALERTS)
 def test_an_alert_says_what_happened_where_and_what_to_do(alert):
     rule = ALERTS[alert]
-    assert rule["labels"] in ({"severity": "critical"}, {"severity": "warning"})
+    assert rule["labels"]["severity"] in ("critical", "warning") and set(rule["labels"]) <= {"severity", "check"}
     assert sorted(rule["annotations"]) == ["description", "summary"]
     (sample,) = case_of(alert)["promql_expr_test"][0]["exp_samples"]
     fired = dict(re.findall(r'(\w+)="([^"]*)"', sample["labels"]))
