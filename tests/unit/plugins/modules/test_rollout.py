@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The playbook rollout over the local connection, with a pretended service on each host: plans, failures, kills.
 
-ROLLOUT_KILLS=all kills a run of six hosts at every point where it writes to the disk or changes a host, instead of at two.
+ROLLOUT_KILLS=all kills a run of six hosts at every point where it writes to the disk or changes a host, instead of at three.
 """
 
 from __future__ import annotations
@@ -245,7 +245,9 @@ SAID = {NO_ROOT: NO_ROOT, "gone": "(Task failed: )?no route to the host"}  # the
 def test_a_host_that_cannot_be_released_is_named_and_released_by_the_next_run(fleet: Fleet, why: str) -> None:
     (fleet.world / "h2.released").write_text(why)
     output = " ".join(fleet.run().split())
-    assert re.search("h2 could not be released, so other controllers' rollouts may not change it: %s" % SAID[why], output)
+    assert re.search(
+        "h2 could not be released, so other controllers' rollouts may not change it: %s" % SAID[why], output
+    )
     assert "rollout complete: 4 changed" in output and list(fleet.reservations()) == ["h2"]
     (fleet.world / "h2.released").unlink()
     assert "WARNING" not in fleet.run() and fleet.reservations() == {}
@@ -457,12 +459,13 @@ def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
 
 
 SIX = {**POOLS, "h5": ["chat"], "h6": ["embed"]}
-POINTS = range(1, 67) if os.environ.get("ROLLOUT_KILLS") else (7, 12)
+# before the plan is on the disk, while hosts are reserved, and once one has changed
+POINTS = range(1, 105) if os.environ.get("ROLLOUT_KILLS") else (7, 20, 36)
 
 
 @pytest.mark.parametrize(("at", "workers"), [(at, "no" if at % 2 else "yes") for at in POINTS])
 def test_a_killed_rollout_is_resumed(tmp_path: Path, at: int, workers: str) -> None:
-    fleet = Fleet(tmp_path, SIX if len(POINTS) > 2 else POOLS)
+    fleet = Fleet(tmp_path, SIX if len(POINTS) > 3 else POOLS)
     environ = {
         "PYTHONPATH": str(FIXTURES / "kill"),
         "KILL_AT": str(at),
