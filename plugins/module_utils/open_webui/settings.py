@@ -6,7 +6,9 @@
 Facts of Open WebUI 0.12.4: env.py and config.py of the package. With ENABLE_PERSISTENT_CONFIG=false the environment
 applies, and not what an administrator once saved. OFFLINE_MODE keeps it from fetching models and from looking for
 updates. Its server trusts the client addresses that any peer claims, unless FORWARDED_ALLOW_IPS is set. A model is for
-administrators alone until one of them shares it on the page, unless BYPASS_MODEL_ACCESS_CONTROL is set.
+administrators alone until one of them shares it on the page, unless BYPASS_MODEL_ACCESS_CONTROL is set. Questions on
+the page offer tools to the model, which Ollama rejects for a model without them, and vLLM without a parser for them,
+unless function_calling is legacy.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ ALWAYS = {
     "ENABLE_PIP_INSTALL_FRONTMATTER_REQUIREMENTS": "false",
     "FORWARDED_ALLOW_IPS": "127.0.0.1",
     "BYPASS_MODEL_ACCESS_CONTROL": "true",
+    "DEFAULT_MODEL_PARAMS": '{"function_calling": "legacy"}',
 }
 _URL = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[^\s;?#]*)?/?\Z")
 _SECRETS = ("WEBUI_SECRET_KEY", "WEBUI_ADMIN_PASSWORD", "DATABASE_URL", "OPENAI_API_KEYS", "RAG_OPENAI_API_KEY")

@@ -63,7 +63,7 @@ def test_the_variables_of_the_process() -> None:
         admin_password=PASSWORD,
         url="https://chat.example.com/",
         signup="pending",
-        environment={"ENABLE_CODE_EXECUTION": False, "TASK_MODEL": "tiny"},
+        environment={"ENABLE_CODE_EXECUTION": False, "TASK_MODEL": "tiny", "DEFAULT_MODEL_PARAMS": {}},
     )
     settings.check(params)
     found = settings.environment(params, "/data")
@@ -72,7 +72,7 @@ def test_the_variables_of_the_process() -> None:
     assert (found["ENABLE_SIGNUP"], found["DEFAULT_USER_ROLE"]) == ("true", "pending")
     assert found["CORS_ALLOW_ORIGIN"] == "https://chat.example.com" and found["WEBUI_AUTH_COOKIE_SECURE"] == "true"
     assert (found["ENABLE_CODE_EXECUTION"], found["TASK_MODEL"]) == ("false", "tiny")
-    assert found["BYPASS_MODEL_ACCESS_CONTROL"] == "true"
+    assert (found["BYPASS_MODEL_ACCESS_CONTROL"], found["DEFAULT_MODEL_PARAMS"]) == ("true", "{}")
     assert (found["OFFLINE_MODE"], found["ENABLE_PERSISTENT_CONFIG"]) == ("true", "false")
     secret = settings.secrets(params, "signing")
     assert secret == {
