@@ -91,6 +91,38 @@ def test_without_an_embedding_model_documents_are_read_whole() -> None:
     assert settings.secrets(params, "signing")["OPENAI_API_KEYS"] == "none"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://webui:Tr0ub4dor/x@db/chats",
+        "postgresql://webui:Tr0ub4dor#x@db/chats",
+        "postgresql://webui:4711/Tr0ub4dor@db/chats",
+        "postgresql://webui:4711?Tr0ub4dor@db/chats",
+        "postgresql://webui:Tr0ub4dor@x@db/chats",
+        "postgresql://webui:Tr0ub4dor[@db/chats",
+        "postgresql://webui:Tr0ub4dor\u2100@db/chats",  # is a/c to urllib, which shows it
+        "postgresql://webui:Tr0ub4dor@db:54320000/chats",
+    ],
+)
+def test_no_part_of_a_password_is_shown(run_module: Any, url: str) -> None:
+    result = run_module(open_webui_service.main, {"venv": "/no/such", "database_url": url})
+    assert result["failed"] and "percent-encoded special characters in the password" in result["msg"]
+    assert "Tr0ub4dor" not in str(result)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://webui:a:b%2F!$&'()*+,;=-._~%40@db.example:5432/chats?sslmode=verify-full&sslrootcert=/etc/ca.pem",
+        "postgresql://webui@[2001:db8::1]:5432/chats",
+        "postgresql:///chats?host=/run/postgresql",
+        "postgresql://webui:x@db/chats?options=-c%20search_path%3Dpublic",
+    ],
+)
+def test_which_databases_are_accepted(url: str) -> None:
+    settings.check(declared(database_url=url))
+
+
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
 def test_postgresql_is_reached_with_the_driver_that_is_installed(scheme: str) -> None:
     params = declared(database_url=scheme + "://webui:p%40ss@db.example/chats")
