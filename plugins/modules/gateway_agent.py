@@ -76,8 +76,8 @@ options:
   on_unhealthy:
     description:
       - With V(drain), gateways send no new requests to a service that has a GPU that must not be used (C(unfit) in the
-        facts), and that stays there: O(services[].visible_devices) names that GPU, or is not set, or the host has no
-        fit GPU. It gets requests again with the first run that finds its GPUs fit, or for which others are declared.
+        facts), and that stays there, as O(services[].visible_devices) names that GPU or is not set, or as the host
+        has no fit GPU. It gets requests again with the first run that finds its GPUs fit, or others declared.
       - V(exclude) and V(fail) make no difference here. The role C(gpu_host) acts upon them.
     type: str
     choices: [exclude, drain, fail]
