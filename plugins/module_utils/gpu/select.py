@@ -212,7 +212,7 @@ def _read(key: str, value: Any) -> Any:
 
 def _why_not(device: Dict[str, Any], rules: Dict[str, Any], own: int) -> Optional[str]:
     """Why a GPU does not fit a policy, or None when it does."""
-    if device["health"]["lost"] or (rules.get("healthy", True) and not device["health"]["ok"]):
+    if device["health"]["lost"] or (rules.get("healthy", True) and not device["health"]["fit"]):
         return "; ".join(device["health"]["reasons"])
     if _cut_into_instances(device):
         return "cut into MIG instances"
