@@ -98,6 +98,7 @@ class ActionModule(CheckFirstAction):
             msg="as declared",
             lines=lines(walk.registered),
             registered=walk.registered,
+            warnings=self.warnings,
             modules=walk.sources,
             ansible_facts=walk.facts,
             _ansible_verbose_override=True,  # `-v` does not print the facts
@@ -141,6 +142,7 @@ class ActionModule(CheckFirstAction):
             raise Undecided("this host cannot be checked without modules, or gpufleet_check_first is false")
         self.calls: List[Call] = []
         self.masked: Set[str] = set()
+        self.warnings: List[str] = []
         self.differs = ""  # why the self check is not as declared, by the last answers
         self.self_check = self._declared_self_check(names) if with_self_check else None
         walk = Walk(self.variables, self._templar, QUESTIONS, self._asked)
@@ -175,10 +177,14 @@ class ActionModule(CheckFirstAction):
             self._note_self_check(answers[0])
         if answers[-1].state != "converged":
             raise Undecided("the host's answer is: %s" % self.reason(answers[-1], self.masked))
-        return [
+        results = [
             in_words_of_the_role(one, plugin, plugin.shown(validated, answer))
             for one, (plugin, validated), answer in zip(asked, questions, answers[len(look) :])
         ]
+        # Ansible prints those of a task's own result alone
+        said = [text for result in results for text in result.get("warnings", ())]
+        self.warnings += [text for text in dict.fromkeys(said) if text not in self.warnings]
+        return results
 
     def _note_self_check(self, answer: Answer) -> None:
         """Its answer comes first, so that it is also known of a host that differs in something else."""

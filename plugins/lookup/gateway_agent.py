@@ -81,7 +81,7 @@ def known(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any], 
     own = {name: [host] for name, hosts in groups.items() if host in hosts}  # of the others nothing is needed
     asking = host if "gateway" in own else ""
     found, _left_out = pools(hostvars, own, asking)
-    fixed = {service.unit: service.fixed_gpus for _host, service, _address in declared(hostvars, own, asking)}
+    gpus = {service.unit: service.gpus for _host, service, _address in declared(hostvars, own, asking)}
     services = {
         row["unit"]: {
             "unit": row["unit"],
@@ -90,7 +90,7 @@ def known(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Any], 
             "port": row["port"],
             "tls": row["tls"],
             "max_concurrent": int(row["max_concurrent"] or 0),
-            "fixed_gpus": fixed[row["unit"]],
+            "visible_devices": gpus[row["unit"]],
         }
         for rows in found.values()
         for row in rows

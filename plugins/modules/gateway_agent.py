@@ -68,15 +68,16 @@ options:
           - How many requests it takes at a time. The gateways share them, as C(maxconn). V(0) sets no limit.
         type: int
         default: 0
-      fixed_gpus:
-        description: Whether it keeps its GPUs, as they are named. Left false, a run plans it again on healthy GPUs.
-        type: bool
-        default: false
+      visible_devices:
+        description:
+          - The GPUs that are declared for it, in the form that its engine takes. Only O(on_unhealthy=drain) needs them.
+        type: raw
+        version_added: 0.2.0
   on_unhealthy:
     description:
-      - With V(drain), gateways send no new requests to a service that claims a GPU that must not be used (C(unfit) in
-        the facts), and that stays there. It has O(services[].fixed_gpus), or the host has no fit GPU. It gets requests
-        again after the first run that finds its GPUs fit, or other GPUs claimed.
+      - With V(drain), gateways send no new requests to a service that has a GPU that must not be used (C(unfit) in the
+        facts), and that stays there, as O(services[].visible_devices) names that GPU or is not set, or as the host
+        has no fit GPU. It gets requests again with the first run that finds its GPUs fit, or others declared.
       - V(exclude) and V(fail) make no difference here. The role C(gpu_host) acts upon them.
     type: str
     choices: [exclude, drain, fail]
@@ -152,7 +153,7 @@ def argument_spec():
         "port": {"type": "int", "required": True},
         "tls": {"type": "bool", "default": False},
         "max_concurrent": {"type": "int", "default": 0},
-        "fixed_gpus": {"type": "bool", "default": False},
+        "visible_devices": {"type": "raw"},
     }
     return {
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

@@ -712,7 +712,9 @@ ansible_facts:
                   type: int
                   sample: 0
             slowdown:
-              description: For how long the hardware has held the clocks down since the driver was loaded.
+              description:
+                - For how long the hardware has held the clocks down since the driver was loaded.
+                - Only M(gpufleet.inference.doctor) reads it, as it takes long.
               returned: success
               type: dict
               contains:

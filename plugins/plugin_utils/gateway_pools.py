@@ -28,8 +28,8 @@ class Served(NamedTuple):
     max_concurrent: Optional[int] = None
     tls: bool = False
     key: str = ""
-    fixed_gpus: bool = True
-    """Whether it keeps its GPUs: they are named, or not declared."""
+    gpus: Any = None
+    """Its ``visible_devices``."""
     metrics: Optional[str] = None
     """The key that its ``/metrics`` asks for; empty if it asks for none, None if there are no metrics."""
 
@@ -122,14 +122,8 @@ def _ollama(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
     for unit, option in units:
         if unit == home or (store and option("models_dir") == store):
             address, port = listen_address(option("host", "127.0.0.1"))
-            yield Served(
-                "ollama", unit, models, address, port, "both", int(option("num_parallel", 1)), fixed_gpus=_fixed(option)
-            )
-
-
-def _fixed(option: Callable[..., Any], default: Any = None) -> bool:
-    wish = option("visible_devices", default)
-    return not (wish == "all" or isinstance(wish, Mapping))
+            limit, gpus = int(option("num_parallel", 1)), option("visible_devices")
+            yield Served("ollama", unit, models, address, port, "both", limit, gpus=gpus)
 
 
 def _there(item: Any) -> bool:
@@ -153,7 +147,7 @@ def _vllm(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
             str(option("host", vllm.HOST)),
             int(option("port", vllm.PORT)),
             max_concurrent=option("max_num_seqs"),
-            fixed_gpus=_fixed(option, "all"),
+            gpus=option("visible_devices", "all"),
             tls=bool(option("ssl_certfile")),
             key=key,
             metrics=key if guarded else "",
@@ -172,7 +166,7 @@ def _llama_server(host: str, variables: Mapping[str, Any]) -> Iterator[Served]:
             str(option("host", llama_server.HOST)),
             int(option("port", llama_server.PORT)),
             max_concurrent=option("parallel"),
-            fixed_gpus=_fixed(option),
+            gpus=option("visible_devices"),
             tls=bool(option("ssl_cert_file")),
             key=str(option("api_key", "")),
             metrics=str(option("api_key", "")),

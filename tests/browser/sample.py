@@ -25,7 +25,7 @@ UNFIT = {
     "check": "remap_pending",
     "effect": "unfit",
     "action": "reset",
-    "text": "remapping of memory rows is pending: reset the GPU",
+    "text": "remapping of memory rows is pending",
     "remedy": "reset the GPU",
 }
 SLOW = {

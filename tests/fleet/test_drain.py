@@ -81,9 +81,9 @@ class Host:
                 "address": self.address,
                 "port": port,
                 "max_concurrent": 4,
-                "fixed_gpus": True,
+                "visible_devices": [number],
             }
-            for unit, port in UNITS.items()
+            for number, (unit, port) in enumerate(UNITS.items())
         ]
         given = {"gateways": list(gateways), "services": services, **more}
         return self.lab.module(self.name, "gateway_agent", given, check=check)

@@ -16,7 +16,8 @@ from typing import Any, Dict, List
 import pytest
 import yaml
 
-SITE = Path(__file__).resolve().parents[2] / "playbooks/site.yml"
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "playbooks/site.yml"
 ENGINES = ("ollama", "vllm", "llama_server")
 SHARED = {"name": "big", "model": "org/big", "hosts": ["a", "b"]}
 
@@ -35,6 +36,19 @@ def test_no_role_is_read_for_hosts_that_are_as_declared() -> None:
     assert roles == {"gateway", "gpu_host", "monitoring", "open_webui", *ENGINES}
 
 
+def played(folder: Path, inventory: Dict[str, Any], plays: List[Any], *words: str) -> Any:
+    (folder / "play.yml").write_text(json.dumps(plays))
+    (folder / "hosts.yml").write_text(json.dumps(inventory))
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(folder / "hosts.yml"), *words]
+    return subprocess.run(
+        [*command, str(folder / "play.yml")],
+        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "default", "HOME": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
 def batches(folder: Path, inventory: Dict[str, Any], *words: str) -> Dict[str, int]:
     """Engine to the hosts of its first batch, where three are to be changed."""
     plays = [
@@ -48,16 +62,7 @@ def batches(folder: Path, inventory: Dict[str, Any], *words: str) -> Dict[str, i
         for role in included(play)[-1:]
         if role in ENGINES
     ]
-    (folder / "play.yml").write_text(json.dumps(plays))
-    (folder / "hosts.yml").write_text(json.dumps(inventory))
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(folder / "hosts.yml"), *words]
-    done = subprocess.run(
-        [*command, str(folder / "play.yml")],
-        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "default", "HOME": str(folder)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    done = played(folder, inventory, plays, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return {role: int(found) for role, found in reversed(re.findall(r"(\w+)==(\d+)=", done.stdout))}
 
@@ -87,3 +92,25 @@ def test_roles_run_and_are_asked_in_the_same_order_each_time() -> None:
         path.name for path in files if re.search(r"intersect\(group_names\)(?! \| length)", path.read_text("utf-8"))
     }
     assert found == set()
+
+
+def test_what_the_preflight_says_where_a_gpu_that_must_not_be_used_fails_the_run(tmp_path: Path) -> None:
+    def facts(*findings: Dict[str, Any], fit: bool = True, count: int = 2) -> Dict[str, Any]:
+        health = {"ok": not findings, "fit": fit, "lost": False, "reasons": []}
+        return {"fault": None, "count": count, "devices": [{"index": 0, "health": health}], "findings": findings}
+
+    slow = {"check": "hw_slowdown", "effect": "slow", "line": "GPU 0: hw_slowdown: it is hot"}
+    sick = {"check": "remap_pending", "effect": "unfit", "line": "GPU 0: remap_pending: reset it"}
+    short = {"check": "gpu_missing", "effect": "unfit", "line": "gpu_missing: 1 of 2", "remedy": "look at its seat"}
+    found = {"slow": facts(slow), "sick": facts(slow, sick, fit=False), "short": facts(short, count=1)}
+    given = {"gpu_host_on_unhealthy": "fail", "gpu_host_expected_gpus": 2, "gpu_host_required": True}
+    inventory = {"all": {"hosts": {host: {**given, "found": gpu} for host, gpu in found.items()}}}
+    tasks = [
+        {"ansible.builtin.set_fact": {"gpu": "{{ found }}", "cacheable": True}},
+        {"ansible.builtin.import_tasks": str(ROOT / "roles/gpu_host/tasks/preflight.yml")},
+    ]
+    done = played(tmp_path, inventory, [{"hosts": "all", "gather_facts": False, "tasks": tasks}])
+    said = " ".join(done.stdout.split())
+    assert "slow: gpu_unhealthy" not in said and re.search(r"slow +: ok=2 .*? failed=0", said), said
+    assert "sick: gpu_unhealthy: GPU 0: remap_pending: reset it. What to do: repair them" in said
+    assert "short: gpu_missing: 1 of 2. What to do: look at its seat" in said

@@ -167,10 +167,15 @@ PAINS = (
 )
 
 
+def _place(finding: Mapping[str, Any]) -> str:
+    return "" if finding["gpu"] is None else "GPU %d: " % finding["gpu"]
+
+
 def check(seen: Seen) -> List[Dict[str, str]]:
     """What was found: ``pain``, ``text``, ``fix``. A finding of the facts keeps its name."""
     known = [
-        {"pain": one["check"], "text": one["line"], "fix": one["remedy"]} for one in seen.facts.get("findings", ())
+        {"pain": one["check"], "text": _place(one) + one["text"], "fix": one["remedy"]}
+        for one in seen.facts.get("findings", ())
     ]
     return known + [{"pain": pain.name, "text": text, "fix": pain.fix} for pain in PAINS for text in pain.found(seen)]
 

@@ -94,7 +94,7 @@ def _held(params: Mapping[str, Any], system: System) -> List[str]:
     from ..placement import claims
     from . import unfit
 
-    services = {_full(service["unit"]): service["fixed_gpus"] for service in params["services"]}
+    services = {_full(service["unit"]): service["visible_devices"] for service in params["services"]}
     return unfit.held(services, claims.held(system), facts.first_look(params["facts_timeout"])["devices"])
 
 

@@ -250,9 +250,12 @@ def _expiry(certificates: Mapping[str, int]) -> Iterator[str]:
     for file, ends in certificates.items():
         left = ends - time.time()
         if left < EXPIRY:
-            yield "the certificate that HAProxy has read from %s ends on %s, in %.1f days: renew it, and run again" % (
-                *(file, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends)), left / 86400),
+            then = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends))
+            when = ("ended on %s, %.1f days ago" if left < 0 else "ends on %s, in %.1f days") % (
+                then,
+                abs(left) / 86400,
             )
+            yield "the certificate that HAProxy has read from %s %s: renew it, and run again" % (file, when)
 
 
 def _invalid(params: Mapping[str, Any], maps: Mapping[str, Mapping[str, str]], check_mode: bool) -> Optional[str]:

@@ -5,23 +5,31 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
+from ..gpu.select import find
 from ..placement.claims import Claim
 
 
-def held(services: Mapping[str, bool], claims: Sequence[Claim], devices: Sequence[Mapping[str, Any]]) -> List[str]:
+def held(services: Mapping[str, Any], claims: Sequence[Claim], devices: List[Dict[str, Any]]) -> List[str]:
     """The services that have a GPU that must not be used, and stay on it.
 
-    :param services: unit → whether it keeps its GPUs, as they are named; one with a wish (``all``, a policy) is planned
-        again on the healthy ones by the same run, unless there are none.
+    :param services: unit → the GPUs that are declared for it, as gpu.select takes them, ``none``, or None. The names
+        of GPUs count, whatever it claims: the same run moves it there. So it does with a wish (``all``, a policy),
+        unless no GPU is healthy.
     :param claims: what the services of the host claim.
-    :param devices: the facts' devices. A GPU that is claimed and not among them is gone.
+    :param devices: the facts' devices. A GPU that is claimed or named and not among them is gone.
     :returns: their units, sorted.
     """
     fit = {device["uuid"] for device in devices if device["health"]["fit"]}
-    return sorted(
-        claim.unit
-        for claim in claims
-        if claim.unit in services and set(claim.gpus) - fit and (services[claim.unit] or not fit)
-    )
+    claimed = {claim.unit: set(claim.gpus) for claim in claims}
+
+    def stays(unit: str, wish: Any) -> bool:
+        if wish == "none":
+            return False
+        if isinstance(wish, list):
+            return any((find(devices, name) or {}).get("uuid") not in fit for name in wish)
+        moves = wish == "all" or isinstance(wish, Mapping)
+        return bool(claimed.get(unit, set()) - fit) and not (moves and fit)
+
+    return sorted(unit for unit, wish in services.items() if stays(unit, wish))

@@ -51,5 +51,5 @@ def _found(facts: Mapping[str, Any]) -> Set[Tuple[str, str]]:
         (places.get(one["gpu"], "unknown"), one["check"])
         for one in facts["findings"]
         if not (one["check"].startswith("xid_") and one["action"] in _OF_PROGRAMS)
-        and one["check"] != (facts["fault"] or {}).get("code")  # it is said of the host as a whole
+        and not (one["gpu"] is None and one["check"] == (facts["fault"] or {}).get("code"))  # it is said as the fault
     }

@@ -26,6 +26,8 @@ ACTIONS = {
     "none": "nothing",
 }
 """What to do, in words."""
+AMONG_GPUS = "acs_on"
+"""A check that says nothing of a GPU that is alone on its host."""
 URGENT = ("reset", "reboot", "replace")
 """Actions that somebody has to take, even if the GPU works."""
 
@@ -40,6 +42,8 @@ class Check(NamedTuple):
     """What was found; a false value is no finding, and so is a fact that is not known."""
     says: str
     """The sentence; ``%s`` is what was found."""
+    remedy: str = ""
+    """What to do, where more is known than its action says."""
 
 
 def _slowdown(name: str) -> Callable[[Device], Any]:
@@ -115,28 +119,32 @@ CHECKS: Tuple[Check, ...] = (
         UNFIT,
         "replace",
         lambda device: device["remapped_rows"]["failure"],
-        "remapping of memory rows has failed: the board needs replacing",
+        "remapping of memory rows has failed",
+        "have the board replaced",
     ),
     Check(
         "remap_pending",
         UNFIT,
         "reset",
         lambda device: device["remapped_rows"]["pending"],
-        "remapping of memory rows is pending: reset the GPU",
+        "remapping of memory rows is pending",
+        "reset the GPU",
     ),
     Check(
         "retirement_pending",
         UNFIT,
         "reset",
         lambda device: device["retired_pages"]["pending"],
-        "retirement of memory pages is pending: reset the GPU",
+        "retirement of memory pages is pending",
+        "reset the GPU",
     ),
     Check(
         "repair_pending",
         UNFIT,
         "reset",
         lambda device: device["repair"]["channel_pending"] or device["repair"]["tpc_pending"],
-        "a repair of the GPU is pending: reset the GPU",
+        "a repair of the GPU is pending",
+        "reset the GPU",
     ),
     Check(
         "recovery_requested",
@@ -150,42 +158,48 @@ CHECKS: Tuple[Check, ...] = (
         UNFIT,
         "look",
         _fabric_down,
-        "its NVLink fabric is not up (state %s): check the nvidia-fabricmanager service",
+        "its NVLink fabric is not up (state %s)",
+        "check the nvidia-fabricmanager service",
     ),
     Check(
         "fabric_failed",
         UNFIT,
         "look",
         _fabric_failed,
-        "its NVLink fabric has failed (%s): check the nvidia-fabricmanager service",
+        "its NVLink fabric has failed (%s)",
+        "check the nvidia-fabricmanager service",
     ),
     Check(
         "fabric_unhealthy",
         UNFIT,
         "look",
         _fabric(UNFIT),
-        "its NVLink fabric is unhealthy (%s): check the nvidia-fabricmanager service and the NVSwitches",
+        "its NVLink fabric is unhealthy (%s)",
+        "check the nvidia-fabricmanager service and the NVSwitches",
     ),
     Check(
         "sram_threshold",
         UNFIT,
         "replace",
         lambda device: device["ecc"]["sram_threshold_exceeded"],
-        "the memory on its chip had too many uncorrectable errors (SRAM threshold): the board needs replacing",
+        "the memory on its chip had too many uncorrectable errors (SRAM threshold)",
+        "have the board replaced",
     ),
     Check(
         "memory_unrepairable",
         UNFIT,
         "replace",
         lambda device: device["unrepairable_memory"],
-        "its memory cannot be repaired any more: the board needs replacing",
+        "its memory cannot be repaired any more",
+        "have the board replaced",
     ),
     Check(
         "fabric_degraded",
         SLOW,
         "look",
         _fabric(SLOW),
-        "its NVLink fabric has less bandwidth (%s): check the NVLinks and the nvidia-fabricmanager service",
+        "its NVLink fabric has less bandwidth (%s)",
+        "check the NVLinks and the nvidia-fabricmanager service",
     ),
     # gpu_idle and sw_power_cap are everyday, sw_thermal_slowdown is warm weather
     Check("hw_slowdown", SLOW, "look", _slowdown("hw_slowdown"), "the hardware holds the clocks down (hw_slowdown)"),
@@ -208,59 +222,66 @@ CHECKS: Tuple[Check, ...] = (
         NOTE,
         "look",
         _narrow,
-        "its PCI Express link uses %s lanes: check its seat, and the settings of the slot",
+        "its PCI Express link uses %s lanes",
+        "check its seat, and the settings of the slot",
     ),
     Check(
         "spare_rows_low",
         NOTE,
         "replace",
         _few_spare_rows,
-        "its memory is running out of spare rows (banks: %s): replace it before one fails",
+        "its memory is running out of spare rows (banks: %s)",
+        "replace it before one fails",
     ),
     Check(
         "nvlink_errors",
         NOTE,
         "look",
         lambda device: device["nvlink"]["recovery_errors"],
-        "its NVLinks had to recover %s times: check their cables and the seat of the boards",
+        "its NVLinks had to recover %s times",
+        "check their cables and the seat of the boards",
     ),
     Check(
         "slowed_by_heat",
         NOTE,
         "look",
         _long("thermal_seconds"),
-        "heat has slowed it down for %s since the driver was loaded: check the cooling",
+        "heat has slowed it down for %s since the driver was loaded",
+        "check the cooling",
     ),
     Check(
         "slowed_by_power",
         NOTE,
         "look",
         _long("power_brake_seconds"),
-        "the power supply has slowed it down for %s since the driver was loaded: check it",
+        "the power supply has slowed it down for %s since the driver was loaded",
+        "check the power supply",
     ),
     Check(
         "inforom_corrupt",
         NOTE,
         "look",
         lambda device: device["inforom_corrupt"],
-        "its infoROM is corrupt, so that its record of bad memory may be lost: ask the vendor",
+        "its infoROM is corrupt, so that its record of bad memory may be lost",
+        "ask the vendor",
     ),
     Check(
         "pcie_errors",
         NOTE,
         "look",
         lambda device: device["pcie"]["uncorrectable_errors"],
-        "its PCI Express link had %s uncorrectable errors since boot (AER): check the seat of the card and its riser",
+        "its PCI Express link had %s uncorrectable errors since boot (AER)",
+        "check the seat of the card and its riser",
     ),
     Check(
-        "acs_on",
+        AMONG_GPUS,
         NOTE,
         "look",
         _redirected,
-        "PCI bridges above it (%s) send what goes to other GPUs through the CPU: switch ACS off there, unless virtual "
-        "machines need it",
+        "PCI bridges above it (%s) send what goes to other GPUs through the CPU",
+        "switch ACS off there, unless virtual machines need it",
     ),
-    Check("hot", NOTE, "look", _hot, "it is %s below the temperature at which it slows down: check the cooling"),
+    Check("hot", NOTE, "look", _hot, "it is %s below the temperature at which it slows down", "check the cooling"),
 )
 
 TWINS: Tuple[Tuple[str, str], ...] = (

@@ -83,7 +83,8 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     for finding in gpu["findings"]:
         # what else keeps a GPU from working is said by the services that leave it out
         if finding["check"] == health.MISSING or (finding["effect"] == NOTE and health.matters(finding)):
-            warn("%(line)s. What to do: %(remedy)s" % finding)
+            line, remedy = finding["line"], finding["remedy"]
+            warn(line if line.endswith(remedy) else "%s. What to do: %s" % (line, remedy))
     return {"changed": False, "ansible_facts": {"gpu": gpu}}
 
 

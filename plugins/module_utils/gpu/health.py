@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from .checks import ACTIONS, CHECKS, NOTE, SLOW, TWINS, UNFIT, URGENT, XIDS, Check
+from .checks import ACTIONS, AMONG_GPUS, CHECKS, NOTE, SLOW, TWINS, UNFIT, URGENT, XIDS, Check
 
 MISSING = "gpu_missing"
 
@@ -34,7 +34,8 @@ def health(device: Dict[str, Any], lost: Optional[str] = None) -> Dict[str, Any]
     :returns: ``ok`` (bool: nothing is known against it), ``fit`` (bool: the same, apart from what makes it slow),
         ``lost`` (bool: no answer), ``reasons`` (list of str). A value that is not known counts neither for nor against.
     """
-    found = [(check.effect, text) for check, text in _found(device) if check.effect != NOTE]
+    known = _found(device)
+    found = [(check.effect, _with(text, check.remedy)) for check, text in known if check.effect != NOTE]
     if lost:
         found.insert(0, (UNFIT, lost))
     return {
@@ -57,13 +58,14 @@ def findings(
     :param faults: index of a GPU that does not answer, or None for the host as a whole, and its fault.
     :returns: for each: ``gpu`` (its index; None for the host, and for a GPU that is not known by its place on the PCI
         bus), ``check``, ``effect`` (``unfit``, ``slow``, ``note``), ``action``, ``text``, ``remedy`` (what to do, in
-        words), ``line`` (place, name and text).
+        words), ``line`` (place, name and text, and what the check itself says is to be done).
     """
     found = [_finding(gpu, fault["code"], UNFIT, "look", fault["text"], fault["remedy"]) for gpu, fault in faults]
     found += [
-        _finding(device["index"], check.name, check.effect, check.action, text)
+        _of_check(device["index"], check, text)
         for device in devices
         for check, text in _found(device)
+        if len(devices) > 1 or check.name != AMONG_GPUS
     ]
     found += [_finding(device["index"], "unlike_twins", NOTE, "look", text) for device, text in _unlike(devices)]
     indexes = {device["pci_bus_id"]: device["index"] for device in devices}
@@ -76,12 +78,19 @@ def findings(
     return found
 
 
-def _finding(
-    gpu: Optional[int], check: str, effect: str, action: str, text: str, remedy: Optional[str] = None
-) -> Dict[str, Any]:
+def _finding(gpu: Optional[int], check: str, effect: str, action: str, text: str, remedy: str = "") -> Dict[str, Any]:
     line = "%s%s: %s" % ("" if gpu is None else "GPU %d: " % gpu, check, text)
     said = {"gpu": gpu, "check": check, "effect": effect, "action": action, "text": text, "line": line}
     return dict(said, remedy=remedy or ACTIONS[action])
+
+
+def _of_check(gpu: int, check: Check, text: str) -> Dict[str, Any]:
+    found = _finding(gpu, check.name, check.effect, check.action, text, check.remedy)
+    return dict(found, line=_with(found["line"], check.remedy))
+
+
+def _with(text: str, remedy: str) -> str:
+    return "%s: %s" % (text, remedy) if remedy else text
 
 
 def _found(device: Dict[str, Any]) -> List[Tuple[Check, str]]:

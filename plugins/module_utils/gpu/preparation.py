@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Mapping
 
 from . import health
-from .checks import NOTE
+from .checks import UNFIT
 
 
 def missing(gpu: Mapping[str, Any], required: bool, pynvml: bool, persistence: bool, expected: int) -> List[str]:
@@ -21,7 +21,7 @@ def missing(gpu: Mapping[str, Any], required: bool, pynvml: bool, persistence: b
     :param persistence: its GPUs must be in persistence mode, unless one of them is at fault.
     """
     fault, devices = gpu["fault"], gpu["devices"]
-    found = [one["line"] for one in gpu["findings"] if one["effect"] != NOTE and one["check"] != health.MISSING]
+    found = [one["line"] for one in gpu["findings"] if one["effect"] == UNFIT and one["check"] != health.MISSING]
     found += [one["line"] for one in health.missing(gpu["count"], expected)]
     if required and not gpu["count"]:
         found.append("the host has no GPU")

@@ -144,7 +144,7 @@ def _by_name(devices: List[Dict[str, Any]], names: Union[List[Any], tuple]) -> L
         raise Refused("The list of wanted GPUs is empty; name at least one of %s" % _names(devices, "index"))
     chosen = []  # type: List[Dict[str, Any]]
     for name in names:
-        device = _find(devices, name)
+        device = find(devices, name)
         if device is None:
             key = "uuid" if str(name).upper().startswith("GPU-") else "index"
             raise Refused("There is no GPU %s on this host; there are %s" % (name, _names(devices, key)))
@@ -158,7 +158,8 @@ def _by_name(devices: List[Dict[str, Any]], names: Union[List[Any], tuple]) -> L
     return chosen
 
 
-def _find(devices: List[Dict[str, Any]], name: Any) -> Optional[Dict[str, Any]]:
+def find(devices: List[Dict[str, Any]], name: Any) -> Optional[Dict[str, Any]]:
+    """The device with this index, UUID or PCI bus id; None if there is none."""
     if isinstance(name, bool):
         return None
     text = str(name)
@@ -211,7 +212,7 @@ def _read(key: str, value: Any) -> Any:
 
 def _why_not(device: Dict[str, Any], rules: Dict[str, Any], own: int) -> Optional[str]:
     """Why a GPU does not fit a policy, or None when it does."""
-    if device["health"]["lost"] or (rules.get("healthy", True) and not device["health"]["ok"]):
+    if device["health"]["lost"] or (rules.get("healthy", True) and not device["health"]["fit"]):
         return "; ".join(device["health"]["reasons"])
     if _cut_into_instances(device):
         return "cut into MIG instances"

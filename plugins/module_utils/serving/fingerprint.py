@@ -117,7 +117,8 @@ def report(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
         names = []
     units = [name[: -len(".json")] for name in names]
     found = {unit: recorded._asdict() for unit, recorded in ((unit, read(unit)) for unit in units) if recorded}
-    return {"changed": False, "msg": "recorded answers of %d services" % len(found), "fingerprints": found}
+    said = "recorded answers of %d service%s" % (len(found), "s"[: len(found) != 1])
+    return {"changed": False, "msg": said, "fingerprints": found}
 
 
 def _answer(tokens: List[Any]) -> Answer:

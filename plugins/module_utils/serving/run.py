@@ -342,7 +342,8 @@ def _sick(wanted: Any, placed: choice.Placed, facts: Mapping[str, Any]) -> List[
         "GPU %s %s: %s"
         % (gpu["index"], "is not healthy" if gpu in used else "left out", ", ".join(gpu["health"]["reasons"]))
         for gpu in facts["devices"]
-        if not gpu["health"]["ok"] and (gpu in used or wanted == "all" or isinstance(wanted, dict))
+        if not gpu["health"]["ok" if gpu in used else "fit"]
+        and (gpu in used or wanted == "all" or isinstance(wanted, dict))
     ]
 
 

@@ -167,6 +167,12 @@ def test_messages_have_the_words_of_the_role(check: Any, host: Host) -> None:
     assert check({"roles": ["llama_server"]})["lines"] == ["llama_server_drain_timeout: 3 s"]
 
 
+def test_warnings_of_the_answers_are_shown(check: Any, host: Host) -> None:
+    host.answers["llama_server.service"] = {"changed": False, "msg": MSG, "warnings": ["it ends soon", "again"]}
+    host.answers["gateway.agent"] = {"changed": False, "msg": MSG, "warnings": ["again"]}
+    assert check({"roles": ["gpu_host", "llama_server"]}, **MODELS)["warnings"] == ["again", "it ends soon"]
+
+
 def test_a_second_check_that_finds_a_change(check: Any, host: Host) -> None:
     assert check({"roles": ["llama_server"]}, **MODELS)["as_declared"]
     host.answers["model_source.source"] = Answer("differs", "a file is missing")

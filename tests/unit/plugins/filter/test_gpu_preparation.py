@@ -18,6 +18,7 @@ OFF = {**GPU, "persistence_mode": False}
 FAULT = {"code": "driver_hang", "text": "it did not answer"}
 HANG = {"check": "driver_hang", "effect": "unfit", "line": "driver_hang: it did not answer"}
 SICK = {"check": "remap_pending", "effect": "unfit", "line": "GPU 2: remap_pending: reset it"}
+SLOW = {"check": "hw_slowdown", "effect": "slow", "line": "GPU 2: hw_slowdown: it is slow"}
 HOT = {"check": "hot", "effect": "note", "line": "GPU 2: hot: 3 °C"}
 ALL = {"required": True, "pynvml": True, "persistence": True, "expected": 0}
 
@@ -34,7 +35,7 @@ def gpus(*devices: Dict[str, Any], **more: Any) -> Dict[str, Any]:
         (gpus({**GPU, "persistence_mode": None}), ALL, []),
         (gpus(OFF), {**ALL, "persistence": False}, []),
         (gpus(OFF, fault=FAULT, findings=[HANG]), ALL, [HANG["line"]]),
-        (gpus(GPU, findings=[SICK, HOT]), ALL, [SICK["line"]]),
+        (gpus(GPU, findings=[SICK, SLOW, HOT]), ALL, [SICK["line"]]),
         (gpus(GPU, source="nvidia-smi"), ALL, ["pynvml is missing"]),
         (gpus(GPU, source="nvidia-smi"), {**ALL, "pynvml": False}, []),
         (gpus(GPU), {**ALL, "expected": 4}, ["gpu_missing: 3 of 4 GPUs are missing on the PCI bus"]),

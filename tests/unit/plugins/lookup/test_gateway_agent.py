@@ -35,28 +35,30 @@ def test_each_service_once_and_no_key():
     vllm = {"unit": "vllm@big", "engine": "vllm", "address": "192.0.2.21", "port": 8001, "tls": False}
     assert found == {
         "state": "present",
-        "services": [dict(ollama, max_concurrent=4, fixed_gpus=True), dict(vllm, max_concurrent=0, fixed_gpus=False)],
+        "services": [
+            dict(ollama, max_concurrent=4, visible_devices=None),
+            dict(vllm, max_concurrent=0, visible_devices="all"),
+        ],
         "gateways": ["192.0.2.10", "gw2"],
         "local_gateway": "",
         "port": 8405,
     }
 
 
-@pytest.mark.parametrize(
-    ("wish", "fixed"), [("all", False), ({"count": 2}, False), ([0, 1], True), ("none", True), (None, True)]
-)
-def test_a_wish_leaves_the_gpus_to_a_run(wish, fixed):
+@pytest.mark.parametrize("wish", ["all", {"count": 2}, [0, 1], "none", None])
+def test_the_gpus_are_those_declared(wish):
     hostvars = {**HOSTVARS, "gpu2": {"ollama_models": ["chat"], "ollama_host": "0.0.0.0"}}
     if wish is not None:
         hostvars["gpu2"]["ollama_visible_devices"] = wish
-    assert [service["fixed_gpus"] for service in ask("gpu2", hostvars)[0]["services"]] == [fixed]
+    assert [service["visible_devices"] for service in ask("gpu2", hostvars)[0]["services"]] == [wish]
 
 
-@pytest.mark.parametrize(("wish", "fixed"), [("all", False), ([0, 1], True), (None, False)])
-def test_vllm_has_all_gpus_unless_told_otherwise(wish, fixed):
+@pytest.mark.parametrize(("wish", "gpus"), [("all", "all"), ([0, 1], [0, 1]), (None, "all")])
+def test_vllm_has_all_gpus_unless_told_otherwise(wish, gpus):
     instance = dict(HOSTVARS["gpu1"]["vllm_instances"][0], **({"visible_devices": wish} if wish else {}))
     hostvars = {**HOSTVARS, "gpu1": {**HOSTVARS["gpu1"], "vllm_instances": [instance]}}
-    assert [one["fixed_gpus"] for one in ask("gpu1", hostvars)[0]["services"] if one["engine"] == "vllm"] == [fixed]
+    found = ask("gpu1", hostvars)[0]["services"]
+    assert [one["visible_devices"] for one in found if one["engine"] == "vllm"] == [gpus]
 
 
 @pytest.mark.parametrize("groups", [{}, {"gateway": []}, {"ollama": ["gpu1"]}])

@@ -18,5 +18,5 @@ def test_what_is_recorded_is_returned(run_module, monkeypatch, tmp_path):
     (tmp_path / "fingerprints/e@two.service.json").write_text("{")
     (tmp_path / "fingerprints/.e@one.service.json.new").write_text("{}")
     found = run_module(fingerprints_info.main)
-    assert found["msg"] == "recorded answers of 1 services" and not found["changed"]
+    assert found["msg"] == "recorded answers of 1 service" and not found["changed"]
     assert fingerprint.recorded_in(found["fingerprints"]["e@one.service"]) == recorded

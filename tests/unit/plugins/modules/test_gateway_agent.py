@@ -71,11 +71,11 @@ def test_what_it_reads_and_who_may_reach_it(bring):
 
 
 def test_a_service_whose_gpu_must_not_be_used_is_held(bring, monkeypatch):
-    sick = {"uuid": "GPU-1", "health": {"fit": False, "ok": False}}
+    sick = {"index": 0, "uuid": "GPU-1", "pci_bus_id": "0000:01:00.0", "health": {"fit": False, "ok": False}}
     asked = []
     monkeypatch.setattr(facts, "first_look", lambda timeout: asked.append(timeout) or {"devices": [sick]})
     monkeypatch.setattr(claims, "held", lambda system: [claims.Claim("vllm@chat.service", {"GPU-1": None})])
-    services = [dict(CHAT, fixed_gpus=True), CODE]
+    services = [dict(CHAT, visible_devices=[0]), CODE]
     assert bring(services=services)["held"] == [] and not asked, "nobody asked for it"
     result = bring(services=services, on_unhealthy="drain", facts_timeout=3)
     assert result["held"] == ["vllm@chat.service"] and asked == [3.0]

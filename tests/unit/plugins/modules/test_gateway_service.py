@@ -71,11 +71,12 @@ def test_what_is_refused(run_module, given, words):
     assert KEY not in str(result)
 
 
-@pytest.mark.parametrize(("days", "said"), [(13, "in 13.0 days: renew it"), (-1, "in -1.0 days: renew it"), (15, "")])
+@pytest.mark.parametrize(("days", "said"), [(13, "in 13.0 days: renew it"), (-3, "ended on "), (15, "")])
 def test_a_certificate_that_ends_soon_is_a_warning(monkeypatch, days, said):
     monkeypatch.setattr(service.runtime, "certificate_ends", lambda file, path: int(time.time()) + days * 86400 + 60)
     warnings = list(service._expiry(service._certificates("/etc/gateway.pem", service.haproxy.Place())))
     assert len(warnings) == bool(said) and all("/etc/gateway.pem" in one and said in one for one in warnings)
+    assert all(("ends on " in one) != (days < 0) and "-" not in one.partition("UTC")[2] for one in warnings)
     assert service._certificates(None, service.haproxy.Place()) == {}
 
 

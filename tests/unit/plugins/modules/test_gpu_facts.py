@@ -175,6 +175,9 @@ def test_what_somebody_has_to_act_upon_is_a_warning(run_module, gathered):
     quiet = [dict(one, action=action) for action in ("look", "restart", "none")]
     gathered(findings=[one, *quiet, dict(one, effect="unfit"), one])
     assert not run_module(gpu_facts.main, warnings=(text + ". What to do: reset the GPU",) * 2)["failed"]
+    told = dict(one, line="GPU 2: spare_rows_low: few are left: replace it", remedy="replace it")
+    gathered(findings=[told])
+    assert not run_module(gpu_facts.main, warnings=(told["line"],))["failed"], "it says so already"
 
 
 def test_every_value_is_documented(monkeypatch):

@@ -76,7 +76,7 @@ def test_a_problem(name: str, case: Any, said: str) -> None:
 
 def test_a_finding_keeps_its_name() -> None:
     (found,) = pains.check(seen(facts={"findings": [FINDING]}))
-    assert found == {"pain": "hot", "text": "GPU 0: hot: it is hot", "fix": "look into it"}
+    assert found == {"pain": "hot", "text": "GPU 0: it is hot", "fix": "look into it"}
 
 
 def test_every_problem_has_a_test() -> None:

@@ -17,30 +17,36 @@ def claim(unit: str, *gpus: str) -> Claim:
     return Claim(unit, dict.fromkeys(gpus))
 
 
-def device(uuid: str, fit: bool = True, ok: bool = True) -> Dict[str, Any]:
-    return {"uuid": uuid, "health": {"fit": fit, "ok": ok and fit}}
+def device(index: int, fit: bool = True, ok: bool = True) -> Dict[str, Any]:
+    place = "0000:0%d:00.0" % index
+    return {"index": index, "uuid": "GPU-%d" % index, "pci_bus_id": place, "health": {"fit": fit, "ok": ok and fit}}
 
 
-FIXED, MOVES = {"a.service": True}, {"a.service": False}
+UNIT = "a.service"
 
 
 @pytest.mark.parametrize(
-    ("services", "claims", "devices", "held"),
+    ("wish", "claimed", "devices", "held"),
     [
-        pytest.param(FIXED, [claim("a.service", "0")], [device("0"), device("1", fit=False)], [], id="another's GPU"),
-        pytest.param(
-            FIXED, [claim("a.service", "0", "1")], [device("0"), device("1", fit=False)], ["a.service"], id="its"
-        ),
-        pytest.param(FIXED, [claim("a.service", "0", "9")], [device("0")], ["a.service"], id="a GPU that is gone"),
-        pytest.param(FIXED, [claim("a.service", "0")], [device("0", ok=False)], [], id="one that is only slow"),
-        pytest.param(MOVES, [claim("a.service", "0")], [device("0", fit=False), device("1")], [], id="it can move"),
-        pytest.param(
-            MOVES, [claim("a.service", "0")], [device("0", fit=False)], ["a.service"], id="it has nowhere to go"
-        ),
-        pytest.param(FIXED, [claim("b.service", "0")], [device("0", fit=False)], [], id="none that gateways know"),
-        pytest.param(FIXED, [claim("a.service")], [device("0", fit=False)], [], id="it uses no GPU"),
-        pytest.param(FIXED, [], [], [], id="nothing claimed"),
+        pytest.param([0], [0], [device(0), device(1, fit=False)], False, id="another's GPU"),
+        pytest.param([0, 1], [0, 1], [device(0), device(1, fit=False)], True, id="its"),
+        pytest.param(["GPU-1"], [1], [device(0), device(1, fit=False)], True, id="its, by UUID"),
+        pytest.param(["0000:01:00.0"], [1], [device(0), device(1, fit=False)], True, id="its, by place"),
+        pytest.param([0, 9], [0, 9], [device(0)], True, id="a GPU that is gone"),
+        pytest.param([0], [0], [device(0, ok=False)], False, id="one that is only slow"),
+        pytest.param([0], [1], [device(0), device(1, fit=False)], False, id="it is moved away"),
+        pytest.param([1], [0], [device(0), device(1, fit=False)], True, id="it is moved there"),
+        pytest.param([1], [], [device(0), device(1, fit=False)], True, id="it is new there"),
+        pytest.param(None, [0, 1], [device(0), device(1, fit=False)], True, id="nothing declared, one of its claim"),
+        pytest.param(None, [0], [device(0), device(1, fit=False)], False, id="nothing declared, none of its claim"),
+        pytest.param("all", [0], [device(0, fit=False), device(1)], False, id="it can move"),
+        pytest.param({"count": 1}, [0], [device(0, fit=False), device(1)], False, id="it can move, by a policy"),
+        pytest.param("all", [0], [device(0, fit=False)], True, id="it has nowhere to go"),
+        pytest.param("none", [0], [device(0, fit=False)], False, id="it leaves the GPUs"),
+        pytest.param(None, [], [device(0, fit=False)], False, id="it uses no GPU"),
+        pytest.param(None, [], [], False, id="nothing claimed"),
     ],
 )
-def test_held(services: Dict[str, bool], claims: List[Claim], devices: List[Any], held: List[str]) -> None:
-    assert unfit.held(services, claims, devices) == held
+def test_held(wish: Any, claimed: List[int], devices: List[Any], held: bool) -> None:
+    claims = [claim(UNIT, *("GPU-%d" % index for index in claimed)), claim("b.service", "GPU-0", "GPU-1")]
+    assert unfit.held({UNIT: wish}, claims, devices) == [UNIT] * held

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import pytest
 
@@ -18,7 +18,7 @@ def facts(uuids: Sequence[str] = ("GPU-a", "GPU-b"), version: str = "580.95.05",
     return {"devices": devices, "fault": None, "findings": [], "driver": {"version": version}, **more}
 
 
-def finding(check: str, action: str = "look", gpu: int = 1) -> Dict[str, Any]:
+def finding(check: str, action: str = "look", gpu: Optional[int] = 1) -> Dict[str, Any]:
     return {"gpu": gpu, "check": check, "effect": "note", "action": action, "text": "…"}
 
 
@@ -65,7 +65,17 @@ def test_the_driver_is_as_expected(driver: str, right: bool) -> None:
     assert missing(snapshot(facts()), facts(), False, driver) == said
 
 
+@pytest.mark.parametrize("after", [[1], [0, 1]])
+def test_another_gpu_that_is_lost_is_new(after: Sequence[int]) -> None:
+    def lost(*gpus: int) -> Dict[str, Any]:
+        fault = {"code": "gpu_lost", "text": "…", "remedy": "reboot"}
+        return facts(fault=fault, findings=[finding("gpu_lost", gpu=gpu) for gpu in gpus])
+
+    assert missing(snapshot(lost(0)), lost(*after), False, None) == ["GPU 0000:01:00.0: gpu_lost, which is new"]
+    assert missing(snapshot(lost(*after)), lost(*after), False, None) == []
+
+
 def test_a_fault_of_the_host_is_said_once() -> None:
     fault = {"code": "driver_hang", "text": "no answer", "remedy": "reboot"}
-    before, after = snapshot(facts()), facts(fault=fault, findings=[finding("driver_hang")])
+    before, after = snapshot(facts()), facts(fault=fault, findings=[finding("driver_hang", gpu=None)])
     assert missing(before, after, False, None) == ["driver_hang: no answer (reboot)"]

@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import faul
     "path, value, reason",
     [
         ("ecc.volatile.uncorrected", 3, "3 uncorrectable memory errors since the driver was loaded (ECC, volatile)"),
-        ("remapped_rows.failure", True, "remapping of memory rows has failed: the board needs replacing"),
+        ("remapped_rows.failure", True, "remapping of memory rows has failed: have the board replaced"),
         ("remapped_rows.pending", True, "remapping of memory rows is pending: reset the GPU"),
         ("retired_pages.pending", True, "retirement of memory pages is pending: reset the GPU"),
         ("repair.channel_pending", True, "a repair of the GPU is pending: reset the GPU"),
@@ -22,9 +22,9 @@ from ansible_collections.gpufleet.inference.plugins.module_utils.gpu import faul
         (
             "ecc.sram_threshold_exceeded",
             True,
-            "the memory on its chip had too many uncorrectable errors (SRAM threshold): the board needs replacing",
+            "the memory on its chip had too many uncorrectable errors (SRAM threshold): have the board replaced",
         ),
-        ("unrepairable_memory", True, "its memory cannot be repaired any more: the board needs replacing"),
+        ("unrepairable_memory", True, "its memory cannot be repaired any more: have the board replaced"),
         (
             "fabric.problems",
             ["route_unhealthy", "no_partition"],
@@ -173,7 +173,7 @@ def test_notes(check, path, value, text):
     model.put(devices[2], path, value)
     (found,) = findings(devices, [])
     assert (found["gpu"], found["check"], found["effect"]) == (2, check, "note")
-    assert text in found["text"]
+    assert text in found["line"] and not found["text"].endswith(found["remedy"])
     assert health.health(devices[2])["ok"]
 
 
@@ -186,7 +186,7 @@ def test_what_is_against_a_gpu_is_a_finding_too():
             "check": "remap_pending",
             "effect": "unfit",
             "action": "reset",
-            "text": "remapping of memory rows is pending: reset the GPU",
+            "text": "remapping of memory rows is pending",
             "line": "GPU 0: remap_pending: remapping of memory rows is pending: reset the GPU",
             "remedy": "reset the GPU",
         }
@@ -231,3 +231,11 @@ def test_each_check_has_a_name_and_an_action_of_its_own_kind():
     assert len(names) == len(set(names))
     assert {check.action for check in health.CHECKS} <= set(health.ACTIONS) - {"restart"}
     assert {action for action, _meaning in health.XIDS.values()} <= set(health.ACTIONS) - {"replace"}
+
+
+@pytest.mark.parametrize("count, found", [(1, []), (2, ["acs_on", "acs_on"])])
+def test_a_gpu_that_is_alone_reaches_no_other(count, found):
+    devices = [model.blank(index, "unsupported") for index in range(count)]
+    for device in devices:
+        model.put(device, "pcie.acs_redirects", ["0000:00:01.0"])
+    assert [one["check"] for one in findings(devices, [])] == found

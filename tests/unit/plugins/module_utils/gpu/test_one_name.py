@@ -128,7 +128,7 @@ def test_a_finding_has_its_name_in_every_view(name: str) -> None:
     (found,) = gpu["findings"]
     assert of_the_plan(gpu) == ([name] if health.matters(found) else [])
     of_the_host = name == health.MISSING  # whether it counts depends on the expected number, which is not given here
-    assert of_the_preflight(gpu) == ([] if found["effect"] == checks.NOTE or of_the_host else [name])
+    assert of_the_preflight(gpu) == ([name] if found["effect"] == checks.UNFIT and not of_the_host else [])
     assert found["remedy"] and ("GPU 2: " in found["line"]) == (found["gpu"] == 2)
 
 

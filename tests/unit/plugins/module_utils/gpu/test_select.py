@@ -56,7 +56,7 @@ def indexes(devices):
         pytest.param(MIXED, "all", [0, 1, 2], id="all that are healthy"),
         pytest.param([gpu(0, lost="GPU is lost"), gpu(1)], "all", [1], id="all that answer"),
         pytest.param([gpu(0), gpu(1, **SLOW)], "all", [0, 1], id="all, one of them slow"),
-        pytest.param([gpu(0), gpu(1, **SLOW)], {}, [0], id="a policy passes over a slow one"),
+        pytest.param([gpu(0), gpu(1, **SLOW)], {}, [0, 1], id="a policy, one of them slow"),
         pytest.param([gpu(0), gpu(1, **SLOW, **SICK)], "all", [0], id="slow and sick"),
         pytest.param(FOUR, [2, 0], [2, 0], id="the order of a list is kept"),
         pytest.param(FOUR, ["3", 1], [3, 1], id="an index as text, as templates give it"),

@@ -204,6 +204,14 @@ def test_a_sick_gpu_is_named(converge, wanted, said):
     assert converge(visible_devices=wanted)["msg"].startswith("ok · %s" % said)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "said"), [({"count": 2}, "2× H200 · at"), ("all", "4× H200 · GPU 2 is not healthy: it is hot · at")]
+)
+def test_a_slow_gpu_is_left_out_of_nothing(converge, wanted, said):
+    converge.facts["devices"][2]["health"] = {"ok": False, "fit": True, "lost": False, "reasons": ["it is hot"]}
+    assert converge(visible_devices=wanted)["msg"].startswith("ok · %s" % said)
+
+
 def test_what_is_refused_for_want_of_gpus_names_those_left_out(converge):
     converge.facts["devices"][2]["health"] = SICK
     converge.engine.refuses["e.service"] = Refused("it cannot be split over 3 GPUs")
