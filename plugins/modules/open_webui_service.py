@@ -167,7 +167,8 @@ options:
     default: closed
   database_url:
     description:
-      - PostgreSQL instead of SQLite, such as V(postgresql://USER:PASSWORD@HOST/NAME).
+      - PostgreSQL instead of SQLite, such as V(postgresql://USER:PASSWORD@HOST/NAME). Special characters of the
+        password are percent-encoded, such as V(%2F) for V(/).
       - The database must belong to that user. Its backup needs C(pg_dump), C(pg_restore) and C(psql) on the host.
     type: str
   secret_key:

@@ -245,28 +245,3 @@ def test_a_maintained_host_stays_out_until_its_work_is_done(fleet: Fleet) -> Non
     assert fleet.processes()[1:] == before[1:]
     ended = fleet.lab.module("gpu1", "host_maintenance", {"name": "driver-575", "state": "begun"})
     assert ended["ended"] and not ended["changed"]
-
-
-BOOT = (
-    "systemctl isolate rescue.target; rm -rf /run/gpufleet-agent/*; systemctl isolate multi-user.target; "
-    "systemctl start --no-block default.target"
-)
-"""All services stop, and those start that are enabled; a container of podman would come back with another address."""
-
-
-@pytest.mark.skipif("ROLLOUT_REBOOT" not in os.environ, reason="two hosts reboot one after the other")
-def test_a_maintenance_with_a_reboot_fails_no_request(fleet: Fleet) -> None:
-    alone = "systemd-run --quiet --collect -p DefaultDependencies=no -p IgnoreOnIsolate=yes sh -c '%s'" % BOOT
-    reboot = {"reboot_command": alone, "boot_time_command": "systemctl show -p ActiveEnterTimestampMonotonic ssh"}
-    tasks = fleet.folder / "reboot.yml"
-    tasks.write_text(yaml.safe_dump([{"name": "Reboot", "ansible.builtin.reboot": reboot, "become": True}]))
-    before = fleet.processes()
-    with Load(fleet) as load:
-        given = {"maintain_name": "kernel", "maintain_tasks": str(tasks)}
-        done = fleet.run("maintain", "--limit", "gpu1,gpu2", **given)
-    print(done.output[done.output.index("  rollout complete") :])
-    print("%d whole answers, faults: %s, fewest ready: %d" % (load.whole, load.faults, min(load.ready)))
-    assert load.faults == [] and min(load.ready) >= 2
-    after = fleet.processes()
-    assert before[0] != after[0] and before[1] != after[1] and before[2] == after[2]
-    assert fleet.lab.sh("gpu2", "systemctl is-enabled ollama").strip() == "enabled"

@@ -216,7 +216,7 @@ def test_the_way_back_to_a_generation(managed, lab, sh):
 
 def test_question_roles_and_self_check_agree_on_drift(managed, lab, tmp_path):
     lab.playbook("site.yml", "--limit", "gpu1,gpu2", *drift.SELF_CHECK)
-    drift.assert_agreement(lab, managed, "ollama", drift.sample(len(drift.DRIFT) - 3), hostsetup.wait_for_api, True)
+    drift.assert_agreement(lab, managed, "ollama", drift.sample(len(drift.DRIFT)), hostsetup.wait_for_api, True)
     one_name.assert_one_name(lab, tmp_path / "page.html", hostsetup.wait_for_api)
     said = lab.sh("gpu1", "journalctl -q --no-pager -o cat -u gpufleet-self-check.service")
     assert len(said.splitlines()) < 2 * len(drift.DRIFT), "not one line for each check"

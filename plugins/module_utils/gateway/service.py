@@ -322,8 +322,9 @@ def _line(outcome: Outcome, pools: keys.Pools, params: Mapping[str, Any], check_
         _count(params["keys"], "key"),
         "%s://%s" % (scheme, host_port(params["host"], params["port"])),
     ]
-    if "up" in outcome.verdict.evidence:
-        parts.insert(2, "%d of %d up" % (outcome.verdict.evidence["up"], sum(map(len, pools.values()))))
+    found = outcome.verdict.evidence
+    if "up" in found:
+        parts.insert(2, "%d of %d up" % (found["up"], len(found["servers"])))
     if outcome.restarted:
         parts.append("restart %.1f s" % (outcome.downtime_ms / 1000.0))
     elif any(command.startswith("systemctl reload") for command in outcome.planned):

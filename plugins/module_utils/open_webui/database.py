@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from typing import List, Optional
 
 from ..programs.open_webui_data import variables
 from ..toolbox.text import one_line
+from ..toolbox.users import home
 
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where the unit finds programs."""
 TOOLS = ("pg_dump", "pg_restore", "psql")
 _LIMIT = 30  # seconds for a command
 _PSQL = ["psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--command"]
@@ -34,7 +36,7 @@ def obstacle(url: str, users_needed: bool) -> Optional[str]:
 
     :param users_needed: whether it must have a user already.
     """
-    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    missing = [tool for tool in TOOLS if not shutil.which(tool, path=PATH)]
     if missing:
         return "database_url needs %s for backups: install PostgreSQL's client" % ", ".join(missing)
     try:
@@ -60,7 +62,8 @@ def _has_users(url: str) -> bool:
 
 
 def _run(command: List[str], url: str) -> str:
-    environment = {**os.environ, "LC_ALL": "C", "PGCONNECT_TIMEOUT": "10", **variables(url)}
+    # nothing of root's: the user could read it in /proc, but not the certificates in root's home
+    environment = {"PATH": PATH, "LC_ALL": "C", "HOME": home(), "PGCONNECT_TIMEOUT": "10", **variables(url)}
     done = subprocess.run(
         command,
         env=environment,

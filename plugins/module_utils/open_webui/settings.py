@@ -6,7 +6,9 @@
 Facts of Open WebUI 0.12.4: env.py and config.py of the package. With ENABLE_PERSISTENT_CONFIG=false the environment
 applies, and not what an administrator once saved. OFFLINE_MODE keeps it from fetching models and from looking for
 updates. Its server trusts the client addresses that any peer claims, unless FORWARDED_ALLOW_IPS is set. A model is for
-administrators alone until one of them shares it on the page, unless BYPASS_MODEL_ACCESS_CONTROL is set.
+administrators alone until one of them shares it on the page, unless BYPASS_MODEL_ACCESS_CONTROL is set. Questions on
+the page offer tools to the model, which Ollama rejects for a model without them, and vLLM without a parser for them,
+unless function_calling is legacy.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import re
 from typing import Any, Dict, List, Mapping, Tuple
 
 from ..placement import sandbox
+from ..programs.open_webui_data import variables
 from ..serving.variables import may_be_secret
 from ..systemd.render import argument
 from ..toolbox.addresses import is_loopback
@@ -50,8 +53,13 @@ ALWAYS = {
     "ENABLE_PIP_INSTALL_FRONTMATTER_REQUIREMENTS": "false",
     "FORWARDED_ALLOW_IPS": "127.0.0.1",
     "BYPASS_MODEL_ACCESS_CONTROL": "true",
+    "DEFAULT_MODEL_PARAMS": '{"function_calling": "legacy"}',
 }
 _URL = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[^\s;?#]*)?/?\Z")
+_DATABASE = re.compile(
+    r"(?=[!-~]+\Z)postgres(?:ql)?://(?:[^\[\]:/?#@]+(?::[^\[\]/?#@]*)?@)?"
+    r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]+)?(?:/[^/?#@]*)?(?:\?[^#@]*)?\Z"
+)
 _SECRETS = ("WEBUI_SECRET_KEY", "WEBUI_ADMIN_PASSWORD", "DATABASE_URL", "OPENAI_API_KEYS", "RAG_OPENAI_API_KEY")
 
 
@@ -81,8 +89,11 @@ def check(params: Mapping[str, Any]) -> None:
         )
     if params["backups"] < 1:
         raise Refused("backups is %d; expected at least 1" % params["backups"])
-    if params["database_url"] and not re.match(r"postgres(ql)?://", params["database_url"]):
-        raise Refused("database_url: expected postgresql://USER:PASSWORD@HOST/NAME, or leave it out for SQLite")
+    if params["database_url"] and not _names_database(params["database_url"]):
+        raise Refused(  # without the value, as part of a password may be anywhere in it
+            "database_url: expected postgresql://USER:PASSWORD@HOST/NAME, with percent-encoded special characters in "
+            "the password, such as %2F for /; or leave it out for SQLite"
+        )
     open_ones = sorted(
         name for name, value in params["environment"].items() if name in _SECRETS or may_be_secret(name, value)
     )
@@ -184,6 +195,13 @@ def unit(params: Mapping[str, Any], venv: str) -> Dict[str, List[str]]:
 def _url(option: str, url: str) -> None:
     if not _URL.match(url):
         raise Refused("%s is %r; expected such as http://192.0.2.1:8000" % (option, re.sub("//.*@", "//…@", url)))
+
+
+def _names_database(url: str) -> bool:
+    try:
+        return bool(_DATABASE.match(url) and variables(url))
+    except ValueError:  # no port, or no address, is like that
+        return False
 
 
 def _truth(value: bool) -> str:

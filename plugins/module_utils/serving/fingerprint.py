@@ -50,11 +50,12 @@ def compare(service: Service, endpoint: Endpoint, model: str, warn: Callable[[st
         accepted = known or Recorded(model, prompts, first, learned([first, *further]))
         answers, found = first, difference(accepted, first)
         if found:  # other requests in the same batch may move them once
+            busy = _busy(endpoint)
             answers = take(endpoint, model, prompts, timeout)
             found = difference(accepted, answers)
-        if found and _busy(endpoint):  # as in a check that changes nothing, and so drains nothing
-            accepted = accepted._replace(tolerance=max(accepted.tolerance, BUSY))
-            found = difference(accepted, answers)
+            if found and (busy or _busy(endpoint)):  # as in a check that changes nothing, and so drains nothing
+                accepted = accepted._replace(tolerance=max(accepted.tolerance, BUSY))
+                found = difference(accepted, answers)
     except NoLogprobs as reason:
         if known:  # for example, a model whose numbers have become NaN
             raise Fault("wrong_answers", "the answers of %s can no longer be compared: %s" % (model, reason)) from None

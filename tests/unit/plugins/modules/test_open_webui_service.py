@@ -63,7 +63,7 @@ def test_the_variables_of_the_process() -> None:
         admin_password=PASSWORD,
         url="https://chat.example.com/",
         signup="pending",
-        environment={"ENABLE_CODE_EXECUTION": False, "TASK_MODEL": "tiny"},
+        environment={"ENABLE_CODE_EXECUTION": False, "TASK_MODEL": "tiny", "DEFAULT_MODEL_PARAMS": {}},
     )
     settings.check(params)
     found = settings.environment(params, "/data")
@@ -72,7 +72,7 @@ def test_the_variables_of_the_process() -> None:
     assert (found["ENABLE_SIGNUP"], found["DEFAULT_USER_ROLE"]) == ("true", "pending")
     assert found["CORS_ALLOW_ORIGIN"] == "https://chat.example.com" and found["WEBUI_AUTH_COOKIE_SECURE"] == "true"
     assert (found["ENABLE_CODE_EXECUTION"], found["TASK_MODEL"]) == ("false", "tiny")
-    assert found["BYPASS_MODEL_ACCESS_CONTROL"] == "true"
+    assert (found["BYPASS_MODEL_ACCESS_CONTROL"], found["DEFAULT_MODEL_PARAMS"]) == ("true", "{}")
     assert (found["OFFLINE_MODE"], found["ENABLE_PERSISTENT_CONFIG"]) == ("true", "false")
     secret = settings.secrets(params, "signing")
     assert secret == {
@@ -89,6 +89,38 @@ def test_without_an_embedding_model_documents_are_read_whole() -> None:
     found = settings.environment(params, "/data")
     assert found["BYPASS_EMBEDDING_AND_RETRIEVAL"] == "true" and "RAG_EMBEDDING_ENGINE" not in found
     assert settings.secrets(params, "signing")["OPENAI_API_KEYS"] == "none"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://webui:Tr0ub4dor/x@db/chats",
+        "postgresql://webui:Tr0ub4dor#x@db/chats",
+        "postgresql://webui:4711/Tr0ub4dor@db/chats",
+        "postgresql://webui:4711?Tr0ub4dor@db/chats",
+        "postgresql://webui:Tr0ub4dor@x@db/chats",
+        "postgresql://webui:Tr0ub4dor[@db/chats",
+        "postgresql://webui:Tr0ub4dor\u2100@db/chats",  # is a/c to urllib, which shows it
+        "postgresql://webui:Tr0ub4dor@db:54320000/chats",
+    ],
+)
+def test_no_part_of_a_password_is_shown(run_module: Any, url: str) -> None:
+    result = run_module(open_webui_service.main, {"venv": "/no/such", "database_url": url})
+    assert result["failed"] and "percent-encoded special characters in the password" in result["msg"]
+    assert "Tr0ub4dor" not in str(result)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://webui:a:b%2F!$&'()*+,;=-._~%40@db.example:5432/chats?sslmode=verify-full&sslrootcert=/etc/ca.pem",
+        "postgresql://webui@[2001:db8::1]:5432/chats",
+        "postgresql:///chats?host=/run/postgresql",
+        "postgresql://webui:x@db/chats?options=-c%20search_path%3Dpublic",
+    ],
+)
+def test_which_databases_are_accepted(url: str) -> None:
+    settings.check(declared(database_url=url))
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -20,10 +21,7 @@ Programs = Callable[..., None]
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     """`programs(psql=…)`: the shell commands of PostgreSQL's client; psql sees whether users are asked for in $users."""
-    monkeypatch.setenv("PATH", "%s:%s" % (tmp_path, os.environ["PATH"]))
-    real = database.shutil.which
-    own = str(tmp_path)
-    monkeypatch.setattr(database.shutil, "which", lambda name: real(name, path=own))
+    monkeypatch.setattr(database, "PATH", str(tmp_path))
 
     def write(**commands: str) -> None:
         for name, command in {"pg_restore": "", "pg_dump": "", "psql": "", **commands}.items():
@@ -55,6 +53,16 @@ def test_what_is_rejected(programs: Programs, psql: str, pg_dump: str, users: bo
     programs(psql=psql + "\n:" if "exit" not in psql else psql, pg_dump=pg_dump)
     found = database.obstacle(URL, users)
     assert found is None if words is None else words in str(found)
+
+
+def test_its_programs_get_nothing_of_roots(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://root:secret@proxy.example:3128")
+    monkeypatch.setenv("HOME", "/no/such/home")
+    programs(psql="export -p > %s" % (tmp_path / "seen"))
+    assert database.obstacle(URL, False) is None
+    seen = (tmp_path / "seen").read_text()
+    assert "HOME='%s'" % pwd.getpwuid(os.geteuid()).pw_dir in seen and "LC_ALL='C'" in seen
+    assert "PROXY" not in seen and "/no/such" not in seen
 
 
 def test_the_client_must_be_there(programs: Programs) -> None:

@@ -20,13 +20,18 @@ PASSWORD = "correct-horse-4711"
 
 
 class Page(ThreadingHTTPServer):
-    """`signs_up`: its setting, None for none; `tasks`: the running answers of each look, the last one from then on."""
+    """`signs_up`: its setting, None for none; `tasks`: the running answers of each look, the last one from then on.
+
+    `status`: of the answer to a look; `busy`: how many requests get no answer, before others do.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.signs_up: Any = False
         self.tasks: List[List[str]] = [[]]
         self.looks = 0
+        self.status, self.busy = 200, 0
+        self.over = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -40,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/api/tasks":
             self.server.looks += 1
             tasks = self.server.tasks
-            self.reply(200, {"tasks": tasks.pop(0) if len(tasks) > 1 else tasks[0]})
+            self.reply(self.server.status, {"tasks": tasks.pop(0) if len(tasks) > 1 else tasks[0]})
         elif self.path == "/api/v1/auths/admin/config":
             self.reply(200, {"ENABLE_SIGNUP": self.server.signs_up, "OTHER": 1})
 
@@ -55,6 +60,13 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.reply(422, {"detail": "a field is missing"})
 
+    def parse_request(self) -> bool:
+        if self.server.busy:
+            self.server.busy -= 1
+            self.server.over.wait()
+            return False
+        return super().parse_request()
+
     def reply(self, status: int, body: Dict[str, Any]) -> None:
         content = json.dumps(body).encode()
         self.send_response(status)
@@ -68,6 +80,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     monkeypatch.setattr(drain, "_PAUSE", 0.01)
     server = Page()
     yield server
+    server.over.set()
     server.shutdown()
     server.server_close()
 
@@ -115,6 +128,34 @@ def test_running_answers_are_waited_for(page: Page) -> None:
 def test_an_answer_that_does_not_end_is_named(page: Page) -> None:
     page.tasks = [["one"]]
     assert stop(declared(page, drain_timeout=0.05)) == ["1 answer(s) were cut after 0 s (drain_timeout)"]
+
+
+@pytest.mark.parametrize(
+    ("status", "tasks", "words"),
+    [
+        (403, [], "answers 403 "),
+        (404, [], "answers 404 "),
+        (500, [], "answers 500 "),
+        (200, {"one": 1}, "answers 200 "),
+    ],
+)
+def test_answers_that_are_not_shown_are_named(page: Page, status: int, tasks: Any, words: str) -> None:
+    page.status, page.tasks = status, [tasks]
+    (warning,) = stop(declared(page))
+    assert "running answers were not waited for: http://127.0.0.1" in warning and "/api/tasks " + words in warning
+
+
+def test_a_busy_server_is_asked_again(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "_LOOK", 0.2)
+    page.busy, page.tasks = 2, [["one"], [], []]
+    assert stop(declared(page)) == [] and page.tasks == [[]] and page.busy == 0
+
+
+def test_a_server_that_stays_busy_is_named(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "_LOOK", 0.2)
+    page.busy = 1000
+    (warning,) = stop(declared(page, drain_timeout=0.5))
+    assert "running answers were not waited for: " in warning and "did not answer within" in warning
 
 
 def test_what_cannot_be_seen_is_not_waited_for(page: Page) -> None:

@@ -82,11 +82,15 @@ def test_answers_that_another_request_has_moved_are_asked_for_again(compare, web
     assert later == []
 
 
-@pytest.mark.parametrize("moved, running, wrong", [(0.3, 8, False), (0.3, 0, True), (0.9, 8, True)])
+@pytest.mark.parametrize(
+    "moved, running, wrong",
+    [(0.3, [8], False), (0.3, [0, 8], False), (0.3, [8, 0], False), (0.3, [0, 0], True), (0.9, [8], True)],
+)
 def test_requests_of_others_may_move_answers_a_little(compare, web, moved, running, wrong):
+    """They run before the second answers, or after them."""
     compare()
     web.answers[CHAT] = chat(("yes", -0.1 - moved))
-    web.answers["/metrics"] = 200, "vllm:num_requests_running %d\n" % running
+    web.answers["/metrics"] = lambda: (200, "vllm:num_requests_running %d\n" % running.pop(0))
     if wrong:
         with pytest.raises(Fault, match="token 1 is 'yes'"):
             compare()
