@@ -40,10 +40,11 @@ def rollout(folder: Path, size: int) -> dict[str, Any]:
     for number, name in enumerate(names):
         (world / name).write_text("old\n" if number % step == 0 else "new\n")
     given = {"world": str(world), "want": "new", "rollout_state": str(folder / "state"), "rollout_soak": 0}
-    given["rollout_apply"] = str(FIXTURES / "apply.yml")
+    given["rollout_apply"] = os.path.relpath(FIXTURES / "apply.yml", ROOT / "playbooks/rollout_parts")
     tool = str(Path(sys.executable).with_name("ansible-playbook"))
     words = [tool, "-i", str(inventory), "-f", FORKS, str(ROOT / "playbooks/rollout.yml"), "-e", json.dumps(given)]
     own = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_ACTION_PLUGINS": str(FIXTURES / "action")}
+    own["ANSIBLE_CALLBACK_PLUGINS"] = str(FIXTURES / "callback")
     began = time.monotonic()
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=output)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 import time
 import uuid
@@ -101,27 +102,35 @@ class ActionModule(ActionBase):
             if host in found.fields["as_declared"]:  # the last run was killed before it wrote so
                 self.journal.append("done", host=host)
 
-    def step_reserve(self) -> Dict[str, Any]:
-        """On each host that changes: no other controller's rollout changes it meanwhile."""
-        by = "%s@%s" % (getpass.getuser(), socket.gethostname())
-        return self.reservation("reserved", by=by, take_over=self.given.value("rollout_take_over", False))
+    def step_holder(self) -> Dict[str, Any]:
+        """Who reserves the hosts."""
+        state = self.journal.state()
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container's user may have no name
+            user = "uid %d" % os.getuid()
+        by = "%s@%s" % (user, socket.gethostname())
+        return {"msg": by, "holder": state.holder, "run": state.run, "by": by}
 
     def step_reserved(self) -> Dict[str, Any]:
-        """Fails on each host that was not reserved. If there is one, the others are released again."""
-        found = {host: self.looked(host, "rollout_reservation") for host in self.variables["ansible_play_hosts_all"]}
-        if not found[self.host].get("reserved"):
-            raise Refused(words.not_reserved(look.reason(found[self.host])))
-        return {} if all(one.get("reserved") for one in found.values()) else self.reservation("released")
+        """Whether all hosts are reserved, and why not."""
+        found = self.all_looked("rollout_reservation")
+        taken = {host: look.reason(one) for host, one in found.items() if one.get("reserved") is False}
+        failed = {host: look.reason(one) for host, one in found.items() if "reserved" not in one}
+        refused = bool(taken or failed)
+        return {"refused": refused, "msg": words.not_reserved(taken, failed) if refused else "all hosts are reserved"}
 
-    def step_release(self) -> Dict[str, Any]:
-        return self.reservation("released")
+    def step_released(self) -> Dict[str, Any]:
+        """Those that could not be released are left to the next run."""
+        found = self.all_looked("rollout_release")
+        self.journal.append("released", hosts=[host for host, one in found.items() if "reserved" in one])
+        left = [(host, look.reason(one)) for host, one in found.items() if "reserved" not in one]
+        return {"warnings": [words.not_released(*pair) for pair in left]}
 
-    def reservation(self, wanted: str, **more: Any) -> Dict[str, Any]:
-        state = self.journal.state()
-        arguments = {"state": wanted, "holder": state.holder, "run": state.run, **more}
-        name = "gpufleet.inference.host_reservation"
-        found = self._execute_module(name, module_args=arguments, task_vars=self.variables)
-        return {"reserved": bool(found.get("reserved")), "msg": str(found.get("msg"))}
+    def all_looked(self, name: str) -> Dict[str, Mapping[str, Any]]:
+        """What a task has registered on each host of the play."""
+        dropped = {"msg": "unreachable: Ansible has dropped it"}
+        return {host: self.looked(host, name) or dropped for host in self.variables["ansible_play_hosts_all"]}
 
     # --- one host
 

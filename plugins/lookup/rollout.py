@@ -19,8 +19,8 @@ options:
     description:
       - V(targets) are the hosts of the run. With it, the run takes the lock of the rollouts of this inventory.
       - V(gateways) are the gateways that report which hosts serve.
-      - V(hosts) or V(sizes), followed by V(held), V(canary), V(rest), V(changing) or V(all), are the hosts of that part
-        in their order, and the sizes of its batches.
+      - V(hosts) or V(sizes), followed by V(held), V(canary), V(rest), V(reserve), V(reserved) or V(all), are the hosts
+        of that part in their order, and the sizes of its batches.
     required: true
 """
 
@@ -78,15 +78,18 @@ def _found(journal: Journal, variables: Mapping[str, Any], what: str, part: str 
     found = _part(state, part)
     if what == "sizes":  # an empty list would mean all hosts at once
         return [sum(len(unit.hosts) for unit in chosen) for chosen in found] or [1]
-    return [host for chosen in found for unit in chosen for host in unit.hosts]
+    known = variables.get("groups", {}).get("all", ())  # a host may have left the inventory since it was reserved
+    return [host for chosen in found for unit in chosen for host in unit.hosts if host in known]
 
 
 def _part(state: State, part: str) -> List[List[Unit]]:
     """The batches of one part. What has no room now is in the last ones: it may have, by its turn."""
     if not state.plan:
         return []
-    if part == "changing":
-        return [state.plan.units]
+    if part == "reserve":
+        return [[Unit(tuple(state.plan.reserve))]]
+    if part == "reserved":
+        return [[Unit(tuple(state.reserved))]]
     if part == "all":  # one of them is enough for the receipt, but --limit may leave out any
         return [[*state.plan.units, Unit(tuple(state.plan.as_declared))]]
     left = remaining(state)

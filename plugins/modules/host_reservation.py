@@ -70,6 +70,10 @@ reserved:
   description: Whether the host is reserved for O(holder) now.
   returned: success
   type: bool
+new:
+  description: Whether it was not before.
+  returned: success
+  type: bool
 """
 
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving import reservation

@@ -13,8 +13,7 @@ version_added: 0.2.0
 description:
   - The steps of the playbook C(gpufleet.inference.rollout), which is the way to use them. They plan the rollout, decide
     when a host may be changed, keep the journal, and write the receipt. The roles change the hosts.
-  - Everything happens on the controller, apart from the questions to the gateways and the reservations of the
-    hosts.
+  - Everything happens on the controller, apart from the questions to the gateways.
 author:
   - The gpufleet developers (@gpufleet)
 extends_documentation_fragment:
@@ -29,14 +28,14 @@ options:
     description:
       - V(look) reads what the roles have found on a host, V(unfit) why they failed there. V(gateways) asks a gateway
         which hosts serve. V(plan) plans the rollout from that, and refuses it where it cannot succeed.
-      - V(reserve) keeps other controllers' rollouts from a host. V(reserved) fails if one of them was there first, and
-        V(release) ends the reservation.
+      - V(holder) tells in whose name the hosts are reserved, V(reserved) whether all of them are. V(released) records
+        which hosts were released, and warns of the others.
       - V(room) asks a gateway until its pools can do without a batch. V(admit) decides whether a host may be changed
         now. V(applied) follows; for the canary, V(soak) and V(compare), and V(back) if it does worse than the others;
         V(done) or V(failed).
       - V(report) writes the receipt. V(control) is for the playbook C(gpufleet.inference.rollout_control).
     type: str
-    choices: [look, unfit, gateways, plan, reserve, reserved, release, room, admit, applied, soak, compare, back, done,
+    choices: [look, unfit, gateways, plan, holder, reserved, released, room, admit, applied, soak, compare, back, done,
               failed, report, control]
     required: true
   request:
@@ -68,9 +67,21 @@ canary:
   description: Whether the host is a canary.
   returned: with O(step=admit)
   type: bool
-reserved:
-  description: Whether the host is reserved for this rollout.
-  returned: with O(step=reserve)
+holder:
+  description: By what the hosts know the rollouts of this state folder.
+  returned: with O(step=holder)
+  type: str
+run:
+  description: The name of the rollout.
+  returned: with O(step=holder)
+  type: str
+by:
+  description: Who runs it, and on which controller.
+  returned: with O(step=holder)
+  type: str
+refused:
+  description: Whether a host could not be reserved.
+  returned: with O(step=reserved)
   type: bool
 plan:
   description: The units that change, the canary, the pools, what changes of each service, the predicted seconds, and

@@ -721,10 +721,10 @@ instances:
     verdict:
       description:
         - The result of the verification. V(ok), or one of V(crash_loop), V(out_of_memory), V(port_taken),
-          V(bad_config), V(model_missing), V(stalled), V(not_ready), V(unauthorized), V(asleep), V(not_generated),
-          V(no_progress), V(cpu_fallback), V(wrong_gpu), V(spread_missing), V(unproven), V(vram_held), V(exposed),
-          V(wrong_answers), V(peer_lost) (another of O(nodes) has ended), or a verdict of the
-          M(gpufleet.inference.systemd_override) module.
+          V(bad_config), V(model_missing), V(load_failed), V(stalled), V(not_ready), V(unauthorized), V(asleep),
+          V(not_generated), V(no_progress), V(cpu_fallback), V(wrong_gpu), V(spread_missing), V(unproven),
+          V(vram_held), V(exposed), V(wrong_answers), V(peer_lost) (another of O(nodes) has ended), or a verdict of
+          the M(gpufleet.inference.systemd_override) module.
       returned: when the instance was inspected
       type: str
       sample: ok

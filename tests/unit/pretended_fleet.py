@@ -17,6 +17,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests/unit/fixtures/rollout"
+APPLY = os.path.relpath(FIXTURES / "apply.yml", ROOT / "playbooks/rollout_parts")
+"""Relative, as with an absolute path a rollout reserves no host."""
 TOOL = str(Path(sys.executable).with_name("ansible-playbook"))
 POOLS = {"h1": ["chat"], "h2": ["chat", "embed"], "h3": ["chat", "embed"], "h4": ["embed"]}
 
@@ -36,7 +38,7 @@ class Fleet:
             "world": str(self.world),
             "want": "new",
             "rollout_state": str(self.state),
-            "rollout_apply": str(FIXTURES / "apply.yml"),
+            "rollout_apply": APPLY,
             "rollout_soak": 0,
             **variables,
         }
@@ -48,6 +50,7 @@ class Fleet:
         own = {
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_ACTION_PLUGINS": str(FIXTURES / "action"),
+            "ANSIBLE_CALLBACK_PLUGINS": str(FIXTURES / "callback"),
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_LOCAL_TEMP": str(self.folder / "tmp"),
             **(environ or {}),
@@ -94,6 +97,18 @@ class Fleet:
 
     def statuses(self) -> Dict[str, str]:
         return {host: own["status"] for host, own in self.receipt()["hosts"].items()}
+
+    def reservations(self) -> Dict[str, str]:
+        """For each reserved host, by which rollouts."""
+        places = self.world.glob("*.reservation/rollout.json")
+        return {path.parent.stem: json.loads(path.read_text())["holder"] for path in places}
+
+    def reserve(self, *hosts: str, holder: str = "theirs") -> None:
+        """For somebody else's rollout."""
+        for host in hosts:
+            place = self.world / (host + ".reservation") / "rollout.json"
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(json.dumps({"holder": holder, "run": "r9", "by": "ada@ctl2", "since": "2026-11-30"}))
 
     def wait(self, line: str) -> None:
         until = time.monotonic() + 60

@@ -52,8 +52,8 @@ def converge(
     if check_mode and not os.path.exists(params["venv"]):
         return {"changed": True, "msg": "would install Open WebUI first, in %s" % params["venv"]}
     venv, version = _installed(params["venv"])
-    known = open_webui_data.MARK if params["database_url"] else "webui.db"
-    if not (params["admin_email"] or os.path.exists("%s/%s" % (data, known))):
+    # a database of PostgreSQL may have users of other hosts: it is asked before a change
+    if not (params["admin_email"] or params["database_url"] or os.path.exists(data + "/webui.db")):
         raise Refused(
             "admin_email: there is no user yet, and whoever comes first would become the administrator, whatever "
             "signup says; give admin_email and admin_password"
@@ -147,15 +147,9 @@ def _new_key() -> str:
 def _obstacle(params: Mapping[str, Any], data: str, version: str) -> Optional[str]:
     """Why a change cannot be made: the backup before an update has no room, or the database cannot be put back."""
     ids = users.ids_of(params["user"])
-    if not ids or not os.path.isdir(data):
-        return None
-    if params["database_url"]:
-        from . import database
-
-        users_needed = not params["admin_email"]
-        why = users.as_user(ids, lambda: database.obstacle(params["database_url"], users_needed), _ASKED)
-        if why:
-            return str(why)
+    why = _database_obstacle(params, ids) if params["database_url"] else None
+    if why or not ids or not os.path.isdir(data):
+        return why
 
     def look() -> Any:
         found = open_webui_data.version_of(data)
@@ -176,6 +170,16 @@ def _obstacle(params: Mapping[str, Any], data: str, version: str) -> Optional[st
             free >> 20,
         )
     return None
+
+
+def _database_obstacle(params: Mapping[str, Any], ids: Optional[users.Ids]) -> Optional[str]:
+    from . import database
+
+    url, users_needed = params["database_url"], not params["admin_email"]
+    why = users.as_user(ids or users.STRANGERS, lambda: database.obstacle(url, users_needed), _ASKED)
+    if why and not ids and open_webui_data.variables(url).get("PGHOST", "/").startswith("/"):
+        why += "; if PostgreSQL knows its users by those of the host, create the user %s first" % params["user"]
+    return str(why) if why else None
 
 
 def _accept(params: Mapping[str, Any], backups: str, outcome: Outcome) -> None:

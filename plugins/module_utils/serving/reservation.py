@@ -9,6 +9,7 @@ It does not expire: a rollout may wait for a person, and only a person knows tha
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any, Callable, Dict, Mapping
 
 from ..toolbox import lock, record
@@ -25,7 +26,7 @@ def step(params: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None
     :raises Refused: the record cannot be read or written now.
     """
     try:
-        with lock.held("rollout", _WAIT, what="the reservation of this host"):
+        with nullcontext() if check_mode else lock.held("rollout", _WAIT, what="the reservation of this host"):
             found = record.read(PLACE)
             own = found.get("holder") in (None, params["holder"])
             if params["state"] == "released":
@@ -41,13 +42,14 @@ _UNKNOWN = {"run": "?", "by": "an unknown controller", "since": "?"}
 def _reserve(params: Mapping[str, Any], found: Mapping[str, Any], free: bool, check_mode: bool) -> Dict[str, Any]:
     if not free:
         who = "rollout %(run)s of %(by)s has reserved this host since %(since)s" % {**_UNKNOWN, **found}
-        return {"changed": False, "reserved": False, "msg": who}
+        return {"changed": False, "reserved": False, "new": False, "msg": who}
     wanted = {name: params[name] for name in ("holder", "run", "by")}
     changed = {**found, **wanted} != found
     if changed and not check_mode:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record.write(PLACE, dict(wanted, since=since), mode=0o600)
-    return {"changed": changed, "reserved": True, "msg": "reserved for rollout %s" % params["run"]}
+    new = found.get("holder") != params["holder"]
+    return {"changed": changed, "reserved": True, "new": new, "msg": "reserved for rollout %s" % params["run"]}
 
 
 def _release(found: Mapping[str, Any], own: bool, check_mode: bool) -> Dict[str, Any]:
@@ -55,4 +57,5 @@ def _release(found: Mapping[str, Any], own: bool, check_mode: bool) -> Dict[str,
     changed = bool(found) and own
     if changed and not check_mode:
         record.forget(PLACE)
-    return {"changed": changed, "reserved": False, "msg": "released" if changed else "it was not reserved"}
+    said = "released" if changed else "it was not reserved"
+    return {"changed": changed, "reserved": False, "new": False, "msg": said}

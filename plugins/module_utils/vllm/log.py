@@ -51,6 +51,8 @@ _CAUSES: CauseTable = (
     ("is not a local folder and is not a valid model identifier", "model_missing", "correct model, or set hf_token"),
     ("We couldn't connect to", "model_missing", "the model is not in the cache and its hub is not reached"),
     ("gated repo", "model_missing", "the model needs a token: set hf_token"),
+    ("Cannot find any model weights", "model_missing", "its directory has no weights: download it again"),
+    ("SafetensorError", "load_failed", "a file of the weights is damaged or cut short: download the model again"),
     (
         "Failed to infer device type",
         "cpu_fallback",

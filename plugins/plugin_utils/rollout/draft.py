@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from os.path import isabs
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple
 
 from . import look, plan, predict, wishes
@@ -108,6 +109,8 @@ def _fields(
         "in_a_row": in_a_row,
         "as_declared": [host for host in hosts if host not in services],
         "services": services,
+        # tasks of your own may need no root
+        "reserve": [] if isabs(given.value("rollout_apply", "")) else [host for unit in units for host in unit.hosts],
     }
     said = "no more than %d hosts at a time, as Ansible has %d forks (--forks)" % (forks, forks)
     return Draft(fields, False, [said] * (min(width, number) > forks))

@@ -71,12 +71,12 @@ class Journal:
             os.close(descriptor)
 
     def begin(self, run: str) -> None:
-        """Start a new run's journal; it keeps what predictions are made from, and who reserves the hosts."""
+        """Start a new run's journal; it keeps what predictions are made from, and which hosts are reserved for whom."""
         former = self.state()
         away = sorted({*former.away, *former.of("lost", *IN_HAND)})
         self._secure()
         fields = {"run": run, "by": PROCESS, "measured": former.measured, "away": away}
-        fields["holder"] = former.holder or uuid.uuid4().hex
+        fields.update(holder=former.holder or uuid.uuid4().hex, reserved=former.reserved)
         self._write("journal.jsonl", _line("begin", fields))
 
     def resume(self) -> None:

@@ -39,6 +39,8 @@ class Planned:
     """Gateways that report who serves."""
     traffic: Dict[str, List[float]] = field(default_factory=dict)
     """Of each pool, as the gateways count it: requests per second, and seconds for one of them."""
+    reserve: List[str] = field(default_factory=list)
+    """The hosts that are reserved before the first one changes."""
 
 
 @dataclass
@@ -83,6 +85,8 @@ class State:
     """Hosts that an earlier run has lost."""
     holder: str = ""
     """By what the hosts know the runs of this state folder."""
+    reserved: List[str] = field(default_factory=list)
+    """Hosts that are reserved for it, or were about to be; earlier runs' too."""
 
     def of(self, *statuses: str) -> List[str]:
         """The hosts with one of these statuses."""
@@ -95,7 +99,7 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
     for event in events:
         kind, host = event.get("event"), event.get("host")
         if kind == "begin":
-            kept = {name: event[name] for name in ("measured", "away", "holder")}
+            kept = {name: event[name] for name in ("measured", "away", "holder", "reserved")}
             state = State(event["run"], event["by"], event["t"], **kept)
         elif kind == "resume":
             state.resumed += 1
@@ -104,6 +108,8 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
             _plan(state, event)
         elif kind == "stop":
             state.stopped = event["why"]
+        elif kind == "released":
+            state.reserved = [name for name in state.reserved if name not in event["hosts"]]
         elif kind == "end":
             state.ended = event["verdict"]
         elif kind == "admitted":
@@ -141,7 +147,9 @@ def _plan(state: State, event: Mapping[str, Any]) -> None:
         {**known, **event["services"]},
         event["gateways"],
         event["traffic"],
+        event["reserve"],
     )
+    state.reserved = state.reserved + [host for host in event["reserve"] if host not in state.reserved]
     for host in planned:
         if state.hosts.setdefault(host, HostState()).status == "lost":  # it answers again, and is repaired first
             state.hosts[host].status = "admitted"

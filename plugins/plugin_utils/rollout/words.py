@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Sequence
 
+from ...module_utils.serving.reservation import PLACE
 from . import capacity, predict
 from . import state as states
 from .state import Planned, State
@@ -138,11 +139,26 @@ def not_taken_back(why: str, host: str, generation: str, problem: str) -> str:
     return "%s. It is not taken back (%s): run %s" % (why, problem, command)
 
 
-def not_reserved(why: str) -> str:
-    """Why a rollout may not change a host that another controller's rollout has reserved."""
+def not_reserved(taken: Mapping[str, str], failed: Mapping[str, str]) -> str:
+    """Why a run cannot begin.
+
+    :param taken: hosts that another controller's rollout has reserved, and what they say of it.
+    :param failed: hosts that could not be reserved, and why.
+    """
+    said = ["%s: %s" % pair for pair in taken.items()]
+    said += ["%s cannot be reserved: %s" % pair for pair in failed.items()]
+    advice = (
+        ". Wait until that rollout has ended, or stop it there. If its controller is gone for good, add "
+        "-e rollout_take_over=true"
+    )
+    return "this run has changed nothing: %s%s" % ("; ".join(said), advice if taken else "")
+
+
+def not_released(host: str, why: str) -> str:
+    """What is left on a host, and how it goes away."""
     return (
-        "nothing was changed: %s. Wait until that rollout has ended, or stop it there. If its controller is gone for "
-        "good, add -e rollout_take_over=true" % why
+        "%s could not be released, so other controllers' rollouts may not change it: %s. The next rollout of this "
+        "inventory releases it; to do so yourself, remove %s there" % (host, why, PLACE)
     )
 
 

@@ -155,9 +155,12 @@ def capture(python: str, model: str, folder: Path) -> None:
         shutil.copytree(model, broken)
         weights = (broken / "model.safetensors").read_bytes()
         (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        empty = Path(scratch, "empty")
+        shutil.copytree(model, empty, ignore=shutil.ignore_patterns("*.safetensors"))
         record = {}
         for name, change, environment in (
             ("broken-weights", {"model": str(broken)}, {}),
+            ("no-weights", {"model": str(empty)}, {}),
             ("two-workers", {"tensor-parallel-size": 2}, {}),  # on a machine with one NUMA node
             ("memory", {}, {"VLLM_CPU_KVCACHE_SPACE": "4000"}),
         ):

@@ -65,6 +65,17 @@ def test_check_mode_writes_nothing(host):
     assert host("released", check=True)["changed"] and host.place.exists()
 
 
+def test_check_mode_takes_no_lock(host, monkeypatch):
+    monkeypatch.setattr(lock, "held", None)
+    assert host(check=True)["reserved"]
+
+
+def test_only_the_first_reservation_is_new(host):
+    assert host()["new"] and not host()["new"] and not host(**THEIRS)["new"] and not host("released")["new"]
+    host(**THEIRS)
+    assert host(take_over=True)["new"], "as it was not ours before"
+
+
 def test_two_controllers_take_turns(host, monkeypatch):
     monkeypatch.setattr(reservation, "_WAIT", 0.0)
     with lock.held("rollout", 0.0):

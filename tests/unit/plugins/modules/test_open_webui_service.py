@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import copy
+import os
+from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 
-from ansible_collections.gpufleet.inference.plugins.module_utils.open_webui import service, settings
+from ansible_collections.gpufleet.inference.plugins.module_utils.open_webui import database, service, settings
 from ansible_collections.gpufleet.inference.plugins.module_utils.serving.options import argument_spec
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox import users
+from ansible_collections.gpufleet.inference.plugins.module_utils.toolbox.errors import Refused
 from ansible_collections.gpufleet.inference.plugins.modules import open_webui_service
 
 KEY, PASSWORD = "sesame-open-4711", "correct-horse-4711"
@@ -128,6 +132,29 @@ def test_postgresql_is_reached_with_the_driver_that_is_installed(scheme: str) ->
     params = declared(database_url=scheme + "://webui:p%40ss@db.example/chats")
     settings.check(params)
     assert settings.secrets(params, "")["DATABASE_URL"] == "postgresql+psycopg://webui:p%40ss@db.example/chats"
+
+
+@pytest.mark.parametrize("admin", [{}, {"admin_email": "a@example.com", "admin_password": PASSWORD}])
+@pytest.mark.parametrize(("place", "hint"), [("db.example", False), ("", True)])
+def test_a_database_is_asked_before_the_first_install(
+    run_module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, admin: Dict[str, Any], place: str, hint: bool
+) -> None:
+    def obstacle(url: str, users_needed: bool) -> str:
+        return "asked by %d, users are needed: %s" % (os.geteuid(), users_needed)
+
+    def converge(change: Any, **more: Any) -> Any:
+        raise Refused(str(change.pre_change_check()))
+
+    monkeypatch.setattr(database, "obstacle", obstacle)
+    monkeypatch.setattr(service.convergence, "converge", converge)
+    (tmp_path / "lib/python3.11/site-packages/open_webui-0.12.4.dist-info").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/open-webui").touch()
+    given = {"venv": str(tmp_path), "user": "no-such-user", "data_dir": "/no/such", **admin}
+    result = run_module(open_webui_service.main, {**given, "database_url": "postgresql://%s/chats" % place})
+    whoever = os.geteuid() or users.STRANGER
+    assert "asked by %d, users are needed: %s" % (whoever, not admin) in result["msg"]
+    assert ("create the user no-such-user first" in result["msg"]) == hint
 
 
 def test_no_secret_is_shown(run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The playbook rollout over the local connection, with a pretended service on each host: plans, failures, kills.
 
-ROLLOUT_KILLS=all kills a run of six hosts at every point where it writes to the disk or changes a host, instead of at two.
+ROLLOUT_KILLS=all kills a run of six hosts at every point where it writes to the disk or changes a host, instead of at three.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_a_plan_a_rollout_and_nothing_left_to_do(fleet: Fleet) -> None:
     assert not fleet.state.exists() and fleet.log() == []
     done = fleet.run()
     assert "rollout complete: 4 changed, 0 as declared" in done
-    assert [event["event"] for event in fleet.events()][-2:] == ["done", "end"]
+    assert [event["event"] for event in fleet.events()][-3:] == ["done", "released", "end"]
     assert most_at_once(fleet.log(), "chat") == most_at_once(fleet.log(), "embed") == 1
     assert fleet.log()[:2] == ["h1 begins", "h1 ends"] and len(fleet.log()) == 8
     receipt = fleet.receipt()
@@ -203,6 +204,87 @@ def test_a_canary_is_also_watched_in_a_resumed_run(fleet: Fleet, changed: bool) 
     assert fleet.statuses() == dict.fromkeys(POOLS, "done")
 
 
+def killed(fleet: Fleet) -> str:
+    """As if a run had been killed once h1 had changed, with all hosts reserved; by whom."""
+    fleet.run()
+    assert fleet.reservations() == {}
+    journal = fleet.state / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:3], next(line for line in lines if json.loads(line)["event"] == "done")]))
+    for path in fleet.world.glob("h[234]"):
+        path.unlink()
+    holder = str(json.loads(lines[0])["holder"])
+    fleet.reserve(*POOLS, holder=holder)
+    return holder
+
+
+def test_what_a_killed_run_has_reserved_is_released_if_its_change_is_taken_back(fleet: Fleet) -> None:
+    killed(fleet)
+    assert "rollout complete: 1 changed, 3 as declared" in fleet.run(want="old")
+    assert fleet.reservations() == {}
+
+
+def test_hosts_that_a_resumed_run_leaves_out_are_released_by_the_next_one(fleet: Fleet) -> None:
+    holder = killed(fleet)
+    inventory = yaml.safe_load(fleet.inventory.read_text())
+    fleet.run("--limit", "h1,h2")
+    assert fleet.reservations() == {"h3": holder, "h4": holder}
+    (fleet.world / "h3").write_text("new\n")
+    del inventory["ollama"]["hosts"]["h4"]
+    fleet.inventory.write_text(yaml.safe_dump(inventory))
+    output = fleet.run()
+    assert "0 hosts to change" in output and "Could not match supplied host pattern" not in output
+    assert fleet.reservations() == {"h4": holder}, "nothing is known of it any more"
+
+
+NO_ROOT = "sudo: a password is required"
+SAID = {NO_ROOT: NO_ROOT, "gone": "(Task failed: )?no route to the host"}  # the version of Ansible decides
+
+
+@pytest.mark.parametrize("why", SAID)
+def test_a_host_that_cannot_be_released_is_named_and_released_by_the_next_run(fleet: Fleet, why: str) -> None:
+    (fleet.world / "h2.released").write_text(why)
+    output = " ".join(fleet.run().split())
+    assert re.search(
+        "h2 could not be released, so other controllers' rollouts may not change it: %s" % SAID[why], output
+    )
+    assert "rollout complete: 4 changed" in output and list(fleet.reservations()) == ["h2"]
+    (fleet.world / "h2.released").unlink()
+    assert "WARNING" not in fleet.run() and fleet.reservations() == {}
+
+
+def test_a_refused_run_releases_only_what_it_has_reserved_itself(fleet: Fleet) -> None:
+    holder = killed(fleet)
+    for host in POOLS:
+        (fleet.world / (host + ".reservation") / "rollout.json").unlink()
+    fleet.reserve("h2", holder=holder)
+    fleet.reserve("h3")
+    output = fleet.run(rc=2)
+    printed = " ".join(output.split())
+    assert (
+        "this run has changed nothing: h3: rollout r9 of ada@ctl2 has reserved this host since 2026-11-30." in printed
+    )
+    assert "add -e rollout_take_over=true" in printed and len(fleet.log()) == 8
+    assert fleet.reservations() == {"h2": holder, "h3": "theirs"}, "h2 may be in the middle of a change"
+    checks = output.split("TASK [Check that all hosts are reserved]")[1].split("TASK")[0]
+    assert checks.count("ok: ") == 1, "one host looks at all others"
+    assert "rollout complete: 4 changed" in fleet.run(rollout_take_over=True) and fleet.reservations() == {}
+
+
+@pytest.mark.parametrize("why", SAID)
+def test_a_host_that_cannot_be_reserved_is_nobody_elses(fleet: Fleet, why: str) -> None:
+    (fleet.world / "h3.reserved").write_text(why)
+    output = " ".join(fleet.run(rc=2).split())
+    assert re.search("this run has changed nothing: h3 cannot be reserved: %s" % SAID[why], output)
+    assert "rollout_take_over" not in output and fleet.reservations() == {} and fleet.log() == []
+
+
+def test_tasks_of_a_person_need_no_root(fleet: Fleet) -> None:
+    fleet.reserve("h2")
+    assert "rollout complete: 4 changed" in fleet.run(rollout_apply=str(FIXTURES / "apply.yml"))
+    assert fleet.reservations() == {"h2": "theirs"}
+
+
 def test_the_plan_names_a_gateway_that_does_not_answer(fleet: Fleet) -> None:
     inventory = yaml.safe_load(fleet.inventory.read_text())
     gateway = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "gateway_status_port": 1}
@@ -261,7 +343,7 @@ def gateway(fleet: Fleet) -> Iterator[None]:
 def test_all_gateways_are_waited_for_at_once(fleet: Fleet) -> None:
     first, second = (type("Without", (Gateway,), {"down": "h2", "looks": 0}) for _number in range(2))
     with gateways(fleet, g1=first, g2=second):
-        output = fleet.run("--limit", "ollama", rc=2, rollout_room_wait=3, rollout_canary="")
+        output = fleet.run("--limit", "ollama", rc=2, rollout_room_wait=10, rollout_canary="")
     assert "rollout incomplete: " in output
     waits = output.count("TASK [Wait until the gateways have room for this batch]")
     assert waits and first.looks > second.looks == 1 + waits
@@ -346,6 +428,7 @@ def test_gateways_change_one_after_the_other(fleet: Fleet) -> None:
     gateways = {"hosts": {"g1": None, "g2": None}, "vars": local}
     fleet.inventory.write_text(yaml.safe_dump({"gateway": gateways}))
     assert "rollout complete: 2 changed" in fleet.run(rollout_canary="")
+    assert fleet.reservations() == {}
     assert fleet.log() == ["g1 begins", "g1 ends", "g2 begins", "g2 ends"]
     assert fleet.receipt()["pools"] == {"the gateways": {"hosts": 2, "minimum": 1, "least_ready": 1}}
 
@@ -376,12 +459,13 @@ def test_hosts_that_share_a_model_change_together(fleet: Fleet) -> None:
 
 
 SIX = {**POOLS, "h5": ["chat"], "h6": ["embed"]}
-POINTS = range(1, 67) if os.environ.get("ROLLOUT_KILLS") else (7, 12)
+# before the plan is on the disk, while hosts are reserved, and once one has changed
+POINTS = range(1, 105) if os.environ.get("ROLLOUT_KILLS") else (7, 20, 36)
 
 
 @pytest.mark.parametrize(("at", "workers"), [(at, "no" if at % 2 else "yes") for at in POINTS])
 def test_a_killed_rollout_is_resumed(tmp_path: Path, at: int, workers: str) -> None:
-    fleet = Fleet(tmp_path, SIX if len(POINTS) > 2 else POOLS)
+    fleet = Fleet(tmp_path, SIX if len(POINTS) > 3 else POOLS)
     environ = {
         "PYTHONPATH": str(FIXTURES / "kill"),
         "KILL_AT": str(at),
@@ -398,3 +482,4 @@ def test_a_killed_rollout_is_resumed(tmp_path: Path, at: int, workers: str) -> N
     finished = [event["event"] for event in fleet.events()]
     assert finished[-1] == "end" and finished.count("end") == 1
     assert fleet.run("--check").count("0 hosts to change") == 1
+    assert fleet.reservations() == {}

@@ -35,19 +35,33 @@ def test_recorded_failures(fixture_text, name, verdict, words):
 
 
 @pytest.mark.parametrize(
-    "name, words",
+    "name, verdict, words",
     [
-        ("broken-weights", "safetensors._safetensors_rust.SafetensorError: Error while deserializing header"),
-        ("two-workers", "AssertionError: Not enough allowed NUMA nodes to bind threads of 2 local CPUWorkers"),
-        ("memory", "ValueError: Available memory on node 0 (16.45/21.84 GiB) on kv cache allocation is less than"),
+        (
+            "broken-weights",
+            "load_failed",
+            "safetensors._safetensors_rust.SafetensorError: Error while deserializing header",
+        ),
+        ("no-weights", "model_missing", "RuntimeError: Cannot find any model weights with `/srv/models/empty`"),
+        (
+            "two-workers",
+            "crash_loop",
+            "AssertionError: Not enough allowed NUMA nodes to bind threads of 2 local CPUWorkers",
+        ),
+        (
+            "memory",
+            "crash_loop",
+            "ValueError: Available memory on node 0 (16.45/21.84 GiB) on kv cache allocation is less than",
+        ),
     ],
 )
-def test_the_cause_is_what_the_engine_or_its_worker_said(fixture_text, name, words):
+def test_the_cause_is_what_the_engine_or_its_worker_said(fixture_text, name, verdict, words):
     """The front end's own last words are that the engine failed, a hundred lines below the cause."""
     lines = json.loads(fixture_text("vllm/engine.json"))[name]["said"]
     assert "Engine core initialization failed" in lines[-1]
     found = log.last_words(lines)
-    assert found.line.startswith(words) and found.verdict == "crash_loop"
+    assert found.line.startswith(words) and found.verdict == verdict
+    assert bool(found.advice) == (verdict != "crash_loop")
     below = [number for number, line in enumerate(lines[::-1]) if words in line]
     assert max(below) >= 95
 

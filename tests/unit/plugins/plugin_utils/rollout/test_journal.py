@@ -87,6 +87,18 @@ def test_all_runs_of_a_folder_reserve_hosts_in_the_same_name(journal, tmp_path):
     assert holder == journal.state().holder != other.state().holder
 
 
+def test_reserved_hosts_stay_known_until_they_are_released(journal):
+    empty = {"units": [], "pools": {}, "width": 1, "failures": 0, "in_a_row": None, "canary": [], "as_declared": []}
+    planned = {**empty, "services": {}, "gateways": [], "traffic": {}}
+    journal.append("plan", **planned, reserve=["gpu1", "gpu2"])
+    journal.begin("r2")
+    journal.append("plan", **planned, reserve=["gpu2", "gpu3"])
+    assert journal.state().reserved == ["gpu1", "gpu2", "gpu3"] and journal.state().plan.reserve == ["gpu2", "gpu3"]
+    journal.append("released", hosts=["gpu1", "gpu3"])
+    journal.resume()
+    assert journal.state().reserved == ["gpu2"]
+
+
 def test_the_lock_is_held_until_the_last_child_of_a_run_has_ended(journal, monkeypatch):
     """A worker outlives its controller, if that is killed."""
     assert journal.lock() == "" and journal.lock() == "", "twice in one process is once"

@@ -25,7 +25,7 @@ def event(kind, **fields):
 
 
 def begun():
-    return event("begin", run="r1", by="1", measured={}, away=[], holder="f1")
+    return event("begin", run="r1", by="1", measured={}, away=[], holder="f1", reserved=[])
 
 
 def planned(units, pools, width=4, failures=0, canary=(), as_declared=(), in_a_row=None):
@@ -41,6 +41,7 @@ def planned(units, pools, width=4, failures=0, canary=(), as_declared=(), in_a_r
         services={},
         gateways=[],
         traffic={},
+        reserve=[],
     )
 
 
@@ -84,10 +85,10 @@ def test_a_lost_host_is_not_counted_on():
     )
     assert "has 3 of 4" in state.admit(found, UNITS[1], set("abcd"), "").why
     later = state.fold(
-        [event("begin", run="r2", by="2", measured={}, away=["a"], holder="f1"), planned(UNITS[1:], POOLS)]
+        [event("begin", run="r2", by="2", measured={}, away=["a"], holder="f1", reserved=[]), planned(UNITS[1:], POOLS)]
     )
     assert state.lost(later) == {"a"}
-    again = [event("begin", run="r2", by="2", measured={}, away=["a"], holder="f1"), planned(UNITS, POOLS)]
+    again = [event("begin", run="r2", by="2", measured={}, away=["a"], holder="f1", reserved=[]), planned(UNITS, POOLS)]
     assert state.lost(state.fold(again)) == {"a"}, "until it is found as declared"
     assert state.lost(state.fold([*again, admitted("a"), event("done", host="a")])) == set()
 
@@ -245,7 +246,8 @@ class Run:
         if found.resumed:
             self.write("resume", by="3")
         else:
-            self.write("begin", run="r", by="1", measured=last.measured, away=last.of("lost"), holder="f1")
+            kept = {"measured": last.measured, "away": last.of("lost"), "holder": "f1", "reserved": last.reserved}
+            self.write("begin", run="r", by="1", **kept)
         for host in last.of("lost", *state.IN_HAND) if found.resumed else ():
             if host in found.fields["as_declared"]:
                 self.write("done", host=host)
