@@ -2,10 +2,11 @@
 # Copyright: (c) The gpufleet developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes a tiny random model that a real vLLM serves: `tiny_model.py DIRECTORY [SEED]`.
+"""Makes a tiny random model that a real vLLM serves: `tiny_model.py DIRECTORY [SEED | reranker | adapter]`.
 
 A Llama of 2 layers of 128, 4 heads (2 of keys and values), 512 tokens of context, and a byte-level tokenizer trained on
-its own words. About 1 MB; the same seed gives the same weights. Runs in an environment with transformers and torch.
+its own words. About 1 MB; the same seed gives the same weights. A reranker is the same model with a head for one score;
+an adapter (LoRA) belongs to any of these models. Runs in an environment with transformers and torch.
 """
 
 from __future__ import annotations
@@ -36,16 +37,19 @@ WORDS = ["every card serves and every change is proven on the running process", 
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
 
 
-def make(folder: Path, seed: int = 0) -> None:
+def make(folder: Path, seed: int = 0, reranker: bool = False) -> None:
     import tokenizers
     import torch
+    import transformers
     from safetensors.torch import save_file
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=1), encoding="utf-8")
+    config = dict(CONFIG, architectures=["LlamaForSequenceClassification"], num_labels=1) if reranker else CONFIG
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{key: value for key, value in CONFIG.items() if key != "architectures"}))
+    (architecture,) = config["architectures"]
+    shape = {key: value for key, value in config.items() if key != "architectures"}
+    model = getattr(transformers, architecture)(transformers.LlamaConfig(**shape))
     save_file(
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
         str(folder / "model.safetensors"),
@@ -77,7 +81,30 @@ def make(folder: Path, seed: int = 0) -> None:
         path.chmod(0o644)  # safetensors makes its file for its owner alone
 
 
+def make_adapter(folder: Path, rank: int = 4) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    size, values = CONFIG["hidden_size"], CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
+    weights = {}
+    for layer in range(CONFIG["num_hidden_layers"]):
+        for name, width in (("q_proj", size), ("v_proj", values)):
+            part = "base_model.model.model.layers.%d.self_attn.%s." % (layer, name)
+            weights[part + "lora_A.weight"] = torch.ones(rank, size)
+            weights[part + "lora_B.weight"] = torch.ones(width, rank)
+    save_file(weights, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "adapter_model.safetensors").chmod(0o644)
+
+
 if __name__ == "__main__":
+    kinds = {"adapter": make_adapter, "reranker": lambda folder: make(folder, reranker=True)}
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    make(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    what, folder = (sys.argv[2:] or ["0"])[0], Path(sys.argv[1])
+    if what in kinds:
+        kinds[what](folder)
+    else:
+        make(folder, int(what))
