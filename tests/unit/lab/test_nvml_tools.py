@@ -212,6 +212,8 @@ def test_gpu_in_sysfs(apply: Any) -> None:
         "current_link_width": "16",
         "max_link_speed": "32.0 GT/s PCIe",
         "max_link_width": "16",
+        "aer_dev_fatal": "TOTAL_ERR_FATAL 0",
+        "aer_dev_nonfatal": "TOTAL_ERR_NONFATAL 0",
     }
     assert str(files["devices/0000:00:07.0"]) == "../" + place.rstrip("/")
     gpu = sections(apply, "hgx-h100x8")[1][7]
