@@ -168,7 +168,8 @@ class Lab:
     ) -> Dict[str, Any]:
         """Run one module over SSH and sudo, with --diff; its result, with `failed` and `seconds` always in it."""
         action = name if "." in name else "gpufleet.inference." + name
-        given = ["-m", action, "-a", json.dumps(args or {}), *(["--check"] if check else []), *words]
+        options = ["-a", json.dumps(args)] if args else []
+        given = ["-m", action, *options, *(["--check"] if check else []), *words]
         run = self.ansible("ansible", host, "--become", "--diff", *given, **more)
         assert len(run.results) == 1, "no result of %s on %s:\n%s" % (action, host, run.output)
         line = run.results[0]
