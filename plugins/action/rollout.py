@@ -182,7 +182,7 @@ class ActionModule(ActionBase):
     def answers(self) -> List[Tuple[str, Mapping[str, Any]]]:
         """What each gateway has said last."""
         found = self.variables.get("rollout_gateways") or {}
-        return [(str(one.get("item")), one) for one in found.get("results") or ()]
+        return [(str(one.get("item")), one) for one in found.get("results") or () if not one.get("skipped")]
 
     def silent(self) -> List[str]:
         return [name for name, found in self.answers() if not found.get("answers")]
