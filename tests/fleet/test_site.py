@@ -15,6 +15,7 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "lab/ollama"), str(TESTS / "fleet")]
 
+# they are found by the line above
 import archive  # noqa: E402
 import drift  # noqa: E402
 import faults  # noqa: E402

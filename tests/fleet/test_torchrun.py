@@ -24,6 +24,7 @@ import os, time
 print("RANKS rank=%(RANK)s local=%(LOCAL_RANK)s world=%(WORLD_SIZE)s node=%(GROUP_RANK)s" % os.environ, flush=True)
 """
 """Without an import of PyTorch, which takes 2 s of CPU time in each process."""
+# a job that does not end by itself
 WAITS = PRINTS + "time.sleep(600)\n"
 LOST = (
     PRINTS
@@ -37,6 +38,7 @@ DIES = (
     PRINTS
     + """
 if os.environ["RANK"] != "3":
+    # the others do not end by themselves
     time.sleep(600)
 from torch.distributed.elastic.multiprocessing.errors import record
 

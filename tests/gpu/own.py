@@ -31,6 +31,7 @@ def main() -> None:
     started = time.monotonic()
     subprocess.run(["systemctl", verb, unit], check=True)
     while not token(url, model):
+        # a server cannot be asked to say when it will answer
         time.sleep(0.1)
         if time.monotonic() > started + 600:
             sys.exit("no token within 600 s")
