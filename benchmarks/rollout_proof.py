@@ -31,6 +31,7 @@ os.environ["GPUFLEET_LAB"] = os.environ.get("GPUFLEET_LAB", "rollout")
 import gateway_proof as base
 from gateway_proof import BIN, ENGINES, GATEWAYS, KEY, LAB, PORT, ROOT, clients, sh
 
+# grep ends with 1 where it counts 0
 READY = "curl -s 127.0.0.1:8404/metrics | grep -c '^haproxy_server_status.*ollama.*state=\"UP\".* 1$' || true"
 MARKS = "ls /run/gpufleet-agent"
 NO_SSH = ["iptables", "-I", "INPUT", "-p", "tcp", "--dport", "22", "-j", "REJECT", "--reject-with", "tcp-reset"]

@@ -20,6 +20,8 @@ import archive  # noqa: E402
 import drift  # noqa: E402
 import faults  # noqa: E402
 import hostsetup  # noqa: E402
+
+# this one as well
 import one_name  # noqa: E402
 
 ENVIRONMENT = "CUDA_VISIBLE_DEVICES=0,1,2,3 OLLAMA_KEEP_ALIVE=-1 OLLAMA_NO_CLOUD=1 OLLAMA_SCHED_SPREAD=1"

@@ -97,7 +97,7 @@ TRACE_BUFFER_SIZE TRACE_CPP_STACK USE_COMM_NONBLOCKING USE_TENSOR_REGISTER_ALLOC
 
 NEAR = 0.88
 """How similar two names must be (1 means equal) to call one a misspelling. Less similar names may belong to a plugin,
-and there is no list of those."""
+and no list of the names of plugins exists."""
 
 
 def meant(name: str) -> Optional[str]:
